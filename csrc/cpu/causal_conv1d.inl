@@ -1,0 +1,69 @@
+// causal_conv1d: one sequence at a time, all channels of a row together.
+
+template <typename T, int N>
+static void conv_sequence_forward(const CausalConv1dParams<T>& p, const ConvBlock<T>& conv, int64_t seq) {
+  const int64_t start = p.cu_seqlens[seq], n = p.cu_seqlens[seq + 1] - start;
+  const Rows<const T> x{p.x.row(start), p.x.stride};
+  for (int64_t t = 0; t < n; ++t) {
+    T* y = p.y.row(start + t);
+    for (int64_t i = 0; i < p.channels; i += N) {
+      Vec<T, N> v = conv_at<T, N>(conv, x, t, i);
+      if (p.silu) v *= sigmoid<T, N>(v);
+      store<T, N>(y + i, v);
+    }
+  }
+}
+
+template <typename T, int N>
+static void conv_sequence_backward(const CausalConv1dParams<T>& p, const ConvBlock<T>& conv, T* dp, int64_t seq) {
+  const int64_t start = p.cu_seqlens[seq], len = p.cu_seqlens[seq + 1] - start;
+  const int64_t c = p.channels, halo = p.width - 1;
+  const Rows<const T> x{p.x.row(start), p.x.stride};
+  const Rows<T> dx{p.dx.row(start), p.dx.stride};
+  std::fill(dp + kChunk * c, dp + (kChunk + halo) * c, T(0));
+  // In reverse, so that the halo of a chunk, the first rows of the one after it, is at hand.
+  for (int64_t t0 = (len - 1) / kChunk * kChunk; t0 >= 0; t0 -= kChunk) {
+    const int64_t n = std::min(kChunk, len - t0);
+    T* const d = dp + (kChunk - n) * c;  // the halo stands right behind the n rows
+    for (int64_t t = 0; t < n; ++t) {
+      const T* dy = p.dy.row(start + t0 + t);
+      for (int64_t i = 0; i < c; i += N) {
+        Vec<T, N> g = load<T, N>(dy + i);
+        if (p.silu) {
+          const Vec<T, N> pre = conv_at<T, N>(conv, x, t0 + t, i);
+          g *= silu_grad<T, N>(pre, sigmoid<T, N>(pre));
+        }
+        store<T, N>(d + t * c + i, g);
+      }
+    }
+    conv_backward_block<T, N>(conv, x, t0, n, d, dx);
+    std::memmove(dp + kChunk * c, d, halo * c * sizeof(T));  // they overlap when n < halo
+  }
+}
+
+template <typename T>
+static int64_t causal_conv1d_scratch(const CausalConv1dParams<T>& p, bool backward) {
+  return ConvBlock<T>::scratch(p.width, p.channels) + (backward ? (kChunk + p.width - 1) * p.channels : 0);
+}
+
+template <typename T, bool kBackward>
+static void causal_conv1d_worker(const CausalConv1dParams<T>& p, T* scratch) {
+  T* arena = scratch;
+  ConvBlock<T> conv(p.width, p.channels, arena);
+  with_lanes<T>(p.channels, [&](auto lanes) {
+    constexpr int N = decltype(lanes)::value;
+    for (int64_t item; (item = p.next->fetch_add(1)) < p.num_items();) {
+      conv.load(p.weight, p.bias);
+      for (int64_t seq = p.groups.begin(item); seq < p.groups.end(item); ++seq) {
+        if (p.cu_seqlens[seq] == p.cu_seqlens[seq + 1]) continue;
+        if constexpr (kBackward) {
+          conv_sequence_backward<T, N>(p, conv, arena, seq);
+        } else {
+          conv_sequence_forward<T, N>(p, conv, seq);
+        }
+      }
+      if constexpr (kBackward)
+        conv.store_grads(p.dweight + item * p.channels * p.width, p.dbias ? p.dbias + item * p.channels : nullptr);
+    }
+  });
+}

@@ -1,0 +1,343 @@
+// gated_rela: one head of one sequence at a time, in chunks of kChunk tokens whose operands stay in cache.
+//
+// Everything is built from one sweep over tokens with a d x d state X held in registers, tile by tile:
+//   X += p_t (x) u_t;  out_t += s_t X
+//     numerator   p = R phi(k), u = v,         s = R phi(q)            forward
+//     dq (rot.)   p = v,        u = R phi(k),  s = dnum                forward,  X = S^T
+//     dv          p = R phi(q), u = dnum,      s = R phi(k)            backward, X = U
+//     dk (rot.)   p = dnum,     u = R phi(q),  s = v                   backward, X = U^T
+// S sums R phi(k) (x) v over the tokens before (all, if bidirectional), U sums R phi(q) (x) dnum over the
+// tokens after. The causal form updates and applies in one sweep, the bidirectional one in two.
+// With a = dy * SiLU(g), Z = phi(q).z + eps n:  dnum = a / Z,  dZ = -(a.o) / Z = -(R phi(q) . dq_rot) / Z.
+
+template <typename T, int N, bool kUpdate, bool kApply, bool kReverse>
+static void sweep(int64_t n, int64_t d, Rows<const T> p, Rows<const T> u, Rows<const T> s, T* out, T* state) {
+  using V = Vec<T, N>;
+  for (int64_t row = 0; row < d; row += N)
+    for (int64_t col = 0; col < d; col += N) {
+      V x[N];
+      for (int r = 0; r < N; ++r) x[r] = load<T, N>(state + (row + r) * d + col);
+      for (int64_t step = 0; step < n; ++step) {
+        const int64_t t = kReverse ? n - 1 - step : step;
+        if constexpr (kUpdate) {
+          const T* pt = p.row(t) + row;
+          const V ut = load<T, N>(u.row(t) + col);
+          for (int r = 0; r < N; ++r) x[r] += pt[r] * ut;
+        }
+        if constexpr (kApply) {
+          const T* st = s.row(t) + row;
+          V even = row == 0 ? V{} : load<T, N>(out + t * d + col), odd{};
+          for (int r = 0; r < N; r += 2) {
+            even += st[r] * x[r];
+            odd += st[r + 1] * x[r + 1];
+          }
+          store<T, N>(out + t * d + col, even + odd);
+        }
+      }
+      if constexpr (kUpdate)
+        for (int r = 0; r < N; ++r) store<T, N>(state + (row + r) * d + col, x[r]);
+    }
+}
+
+template <typename T>
+static void transpose(const T* x, T* y, int64_t d) {
+  for (int64_t i = 0; i < d; ++i)
+    for (int64_t j = 0; j < d; ++j) y[j * d + i] = x[i * d + j];
+}
+
+// One worker's buffers, and the steps that both directions share. Rows are [kChunk, d] unless said otherwise.
+template <typename T, int N>
+struct RelaHead {
+  using V = Vec<T, N>;
+  const GatedRelaParams<T>& p;
+  const int64_t d;
+  ConvBlock<T> conv;
+  T *fq, *rq, *fk, *rk;  // phi(q), R phi(q), phi(k), R phi(k)
+  T* num;                // numerator
+  T *S, *z;              // [d, d], [d]
+  T* z_inv;              // [kChunk] 1 / (phi(q).z + eps n)
+  // backward
+  T *dnum, *drot;       // gradients of the numerator and of a rotated row
+  T* dp;                // [kChunk + K - 1, d] gradient of the convolution's output
+  T *dz, *St, *U, *Ut;  // [d]: sum of dZ phi(q); [d, d]
+  T* saved;             // [chunks, d * d + d]: S and z at the start of each chunk
+
+  // the sequence and head at work
+  int64_t start = 0, len = 0, channel = 0;
+
+  RelaHead(const GatedRelaParams<T>& p, T* arena, bool backward)
+      : p(p), d(p.head_dim), conv(p.conv_width, p.head_dim, arena) {
+    auto take = [&](int64_t n) { return std::exchange(arena, arena + n); };
+    for (T** b : {&fq, &rq, &fk, &rk, &num}) *b = take(kChunk * d);
+    S = take(d * d), z = take(d), z_inv = take(kChunk);
+    if (!backward) return;
+    for (T** b : {&dnum, &drot}) *b = take(kChunk * d);
+    dp = take((kChunk + std::max<int64_t>(p.conv_width - 1, 0)) * d);
+    dz = take(d);
+    for (T** b : {&St, &U, &Ut}) *b = take(d * d);
+    saved = take(chunks_of(p.max_seqlen) * (d * d + d));
+  }
+
+  static int64_t chunks_of(int64_t len) { return (len + kChunk - 1) / kChunk; }
+
+  static int64_t scratch(const GatedRelaParams<T>& p, bool backward) {
+    const int64_t d = p.head_dim, halo = std::max<int64_t>(p.conv_width - 1, 0);
+    int64_t n = ConvBlock<T>::scratch(p.conv_width, d) + 5 * kChunk * d + d * d + d + kChunk;
+    if (backward) n += 2 * kChunk * d + (kChunk + halo) * d + d + 3 * d * d + chunks_of(p.max_seqlen) * (d * d + d);
+    return n;
+  }
+
+  void begin(int64_t seq, int64_t head) {
+    start = p.cu_seqlens[seq];
+    len = p.cu_seqlens[seq + 1] - start;
+    channel = head * d;
+    std::fill(S, S + d * d + d, T(0));  // and z
+  }
+
+  template <typename U_>
+  Rows<U_> at(const Rows<U_>& rows, int64_t t0) const {
+    return {rows.row(start + t0) + channel, rows.stride};
+  }
+  Rows<const T> in(const T* buffer) const { return {buffer, d}; }
+  Rows<const T> in_v(int64_t t0) const { return at(p.v, t0); }
+
+  // (cos, sin) of position t at the head's channel i; null without rotary
+  const T* angles(int64_t t, int64_t i) const {
+    return p.rotary ? p.rotary + t * p.num_heads * d + channel + i : nullptr;
+  }
+
+  // phi(x) and R phi(x) of n rows from t0 on; without rotary both are the first
+  void features(Rows<const T> x, int64_t t0, int64_t n, T* f, T*& r) const {
+    const Rows<const T> rows = at(x, t0);
+    if (!p.rotary) r = f;
+    for (int64_t t = 0; t < n; ++t)
+      for (int64_t i = 0; i < d; i += N) {
+        const V y = phi<T, N>(load<T, N>(rows.row(t) + i));
+        store<T, N>(f + t * d + i, y);
+        if (p.rotary) store<T, N>(r + t * d + i, rotate<T, N, false>(y, load<T, N>(angles(t0 + t, i))));
+      }
+  }
+
+  void add_keys(int64_t n) {  // z += the phi(k) of the chunk
+    for (int64_t i = 0; i < d; i += N) {
+      V acc = load<T, N>(z + i);
+      for (int64_t t = 0; t < n; ++t) acc += load<T, N>(fk + t * d + i);
+      store<T, N>(z + i, acc);
+    }
+  }
+
+  // S and z of the whole sequence
+  void sum_keys() {
+    for (int64_t t0 = 0; t0 < len; t0 += kChunk) {
+      const int64_t n = std::min(kChunk, len - t0);
+      features(p.k, t0, n, fk, rk);
+      sweep<T, N, true, false, false>(n, d, in(rk), in_v(t0), {}, nullptr, S);
+      add_keys(n);
+    }
+  }
+
+  // num and z_inv of n rows; the causal form moves S and z on
+  void attend(int64_t t0, int64_t n) {
+    features(p.q, t0, n, fq, rq);
+    if (p.causal) {
+      features(p.k, t0, n, fk, rk);
+      sweep<T, N, true, true, false>(n, d, in(rk), in_v(t0), in(rq), num, S);
+    } else {
+      sweep<T, N, false, true, false>(n, d, {}, {}, in(rq), num, S);
+    }
+    for (int64_t t = 0; t < n; ++t) {
+      V dot{};
+      for (int64_t i = 0; i < d; i += N) {
+        V zi = load<T, N>(z + i);
+        if (p.causal) {
+          zi += load<T, N>(fk + t * d + i);
+          store<T, N>(z + i, zi);
+        }
+        dot += load<T, N>(fq + t * d + i) * zi;
+      }
+      z_inv[t] = T(1) / (sum<T, N>(dot) + p.eps * T(p.causal ? t0 + t + 1 : len));
+    }
+  }
+
+  void forward() {
+    if (!p.causal) sum_keys();
+    const Rows<const T> v = in_v(0);
+    for (int64_t t0 = 0; t0 < len; t0 += kChunk) {
+      const int64_t n = std::min(kChunk, len - t0);
+      attend(t0, n);
+      for (int64_t t = 0; t < n; ++t)
+        for (int64_t i = 0; i < d; i += N) {
+          V y = load<T, N>(num + t * d + i) * z_inv[t];
+          if (conv.width) {
+            const V c = conv_at<T, N>(conv, v, t0 + t, i);
+            y += c * sigmoid<T, N>(c);
+          }
+          if (p.g.data) {
+            const V g = load<T, N>(p.g.row(start + t0 + t) + channel + i);
+            y *= g * sigmoid<T, N>(g);
+          }
+          store<T, N>(p.y.row(start + t0 + t) + channel + i, y);
+        }
+    }
+  }
+
+  // Through the gate and the sum: dg, dnum and the chunk's part of dp, which starts at d_conv.
+  void backward_gate(int64_t t0, int64_t n, T* d_conv) {
+    const Rows<const T> v = in_v(0);
+    for (int64_t t = 0; t < n; ++t)
+      for (int64_t i = 0; i < d; i += N) {
+        const int64_t row = start + t0 + t, col = channel + i;
+        V a = load<T, N>(p.dy.row(row) + col);
+        V o = load<T, N>(num + t * d + i) * z_inv[t];
+        V c{}, sc{};
+        if (conv.width) {
+          c = conv_at<T, N>(conv, v, t0 + t, i);
+          sc = sigmoid<T, N>(c);
+          o += c * sc;
+        }
+        if (p.g.data) {
+          const V g = load<T, N>(p.g.row(row) + col), s = sigmoid<T, N>(g);
+          store<T, N>(p.dg.row(row) + col, a * o * silu_grad<T, N>(g, s));
+          a *= g * s;
+        }
+        store<T, N>(dnum + t * d + i, a * z_inv[t]);
+        if (conv.width) store<T, N>(d_conv + t * d + i, a * silu_grad<T, N>(c, sc));
+      }
+  }
+
+  // dx = phi'(x) (R^-1 drot + d_phi), where d_phi is the gradient that was not rotated; cs may be null
+  RECGRELA_INLINE void store_input_grad(T* dx, const T* f, const T* drot, const T* cs, V d_phi) {
+    V y = load<T, N>(drot);
+    if (cs) y = rotate<T, N, true>(y, load<T, N>(cs));
+    store<T, N>(dx, (y + d_phi) * phi_grad<T, N>(load<T, N>(f)));
+  }
+
+  // dq of n rows from drot; z is the running sum before the chunk (all of it, if bidirectional).
+  // Replaces z_inv by dZ.
+  void backward_query(int64_t t0, int64_t n) {
+    for (int64_t t = 0; t < n; ++t) {
+      V dot{};
+      for (int64_t i = 0; i < d; i += N) dot += load<T, N>(rq + t * d + i) * load<T, N>(drot + t * d + i);
+      const T d_den = z_inv[t] = -sum<T, N>(dot) * z_inv[t];
+      T* const dq = p.dq.row(start + t0 + t) + channel;
+      for (int64_t i = 0; i < d; i += N) {
+        if (p.causal) store<T, N>(z + i, load<T, N>(z + i) + load<T, N>(fk + t * d + i));
+        store_input_grad(dq + i, fq + t * d + i, drot + t * d + i, angles(t0 + t, i), load<T, N>(z + i) * d_den);
+      }
+    }
+  }
+
+  // dk of n rows from drot; the causal form moves dz on, from the last row to the first.
+  void backward_key(int64_t t0, int64_t n) {
+    for (int64_t t = n - 1; t >= 0; --t) {
+      T* const dk = p.dk.row(start + t0 + t) + channel;
+      for (int64_t i = 0; i < d; i += N) {
+        if (p.causal) store<T, N>(dz + i, load<T, N>(dz + i) + load<T, N>(fq + t * d + i) * z_inv[t]);
+        store_input_grad(dk + i, fk + t * d + i, drot + t * d + i, angles(t0 + t, i), load<T, N>(dz + i));
+      }
+    }
+  }
+
+  void add_to_dv(int64_t t0, int64_t n, const T* x) {
+    for (int64_t t = 0; t < n; ++t) {
+      T* const dv = p.dv.row(start + t0 + t) + channel;
+      for (int64_t i = 0; i < d; i += N) store<T, N>(dv + i, load<T, N>(dv + i) + load<T, N>(x + t * d + i));
+    }
+  }
+
+  void backward() {
+    std::fill(U, U + 2 * d * d, T(0));  // and Ut
+    std::fill(dz, dz + d, T(0));
+    if (p.causal) {
+      for (int64_t t0 = 0, c = 0; t0 < len; t0 += kChunk, ++c) {
+        const int64_t n = std::min(kChunk, len - t0);
+        std::copy_n(S, d * d + d, saved + c * (d * d + d));
+        if (t0 + n == len) break;  // the state after the last chunk is not needed
+        features(p.k, t0, n, fk, rk);
+        sweep<T, N, true, false, false>(n, d, in(rk), in_v(t0), {}, nullptr, S);
+        add_keys(n);
+      }
+    } else {
+      sum_keys();
+      transpose(S, St, d);
+    }
+
+    const int64_t halo = std::max<int64_t>(conv.width - 1, 0);
+    const Rows<T> dv = at(p.dv, 0);
+    std::fill(dp + kChunk * d, dp + (kChunk + halo) * d, T(0));
+    for (int64_t c = chunks_of(len) - 1; c >= 0; --c) {
+      const int64_t t0 = c * kChunk, n = std::min(kChunk, len - t0);
+      T* const d_conv = dp + (kChunk - n) * d;  // the halo, the rows after the chunk, stands right behind
+      const T* const before = saved + c * (d * d + d);
+      if (p.causal) {
+        std::copy_n(before, d * d + d, S);
+        transpose(S, St, d);
+      }
+      attend(t0, n);
+      backward_gate(t0, n, d_conv);
+      if (conv.width) {
+        conv_backward_block<T, N>(conv, in_v(0), t0, n, d_conv, dv);
+        std::memmove(dp + kChunk * d, d_conv, halo * d * sizeof(T));  // they overlap when n < halo
+      } else {
+        for (int64_t t = 0; t < n; ++t) std::fill_n(dv.row(t0 + t), d, T(0));
+      }
+      if (p.causal) {
+        sweep<T, N, true, true, false>(n, d, in_v(t0), in(rk), in(dnum), drot, St);
+        std::copy_n(before + d * d, d, z);
+        backward_query(t0, n);
+        sweep<T, N, true, true, true>(n, d, in(rq), in(dnum), in(rk), num, U);
+        add_to_dv(t0, n, num);
+        sweep<T, N, true, true, true>(n, d, in(dnum), in(rq), in_v(t0), drot, Ut);
+        backward_key(t0, n);
+      } else {
+        sweep<T, N, false, true, false>(n, d, {}, {}, in(dnum), drot, St);
+        backward_query(t0, n);
+        sweep<T, N, true, false, true>(n, d, in(rq), in(dnum), {}, nullptr, U);
+        for (int64_t t = 0; t < n; ++t)
+          for (int64_t i = 0; i < d; i += N)
+            store<T, N>(dz + i, load<T, N>(dz + i) + load<T, N>(fq + t * d + i) * z_inv[t]);
+      }
+    }
+    if (p.causal) return;
+    transpose(U, Ut, d);
+    for (int64_t t0 = 0; t0 < len; t0 += kChunk) {
+      const int64_t n = std::min(kChunk, len - t0);
+      features(p.k, t0, n, fk, rk);
+      sweep<T, N, false, true, false>(n, d, {}, {}, in(rk), num, U);
+      add_to_dv(t0, n, num);
+      sweep<T, N, false, true, false>(n, d, {}, {}, in_v(t0), drot, Ut);
+      backward_key(t0, n);
+    }
+  }
+};
+
+template <typename T>
+static int64_t gated_rela_scratch(const GatedRelaParams<T>& p, bool backward) {
+  return RelaHead<T, 2>::scratch(p, backward);
+}
+
+template <typename T, bool kBackward>
+static void gated_rela_worker(const GatedRelaParams<T>& p, T* scratch) {
+  with_lanes<T>(p.head_dim, [&](auto lanes) {
+    constexpr int N = decltype(lanes)::value;
+    if constexpr (N > 1) {  // head_dim is even
+      RelaHead<T, N> head(p, scratch, kBackward);
+      const int64_t width = p.conv_width, hidden = p.num_heads * p.head_dim;
+      for (int64_t item; (item = p.next->fetch_add(1)) < p.num_items();) {
+        const int64_t group = item / p.num_heads, h = item % p.num_heads, channel = h * p.head_dim;
+        if (width) head.conv.load(p.conv_weight + channel * width, p.conv_bias + channel);
+        for (int64_t seq = p.groups.begin(group); seq < p.groups.end(group); ++seq) {
+          if (p.cu_seqlens[seq] == p.cu_seqlens[seq + 1]) continue;
+          head.begin(seq, h);
+          if constexpr (kBackward) {
+            head.backward();
+          } else {
+            head.forward();
+          }
+        }
+        if (kBackward && width)
+          head.conv.store_grads(p.dweight + (group * hidden + channel) * width, p.dbias + group * hidden + channel);
+      }
+    }
+  });
+}

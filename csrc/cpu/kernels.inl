@@ -1,0 +1,22 @@
+// The kernels of one instruction set. The including file names it, sets the width of its registers and
+// switches the compiler to it; the standard headers come before that switch.
+
+namespace recgrela::cpu::RECGRELA_ISA {
+
+constexpr int64_t kChunk = 64;  // tokens: the operands of a head of width 16 fill the L1 cache
+
+#include "causal_conv1d.inl"
+#include "conv.inl"
+#include "gated_rela.inl"
+#include "vec.inl"
+
+template <typename T>
+Kernels<T> make_kernels() {
+  return {{gated_rela_scratch<T>, gated_rela_worker<T, false>, gated_rela_worker<T, true>},
+          {causal_conv1d_scratch<T>, causal_conv1d_worker<T, false>, causal_conv1d_worker<T, true>}};
+}
+
+template Kernels<float> make_kernels<float>();
+template Kernels<double> make_kernels<double>();
+
+}  // namespace recgrela::cpu::RECGRELA_ISA

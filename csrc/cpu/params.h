@@ -1,0 +1,108 @@
+// Arguments of the CPU kernels: plain pointers and sizes, no torch. Rows are packed: sequence b owns the
+// rows cu_seqlens[b] .. cu_seqlens[b+1]. A row stride is in elements; the last dimension is contiguous.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+namespace recgrela::cpu {
+
+// Sequences are dealt out in groups, each of which owns one row of partial weight gradients. The grouping
+// depends on the batch alone, never on the number of threads, so the sums do not either.
+struct Groups {
+  int64_t num_seqs = 0;
+  int64_t seqs_per_group = 1;
+  int64_t count = 0;
+
+  static Groups of(int64_t num_seqs) {
+    constexpr int64_t kMaxGroups = 1024;
+    Groups g;
+    g.num_seqs = num_seqs;
+    g.seqs_per_group = num_seqs > kMaxGroups ? (num_seqs + kMaxGroups - 1) / kMaxGroups : 1;
+    g.count = (num_seqs + g.seqs_per_group - 1) / g.seqs_per_group;
+    return g;
+  }
+  int64_t begin(int64_t group) const { return group * seqs_per_group; }
+  int64_t end(int64_t group) const {
+    const int64_t e = (group + 1) * seqs_per_group;
+    return e < num_seqs ? e : num_seqs;
+  }
+};
+
+template <typename T>
+struct Rows {
+  T* data = nullptr;  // null: absent
+  int64_t stride = 0;
+  T* row(int64_t i) const { return data + i * stride; }
+};
+
+template <typename T>
+struct GatedRelaParams {
+  Groups groups;
+  int64_t max_seqlen = 0;
+  int64_t num_heads = 0;
+  int64_t head_dim = 0;    // even
+  int64_t conv_width = 0;  // 0: no convolution
+  bool causal = false;
+  T eps = 0;
+
+  const int64_t* cu_seqlens = nullptr;  // [B + 1]
+  Rows<const T> q, k, v, g;             // [T, D]; g may be absent
+  const T* rotary = nullptr;            // [P, D/2, 2] (cos, sin), P >= max_seqlen; null: no rotation
+  const T* conv_weight = nullptr;       // [D, K]
+  const T* conv_bias = nullptr;         // [D]
+  Rows<T> y;                            // forward only
+
+  Rows<const T> dy;        // from here on: backward only
+  Rows<T> dq, dk, dv, dg;  // dg absent when g is
+  T* dweight = nullptr;    // [groups, D, K] partial sums
+  T* dbias = nullptr;      // [groups, D]
+
+  std::atomic<int64_t>* next = nullptr;  // work queue shared by the workers
+  int64_t num_items() const { return groups.count * num_heads; }
+};
+
+template <typename T>
+struct CausalConv1dParams {
+  Groups groups;
+  int64_t channels = 0;
+  int64_t width = 0;
+  bool silu = false;
+
+  const int64_t* cu_seqlens = nullptr;
+  Rows<const T> x;            // [T, C]
+  const T* weight = nullptr;  // [C, K]
+  const T* bias = nullptr;    // [C] or null
+  Rows<T> y;
+
+  Rows<const T> dy;
+  Rows<T> dx;
+  T* dweight = nullptr;  // [groups, C, K]
+  T* dbias = nullptr;    // [groups, C]; null when bias is
+
+  std::atomic<int64_t>* next = nullptr;
+  int64_t num_items() const { return groups.count; }
+};
+
+// The kernels of one instruction set. Each call of a worker takes items from the queue until none is left; any
+// number may run at once, each with scratch of its own, of as many elements as the scratch function says.
+template <typename T>
+struct Kernels {
+  template <typename Params>
+  struct Op {
+    int64_t (*scratch)(const Params&, bool backward);
+    void (*forward)(const Params&, T* scratch);
+    void (*backward)(const Params&, T* scratch);
+  };
+  Op<GatedRelaParams<T>> gated_rela;
+  Op<CausalConv1dParams<T>> causal_conv1d;
+};
+
+// Those of the widest instruction set that this processor has (or that `set_isa` chose).
+template <typename T>
+const Kernels<T>& kernels();
+
+const char* isa();               // "avx512", "avx2" or "baseline"
+bool set_isa(const char* name);  // for tests; false if this processor cannot run it
+
+}  // namespace recgrela::cpu

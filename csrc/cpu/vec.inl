@@ -1,0 +1,130 @@
+// Short vectors in GNU vector extensions, and the elementary functions on them. Included once per
+// instruction set, inside its namespace.
+
+template <typename T, int N>
+struct VecOf {
+  using Int = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+  typedef T type __attribute__((vector_size(N * sizeof(T))));
+  typedef Int mask __attribute__((vector_size(N * sizeof(T))));
+};
+template <typename T, int N>
+using Vec = typename VecOf<T, N>::type;
+
+#define RECGRELA_INLINE static inline __attribute__((always_inline))
+
+template <typename T, int N>
+RECGRELA_INLINE Vec<T, N> load(const T* p) {
+  Vec<T, N> v;
+  __builtin_memcpy(&v, p, sizeof(v));
+  return v;
+}
+
+template <typename T, int N>
+RECGRELA_INLINE void store(T* p, Vec<T, N> v) {
+  __builtin_memcpy(p, &v, sizeof(v));
+}
+
+template <typename T, int N>
+RECGRELA_INLINE Vec<T, N> splat(T x) {
+  return Vec<T, N>{} + x;
+}
+
+template <typename T, int N>
+RECGRELA_INLINE T sum(Vec<T, N> v) {
+  if constexpr (N == 1) {
+    return v[0];
+  } else {
+    Vec<T, N / 2> lo, hi;
+    __builtin_memcpy(&lo, &v, sizeof(lo));
+    __builtin_memcpy(&hi, reinterpret_cast<const char*>(&v) + sizeof(lo), sizeof(hi));
+    return sum<T, N / 2>(lo + hi);
+  }
+}
+
+// exp(x) = 2^n exp(r), |r| <= ln2/2, by a Taylor polynomial that is exact to an ulp there. Arguments are
+// clamped to the range of normal numbers; NaN stays NaN.
+template <typename T, int N>
+RECGRELA_INLINE Vec<T, N> exp(Vec<T, N> x) {
+  using V = Vec<T, N>;
+  using I = typename VecOf<T, N>::mask;
+  constexpr bool kFloat = sizeof(T) == 4;
+  constexpr T kLow = kFloat ? T(-87.0) : T(-708.0), kHigh = kFloat ? T(88.0) : T(709.0);
+  constexpr T kMagic = kFloat ? T(12582912.0) : T(6755399441055744.0);  // 1.5 * 2^(mantissa bits)
+  constexpr T kLn2Hi = kFloat ? T(0.693145751953125) : T(0.693147180369123816490);
+  constexpr T kLn2Lo = kFloat ? T(1.42860682030941723212e-6) : T(1.90821492927058770002e-10);
+  constexpr int kMantissa = kFloat ? 23 : 52, kBias = kFloat ? 127 : 1023;
+
+  x = x < kLow ? splat<T, N>(kLow) : x;
+  x = x > kHigh ? splat<T, N>(kHigh) : x;
+  const V shifted = x * T(1.44269504088896340736) + kMagic;
+  const V n = shifted - kMagic;
+  const I exponent = (I)shifted - (I)splat<T, N>(kMagic);
+  const V r = (x - n * kLn2Hi) - n * kLn2Lo;
+  V p;
+  if constexpr (kFloat) {
+    p = r * T(1.0 / 5040) + T(1.0 / 720);
+  } else {
+    p = r * T(1.0 / 6227020800.0) + T(1.0 / 479001600.0);
+    p = p * r + T(1.0 / 39916800.0);
+    p = p * r + T(1.0 / 3628800.0);
+    p = p * r + T(1.0 / 362880.0);
+    p = p * r + T(1.0 / 40320.0);
+    p = p * r + T(1.0 / 5040.0);
+    p = p * r + T(1.0 / 720.0);
+  }
+  p = p * r + T(1.0 / 120);
+  p = p * r + T(1.0 / 24);
+  p = p * r + T(1.0 / 6);
+  p = p * r + T(0.5);
+  p = p * r + T(1);
+  p = p * r + T(1);
+  return p * (V)((exponent + kBias) << kMantissa);
+}
+
+template <typename T, int N>
+RECGRELA_INLINE Vec<T, N> sigmoid(Vec<T, N> x) {
+  return T(1) / (T(1) + exp<T, N>(-x));
+}
+
+// d silu(x) / dx, given s = sigmoid(x)
+template <typename T, int N>
+RECGRELA_INLINE Vec<T, N> silu_grad(Vec<T, N> x, Vec<T, N> s) {
+  return s * (T(1) + x * (T(1) - s));
+}
+
+// phi(x) = elu(x) + 1
+template <typename T, int N>
+RECGRELA_INLINE Vec<T, N> phi(Vec<T, N> x) {
+  return x > T(0) ? x + T(1) : exp<T, N>(x);
+}
+
+// phi'(x) = min(phi(x), 1)
+template <typename T, int N>
+RECGRELA_INLINE Vec<T, N> phi_grad(Vec<T, N> f) {
+  return f > T(1) ? splat<T, N>(T(1)) : f;
+}
+
+// Turns the interleaved pairs (x0, x1) by the angles whose (cos, sin) stand in cs, or back.
+template <typename T, int N, bool kInverse>
+RECGRELA_INLINE Vec<T, N> rotate(Vec<T, N> x, Vec<T, N> cs) {
+  Vec<T, N> sign;
+  for (int i = 0; i < N; ++i) sign[i] = ((i & 1) != 0) != kInverse ? T(1) : T(-1);
+#if defined(__clang__)
+  Vec<T, N> c, s, y;
+  for (int i = 0; i < N; ++i) c[i] = cs[i & ~1], s[i] = cs[i | 1], y[i] = x[i ^ 1];
+#else
+  typename VecOf<T, N>::mask even, odd, swap;
+  for (int i = 0; i < N; ++i) even[i] = i & ~1, odd[i] = i | 1, swap[i] = i ^ 1;
+  const Vec<T, N> c = __builtin_shuffle(cs, even), s = __builtin_shuffle(cs, odd), y = __builtin_shuffle(x, swap);
+#endif
+  return x * c + y * (s * sign);
+}
+
+// Runs f(std::integral_constant<int, N>) with the widest N that fills a register at most and divides n.
+template <typename T, int N = RECGRELA_VECTOR_BYTES / sizeof(T), typename F>
+static inline void with_lanes(int64_t n, F&& f) {
+  if constexpr (N > 1) {
+    if (n % N != 0) return with_lanes<T, N / 2>(n, static_cast<F&&>(f));
+  }
+  f(std::integral_constant<int, N>{});
+}

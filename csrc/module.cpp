@@ -1,0 +1,24 @@
+// The Python module recgrela._C: importing it registers the operators; it hands out the facts of the build.
+#include <pybind11/pybind11.h>
+
+#include "cpu/params.h"
+
+#define RECGRELA_STRING_(x) #x
+#define RECGRELA_STRING(x) RECGRELA_STRING_(x)
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Compiled kernels of recgrela and the facts of their build.";
+  m.attr("version") = RECGRELA_STRING(RECGRELA_VERSION);
+  m.attr("torch_version") = RECGRELA_STRING(RECGRELA_TORCH_VERSION);  // whose headers built it
+  m.attr("compiler") = __VERSION__;
+#ifdef RECGRELA_CUDA_VERSION
+  m.attr("cuda_version") = RECGRELA_STRING(RECGRELA_CUDA_VERSION);
+  m.attr("cuda_architectures") = RECGRELA_STRING(RECGRELA_CUDA_ARCHITECTURES);
+#else
+  m.attr("cuda_version") = pybind11::none();
+  m.attr("cuda_architectures") = pybind11::none();
+#endif
+  m.def("cpu_isa", &recgrela::cpu::isa, "The instruction set of the CPU kernels in use: avx512, avx2 or baseline.");
+  m.def("set_cpu_isa", &recgrela::cpu::set_isa, pybind11::arg("name"),
+        "Use the CPU kernels of another instruction set from now on (for tests). False if this processor lacks it.");
+}

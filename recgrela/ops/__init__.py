@@ -1,0 +1,17 @@
+"""The operators alone: packed rows in, packed rows out, differentiable, usable under torch.compile.
+
+Each op has a pure PyTorch twin, `*_reference`, which is its definition.
+"""
+
+from recgrela.ops.causal_conv1d import causal_conv1d, causal_conv1d_reference
+from recgrela.ops.gated_rela import gated_rela, gated_rela_reference
+from recgrela.ops.rotary import rotary_table, rotate
+
+__all__ = [
+    "causal_conv1d",
+    "causal_conv1d_reference",
+    "gated_rela",
+    "gated_rela_reference",
+    "rotary_table",
+    "rotate",
+]

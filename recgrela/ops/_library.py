@@ -1,0 +1,32 @@
+"""Loads the compiled library, which registers the operators under torch.ops.recgrela."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NoReturn
+
+import torch  # noqa: F401  (its libraries must be loaded before ours)
+
+try:
+    from recgrela import _C
+except ImportError as error:
+    where = Path(__file__).parents[1]
+    raise ImportError(
+        f"recgrela's compiled library is missing or does not load ({error}). Python imports recgrela from "
+        f"{where}; if that is a source tree, build it in place with `pip install -e .` there, or run from "
+        "another folder to use an installed recgrela."
+    ) from error
+
+__all__ = ["_C", "no_second_derivative", "skip_setup"]
+
+
+def no_second_derivative(ctx: object, *grads: object) -> NoReturn:
+    """The autograd formula of a backward op: double backward is an error that says what to do instead."""
+    raise NotImplementedError(
+        "second derivatives are not implemented by recgrela's kernels; use the op's *_reference function, "
+        "which is plain PyTorch"
+    )
+
+
+def skip_setup(ctx: object, inputs: object, output: object) -> None:
+    """An autograd formula that always raises keeps nothing for its backward."""

@@ -1,0 +1,72 @@
+"""Builds the extension recgrela._C: C++ always, CUDA where csrc/kernels has sources and nvcc can be found.
+
+The library uses libtorch's stable ABI only, so it is not tied to the torch that built it (any torch >= 2.10).
+RECGRELA_CUDA=0 builds without CUDA on purpose; TORCH_CUDA_ARCH_LIST and MAX_JOBS are honoured.
+"""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import torch
+from setuptools import setup
+from torch.utils import cpp_extension
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M).group(1)
+TARGET_TORCH = "0x020a000000000000"  # 2.10
+
+
+def find_cuda_home() -> Path | None:
+    """The toolkit's folder: from CUDA_HOME, or from nvcc on PATH."""
+    candidates = [os.environ.get("CUDA_HOME")]
+    if nvcc := shutil.which("nvcc"):
+        candidates.append(str(Path(nvcc).resolve().parent.parent))
+    for home in filter(None, candidates):
+        if (Path(home) / "bin" / "nvcc").exists():
+            return Path(home)
+    return None
+
+
+def extension() -> cpp_extension.CppExtension:
+    sources = ["csrc/ops.cpp", "csrc/module.cpp", *(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cpu/*.cpp"))]
+    kernels = [str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/kernels/*.cu")]
+    include_dirs = [str(ROOT / "csrc")]
+    macros = {
+        "TORCH_TARGET_VERSION": TARGET_TORCH,
+        "RECGRELA_VERSION": VERSION,
+        "RECGRELA_TORCH_VERSION": torch.__version__,
+    }
+    flags = {"cxx": ["-O3", "-std=c++17", "-Wall", "-Wextra", "-fvisibility=hidden", "-g0"]}
+    link: dict[str, list[str]] = {}
+    if kernels and os.environ.get("RECGRELA_CUDA") != "0":
+        home = find_cuda_home()
+        if home is None and torch.version.cuda:
+            raise SystemExit(
+                "recgrela: this torch has CUDA but no nvcc was found: put nvcc on PATH or set CUDA_HOME, "
+                "or set RECGRELA_CUDA=0 to build the CPU kernels alone"
+            )
+        if home is not None:
+            # With a CPU-only torch cpp_extension sets no CUDA_HOME; the compiler needs none of torch's CUDA.
+            cpp_extension.CUDA_HOME = str(home)
+            sources += kernels
+            include_dirs.append(str(home / "include"))
+            link = {"library_dirs": [str(home / "lib64")], "libraries": ["cudart_static", "dl", "rt", "pthread"]}
+            archs = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;8.6;8.9;9.0+PTX")
+            macros |= {"USE_CUDA": "1", "RECGRELA_CUDA_ARCHITECTURES": archs.replace(";", " ")}
+            release = re.search(r'"version"\s*:\s*"([\d.]+)"', (home / "version.json").read_text())
+            macros["RECGRELA_CUDA_VERSION"] = release.group(1) if release else "unknown"
+            flags["nvcc"] = ["-O3", "-std=c++17"]
+    return cpp_extension.CppExtension(
+        "recgrela._C",
+        sorted(sources),
+        include_dirs=include_dirs,
+        define_macros=list(macros.items()),
+        extra_compile_args=flags,
+        py_limited_api=False,
+        **link,
+    )
+
+
+setup(ext_modules=[extension()], cmdclass={"build_ext": cpp_extension.BuildExtension})
