@@ -18,6 +18,10 @@ VERSION = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(),
 TARGET_TORCH = "0x020a000000000000"  # 2.10
 
 
+def find(pattern: str) -> list[str]:
+    return sorted(str(p.relative_to(ROOT)) for p in ROOT.glob(pattern))
+
+
 def find_cuda_home() -> Path | None:
     """The toolkit's folder: from CUDA_HOME, or from nvcc on PATH."""
     candidates = [os.environ.get("CUDA_HOME")]
@@ -30,8 +34,8 @@ def find_cuda_home() -> Path | None:
 
 
 def extension() -> cpp_extension.CppExtension:
-    sources = ["csrc/ops.cpp", "csrc/module.cpp", *(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cpu/*.cpp"))]
-    kernels = [str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/kernels/*.cu")]
+    sources = ["csrc/ops.cpp", "csrc/module.cpp", *find("csrc/cpu/*.cpp")]
+    kernels = find("csrc/kernels/*.cu")
     include_dirs = [str(ROOT / "csrc")]
     macros = {
         "TORCH_TARGET_VERSION": TARGET_TORCH,
@@ -52,7 +56,10 @@ def extension() -> cpp_extension.CppExtension:
             cpp_extension.CUDA_HOME = str(home)
             sources += kernels
             include_dirs.append(str(home / "include"))
-            link = {"library_dirs": [str(home / "lib64")], "libraries": ["cudart_static", "dl", "rt", "pthread"]}
+            link = {
+                "library_dirs": [str(home / "lib64")],
+                "libraries": ["cudart_static", "dl", "rt", "pthread"],
+            }
             archs = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;8.6;8.9;9.0+PTX")
             macros |= {"USE_CUDA": "1", "RECGRELA_CUDA_ARCHITECTURES": archs.replace(";", " ")}
             release = re.search(r'"version"\s*:\s*"([\d.]+)"', (home / "version.json").read_text())
@@ -60,7 +67,7 @@ def extension() -> cpp_extension.CppExtension:
             flags["nvcc"] = ["-O3", "-std=c++17"]
     return cpp_extension.CppExtension(
         "recgrela._C",
-        sorted(sources),
+        sources,
         include_dirs=include_dirs,
         define_macros=list(macros.items()),
         extra_compile_args=flags,

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recgrela.errors import ConfigError
+from recgrela.ops import linear_cross_entropy
 
 Objective = Literal["last", "all"]
 
@@ -87,8 +88,7 @@ class SequenceModel(nn.Module, ABC):
                 f"{', '.join(self.trains_on)}"
             )
         hidden = self.hidden_states(items, cu_seqlens, max_seqlen, objective == "last")
-        logits = hidden @ self.item_embedding.weight.T
-        return F.cross_entropy(logits.float() if logits.dtype == torch.bfloat16 else logits, target)
+        return linear_cross_entropy(hidden, self.item_embedding.weight, target)
 
     # ---- padded: [B, L], right-padded with 0
 
@@ -130,14 +130,15 @@ class SequenceModel(nn.Module, ABC):
     def _pack(self, item_seq: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, int]:
         if item_seq.dim() != 2 or lengths.shape != item_seq.shape[:1]:
             raise ValueError(
-                f"item_seq must be [B, L] and lengths [B], got {tuple(item_seq.shape)} and {tuple(lengths.shape)}"
+                f"item_seq must be [B, L] and lengths [B], got {tuple(item_seq.shape)} and "
+                f"{tuple(lengths.shape)}"
             )
-        if len(lengths) and not (1 <= int(lengths.min()) and int(lengths.max()) <= item_seq.shape[1]):
+        if len(lengths) and (int(lengths.min()) < 1 or int(lengths.max()) > item_seq.shape[1]):
             raise ValueError(
                 f"lengths must be 1 .. {item_seq.shape[1]}, got {lengths.min()} .. {lengths.max()}"
             )
         items = item_seq[self._valid(item_seq, lengths)]
-        if len(items) and not (0 <= int(items.min()) and int(items.max()) < self.n_items):
+        if len(items) and (int(items.min()) < 0 or int(items.max()) >= self.n_items):
             raise ValueError(f"item ids must be 0 .. {self.n_items - 1}, got {items.min()} .. {items.max()}")
         cu_seqlens = F.pad(lengths.to(torch.int64).cumsum(0), (1, 0))
         return items, cu_seqlens, int(lengths.max()) if len(lengths) else 0

@@ -1,4 +1,4 @@
-"""RecGRELA: gated rotary-enhanced linear attention for long-term sequential recommendation (arXiv 2506.13315)."""
+"""RecGRELA, gated rotary-enhanced linear attention for sequential recommendation (arXiv 2506.13315)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from recgrela.errors import ConfigError
 from recgrela.models.base import SequenceModel
-from recgrela.nn import MLP, Activation, DropPath, GatedRotaryLinearAttention, Sequences
+from recgrela.nn import MLP, Activation, Dropout, DropPath, GatedRotaryLinearAttention, Sequences
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ class RecGRELAConfig:
                 raise ConfigError(f"model.{field} must be at least 0 and below 1, got {getattr(self, field)}")
         if self.hidden_size % self.num_heads or self.hidden_size // self.num_heads % 2:
             raise ConfigError(
-                f"model.num_heads={self.num_heads} must divide model.hidden_size={self.hidden_size} into heads "
-                "of an even width"
+                f"model.num_heads={self.num_heads} must divide model.hidden_size={self.hidden_size} "
+                "into heads of an even width"
             )
         if self.conv_width < 0:
             raise ConfigError(f"model.conv_width must be at least 0, got {self.conv_width}")
@@ -82,8 +82,8 @@ class RecGRELAConfig:
             raise ConfigError("model.eps must not be negative and model.rotary_base must be above 1")
         if self.mode == "causal" and self.padding == "attend":
             raise ConfigError(
-                "model.padding=attend goes with model.mode=bidirectional only: what follows a causal sequence's "
-                "end cannot change it"
+                "model.padding=attend goes with model.mode=bidirectional only: what follows a "
+                "causal sequence's end cannot change it"
             )
 
 
@@ -130,7 +130,7 @@ class RecGRELA(SequenceModel):
         # The padding row is scored and trained as an output row, but not through look-ups.
         self.item_embedding = nn.Embedding(n_items, d, padding_idx=0)
         self.position_embedding = nn.Embedding(max_len, d) if config.position == "learned" else None
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.norm = nn.LayerNorm(d, eps=1e-12)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.trains_on = ("last", "all") if config.mode == "causal" else ("last",)

@@ -8,7 +8,7 @@ from typing import NoReturn
 import torch  # noqa: F401  (its libraries must be loaded before ours)
 
 try:
-    from recgrela import _C
+    import recgrela._C as _C
 except ImportError as error:
     where = Path(__file__).parents[1]
     raise ImportError(

@@ -55,7 +55,9 @@ def causal_conv1d(
     if activation not in ("silu", None):
         raise ValueError(f"causal_conv1d: activation must be 'silu' or None, got {activation!r}")
     if x.dim() == 3 and cu_seqlens is None:
-        flat = causal_conv1d(x.flatten(0, 1), weight, bias, equal_lengths(*x.shape[:2], x.device), activation)
+        flat = causal_conv1d(
+            x.flatten(0, 1), weight, bias, equal_lengths(x.shape[0], x.shape[1], x.device), activation
+        )
         return flat.view(x.shape)
     if cu_seqlens is None:
         raise ValueError("causal_conv1d: packed rows [T, C] need cu_seqlens")

@@ -22,7 +22,7 @@ def check_rows(op: str, **operands: Tensor | None) -> None:
     for name, x in items[1:]:
         if x.shape != first.shape:
             raise ValueError(
-                f"{op}: {name} has shape {tuple(x.shape)}, {first_name} has {tuple(first.shape)}; they must agree"
+                f"{op}: {name} has shape {tuple(x.shape)}, {first_name} {tuple(first.shape)}; they must agree"
             )
         check_like(op, first_name, first, **{name: x})
 
@@ -35,7 +35,9 @@ def check_like(op: str, first_name: str, first: Tensor, **operands: Tensor | Non
         if x.dtype != first.dtype:
             raise TypeError(f"{op}: {name} is {x.dtype}, {first_name} is {first.dtype}; they must agree")
         if x.device != first.device:
-            raise ValueError(f"{op}: {name} is on {x.device}, {first_name} on {first.device}; they must agree")
+            raise ValueError(
+                f"{op}: {name} is on {x.device}, {first_name} on {first.device}; they must agree"
+            )
 
 
 def check_cu_seqlens(op: str, cu_seqlens: Tensor, like: Tensor) -> None:

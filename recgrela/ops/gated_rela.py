@@ -94,17 +94,26 @@ def gated_rela(
             sequence longer than the rotary table.
     """
     if q.dim() == 3 and cu_seqlens is None:
-        packed = equal_lengths(q.shape[0], q.shape[1], q.device)
-        rows = [None if x is None else x.flatten(0, 1) for x in (q, k, v, g)]
-    elif cu_seqlens is None:
+        y = gated_rela(
+            q.flatten(0, 1),
+            k.flatten(0, 1),
+            v.flatten(0, 1),
+            None if g is None else g.flatten(0, 1),
+            equal_lengths(q.shape[0], q.shape[1], q.device),
+            num_heads=num_heads,
+            causal=causal,
+            rotary=rotary,
+            conv_weight=conv_weight,
+            conv_bias=conv_bias,
+            eps=eps,
+        )
+        return y.view(q.shape)
+    if cu_seqlens is None:
         raise ValueError("gated_rela: packed rows [T, D] need cu_seqlens")
-    else:
-        packed, rows = cu_seqlens, [q, k, v, g]
-    _check(*rows, packed, num_heads, rotary, conv_weight, conv_bias)
-    y = torch.ops.recgrela.gated_rela(
-        *rows, packed, rotary, conv_weight, conv_bias, num_heads, causal, float(eps)
+    _check(q, k, v, g, cu_seqlens, num_heads, rotary, conv_weight, conv_bias)
+    return torch.ops.recgrela.gated_rela(
+        q, k, v, g, cu_seqlens, rotary, conv_weight, conv_bias, num_heads, causal, float(eps)
     )
-    return y.view(q.shape)
 
 
 def _check(
@@ -119,10 +128,9 @@ def _check(
     conv_bias: Tensor | None,
 ) -> None:
     op = "gated_rela"
-    if torch.is_autocast_enabled(q.device.type):
-        return _check_shapes(q, num_heads, rotary, conv_weight, conv_bias)  # dtypes are made one by autocast
-    check_rows(op, q=q, k=k, v=v, g=g)
-    check_like(op, "q", q, rotary=rotary, conv_weight=conv_weight, conv_bias=conv_bias)
+    if not torch.is_autocast_enabled(q.device.type):  # which makes the dtypes one
+        check_rows(op, q=q, k=k, v=v, g=g)
+        check_like(op, "q", q, rotary=rotary, conv_weight=conv_weight, conv_bias=conv_bias)
     check_cu_seqlens(op, cu_seqlens, q)
     _check_shapes(q, num_heads, rotary, conv_weight, conv_bias)
 
@@ -132,9 +140,7 @@ def _check_shapes(
 ) -> None:
     op, d = "gated_rela", q.shape[1]
     if num_heads < 1 or d % num_heads or d // num_heads % 2:
-        raise ValueError(
-            f"{op}: num_heads={num_heads} must divide the width {d} into heads of an even width"
-        )
+        raise ValueError(f"{op}: num_heads={num_heads} must divide the width {d} into heads of an even width")
     if rotary is not None and (rotary.dim() != 3 or rotary.shape[1:] != (d // 2, 2)):
         raise ValueError(f"{op}: rotary must be [P, {d // 2}, 2], got shape {tuple(rotary.shape)}")
     if (conv_weight is None) != (conv_bias is None):
