@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from support import assert_close, cu_seqlens_of
+from torch import Tensor
+
+from recgrela.ops import causal_conv1d, causal_conv1d_reference
+
+UNEVEN = [1, 257, 0, 3, 64, 2, 65]
+
+
+def operands(lengths: list[int], channels: int, width: int, *, bias: bool = True) -> list[Tensor]:
+    shapes = [(sum(lengths), channels), (channels, width)] + ([(channels,)] if bias else [])
+    return [torch.randn(*shape, dtype=torch.float64).requires_grad_() for shape in shapes]
+
+
+def call(op: Any, inputs: list[Tensor], cu_seqlens: Tensor, activation: Any) -> Tensor:
+    x, weight, *bias = inputs
+    return op(x, weight, bias[0] if bias else None, cu_seqlens, activation)
+
+
+def check(
+    lengths: list[int], channels: int, width: int, *, bias: bool = True, activation: Any = "silu"
+) -> None:
+    inputs, cu_seqlens = operands(lengths, channels, width, bias=bias), cu_seqlens_of(lengths)
+    dy = torch.randn_like(inputs[0])
+    results = []
+    for op in (causal_conv1d_reference, causal_conv1d):
+        y = call(op, inputs, cu_seqlens, activation)
+        results.append([y.detach(), *torch.autograd.grad(y, inputs, dy)])
+    for name, expected, got in zip(("y", "dx", "dweight", "dbias"), *results, strict=False):
+        assert_close(name, expected, got, 1e-12, scale=1.0)
+
+
+@pytest.mark.parametrize("lengths", [[1], [2], [3], [4], [5], [199], [200], [257], UNEVEN])
+@pytest.mark.parametrize("width", [1, 2, 3, 4])
+def test_equals_reference_at_odd_lengths(lengths: list[int], width: int, isa: str) -> None:
+    check(lengths, 16, width)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 7, 12, 64, 100])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("activation", ["silu", None])
+def test_equals_reference_at_any_number_of_channels(channels: int, bias: bool, activation: Any) -> None:
+    check([70, 3], channels, 4, bias=bias, activation=activation)
+
+
+def test_taps_beyond_a_chunk() -> None:
+    check([200, 5, 90], 4, 80)
+
+
+def test_float32(isa: str) -> None:
+    x, weight, bias = (t.detach() for t in operands(UNEVEN, 64, 4))
+    cu_seqlens = cu_seqlens_of(UNEVEN)
+    expected = causal_conv1d_reference(x, weight, bias, cu_seqlens)
+    assert_close("y", expected, causal_conv1d(x.float(), weight.float(), bias.float(), cu_seqlens), 2e-6)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_gradcheck(bias: bool) -> None:
+    inputs, cu_seqlens = operands([5, 2, 0, 1], 3, 4, bias=bias), cu_seqlens_of([5, 2, 0, 1])
+
+    def f(*values: Tensor) -> Tensor:
+        return call(causal_conv1d, list(values), cu_seqlens, "silu")
+
+    assert torch.autograd.gradcheck(f, inputs)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_opcheck(bias: bool) -> None:
+    x, weight, *rest = operands([3, 4], 8, 4, bias=bias)
+    args = (x, weight, rest[0] if rest else None, cu_seqlens_of([3, 4]), True)
+    torch.library.opcheck(torch.ops.recgrela.causal_conv1d.default, args)
+    detached = [t.detach() if isinstance(t, Tensor) else t for t in args]
+    torch.library.opcheck(torch.ops.recgrela.causal_conv1d_backward.default, (torch.randn_like(x), *detached))
+
+
+def test_compiles_without_a_graph_break() -> None:
+    inputs, cu_seqlens = operands([3, 4], 8, 4), cu_seqlens_of([3, 4])
+
+    def f(*values: Tensor) -> Tensor:
+        return call(causal_conv1d, list(values), cu_seqlens, "silu").square().sum()
+
+    expected = torch.autograd.grad(f(*inputs), inputs)
+    got = torch.autograd.grad(torch.compile(f, fullgraph=True, backend="aot_eager")(*inputs), inputs)
+    for a, b in zip(expected, got, strict=True):
+        assert_close("gradient", a, b, 1e-12)
+
+
+def test_strides_do_not_matter() -> None:
+    inputs, cu_seqlens = operands([20, 4], 8, 4), cu_seqlens_of([20, 4])
+    dy = torch.randn_like(inputs[0])
+    expected = torch.autograd.grad(call(causal_conv1d, inputs, cu_seqlens, "silu"), inputs, dy)
+    strided = [t.detach().repeat_interleave(2, dim=-1)[..., ::2].requires_grad_() for t in inputs]
+    y = call(causal_conv1d, strided, cu_seqlens, "silu")
+    got = torch.autograd.grad(y, strided, dy.t().contiguous().t())
+    assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
+
+
+def test_dense_equals_packed() -> None:
+    x, weight, bias = operands([6, 6], 8, 4)
+    packed = causal_conv1d(x, weight, bias, cu_seqlens_of([6, 6]))
+    assert torch.equal(causal_conv1d(x.view(2, 6, 8), weight, bias).flatten(0, 1), packed)
+
+
+def test_empty_batch() -> None:
+    for lengths in ([], [0, 0]):
+        inputs = operands(lengths, 4, 3)
+        y = call(causal_conv1d, inputs, cu_seqlens_of(lengths), "silu")
+        assert y.shape == (0, 4)
+        dx, *rest = torch.autograd.grad(y.sum(), inputs)
+        assert dx.shape == (0, 4) and not any(grad.any() for grad in rest)
+
+
+def test_second_derivatives_are_refused() -> None:
+    inputs = operands([3], 2, 2)
+    y = call(causal_conv1d, inputs, cu_seqlens_of([3]), "silu")
+    (grad,) = torch.autograd.grad(y.sum(), inputs[0], create_graph=True)
+    with pytest.raises(NotImplementedError, match="second derivatives"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        ({"x": torch.randn(7)}, ValueError, r"x must be \[T, D\]"),
+        ({"x": torch.randn(7, 4).half()}, TypeError, "float32 or float64"),
+        ({"weight": torch.randn(3, 4)}, ValueError, r"weight must be \[4, K\]"),
+        ({"weight": torch.randn(4, 2).double()}, TypeError, "weight is torch.float64"),
+        ({"bias": torch.randn(3)}, ValueError, r"bias must be \[4\]"),
+        ({"bias": torch.randn(4, device="meta")}, ValueError, "bias is on meta"),
+        ({"cu_seqlens": None}, ValueError, "need cu_seqlens"),
+        ({"cu_seqlens": torch.tensor([0, 8])}, RuntimeError, "end at 7"),
+        ({"cu_seqlens": torch.tensor([0, 9, 7])}, RuntimeError, "must not decrease"),
+        ({"activation": "gelu"}, ValueError, "activation must be"),
+    ],
+)
+def test_bad_input(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    args: dict[str, Any] = {
+        "x": torch.randn(7, 4),
+        "weight": torch.randn(4, 3),
+        "bias": torch.randn(4),
+        "cu_seqlens": torch.tensor([0, 3, 7]),
+    }
+    with pytest.raises(error, match=message):
+        causal_conv1d(**(args | change))

@@ -1,0 +1,281 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from support import assert_close, cu_seqlens_of
+from torch import Tensor
+
+from recgrela.ops import gated_rela, gated_rela_reference, rotary_table
+
+UNEVEN = [1, 257, 0, 3, 64, 2, 65, 129]
+
+
+class Case:
+    """Random operands; q and k are two halves of one projection, as in the model."""
+
+    def __init__(
+        self,
+        lengths: list[int],
+        dim: int = 64,
+        num_heads: int = 4,
+        *,
+        causal: bool,
+        rotary: bool = True,
+        gate: bool = True,
+        conv_width: int = 4,
+        dtype: torch.dtype = torch.float64,
+    ) -> None:
+        def make(*shape: int) -> Tensor:
+            return torch.randn(*shape, dtype=dtype).requires_grad_()
+
+        rows = sum(lengths)
+        self.cu_seqlens = cu_seqlens_of(lengths)
+        self.inputs = {"qk": make(rows, 2 * dim), "v": make(rows, dim)}
+        if gate:
+            self.inputs["g"] = make(rows, dim)
+        if conv_width:
+            self.inputs |= {"conv_weight": make(dim, conv_width), "conv_bias": make(dim)}
+        self.options: dict[str, Any] = {"num_heads": num_heads, "causal": causal}
+        if rotary:
+            self.options["rotary"] = rotary_table(max(lengths, default=0), dim, dtype=dtype)
+        self.dy = torch.randn(rows, dim, dtype=dtype)
+
+    def call(self, op: Any = gated_rela, inputs: dict[str, Tensor] | None = None) -> Tensor:
+        x = dict(inputs or self.inputs)
+        q, k = x.pop("qk").chunk(2, dim=-1)
+        return op(q, k, x.pop("v"), x.pop("g", None), self.cu_seqlens, **x, **self.options)
+
+    def gradients(self, op: Any = gated_rela) -> dict[str, Tensor]:
+        y = self.call(op)
+        grads = torch.autograd.grad(y, list(self.inputs.values()), self.dy)
+        return {"y": y.detach(), **dict(zip(self.inputs, grads, strict=True))}
+
+    def check(self, ratio: float) -> None:
+        expected, got = self.gradients(gated_rela_reference), self.gradients()
+        for name, value in expected.items():
+            assert_close(name, value, got[name], ratio, scale=1.0)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("lengths", [[1], [2], [3], [4], [5], [199], [200], [257], UNEVEN])
+def test_equals_reference_at_odd_lengths(lengths: list[int], causal: bool, isa: str) -> None:
+    Case(lengths, causal=causal).check(1e-11)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("dim, num_heads", [(64, h) for h in (1, 2, 4, 8, 16)] + [(2, 1), (12, 2), (40, 2)])
+def test_equals_reference_at_every_head_width(dim: int, num_heads: int, causal: bool, isa: str) -> None:
+    Case([67, 5], dim, num_heads, causal=causal).check(1e-11)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("rotary", [True, False])
+@pytest.mark.parametrize("gate", [True, False])
+@pytest.mark.parametrize("conv_width", [0, 1, 2, 3, 4, 7])
+def test_equals_reference_with_parts_off(causal: bool, rotary: bool, gate: bool, conv_width: int) -> None:
+    case = Case([70, 2, 1], 16, 2, causal=causal, rotary=rotary, gate=gate, conv_width=conv_width)
+    case.check(1e-11)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_float32(causal: bool, isa: str) -> None:
+    case = Case(UNEVEN, causal=causal, dtype=torch.float32)
+    got = case.gradients()
+    for name in case.inputs:
+        case.inputs[name] = case.inputs[name].detach().double().requires_grad_()
+    case.options["rotary"], case.dy = case.options["rotary"].double(), case.dy.double()
+    for name, value in case.gradients(gated_rela_reference).items():
+        assert_close(name, value, got[name], 2e-5)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("lengths", [[1], [5, 2, 0, 3]])
+def test_gradcheck(lengths: list[int], causal: bool) -> None:
+    case = Case(lengths, 8, 2, causal=causal)
+
+    def f(*values: Tensor) -> Tensor:
+        return case.call(inputs=dict(zip(case.inputs, values, strict=True)))
+
+    assert torch.autograd.gradcheck(f, list(case.inputs.values()))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("full", [True, False])
+def test_opcheck(causal: bool, full: bool) -> None:
+    case = Case([3, 4], 8, 2, causal=causal, rotary=full, gate=full, conv_width=4 if full else 0)
+    x = case.inputs
+    q, k = x["qk"].detach().chunk(2, dim=-1)
+    operands = (q.requires_grad_(), k.requires_grad_(), x["v"], x.get("g"), case.cu_seqlens)
+    rest = (case.options.get("rotary"), x.get("conv_weight"), x.get("conv_bias"), 2, causal, 1e-6)
+    torch.library.opcheck(torch.ops.recgrela.gated_rela.default, (*operands, *rest))
+    detached = [t.detach() if isinstance(t, Tensor) else t for t in (*operands, *rest)]
+    torch.library.opcheck(torch.ops.recgrela.gated_rela_backward.default, (case.dy, *detached))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_compiles_without_a_graph_break(causal: bool) -> None:
+    case = Case([6, 1], 8, 2, causal=causal)
+
+    def f(inputs: dict[str, Tensor]) -> Tensor:
+        return case.call(inputs=inputs).square().sum()
+
+    expected = torch.autograd.grad(f(case.inputs), list(case.inputs.values()))
+    compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
+    got = torch.autograd.grad(compiled(case.inputs), list(case.inputs.values()))
+    for name, a, b in zip(case.inputs, expected, got, strict=True):
+        assert_close(name, a, b, 1e-12)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_strides_of_operands_and_gradients_do_not_matter(causal: bool) -> None:
+    case = Case([17, 4], 16, 2, causal=causal)
+    expected = case.gradients()
+    layouts = {
+        "rows apart": lambda x: torch.cat([x, x], dim=1)[:, : x.shape[1]],
+        "transposed": lambda x: x.t().contiguous().t(),
+        "every other column": lambda x: x.repeat_interleave(2, dim=1)[:, ::2],
+    }
+    for how, layout in layouts.items():
+        inputs = {
+            name: layout(x.detach()).requires_grad_() for name, x in case.inputs.items() if x.dim() == 2
+        }
+        inputs["conv_bias"] = case.inputs["conv_bias"].detach().repeat_interleave(2)[::2].requires_grad_()
+        assert not inputs["v"].is_contiguous() and not inputs["conv_bias"].is_contiguous()
+        grads = torch.autograd.grad(case.call(inputs=inputs), list(inputs.values()), layout(case.dy))
+        for name, grad in zip(inputs, grads, strict=True):
+            assert torch.equal(grad, expected[name]), f"{name}, {how}"
+    # sum() hands the backward an expanded gradient, whose strides are zero
+    ones = torch.autograd.grad(case.call(), list(case.inputs.values()), torch.ones_like(case.dy))
+    summed = torch.autograd.grad(case.call().sum(), list(case.inputs.values()))
+    assert all(torch.equal(a, b) for a, b in zip(ones, summed, strict=True))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_packed_equals_one_by_one_and_dense(causal: bool) -> None:
+    lengths = [9, 1, 130]
+    case = Case(lengths, 16, 2, causal=causal)
+    y = case.call()
+    q, k = case.inputs["qk"].chunk(2, dim=-1)
+    weights = {name: case.inputs[name] for name in ("conv_weight", "conv_bias")}
+    for start, end in zip(case.cu_seqlens[:-1].tolist(), case.cu_seqlens[1:].tolist(), strict=True):
+        rows = (x[None, start:end] for x in (q, k, case.inputs["v"], case.inputs["g"]))
+        alone = gated_rela(*rows, **weights, **case.options)
+        assert torch.equal(alone[0], y[start:end])
+
+
+def test_causal_rows_see_no_later_row() -> None:
+    case = Case([40], 8, 2, causal=True)
+    before = case.call()
+    changed = {name: x.detach().clone() for name, x in case.inputs.items()}
+    for name in ("qk", "v", "g"):
+        changed[name][25:] += 1
+    assert torch.equal(case.call(inputs=changed)[:25], before[:25])
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_bitwise_the_same_for_any_number_of_threads(causal: bool) -> None:
+    case = Case([200] * 8 + UNEVEN, causal=causal, dtype=torch.float32)
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            results += [case.gradients(), case.gradients()]
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(other[name], value) for name, value in results[0].items())
+
+
+def test_many_sequences_share_groups() -> None:
+    Case([3, 1, 2] * 700, 4, 1, causal=True, dtype=torch.float64).check(1e-11)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_empty_batches_and_sequences(dtype: torch.dtype) -> None:
+    for lengths in ([], [0], [0, 0, 0]):
+        case = Case(lengths, 8, 2, causal=True)
+        case.cu_seqlens = case.cu_seqlens.to(dtype)
+        got = case.gradients()
+        assert got["y"].shape == (0, 8)
+        assert not got["conv_weight"].any() and not got["conv_bias"].any()
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_extreme_operands_stay_finite(causal: bool) -> None:
+    case = Case([50, 3], 16, 2, causal=causal, dtype=torch.float32)
+    with torch.no_grad():
+        for name in ("qk", "v", "g"):
+            case.inputs[name] *= 200
+    for name, value in case.gradients().items():
+        assert value.isfinite().all(), name
+
+
+def test_nan_spreads_no_further_than_its_sequence() -> None:
+    case = Case([4, 5], 8, 2, causal=False)
+    with torch.no_grad():
+        case.inputs["qk"][2, 0] = float("nan")
+    y = case.call()
+    assert y[:4].isnan().any() and y[4:].isfinite().all()
+
+
+def test_autocast_computes_in_float32() -> None:
+    case = Case([6, 3], 8, 2, causal=True, dtype=torch.float32)
+    half = {name: x.detach().bfloat16().requires_grad_() for name, x in case.inputs.items()}
+    with torch.autocast("cpu", torch.bfloat16):
+        y = case.call(inputs=half)
+    assert y.dtype == torch.float32
+    wide = {name: x.detach().float() for name, x in half.items()}
+    assert torch.equal(y, case.call(inputs=wide))
+    grads = torch.autograd.grad(y, list(half.values()), case.dy)
+    assert all(g.dtype == torch.bfloat16 for g in grads)
+
+
+def test_second_derivatives_are_refused() -> None:
+    case = Case([3], 8, 2, causal=True)
+    (grad,) = torch.autograd.grad(case.call().sum(), case.inputs["v"], create_graph=True)
+    with pytest.raises(NotImplementedError, match="second derivatives"):
+        grad.sum().backward()
+
+
+BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"num_heads": 3}, ValueError, "num_heads=3 must divide the width 8"),
+    ({"num_heads": 8}, ValueError, "heads of an even width"),
+    ({"num_heads": 0}, ValueError, "num_heads=0"),
+    ({"q": torch.randn(7)}, ValueError, r"q must be \[T, D\]"),
+    ({"q": torch.zeros(7, 8, dtype=torch.int64)}, TypeError, "q must be floating point"),
+    ({"k": torch.randn(7, 6)}, ValueError, r"k has shape \(7, 6\)"),
+    ({"v": torch.randn(6, 8)}, ValueError, "v has shape"),
+    ({"g": torch.randn(7, 8).double()}, TypeError, "g is torch.float64, q is torch.float32"),
+    ({"g": torch.randn(7, 8, device="meta")}, ValueError, "g is on meta"),
+    ({"q": torch.randn(7, 8).half()}, TypeError, "float32 or float64"),
+    ({"cu_seqlens": torch.tensor([0.0, 7.0])}, TypeError, "cu_seqlens must be int32 or int64"),
+    ({"cu_seqlens": torch.tensor([[0, 7]])}, ValueError, "cu_seqlens must be"),
+    ({"cu_seqlens": None}, ValueError, "need cu_seqlens"),
+    ({"cu_seqlens": torch.tensor([0, 6])}, RuntimeError, "end at 7"),
+    ({"cu_seqlens": torch.tensor([1, 7])}, RuntimeError, "start at 0"),
+    ({"cu_seqlens": torch.tensor([0, 5, 4, 7])}, RuntimeError, "must not decrease; it does at index 2"),
+    ({"rotary": rotary_table(3, 8)}, RuntimeError, "table has 3 positions, the longest sequence 4"),
+    ({"rotary": rotary_table(9, 6)}, ValueError, "rotary must be"),
+    ({"rotary": rotary_table(9, 8, dtype=torch.float64)}, TypeError, "rotary is torch.float64"),
+    ({"conv_bias": None}, ValueError, "go together"),
+    ({"conv_weight": torch.randn(4, 8)}, ValueError, "conv_weight must be"),
+    ({"conv_bias": torch.randn(4)}, ValueError, "conv_bias must be"),
+]
+
+
+@pytest.mark.parametrize("change, error, message", BAD)
+def test_bad_input(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    args: dict[str, Any] = {
+        **{name: torch.randn(7, 8) for name in ("q", "k", "v", "g")},
+        "cu_seqlens": torch.tensor([0, 3, 7]),
+        "num_heads": 2,
+        "causal": True,
+        "rotary": rotary_table(9, 8),
+        "conv_weight": torch.randn(8, 4),
+        "conv_bias": torch.randn(8),
+    }
+    with pytest.raises(error, match=message):
+        gated_rela(**(args | change))
