@@ -1,0 +1,252 @@
+"""Bad input gives one clear line that names file, line and column."""
+
+from __future__ import annotations
+
+import gzip
+import zipfile
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from recgrela.data import DataConfig, load
+from recgrela.errors import ConfigError, DataError
+
+HEADER = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
+
+
+def fails(path, expected: str, **settings) -> None:
+    """Loading ``path`` raises DataError with exactly ``<path><expected>``."""
+    with pytest.raises(DataError) as caught:
+        load(DataConfig(path=str(path), **{"min_user_events": 0, "min_item_events": 0} | settings))
+    assert str(caught.value) == f"{path}{expected}"
+
+
+LINES = {
+    "truncated line": ("b\t2\n", ": column 'rating' is missing, 2 of 4 columns (a truncated line?)"),
+    "line too long": ("b\t2\t3\t4\t5\n", ": 5 columns, 4 expected"),
+    "time is text": ("b\t2\t3\tnoon\n", ", column 'timestamp': 'noon' is not a finite number"),
+    "time with trailing text": ("b\t2\t3\t12h\n", ", column 'timestamp': '12h' is not a finite number"),
+    "no time": ("b\t2\t3\t\n", ", column 'timestamp': '' is not a finite number"),
+    "NaN time": ("b\t2\t3\tNaN\n", ", column 'timestamp': 'NaN' is not a finite number"),
+    "infinite time": ("b\t2\t3\tinf\n", ", column 'timestamp': 'inf' is not a finite number"),
+    "negative user": ("-3\t2\t3\t4\n", ", column 'user_id': negative id -3"),
+    "negative item": ("b\t-20.0\t3\t4\n", ", column 'item_id': negative id -20.0"),
+    "no user": ("\t2\t3\t4\n", ", column 'user_id': empty id"),
+    "no item": ("b\t\t3\t4\n", ", column 'item_id': empty id"),
+    "Latin-1 user": (b"Am\xe9lie\t2\t3\t4\n", ", column 'user_id': not UTF-8 text (wrong encoding)"),
+    "Latin-1 item": (b"b\t\xe9\t3\t4\n", ", column 'item_id': not UTF-8 text (wrong encoding)"),
+}
+
+
+@pytest.mark.parametrize("fractions", [False, True])
+@pytest.mark.parametrize("case", LINES)
+def test_bad_line(tmp_path, case, fractions):
+    line, expected = LINES[case]
+    good = "a\t1\t5\t978300760" + (".5\n" if fractions else "\n")
+    content = (HEADER + good * 3 + "\n").encode() + (line if isinstance(line, bytes) else line.encode())
+    path = tmp_path / "x.inter"
+    path.write_bytes(content + good.encode())
+    fails(path, f", line 6{expected}")  # line 5 is empty, and counts
+    path = tmp_path / "y.inter.gz"
+    path.write_bytes(gzip.compress(content))
+    fails(path, f", line 6{expected}")
+
+
+def test_first_of_several_bad_lines_is_named(tmp_path):
+    (tmp_path / "x.inter").write_text(HEADER + "a\t1\t5\t6\na\t1\t5\t-\na\t1\na\t-1\t5\t6\n")
+    fails(tmp_path / "x.inter", ", line 3, column 'timestamp': '-' is not a finite number")
+
+
+def test_bad_line_late_in_a_big_file(tmp_path):
+    (tmp_path / "x.inter").write_text(HEADER + "a\t1\t5\t978300760\n" * 600_000 + "a\t1\t5\tx\n")
+    fails(tmp_path / "x.inter", ", line 600002, column 'timestamp': 'x' is not a finite number")
+
+
+def test_other_columns_are_not_judged(tmp_path):
+    (tmp_path / "x.inter").write_bytes(HEADER.encode() + b"a\t1\t\xe9\t5\nb\t1\t\t6\n")
+    assert (
+        load(DataConfig(path=str(tmp_path / "x.inter"), min_user_events=0, min_item_events=0)).n_events == 2
+    )
+
+
+def test_line_of_quoted_csv_counts_lines_inside_values(tmp_path):
+    (tmp_path / "x.csv").write_text('user_id,item_id,timestamp,note\na,1,2,"two\nlines"\na,1,noon,x\n')
+    fails(tmp_path / "x.csv", ", line 4, column 'timestamp': 'noon' is not a finite number")
+
+
+@pytest.mark.parametrize("content", ["", "\n\n"])
+def test_empty_file(tmp_path, content):
+    (tmp_path / "x.inter").write_text(content)
+    fails(tmp_path / "x.inter", ": empty file")
+    (tmp_path / "ratings.dat").write_text(content)
+    fails(tmp_path / "ratings.dat", ": empty, it has no events")
+
+
+@pytest.mark.parametrize("end", ["", "\n\n"])
+def test_header_alone(tmp_path, end):
+    (tmp_path / "x.inter").write_text(HEADER + end)
+    fails(tmp_path / "x.inter", ": empty, it has no events")
+
+
+def test_missing_column(tmp_path):
+    path = tmp_path / "x.inter"
+    path.write_text("user_id:token\titem_id:token\ttimestamps:float\na\t1\t2\n")
+    among = "among 'user_id', 'item_id', 'timestamps'"
+    fails(path, f", line 1: no column 'timestamp' {among}; did you mean 'timestamps'?")
+    path.write_text("a\t1\t5\t978300760\n")
+    fails(path, ", line 1: no column 'user_id' among 'a', '1', '5', '978300760'")
+    path.write_text("user_id:token\titem_id:token\titem_id:float\ttimestamp:float\na\t1\t2\t3\n")
+    fails(path, ", line 1: column 'item_id' occurs 2 times")
+    (tmp_path / "ratings.csv").write_text("user,movieId,rating,timestamp\n1,2,3,4\n")
+    among = "among 'user', 'movieId', 'rating', 'timestamp'"
+    fails(tmp_path / "ratings.csv", f", line 1: no column 'userId' {among}; did you mean 'user'?")
+
+
+@pytest.mark.parametrize("content", [HEADER.encode("utf-16"), b"\x80\x81\n1"])
+def test_header_in_another_encoding(tmp_path, content):
+    (tmp_path / "x.inter").write_bytes(content)
+    fails(tmp_path / "x.inter", ", line 1: not UTF-8 text (wrong encoding, or not a text file)")
+
+
+MOVIELENS_LINES = {
+    "1::2::3\n": ": column 'Timestamp' is missing, 3 of 4 columns (a truncated line?)",
+    "1::2::3::4::5\n": ": 5 columns, 4 expected",
+    "1::2::3::x\n": ", column 'Timestamp': 'x' is not a finite number",
+    "1::-2::3::4\n": ", column 'MovieID': negative id -2",
+    "1:7:2::3::4\n": ": column 'Timestamp' is missing, 3 of 4 columns (a truncated line?)",
+}
+
+
+@pytest.mark.parametrize("line", MOVIELENS_LINES)
+def test_bad_line_of_movielens(tmp_path, line):
+    (tmp_path / "ratings.dat").write_text("1::2::3::4\n" * 2 + line)
+    fails(tmp_path / "ratings.dat", f", line 3{MOVIELENS_LINES[line]}")
+    with zipfile.ZipFile(tmp_path / "ml.zip", "w") as archive:
+        archive.writestr("ml/ratings.dat", "1::2::3::4\n" * 2 + line)
+    fails(tmp_path / "ml.zip", f":ml/ratings.dat, line 3{MOVIELENS_LINES[line]}")
+
+
+def test_byte_order_mark_is_no_part_of_an_id(tmp_path):
+    (tmp_path / "ratings.dat").write_text("\ufeff-1::2::3::4\n", encoding="utf-8")
+    fails(tmp_path / "ratings.dat", ", line 1, column 'UserID': negative id -1")
+
+
+def test_bad_titles(tmp_path):
+    (tmp_path / "x.inter").write_text(HEADER + "a\t1\t5\t6\n")
+    path = tmp_path / "x.item"
+
+    def title_fails(content: bytes, expected: str) -> None:
+        path.write_bytes(content)
+        with pytest.raises(DataError) as caught:
+            load(DataConfig(path=str(tmp_path / "x.inter"), min_user_events=0, min_item_events=0))
+        assert str(caught.value) == f"{path}{expected}"
+
+    header = b"item_id:token\ttitle:token\n"
+    title_fails(header + b"1\tone\n2\n", ", line 3: column 'title' is missing (a truncated line?)")
+    title_fails(header + b"1\t\xe9\n", ", line 2: not utf-8 text (wrong encoding)")
+    title_fails(b"id:token\ttitle:token\n", ", line 1: no column 'item_id' among 'id', 'title'")
+    title_fails(b"", ": empty file")
+
+
+def test_nothing_left_after_filtering(tmp_path):
+    (tmp_path / "x.inter").write_text(HEADER + "a\t1\t5\t6\nb\t1\t5\t6\n")
+    limits = "min_user_events=2, max_user_events=9, min_item_events=0"
+    expected = f": none of its 2 events is left after filtering ({limits})"
+    fails(tmp_path / "x.inter", expected, min_user_events=2, max_user_events=9)
+
+
+def test_looking_up_users_and_items(tmp_path):
+    (tmp_path / "x.inter").write_text(HEADER + "7\t1\t5\t6\nb\t1\t5\t6\n7\t2\t5\t7\n")
+    data = load(DataConfig(path=str(tmp_path / "x.inter"), min_user_events=2, min_item_events=0))
+    assert data.user_row("7") == data.user_row(7) == 0 and data.item_row("2") == 2
+    for look_up, expected in (
+        (lambda: data.user_row("b"), "user 'b' has no events left after filtering"),
+        (lambda: data.user_row("c"), "user 'c' is not in the data"),
+        (lambda: data.item_row("3"), "item '3' is not in the data, or has no events left after filtering"),
+        (
+            lambda: data.item_row("[PAD]"),
+            "item '[PAD]' is not in the data, or has no events left after filtering",
+        ),
+    ):
+        with pytest.raises(DataError) as caught:
+            look_up()
+        assert str(caught.value) == f"{tmp_path / 'x.inter'}: {expected}"
+
+
+def test_missing_and_unknown_files(tmp_path):
+    (tmp_path / "ml-1m.inter.gz").write_bytes(b"")
+    fails(tmp_path / "ml-1m.inter", ": no such file or folder; did you mean 'ml-1m.inter.gz'?")
+    fails(tmp_path / "nowhere" / "x.inter", ": no such file or folder")
+    known = "known are RecBole .inter, MovieLens ratings.dat, u.data, ratings.csv, .csv and .parquet"
+    (tmp_path / "x.json").write_text("{}")
+    fails(tmp_path / "x.json", f": unknown format; {known}; or name it with data.format")
+    (tmp_path / "folder").mkdir()
+    fails(tmp_path / "folder", f": holds no file of a known format; {known}")
+    for name in ("a.inter", "b.inter"):
+        (tmp_path / "folder" / name).write_text(HEADER)
+    fails(tmp_path / "folder", ": holds a.inter, b.inter; name one of them")
+    fails(tmp_path / "folder", f": holds no file of a known format; {known}", format="csv")
+    (tmp_path / "my.dat").write_text("1::2::3::4\n")
+    expected = ": not a MovieLens file; format 'movielens' reads ratings.dat, u.data, ratings.csv"
+    fails(tmp_path / "my.dat", expected, format="movielens")
+
+
+def test_damaged_archives(tmp_path):
+    whole = gzip.compress((HEADER + "a\t1\t5\t6\n" * 1000).encode())
+    expected = (
+        ": damaged or truncated archive (Compressed file ended before the end-of-stream marker was reached)"
+    )
+    (tmp_path / "cut.inter.gz").write_bytes(whole[:-20])
+    fails(tmp_path / "cut.inter.gz", expected)
+    (tmp_path / "plain.inter.gz").write_text(HEADER)
+    fails(tmp_path / "plain.inter.gz", ": damaged or truncated archive (Not a gzipped file (b'us'))")
+    (tmp_path / "x.zip").write_text("no zip")
+    fails(tmp_path / "x.zip", ": damaged zip (File is not a zip file)")
+    with zipfile.ZipFile(tmp_path / "bad.zip", "w") as archive:
+        archive.writestr("ratings.dat", "1::2::3::4\n" * 9)
+    content = (tmp_path / "bad.zip").read_bytes()
+    (tmp_path / "bad.zip").write_bytes(content.replace(b"1::2", b"1::9", 1))
+    damage = "damaged or truncated archive (Bad CRC-32 for file 'ratings.dat')"
+    fails(tmp_path / "bad.zip", f":ratings.dat: {damage}")
+
+
+def test_parquet(tmp_path):
+    path = tmp_path / "x.parquet"
+
+    def table_fails(expected: str, **columns) -> None:
+        good = {"user_id": ["a", "b", "c"], "item_id": [1, 2, 3], "timestamp": [1.0, 2.0, 3.0]}
+        table = {name: value for name, value in (good | columns).items() if value is not None}
+        parquet.write_table(pa.table(table), path, row_group_size=2)
+        fails(path, expected)
+
+    table_fails(": no column 'timestamp' among 'user_id', 'item_id'", timestamp=None)
+    table_fails(", row 3, column 'user_id': empty id", user_id=["a", "b", None])
+    table_fails(", row 2, column 'user_id': empty id", user_id=["a", "", "-1"])
+    table_fails(", row 3, column 'item_id': negative id -4", item_id=[1, 2, -4])
+    table_fails(", row 2, column 'timestamp': 'nan' is not a finite number", timestamp=[1, float("nan"), 3])
+    table_fails(", row 1, column 'timestamp': '' is not a finite number", timestamp=[None, 2, 3])
+    kinds = "times are numbers, dates or timestamps"
+    table_fails(f", column 'timestamp': {kinds}, not string", timestamp=["x", "y", "z"])
+    table_fails(", column 'item_id': ids are integers or strings, not double", item_id=[1.0, 2.0, 3.0])
+    table_fails(": empty, it has no events", user_id=[], item_id=[], timestamp=[])
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=r"x\.parquet: not a Parquet file, or damaged"):
+        load(DataConfig(path=str(path)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"max_len": 0}, "data.max_len: 0 is below 1"),
+        ({"min_user_events": -1}, "data.min_user_events: -1 is below 0"),
+        ({"max_item_events": 4}, "data.max_item_events: 4 is below 5, so nothing could remain"),
+        ({"order": "times"}, "data.order: 'times' is not one of time, recbole; did you mean 'time'?"),
+        ({"synthetic_items": 3}, "data.synthetic_items: 3 is below 20"),
+    ],
+)
+def test_configuration(settings, expected):
+    with pytest.raises(ConfigError) as caught:
+        DataConfig(**settings)
+    assert str(caught.value) == expected

@@ -1,0 +1,10 @@
+"""Data: formats (readers) -> filter and order -> packed interactions -> batches."""
+
+from __future__ import annotations
+
+from recgrela.data.batches import Batch, EvalBatches, TrainBatches
+from recgrela.data.config import DataConfig
+from recgrela.data.interactions import Interactions
+from recgrela.data.load import load
+
+__all__ = ["Batch", "DataConfig", "EvalBatches", "Interactions", "TrainBatches", "load"]

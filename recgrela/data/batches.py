@@ -1,0 +1,248 @@
+"""Batches, made when they are needed: the host chooses windows, the device gathers their items.
+
+The host knows every window's start and length from the users' offsets, so shapes never have to be read back
+from the device. One small copy to the device per batch carries the windows; the rest is arithmetic there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from recgrela.data.interactions import Interactions, train_counts
+from recgrela.errors import ConfigError, DataError
+
+Objective = Literal["last", "all"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B sequences end to end. Tensors are on the training device, ints on the host.
+
+    Attributes:
+        items: [T] int64 item ids.
+        cu_seqlens: [B + 1] int64; sequence b is ``items[cu_seqlens[b]:cu_seqlens[b + 1]]``.
+        max_seqlen: length of the longest sequence.
+        target: int64 item ids to predict: [B], after the last item of each sequence (objective "last" and
+            evaluation), or [T], after every item (objective "all").
+        users: [B] int64 user rows.
+        step: number of the batch in its pass.
+    """
+
+    items: torch.Tensor
+    cu_seqlens: torch.Tensor
+    max_seqlen: int
+    target: torch.Tensor
+    users: torch.Tensor
+    step: int = 0
+
+    @property
+    def size(self) -> int:
+        """B, the number of sequences."""
+        return self.users.numel()
+
+    @property
+    def num_tokens(self) -> int:
+        """T, the number of items."""
+        return self.items.numel()
+
+
+class _Windows(NamedTuple):
+    """Stretches of the packed items, on the host; the item after a stretch is its target."""
+
+    users: np.ndarray  # [B] int64 user rows
+    starts: np.ndarray  # [B] int64 positions in Interactions.items
+    lengths: np.ndarray  # [B] int64
+
+    def take(self, rows: np.ndarray | slice) -> _Windows:
+        return _Windows(*(column[rows] for column in self))
+
+
+class TrainBatches:
+    """Training batches of every user's training events, shuffled anew each epoch.
+
+    Objective "last": a sample is (user, end): up to ``max_len`` items before ``end`` predict the item there.
+    Objective "all": windows of up to ``max_len`` items of which each predicts its next. A user with more
+    targets than ``max_len`` gives several windows, cut at a random place and then every ``max_len``: every
+    target occurs exactly once per epoch, and the cuts move from epoch to epoch.
+
+    Args:
+        data: the interactions; moved to ``device`` if they are elsewhere.
+        objective: "last" or "all".
+        max_len: longest input sequence.
+        batch_size: sequences per batch; the last, partial batch of an epoch is kept.
+        seed: an epoch's batches are a pure function of (seed, epoch).
+        device: where the batches are made.
+
+    Raises:
+        ConfigError: a setting out of range.
+        DataError: no user has two training events, so there is nothing to predict.
+    """
+
+    def __init__(
+        self,
+        data: Interactions,
+        objective: Objective,
+        max_len: int,
+        batch_size: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if objective not in ("last", "all"):
+            raise ConfigError(f"objective: {objective!r} is not one of last, all")
+        _check_sizes(max_len, batch_size)
+        if seed < 0:
+            raise ConfigError(f"seed: {seed} is below 0")
+        self.objective: Objective = objective
+        self.max_len = max_len
+        self.batch_size = batch_size
+        self.seed = seed
+        self._items = data.items.to(device)
+        offsets = data.host_offsets()
+        self._first = offsets[:-1]  # [n_users] position of each user's first event
+        self._targets = np.maximum(train_counts(np.diff(offsets)) - 1, 0)  # [n_users]
+        self._target_starts = np.cumsum(self._targets) - self._targets  # [n_users] each one's first target
+        self.num_targets = int(self._targets.sum())
+        if self.num_targets == 0:
+            raise DataError(
+                f"{data.description['source']}: no user has two training events, nothing to predict"
+            )
+
+    @property
+    def num_samples(self) -> int:
+        """Sequences in epoch 0. "last" has as many in every epoch; with "all" they vary with the cuts."""
+        return self._count(0)
+
+    def num_steps(self, epoch: int) -> int:
+        """Batches in an epoch."""
+        return -(-self._count(epoch) // self.batch_size)
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from ``start_step`` on; those before it cost nothing."""
+        windows = self._whole_windows(epoch) if self.objective == "all" else None
+        size = self.num_targets if windows is None else windows.users.size
+        order = self._random(epoch, "order").permutation(
+            np.arange(size, dtype=np.int32 if size < 2**31 else np.int64)
+        )
+        for step in range(start_step, -(-size // self.batch_size)):
+            chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
+            picked = self._prefix_windows(chosen) if windows is None else windows.take(chosen)
+            yield _make_batch(self._items, picked, self.objective, step)
+
+    def _count(self, epoch: int) -> int:
+        return self.num_targets if self.objective == "last" else self._whole_windows(epoch).users.size
+
+    def _random(self, epoch: int, use: Literal["cuts", "order"]) -> np.random.Generator:
+        return np.random.default_rng([self.seed, epoch, ("cuts", "order").index(use)])
+
+    def _prefix_windows(self, samples: np.ndarray) -> _Windows:
+        """Sample numbers [B] -> windows: numbers count the targets of user 0, then of user 1, ..."""
+        users = np.searchsorted(self._target_starts, samples, side="right") - 1
+        ends = samples - self._target_starts[users] + 1  # [B] the target's position among the user's events
+        lengths = np.minimum(ends, self.max_len)
+        return _Windows(users, self._first[users] + ends - lengths, lengths)
+
+    def _whole_windows(self, epoch: int) -> _Windows:
+        """Every window of objective "all": inputs [0, cut), [cut, cut + max_len), ... of each user."""
+        cuts = self._random(epoch, "cuts").integers(1, self.max_len + 1, size=self._targets.size)
+        cuts = np.where(self._targets <= self.max_len, self._targets, cuts)
+        later = -((cuts - self._targets) // self.max_len)  # windows after the first: rounded up
+        counts = np.where(self._targets > 0, 1 + later, 0)  # [n_users]
+        users = np.repeat(np.arange(self._targets.size), counts)  # [windows]
+        number = np.arange(users.size) - np.repeat(np.cumsum(counts) - counts, counts)  # 0.. within a user
+        begins = np.where(number > 0, cuts[users] + (number - 1) * self.max_len, 0)
+        ends = np.minimum(cuts[users] + number * self.max_len, self._targets[users])
+        return _Windows(users, self._first[users] + begins, ends - begins)
+
+
+class EvalBatches:
+    """One sequence per user with a valid and a test target, in the order of the user rows.
+
+    The valid history is all training items, the test history also has the valid item; both are cut to their
+    last ``max_len`` items.
+
+    Args:
+        data: the interactions; moved to ``device`` if they are elsewhere.
+        split: "valid" or "test".
+        max_len: longest input sequence.
+        batch_size: users per batch.
+        device: where the batches are made.
+
+    Raises:
+        ConfigError: a setting out of range.
+        DataError: no user has three events.
+    """
+
+    def __init__(
+        self,
+        data: Interactions,
+        split: Literal["valid", "test"],
+        max_len: int,
+        batch_size: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if split not in ("valid", "test"):
+            raise ConfigError(f"split: {split!r} is not one of valid, test")
+        _check_sizes(max_len, batch_size)
+        self.split = split
+        self.batch_size = batch_size
+        self._items = data.items.to(device)
+        offsets = data.host_offsets()
+        events = np.diff(offsets)
+        users = np.flatnonzero(events >= 3)
+        if users.size == 0:
+            raise DataError(f"{data.description['source']}: no user has three events, nothing to evaluate")
+        history = events[users] - (2 if split == "valid" else 1)
+        self._whole = _Windows(users, offsets[users], history)
+        lengths = np.minimum(history, max_len)
+        self._cut = _Windows(users, offsets[users] + history - lengths, lengths)
+        self.num_users = users.size
+
+    def __len__(self) -> int:
+        return -(-self.num_users // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for step in range(len(self)):
+            yield _make_batch(self._items, self._cut.take(self._rows(step)), "last", step)
+
+    def seen(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Every item that a batch's users met before their target, as indices into scores [B, n_items].
+
+        The whole history counts, not only its last ``max_len`` items. An item met twice comes twice, and a
+        target that the user had met before comes too: ``scores[rows, items] = -inf`` would hide it.
+
+        Returns:
+            rows [S] int64 in 0..B-1 and items [S] int64.
+        """
+        windows = self._whole.take(self._rows(batch.step))
+        seen = _make_batch(self._items, windows, "last", batch.step)
+        rows = torch.arange(batch.size, device=seen.items.device)
+        return rows.repeat_interleave(seen.cu_seqlens.diff(), output_size=seen.num_tokens), seen.items
+
+    def _rows(self, step: int) -> slice:
+        return slice(step * self.batch_size, (step + 1) * self.batch_size)
+
+
+def _check_sizes(max_len: int, batch_size: int) -> None:
+    for name, value in (("max_len", max_len), ("batch_size", batch_size)):
+        if value < 1:
+            raise ConfigError(f"{name}: {value} is below 1")
+
+
+def _make_batch(items: torch.Tensor, windows: _Windows, objective: Objective, step: int) -> Batch:
+    """Gather windows of the packed items on their device."""
+    size = windows.users.size
+    plan = torch.from_numpy(np.concatenate((windows.users, windows.starts, [0], np.cumsum(windows.lengths))))
+    tokens, longest = int(plan[-1]), int(windows.lengths.max())
+    if items.device.type == "cuda":
+        plan = plan.pin_memory().to(items.device, non_blocking=True)
+    users, starts, cu_seqlens = plan.split((size, size, size + 1))  # [B], [B], [B + 1]
+    lengths = cu_seqlens.diff()
+    shift = (starts - cu_seqlens[:-1]).repeat_interleave(lengths, output_size=tokens)  # [T]
+    where = shift + torch.arange(tokens, device=items.device)
+    target = items[where + 1] if objective == "all" else items[starts + lengths]
+    return Batch(items[where].long(), cu_seqlens, longest, target.long(), users, step)

@@ -1,0 +1,78 @@
+"""What to read and how to prepare it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from recgrela.errors import ConfigError
+from recgrela.suggest import near_miss
+
+Format = Literal["auto", "recbole", "movielens", "csv", "parquet"]
+Order = Literal["time", "recbole"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The data of a run.
+
+    Args:
+        path: "synthetic", or a file, folder or zip: RecBole .inter(.gz), MovieLens ratings.dat, ratings.csv
+            or u.data, CSV or Parquet with named columns.
+        format: How to read the path; "auto" goes by the file name.
+        user_column: Name of the user column (RecBole, CSV and Parquet).
+        item_column: Name of the item column (RecBole, CSV and Parquet).
+        time_column: Name of the time column (RecBole, CSV and Parquet).
+        min_user_events: Users with fewer events are dropped (k-core, repeated until nothing changes).
+        max_user_events: Users with more events are dropped; none by default.
+        min_item_events: Items with fewer events are dropped.
+        max_item_events: Items with more events are dropped; none by default.
+        order: "time" sorts by the exact time, "recbole" by the time as float32 (steps of 64 s near 1e9), as
+            for the published numbers; ties keep the file's order in both.
+        max_len: Histories are cut to their last max_len items.
+        synthetic_seed: Seed of the synthetic set.
+        synthetic_users: Users of the synthetic set.
+        synthetic_items: Items of the synthetic set.
+        synthetic_events: Mean number of events a user of the synthetic set.
+    """
+
+    path: str = "synthetic"
+    format: Format = "auto"
+    user_column: str = "user_id"
+    item_column: str = "item_id"
+    time_column: str = "timestamp"
+    min_user_events: int = 5
+    max_user_events: int | None = None
+    min_item_events: int = 5
+    max_item_events: int | None = None
+    order: Order = "time"
+    max_len: int = 200
+    synthetic_seed: int = 0
+    synthetic_users: int = 1000
+    synthetic_items: int = 500
+    synthetic_events: int = 60
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a value out of its range."""
+        for name, allowed in (("format", get_args(Format)), ("order", get_args(Order))):
+            value = getattr(self, name)
+            if value not in allowed:
+                known = ", ".join(allowed)
+                raise ConfigError(f"data.{name}: {value!r} is not one of {known}{near_miss(value, allowed)}")
+        for name, least in (
+            ("min_user_events", 0),
+            ("min_item_events", 0),
+            ("max_len", 1),
+            ("synthetic_seed", 0),
+            ("synthetic_users", 1),
+            ("synthetic_items", 20),
+            ("synthetic_events", 5),
+        ):
+            if getattr(self, name) < least:
+                raise ConfigError(f"data.{name}: {getattr(self, name)} is below {least}")
+        for kind in ("user", "item"):
+            least, most = getattr(self, f"min_{kind}_events"), getattr(self, f"max_{kind}_events")
+            if most is not None and most < max(least, 1):
+                raise ConfigError(
+                    f"data.max_{kind}_events: {most} is below {max(least, 1)}, so nothing could remain"
+                )

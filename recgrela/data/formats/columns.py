@@ -1,0 +1,89 @@
+"""Arrow columns -> the arrays of Events, with the checks that every format shares."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recgrela.errors import DataError
+from recgrela.suggest import near_miss
+
+_BAD_ID = r"^(-[0-9]+(\.[0-9]*)?)?$"  # empty, or a number below 0
+_NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
+
+
+class Names(NamedTuple):
+    """The names of the three columns in a file."""
+
+    user: str
+    item: str
+    time: str
+
+
+class Columns(NamedTuple):
+    """The three columns, of one length."""
+
+    user: pa.ChunkedArray
+    item: pa.ChunkedArray
+    time: pa.ChunkedArray
+
+
+class Arrays(NamedTuple):
+    """The columns as Events holds them."""
+
+    users: np.ndarray
+    items: np.ndarray
+    times: np.ndarray
+    user_tokens: list[str]
+    item_tokens: list[str]
+
+
+def find_columns(where: str, present: list[str], wanted: tuple[str, ...]) -> None:
+    """Raises DataError for a wanted column that is missing or ambiguous, and suggests the nearest."""
+    for name in wanted:
+        if name not in present:
+            known = ", ".join(map(repr, present))
+            raise DataError(f"{where}: no column {name!r} among {known}{near_miss(name, present)}")
+        if present.count(name) > 1:
+            raise DataError(f"{where}: column {name!r} occurs {present.count(name)} times")
+
+
+def value_fault(names: Names, user: str, item: str, time: str) -> str | None:
+    """What is wrong with one row, naming the column; None if nothing is."""
+    for name, value in ((names.user, user), (names.item, item)):
+        if re.match(_BAD_ID, value):
+            return f"column {name!r}: {f'negative id {value}' if value else 'empty id'}"
+    if not _NUMBER.fullmatch(time.strip()) or not math.isfinite(float(time)):
+        return f"column {names.time!r}: {time!r} is not a finite number"
+    return None
+
+
+def to_arrays(columns: Columns) -> Arrays | int:
+    """The columns as arrays, or the number of the first row with a bad value (see ``value_fault``)."""
+    users, user_tokens, bad_user = _encode(columns.user)
+    items, item_tokens, bad_item = _encode(columns.item)
+    times = pc.fill_null(columns.time, math.nan if pa.types.is_floating(columns.time.type) else 0).to_numpy()
+    bad_time = ~np.isfinite(times)
+    if columns.time.null_count:
+        bad_time |= columns.time.is_null().to_numpy()
+    bad = bad_user | bad_item | bad_time
+    if bad.any():
+        return int(bad.argmax())
+    return Arrays(users, items, times, user_tokens, item_tokens)
+
+
+def _encode(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str], Any]:
+    """A column of ids -> ([n] int32 codes, tokens, [n] bool or False: which rows have a bad id)."""
+    column = column.dictionary_encode().unify_dictionaries()
+    codes = pa.chunked_array([chunk.indices for chunk in column.chunks], pa.int32())
+    tokens = column.chunk(0).dictionary.cast(pa.string())
+    nulls = codes.is_null().to_numpy() if codes.null_count else False
+    numbers = codes.fill_null(0).to_numpy()
+    bad_tokens = pc.match_substring_regex(tokens, _BAD_ID).fill_null(True).to_numpy(zero_copy_only=False)
+    bad = nulls | bad_tokens[numbers] if bad_tokens.any() else nulls
+    return numbers, tokens.to_pylist(), bad

@@ -1,0 +1,58 @@
+"""MovieLens as distributed: ratings.dat (1M, 10M), ratings.csv (20M and later), u.data (100K)."""
+
+from __future__ import annotations
+
+import posixpath
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from recgrela.data.config import DataConfig
+from recgrela.data.formats.columns import Arrays, Names
+from recgrela.data.formats.source import Source
+from recgrela.data.formats.text import Layout, header_layout, read_events, read_titles
+from recgrela.errors import DataError
+
+
+class _Release(NamedTuple):
+    """How one generation of MovieLens lays out its files; None: as the file's first line says."""
+
+    ratings: Layout | None
+    names: Names
+    movies_file: str
+    movies: Layout | None
+    title: str
+
+
+_RATING = ["UserID", "MovieID", "Rating", "Timestamp"]
+_MOVIE = ["MovieID", "Title", "Genres"]
+_U_ITEM = ["MovieID", "Title", "Release", "Video", "URL", *(f"genre {number}" for number in range(19))]
+_NAMES = Names("UserID", "MovieID", "Timestamp")
+
+FILES = {
+    "ratings.dat": _Release(
+        Layout("::", _RATING, False), _NAMES, "movies.dat", Layout("::", _MOVIE, False), "Title"
+    ),
+    "u.data": _Release(Layout("\t", _RATING, False), _NAMES, "u.item", Layout("|", _U_ITEM, False), "Title"),
+    "ratings.csv": _Release(None, Names("userId", "movieId", "timestamp"), "movies.csv", None, "title"),
+}
+
+
+def read(data: pa.Buffer, source: Source, name: str, config: DataConfig) -> tuple[Arrays, dict[str, str]]:
+    """Events of a ratings file, and titles from the movies file beside it.
+
+    movies.dat and u.item are UTF-8 (10M) or Latin-1 (1M, 100K): what is not valid UTF-8 is read as Latin-1.
+    """
+    label = source.label(name)
+    release = FILES.get(posixpath.basename(name).lower().removesuffix(".gz"))
+    if release is None:
+        raise DataError(f"{label}: not a MovieLens file; format 'movielens' reads {', '.join(FILES)}")
+    layout = release.ratings or header_layout(data, label, ",", quoted=True)
+    arrays = read_events(data, label, layout, release.names)
+    movies = source.beside(name, release.movies_file, f"{release.movies_file}.gz")
+    if movies is None:
+        return arrays, {}
+    data, label = source.read(movies), source.label(movies)
+    layout = release.movies or header_layout(data, label, ",", quoted=True)
+    encodings = ("utf-8", "latin-1") if release.movies else ("utf-8",)
+    return arrays, read_titles(data, label, layout, release.names.item, release.title, encodings)

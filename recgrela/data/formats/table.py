@@ -1,0 +1,68 @@
+"""Any CSV or Parquet file with named columns."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from recgrela.data.config import DataConfig
+from recgrela.data.formats.columns import Arrays, Columns, Names, find_columns, to_arrays, value_fault
+from recgrela.data.formats.source import Source
+from recgrela.data.formats.text import header_layout, read_events
+from recgrela.errors import DataError
+
+
+def read_csv(data: pa.Buffer, source: Source, name: str, config: DataConfig) -> tuple[Arrays, dict[str, str]]:
+    """Events of a comma-separated file whose first line names the columns; values may be quoted."""
+    label = source.label(name)
+    return read_events(data, label, header_layout(data, label, ",", quoted=True), _names(config)), {}
+
+
+def read_parquet(
+    data: pa.Buffer, source: Source, name: str, config: DataConfig
+) -> tuple[Arrays, dict[str, str]]:
+    """Events of a Parquet file: ids are integers or strings; times are numbers, dates or timestamps."""
+    label, names = source.label(name), _names(config)
+    try:
+        file = parquet.ParquetFile(pa.BufferReader(data))
+        find_columns(label, file.schema_arrow.names, names)
+        table = file.read(columns=list(names))
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{label}: not a Parquet file, or damaged ({str(error).splitlines()[0]})") from None
+    if table.num_rows == 0:
+        raise DataError(f"{label}: empty, it has no events")
+    user, item = (_ids(table[column], label, column) for column in names[:2])
+    columns = Columns(user, item, _times(table[names.time], label, names.time))
+    arrays = to_arrays(columns)
+    if isinstance(arrays, Arrays):
+        return arrays, {}
+    values = (column[arrays].as_py() for column in columns)
+    fault = value_fault(names, *("" if value is None else str(value) for value in values))
+    raise DataError(f"{label}, row {arrays + 1}, {fault}")
+
+
+def _names(config: DataConfig) -> Names:
+    return Names(config.user_column, config.item_column, config.time_column)
+
+
+def _ids(column: pa.ChunkedArray, label: str, name: str) -> pa.ChunkedArray:
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)  # its codes may be too narrow to be united
+    kind = column.type
+    if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise DataError(f"{label}, column {name!r}: ids are integers or strings, not {kind}")
+    return column
+
+
+def _times(column: pa.ChunkedArray, label: str, name: str) -> pa.ChunkedArray:
+    kind = column.type
+    if pa.types.is_floating(kind):
+        return column.cast(pa.float64())
+    if pa.types.is_integer(kind) or pa.types.is_timestamp(kind) or pa.types.is_date64(kind):
+        try:
+            return column.cast(pa.int64())
+        except pa.ArrowInvalid as error:  # unsigned, above 2^63
+            raise DataError(f"{label}, column {name!r}: {str(error).splitlines()[0]}") from None
+    if pa.types.is_date32(kind):
+        return column.cast(pa.int32()).cast(pa.int64())
+    raise DataError(f"{label}, column {name!r}: times are numbers, dates or timestamps, not {kind}")

@@ -1,0 +1,182 @@
+"""Delimited text: the bulk by pyarrow; when it finds a fault, a slow second pass finds the line."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+from pyarrow import csv as arrow_csv
+
+from recgrela.data.formats.columns import Arrays, Columns, Names, find_columns, to_arrays, value_fault
+from recgrela.errors import DataError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a text file is laid out.
+
+    Attributes:
+        delimiter: between columns; one character, or "::".
+        columns: every column's name, in the file's order.
+        has_header: whether line 1 names the columns.
+        quoted: whether values may stand in double quotes, with delimiters and line ends inside.
+    """
+
+    delimiter: str
+    columns: list[str]
+    has_header: bool
+    quoted: bool = False
+
+
+def header_layout(data: pa.Buffer, label: str, delimiter: str, quoted: bool = False) -> Layout:
+    """The layout of a file whose first line names its columns. Raises DataError if it is empty or no text."""
+    start = bytes(memoryview(data)[: 1 << 20])
+    if not start.strip():
+        raise DataError(f"{label}: empty file")
+    try:
+        line = start.splitlines()[0].decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError(f"{label}, line 1: not UTF-8 text (wrong encoding, or not a text file)") from None
+    columns = next(csv.reader([line], delimiter=delimiter)) if quoted else line.split(delimiter)
+    return Layout(delimiter, columns, has_header=True, quoted=quoted)
+
+
+def read_events(data: pa.Buffer, label: str, layout: Layout, names: Names) -> Arrays:
+    """The named columns of a text file.
+
+    Args:
+        data: the file, UTF-8.
+        label: what messages call it.
+        layout: of the file.
+        names: the three columns to read; others are ignored.
+
+    Raises:
+        DataError: missing column, empty file, truncated line, wrong encoding, an empty or negative id, a time
+            that is not a finite number; with line and column.
+    """
+    find_columns(f"{label}, line 1", layout.columns, names)
+    complaint = "no events in the file"
+    for time_type in (pa.int64(), pa.float64()):
+        try:
+            columns = _parse(data, layout, names, time_type)
+        except pa.ArrowInvalid as error:  # perhaps only that the times have fractions
+            complaint = str(error).splitlines()[0]
+            continue
+        if len(columns.user) == 0:
+            break
+        arrays = to_arrays(columns)
+        if isinstance(arrays, Arrays):
+            return arrays
+        complaint = f"bad value in event {arrays + 1}"
+        break
+    raise _fault(data, label, layout, names, complaint)
+
+
+def _parse(data: pa.Buffer, layout: Layout, names: Names, time_type: pa.DataType) -> Columns:
+    # pyarrow splits at one character. MovieLens' "::" split at ":" gives columns between that must be empty:
+    # type null checks it.
+    step = len(layout.delimiter)
+    width = step * (len(layout.columns) - 1) + 1
+    position = [str(step * layout.columns.index(name)) for name in names]
+    gaps = {str(column): pa.null() for column in range(width) if column % step}
+    ids = pa.dictionary(pa.int32(), pa.string())
+    table = arrow_csv.read_csv(
+        pa.BufferReader(data),
+        arrow_csv.ReadOptions(
+            column_names=[str(column) for column in range(width)],
+            skip_rows=int(layout.has_header),
+            block_size=1 << 23,
+        ),
+        arrow_csv.ParseOptions(
+            delimiter=layout.delimiter[0],
+            quote_char='"' if layout.quoted else False,
+            newlines_in_values=layout.quoted,
+        ),
+        arrow_csv.ConvertOptions(
+            column_types=dict(zip(position, (ids, ids, time_type), strict=True)) | gaps,
+            include_columns=[*position, *gaps],
+        ),
+    )
+    return Columns(*(table[column] for column in position))
+
+
+def _fault(data: pa.Buffer, label: str, layout: Layout, names: Names, complaint: str) -> DataError:
+    """The first bad line of the file, as an error; ``complaint`` where no line is to blame."""
+    text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", errors="surrogateescape", newline="")
+    position = [layout.columns.index(name) for name in names]
+    events = 0
+    for line, fields in split_lines(text, label, layout):
+        where, expected = f"{label}, line {line}", layout.columns
+        if len(fields) < len(expected):
+            missing = f"column {expected[len(fields)]!r} is missing"
+            return DataError(
+                f"{where}: {missing}, {len(fields)} of {len(expected)} columns (a truncated line?)"
+            )
+        if len(fields) > len(expected):
+            return DataError(f"{where}: {len(fields)} columns, {len(expected)} expected")
+        values = [fields[column] for column in position]
+        for name, value in zip(names, values, strict=True):
+            if any("\udc80" <= character <= "\udcff" for character in value):
+                return DataError(f"{where}, column {name!r}: not UTF-8 text (wrong encoding)")
+        fault = value_fault(names, *values)
+        if fault:
+            return DataError(f"{where}, {fault}")
+        events += 1
+    return DataError(f"{label}: {complaint}" if events else f"{label}: empty, it has no events")
+
+
+def split_lines(text: io.TextIOBase, label: str, layout: Layout) -> Iterator[tuple[int, list[str]]]:
+    """Line numbers from 1 and fields of the lines after the header; empty lines are left out."""
+    if layout.quoted:
+        reader = csv.reader(text, delimiter=layout.delimiter)
+        try:
+            for fields in reader:
+                if fields and reader.line_num > layout.has_header:
+                    yield reader.line_num, fields
+        except csv.Error as error:
+            raise DataError(f"{label}, line {reader.line_num}: {error}") from None
+    else:
+        for number, line in enumerate(text, 1):
+            if number > layout.has_header and line.strip("\r\n"):
+                yield number, line.rstrip("\r\n").split(layout.delimiter)
+
+
+def read_titles(
+    data: pa.Buffer, label: str, layout: Layout, item: str, title: str, encodings: tuple[str, ...]
+) -> dict[str, str]:
+    """Titles by item id, from a text file.
+
+    Args:
+        data: the file.
+        label: what messages call it.
+        layout: of the file.
+        item: name of the id column.
+        title: name of the title column.
+        encodings: tried in this order.
+
+    Raises:
+        DataError: missing column, truncated line, wrong encoding.
+    """
+    find_columns(f"{label}, line 1", layout.columns, (item, title))
+    columns = layout.columns.index(item), layout.columns.index(title)
+    text = _decode(data.to_pybytes(), label, encodings)
+    titles = {}
+    for line, fields in split_lines(io.StringIO(text, newline=""), label, layout):
+        if len(fields) <= max(columns):
+            raise DataError(
+                f"{label}, line {line}: column {layout.columns[len(fields)]!r} is missing (a truncated line?)"
+            )
+        titles[fields[columns[0]]] = fields[columns[1]]
+    return titles
+
+
+def _decode(data: bytes, label: str, encodings: tuple[str, ...]) -> str:
+    for encoding in encodings:
+        try:
+            return data.decode(encoding)
+        except UnicodeDecodeError as error:
+            line = data.count(b"\n", 0, error.start) + 1
+    raise DataError(f"{label}, line {line}: not {encodings[0]} text (wrong encoding)")

@@ -1,0 +1,28 @@
+"""One call from a configuration to packed interactions."""
+
+from __future__ import annotations
+
+from recgrela.data import synthetic
+from recgrela.data.config import DataConfig
+from recgrela.data.formats import read
+from recgrela.data.interactions import Interactions
+from recgrela.data.prepare import prepare
+
+
+def load(config: DataConfig) -> Interactions:
+    """Read, filter, sort and pack the data of a run.
+
+    Returns:
+        Interactions on the CPU.
+
+    Raises:
+        DataError: the file is missing or bad, or nothing is left after filtering; one line that names the
+            file, and the line and column where there is one.
+    """
+    if config.path == "synthetic":
+        events = synthetic.generate(
+            config.synthetic_seed, config.synthetic_users, config.synthetic_items, config.synthetic_events
+        )
+    else:
+        events = read(config)
+    return prepare(events, config)
