@@ -238,3 +238,19 @@ def test_settings(make_interactions):
         assert str(caught.value) == expected
     with pytest.raises(ConfigError, match="split: 'train' is not one of valid, test"):
         EvalBatches(data, "train", 10, 4)
+
+
+@pytest.mark.parametrize("objective", ["last", "all"])
+@pytest.mark.parametrize("max_tokens, padded_len", [(1, None), (40, None), (40, 20), (10**6, None)])
+def test_parts_make_up_the_batch(make_interactions, objective, max_tokens, padded_len):
+    batches = TrainBatches(make_interactions(COUNTS), objective, 20, 30, seed=3)
+    for batch in batches.epoch(0):
+        parts = list(batch.parts(max_tokens, padded_len))
+        assert [s for part in parts for s in sequences(part)] == sequences(batch)
+        assert torch.equal(torch.cat([part.target for part in parts]), batch.target)
+        for part in parts:
+            assert part.cu_seqlens.tolist() == part.offsets.tolist()
+            slots = part.num_tokens if padded_len is None else part.size * padded_len
+            assert slots <= max_tokens or part.size == 1
+        if max_tokens == 10**6:
+            assert parts[0] is batch

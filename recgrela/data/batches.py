@@ -30,6 +30,7 @@ class Batch:
         target: int64 item ids to predict: [B], after the last item of each sequence (objective "last" and
             evaluation), or [T], after every item (objective "all").
         users: [B] int64 user rows.
+        offsets: cu_seqlens on the host.
         step: number of the batch in its pass.
     """
 
@@ -38,6 +39,7 @@ class Batch:
     max_seqlen: int
     target: torch.Tensor
     users: torch.Tensor
+    offsets: np.ndarray
     step: int = 0
 
     @property
@@ -49,6 +51,36 @@ class Batch:
     def num_tokens(self) -> int:
         """T, the number of items."""
         return self.items.numel()
+
+    def parts(self, max_tokens: int, padded_len: int | None = None) -> Iterator[Batch]:
+        """The batch cut between sequences into parts of at most `max_tokens` items (or of one sequence).
+
+        Args:
+            max_tokens: most items in a part.
+            padded_len: count every sequence as this long, for a model that pads them.
+        """
+        lengths = np.diff(self.offsets)
+        ends = np.cumsum(lengths if padded_len is None else np.full_like(lengths, padded_len))
+        first = 0
+        while first < self.size:
+            done = ends[first - 1] if first else 0
+            last = max(int(np.searchsorted(ends, done + max_tokens, side="right")), first + 1)
+            yield self if (first, last) == (0, self.size) else self._slice(first, last)
+            first = last
+
+    def _slice(self, first: int, last: int) -> Batch:
+        """Sequences first .. last - 1."""
+        begin, end = int(self.offsets[first]), int(self.offsets[last])
+        per_sequence = self.target.numel() == self.size and self.items.numel() != self.size
+        return Batch(
+            self.items[begin:end],
+            self.cu_seqlens[first : last + 1] - begin,
+            int(np.diff(self.offsets[first : last + 1]).max()),
+            self.target[first:last] if per_sequence else self.target[begin:end],
+            self.users[first:last],
+            self.offsets[first : last + 1] - begin,
+            self.step,
+        )
 
 
 class _Windows(NamedTuple):
@@ -236,7 +268,8 @@ def _check_sizes(max_len: int, batch_size: int) -> None:
 def _make_batch(items: torch.Tensor, windows: _Windows, objective: Objective, step: int) -> Batch:
     """Gather windows of the packed items on their device."""
     size = windows.users.size
-    plan = torch.from_numpy(np.concatenate((windows.users, windows.starts, [0], np.cumsum(windows.lengths))))
+    offsets = np.concatenate(([0], np.cumsum(windows.lengths)))
+    plan = torch.from_numpy(np.concatenate((windows.users, windows.starts, offsets)))
     tokens, longest = int(plan[-1]), int(windows.lengths.max())
     if items.device.type == "cuda":
         plan = plan.pin_memory().to(items.device, non_blocking=True)
@@ -245,4 +278,4 @@ def _make_batch(items: torch.Tensor, windows: _Windows, objective: Objective, st
     shift = (starts - cu_seqlens[:-1]).repeat_interleave(lengths, output_size=tokens)  # [T]
     where = shift + torch.arange(tokens, device=items.device)
     target = items[where + 1] if objective == "all" else items[starts + lengths]
-    return Batch(items[where].long(), cu_seqlens, longest, target.long(), users, step)
+    return Batch(items[where].long(), cu_seqlens, longest, target.long(), users, offsets, step)

@@ -26,10 +26,12 @@ class SequenceModel(nn.Module, ABC):
         n_items: rows of the item table, the padding row included.
         max_len: the length that histories are cut to.
         trains_on: the objectives that make sense for it.
+        padded_len: what every sequence is padded to, for a model that computes padding slots; else None.
     """
 
     item_embedding: nn.Embedding
     trains_on: tuple[Objective, ...]
+    padded_len: int | None = None
 
     def __init__(self, config: Any, n_items: int, max_len: int) -> None:
         super().__init__()

@@ -134,6 +134,7 @@ class RecGRELA(SequenceModel):
         self.norm = nn.LayerNorm(d, eps=1e-12)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.trains_on = ("last", "all") if config.mode == "causal" else ("last",)
+        self.padded_len = max_len if config.padding == "attend" else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -1,0 +1,156 @@
+"""recgrela.evaluate and recgrela.recommend on a finished run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_runs import make_run
+
+from recgrela import evaluate, recommend
+from recgrela.errors import DataError, RunError
+from recgrela.saved import load_data, load_run
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs"), "run")
+
+
+@pytest.fixture
+def copy(run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(run, tmp_path / "copy"))
+
+
+def test_repeats_the_final_table(run: Path) -> None:
+    saved = load_run(run, None, CPU)
+    rankings = evaluate.evaluate(saved, load_data(saved), batch_size=7)
+    results = json.loads((run / "results.json").read_text())
+    for split in ("valid", "test"):
+        now, then = rankings[split].as_dict(), results[split]
+        assert now["unmasked"] == pytest.approx(then["unmasked"], abs=1e-12)
+        assert now["masked"] == pytest.approx(then["masked"], abs=1e-12)
+        assert now["users"] == then["users"] == 60
+
+
+def test_the_command_prints_both_rankings(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted((file.name, file.stat().st_mtime_ns) for file in run.iterdir())
+    assert evaluate.main([str(run), "--split", "test", "--checkpoint", "last", "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert "last.safetensors (after epoch 2, step 16)" in out
+    assert "ranked" in out and "removed" in out and "valid" not in out
+    assert sorted((file.name, file.stat().st_mtime_ns) for file in run.iterdir()) == before
+
+
+def test_other_data_is_refused(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = copy / "config.yaml"
+    text = config.read_text()
+    config.write_text(text.replace("synthetic_seed: 0", "synthetic_seed: 1"))
+    assert evaluate.main([str(copy)]) == 2
+    assert "synthetic: not the data of this run: sha256" in capsys.readouterr().err
+    config.write_text(text.replace("min_item_events: 5", "min_item_events: 30"))
+    with pytest.raises(RunError, match="after filtering, the run had"):
+        load_data(load_run(copy, None, CPU))
+
+
+def test_another_model_is_refused(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = copy / "config.yaml"
+    config.write_text(config.read_text().replace("hidden_size: 16", "hidden_size: 32"))
+    assert evaluate.main([str(copy)]) == 2
+    assert "a checkpoint of another RecGRELA: hidden_size 16 (here 32)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("config.yaml", "not a run folder, config.yaml missing"),
+        ("protocol.json", "not a run folder, protocol.json missing"),
+        ("best.safetensors", "there is no best.safetensors"),
+    ],
+)
+def test_a_missing_file_is_named(
+    copy: Path, capsys: pytest.CaptureFixture[str], name: str, message: str
+) -> None:
+    (copy / name).unlink()
+    assert evaluate.main([str(copy), "--checkpoint", "best"]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("protocol.json", "{", "protocol.json: damaged"),
+        ("protocol.json", "{}", "the section 'data' is missing"),
+        ("config.yaml", "train: {lrr: 1}", "unknown key train.lrr"),
+        ("results.json", "[]", "results.json: damaged"),
+        ("best.safetensors", "nonsense", "not a checkpoint, or a damaged one"),
+    ],
+)
+def test_a_damaged_file_is_named(
+    copy: Path, capsys: pytest.CaptureFixture[str], name: str, content: str, message: str
+) -> None:
+    (copy / name).write_text(content)
+    assert evaluate.main([str(copy)]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
+
+
+def test_recommends_what_scores_highest(run: Path) -> None:
+    saved = load_run(run, None, CPU)
+    history = [3, 9, 4]
+    with torch.no_grad():
+        scores = saved.model.score(torch.tensor([history]), torch.tensor([3]))[0]
+    order = [item for item in scores.argsort(descending=True).tolist() if item != 0]
+    found = recommend.recommend(saved.model, history, k=5, seen=True)
+    assert [r.item for r in found] == order[:5]
+    assert [r.score for r in found] == pytest.approx(scores[order[:5]].tolist(), rel=1e-5)
+    unseen = [item for item in order if item not in history]
+    assert [r.item for r in recommend.recommend(saved.model, history, k=5)] == unseen[:5]
+    assert [r.item for r in recommend.recommend(saved.model, history, k=1000)] == unseen
+
+
+def test_only_the_end_of_a_long_history_counts(run: Path) -> None:
+    model = load_run(run, None, CPU).model
+    tail = [1 + i % 7 for i in range(model.max_len)]
+    short = recommend.recommend(model, tail, seen=True)
+    assert recommend.recommend(model, [20, 21, 22, *tail], seen=True) == short
+
+
+def test_recommend_for_a_user(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved = load_run(run, None, CPU)
+    data = load_data(saved)
+    user = data.user_ids[7]
+    history = recommend.user_history(saved, user)
+    assert history == data.items[data.offsets[7] : data.offsets[8]].tolist()
+    assert recommend.main([str(run), "--user", user, "--k", "3", "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert f"history of {len(history)} items" in out
+    assert data.item_ids[history[-1]] in out
+    assert "cluster" in out  # titles
+
+
+def test_recommend_for_items_needs_no_data(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = copy / "config.yaml"
+    config.write_text(config.read_text().replace("path: synthetic", "path: /nowhere/ratings.csv"))
+    tokens = load_run(copy, None, CPU).folder.read_items().tokens
+    assert recommend.main([str(copy), f"--items={tokens[3]},{tokens[5]}", "--device", "cpu"]) == 0
+    assert "history of 2 items" in capsys.readouterr().out
+
+
+def test_unknown_users_and_items(run: Path) -> None:
+    saved = load_run(run, None, CPU)
+    items = saved.folder.read_items()
+    with pytest.raises(DataError, match=r"user '59x' is not in the data; did you mean '59'\?"):
+        recommend.user_history(saved, "59x")
+    known = items.tokens[4]
+    with pytest.raises(DataError, match=rf"item '{known}x' is not among the run's \d+ items; did you mean"):
+        recommend.token_history(items, [known, f"{known}x"])
+    with pytest.raises(DataError, match=rf"is a title; its id is '{known}'"):
+        recommend.token_history(items, [str(items.titles[4])])
+    with pytest.raises(DataError, match="not among"):
+        recommend.token_history(items, ["[PAD]"])

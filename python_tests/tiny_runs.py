@@ -1,0 +1,48 @@
+"""Runs small enough for tests: a set of 60 users and a model of two narrow blocks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from recgrela import train
+
+DATA = [
+    "--data.synthetic_users=60",
+    "--data.synthetic_items=40",
+    "--data.synthetic_events=20",
+    "--data.max_len=50",
+]
+MODEL = ["--model.num_layers=2", "--model.hidden_size=16", "--model.num_heads=2"]
+PLAIN = ["--train.tensorboard=off", "--train.device=cpu", "--train.threads=1"]
+
+
+def options(output: Path, name: str, *more: str) -> list[str]:
+    """A command line of `recgrela.train` for the run `output/name` of 8 steps an epoch."""
+    where = [f"--train.output={output}", f"--train.name={name}"]
+    return [*DATA, *MODEL, *PLAIN, *where, "--train.batch_size=8", "--train.epochs=2", *more]
+
+
+def run_train(*argv: str) -> int:
+    """`recgrela.train` in this process, its thread setting undone."""
+    threads = torch.get_num_threads()
+    try:
+        return train.main(argv)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def make_run(output: Path, name: str, *more: str) -> Path:
+    """A finished run; returns its folder."""
+    assert run_train(*options(output, name, *more)) == 0
+    return output / name
+
+
+def assert_same_tensors(first: Path, second: Path) -> None:
+    """Two safetensors files hold the same bits under the same names."""
+    one, two = load_file(first), load_file(second)
+    assert one.keys() == two.keys()
+    different = [name for name in one if not torch.equal(one[name], two[name])]
+    assert not different, f"{first} and {second} differ in {different}"

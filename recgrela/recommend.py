@@ -1,0 +1,155 @@
+"""`python -m recgrela.recommend RUN --user TOKEN | --items TOKEN,TOKEN`: the next items for a history."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from recgrela import cli
+from recgrela.errors import ConfigError, DataError
+from recgrela.models import SequenceModel
+from recgrela.report import say
+from recgrela.run_folder import Items
+from recgrela.runtime import pick_device
+from recgrela.saved import SavedRun, load_data, load_run
+from recgrela.suggest import near_miss
+
+TAIL = 10  # items of the history shown
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """One item of a top k."""
+
+    item: int
+    score: float
+
+
+@torch.no_grad()
+def recommend(
+    model: SequenceModel, history: Sequence[int], k: int = 10, seen: bool = False
+) -> list[Recommendation]:
+    """The k items with the highest scores after a history; of equal scores the lower id first.
+
+    Args:
+        model: in eval mode.
+        history: item ids, oldest first; the last `model.max_len` are used. Not empty.
+        k: how many; fewer come back where the catalogue has fewer.
+        seen: whether items of the history may be among them.
+
+    Returns:
+        Up to k items, best first; never padding.
+    """
+    device = next(model.parameters()).device
+    items = torch.tensor(history[-model.max_len :], dtype=torch.int64, device=device)
+    lengths = torch.tensor([0, len(items)], device=device)
+    scores = model.score_packed(items, lengths, len(items))[0]
+    scores[0] = -torch.inf
+    if not seen:
+        scores[torch.tensor(history, device=device)] = -torch.inf
+    ordered = scores.sort(descending=True, stable=True)
+    values, ids = ordered.values[:k].tolist(), ordered.indices[:k].tolist()
+    return [
+        Recommendation(item, score) for item, score in zip(ids, values, strict=True) if score > float("-inf")
+    ]
+
+
+def user_history(run: SavedRun, user: str, data_path: str | None = None) -> list[int]:
+    """All of a user's item ids, read from the run's data.
+
+    Raises:
+        DataError: the user is unknown; the line has a near miss.
+    """
+    data = load_data(run, data_path)
+    try:
+        row = data.user_row(user)
+    except DataError as error:
+        raise DataError(f"{error}{near_miss(user, data.user_ids)}") from error
+    return data.items[data.offsets[row] : data.offsets[row + 1]].tolist()
+
+
+def token_history(items: Items, tokens: Sequence[str]) -> list[int]:
+    """Original item ids -> item ids.
+
+    Raises:
+        DataError: an item is unknown; the line has a near miss, by title too.
+    """
+    known = {token: row for row, token in enumerate(items.tokens) if row > 0}
+    by_title = {title: items.tokens[row] for row, title in enumerate(items.titles) if title}
+    for token in tokens:
+        if token in by_title and token not in known:
+            raise DataError(f"item {token!r} is a title; its id is {by_title[token]!r}")
+        if token not in known:
+            raise DataError(
+                f"item {token!r} is not among the run's {len(known)} items{near_miss(token, known)}"
+            )
+    return [known[token] for token in tokens]
+
+
+def command(argv: Sequence[str]) -> int:
+    """Parse, recommend, print."""
+    parser = cli.make_parser(
+        "recommend", "Show a history's tail and the items that a run's model expects next."
+    )
+    parser.add_argument("run", help="Run folder.")
+    parser.add_argument(
+        "--user", type=str | None, default=None, help="Original id of a user in the run's data."
+    )
+    parser.add_argument(
+        "--items", type=str | None, default=None, help="Original item ids, oldest first: ID,ID,..."
+    )
+    parser.add_argument("--k", type=int, default=10, help="How many.")
+    parser.add_argument(
+        "--seen", type=bool, default=False, help="Whether items of the history may come again."
+    )
+    parser.add_argument(
+        "--data.path", type=str | None, default=None, help="Where the data is now (for --user)."
+    )
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N.")
+    options = cli.parse(parser, argv, {"k": int, "seen": bool})
+    cli.check_at_least_one(options, "k")
+    given = options["items"]  # `options.items` is a method
+    if (options.user is None) == (given is None):
+        raise ConfigError("give either --user TOKEN or --items TOKEN,TOKEN,...")
+    run = load_run(Path(options.run), None, pick_device(options.device))
+    items = run.folder.read_items()
+    if options.user is not None:
+        history = user_history(run, options.user, options.data.path)
+    else:
+        tokens = [token.strip() for token in given.split(",") if token.strip()]
+        if not tokens:
+            raise ConfigError("--items: there is no item")
+        history = token_history(items, tokens)
+    console = Console()
+    say(console, f"history of {len(history)} items{', its end' if len(history) > TAIL else ''}:")
+    for item in history[-TAIL:]:
+        say(console, f"  {_label(items, item)}")
+    table = Table(title=Text(f"next, by {run.folder.path.name}, {run.describe_checkpoint()}"))
+    for heading in ("rank", "score", "item", "title"):
+        table.add_column(heading, justify="right" if heading in ("rank", "score") else "left")
+    for rank, found in enumerate(recommend(run.model, history, options.k, options.seen), 1):
+        cells = (str(rank), f"{found.score:.3f}", items.tokens[found.item], items.titles[found.item] or "")
+        table.add_row(*(Text(cell) for cell in cells))  # a title may hold what rich takes for markup
+    console.print(table)
+    return 0
+
+
+def _label(items: Items, item: int) -> str:
+    title = items.titles[item]
+    return items.tokens[item] if title is None else f"{items.tokens[item]}  {title}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return cli.run(command, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

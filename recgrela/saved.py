@@ -1,0 +1,90 @@
+"""Opens a run folder for use: its model with trained weights, and its data, checked to be the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recgrela import checkpoint
+from recgrela.config import RunConfig
+from recgrela.data import Interactions, load
+from recgrela.errors import RunError
+from recgrela.models import SequenceModel, build
+from recgrela.options import load_config
+from recgrela.run_folder import RunFolder, Which
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """A run's model in eval mode, and where it came from."""
+
+    folder: RunFolder
+    config: RunConfig
+    model: SequenceModel
+    device: torch.device
+    checkpoint_path: Path
+    state: dict[str, Any]
+
+    def describe_checkpoint(self) -> str:
+        """Such as "best.safetensors (epoch 12, step 4800)"."""
+        return f"{self.checkpoint_path.name} ({describe_state(self.state)})"
+
+
+def describe_state(state: dict[str, Any]) -> str:
+    """How far the weights of a checkpoint were trained."""
+    if state["step"]:
+        return f"{state['step']} steps into epoch {state['epoch'] + 1}, step {state['total_steps']}"
+    return f"after epoch {state['epoch']}, step {state['total_steps']}"
+
+
+def load_run(path: Path, which: Which | None, device: torch.device) -> SavedRun:
+    """The model of a run; `which` None takes the weights of its final table.
+
+    Raises:
+        RunError: not a run folder, no such checkpoint, or one of another model.
+    """
+    folder = RunFolder.open(path)
+    config = load_config(folder.config_path)
+    n_items = recorded_data(folder)["items"]
+    model = build(config.model, n_items, config.data.max_len).to(device)
+    file = folder.find_checkpoint(which)
+    state = checkpoint.load(file, model)
+    return SavedRun(folder, config, model.eval(), device, file, state)
+
+
+def load_data(run: SavedRun, path: str | None = None) -> Interactions:
+    """A run's data, from `path` if it has moved.
+
+    Raises:
+        DataError: it cannot be read.
+        RunError: it is not what the run was made with.
+    """
+    config = run.config.data if path is None else replace(run.config.data, path=path)
+    data = load(config)
+    check_data(run.folder, data)
+    return data
+
+
+def check_data(folder: RunFolder, data: Interactions) -> None:
+    """Raises RunError if the data is not what the run was made with."""
+    recorded = recorded_data(folder)
+    if data.sha256 != recorded["sha256"]:
+        raise RunError(
+            f"{data.description['source']}: not the data of this run: sha256 {data.sha256[:16]}..., the run "
+            f"was made with {recorded['sha256'][:16]}..."
+        )
+    counts = [(name, data.description[name], recorded[name]) for name in ("users", "items", "events")]
+    for name, now, then in counts:
+        if now != then:
+            raise RunError(f"{data.description['source']}: {now} {name} after filtering, the run had {then}")
+
+
+def recorded_data(folder: RunFolder) -> dict[str, Any]:
+    """The section `data` of protocol.json. Raises RunError if it is not there."""
+    section = folder.read_json(folder.protocol_path).get("data")
+    if not isinstance(section, dict) or not {"sha256", "users", "items", "events"} <= section.keys():
+        raise RunError(f"{folder.protocol_path}: damaged: the section 'data' is missing or not whole")
+    return section

@@ -1,0 +1,279 @@
+"""`python -m recgrela.train`: train a model, evaluate it and leave a run folder."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from recgrela import checkpoint, cli, protocol
+from recgrela.config import RunConfig
+from recgrela.errors import RunError
+from recgrela.evaluate import rank_all
+from recgrela.metrics import Ranking
+from recgrela.options import parse_args
+from recgrela.progress import ProgressDisplay
+from recgrela.report import (
+    open_tensorboard,
+    plot_curves,
+    say,
+    show_rankings,
+    write_scalars,
+)
+from recgrela.run_folder import RunFolder, Which
+from recgrela.runtime import Stopped, StopSignals
+from recgrela.saved import check_data, describe_state
+from recgrela.session import Session, create_folder, open_session
+from recgrela.state import TrainState
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `train` leaves.
+
+    Attributes:
+        folder: the run folder.
+        state: where the run stands.
+        rankings: the final table by split, None when a signal stopped the run.
+        signum: that signal, or None.
+    """
+
+    folder: RunFolder
+    state: TrainState
+    rankings: dict[str, Ranking] | None
+    signum: int | None = None
+
+
+def train(config: RunConfig, resume: Path | None = None, console: Console | None = None) -> Result:
+    """Train from fresh weights, or go on with the run in `resume`, to the same weights bit for bit.
+
+    SIGINT and SIGTERM end it after the step in hand, with a checkpoint to go on from.
+
+    Raises:
+        ConfigError, DataError, RunError: in one line, before anything is made where that can be known before.
+    """
+    console = console or Console()
+    old = RunFolder.open(resume) if resume is not None else None
+    session = open_session(config)
+    if old is not None:
+        check_data(old, session.data)
+    with StopSignals() as signals, ExitStack() as stack:
+        folder = old or create_folder(session, console)
+        trainer = Trainer(session, folder, console, signals, stack)
+        if old is not None:
+            trainer.take_up()
+        try:
+            return trainer.run()
+        except Stopped as stop:
+            trainer.draw()
+            return Result(folder, trainer.state, None, stop.signum)
+
+
+class Trainer:
+    """The loop of one run, new or taken up again."""
+
+    def __init__(
+        self,
+        session: Session,
+        folder: RunFolder,
+        console: Console,
+        signals: StopSignals,
+        stack: ExitStack,
+    ) -> None:
+        self.session, self.folder, self.console, self.signals = session, folder, console, signals
+        self.settings, self.device = session.config.train, session.device
+        self.model, self.optimizer = session.model, session.optimizer
+        self.state = TrainState()
+        # The sum stays on the device: reading it after every step would make the host wait for each.
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.last_save = time.perf_counter()
+        unit = "samples" if self.settings.objective == "last" else "targets"
+        self.display = stack.enter_context(ProgressDisplay(console, unit))
+        self.writer = None
+        if session.use_tensorboard:
+            self.writer = stack.enter_context(open_tensorboard(folder.path / "tensorboard"))
+
+    def take_up(self) -> None:
+        """Go on from the folder's last checkpoint."""
+        path = self.folder.find_checkpoint("last")
+        self.state = TrainState.from_dict(checkpoint.load(path, self.model, self.optimizer))
+        self.loss_sum.fill_(self.state.loss_sum)
+        self.folder.rewind_metrics(self.state.epoch)
+        self.folder.results_path.unlink(missing_ok=True)  # of weights that are about to change
+        self.folder.write_text(self.folder.config_path, self.session.config.to_yaml())
+        say(self.console, f"going on with {self.folder.path} {describe_state(self.state.as_dict())}")
+        machine = self.folder.read_json(self.folder.protocol_path).get("machine", {})
+        started = {key: machine.get(key) for key in ("device", "threads")}
+        if started != {"device": str(self.device), "threads": torch.get_num_threads()}:
+            say(self.console, f"note: the run was started with {started}: rounding may differ")
+
+    def run(self) -> Result:
+        """Epochs until there is a reason to stop, then the test."""
+        try:
+            while (reason := self.state.reason_to_stop(self.settings)) is None:
+                if self._train_epoch():
+                    self._finish_epoch()
+        except Stopped:
+            self.save_last()
+            raise
+        # From here on last.safetensors is complete, and the model may hold other weights than the last.
+        say(self.console, f"training is over: {reason}")
+        which = self._finish_partial_epoch() if self.state.step > 0 else "best"
+        return self._finish_run(which, reason)
+
+    def _train_epoch(self) -> bool:
+        """Train to the end of the epoch in hand (True) or to max_steps, whichever comes first."""
+        state, settings = self.state, self.settings
+        steps = self.session.batches.num_steps(state.epoch)
+        self.display.start(f"epoch {state.epoch + 1}/{settings.epochs}", steps, state.step)
+        self.model.train()
+        before, began = state.seconds, time.perf_counter()
+        for batch in self.session.batches.epoch(state.epoch, start_step=state.step):
+            self.optimizer.zero_grad(set_to_none=True)
+            for part in batch.parts(self.session.max_tokens, self.model.padded_len):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.amp):
+                    mean = self.model.loss_packed(
+                        part.items, part.cu_seqlens, part.target, part.max_seqlen, settings.objective
+                    )
+                loss = mean * (part.target.numel() / batch.target.numel())
+                loss.backward()
+                self.loss_sum += loss.detach()
+            self.optimizer.step()
+
+            state.step += 1
+            state.total_steps += 1
+            state.samples += batch.size
+            state.targets += batch.target.numel()
+            is_reading = state.step % settings.log_every == 0 or state.step == steps
+            if is_reading:
+                self._sync_loss()
+            state.seconds = before + time.perf_counter() - began
+            if is_reading:
+                self._note_loss()
+            self.display.advance(state.step)
+            self.signals.check()
+            if state.total_steps == settings.max_steps:
+                break
+            if time.perf_counter() - self.last_save > 60 * settings.save_minutes:
+                self.save_last()
+        return state.step == steps
+
+    def _finish_epoch(self) -> None:
+        """Evaluate, and write what a finished epoch leaves; killed in here, a resumed run repeats it."""
+        ranking, eval_seconds = self._rank_valid()
+        score = ranking.values[protocol.EARLY_STOPPING_METRIC]
+        improved = self.state.is_improvement(score)
+        record = self.state.record("epoch", ranking, eval_seconds, improved)
+        self.state.finish_epoch(score)
+        self.loss_sum.zero_()
+        if improved:
+            checkpoint.save(self.folder.checkpoint_path("best"), self.model, self.state.as_dict())
+        self.folder.append_metrics(record)
+        self.save_last()
+        self.display.epoch_done(record)
+        if self.writer is not None:
+            write_scalars(self.writer, record)
+
+    def _finish_partial_epoch(self) -> Which:
+        """Evaluate weights in the middle of an epoch, after max_steps; returns the checkpoint to test.
+
+        The run's state and its best checkpoint stay as they were, since a resumed run will finish the epoch.
+        """
+        self.save_last()
+        ranking, eval_seconds = self._rank_valid()
+        improved = self.state.is_improvement(ranking.values[protocol.EARLY_STOPPING_METRIC])
+        record = self.state.record("partial", ranking, eval_seconds, improved)
+        self.folder.append_metrics(record)
+        self.display.epoch_done(record)
+        return "last" if improved else "best"
+
+    def _finish_run(self, which: Which, reason: str) -> Result:
+        """Test once, with the weights chosen on the valid split; write and show what a run leaves."""
+        path = self.folder.checkpoint_path(which)
+        state = checkpoint.load(path, self.model)
+        rankings = {
+            split: rank_all(self.model, batches, self.device, self.signals.check)
+            for split, batches in self.session.splits.items()
+        }
+        results = {
+            "checkpoint": which,
+            "epoch": state["epoch"] + (state["step"] > 0),
+            "step": state["total_steps"],
+            "reason": reason,
+            **{split: ranking.as_dict() for split, ranking in rankings.items()},
+        }
+        self.folder.append_metrics({"kind": "final", **results})
+        self.folder.write_json(self.folder.results_path, results)
+        self.draw()
+        title = f"{self.folder.path.name}, {path.name} ({describe_state(state)})"
+        show_rankings(self.console, rankings, title)
+        return Result(self.folder, self.state, rankings)
+
+    def _rank_valid(self) -> tuple[Ranking, float]:
+        began = time.perf_counter()
+        ranking = rank_all(self.model, self.session.splits["valid"], self.device, self.signals.check)
+        return ranking, time.perf_counter() - began
+
+    def _sync_loss(self) -> None:
+        """Read the loss from the device.
+
+        Raises:
+            RunError: it is not finite; no checkpoint is written, so the last good one stays.
+        """
+        self.state.loss_sum = float(self.loss_sum)
+        if not math.isfinite(self.state.loss_sum):
+            raise RunError(
+                f"training diverged: the loss is {self.state.loss_sum} by step {self.state.total_steps}; a "
+                f"lower --train.lr may help; the checkpoints in {self.folder.path} are from before"
+            )
+
+    def _note_loss(self) -> None:
+        """Keep and show the mean loss since the reading before."""
+        state = self.state
+        mean = (state.loss_sum - state.read_sum) / (state.step - state.read_step)
+        state.loss_curve.append([state.total_steps, mean])
+        state.read_sum, state.read_step = state.loss_sum, state.step
+        self.display.reading(state.step, mean, state.targets / max(state.seconds, 1e-9))
+
+    def save_last(self) -> None:
+        """Write the checkpoint to go on from."""
+        self._sync_loss()
+        checkpoint.save(self.folder.checkpoint_path("last"), self.model, self.state.as_dict(), self.optimizer)
+        self.last_save = time.perf_counter()
+
+    def draw(self) -> None:
+        """Draw the curves so far."""
+        plot_curves(self.folder.curves_path, self.folder.read_metrics())
+
+
+def command(argv: Sequence[str]) -> int:
+    """Parse, train, and say how to go on."""
+    request = parse_args(argv)
+    console = Console()
+    result = train(request.config, request.resume, console)
+    path = result.folder.path
+    if result.signum is not None:
+        name, where = signal.Signals(result.signum).name, describe_state(result.state.as_dict())
+        say(console, f"stopped by {name} {where}")
+        say(console, f"go on with: python -m recgrela.train --resume {shlex.quote(str(path))}")
+        return cli.EXIT_SIGNAL + result.signum
+    say(console, f"run folder {path}: python -m recgrela.evaluate {shlex.quote(str(path))} repeats the table")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return cli.run(command, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
