@@ -14,7 +14,7 @@ from setuptools import setup
 from torch.utils import cpp_extension
 
 ROOT = Path(__file__).parent
-VERSION = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M).group(1)
+VERSION = re.search(r'^__version__ = "(.+)"', (ROOT / "recgrela/__init__.py").read_text(), re.M)[1]
 TARGET_TORCH = "0x020a000000000000"  # 2.10
 
 

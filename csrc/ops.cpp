@@ -50,6 +50,11 @@ template <typename T>
 cpu::Rows<T> mutable_rows(const Tensor& x) {
   return {static_cast<T*>(x.mutable_data_ptr()), x.stride(0)};
 }
+// k, where the rows hold q and k side by side.
+template <typename T>
+cpu::Rows<T> second_half(const cpu::Rows<T>& qk, int64_t d) {
+  return {qk.data + d, qk.stride};
+}
 template <typename T>
 const T* data(const OptTensor& x) {
   return x ? static_cast<const T*>(x->const_data_ptr()) : nullptr;
@@ -118,29 +123,31 @@ void add_groups(const std::vector<T>& partial, int64_t n, const Tensor& out) {
 // ---- gated_rela
 
 struct RelaArgs {
-  Tensor q, k, v;
-  OptTensor g, rotary, conv_weight, conv_bias;
+  Tensor q, v;  // q holds q and k side by side when there is no k
+  OptTensor k, g, rotary, conv_weight, conv_bias;
   Sequences sequences;
 
-  RelaArgs(const Tensor& q_, const Tensor& k_, const Tensor& v_, const OptTensor& g_, const Tensor& cu_seqlens,
+  RelaArgs(const Tensor& q_, const OptTensor& k_, const Tensor& v_, const OptTensor& g_, const Tensor& cu_seqlens,
            const OptTensor& rotary_, const OptTensor& conv_weight_, const OptTensor& conv_bias_, int64_t num_heads)
       : q(with_contiguous_rows(q_)),
-        k(with_contiguous_rows(k_)),
         v(with_contiguous_rows(v_)),
+        k(k_ ? OptTensor(with_contiguous_rows(*k_)) : k_),
         g(g_ ? OptTensor(with_contiguous_rows(*g_)) : g_),
         rotary(contiguous(rotary_)),
         conv_weight(contiguous(conv_weight_)),
         conv_bias(contiguous(conv_bias_)),
         sequences(read_sequences(cu_seqlens, q_.size(0))) {
-    const int64_t d = q.size(1);
-    check_rows(q, q, "q");
-    check_rows(k, q, "k");
-    check_rows(v, q, "v");
-    if (g) check_rows(*g, q, "g");
+    const int64_t d = v.size(1);
+    check_rows(v, v, "v");
+    if (k) check_rows(*k, v, "k");
+    if (g) check_rows(*g, v, "g");
+    STD_TORCH_CHECK(q.is_cpu() && q.scalar_type() == v.scalar_type() && q.dim() == 2 && q.size(0) == v.size(0) &&
+                        q.size(1) == (k ? d : 2 * d),
+                    "q must have the rows, dtype and device of v, and its width (twice that without k)");
     STD_TORCH_CHECK(num_heads > 0 && d % num_heads == 0 && d / num_heads % 2 == 0,
                     "num_heads must divide the width into heads of an even width");
     auto parameter = [&](const OptTensor& x, bool shape_ok, const char* what) {
-      STD_TORCH_CHECK(!x || (x->is_cpu() && x->scalar_type() == q.scalar_type() && shape_ok), what);
+      STD_TORCH_CHECK(!x || (x->is_cpu() && x->scalar_type() == v.scalar_type() && shape_ok), what);
     };
     parameter(rotary, rotary && rotary->dim() == 3 && rotary->size(1) == d / 2 && rotary->size(2) == 2,
               "rotary must be [positions, D / 2, 2], of the operands' dtype and device");
@@ -160,56 +167,58 @@ struct RelaArgs {
     p.groups = cpu::Groups::of(sequences.count());
     p.max_seqlen = sequences.max_seqlen;
     p.num_heads = num_heads;
-    p.head_dim = q.size(1) / num_heads;
+    p.head_dim = v.size(1) / num_heads;
     p.conv_width = conv_weight ? conv_weight->size(1) : 0;
     p.causal = causal;
     p.eps = static_cast<T>(eps);
     p.cu_seqlens = sequences.offsets.data();
-    p.q = rows<T>(q), p.k = rows<T>(k), p.v = rows<T>(v);
+    p.q = rows<T>(q), p.k = k ? rows<T>(*k) : second_half(p.q, v.size(1)), p.v = rows<T>(v);
     if (g) p.g = rows<T>(*g);
     p.rotary = data<T>(rotary), p.conv_weight = data<T>(conv_weight), p.conv_bias = data<T>(conv_bias);
     return p;
   }
 };
 
-Tensor gated_rela(const Tensor& q, const Tensor& k, const Tensor& v, const OptTensor& g, const Tensor& cu_seqlens,
+Tensor gated_rela(const Tensor& q, const OptTensor& k, const Tensor& v, const OptTensor& g, const Tensor& cu_seqlens,
                   const OptTensor& rotary, const OptTensor& conv_weight, const OptTensor& conv_bias, int64_t num_heads,
                   bool causal, double eps) {
   const RelaArgs args(q, k, v, g, cu_seqlens, rotary, conv_weight, conv_bias, num_heads);
-  const Tensor y = torch::stable::new_empty(q, {q.size(0), q.size(1)});
-  dispatch_float(q.scalar_type(), [&](auto zero) {
+  const Tensor y = torch::stable::new_empty(v, {v.size(0), v.size(1)});
+  dispatch_float(v.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     auto p = args.params<T>(num_heads, causal, eps);
     p.y = mutable_rows<T>(y);
-    run<T>(cpu::kernels<T>().gated_rela, p, false, q.numel());
+    run<T>(cpu::kernels<T>().gated_rela, p, false, v.numel());
   });
   return y;
 }
 
 // Absent operands get an empty gradient.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gated_rela_backward(
-    const Tensor& dy_, const Tensor& q, const Tensor& k, const Tensor& v, const OptTensor& g, const Tensor& cu_seqlens,
-    const OptTensor& rotary, const OptTensor& conv_weight, const OptTensor& conv_bias, int64_t num_heads, bool causal,
-    double eps) {
+    const Tensor& dy_, const Tensor& q, const OptTensor& k, const Tensor& v, const OptTensor& g,
+    const Tensor& cu_seqlens, const OptTensor& rotary, const OptTensor& conv_weight, const OptTensor& conv_bias,
+    int64_t num_heads, bool causal, double eps) {
   const RelaArgs args(q, k, v, g, cu_seqlens, rotary, conv_weight, conv_bias, num_heads);
   const Tensor dy = with_contiguous_rows(dy_);
-  check_rows(dy, q, "dy");
-  const int64_t t = q.size(0), d = q.size(1), width = conv_weight ? conv_weight->size(1) : 0;
-  auto empty = [&](bool present) {
-    return present ? torch::stable::new_empty(q, {t, d}) : torch::stable::new_empty(q, {0});
+  check_rows(dy, v, "dy");
+  const int64_t t = v.size(0), d = v.size(1), width = conv_weight ? conv_weight->size(1) : 0;
+  auto empty = [&](bool present, int64_t columns) {
+    return present ? torch::stable::new_empty(v, {t, columns}) : torch::stable::new_empty(v, {0});
   };
-  const Tensor dq = empty(true), dk = empty(true), dv = empty(true), dg = empty(g.has_value());
-  const Tensor dw = conv_weight ? torch::stable::new_empty(q, {d, width}) : empty(false);
-  const Tensor db = torch::stable::new_empty(q, {conv_weight ? d : 0});
-  dispatch_float(q.scalar_type(), [&](auto zero) {
+  const Tensor dq = empty(true, q.size(1)), dk = empty(k.has_value(), d), dv = empty(true, d);
+  const Tensor dg = empty(g.has_value(), d);
+  const Tensor dw = conv_weight ? torch::stable::new_empty(v, {d, width}) : empty(false, 0);
+  const Tensor db = torch::stable::new_empty(v, {conv_weight ? d : 0});
+  dispatch_float(v.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     auto p = args.params<T>(num_heads, causal, eps);
     std::vector<T> dw_partial(p.groups.count * d * width), db_partial(width ? p.groups.count * d : 0);
     p.dy = rows<T>(dy);
-    p.dq = mutable_rows<T>(dq), p.dk = mutable_rows<T>(dk), p.dv = mutable_rows<T>(dv);
+    p.dq = mutable_rows<T>(dq), p.dv = mutable_rows<T>(dv);
+    p.dk = k ? mutable_rows<T>(dk) : second_half(p.dq, d);
     if (g) p.dg = mutable_rows<T>(dg);
     p.dweight = dw_partial.data(), p.dbias = db_partial.data();
-    run<T>(cpu::kernels<T>().gated_rela, p, true, q.numel());
+    run<T>(cpu::kernels<T>().gated_rela, p, true, v.numel());
     if (width) {
       add_groups(dw_partial, d * width, dw);
       add_groups(db_partial, d, db);
@@ -294,10 +303,10 @@ std::tuple<Tensor, Tensor, Tensor> causal_conv1d_backward(const Tensor& dy_, con
 
 STABLE_TORCH_LIBRARY(recgrela, m) {
   m.def(
-      "gated_rela(Tensor q, Tensor k, Tensor v, Tensor? g, Tensor cu_seqlens, Tensor? rotary, Tensor? conv_weight, "
+      "gated_rela(Tensor q, Tensor? k, Tensor v, Tensor? g, Tensor cu_seqlens, Tensor? rotary, Tensor? conv_weight, "
       "Tensor? conv_bias, int num_heads, bool causal, float eps) -> Tensor");
   m.def(
-      "gated_rela_backward(Tensor dy, Tensor q, Tensor k, Tensor v, Tensor? g, Tensor cu_seqlens, Tensor? rotary, "
+      "gated_rela_backward(Tensor dy, Tensor q, Tensor? k, Tensor v, Tensor? g, Tensor cu_seqlens, Tensor? rotary, "
       "Tensor? conv_weight, Tensor? conv_bias, int num_heads, bool causal, float eps) -> "
       "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("causal_conv1d(Tensor x, Tensor weight, Tensor? bias, Tensor cu_seqlens, bool silu) -> Tensor");

@@ -29,8 +29,8 @@ class TrainConfig:
         epochs: Most epochs.
         max_steps: Stop after this many optimisation steps in all, even inside an epoch; no limit by default.
         batch_size: Sequences in a step.
-        max_tokens: Most items (padding slots included) in one forward and backward pass; a larger batch is done
-            in parts whose gradients add up. 16,384 on a CPU and no limit on a GPU by default.
+        max_tokens: Most items (padding slots included) in one forward and backward pass; a larger batch is
+            done in parts whose gradients add up. 16,384 on a CPU and no limit on a GPU by default.
         lr: Adam's learning rate.
         amp: Run the forward pass in bfloat16 where that is safe (autocast); the weights stay float32.
         eval_batch_size: Users ranked at a time.

@@ -150,13 +150,12 @@ class GatedRotaryLinearAttention(nn.Module):
     def forward(self, u: Tensor, sequences: Sequences) -> Tensor:
         """u: [T, D] -> [T, D]."""
         x = u if self.in_proj is None else self.in_proj(u)
-        q, k = self.qk_proj(x).chunk(2, dim=-1)
         v = x if self.v_proj is None else self.v_proj(x)
         gate = None if self.gate_proj is None else self.gate_proj(u)
         fused_gate = gate if self.gate_activation == "silu" else None
         y = gated_rela(
-            q,
-            k,
+            self.qk_proj(x),
+            None,
             v,
             fused_gate,
             sequences.cu_seqlens,

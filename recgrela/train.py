@@ -114,7 +114,7 @@ class Trainer:
         machine = self.folder.read_json(self.folder.protocol_path).get("machine", {})
         started = {key: machine.get(key) for key in ("device", "threads")}
         if started != {"device": str(self.device), "threads": torch.get_num_threads()}:
-            say(self.console, f"note: the run was started with {started}: rounding may differ")
+            say(self.console, f"note: the run began with {started}: no longer the same bit for bit")
 
     def run(self) -> Result:
         """Epochs until there is a reason to stop, then the test."""

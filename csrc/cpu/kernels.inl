@@ -5,10 +5,10 @@ namespace recgrela::cpu::RECGRELA_ISA {
 
 constexpr int64_t kChunk = 64;  // tokens: the operands of a head of width 16 fill the L1 cache
 
-#include "causal_conv1d.inl"
-#include "conv.inl"
-#include "gated_rela.inl"
 #include "vec.inl"
+#include "conv.inl"
+#include "causal_conv1d.inl"
+#include "gated_rela.inl"
 
 template <typename T>
 Kernels<T> make_kernels() {

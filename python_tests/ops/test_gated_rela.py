@@ -26,11 +26,13 @@ class Case:
         gate: bool = True,
         conv_width: int = 4,
         dtype: torch.dtype = torch.float64,
+        side_by_side: bool = False,
     ) -> None:
         def make(*shape: int) -> Tensor:
             return torch.randn(*shape, dtype=dtype).requires_grad_()
 
         rows = sum(lengths)
+        self.side_by_side = side_by_side
         self.cu_seqlens = cu_seqlens_of(lengths)
         self.inputs = {"qk": make(rows, 2 * dim), "v": make(rows, dim)}
         if gate:
@@ -44,7 +46,8 @@ class Case:
 
     def call(self, op: Any = gated_rela, inputs: dict[str, Tensor] | None = None) -> Tensor:
         x = dict(inputs or self.inputs)
-        q, k = x.pop("qk").chunk(2, dim=-1)
+        qk = x.pop("qk")
+        q, k = (qk, None) if self.side_by_side else qk.chunk(2, dim=-1)
         return op(q, k, x.pop("v"), x.pop("g", None), self.cu_seqlens, **x, **self.options)
 
     def gradients(self, op: Any = gated_rela) -> dict[str, Tensor]:
@@ -91,9 +94,29 @@ def test_float32(causal: bool, isa: str) -> None:
 
 
 @pytest.mark.parametrize("causal", [True, False])
+def test_q_and_k_side_by_side(causal: bool) -> None:
+    case = Case([70, 3], 16, 2, causal=causal)
+    apart = case.gradients()
+    case.side_by_side = True
+    together = case.gradients()
+    assert all(torch.equal(together[name], value) for name, value in apart.items())
+    dense = gated_rela(
+        case.inputs["qk"][None, :70],
+        None,
+        case.inputs["v"][None, :70],
+        case.inputs["g"][None, :70],
+        conv_weight=case.inputs["conv_weight"],
+        conv_bias=case.inputs["conv_bias"],
+        **case.options,
+    )
+    assert torch.equal(dense[0], together["y"][:70])
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("side_by_side", [True, False])
 @pytest.mark.parametrize("lengths", [[1], [5, 2, 0, 3]])
-def test_gradcheck(lengths: list[int], causal: bool) -> None:
-    case = Case(lengths, 8, 2, causal=causal)
+def test_gradcheck(lengths: list[int], side_by_side: bool, causal: bool) -> None:
+    case = Case(lengths, 8, 2, causal=causal, side_by_side=side_by_side)
 
     def f(*values: Tensor) -> Tensor:
         return case.call(inputs=dict(zip(case.inputs, values, strict=True)))
@@ -106,8 +129,8 @@ def test_gradcheck(lengths: list[int], causal: bool) -> None:
 def test_opcheck(causal: bool, full: bool) -> None:
     case = Case([3, 4], 8, 2, causal=causal, rotary=full, gate=full, conv_width=4 if full else 0)
     x = case.inputs
-    q, k = x["qk"].detach().chunk(2, dim=-1)
-    operands = (q.requires_grad_(), k.requires_grad_(), x["v"], x.get("g"), case.cu_seqlens)
+    q, k = (t.detach().requires_grad_() for t in x["qk"].chunk(2, dim=-1))
+    operands = (*((q, k) if full else (x["qk"], None)), x["v"], x.get("g"), case.cu_seqlens)
     rest = (case.options.get("rotary"), x.get("conv_weight"), x.get("conv_bias"), 2, causal, 1e-6)
     torch.library.opcheck(torch.ops.recgrela.gated_rela.default, (*operands, *rest))
     detached = [t.detach() if isinstance(t, Tensor) else t for t in (*operands, *rest)]
@@ -244,13 +267,15 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"num_heads": 3}, ValueError, "num_heads=3 must divide the width 8"),
     ({"num_heads": 8}, ValueError, "heads of an even width"),
     ({"num_heads": 0}, ValueError, "num_heads=0"),
-    ({"q": torch.randn(7)}, ValueError, r"q must be \[T, D\]"),
-    ({"q": torch.zeros(7, 8, dtype=torch.int64)}, TypeError, "q must be floating point"),
+    ({"v": torch.randn(7)}, ValueError, r"v must be \[T, D\]"),
+    ({"v": torch.zeros(7, 8, dtype=torch.int64)}, TypeError, "v must be floating point"),
+    ({"q": torch.randn(7)}, ValueError, r"q has shape \(7,\)"),
+    ({"k": None}, ValueError, r"without k, q must be \[7, 16\]"),
     ({"k": torch.randn(7, 6)}, ValueError, r"k has shape \(7, 6\)"),
-    ({"v": torch.randn(6, 8)}, ValueError, "v has shape"),
-    ({"g": torch.randn(7, 8).double()}, TypeError, "g is torch.float64, q is torch.float32"),
+    ({"v": torch.randn(6, 8)}, ValueError, r"has shape \(7, 8\), v \(6, 8\)"),
+    ({"g": torch.randn(7, 8).double()}, TypeError, "g is torch.float64, v is torch.float32"),
     ({"g": torch.randn(7, 8, device="meta")}, ValueError, "g is on meta"),
-    ({"q": torch.randn(7, 8).half()}, TypeError, "float32 or float64"),
+    ({"v": torch.randn(7, 8).half()}, TypeError, "float32 or float64"),
     ({"cu_seqlens": torch.tensor([0.0, 7.0])}, TypeError, "cu_seqlens must be int32 or int64"),
     ({"cu_seqlens": torch.tensor([[0, 7]])}, ValueError, "cu_seqlens must be"),
     ({"cu_seqlens": None}, ValueError, "need cu_seqlens"),

@@ -3,6 +3,7 @@
 Each op has a pure PyTorch twin, `*_reference`, which is its definition.
 """
 
+from recgrela.ops._library import has_kernels
 from recgrela.ops.causal_conv1d import causal_conv1d, causal_conv1d_reference
 from recgrela.ops.gated_rela import gated_rela, gated_rela_reference
 from recgrela.ops.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
@@ -13,6 +14,7 @@ __all__ = [
     "causal_conv1d_reference",
     "gated_rela",
     "gated_rela_reference",
+    "has_kernels",
     "linear_cross_entropy",
     "linear_cross_entropy_reference",
     "rotary_table",

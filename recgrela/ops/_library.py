@@ -5,19 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NoReturn
 
-import torch  # noqa: F401  (its libraries must be loaded before ours)
+import torch  # its libraries must be loaded before ours
 
 try:
     import recgrela._C as _C
 except ImportError as error:
-    where = Path(__file__).parents[1]
+    where = Path(__file__).parents[2]
     raise ImportError(
         f"recgrela's compiled library is missing or does not load ({error}). Python imports recgrela from "
         f"{where}; if that is a source tree, build it in place with `pip install -e .` there, or run from "
         "another folder to use an installed recgrela."
     ) from error
 
-__all__ = ["_C", "no_second_derivative", "skip_setup"]
+__all__ = ["_C", "has_kernels", "no_second_derivative", "skip_setup"]
+
+
+def has_kernels(device_type: str) -> bool:
+    """Whether this build has kernels for tensors on "cpu" or "cuda"."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key("recgrela::gated_rela", device_type.upper())
 
 
 def no_second_derivative(ctx: object, *grads: object) -> NoReturn:

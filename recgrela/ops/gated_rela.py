@@ -16,7 +16,7 @@ from recgrela.ops.rotary import rotate
 
 def gated_rela_reference(
     q: Tensor,
-    k: Tensor,
+    k: Tensor | None,
     v: Tensor,
     g: Tensor | None,
     cu_seqlens: Tensor,
@@ -29,6 +29,8 @@ def gated_rela_reference(
     eps: float = 1e-6,
 ) -> Tensor:
     """The definition of `gated_rela` in plain PyTorch, on packed rows, one sequence after another."""
+    if k is None:
+        q, k = q.chunk(2, dim=-1)
     outs = []
     for q_b, k_b, v_b in zip(*(x.split(cu_seqlens.diff().tolist()) for x in (q, k, v)), strict=True):
         n = len(q_b)
@@ -49,7 +51,7 @@ def gated_rela_reference(
 
 def gated_rela(
     q: Tensor,
-    k: Tensor,
+    k: Tensor | None,
     v: Tensor,
     g: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
@@ -75,7 +77,8 @@ def gated_rela(
     Args:
         q, k, v: [T, D] rows of all sequences end to end, or [B, L, D] of equal lengths with `cu_seqlens`
             None. Any row stride (two halves of one projection need no copy); one dtype and device; float32
-            or float64 on the CPU.
+            or float64 on the CPU. With `k` None, `q` is [..., 2 D]: q and k side by side, as one projection
+            makes them, so that their gradients need no copy either.
         g: the gate before its SiLU, shaped like `v`; None leaves the gate out.
         cu_seqlens: int32 or int64 [B + 1] on the same device: sequence b is rows
             cu_seqlens[b] .. cu_seqlens[b + 1]. Empty sequences are allowed.
@@ -86,20 +89,20 @@ def gated_rela(
         eps: added to the denominator.
 
     Returns:
-        y, of the shape and dtype of `q`.
+        y, of the shape and dtype of `v`.
 
     Raises:
         TypeError, ValueError: on operands that do not fit, with their names.
         RuntimeError: on a cu_seqlens that does not start at 0, decreases or does not end at T, or a
             sequence longer than the rotary table.
     """
-    if q.dim() == 3 and cu_seqlens is None:
+    if v.dim() == 3 and q.dim() == 3 and cu_seqlens is None:
         y = gated_rela(
             q.flatten(0, 1),
-            k.flatten(0, 1),
+            None if k is None else k.flatten(0, 1),
             v.flatten(0, 1),
             None if g is None else g.flatten(0, 1),
-            equal_lengths(q.shape[0], q.shape[1], q.device),
+            equal_lengths(v.shape[0], v.shape[1], v.device),
             num_heads=num_heads,
             causal=causal,
             rotary=rotary,
@@ -107,7 +110,7 @@ def gated_rela(
             conv_bias=conv_bias,
             eps=eps,
         )
-        return y.view(q.shape)
+        return y.view(v.shape)
     if cu_seqlens is None:
         raise ValueError("gated_rela: packed rows [T, D] need cu_seqlens")
     _check(q, k, v, g, cu_seqlens, num_heads, rotary, conv_weight, conv_bias)
@@ -118,7 +121,7 @@ def gated_rela(
 
 def _check(
     q: Tensor,
-    k: Tensor,
+    k: Tensor | None,
     v: Tensor,
     g: Tensor | None,
     cu_seqlens: Tensor,
@@ -128,17 +131,16 @@ def _check(
     conv_bias: Tensor | None,
 ) -> None:
     op = "gated_rela"
-    if not torch.is_autocast_enabled(q.device.type):  # which makes the dtypes one
-        check_rows(op, q=q, k=k, v=v, g=g)
-        check_like(op, "q", q, rotary=rotary, conv_weight=conv_weight, conv_bias=conv_bias)
-    check_cu_seqlens(op, cu_seqlens, q)
-    _check_shapes(q, num_heads, rotary, conv_weight, conv_bias)
-
-
-def _check_shapes(
-    q: Tensor, num_heads: int, rotary: Tensor | None, conv_weight: Tensor | None, conv_bias: Tensor | None
-) -> None:
-    op, d = "gated_rela", q.shape[1]
+    if not torch.is_autocast_enabled(v.device.type):  # which makes the dtypes one
+        check_rows(op, v=v, k=k, g=g, **({} if k is None else {"q": q}))
+        check_like(op, "v", v, q=q, rotary=rotary, conv_weight=conv_weight, conv_bias=conv_bias)
+    if k is None and q.shape != (v.shape[0], 2 * v.shape[1]):
+        raise ValueError(
+            f"{op}: without k, q must be [{v.shape[0]}, {2 * v.shape[1]}], q and k side by side; got shape "
+            f"{tuple(q.shape)}"
+        )
+    check_cu_seqlens(op, cu_seqlens, v)
+    d = v.shape[1]
     if num_heads < 1 or d % num_heads or d // num_heads % 2:
         raise ValueError(f"{op}: num_heads={num_heads} must divide the width {d} into heads of an even width")
     if rotary is not None and (rotary.dim() != 3 or rotary.shape[1:] != (d // 2, 2)):
@@ -153,15 +155,15 @@ def _check_shapes(
 
 
 @torch.library.register_fake("recgrela::gated_rela")
-def _fake(q: Tensor, *args: Any) -> Tensor:
-    return q.new_empty(q.shape)
+def _fake(q: Tensor, k: Tensor | None, v: Tensor, *args: Any) -> Tensor:
+    return v.new_empty(v.shape)
 
 
 @torch.library.register_fake("recgrela::gated_rela_backward")
 def _fake_backward(
     dy: Tensor,
     q: Tensor,
-    k: Tensor,
+    k: Tensor | None,
     v: Tensor,
     g: Tensor | None,
     cu_seqlens: Tensor,
@@ -171,7 +173,7 @@ def _fake_backward(
     *args: Any,
 ) -> tuple[Tensor, ...]:
     def like(x: Tensor | None) -> Tensor:
-        return q.new_empty(0) if x is None else q.new_empty(x.shape)
+        return v.new_empty(0) if x is None else v.new_empty(x.shape)
 
     return like(q), like(k), like(v), like(g), like(conv_weight), like(conv_bias)
 
@@ -182,24 +184,13 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    tensors = ctx.saved_tensors
+    _, k, _, g, _, _, conv_weight, _ = ctx.saved_tensors
     dq, dk, dv, dg, dw, db = torch.ops.recgrela.gated_rela_backward(
-        dy, *tensors, ctx.num_heads, ctx.causal, ctx.eps
+        dy, *ctx.saved_tensors, ctx.num_heads, ctx.causal, ctx.eps
     )
-    has_gate, has_conv = tensors[3] is not None, tensors[6] is not None
-    return (
-        dq,
-        dk,
-        dv,
-        dg if has_gate else None,
-        None,
-        None,
-        dw if has_conv else None,
-        db if has_conv else None,
-        None,
-        None,
-        None,
-    )
+    present = (k is not None, g is not None, conv_weight is not None)
+    dk, dg, dw = (grad if there else None for grad, there in zip((dk, dg, dw), present, strict=True))
+    return dq, dk, dv, dg, None, None, dw, None if dw is None else db, None, None, None
 
 
 torch.library.register_autograd("recgrela::gated_rela", _backward, setup_context=_setup)
