@@ -117,7 +117,11 @@ def test_a_run_without_a_checkpoint_cannot_go_on(
     ("command", "argv", "message"),
     [
         (evaluate.main, ["--splt=test"], "unknown option --splt; did you mean '--split'?"),
-        (evaluate.main, ["--split=tst"], "split: 'tst' is not one of both, valid, test; did you mean 'test'?"),
+        (
+            evaluate.main,
+            ["--split=tst"],
+            "split: 'tst' is not one of both, valid, test; did you mean 'test'?",
+        ),
         (evaluate.main, ["--batch_size=0"], "batch_size: 0 is below 1"),
         (recommend.main, [], "give either --user TOKEN or --items TOKEN,TOKEN,..."),
         (recommend.main, ["--user=1", "--items=1"], "give either --user"),

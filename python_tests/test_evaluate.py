@@ -11,6 +11,7 @@ import torch
 from tiny_runs import make_run
 
 from recgrela import evaluate, recommend
+from recgrela.data import EvalBatches
 from recgrela.errors import DataError, RunError
 from recgrela.saved import load_data, load_run
 
@@ -154,3 +155,13 @@ def test_unknown_users_and_items(run: Path) -> None:
         recommend.token_history(items, [str(items.titles[4])])
     with pytest.raises(DataError, match="not among"):
         recommend.token_history(items, ["[PAD]"])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_ranking_restores_the_models_mode(run: Path, training: bool) -> None:
+    saved = load_run(run, None, CPU)
+    batches = EvalBatches(load_data(saved), "valid", 50, 32)
+    saved.model.train(training)
+    first = evaluate.rank_all(saved.model, batches, CPU)
+    assert saved.model.training is training
+    assert evaluate.rank_all(saved.model, batches, CPU) == first  # without dropout
