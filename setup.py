@@ -7,6 +7,7 @@ RECGRELA_CUDA=0 builds without CUDA on purpose; TORCH_CUDA_ARCH_LIST and MAX_JOB
 import os
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import torch
@@ -23,14 +24,19 @@ def find(pattern: str) -> list[str]:
 
 
 def find_cuda_home() -> Path | None:
-    """The toolkit's folder: from CUDA_HOME, or from nvcc on PATH."""
-    candidates = [os.environ.get("CUDA_HOME")]
+    """The toolkit's folder, with nvcc and headers: CUDA_HOME, that of nvcc on PATH, or the usual place."""
+    candidates = [os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
     if nvcc := shutil.which("nvcc"):
-        candidates.append(str(Path(nvcc).resolve().parent.parent))
-    for home in filter(None, candidates):
-        if (Path(home) / "bin" / "nvcc").exists():
-            return Path(home)
+        candidates.insert(1, str(Path(nvcc).resolve().parent.parent))  # a wrapper script may stand elsewhere
+    for home in map(Path, filter(None, candidates)):
+        if (home / "bin" / "nvcc").exists() and (home / "include" / "cuda_runtime.h").exists():
+            return home
     return None
+
+
+def cuda_release(home: Path) -> str:
+    output = subprocess.run([home / "bin" / "nvcc", "--version"], capture_output=True, text=True, check=True)
+    return re.search(r"release ([\d.]+)", output.stdout)[1]
 
 
 def extension() -> cpp_extension.CppExtension:
@@ -62,8 +68,7 @@ def extension() -> cpp_extension.CppExtension:
             }
             archs = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;8.6;8.9;9.0+PTX")
             macros |= {"USE_CUDA": "1", "RECGRELA_CUDA_ARCHITECTURES": archs.replace(";", " ")}
-            release = re.search(r'"version"\s*:\s*"([\d.]+)"', (home / "version.json").read_text())
-            macros["RECGRELA_CUDA_VERSION"] = release.group(1) if release else "unknown"
+            macros["RECGRELA_CUDA_VERSION"] = cuda_release(home)
             flags["nvcc"] = ["-O3", "-std=c++17"]
     return cpp_extension.CppExtension(
         "recgrela._C",

@@ -100,7 +100,8 @@ class RotaryTable:
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
         t = self._table
         if t is None or t.shape[0] < length or t.dtype != dtype or t.device != like.device:
-            t = rotary_table(length, self.dim, self.base, dtype=dtype, device=like.device)
+            with torch.inference_mode(False):  # a table made while serving must also do for training
+                t = rotary_table(length, self.dim, self.base, dtype=dtype, device=like.device)
             self._table = t
         return t
 

@@ -19,7 +19,7 @@ EARLY_STOPPING_METRIC = "NDCG@10"
 
 
 def describe(
-    config: RunConfig, data: Interactions, batches: TrainBatches, device: torch.device
+    config: RunConfig, data: Interactions, batches: TrainBatches, device: torch.device, max_tokens: int
 ) -> dict[str, Any]:
     """The content of protocol.json, of plain values.
 
@@ -43,6 +43,7 @@ def describe(
             "samples": samples,
             "targets_per_epoch": batches.num_targets,
             "batch_size": train.batch_size,
+            "max_tokens_a_pass": max_tokens,
             "loss": "cross-entropy over every row of the item table, the padding row included",
             "optimiser": f"Adam, lr {train.lr}, betas 0.9 and 0.999, eps 1e-8; no decay, clipping, schedule",
             "precision": "bfloat16 autocast" if train.amp else "float32",

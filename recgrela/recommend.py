@@ -131,7 +131,8 @@ def command(argv: Sequence[str]) -> int:
     say(console, f"history of {len(history)} items{', its end' if len(history) > TAIL else ''}:")
     for item in history[-TAIL:]:
         say(console, f"  {_label(items, item)}")
-    table = Table(title=Text(f"next, by {run.folder.path.name}, {run.describe_checkpoint()}"))
+    say(console, f"next, by {run.folder.path.name}, {run.describe_checkpoint()}:")
+    table = Table()
     for heading in ("rank", "score", "item", "title"):
         table.add_column(heading, justify="right" if heading in ("rank", "score") else "left")
     for rank, found in enumerate(recommend(run.model, history, options.k, options.seen), 1):

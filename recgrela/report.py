@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from recgrela.errors import ConfigError
 from recgrela.files import atomic_write
@@ -24,9 +23,9 @@ def say(console: Console, text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def metrics_table(rankings: Mapping[str, Ranking], title: str) -> Table:
+def metrics_table(rankings: Mapping[str, Ranking]) -> Table:
     """A row per split and masking; splits in the order given."""
-    table = Table(title=Text(title))
+    table = Table()
     table.add_column("split")
     table.add_column("seen items")
     for name in NAMES:
@@ -48,8 +47,9 @@ def tie_notes(rankings: Mapping[str, Ranking]) -> list[str]:
 
 
 def show_rankings(console: Console, rankings: Mapping[str, Ranking], title: str) -> None:
-    """Print the table and what there is to say about ties."""
-    console.print(metrics_table(rankings, title))
+    """Print a line of title, the table, and what there is to say about ties."""
+    say(console, title)
+    console.print(metrics_table(rankings))
     for note in tie_notes(rankings):
         say(console, note)
 

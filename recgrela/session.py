@@ -95,7 +95,7 @@ def create_folder(session: Session, console: Console) -> RunFolder:
         RunError: the name is taken, or the files cannot be written; no folder is left then.
     """
     config, data = session.config, session.data
-    content = protocol.describe(config, data, session.batches, session.device)
+    content = protocol.describe(config, data, session.batches, session.device, session.max_tokens)
     stem = stem_of(config.data.path, config.preset)
     folder = RunFolder.create(Path(config.train.output), config.train.name, stem)
     try:

@@ -221,6 +221,14 @@ def test_converting_to_float64_keeps_exact_angles() -> None:
     assert torch.equal(wide, fresh.score_packed(*batch))
 
 
+def test_training_after_inference_mode() -> None:
+    model = build(SMALL, 30, 12)
+    items, cu_seqlens, longest = packed_batch([12, 3])
+    with torch.inference_mode():
+        model.score_packed(items, cu_seqlens, longest)
+    model.loss_packed(items, cu_seqlens, torch.tensor([1, 2]), longest).backward()
+
+
 def test_histories_beyond_max_len() -> None:
     batch = packed_batch([30])
     build(SMALL, 30, 20).eval().score_packed(*batch)  # rotary positions have no end
