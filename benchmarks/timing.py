@@ -35,11 +35,15 @@ def medians(variants: dict[str, Callable[[], object]], rounds: int, warm_up: int
 
 
 def peak_memory(target: Callable[..., Callable[[], object]], warm_up: tuple, args: tuple) -> int:
-    """Bytes by which `target(*args)()` raises a fresh process's memory at its highest. Linux only.
+    """Bytes by which `target(*args)()` raises a fresh process's memory at its highest; median of 3. Linux only.
 
     `target(*args)` makes the operands, which do not count; `target(*warm_up)()`, a smaller case, has brought
     the code and its threads into memory before.
     """
+    return statistics.median(_peak_of_one(target, warm_up, args) for _ in range(3))
+
+
+def _peak_of_one(target: Callable[..., Callable[[], object]], warm_up: tuple, args: tuple) -> int:
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_measure_peak, args=(sender, target, warm_up, args))
