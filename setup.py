@@ -63,7 +63,7 @@ def extension() -> cpp_extension.CppExtension:
             sources += kernels
             include_dirs.append(str(home / "include"))
             link = {
-                "library_dirs": [str(home / "lib64")],
+                "library_dirs": [str(home / "lib64"), str(home / "lib")],
                 "libraries": ["cudart_static", "dl", "rt", "pthread"],
             }
             archs = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;8.6;8.9;9.0+PTX")

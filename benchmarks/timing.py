@@ -35,7 +35,7 @@ def medians(variants: dict[str, Callable[[], object]], rounds: int, warm_up: int
 
 
 def peak_memory(target: Callable[..., Callable[[], object]], warm_up: tuple, args: tuple) -> int:
-    """Bytes by which `target(*args)()` raises a fresh process's memory at its highest; median of 3. Linux only.
+    """Bytes by which `target(*args)()` raises a fresh process's memory at its highest, median of 3; Linux.
 
     `target(*args)` makes the operands, which do not count; `target(*warm_up)()`, a smaller case, has brought
     the code and its threads into memory before.

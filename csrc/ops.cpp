@@ -33,7 +33,7 @@ auto dispatch_float(ScalarType type, F&& f) {
 
 // A matrix of rows whose last dimension is contiguous: as it is, or else a copy of it.
 Tensor with_contiguous_rows(const Tensor& x) {
-  return x.size(1) > 1 && x.stride(1) != 1 ? torch::stable::contiguous(x) : x;
+  return x.dim() == 2 && x.size(1) > 1 && x.stride(1) != 1 ? torch::stable::contiguous(x) : x;
 }
 
 void check_rows(const Tensor& x, const Tensor& like, const char* name) {
@@ -84,9 +84,8 @@ Sequences read_sequences(const Tensor& cu_seqlens, int64_t num_rows) {
   STD_TORCH_CHECK(s.offsets.front() == 0 && s.offsets.back() == num_rows, "cu_seqlens must start at 0 and end at ",
                   num_rows, ", the number of rows; it goes from ", s.offsets.front(), " to ", s.offsets.back());
   for (size_t i = 1; i < s.offsets.size(); ++i) {
-    const int64_t len = s.offsets[i] - s.offsets[i - 1];
-    STD_TORCH_CHECK(len >= 0, "cu_seqlens must not decrease; it does at index ", i);
-    s.max_seqlen = std::max(s.max_seqlen, len);
+    STD_TORCH_CHECK(s.offsets[i] >= s.offsets[i - 1], "cu_seqlens must not decrease; it does at index ", i);
+    s.max_seqlen = std::max(s.max_seqlen, s.offsets[i] - s.offsets[i - 1]);
   }
   return s;
 }
@@ -112,12 +111,10 @@ void run(const Op& op, Params& params, bool backward, int64_t num_elements) {
 // The partial sums of the weights' gradients, [groups, n], added up in a fixed order.
 template <typename T>
 void add_groups(const std::vector<T>& partial, int64_t n, const Tensor& out) {
-  T* o = static_cast<T*>(out.mutable_data_ptr());
-  for (int64_t i = 0; i < n; ++i) {
-    double total = 0;
-    for (size_t j = i; j < partial.size(); j += n) total += partial[j];
-    o[i] = static_cast<T>(total);
-  }
+  std::vector<double> total(n);
+  for (size_t row = 0; row < partial.size(); row += n)
+    for (int64_t i = 0; i < n; ++i) total[i] += partial[row + i];
+  std::copy(total.begin(), total.end(), static_cast<T*>(out.mutable_data_ptr()));
 }
 
 // ---- gated_rela
@@ -164,7 +161,7 @@ struct RelaArgs {
   template <typename T>
   cpu::GatedRelaParams<T> params(int64_t num_heads, bool causal, double eps) const {
     cpu::GatedRelaParams<T> p;
-    p.groups = cpu::Groups::of(sequences.count());
+    p.groups = cpu::Groups::of(sequences.count(), conv_weight ? conv_weight->numel() : 0);
     p.max_seqlen = sequences.max_seqlen;
     p.num_heads = num_heads;
     p.head_dim = v.size(1) / num_heads;
@@ -251,7 +248,7 @@ struct ConvArgs {
   template <typename T>
   cpu::CausalConv1dParams<T> params(bool silu) const {
     cpu::CausalConv1dParams<T> p;
-    p.groups = cpu::Groups::of(sequences.count());
+    p.groups = cpu::Groups::of(sequences.count(), weight.numel());
     p.channels = x.size(1);
     p.width = weight.size(1);
     p.silu = silu;

@@ -48,7 +48,7 @@ class TrainConfig:
     objective: Objective = "all"
     epochs: int = 300
     max_steps: int | None = None
-    batch_size: int = 32
+    batch_size: int = 8
     max_tokens: int | None = None
     lr: float = 1e-3
     amp: bool = False

@@ -65,7 +65,7 @@ class Dropout(nn.Module):
             return F.dropout(x, self.rate)
         n = x.numel()
         draws = torch.randint(-(2**63), 2**63 - 1, ((n + 3) // 4,)).view(torch.int16)[:n].view(x.shape)
-        dropped = round(self.rate * 2**16)
+        dropped = min(round(self.rate * 2**16), 2**16 - 1)
         scale = 2**16 / (2**16 - dropped)
         return x * (draws >= dropped - 2**15).to(x.dtype).mul_(scale)
 
@@ -102,7 +102,8 @@ class RotaryTable:
         if t is None or t.shape[0] < length or t.dtype != dtype or t.device != like.device:
             with torch.inference_mode(False):  # a table made while serving must also do for training
                 t = rotary_table(length, self.dim, self.base, dtype=dtype, device=like.device)
-            self._table = t
+            if type(t) is Tensor:  # not the fake one that tracing makes
+                self._table = t
         return t
 
 

@@ -22,21 +22,27 @@ namespace {
 struct Isa {
   const char* name;
   bool usable;
-  Kernels<float> f32;
-  Kernels<double> f64;
+  Kernels<float> f32{};
+  Kernels<double> f64{};
+
+  // The tables come from functions compiled for the instruction set: only a processor that has it may call them.
+  Isa(const char* name, bool usable, Kernels<float> (*make_f32)(), Kernels<double> (*make_f64)())
+      : name(name), usable(usable) {
+    if (usable) f32 = make_f32(), f64 = make_f64();
+  }
 };
 
 // widest first
-Isa table[] = {
+const Isa table[] = {
 #if defined(__x86_64__)
     {"avx512",
      __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"),
-     avx512::make_kernels<float>(), avx512::make_kernels<double>()},
-    {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), avx2::make_kernels<float>(),
-     avx2::make_kernels<double>()},
+     avx512::make_kernels<float>, avx512::make_kernels<double>},
+    {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), avx2::make_kernels<float>,
+     avx2::make_kernels<double>},
 #endif
-    {"baseline", true, baseline::make_kernels<float>(), baseline::make_kernels<double>()},
+    {"baseline", true, baseline::make_kernels<float>, baseline::make_kernels<double>},
 };
 
 const Isa* widest() {

@@ -75,15 +75,19 @@ struct RelaHead {
     dp = take((kChunk + std::max<int64_t>(p.conv_width - 1, 0)) * d);
     dz = take(d);
     for (T** b : {&St, &U, &Ut}) *b = take(d * d);
-    saved = take(chunks_of(p.max_seqlen) * (d * d + d));
+    saved = take(saved_elements(p));
   }
 
   static int64_t chunks_of(int64_t len) { return (len + kChunk - 1) / kChunk; }
 
+  static int64_t saved_elements(const GatedRelaParams<T>& p) {
+    return p.causal ? chunks_of(p.max_seqlen) * (p.head_dim * p.head_dim + p.head_dim) : 0;
+  }
+
   static int64_t scratch(const GatedRelaParams<T>& p, bool backward) {
     const int64_t d = p.head_dim, halo = std::max<int64_t>(p.conv_width - 1, 0);
     int64_t n = ConvBlock<T>::scratch(p.conv_width, d) + 5 * kChunk * d + d * d + d + kChunk;
-    if (backward) n += 2 * kChunk * d + (kChunk + halo) * d + d + 3 * d * d + chunks_of(p.max_seqlen) * (d * d + d);
+    if (backward) n += 2 * kChunk * d + (kChunk + halo) * d + d + 3 * d * d + saved_elements(p);
     return n;
   }
 

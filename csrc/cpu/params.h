@@ -2,6 +2,7 @@
 // rows cu_seqlens[b] .. cu_seqlens[b+1]. A row stride is in elements; the last dimension is contiguous.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 
@@ -14,11 +15,13 @@ struct Groups {
   int64_t seqs_per_group = 1;
   int64_t count = 0;
 
-  static Groups of(int64_t num_seqs) {
-    constexpr int64_t kMaxGroups = 1024;
+  // num_weights: elements of the gradient that each group sums up in memory of its own
+  static Groups of(int64_t num_seqs, int64_t num_weights) {
+    constexpr int64_t kMaxGroups = 1024, kMaxElements = int64_t{1} << 24;
+    const int64_t most = std::max<int64_t>(1, std::min(kMaxGroups, kMaxElements / std::max<int64_t>(1, num_weights)));
     Groups g;
     g.num_seqs = num_seqs;
-    g.seqs_per_group = num_seqs > kMaxGroups ? (num_seqs + kMaxGroups - 1) / kMaxGroups : 1;
+    g.seqs_per_group = std::max<int64_t>(1, (num_seqs + most - 1) / most);
     g.count = (num_seqs + g.seqs_per_group - 1) / g.seqs_per_group;
     return g;
   }

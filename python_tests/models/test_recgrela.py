@@ -247,7 +247,15 @@ def test_histories_beyond_max_len() -> None:
         ({"num_layers": 0}, "num_layers must be at least 1"),
         ({"conv_width": -1}, "conv_width"),
         ({"rotary_base": 1.0}, "rotary_base"),
+        ({"rotary_base": float("nan")}, "rotary_base"),
+        ({"eps": float("nan")}, "eps"),
         ({"padding": "attend"}, "bidirectional only"),
+        (
+            {"mode": "Causal"},
+            "model.mode: 'Causal' is not one of causal, bidirectional; did you mean 'causal'",
+        ),
+        ({"position": "rope"}, "model.position"),
+        ({"gate_activation": "swish"}, "model.gate_activation"),
     ],
 )
 def test_bad_config(change: dict[str, Any], message: str) -> None:
@@ -286,6 +294,38 @@ def test_bad_official_parameters() -> None:
     with pytest.raises(ConfigError, match="lack 'item_embedding"):
         from_official("RecGRELA", {}, settings)
     with pytest.raises(ConfigError, match="not the parameters of an official RecGRELA"):
-        from_official("RecGRELA", state | {"extra.weight": torch.zeros(1)}, settings)
+        from_official("RecGRELA", state | {"extra.weight": torch.zeros(1).double()}, settings)
     with pytest.raises(ConfigError, match="not the parameters of an official RecGRELA"):
-        from_official("RecGRELA", state | {"LayerNorm.weight": torch.zeros(5)}, settings)
+        from_official("RecGRELA", state | {"LayerNorm.weight": torch.zeros(5).double()}, settings)
+    with pytest.raises(ConfigError, match="not the parameters or settings"):
+        from_official("RecGRELA", state | {"item_embedding.weight": torch.zeros(5).double()}, settings)
+    with pytest.raises(ConfigError, match="not the parameters or settings"):
+        from_official("RecGRELA", state, settings | {"num_heads": "x"})
+    with pytest.raises(ConfigError, match="num_layers is 7, the parameters have 2"):
+        from_official("RecGRELA", state, settings | {"num_layers": 7})
+    with pytest.raises(ConfigError, match="one floating dtype"):
+        from_official("RecGRELA", state | {"LayerNorm.weight": torch.zeros(8)}, settings)
+
+
+def test_from_official_leaves_the_random_numbers_alone() -> None:
+    state = tensors(np.load(TINY), "param.", torch.float64)
+    before = torch.get_rng_state()
+    from_official("RecGRELA", state, {"num_heads": 2, "max_len": 6})
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_exports_and_still_runs() -> None:
+    class Scores(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = build(SMALL, 30, 12).eval()
+
+        def forward(self, items: Tensor, cu_seqlens: Tensor) -> Tensor:
+            return self.model.score_packed(items, cu_seqlens, 12)
+
+    module = Scores()
+    items, cu_seqlens, _ = packed_batch([12, 3])
+    exported = torch.export.export(module, (items, cu_seqlens))
+    scores = module(items, cu_seqlens)
+    assert type(scores) is Tensor
+    assert_close("scores", scores, exported.module()(items, cu_seqlens), 1e-6)

@@ -115,6 +115,14 @@ def test_empty_batch() -> None:
         assert dx.shape == (0, 4) and not any(grad.any() for grad in rest)
 
 
+def test_autocast_computes_in_float32() -> None:
+    x, weight, bias = (t.detach().bfloat16() for t in operands([6, 3], 8, 4))
+    cu_seqlens = cu_seqlens_of([6, 3])
+    with torch.autocast("cpu", torch.bfloat16):
+        y = causal_conv1d(x, weight.float(), bias, cu_seqlens)
+    assert torch.equal(y, causal_conv1d(x.float(), weight.float(), bias.float(), cu_seqlens))
+
+
 def test_second_derivatives_are_refused() -> None:
     inputs = operands([3], 2, 2)
     y = call(causal_conv1d, inputs, cu_seqlens_of([3]), "silu")
@@ -126,14 +134,16 @@ def test_second_derivatives_are_refused() -> None:
 @pytest.mark.parametrize(
     "change, error, message",
     [
-        ({"x": torch.randn(7)}, ValueError, r"x must be \[T, D\]"),
-        ({"x": torch.randn(7, 4).half()}, TypeError, "float32 or float64"),
+        ({"x": torch.randn(7)}, ValueError, r"with cu_seqlens x must be \[T, D\]"),
+        ({"x": torch.randn(7, 4).half()}, TypeError, "weight is torch.float32, x is torch.float16"),
         ({"weight": torch.randn(3, 4)}, ValueError, r"weight must be \[4, K\]"),
         ({"weight": torch.randn(4, 2).double()}, TypeError, "weight is torch.float64"),
         ({"bias": torch.randn(3)}, ValueError, r"bias must be \[4\]"),
         ({"bias": torch.randn(4, device="meta")}, ValueError, "bias is on meta"),
         ({"cu_seqlens": None}, ValueError, "need cu_seqlens"),
         ({"cu_seqlens": torch.tensor([0, 8])}, RuntimeError, "end at 7"),
+        ({"weight": torch.randn(4, 0)}, ValueError, "no taps"),
+        ({"cu_seqlens": torch.tensor([0, 2**63 - 1, -(2**63), 7])}, RuntimeError, "must not decrease"),
         ({"cu_seqlens": torch.tensor([0, 9, 7])}, RuntimeError, "must not decrease"),
         ({"activation": "gelu"}, ValueError, "activation must be"),
     ],

@@ -267,27 +267,29 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"num_heads": 3}, ValueError, "num_heads=3 must divide the width 8"),
     ({"num_heads": 8}, ValueError, "heads of an even width"),
     ({"num_heads": 0}, ValueError, "num_heads=0"),
-    ({"v": torch.randn(7)}, ValueError, r"v must be \[T, D\]"),
+    ({"v": torch.randn(7)}, ValueError, r"with cu_seqlens v must be \[T, D\]"),
     ({"v": torch.zeros(7, 8, dtype=torch.int64)}, TypeError, "v must be floating point"),
-    ({"q": torch.randn(7)}, ValueError, r"q has shape \(7,\)"),
-    ({"k": None}, ValueError, r"without k, q must be \[7, 16\]"),
-    ({"k": torch.randn(7, 6)}, ValueError, r"k has shape \(7, 6\)"),
-    ({"v": torch.randn(6, 8)}, ValueError, r"has shape \(7, 8\), v \(6, 8\)"),
+    ({"q": torch.randn(7)}, ValueError, r"q must be \[7, 8\], got shape \(7,\)"),
+    ({"k": None}, ValueError, r"q must be \[7, 16\]"),
+    ({"k": torch.randn(7, 6)}, ValueError, r"k must be \[7, 8\], got shape \(7, 6\)"),
+    ({"v": torch.randn(6, 8)}, ValueError, r"q must be \[6, 8\]"),
     ({"g": torch.randn(7, 8).double()}, TypeError, "g is torch.float64, v is torch.float32"),
     ({"g": torch.randn(7, 8, device="meta")}, ValueError, "g is on meta"),
-    ({"v": torch.randn(7, 8).half()}, TypeError, "float32 or float64"),
+    ({"cu_seqlens": torch.tensor([0, 7], device="meta")}, ValueError, "cu_seqlens is on meta"),
     ({"cu_seqlens": torch.tensor([0.0, 7.0])}, TypeError, "cu_seqlens must be int32 or int64"),
     ({"cu_seqlens": torch.tensor([[0, 7]])}, ValueError, "cu_seqlens must be"),
     ({"cu_seqlens": None}, ValueError, "need cu_seqlens"),
     ({"cu_seqlens": torch.tensor([0, 6])}, RuntimeError, "end at 7"),
     ({"cu_seqlens": torch.tensor([1, 7])}, RuntimeError, "start at 0"),
     ({"cu_seqlens": torch.tensor([0, 5, 4, 7])}, RuntimeError, "must not decrease; it does at index 2"),
+    ({"cu_seqlens": torch.tensor([0, 2**63 - 1, -(2**63), -1, 7])}, RuntimeError, "must not decrease"),
     ({"rotary": rotary_table(3, 8)}, RuntimeError, "table has 3 positions, the longest sequence 4"),
-    ({"rotary": rotary_table(9, 6)}, ValueError, "rotary must be"),
+    ({"rotary": rotary_table(9, 6)}, ValueError, r"rotary must be \[P, 4, 2\]"),
     ({"rotary": rotary_table(9, 8, dtype=torch.float64)}, TypeError, "rotary is torch.float64"),
     ({"conv_bias": None}, ValueError, "go together"),
-    ({"conv_weight": torch.randn(4, 8)}, ValueError, "conv_weight must be"),
-    ({"conv_bias": torch.randn(4)}, ValueError, "conv_bias must be"),
+    ({"conv_weight": torch.randn(4, 8)}, ValueError, r"conv_weight must be \[8, K\]"),
+    ({"conv_weight": torch.randn(8, 0)}, ValueError, "no taps"),
+    ({"conv_bias": torch.randn(4)}, ValueError, r"conv_bias must be \[8\]"),
 ]
 
 
@@ -304,3 +306,31 @@ def test_bad_input(change: dict[str, Any], error: type[Exception], message: str)
     }
     with pytest.raises(error, match=message):
         gated_rela(**(args | change))
+    if error is not TypeError and "device" not in message:  # autocast makes dtypes one, and nothing else
+        with torch.autocast("cpu", torch.bfloat16), pytest.raises(error, match=message):
+            gated_rela(**(args | change))
+
+
+def test_half_precision_is_refused_on_the_cpu() -> None:
+    x = torch.randn(7, 8).half()
+    with pytest.raises(TypeError, match="float32 or float64"):
+        gated_rela(x, x, x, None, torch.tensor([0, 7]), num_heads=2, causal=True)
+
+
+def test_dense_operands_must_agree_in_batch_and_length() -> None:
+    v, swapped = torch.randn(2, 7, 8), torch.randn(7, 2, 8)
+    for operands in ((swapped, v, v, None), (v, swapped, v, None), (v, v, v, swapped), (v, v[0], v, None)):
+        with pytest.raises(ValueError, match=r"must be \[2, 7, 8\]"):
+            gated_rela(*operands, num_heads=2, causal=True)
+
+
+def test_the_bare_op_refuses_a_meta_operand() -> None:
+    x, cu_seqlens = torch.randn(7, 8), torch.tensor([0, 7], device="meta")
+    with pytest.raises(ValueError, match="several devices"):
+        torch.ops.recgrela.gated_rela(x, x, x, None, cu_seqlens, None, None, None, 2, True, 1e-6)
+
+
+def test_meta_operands_give_the_shape() -> None:
+    x = torch.randn(7, 8, device="meta")
+    y = gated_rela(x, x, x, x, torch.tensor([0, 7], device="meta"), num_heads=2, causal=True)
+    assert y.device.type == "meta" and y.shape == (7, 8)

@@ -58,13 +58,62 @@ def test_autocast_scores_in_bfloat16_and_sums_in_float32() -> None:
         assert_close("gradient", a, b, 2e-2)
 
 
+def test_float64_stays_float64_under_autocast() -> None:
+    hidden, weight, target = operands(30, 9)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = linear_cross_entropy(hidden, weight, target)
+    assert_close("loss", linear_cross_entropy_reference(hidden, weight, target), loss, 1e-13)
+
+
+def test_only_the_gradients_asked_for() -> None:
+    hidden, weight, target = operands(20, 9)
+    both = torch.autograd.grad(linear_cross_entropy(hidden, weight, target), [hidden, weight])
+    (alone,) = torch.autograd.grad(linear_cross_entropy(hidden, weight.detach(), target), [hidden])
+    assert torch.equal(alone, both[0])
+    (alone,) = torch.autograd.grad(linear_cross_entropy(hidden.detach(), weight, target), [weight])
+    assert torch.equal(alone, both[1])
+    with torch.no_grad():
+        assert not linear_cross_entropy(hidden, weight, target).requires_grad
+
+
+def test_second_derivatives_are_refused() -> None:
+    hidden, weight, target = operands(4, 9)
+    loss = linear_cross_entropy(hidden, weight, target)
+    with pytest.raises(NotImplementedError, match="second derivatives"):
+        torch.autograd.grad(loss, hidden, create_graph=True)
+
+
+def test_compiles_without_a_graph_break() -> None:
+    hidden, weight, target = operands(40, 9)
+
+    def f(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return linear_cross_entropy(hidden, weight, target, max_logits=90)
+
+    compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
+    for a, b in zip(
+        torch.autograd.grad(f(hidden, weight), [hidden, weight]),
+        torch.autograd.grad(compiled(hidden, weight), [hidden, weight]),
+        strict=True,
+    ):
+        assert_close("gradient", a, b, 1e-12)
+
+
 def test_bad_input() -> None:
     hidden, weight, target = operands(5, 7)
-    with pytest.raises(ValueError, match="weight"):
-        linear_cross_entropy(hidden, weight[:, :3], target)
-    with pytest.raises(ValueError, match="target must be"):
-        linear_cross_entropy(hidden, weight, target[:4])
-    with pytest.raises(ValueError, match="not empty"):
-        linear_cross_entropy(hidden[:0], weight, target[:0])
-    with pytest.raises(RuntimeError, match="out of bounds"):
-        linear_cross_entropy(hidden, weight, target + 7)
+    for args, message in [
+        ((hidden, weight[:, :3], target), r"weight must be \[n_items, 8\]"),
+        ((hidden, weight, target[:4]), r"target must be \[5\]"),
+        ((hidden[:0], weight, target[:0]), "none of them empty"),
+        ((hidden, weight[:0], target), "none of them empty"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            linear_cross_entropy(*args)
+    with pytest.raises(ValueError, match="max_logits"):
+        linear_cross_entropy(hidden, weight, target, max_logits=0)
+    with pytest.raises(TypeError, match=r"weight is torch\.float32"):
+        linear_cross_entropy(hidden, weight.float(), target)
+    with pytest.raises(TypeError, match="int64"):
+        linear_cross_entropy(hidden, weight, target.int())
+    for bad in (target + 7, target - 100):
+        with pytest.raises(RuntimeError, match="out of bounds"):
+            linear_cross_entropy(hidden, weight, bad)

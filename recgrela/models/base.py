@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +11,21 @@ from torch import Tensor, nn
 
 from recgrela.errors import ConfigError
 from recgrela.ops import linear_cross_entropy
+from recgrela.suggest import near_miss
 
 Objective = Literal["last", "all"]
+
+
+def check_choices(config: Any) -> None:
+    """Every field of a configuration that is a Literal holds one of its values. Raises ConfigError."""
+    for name, kind in get_type_hints(type(config)).items():
+        if get_origin(kind) is Literal:
+            value, allowed = getattr(config, name), get_args(kind)
+            if value not in allowed:
+                hint = near_miss(str(value), map(str, allowed))
+                raise ConfigError(
+                    f"model.{name}: {value!r} is not one of {', '.join(map(str, allowed))}{hint}"
+                )
 
 
 class SequenceModel(nn.Module, ABC):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recgrela.errors import ConfigError
-from recgrela.models.base import SequenceModel
+from recgrela.models.base import SequenceModel, check_choices
 from recgrela.nn import MLP, Activation, Dropout, DropPath, GatedRotaryLinearAttention, Sequences
 
 
@@ -65,6 +65,7 @@ class RecGRELAConfig:
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
+        check_choices(self)
         for field in ("hidden_size", "num_heads", "num_layers", "mlp_ratio"):
             if getattr(self, field) < 1:
                 raise ConfigError(f"model.{field} must be at least 1, got {getattr(self, field)}")
@@ -78,8 +79,10 @@ class RecGRELAConfig:
             )
         if self.conv_width < 0:
             raise ConfigError(f"model.conv_width must be at least 0, got {self.conv_width}")
-        if self.eps < 0 or self.rotary_base <= 1:
-            raise ConfigError("model.eps must not be negative and model.rotary_base must be above 1")
+        if not 0 <= self.eps < math.inf:
+            raise ConfigError(f"model.eps must not be negative, got {self.eps}")
+        if not 1 < self.rotary_base < math.inf:
+            raise ConfigError(f"model.rotary_base must be above 1, got {self.rotary_base}")
         if self.mode == "causal" and self.padding == "attend":
             raise ConfigError(
                 "model.padding=attend goes with model.mode=bidirectional only: what follows a "
@@ -178,9 +181,10 @@ class RecGRELA(SequenceModel):
     def from_official(cls, state_dict: dict[str, Tensor], config: dict[str, Any]) -> RecGRELA:
         # The rotation table is a buffer of theirs; ours is computed.
         state = {name: x for name, x in state_dict.items() if not name.endswith("rope.rotations")}
+        blocks = {int(m[1]) for name in state if (m := re.match(r"GRELA_block\.(\d+)\.", name))}
         try:
             n_items, hidden_size = state["item_embedding.weight"].shape
-            blocks = {int(m[1]) for name in state if (m := re.match(r"GRELA_block\.(\d+)\.", name))}
+            max_len = int(config["max_len"] if "max_len" in config else config["MAX_ITEM_LIST_LENGTH"])
             own = RecGRELAConfig(
                 hidden_size=hidden_size,
                 num_heads=int(config["num_heads"]),
@@ -191,16 +195,23 @@ class RecGRELA(SequenceModel):
                 dropout=float(config.get("dropout_prob", RecGRELAConfig.dropout)),
                 drop_path=float(config.get("drop_path", RecGRELAConfig.drop_path)),
             )
-            max_len = int(config["max_len"] if "max_len" in config else config["MAX_ITEM_LIST_LENGTH"])
         except KeyError as error:
             raise ConfigError(f"the official RecGRELA parameters or settings lack {error}") from None
-        dtype = state["item_embedding.weight"].dtype
-        model = cls(own, n_items, max_len).to(dtype)
-        renamed = {own_name(name): x for name, x in state.items()}
+        except (ValueError, TypeError, IndexError) as error:
+            raise ConfigError(f"not the parameters or settings of an official RecGRELA: {error}") from None
+        found = {"n_items": n_items, "hidden_size": hidden_size, "num_layers": len(blocks)}
+        for name, value in found.items():
+            if config.get(name, value) != value:
+                raise ConfigError(f"the setting {name} is {config[name]}, the parameters have {value}")
+        dtypes = {x.dtype for x in state.values()}
+        if len(dtypes) != 1 or not (dtype := dtypes.pop()).is_floating_point:
+            raise ConfigError("the official parameters must all be of one floating dtype")
+        with torch.random.fork_rng(devices=[]):  # its fresh weights are overwritten
+            model = cls(own, n_items, max_len).to(dtype)
         try:
-            model.load_state_dict(renamed)
+            model.load_state_dict({own_name(name): x for name, x in state.items()})
         except RuntimeError as error:
-            raise ConfigError(f"these are not the parameters of an official RecGRELA: {error}") from None
+            raise ConfigError(f"not the parameters of an official RecGRELA: {error}") from None
         return model.eval()
 
 

@@ -21,16 +21,20 @@ __all__ = ["_C", "has_kernels", "no_second_derivative", "skip_setup"]
 
 
 def has_kernels(device_type: str) -> bool:
-    """Whether this build has kernels for tensors on "cpu" or "cuda"."""
-    return torch._C._dispatch_has_kernel_for_dispatch_key("recgrela::gated_rela", device_type.upper())
+    """Whether this build has kernels for tensors on such a device, "cpu" or "cuda"."""
+    key = torch.device(device_type).type.upper()
+    return torch._C._dispatch_has_kernel_for_dispatch_key("recgrela::gated_rela", key)
+
+
+NO_SECOND_DERIVATIVE = (
+    "second derivatives are not implemented by recgrela's ops; use the op's *_reference function, which is "
+    "plain PyTorch"
+)
 
 
 def no_second_derivative(ctx: object, *grads: object) -> NoReturn:
     """The autograd formula of a backward op: double backward is an error that says what to do instead."""
-    raise NotImplementedError(
-        "second derivatives are not implemented by recgrela's kernels; use the op's *_reference function, "
-        "which is plain PyTorch"
-    )
+    raise NotImplementedError(NO_SECOND_DERIVATIVE)
 
 
 def skip_setup(ctx: object, inputs: object, output: object) -> None:

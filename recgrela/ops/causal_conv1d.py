@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recgrela.ops._library import no_second_derivative, skip_setup
-from recgrela.ops.checks import check_cu_seqlens, check_like, check_rows, equal_lengths
+from recgrela.ops.checks import check_cu_seqlens, check_devices, check_operands, sequences_of, to_rows
 
 Activation = Literal["silu"] | None
 
@@ -54,30 +54,20 @@ def causal_conv1d(
     """
     if activation not in ("silu", None):
         raise ValueError(f"causal_conv1d: activation must be 'silu' or None, got {activation!r}")
-    if x.dim() == 3 and cu_seqlens is None:
-        flat = causal_conv1d(
-            x.flatten(0, 1), weight, bias, equal_lengths(x.shape[0], x.shape[1], x.device), activation
-        )
-        return flat.view(x.shape)
-    if cu_seqlens is None:
-        raise ValueError("causal_conv1d: packed rows [T, C] need cu_seqlens")
-    _check(x, weight, bias, cu_seqlens)
-    return torch.ops.recgrela.causal_conv1d(x, weight, bias, cu_seqlens, activation == "silu")
-
-
-def _check(x: Tensor, weight: Tensor, bias: Tensor | None, cu_seqlens: Tensor) -> None:
-    op = "causal_conv1d"
-    check_rows(op, x=x)
-    check_like(op, "x", x, weight=weight, bias=bias)
-    if weight.dim() != 2 or weight.shape[0] != x.shape[1] or weight.shape[1] < 1:
-        raise ValueError(f"{op}: weight must be [{x.shape[1]}, K], got shape {tuple(weight.shape)}")
-    if bias is not None and bias.shape != (x.shape[1],):
-        raise ValueError(f"{op}: bias must be [{x.shape[1]}], got shape {tuple(bias.shape)}")
+    op, shape = "causal_conv1d", x.shape
+    cu_seqlens = sequences_of(op, "x", x, cu_seqlens)
+    channels = shape[-1]
+    check_operands(op, "x", x, weight=(weight, (channels, "K")), bias=(bias, (channels,)))
     check_cu_seqlens(op, cu_seqlens, x)
+    if weight.shape[1] < 1:
+        raise ValueError(f"{op}: weight has no taps, shape {tuple(weight.shape)}")
+    y = torch.ops.recgrela.causal_conv1d(to_rows(x), weight, bias, cu_seqlens, activation == "silu")
+    return y.view(shape)
 
 
 @torch.library.register_fake("recgrela::causal_conv1d")
 def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, cu_seqlens: Tensor, silu: bool) -> Tensor:
+    check_devices("causal_conv1d", x, weight, bias, cu_seqlens)
     return x.new_empty(x.shape)
 
 
@@ -85,6 +75,7 @@ def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, cu_seqlens: Tensor, si
 def _fake_backward(
     dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, cu_seqlens: Tensor, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
+    check_devices("causal_conv1d_backward", dy, x, weight, bias, cu_seqlens)
     return (
         x.new_empty(x.shape),
         weight.new_empty(weight.shape),

@@ -2,42 +2,60 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 
-def check_rows(op: str, **operands: Tensor | None) -> None:
-    """All given operands must be floating-point matrices of one shape, dtype and device.
+def autocast_enabled(device_type: str) -> bool:
+    """Whether operands on such a device are cast by autocast."""
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
-    The first one sets the standard. Raises TypeError or ValueError naming the operand.
+
+def check_operands(
+    op: str,
+    first_name: str,
+    first: Tensor,
+    any_float: bool = False,
+    **others: tuple[Tensor | None, tuple[Any, ...]],
+) -> None:
+    """`first` and the others must have their shapes, one floating dtype and one device.
+
+    Under autocast, which makes the dtypes one, any floating dtypes do.
+
+    Args:
+        op: the op's name, for the messages.
+        first_name, first: the operand that sets dtype and device.
+        any_float: the op runs in any floating dtype, not only in those of the CPU kernels.
+        others: name = (tensor or None, expected shape); an entry that is a string, such as "K", stands for
+            any size.
+
+    Raises:
+        ValueError: on a shape or device; TypeError: on a dtype. The operand is named.
     """
-    items = [(name, x) for name, x in operands.items() if x is not None]
-    first_name, first = items[0]
-    if first.dim() != 2:
-        raise ValueError(f"{op}: {first_name} must be [T, D], got shape {tuple(first.shape)}")
-    if not first.is_floating_point():
-        raise TypeError(f"{op}: {first_name} must be floating point, got {first.dtype}")
-    if first.device.type == "cpu" and first.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"{op}: on the CPU operands must be float32 or float64, got {first.dtype}")
-    for name, x in items[1:]:
-        if x.shape != first.shape:
-            raise ValueError(
-                f"{op}: {name} has shape {tuple(x.shape)}, {first_name} {tuple(first.shape)}; they must agree"
-            )
-        check_like(op, first_name, first, **{name: x})
-
-
-def check_like(op: str, first_name: str, first: Tensor, **operands: Tensor | None) -> None:
-    """The given operands must have the dtype and device of `first`. Raises TypeError or ValueError."""
-    for name, x in operands.items():
+    cast = autocast_enabled(first.device.type)
+    checked = {first_name: (first, tuple(first.shape)), **others}
+    for name, (x, shape) in checked.items():
         if x is None:
             continue
-        if x.dtype != first.dtype:
-            raise TypeError(f"{op}: {name} is {x.dtype}, {first_name} is {first.dtype}; they must agree")
+        fits = x.dim() == len(shape) and all(
+            isinstance(size, str) or size == got for size, got in zip(shape, x.shape, strict=True)
+        )
+        if not fits:
+            expected = ", ".join(map(str, shape))
+            raise ValueError(f"{op}: {name} must be [{expected}], got shape {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise TypeError(f"{op}: {name} must be floating point, got {x.dtype}")
         if x.device != first.device:
             raise ValueError(
                 f"{op}: {name} is on {x.device}, {first_name} on {first.device}; they must agree"
             )
+        if x.dtype != first.dtype and not cast:
+            raise TypeError(f"{op}: {name} is {x.dtype}, {first_name} is {first.dtype}; they must agree")
+    kernels_take = any_float or cast or first.dtype in (torch.float32, torch.float64)
+    if first.device.type == "cpu" and not kernels_take:
+        raise TypeError(f"{op}: on the CPU operands must be float32 or float64, got {first.dtype}")
 
 
 def check_cu_seqlens(op: str, cu_seqlens: Tensor, like: Tensor) -> None:
@@ -50,6 +68,30 @@ def check_cu_seqlens(op: str, cu_seqlens: Tensor, like: Tensor) -> None:
         raise ValueError(f"{op}: cu_seqlens is on {cu_seqlens.device}, the operands on {like.device}")
 
 
-def equal_lengths(batch: int, length: int, device: torch.device) -> Tensor:
-    """cu_seqlens [B + 1] of a dense [B, L] batch."""
-    return torch.arange(batch + 1, device=device, dtype=torch.int64) * length
+def check_devices(op: str, *operands: Tensor | None) -> None:
+    """All operands must be on one device. For the shape functions, which a single meta operand would call."""
+    devices = {x.device for x in operands if x is not None}
+    if len(devices) > 1:
+        raise ValueError(f"{op}: operands on several devices: {', '.join(sorted(map(str, devices)))}")
+
+
+def sequences_of(op: str, name: str, x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    """cu_seqlens of an operand: as given for rows [T, D], made for a dense [B, L, D].
+
+    Raises:
+        ValueError: another number of dimensions, or rows without cu_seqlens.
+    """
+    if cu_seqlens is None:
+        if x.dim() == 2:
+            raise ValueError(f"{op}: packed rows {name} [T, D] need cu_seqlens")
+        if x.dim() != 3:
+            raise ValueError(f"{op}: {name} must be [T, D] or [B, L, D], got shape {tuple(x.shape)}")
+        return torch.arange(x.shape[0] + 1, device=x.device, dtype=torch.int64) * x.shape[1]
+    if x.dim() != 2:
+        raise ValueError(f"{op}: with cu_seqlens {name} must be [T, D], got shape {tuple(x.shape)}")
+    return cu_seqlens
+
+
+def to_rows(x: Tensor) -> Tensor:
+    """[B, L, D] -> [B L, D], a view where the strides allow; rows stay as they are."""
+    return x.flatten(0, 1) if x.dim() == 3 else x

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from recgrela.ops._library import no_second_derivative, skip_setup
 from recgrela.ops.causal_conv1d import causal_conv1d_reference
-from recgrela.ops.checks import check_cu_seqlens, check_like, check_rows, equal_lengths
+from recgrela.ops.checks import check_cu_seqlens, check_devices, check_operands, sequences_of, to_rows
 from recgrela.ops.rotary import rotate
 
 
@@ -28,7 +28,10 @@ def gated_rela_reference(
     conv_bias: Tensor | None = None,
     eps: float = 1e-6,
 ) -> Tensor:
-    """The definition of `gated_rela` in plain PyTorch, on packed rows, one sequence after another."""
+    """The definition of `gated_rela` in plain PyTorch, on packed rows, one sequence after another.
+
+    elu(x) + 1 loses all digits in float32 below about -17, where the kernels keep exp(x): compare in float64.
+    """
     if k is None:
         q, k = q.chunk(2, dim=-1)
     outs = []
@@ -76,15 +79,17 @@ def gated_rela(
 
     Args:
         q, k, v: [T, D] rows of all sequences end to end, or [B, L, D] of equal lengths with `cu_seqlens`
-            None. Any row stride (two halves of one projection need no copy); one dtype and device; float32
-            or float64 on the CPU. With `k` None, `q` is [..., 2 D]: q and k side by side, as one projection
+            None. Any row stride (two halves of one projection need no copy; a last dimension that is not
+            contiguous is copied); one dtype and device; float32 or float64 on the CPU, where autocast
+            computes in float32. With `k` None, `q` is [..., 2 D]: q and k side by side, as one projection
             makes them, so that their gradients need no copy either.
         g: the gate before its SiLU, shaped like `v`; None leaves the gate out.
         cu_seqlens: int32 or int64 [B + 1] on the same device: sequence b is rows
             cu_seqlens[b] .. cu_seqlens[b + 1]. Empty sequences are allowed.
         num_heads: divides D into heads of an even width.
         causal: prefix sums (row i sees rows <= i) or the whole sequence.
-        rotary: [P, D / 2, 2] from `rotary_table`, P at least the longest sequence; None: no rotation.
+        rotary: [P, D / 2, 2] from `rotary_table`, P at least the longest sequence; None: no rotation. It gets
+            no gradient.
         conv_weight, conv_bias: [D, K] and [D] of the local shortcut; None leaves it out.
         eps: added to the denominator.
 
@@ -95,67 +100,48 @@ def gated_rela(
         TypeError, ValueError: on operands that do not fit, with their names.
         RuntimeError: on a cu_seqlens that does not start at 0, decreases or does not end at T, or a
             sequence longer than the rotary table.
+        NotImplementedError: from a second derivative; use `gated_rela_reference`.
     """
-    if v.dim() == 3 and q.dim() == 3 and cu_seqlens is None:
-        y = gated_rela(
-            q.flatten(0, 1),
-            None if k is None else k.flatten(0, 1),
-            v.flatten(0, 1),
-            None if g is None else g.flatten(0, 1),
-            equal_lengths(v.shape[0], v.shape[1], v.device),
-            num_heads=num_heads,
-            causal=causal,
-            rotary=rotary,
-            conv_weight=conv_weight,
-            conv_bias=conv_bias,
-            eps=eps,
-        )
-        return y.view(v.shape)
-    if cu_seqlens is None:
-        raise ValueError("gated_rela: packed rows [T, D] need cu_seqlens")
-    _check(q, k, v, g, cu_seqlens, num_heads, rotary, conv_weight, conv_bias)
-    return torch.ops.recgrela.gated_rela(
-        q, k, v, g, cu_seqlens, rotary, conv_weight, conv_bias, num_heads, causal, float(eps)
-    )
-
-
-def _check(
-    q: Tensor,
-    k: Tensor | None,
-    v: Tensor,
-    g: Tensor | None,
-    cu_seqlens: Tensor,
-    num_heads: int,
-    rotary: Tensor | None,
-    conv_weight: Tensor | None,
-    conv_bias: Tensor | None,
-) -> None:
-    op = "gated_rela"
-    if not torch.is_autocast_enabled(v.device.type):  # which makes the dtypes one
-        check_rows(op, v=v, k=k, g=g, **({} if k is None else {"q": q}))
-        check_like(op, "v", v, q=q, rotary=rotary, conv_weight=conv_weight, conv_bias=conv_bias)
-    if k is None and q.shape != (v.shape[0], 2 * v.shape[1]):
-        raise ValueError(
-            f"{op}: without k, q must be [{v.shape[0]}, {2 * v.shape[1]}], q and k side by side; got shape "
-            f"{tuple(q.shape)}"
-        )
-    check_cu_seqlens(op, cu_seqlens, v)
-    d = v.shape[1]
+    op, shape = "gated_rela", v.shape
+    cu_seqlens = sequences_of(op, "v", v, cu_seqlens)
+    *rows, d = shape
     if num_heads < 1 or d % num_heads or d // num_heads % 2:
         raise ValueError(f"{op}: num_heads={num_heads} must divide the width {d} into heads of an even width")
-    if rotary is not None and (rotary.dim() != 3 or rotary.shape[1:] != (d // 2, 2)):
-        raise ValueError(f"{op}: rotary must be [P, {d // 2}, 2], got shape {tuple(rotary.shape)}")
     if (conv_weight is None) != (conv_bias is None):
         raise ValueError(f"{op}: conv_weight and conv_bias go together")
-    if conv_weight is not None and conv_bias is not None:
-        if conv_weight.dim() != 2 or conv_weight.shape[0] != d or conv_weight.shape[1] < 1:
-            raise ValueError(f"{op}: conv_weight must be [{d}, K], got shape {tuple(conv_weight.shape)}")
-        if conv_bias.shape != (d,):
-            raise ValueError(f"{op}: conv_bias must be [{d}], got shape {tuple(conv_bias.shape)}")
+    check_operands(
+        op,
+        "v",
+        v,
+        q=(q, (*rows, 2 * d if k is None else d)),  # with k None, q and k side by side
+        k=(k, (*rows, d)),
+        g=(g, (*rows, d)),
+        rotary=(rotary, ("P", d // 2, 2)),
+        conv_weight=(conv_weight, (d, "K")),
+        conv_bias=(conv_bias, (d,)),
+    )
+    check_cu_seqlens(op, cu_seqlens, v)
+    if conv_weight is not None and conv_weight.shape[1] < 1:
+        raise ValueError(f"{op}: conv_weight has no taps, shape {tuple(conv_weight.shape)}")
+    y = torch.ops.recgrela.gated_rela(
+        to_rows(q),
+        None if k is None else to_rows(k),
+        to_rows(v),
+        None if g is None else to_rows(g),
+        cu_seqlens,
+        rotary,
+        conv_weight,
+        conv_bias,
+        num_heads,
+        causal,
+        float(eps),
+    )
+    return y.view(shape)
 
 
 @torch.library.register_fake("recgrela::gated_rela")
 def _fake(q: Tensor, k: Tensor | None, v: Tensor, *args: Any) -> Tensor:
+    check_devices("gated_rela", q, k, v, *(x for x in args if isinstance(x, Tensor)))
     return v.new_empty(v.shape)
 
 
@@ -172,6 +158,8 @@ def _fake_backward(
     conv_bias: Tensor | None,
     *args: Any,
 ) -> tuple[Tensor, ...]:
+    check_devices("gated_rela_backward", dy, q, k, v, g, cu_seqlens, rotary, conv_weight, conv_bias)
+
     def like(x: Tensor | None) -> Tensor:
         return v.new_empty(0) if x is None else v.new_empty(x.shape)
 

@@ -8,26 +8,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from recgrela.ops._library import NO_SECOND_DERIVATIVE
+from recgrela.ops.checks import autocast_enabled, check_operands
+
 # Scores held at a time. Eight MiB in float32: they stay in a CPU's last-level cache between the products.
 MAX_LOGITS = 1 << 21
+NO_INDEX = -(1 << 62)  # for torch's cross-entropy, which insists on an index to ignore
 
 
 def linear_cross_entropy_reference(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
     """The definition of `linear_cross_entropy` in plain PyTorch."""
-    return F.cross_entropy(hidden @ weight.T, target)
+    return F.cross_entropy(hidden @ weight.T, target, ignore_index=NO_INDEX)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     """The gradients are made in the forward, chunk by chunk, while the scores are at hand."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor, max_logits: int) -> Tensor:
-        need_grad = any(ctx.needs_input_grad)
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor, max_logits: int, with_grad: bool
+    ) -> Tensor:
+        need_hidden, need_weight = (with_grad and need for need in ctx.needs_input_grad[:2])
         rows = min(max(1, max_logits // weight.shape[0]), hidden.shape[0])
         wide = torch.promote_types(hidden.dtype, torch.float32)
         loss = hidden.new_zeros((), dtype=wide)
-        d_hidden = torch.empty_like(hidden) if need_grad else None
-        d_weight = torch.zeros_like(weight, dtype=wide) if need_grad else None
+        d_hidden = torch.empty_like(hidden) if need_hidden else None
+        d_weight = torch.zeros_like(weight, dtype=wide) if need_weight else None
         # One buffer for all chunks, and every step in place: fresh memory costs more than the arithmetic.
         products = hidden.new_empty(rows, weight.shape[0])
         widen = wide != hidden.dtype
@@ -42,24 +48,26 @@ class _LinearCrossEntropy(torch.autograd.Function):
             loss -= x.gather(1, t).sum()
             norm = x.exp_().sum(1, keepdim=True)
             loss += norm.log().sum()
-            if d_hidden is not None and d_weight is not None:
+            if need_hidden or need_weight:
                 x /= norm
                 x.scatter_add_(1, t, torch.full_like(norm, -1.0))
                 if widen:
                     product.copy_(x)
+            if d_hidden is not None:
                 torch.mm(product, weight, out=d_hidden[start : start + rows])
+            if d_weight is not None:
                 d_weight += product.T @ h
-        if d_hidden is not None:
-            ctx.save_for_backward(d_hidden, d_weight)
-        ctx.num_rows = hidden.shape[0]
+        ctx.save_for_backward(d_hidden, d_weight)
+        ctx.num_rows, ctx.dtype = hidden.shape[0], hidden.dtype
         return loss / hidden.shape[0]
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
-        d_hidden, d_weight = ctx.saved_tensors
+        if torch.is_grad_enabled():  # with create_graph: the saved gradients would count as constants
+            raise NotImplementedError(NO_SECOND_DERIVATIVE)
         scale = d_loss / ctx.num_rows
-        return (d_hidden * scale).to(d_hidden.dtype), (d_weight * scale).to(d_hidden.dtype), None, None
+        grads = (None if grad is None else (grad * scale).to(ctx.dtype) for grad in ctx.saved_tensors)
+        return (*grads, None, None, None)
 
 
 def linear_cross_entropy(
@@ -77,21 +85,27 @@ def linear_cross_entropy(
         A scalar; float32 for half-precision operands.
 
     Raises:
-        ValueError: on shapes that do not fit or no rows.
-        RuntimeError: on a target out of range.
+        ValueError: on shapes that do not fit, no rows or no items; TypeError: on dtypes.
+        RuntimeError: on a target out of range; there is no index to ignore.
+        NotImplementedError: from a second derivative; use `linear_cross_entropy_reference`.
     """
-    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
+    op = "linear_cross_entropy"
+    if hidden.dim() != 2 or 0 in hidden.shape or weight.dim() != 2 or not len(weight):
         raise ValueError(
-            "linear_cross_entropy: hidden must be [T, D] and weight [n_items, D], got "
+            f"{op}: hidden must be [T, D] and weight [n_items, D], none of them empty, got "
             f"{tuple(hidden.shape)} and {tuple(weight.shape)}"
         )
-    if target.shape != hidden.shape[:1] or not len(target):
-        raise ValueError(
-            f"linear_cross_entropy: target must be [{hidden.shape[0]}] and not empty, got "
-            f"{tuple(target.shape)}"
-        )
-    if torch.is_autocast_enabled(hidden.device.type):
-        dtype = torch.get_autocast_dtype(hidden.device.type)
-        with torch.autocast(hidden.device.type, enabled=False):
-            return _LinearCrossEntropy.apply(hidden.to(dtype), weight.to(dtype), target, max_logits)
-    return _LinearCrossEntropy.apply(hidden, weight, target, max_logits)
+    if max_logits < 1:
+        raise ValueError(f"{op}: max_logits must be at least 1, got {max_logits}")
+    check_operands(op, "hidden", hidden, any_float=True, weight=(weight, ("n_items", hidden.shape[1])))
+    if target.dtype != torch.int64:
+        raise TypeError(f"{op}: target must be int64, got {target.dtype}")
+    if target.shape != hidden.shape[:1]:
+        raise ValueError(f"{op}: target must be [{len(hidden)}], got shape {tuple(target.shape)}")
+    args = (target, max_logits, torch.is_grad_enabled())
+    device_type = hidden.device.type
+    if autocast_enabled(device_type) and hidden.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device_type)
+        with torch.autocast(device_type, enabled=False):
+            return _LinearCrossEntropy.apply(hidden.to(dtype), weight.to(dtype), *args)
+    return _LinearCrossEntropy.apply(hidden, weight, *args)
