@@ -40,3 +40,10 @@ def test_every_source_has_a_line() -> None:
     ]
     assert sources
     assert not [p for p in sources if p not in entries and Path(p).name != "__init__.py"]
+
+
+def test_the_python_examples_run() -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.S | re.M)
+    assert len(blocks) >= 2
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
