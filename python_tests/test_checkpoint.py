@@ -14,6 +14,7 @@ from recgrela import checkpoint
 from recgrela.errors import RunError
 from recgrela.files import atomic_write_text
 from recgrela.models import RecGRELAConfig, SequenceModel, build
+from recgrela.state import TrainState
 
 CONFIG = RecGRELAConfig(hidden_size=16, num_heads=2, num_layers=2)
 
@@ -94,6 +95,61 @@ def test_tensors_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     save_file(tensors, path, meta)
     with pytest.raises(RunError, match="weight is nothing"):
         checkpoint.load(path, model)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "its metadata is not JSON"),
+        ("[]", "its metadata is not an object"),
+        ('{"format": 1}', "its metadata has no model"),
+        ('{"format": 1, "model": {}, "n_items": 1, "max_len": 1, "state": {}}', "no model name"),
+        ('{"format": 1, "model": {"name": "x"}, "n_items": 1, "max_len": 1}', "no state"),
+    ],
+)
+def test_damaged_metadata(tmp_path: Path, text: str, message: str) -> None:
+    path, model = tmp_path / "best.safetensors", make_model()
+    checkpoint.save(path, model, {})
+    save_file(load_file(path), path, {"recgrela": text})
+    with pytest.raises(RunError, match=f"damaged: .*{message}"):
+        checkpoint.load(path, model)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("rng/cpu", "generator's state has another size"),
+        ("adam/norm.weight/exp_avg", "norm.weight is not whole"),
+    ],
+)
+def test_a_damaged_training_state_changes_nothing(tmp_path: Path, name: str, message: str) -> None:
+    path, model = tmp_path / "last.safetensors", make_model()
+    optimizer = make_optimizer(model)
+    take_step(model, optimizer)
+    checkpoint.save(path, model, {}, optimizer)
+    tensors = load_file(path)
+    if name == "rng/cpu":
+        tensors[name] = tensors[name][:-1].clone()
+    else:
+        del tensors[name]
+    save_file(tensors, path, {"recgrela": _metadata(path)})
+    take_step(model, optimizer)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(RunError, match=message):
+        checkpoint.load(path, model, optimizer)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_state_of_other_keys_is_damaged() -> None:
+    whole, path = TrainState(epoch=3).as_dict(), Path("last.safetensors")
+    assert TrainState.from_dict(whole, path) == TrainState(epoch=3)
+    for content, message in (
+        (whole | {"more": 1}, "an unknown key 'more'"),
+        ({key: value for key, value in whole.items() if key != "step"}, "no key 'step'"),
+        (whole | {"epoch": "3"}, "epoch '3'"),
+    ):
+        with pytest.raises(RunError, match=f"last.safetensors: damaged: its state has {message}"):
+            TrainState.from_dict(content, path)
 
 
 def _metadata(path: Path) -> str:

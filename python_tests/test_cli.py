@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_runs import make_run, options, run_train
 
-from recgrela import evaluate, recommend, train
+from recgrela import cli, evaluate, recommend, train
 from recgrela.suggest import near_miss
 
 
@@ -31,7 +34,12 @@ def error_of(capsys: pytest.CaptureFixture[str]) -> str:
         (["--train.lrr=3"], "unknown option --train.lrr; did you mean '--train.lr'?"),
         (["--train.device=gpu"], "device 'gpu' is not one of auto, cpu, cuda, cuda:N; did you mean 'cuda'?"),
         (["--train.device=cuda:99"], "device 'cuda:99'"),
-        (["--model.mode=bidirectional"], "'all' needs model.mode: causal"),
+        (["--model.mode=bidirectional"], "for 'all' a causal model (--model.mode causal)"),
+        (["--train.output="], "train.output: '' is not a path"),
+        (["--data.path="], "data.path: "),
+        (["--data.path=~nobody-of-this-name/x.csv"], "data.path: ~nobody-of-this-name/x.csv: "),
+        (["--config="], "--config: '' is not a path"),
+        (["--resume="], "--resume: '' is not a path"),
         (["--data.path=nowhere.csv"], "nowhere.csv"),
         (["--data.min_item_events=100000"], "synthetic"),
         (["--config=nowhere.yaml"], "nowhere.yaml: there is no such file"),
@@ -67,7 +75,7 @@ def test_runs_without_a_name_never_collide(tmp_path: Path) -> None:
     for _ in range(3):
         assert run_train(*argv) == 0
     names = [folder.name for folder in tmp_path.iterdir()]
-    assert len(names) == 3 and all(name.startswith("synthetic-causal-") for name in names)
+    assert len(names) == 3 and all(name.startswith("synthetic-causal-modified-2") for name in names)
 
 
 @pytest.mark.parametrize(
@@ -104,6 +112,55 @@ def test_not_a_run_folder(
     assert "there is no such run folder; did you mean 'run'?" in error_of(capsys)
 
 
+def test_a_file_or_nothing_given_as_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate.main([str(run / "best.safetensors")]) == 2
+    message = error_of(capsys)
+    assert "best.safetensors: is a file, not a run folder; give the folder" in message
+    assert "did you mean" not in message
+    assert evaluate.main([""]) == 2
+    assert "RUN: '' is not a path" in error_of(capsys)
+
+
+def test_a_folder_that_cannot_be_listed_gives_no_hint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path) -> object:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    assert evaluate.main([str(tmp_path / "run")]) == 2
+    assert error_of(capsys).endswith("there is no such run folder\n")
+    assert run_train(f"--config={tmp_path / 'a.yaml'}") == 2
+    assert error_of(capsys).endswith("there is no such file\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "a.csv"), "error: a.csv: Permission denied"),
+        (OSError("odd"), "error: odd"),
+        (MemoryError(), "error: out of memory; a smaller batch"),
+        (torch.OutOfMemoryError("CUDA out"), "error: out of memory: CUDA out; a smaller batch"),
+    ],
+)
+def test_errors_of_the_system_are_one_line(
+    capsys: pytest.CaptureFixture[str], error: Exception, line: str
+) -> None:
+    def command(argv: object) -> int:
+        raise error
+
+    assert cli.run(command, []) == 2
+    assert error_of(capsys).startswith(line)
+
+
+def test_bugs_keep_their_traceback() -> None:
+    def command(argv: object) -> int:
+        raise KeyError("bug")
+
+    with pytest.raises(KeyError):
+        cli.run(command, [])
+
+
 def test_a_run_without_a_checkpoint_cannot_go_on(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -129,6 +186,9 @@ def test_a_run_without_a_checkpoint_cannot_go_on(
         (recommend.main, ["--items=nothing"], "item 'nothing' is not among the run's"),
         (recommend.main, ["--user=nobody"], "user 'nobody' is not in the data"),
         (recommend.main, ["--items=1", "--k=0"], "k: 0 is below 1"),
+        (recommend.main, ["--items=1", "--seen=yes"], "--seen"),
+        (evaluate.main, ["--batch_size=9999999999"], "batch_size: 9999999999 is above 2147483647"),
+        (evaluate.main, ["--threads=1025"], "threads: 1025 is above 1024"),
     ],
 )
 def test_wrong_options_of_the_other_commands(

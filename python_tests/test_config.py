@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from recgrela.config import RunConfig, TrainConfig
+from recgrela.config import RunConfig, TrainConfig, with_absolute_path
 from recgrela.data import DataConfig
 from recgrela.errors import ConfigError
 from recgrela.models import RecGRELAConfig
 from recgrela.options import PRESETS, load_config, parse_args, read_preset
+from recgrela.protocol import changed_from_preset
 
 
 def parse(*argv: str) -> RunConfig:
@@ -119,8 +120,15 @@ def test_written_configuration_reads_back(tmp_path: Path) -> None:
         (["--train.patience", "-1"], "train.patience: -1 is below 0"),
         (["--train.name", "a/b"], "train.name: 'a/b'"),
         (["--model.num_heads", "5"], "model.num_heads=5"),
-        (["--preset", "paper", "--train.objective", "all"], "'all' needs model.mode: causal"),
-        (["--model.mode", "bidirectional"], "'all' needs model.mode: causal"),
+        (["--learning_rate=1"], "unknown option --learning_rate; did you mean '--train.lr'?"),
+        (["--train.learning_rate=1"], "did you mean '--train.lr'?"),
+        (["--train.seed", str(2**64)], "train.seed: 18446744073709551616 is above 18446744073709551615"),
+        (["--train.threads", "1025"], "train.threads: 1025 is above 1024"),
+        (["--train.epochs", str(2**31)], "train.epochs: 2147483648 is above 2147483647"),
+        (["--train.patience", str(2**31)], "train.patience: 2147483648 is above"),
+        (["--train.save_minutes", ".nan"], "train.save_minutes: nan is above"),
+        (["--train.name", "a\0b"], "train.name: 'a\\x00b' is not a folder's name"),
+        (["--config", ""], "--config: '' is not a path"),
         (
             ["--preset", "paper", "--model.mode", "causal"],
             "padding=attend goes with model.mode=bidirectional",
@@ -148,6 +156,15 @@ def test_wrong_options(argv: list[str], message: str) -> None:
         ("train:\n  lr: [1\n", "a.yaml: line 3, column 1: not YAML"),
         ("preset: papr\n", "preset 'papr'"),
         ("model: {name: RecGREL}\n", "model.name: 'RecGREL'"),
+        ("model: {name: [x]}\n", "model.name: ['x'] is not one of RecGRELA"),
+        ("train:\n  lr: 1\n  lr: 2\n", "a.yaml: line 3, column 3: not YAML: the key 'lr' occurs twice"),
+        ("train: {lr: 1}\ntrain: {epochs: 2}\n", "line 2, column 1: not YAML: the key 'train' occurs twice"),
+        ("train: {optim: {}}\n", "a.yaml: unknown key train.optim"),
+        ("train: {name: [x]}\n", "a.yaml: train.name: expected one value, not ['x']"),
+        ("train: {name: {}}\n", "a.yaml: train.name: expected one value, not {}"),
+        ("train: &t\n  lr: *t\n", "a.yaml: nested without end"),
+        ("train: {name: &t [*t]}\n", "a.yaml: nested without end"),
+        ("train: {name: 2020-13-01}\n", "a.yaml: not YAML: month must be in 1..12"),
     ],
 )
 def test_wrong_files(tmp_path: Path, content: str, message: str) -> None:
@@ -169,5 +186,18 @@ def test_missing_and_unreadable_files(tmp_path: Path) -> None:
 def test_wrong_values_given_in_python() -> None:
     with pytest.raises(ConfigError, match="did you mean 'last'"):
         replace(TrainConfig(), objective="las")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="causal"):
-        RunConfig(model=RecGRELAConfig(mode="bidirectional"))
+
+
+def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert with_absolute_path(DataConfig(path="~/x.csv")).path == str(tmp_path / "x.csv")
+    (tmp_path / "a.yaml").write_text("train: {epochs: 7}\n")
+    assert parse("--config=~/a.yaml").train.epochs == 7
+
+
+def test_what_differs_from_the_preset() -> None:
+    where = ["--train.output=x", "--train.name=y", "--train.device=cpu", "--train.threads=2"]
+    loud = ["--train.log_every=1", "--train.save_minutes=1", "--train.tensorboard=off", "--data.path=z.csv"]
+    assert changed_from_preset(parse("--preset=paper", *where, *loud)) == {}
+    changed = changed_from_preset(parse("--preset=paper", "--train.lr=0.1", "--model.num_layers=1"))
+    assert changed == {"train.lr": 0.1, "model.num_layers": 1}

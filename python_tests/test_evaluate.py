@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from tiny_runs import make_run
@@ -13,7 +15,8 @@ from tiny_runs import make_run
 from recgrela import evaluate, recommend
 from recgrela.data import EvalBatches
 from recgrela.errors import DataError, RunError
-from recgrela.saved import load_data, load_run
+from recgrela.run_folder import RunFolder
+from recgrela.saved import check_data, load_data, load_run
 
 CPU = torch.device("cpu")
 
@@ -57,6 +60,59 @@ def test_other_data_is_refused(copy: Path, capsys: pytest.CaptureFixture[str]) -
     config.write_text(text.replace("min_item_events: 5", "min_item_events: 30"))
     with pytest.raises(RunError, match="after filtering, the run had"):
         load_data(load_run(copy, None, CPU))
+
+
+def test_other_events_of_the_same_file_are_refused(copy: Path) -> None:
+    saved = load_run(copy, None, CPU)
+    data = load_data(saved)
+    check_data(saved.folder, data)
+    with pytest.raises(RunError, match="not the events of this run, or in another order; restore"):
+        check_data(saved.folder, replace(data, items=data.items.flip(0)))
+
+
+def test_the_checkpoint_of_the_table_is_the_only_one(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (copy / "best.safetensors").unlink()
+    assert evaluate.main([str(copy)]) == 2
+    assert "there is no best.safetensors; results.json is of it" in capsys.readouterr().err
+    assert evaluate.main([str(copy), "--checkpoint=last"]) == 0
+    (copy / "results.json").write_text('{"checkpoint": 3}')
+    assert evaluate.main([str(copy)]) == 2
+    assert "results.json: damaged: checkpoint is '3'" in capsys.readouterr().err
+
+
+def test_an_item_table_of_another_length(copy: Path) -> None:
+    folder = load_run(copy, None, CPU).folder
+    table = pq.read_table(folder.items_path)
+    pq.write_table(table.slice(1), folder.items_path)
+    with pytest.raises(RunError, match=rf"damaged: {len(table) - 1} items, the run has {len(table)}"):
+        folder.read_items(len(table))
+    pq.write_table(table.drop_columns("title"), folder.items_path)
+    with pytest.raises(RunError, match="expected the text columns"):
+        folder.read_items(len(table))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff\n{}\n", "line 1 is damaged"),
+        (b"3\n", "line 1 is damaged: not a record"),
+        (b'{"kind": "epoch"}\n', "line 1 is damaged: not a record"),
+    ],
+)
+def test_damaged_metrics(copy: Path, content: bytes, message: str) -> None:
+    folder = RunFolder.open(copy)
+    folder.metrics_path.write_bytes(content)
+    with pytest.raises(RunError, match=message):
+        folder.read_metrics()
+
+
+@pytest.mark.parametrize("key", ["sha256", "packed_sha256", "items"])
+def test_wrong_types_in_the_protocol(copy: Path, key: str) -> None:
+    protocol = json.loads((copy / "protocol.json").read_text())
+    protocol["data"][key] = [1]
+    (copy / "protocol.json").write_text(json.dumps(protocol))
+    with pytest.raises(RunError, match=rf"protocol.json: damaged: data.{key} is \[1\]"):
+        load_run(copy, None, CPU)
 
 
 def test_another_model_is_refused(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,14 +194,19 @@ def test_recommend_for_a_user(run: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_recommend_for_items_needs_no_data(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = copy / "config.yaml"
     config.write_text(config.read_text().replace("path: synthetic", "path: /nowhere/ratings.csv"))
-    tokens = load_run(copy, None, CPU).folder.read_items().tokens
+    saved = load_run(copy, None, CPU)
+    tokens = saved.folder.read_items(saved.model.n_items).tokens
     assert recommend.main([str(copy), f"--items={tokens[3]},{tokens[5]}", "--device", "cpu"]) == 0
-    assert "history of 2 items" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "history of 2 items" in out and "items of the history left out" in out
+    assert recommend.main([str(copy), f"--items={tokens[3]}", "--device=cpu", "--seen", "--k=1000"]) == 0
+    out = capsys.readouterr().out
+    assert "items of the history included" in out and f"│ {len(tokens) - 1} │" in " ".join(out.split())
 
 
 def test_unknown_users_and_items(run: Path) -> None:
     saved = load_run(run, None, CPU)
-    items = saved.folder.read_items()
+    items = saved.folder.read_items(saved.model.n_items)
     with pytest.raises(DataError, match=r"user '59x' is not in the data; did you mean '59'\?"):
         recommend.user_history(saved, "59x")
     known = items.tokens[4]

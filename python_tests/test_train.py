@@ -4,10 +4,12 @@ import errno
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +71,11 @@ def test_the_protocol_is_written(whole: Path) -> None:
     assert (data["source"], data["order"], data["users"]) == ("synthetic", "time", 61)
     assert data["filter"]["min_user_events"] == 5
     assert protocol["max_len"] == 50
+    assert len(data["packed_sha256"]) == 64
+    assert (protocol["model"]["num_layers"], protocol["settings"]["train.batch_size"]) == (2, 8)
+    assert protocol["changed_from_preset"]["model.num_layers"] == 2
+    assert "train.output" not in protocol["changed_from_preset"]
+    assert "train.epochs" not in protocol["settings"]
     assert protocol["seeds"]["train"] == 2020
     assert protocol["versions"]["torch"] == torch.__version__
     assert protocol["versions"]["numpy"] == np.__version__
@@ -199,11 +206,84 @@ def test_more_epochs_than_planned(whole: Path, tmp_path: Path) -> None:
     assert run_train("--resume", str(run), "--train.epochs", "2") == 0
     assert_same_tensors(whole / "last.safetensors", run / "last.safetensors")
     assert "epochs: 2" in (run / "config.yaml").read_text()
+    first, second = json.loads((run / "protocol.json").read_text())["resumed"]
+    assert (first["step"], first["epochs"], second["step"], second["epochs"]) == (8, 1, 8, 2)
+    assert {"time", "patience", "device", "threads", "torch", "cpu_kernels"} <= second.keys()
+
+
+def test_a_resumed_run_says_where_it_may_round_differently(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    assert run_train("--resume", str(run)) == 0
+    assert "rounding may differ" not in capsys.readouterr().out
+    protocol = json.loads((run / "protocol.json").read_text())
+    protocol["versions"]["torch"] = "0.1"
+    (run / "protocol.json").write_text(json.dumps(protocol))
+    assert run_train("--resume", str(run)) == 0
+    assert "rounding may differ" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("best.safetensors", None, "there is no best.safetensors"),
+        ("best.safetensors", lambda text: text[:-100], "not a checkpoint, or a damaged one"),
+        ("metrics.jsonl", None, "lacks 2 epochs between 1 and 2"),
+        ("metrics.jsonl", lambda text: text.split(b"\n", 1)[1], "lacks 1 epochs between 1 and 1"),
+        (
+            "protocol.json",
+            lambda text: text.replace(b'"machine"', b'"m"'),
+            "the section 'machine' is missing",
+        ),
+        (
+            "config.yaml",
+            lambda text: text.replace(b"order: time", b"order: recbole"),
+            "data.order is 'recbole'",
+        ),
+        ("config.yaml", lambda text: text.replace(b"dropout: 0.1", b"dropout: 0.2"), "model.dropout is 0.2"),
+    ],
+)
+def test_a_run_that_cannot_go_on_is_left_as_it_is(
+    whole: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    damage: Callable[[bytes], bytes] | None,
+    message: str,
+) -> None:
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    if damage is None:
+        (run / name).unlink()
+    else:
+        text = (run / name).read_bytes()
+        (run / name).write_bytes(damage(text))
+        assert (run / name).read_bytes() != text
+    before = {file.name: file.read_bytes() for file in run.iterdir()}
+    assert run_train("--resume", str(run), "--train.epochs=3") == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
+    assert {file.name: file.read_bytes() for file in run.iterdir()} == before
+
+
+def test_an_epochs_record_is_on_the_disk_before_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync, flushed = os.fsync, []
+
+    def noted(descriptor: int) -> None:
+        flushed.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    make_run(tmp_path, "run", "--train.epochs=1")
+    assert flushed.index("metrics.jsonl") < flushed.index(".last.safetensors.tmp")
 
 
 def test_a_run_that_diverges_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_train(*options(tmp_path, "wild", "--train.lr=1e30")) == 2
-    assert "training diverged" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "training diverged" in err and "holds no checkpoint" in err
     assert not (tmp_path / "wild" / "last.safetensors").exists()
 
 

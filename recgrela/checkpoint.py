@@ -73,20 +73,32 @@ def load(path: Path, model: SequenceModel, optimizer: torch.optim.Optimizer | No
     Raises:
         RunError: missing or damaged file, another model, other settings or shapes, or no training state.
     """
-    meta, tensors = _read(path, tensors=True)
-    _check_identity(path, meta, _identity(model))
-    weights = _strip(tensors, "model/")
-    _check_shapes(path, weights, model.state_dict())
+    meta, tensors = _read_for(path, model)
     if optimizer is not None:
         if "rng/cpu" not in tensors:
             raise RunError(f"{path}: holds weights only; resume takes last.safetensors")
-        _load_adam(path, _strip(tensors, "adam/"), model, optimizer)
         device = next(model.parameters()).device
+        _check_rng(path, tensors["rng/cpu"], torch.get_rng_state())
+        if device.type == "cuda" and "rng/cuda" in tensors:
+            _check_rng(path, tensors["rng/cuda"], torch.cuda.get_rng_state(device))
+        _load_adam(path, _strip(tensors, "adam/"), model, optimizer)
         if device.type == "cuda" and "rng/cuda" in tensors:
             torch.cuda.set_rng_state(tensors["rng/cuda"], device)
         torch.set_rng_state(tensors["rng/cpu"])
-    model.load_state_dict(weights)
+    model.load_state_dict(_strip(tensors, "model/"))
     return meta["state"]
+
+
+def check(path: Path, model: SequenceModel) -> None:
+    """Raises RunError if `load` could not load the weights; changes nothing."""
+    _read_for(path, model)
+
+
+def _read_for(path: Path, model: SequenceModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    meta, tensors = _read(path, tensors=True)
+    _check_identity(path, meta, _identity(model))
+    _check_shapes(path, _strip(tensors, "model/"), model.state_dict())
+    return meta, tensors
 
 
 def _identity(model: SequenceModel) -> dict[str, Any]:
@@ -106,9 +118,19 @@ def _read(path: Path, tensors: bool) -> tuple[dict[str, Any], dict[str, Tensor]]
         raise RunError(f"{path}: not a checkpoint, or a damaged one: {error}") from error
     if text is None:
         raise RunError(f"{path}: a safetensors file, but not a checkpoint of recgrela")
-    meta = json.loads(text)
+    try:
+        meta = json.loads(text)
+    except ValueError as error:
+        raise RunError(f"{path}: damaged: its metadata is not JSON: {error}") from error
+    if not isinstance(meta, dict):
+        raise RunError(f"{path}: damaged: its metadata is not an object")
     if meta.get("format") != FORMAT:
         raise RunError(f"{path}: checkpoint format {meta.get('format')}, this version reads format {FORMAT}")
+    for key, kind in {"model": dict, "n_items": int, "max_len": int, "state": dict}.items():
+        if not isinstance(meta.get(key), kind):
+            raise RunError(f"{path}: damaged: its metadata has no {key}")
+    if "name" not in meta["model"]:
+        raise RunError(f"{path}: damaged: its metadata has no model name")
     return meta, values
 
 
@@ -131,6 +153,11 @@ def _check_shapes(path: Path, weights: dict[str, Tensor], own: Mapping[str, Tens
             raise RunError(f"{path}: a checkpoint of another model: {name} is {theirs}, the model has {ours}")
 
 
+def _check_rng(path: Path, theirs: Tensor, ours: Tensor) -> None:
+    if (theirs.shape, theirs.dtype) != (ours.shape, ours.dtype):
+        raise RunError(f"{path}: damaged: the random number generator's state has another size")
+
+
 def _load_adam(
     path: Path, tensors: dict[str, Tensor], model: SequenceModel, optimizer: torch.optim.Optimizer
 ) -> None:
@@ -140,6 +167,8 @@ def _load_adam(
         states.setdefault(parameter, {})[key] = value
     parameters = dict(model.named_parameters())
     for name, values in states.items():
+        if values.keys() != {"step", "exp_avg", "exp_avg_sq"}:
+            raise RunError(f"{path}: damaged: the optimiser's state of {name} is not whole")
         for key, value in values.items():
             if name not in parameters or (key != "step" and value.shape != parameters[name].shape):
                 raise RunError(f"{path}: the optimiser's state of {name} does not fit the model")

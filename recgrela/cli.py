@@ -10,6 +10,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 
+import torch
 from jsonargparse import ArgumentParser, Namespace
 
 from recgrela.errors import ConfigError, UserError
@@ -18,20 +19,39 @@ from recgrela.suggest import near_miss
 EXIT_USER_ERROR = 2
 EXIT_SIGNAL = 128  # plus the signal's number, as shells have it
 
+MAX_THREADS = 1024
+MAX_COUNT = 2**31 - 1
+
+ALIASES = {
+    "learning_rate": "lr",
+    "num_epochs": "epochs",
+    "max_epochs": "epochs",
+}  # what others call an option
+
 
 def run(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None) -> int:
     """Run a command's body on `argv` (None: the process's own) and return its exit code.
 
-    A `UserError` becomes one line on stderr and exit code 2; Ctrl-C outside training becomes 130.
+    A `UserError`, an error of the system (no permission, no such host) and a lack of memory become one line
+    on stderr and exit code 2; Ctrl-C outside training becomes 130. Anything else is a bug, with a traceback.
     """
     try:
         return command(sys.argv[1:] if argv is None else list(argv))
     except UserError as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        return EXIT_USER_ERROR
+        return _fail(str(error))
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return _fail(f"{where}{error.strerror or error or type(error).__name__}")
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        return _fail(f"out of memory: {error}; a smaller batch or max_tokens needs less".replace(": ;", ";"))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_SIGNAL + 2
+
+
+def _fail(message: str) -> int:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return EXIT_USER_ERROR
 
 
 def make_parser(command: str, description: str) -> ArgumentParser:
@@ -72,12 +92,20 @@ def check_names(names: Sequence[str], known: Sequence[str], prefix: str) -> None
             raise ConfigError(f"{what} {dashes}{name}{hint}")
 
 
-def check_at_least_one(options: Namespace, *names: str) -> None:
-    """Raises ConfigError for an option that is given and below 1."""
+def check_counts(options: Namespace, *names: str) -> None:
+    """Raises ConfigError for an option that is given and below 1 or beyond reason."""
     for name in names:
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"{name}: {value} is below 1")
+        check_range(name, getattr(options, name), 1, MAX_THREADS if name == "threads" else MAX_COUNT)
+
+
+def check_range(name: str, value: float | None, least: int, most: int) -> None:
+    """Raises ConfigError for a setting that is given and outside `least` .. `most`."""
+    if value is None:
+        return
+    if value < least:
+        raise ConfigError(f"{name}: {value} is below {least}")
+    if not value <= most:  # NaN too
+        raise ConfigError(f"{name}: {value} is above {most}")
 
 
 def known_options(parser: ArgumentParser) -> list[str]:
@@ -99,6 +127,7 @@ def dataclass_types(kind: type, prefix: str) -> dict[str, object]:
 def _near_key(name: str, known: Sequence[str]) -> str:
     """Near miss of a dotted key; a bare `lr` or a wrong section finds the key with that last part."""
     last = name.rpartition(".")[2].lstrip("-")
+    last = ALIASES.get(last, last)
     for key in known:
         if key.rpartition(".")[2].lstrip("-") == last:
             return f"; did you mean {key!r}?"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
 
+from recgrela.cli import MAX_COUNT, MAX_THREADS, check_range
 from recgrela.data import DataConfig
 from recgrela.errors import ConfigError
+from recgrela.files import given_path
 from recgrela.suggest import near_miss
 
 DEFAULT_PRESET = "causal"
@@ -71,33 +73,31 @@ class TrainConfig:
                 known = ", ".join(allowed)
                 hint = near_miss(str(value), allowed)
                 raise ConfigError(f"train.{name}: {value!r} is not one of {known}{hint}")
-        for name in (
-            "epochs",
-            "max_steps",
-            "batch_size",
-            "max_tokens",
-            "eval_batch_size",
-            "threads",
-            "log_every",
-        ):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"train.{name}: {value} is below 1")
-        for name in ("patience", "seed", "save_minutes"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"train.{name}: {getattr(self, name)} is below 0")
+        for name in ("epochs", "max_steps", "batch_size", "max_tokens", "eval_batch_size", "log_every"):
+            check_range(f"train.{name}", getattr(self, name), 1, MAX_COUNT)
+        for name in ("patience", "save_minutes"):
+            check_range(f"train.{name}", getattr(self, name), 0, MAX_COUNT)
+        check_range("train.threads", self.threads, 1, MAX_THREADS)
+        check_range("train.seed", self.seed, 0, 2**64 - 1)
         if not (0 < self.lr < math.inf):
             raise ConfigError(f"train.lr: {self.lr} is not above 0")
-        if self.name is not None and (self.name in ("", ".", "..") or "/" in self.name or "\\" in self.name):
+        if self.name is not None and (self.name in ("", ".", "..") or set(self.name) & set("/\\\0")):
             raise ConfigError(f"train.name: {self.name!r} is not a folder's name; --train.output says where")
 
 
-# What may change when a run goes on: nothing that alters the weights after a number of steps but by rounding.
-RESUMABLE = frozenset(
-    {"train.epochs", "train.max_steps", "train.patience", "train.threads", "train.device"}
+# Where, how fast and how loud, not what: a run that changes these alone is its preset's run.
+INDIFFERENT = frozenset(
+    {"train.output", "train.name", "train.device", "train.threads", "data.path"}
     | {"train.tensorboard", "train.log_every", "train.save_minutes"}
-    | {"data.path"}  # the data's hash is compared
 )
+
+# What may change when a run goes on: nothing that alters the weights after a number of steps but by rounding.
+# A new data.path is among it, since the data's hash is compared.
+RESUMABLE = INDIFFERENT - {"train.output", "train.name"} | {
+    "train.epochs",
+    "train.max_steps",
+    "train.patience",
+}
 
 
 @dataclass(frozen=True)
@@ -109,27 +109,39 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     preset: str = DEFAULT_PRESET
 
-    def __post_init__(self) -> None:
-        """Raises ConfigError where settings that are right one by one do not fit together."""
-        mode = getattr(self.model, "mode", None)
-        if self.train.objective == "all" and mode == "bidirectional":
-            raise ConfigError(
-                "train.objective: 'all' needs model.mode: causal, since a bidirectional model sees the items "
-                "it would have to predict; use --train.objective last or --model.mode causal"
-            )
-
     def as_dict(self) -> dict[str, Any]:
         """Nested plain values, as in a configuration file."""
         sections = {name: asdict(getattr(self, name)) for name in ("model", "data", "train")}
         return {"preset": self.preset, **sections}
+
+    def flat(self) -> dict[str, Any]:
+        """Plain values by dotted key, such as "train.lr"."""
+        return flatten(self.as_dict())
 
     def to_yaml(self) -> str:
         """The run folder's config.yaml, itself a valid --config file."""
         return yaml.safe_dump(self.as_dict(), sort_keys=False)
 
 
-def with_absolute_path(config: RunConfig) -> RunConfig:
-    """The same configuration with the data's path absolute, so that a run folder works from any directory."""
-    if config.data.path == "synthetic":
+def flatten(content: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one with dotted keys; an empty mapping is a value."""
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        nested = isinstance(value, Mapping) and len(value) > 0
+        flat |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return flat
+
+
+def with_absolute_path(config: DataConfig) -> DataConfig:
+    """The same with the path absolute, so that a run folder works from any directory.
+
+    Raises:
+        ConfigError: it is not a path.
+    """
+    if config.path == "synthetic":
         return config
-    return replace(config, data=replace(config.data, path=str(Path(config.data.path).resolve())))
+    path = given_path(config.path, "data.path")
+    try:
+        return replace(config, path=str(path.resolve()))
+    except RuntimeError as error:  # a loop of links
+        raise ConfigError(f"data.path: {config.path}: {error}") from error

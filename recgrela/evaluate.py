@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -12,6 +11,7 @@ from rich.console import Console
 
 from recgrela import cli
 from recgrela.data import EvalBatches, Interactions
+from recgrela.files import given_path
 from recgrela.metrics import Ranking, RankingSums
 from recgrela.models import SequenceModel
 from recgrela.report import say, show_rankings
@@ -93,11 +93,11 @@ def command(argv: Sequence[str]) -> int:
         "threads": int,
     }
     options = cli.parse(parser, argv, types_of)
-    cli.check_at_least_one(options, "batch_size", "threads")
+    cli.check_counts(options, "batch_size", "threads")
     if options.threads:
         torch.set_num_threads(options.threads)
     which = None if options.checkpoint == "auto" else options.checkpoint
-    run = load_run(Path(options.run), which, pick_device(options.device))
+    run = load_run(given_path(options.run, "RUN"), which, pick_device(options.device))
     data = load_data(run, options.data.path)
     splits: tuple[Split, ...] = ("valid", "test") if options.split == "both" else (options.split,)
     rankings = evaluate(run, data, splits, options.batch_size or run.config.train.eval_batch_size)

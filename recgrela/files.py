@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from recgrela.errors import RunError
+from recgrela.errors import ConfigError, RunError
 
 
 def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
@@ -40,6 +40,29 @@ def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
 def atomic_write_text(path: Path, text: str) -> None:
     """`atomic_write` of a text file in UTF-8."""
     atomic_write(path, lambda temporary: _write_text(temporary, text))
+
+
+def append_text(path: Path, text: str) -> None:
+    """Add `text` to a file, in UTF-8 and flushed to the disk. Raises RunError if it cannot be written."""
+    try:
+        is_new = not path.exists()
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+        _flush(path)
+        if is_new:
+            _flush(path.parent)
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {_reason(error)}") from error
+
+
+def given_path(text: str, what: str) -> Path:
+    """A path as a user gives it, "~" included. Raises ConfigError, naming `what`, for one that is none."""
+    if not text.strip() or "\0" in text:
+        raise ConfigError(f"{what}: {text!r} is not a path")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{what}: {text}: {error}") from error
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -13,12 +13,13 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from recgrela import cli
-from recgrela.config import DEFAULT_PRESET, RESUMABLE, RunConfig, TrainConfig
+from recgrela.config import DEFAULT_PRESET, RESUMABLE, RunConfig, TrainConfig, flatten
 from recgrela.data import DataConfig
 from recgrela.errors import ConfigError
+from recgrela.files import given_path
 from recgrela.models import MODELS
 from recgrela.run_folder import RunFolder
-from recgrela.suggest import near_miss
+from recgrela.suggest import near_file, near_miss
 
 PRESETS = ("causal", "paper")
 
@@ -47,11 +48,16 @@ def parse_args(argv: Sequence[str]) -> Request:
         raise ConfigError(f"{error.argument_name} needs a value") from error
     if given.resume is not None:
         return _parse_resume(argv, given)
-    layers = [(path, read_yaml(Path(path))) for path in given.config]
+    layers = [(path, read_yaml(given_path(path, "--config"))) for path in given.config]
     named = [given.preset, *(content.get("preset") for _, content in reversed(layers)), DEFAULT_PRESET]
     preset = next(name for name in named if name is not None)
     base = read_preset(preset)
     return Request(_parse_layers(argv, preset, base, layers, given.model_name), None)
+
+
+def preset_config(name: str, model_name: str) -> RunConfig:
+    """What a preset alone gives for a model. Raises ConfigError for an unknown name."""
+    return _parse_layers([], name, read_preset(name), [], model_name)
 
 
 def load_config(path: Path) -> RunConfig:
@@ -75,21 +81,47 @@ def read_preset(name: str) -> dict[str, Any]:
 def read_yaml(path: Path) -> dict[str, Any]:
     """A configuration file as nested dictionaries. Raises ConfigError if it is missing or not that."""
     try:
-        content = yaml.safe_load(path.read_text("utf-8"))
+        content = yaml.load(path.read_text("utf-8"), _Loader)  # a SafeLoader
+        _check_ends(content)
     except FileNotFoundError as error:
-        names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise ConfigError(f"{path}: there is no such file{near_miss(path.name, names)}") from error
+        raise ConfigError(f"{path}: there is no such file{near_file(path)}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     except yaml.YAMLError as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
         raise ConfigError(f"{path}: {where}not YAML: {problem or error}") from error
+    except ValueError as error:  # such as a date in month 13
+        raise ConfigError(f"{path}: not YAML: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: nested without end") from error
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ConfigError(f"{path}: expected the sections model, data and train")
     return content
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML of plain values, in which a key that occurs twice is an error, not the last one's."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        problem=f"the key {key.value!r} occurs twice", problem_mark=key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _check_ends(content: object) -> None:
+    """Raises RecursionError where an alias is inside what it stands for."""
+    parts = content.values() if isinstance(content, Mapping) else content if isinstance(content, list) else ()
+    for part in parts:
+        _check_ends(part)
 
 
 def make_parser(model_name: str) -> ArgumentParser:
@@ -114,8 +146,8 @@ def _parse_layers(
     """Parse preset, files and command line, in this order; files also alone, so that errors name them."""
     sections = [content.get("model") for content in (base, *(content for _, content in layers))]
     names = [section.get("name") for section in sections if isinstance(section, Mapping)]
-    name = next((name for name in (model_name, *reversed(names)) if name), next(iter(MODELS)))
-    if name not in MODELS:
+    name = next((name for name in (model_name, *reversed(names)) if name is not None), next(iter(MODELS)))
+    if not isinstance(name, str) or name not in MODELS:
         hint = near_miss(str(name), MODELS)
         raise ConfigError(f"model.name: {name!r} is not one of {', '.join(MODELS)}{hint}")
     model_class = MODELS[name].config
@@ -148,11 +180,11 @@ def _parse_resume(argv: Sequence[str], given: argparse.Namespace) -> Request:
     for option, value in (("--preset", given.preset), ("--config", given.config)):
         if value:
             raise ConfigError(f"{option} does not go with --resume: a resumed run keeps its own settings")
-    folder = RunFolder.open(Path(given.resume))
+    folder = RunFolder.open(given_path(given.resume, "--resume"))
     before = load_config(folder.config_path)
     content = before.as_dict()
     after = _parse_layers(argv, before.preset, {}, [(str(folder.config_path), content)], None)
-    old, new = _flatten(content), _flatten(after.as_dict())
+    old, new = before.flat(), after.flat()
     for key, value in new.items():
         if value != old[key] and key not in RESUMABLE:
             raise ConfigError(
@@ -162,22 +194,16 @@ def _parse_resume(argv: Sequence[str], given: argparse.Namespace) -> Request:
     return Request(after, folder.path)
 
 
-def _flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in content.items():
-        flat |= (
-            _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-        )
-    return flat
-
-
 def _to_options(content: Mapping[str, Any], source: str, types_of: Mapping[str, object]) -> list[str]:
     """A configuration file as command-line options. Raises ConfigError for an unknown key."""
     for section in ("model", "data", "train"):
         if section in content and content[section] is not None and not isinstance(content[section], Mapping):
             raise ConfigError(f"{source}: {section}: expected a section with keys, not {content[section]!r}")
-    flat = {key: value for key, value in _flatten(content).items() if key not in ("model", "data", "train")}
+    flat = {key: value for key, value in flatten(content).items() if key not in ("model", "data", "train")}
     cli.check_names(list(flat), list(types_of), f"{source}: ")
+    for key, value in flat.items():
+        if isinstance(value, Mapping | list | set):
+            raise ConfigError(f"{source}: {key}: expected one value, not {value!r}")
     return [
         f"--{key}={value if isinstance(value, str) else json.dumps(value, default=str)}"
         for key, value in flat.items()

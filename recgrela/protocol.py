@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
+from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import Any
 
@@ -10,9 +12,10 @@ import numpy as np
 import torch
 
 from recgrela import _C
-from recgrela.config import RunConfig
+from recgrela.config import INDIFFERENT, RESUMABLE, RunConfig
 from recgrela.data import Interactions, TrainBatches
 from recgrela.metrics import NAMES
+from recgrela.options import preset_config
 from recgrela.runtime import describe_device
 
 EARLY_STOPPING_METRIC = "NDCG@10"
@@ -33,9 +36,12 @@ def describe(
             "windows of up to max_len items, each position predicts its next; cut points move every epoch"
         )
     return {
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "created": _now(),
         "preset": config.preset,
-        "data": {"sha256": data.sha256, **data.description},
+        "changed_from_preset": changed_from_preset(config),
+        "model": asdict(config.model),
+        "settings": fixed_settings(config),
+        "data": {"sha256": data.sha256, "packed_sha256": packed_sha256(data), **data.description},
         "split": "leave one out per user: last event test, second last valid; users of 1 or 2 only train",
         "max_len": config.data.max_len,
         "training": {
@@ -76,3 +82,55 @@ def describe(
             "platform": platform.platform(),
         },
     }
+
+
+def changed_from_preset(config: RunConfig) -> dict[str, Any]:
+    """The settings, by dotted key, that differ from the preset and can decide a number."""
+    preset = preset_config(config.preset, config.model.name).flat()
+    own = config.flat()
+    return {
+        key: own[key]
+        for key in own
+        if key not in INDIFFERENT and (key not in preset or own[key] != preset[key])
+    }
+
+
+def fixed_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings, by dotted key, that no resumed run may change."""
+    return {key: value for key, value in config.flat().items() if key not in RESUMABLE}
+
+
+def packed_sha256(data: Interactions) -> str:
+    """Hash of the events as they are learnt, so of filter, order and columns too."""
+    digest = hashlib.sha256()
+    for part, kind in ((data.items, np.int32), (data.offsets, np.int64)):
+        digest.update(np.ascontiguousarray(part.cpu().numpy(), dtype=kind).data)
+    return digest.hexdigest()
+
+
+def surroundings(device: torch.device) -> dict[str, Any]:
+    """What can change the rounding of a run."""
+    return {
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "cpu_kernels": _C.cpu_isa(),
+    }
+
+
+def started_in(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """The `surroundings` that the parts of a run so far had, out of its protocol.json."""
+    machine = content["machine"]
+    first = {key: machine.get(key) for key in ("device", "threads", "cpu_kernels")}
+    parts = [first | {"torch": content["versions"].get("torch")}, *content.get("resumed", [])]
+    return [{key: part.get(key) for key in ("device", "threads", "torch", "cpu_kernels")} for part in parts]
+
+
+def resumption(config: RunConfig, step: int, device: torch.device) -> dict[str, Any]:
+    """An entry of the list "resumed": where a run goes on, how far it may go, and on what."""
+    limits = {key: getattr(config.train, key) for key in ("epochs", "max_steps", "patience")}
+    return {"time": _now(), "step": step, **limits, **surroundings(device)}
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -14,6 +13,7 @@ from rich.text import Text
 
 from recgrela import cli
 from recgrela.errors import ConfigError, DataError
+from recgrela.files import given_path
 from recgrela.models import SequenceModel
 from recgrela.report import say
 from recgrela.run_folder import Items
@@ -106,20 +106,18 @@ def command(argv: Sequence[str]) -> int:
         "--items", type=str | None, default=None, help="Original item ids, oldest first: ID,ID,..."
     )
     parser.add_argument("--k", type=int, default=10, help="How many.")
-    parser.add_argument(
-        "--seen", type=bool, default=False, help="Whether items of the history may come again."
-    )
+    parser.add_argument("--seen", action="store_true", help="Let items of the history come again.")
     parser.add_argument(
         "--data.path", type=str | None, default=None, help="Where the data is now (for --user)."
     )
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N.")
-    options = cli.parse(parser, argv, {"k": int, "seen": bool})
-    cli.check_at_least_one(options, "k")
+    options = cli.parse(parser, argv, {"k": int})
+    cli.check_counts(options, "k")
     given = options["items"]  # `options.items` is a method
     if (options.user is None) == (given is None):
         raise ConfigError("give either --user TOKEN or --items TOKEN,TOKEN,...")
-    run = load_run(Path(options.run), None, pick_device(options.device))
-    items = run.folder.read_items()
+    run = load_run(given_path(options.run, "RUN"), None, pick_device(options.device))
+    items = run.folder.read_items(run.model.n_items)
     if options.user is not None:
         history = user_history(run, options.user, options.data.path)
     else:
@@ -131,7 +129,8 @@ def command(argv: Sequence[str]) -> int:
     say(console, f"history of {len(history)} items{', its end' if len(history) > TAIL else ''}:")
     for item in history[-TAIL:]:
         say(console, f"  {_label(items, item)}")
-    say(console, f"next, by {run.folder.path.name}, {run.describe_checkpoint()}:")
+    rule = "items of the history included" if options.seen else "items of the history left out"
+    say(console, f"next, by {run.folder.path.name}, {run.describe_checkpoint()}, {rule}:")
     table = Table()
     for heading in ("rank", "score", "item", "title"):
         table.add_column(heading, justify="right" if heading in ("rank", "score") else "left")

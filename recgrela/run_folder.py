@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recgrela.data import Interactions
 from recgrela.errors import RunError
-from recgrela.files import atomic_write, atomic_write_text
-from recgrela.suggest import near_miss
+from recgrela.files import append_text, atomic_write, atomic_write_text
+from recgrela.suggest import near_file
 
 Which = Literal["best", "last"]
 
@@ -75,9 +75,11 @@ class RunFolder:
     def open(cls, path: Path) -> RunFolder:
         """An existing run. Raises RunError, which names what is missing, if the folder is not one."""
         if not path.is_dir():
-            siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-            kind = "is a file, not" if path.exists() else "there is no such"
-            raise RunError(f"{path}: {kind} run folder{near_miss(path.name, siblings)}")
+            if path.exists():
+                raise RunError(
+                    f"{path}: is a file, not a run folder; give the folder that holds the run's files"
+                )
+            raise RunError(f"{path}: there is no such run folder{near_file(path)}")
         folder = cls(path)
         missing = [file.name for file in (folder.config_path, folder.protocol_path) if not file.is_file()]
         if missing:
@@ -117,18 +119,19 @@ class RunFolder:
         Raises:
             RunError: it is not there.
         """
-        if which is None:
-            results = self.read_json(self.results_path) if self.results_path.is_file() else {}
-            recorded: Which = "last" if results.get("checkpoint") == "last" else "best"
-            order = [self.checkpoint_path(recorded), self.checkpoint_path("last")]
-        else:
-            order = [self.checkpoint_path(which)]
-        for path in order:
+        order: list[str] = [which] if which is not None else ["best", "last"]
+        why = "did the run end before its first checkpoint?"
+        if which is None and self.results_path.is_file():
+            recorded = str(self.read_json(self.results_path).get("checkpoint"))
+            if recorded not in get_args(Which):
+                raise RunError(f"{self.results_path}: damaged: checkpoint is {recorded!r}")
+            order = [recorded]
+            why = "results.json is of it; restore it (evaluate takes another by --checkpoint)"
+        for name in order:
+            path = self.path / f"{name}.safetensors"
             if path.is_file():
                 return path
-        raise RunError(
-            f"{self.path}: there is no {order[0].name}; did the run end before its first checkpoint?"
-        )
+        raise RunError(f"{self.path}: there is no {order[0]}.safetensors; {why}")
 
     def write_text(self, path: Path, text: str) -> None:
         atomic_write_text(path, text)
@@ -148,13 +151,20 @@ class RunFolder:
             raise RunError(f"{path}: damaged: expected an object")
         return content
 
+    def read_protocol(self) -> dict[str, Any]:
+        """protocol.json, its sections being there. Raises RunError if it is missing or damaged."""
+        content = self.read_json(self.protocol_path)
+        for section in ("data", "model", "settings", "machine", "versions"):
+            if not isinstance(content.get(section), dict):
+                raise RunError(f"{self.protocol_path}: damaged: the section {section!r} is missing")
+        resumed = content.get("resumed", [])
+        if not isinstance(resumed, list) or not all(isinstance(entry, dict) for entry in resumed):
+            raise RunError(f"{self.protocol_path}: damaged: 'resumed' is not a list of objects")
+        return content
+
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Add one line to metrics.jsonl. Raises RunError if it cannot be written."""
-        try:
-            with self.metrics_path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-        except OSError as error:
-            raise RunError(f"cannot write {self.metrics_path}: {error.strerror}") from error
+        append_text(self.metrics_path, json.dumps(record) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All records; a last line that a killed process left half-written is dropped.
@@ -164,24 +174,40 @@ class RunFolder:
         """
         if not self.metrics_path.is_file():
             return []
-        lines = self.metrics_path.read_text("utf-8").splitlines()
+        lines = self.metrics_path.read_bytes().splitlines()
         records = []
         for number, line in enumerate(lines, 1):
             try:
-                records.append(json.loads(line))
+                record = json.loads(line.decode("utf-8"))
             except ValueError as error:
                 if number < len(lines):
                     raise RunError(f"{self.metrics_path}: line {number} is damaged: {error}") from error
+                break
+            if not _is_record(record):
+                raise RunError(
+                    f"{self.metrics_path}: line {number} is damaged: not a record of an epoch or run"
+                )
+            records.append(record)
         return records
 
     def epoch_records(self) -> list[dict[str, Any]]:
         """The records of whole epochs, in order."""
         return [record for record in self.read_metrics() if record["kind"] == "epoch"]
 
-    def rewind_metrics(self, epochs: int) -> None:
-        """Keep the records of the first `epochs` epochs only: what a resumed run repeats is written again."""
+    def first_epochs(self, epochs: int) -> list[dict[str, Any]]:
+        """The records of the first `epochs` epochs. Raises RunError if some are missing."""
         kept = [record for record in self.epoch_records() if record["epoch"] <= epochs]
-        atomic_write_text(self.metrics_path, "".join(json.dumps(record) + "\n" for record in kept))
+        missing = sorted(set(range(1, epochs + 1)) - {record["epoch"] for record in kept})
+        if missing:
+            raise RunError(
+                f"{self.metrics_path}: lacks {len(missing)} epochs between {missing[0]} and {missing[-1]}; "
+                "restore the file, or start a new run"
+            )
+        return kept
+
+    def rewrite_metrics(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Keep these records only: what a resumed run repeats is written again."""
+        self.write_text(self.metrics_path, "".join(json.dumps(record) + "\n" for record in records))
 
     def write_items(self, data: Interactions) -> None:
         """Write items.parquet, so that recommendations have titles without the data."""
@@ -190,15 +216,27 @@ class RunFolder:
         table = pa.table(columns)
         atomic_write(self.items_path, lambda temporary: pq.write_table(table, temporary))
 
-    def read_items(self) -> Items:
-        """Raises RunError if items.parquet is missing or damaged."""
+    def read_items(self, n_items: int) -> Items:
+        """Raises RunError if items.parquet is missing, damaged or not of `n_items` items."""
         if not self.items_path.is_file():
             raise RunError(f"{self.items_path}: there is no such file")
         try:
-            table = pq.read_table(self.items_path, columns=["item_id", "title"])
+            table = pq.read_table(self.items_path)
         except (OSError, pa.ArrowException) as error:
             raise RunError(f"{self.items_path}: damaged: {error}") from error
+        if table.schema.names != ["item_id", "title"] or set(table.schema.types) != {pa.string()}:
+            raise RunError(f"{self.items_path}: damaged: expected the text columns item_id and title")
+        if len(table) != n_items:
+            raise RunError(f"{self.items_path}: damaged: {len(table)} items, the run has {n_items}")
         return Items(table["item_id"].to_pylist(), table["title"].to_pylist())
+
+
+def _is_record(record: object) -> bool:
+    """Whether a line of metrics.jsonl has what the curves and a resumed run need."""
+    if not isinstance(record, dict) or record.get("kind") not in ("epoch", "partial", "final"):
+        return False
+    needed = {"epoch", "step", "loss", "seconds", "improved", "valid", "loss_curve"}
+    return record["kind"] == "final" or (needed <= record.keys() and isinstance(record["epoch"], int))
 
 
 def stem_of(data_path: str, preset: str) -> str:

@@ -9,12 +9,14 @@ from typing import Any
 import torch
 
 from recgrela import checkpoint
-from recgrela.config import RunConfig
+from recgrela.config import RunConfig, flatten, with_absolute_path
 from recgrela.data import Interactions, load
 from recgrela.errors import RunError
 from recgrela.models import SequenceModel, build
 from recgrela.options import load_config
+from recgrela.protocol import fixed_settings, packed_sha256
 from recgrela.run_folder import RunFolder, Which
+from recgrela.state import TrainState
 
 
 @dataclass(frozen=True)
@@ -26,18 +28,18 @@ class SavedRun:
     model: SequenceModel
     device: torch.device
     checkpoint_path: Path
-    state: dict[str, Any]
+    state: TrainState
 
     def describe_checkpoint(self) -> str:
         """Such as "best.safetensors (epoch 12, step 4800)"."""
         return f"{self.checkpoint_path.name} ({describe_state(self.state)})"
 
 
-def describe_state(state: dict[str, Any]) -> str:
+def describe_state(state: TrainState) -> str:
     """How far the weights of a checkpoint were trained."""
-    if state["step"]:
-        return f"{state['step']} steps into epoch {state['epoch'] + 1}, step {state['total_steps']}"
-    return f"after epoch {state['epoch']}, step {state['total_steps']}"
+    if state.step:
+        return f"{state.step} steps into epoch {state.epoch + 1}, step {state.total_steps}"
+    return f"after epoch {state.epoch}, step {state.total_steps}"
 
 
 def load_run(path: Path, which: Which | None, device: torch.device) -> SavedRun:
@@ -51,7 +53,7 @@ def load_run(path: Path, which: Which | None, device: torch.device) -> SavedRun:
     n_items = recorded_data(folder)["items"]
     model = build(config.model, n_items, config.data.max_len).to(device)
     file = folder.find_checkpoint(which)
-    state = checkpoint.load(file, model)
+    state = TrainState.from_dict(checkpoint.load(file, model), file)
     return SavedRun(folder, config, model.eval(), device, file, state)
 
 
@@ -63,7 +65,7 @@ def load_data(run: SavedRun, path: str | None = None) -> Interactions:
         RunError: it is not what the run was made with.
     """
     config = run.config.data if path is None else replace(run.config.data, path=path)
-    data = load(config)
+    data = load(with_absolute_path(config))
     check_data(run.folder, data)
     return data
 
@@ -80,11 +82,32 @@ def check_data(folder: RunFolder, data: Interactions) -> None:
     for name, now, then in counts:
         if now != then:
             raise RunError(f"{data.description['source']}: {now} {name} after filtering, the run had {then}")
+    if packed_sha256(data) != recorded["packed_sha256"]:
+        raise RunError(
+            f"{data.description['source']}: not the events of this run, or in another order; restore the "
+            f"section data of {folder.config_path} (order, filter, columns)"
+        )
+
+
+def check_settings(folder: RunFolder, config: RunConfig) -> None:
+    """Raises RunError if a setting that a run keeps is not what it began with: config.yaml was edited."""
+    content = folder.read_protocol()
+    recorded = content["settings"] | flatten({"model": content["model"]})
+    for key, value in fixed_settings(config).items():
+        if key not in recorded:
+            raise RunError(f"{folder.protocol_path}: damaged: the setting {key} is missing")
+        if value != recorded[key]:
+            raise RunError(
+                f"{folder.config_path}: {key} is {value!r}, the run began with {recorded[key]!r}; "
+                "set it back, or start a new run"
+            )
 
 
 def recorded_data(folder: RunFolder) -> dict[str, Any]:
     """The section `data` of protocol.json. Raises RunError if it is not there."""
-    section = folder.read_json(folder.protocol_path).get("data")
-    if not isinstance(section, dict) or not {"sha256", "users", "items", "events"} <= section.keys():
-        raise RunError(f"{folder.protocol_path}: damaged: the section 'data' is missing or not whole")
+    section = folder.read_protocol()["data"]
+    kinds = {"sha256": str, "packed_sha256": str, "users": int, "items": int, "events": int}
+    for key, kind in kinds.items():
+        if not isinstance(section.get(key), kind):
+            raise RunError(f"{folder.protocol_path}: damaged: data.{key} is {section.get(key)!r}")
     return section

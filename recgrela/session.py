@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import torch
 from rich.console import Console
@@ -13,6 +12,7 @@ from recgrela import protocol
 from recgrela.config import RunConfig, with_absolute_path
 from recgrela.data import EvalBatches, Interactions, TrainBatches, load
 from recgrela.errors import ConfigError
+from recgrela.files import given_path
 from recgrela.models import SequenceModel, build
 from recgrela.report import check_tensorboard, say
 from recgrela.run_folder import RunFolder, stem_of
@@ -57,6 +57,7 @@ def open_session(config: RunConfig) -> Session:
         ConfigError, DataError: settings that do not fit each other, this machine or the data; data that
             cannot be read.
     """
+    config = replace(config, data=with_absolute_path(config.data))
     train, max_len = config.train, config.data.max_len
     use_tensorboard = check_tensorboard(train.tensorboard)
     device = pick_device(train.device)
@@ -69,10 +70,11 @@ def open_session(config: RunConfig) -> Session:
     if train.objective not in model.trains_on:
         known = ", ".join(model.trains_on)
         raise ConfigError(
-            f"train.objective: {train.objective!r} does not suit this model; it learns: {known}"
+            f"train.objective: {train.objective!r} does not go with this {config.model.name}, which "
+            f"trains on: {known}; use that, or for 'all' a causal model (--model.mode causal)"
         )
     return Session(
-        config=with_absolute_path(config),
+        config=config,
         device=device,
         data=data,
         model=model,
@@ -96,8 +98,8 @@ def create_folder(session: Session, console: Console) -> RunFolder:
     """
     config, data = session.config, session.data
     content = protocol.describe(config, data, session.batches, session.device, session.max_tokens)
-    stem = stem_of(config.data.path, config.preset)
-    folder = RunFolder.create(Path(config.train.output), config.train.name, stem)
+    stem = stem_of(config.data.path, config.preset) + "-modified" * bool(content["changed_from_preset"])
+    folder = RunFolder.create(given_path(config.train.output, "train.output"), config.train.name, stem)
     try:
         folder.write_text(folder.config_path, config.to_yaml())
         folder.write_json(folder.protocol_path, content)

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from recgrela.config import TrainConfig
+from recgrela.errors import RunError
 from recgrela.metrics import Ranking
+
+_KINDS: dict[Any, tuple[type, ...]] = {  # JSON's types of a field's annotation
+    "int": (int,),
+    "float": (int, float),
+    "float | None": (int, float, type(None)),
+    "list[list[float]]": (list,),
+}
 
 
 @dataclass
@@ -42,8 +51,16 @@ class TrainState:
     loss_curve: list[list[float]] = field(default_factory=list)
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> TrainState:
-        """The inverse of `as_dict`."""
+    def from_dict(cls, content: Mapping[str, Any], path: Path) -> TrainState:
+        """The inverse of `as_dict`. Raises RunError, naming the checkpoint `path`, where it is not that."""
+        known = {field.name: _KINDS[field.type] for field in fields(cls)}
+        for key in known.keys() ^ content.keys():
+            raise RunError(
+                f"{path}: damaged: its state has {'no' if key in known else 'an unknown'} key {key!r}"
+            )
+        for key, kinds in known.items():
+            if not isinstance(content[key], kinds):
+                raise RunError(f"{path}: damaged: its state has {key} {content[key]!r}")
         return cls(**content)
 
     def as_dict(self) -> dict[str, Any]:

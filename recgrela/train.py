@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, get_args
 
 import torch
 from rich.console import Console
@@ -31,9 +32,12 @@ from recgrela.report import (
 )
 from recgrela.run_folder import RunFolder, Which
 from recgrela.runtime import Stopped, StopSignals
-from recgrela.saved import check_data, describe_state
+from recgrela.saved import check_data, check_settings, describe_state
 from recgrela.session import Session, create_folder, open_session
 from recgrela.state import TrainState
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,8 @@ def train(config: RunConfig, resume: Path | None = None, console: Console | None
     """
     console = console or Console()
     old = RunFolder.open(resume) if resume is not None else None
+    if old is not None:
+        check_settings(old, config)
     session = open_session(config)
     if old is not None:
         check_data(old, session.data)
@@ -98,26 +104,41 @@ class Trainer:
         self.last_save = time.perf_counter()
         unit = "samples" if self.settings.objective == "last" else "targets"
         self.display = stack.enter_context(ProgressDisplay(console, unit))
-        self.writer = None
-        if session.use_tensorboard:
-            self.writer = stack.enter_context(open_tensorboard(folder.path / "tensorboard"))
+        self.stack = stack
+        self.writer: SummaryWriter | None = None
 
     def take_up(self) -> None:
-        """Go on from the folder's last checkpoint."""
-        path = self.folder.find_checkpoint("last")
-        self.state = TrainState.from_dict(checkpoint.load(path, self.model, self.optimizer))
+        """Go on from the folder's last checkpoint; all of it is read and checked before a file changes.
+
+        Raises:
+            RunError: a file is missing or damaged; the folder is as it was.
+        """
+        folder, config = self.folder, self.session.config
+        path = folder.find_checkpoint("last")
+        self.state = TrainState.from_dict(checkpoint.load(path, self.model, self.optimizer), path)
         self.loss_sum.fill_(self.state.loss_sum)
-        self.folder.rewind_metrics(self.state.epoch)
-        self.folder.results_path.unlink(missing_ok=True)  # of weights that are about to change
-        self.folder.write_text(self.folder.config_path, self.session.config.to_yaml())
-        say(self.console, f"going on with {self.folder.path} {describe_state(self.state.as_dict())}")
-        machine = self.folder.read_json(self.folder.protocol_path).get("machine", {})
-        started = {key: machine.get(key) for key in ("device", "threads")}
-        if started != {"device": str(self.device), "threads": torch.get_num_threads()}:
-            say(self.console, f"note: the run began with {started}: no longer the same bit for bit")
+        if self.state.best_score is not None:
+            checkpoint.check(folder.find_checkpoint("best"), self.model)
+        content, records = folder.read_protocol(), folder.first_epochs(self.state.epoch)
+
+        entry = protocol.resumption(config, self.state.total_steps, self.device)
+        resumed = {"resumed": [*content.get("resumed", []), entry]}
+        folder.results_path.unlink(missing_ok=True)  # of weights that are about to change
+        folder.rewrite_metrics(records)
+        folder.write_json(folder.protocol_path, content | resumed)
+        folder.write_text(folder.config_path, config.to_yaml())
+        say(self.console, f"going on with {folder.path} {describe_state(self.state)}")
+        here = protocol.surroundings(self.device)
+        others = [part for part in protocol.started_in(content) if part != here]
+        if others:
+            say(
+                self.console, f"note: rounding may differ, since the run is on {here} and was on {others[-1]}"
+            )
 
     def run(self) -> Result:
         """Epochs until there is a reason to stop, then the test."""
+        if self.session.use_tensorboard:
+            self.writer = self.stack.enter_context(open_tensorboard(self.folder.path / "tensorboard"))
         try:
             while (reason := self.state.reason_to_stop(self.settings)) is None:
                 if self._train_epoch():
@@ -199,15 +220,15 @@ class Trainer:
     def _finish_run(self, which: Which, reason: str) -> Result:
         """Test once, with the weights chosen on the valid split; write and show what a run leaves."""
         path = self.folder.checkpoint_path(which)
-        state = checkpoint.load(path, self.model)
+        state = TrainState.from_dict(checkpoint.load(path, self.model), path)
         rankings = {
             split: rank_all(self.model, batches, self.device, self.signals.check)
             for split, batches in self.session.splits.items()
         }
         results = {
             "checkpoint": which,
-            "epoch": state["epoch"] + (state["step"] > 0),
-            "step": state["total_steps"],
+            "epoch": state.epoch + (state.step > 0),
+            "step": state.total_steps,
             "reason": reason,
             **{split: ranking.as_dict() for split, ranking in rankings.items()},
         }
@@ -231,9 +252,11 @@ class Trainer:
         """
         self.state.loss_sum = float(self.loss_sum)
         if not math.isfinite(self.state.loss_sum):
+            before = [which for which in get_args(Which) if self.folder.checkpoint_path(which).is_file()]
+            left = f"{' and '.join(before)}.safetensors of before" if before else "no checkpoint"
             raise RunError(
                 f"training diverged: the loss is {self.state.loss_sum} by step {self.state.total_steps}; a "
-                f"lower --train.lr may help; the checkpoints in {self.folder.path} are from before"
+                f"lower --train.lr may help; {self.folder.path} holds {left}"
             )
 
     def _note_loss(self) -> None:
@@ -262,7 +285,7 @@ def command(argv: Sequence[str]) -> int:
     result = train(request.config, request.resume, console)
     path = result.folder.path
     if result.signum is not None:
-        name, where = signal.Signals(result.signum).name, describe_state(result.state.as_dict())
+        name, where = signal.Signals(result.signum).name, describe_state(result.state)
         say(console, f"stopped by {name} {where}")
         say(console, f"go on with: python -m recgrela.train --resume {shlex.quote(str(path))}")
         return cli.EXIT_SIGNAL + result.signum

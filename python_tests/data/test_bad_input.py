@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
+import os
 import zipfile
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -34,6 +37,17 @@ LINES = {
     "negative item": ("b\t-20.0\t3\t4\n", ", column 'item_id': negative id -20.0"),
     "no user": ("\t2\t3\t4\n", ", column 'user_id': empty id"),
     "no item": ("b\t\t3\t4\n", ", column 'item_id': empty id"),
+    "blank user": ("  \t2\t3\t4\n", ", column 'user_id': missing id '  '"),
+    "NaN user": ("NaN\t2\t3\t4\n", ", column 'user_id': missing id 'NaN'"),
+    "nan item": ("b\tnan\t3\t4\n", ", column 'item_id': missing id 'nan'"),
+    "null item": ("b\tnull\t3\t4\n", ", column 'item_id': missing id 'null'"),
+    "NA item": ("b\tNA\t3\t4\n", ", column 'item_id': missing id 'NA'"),
+    "NA time": ("b\t2\t3\tNA\n", ", column 'timestamp': 'NA' is not a finite number"),
+    "hexadecimal time": ("b\t2\t3\t0x10\n", ", column 'timestamp': '0x10' is not a finite number"),
+    "time too large": (
+        f"b\t2\t3\t{2**63}\n",
+        f", column 'timestamp': {2**63} is out of range, times lie between -2^63 and 2^63",
+    ),
     "Latin-1 user": (b"Am\xe9lie\t2\t3\t4\n", ", column 'user_id': not UTF-8 text (wrong encoding)"),
     "Latin-1 item": (b"b\t\xe9\t3\t4\n", ", column 'item_id': not UTF-8 text (wrong encoding)"),
 }
@@ -63,6 +77,12 @@ def test_bad_line_late_in_a_big_file(tmp_path):
     fails(tmp_path / "x.inter", ", line 600002, column 'timestamp': 'x' is not a finite number")
 
 
+def test_long_value_of_quoted_csv_is_no_fault(tmp_path):
+    lines = f"user_id,item_id,timestamp,note\na,1,2,{'x' * 200_000}\na,1,noon,x\n"
+    (tmp_path / "x.csv").write_text(lines)
+    fails(tmp_path / "x.csv", ", line 3, column 'timestamp': 'noon' is not a finite number")
+
+
 def test_other_columns_are_not_judged(tmp_path):
     (tmp_path / "x.inter").write_bytes(HEADER.encode() + b"a\t1\t\xe9\t5\nb\t1\t\t6\n")
     assert (
@@ -81,6 +101,12 @@ def test_empty_file(tmp_path, content):
     fails(tmp_path / "x.inter", ": empty file")
     (tmp_path / "ratings.dat").write_text(content)
     fails(tmp_path / "ratings.dat", ": empty, it has no events")
+
+
+def test_first_line_is_empty(tmp_path):
+    for name in ("x.inter", "x.csv", "ratings.csv"):
+        (tmp_path / name).write_text("\n" + HEADER)
+        fails(tmp_path / name, ", line 1 is empty: a header is expected")
 
 
 @pytest.mark.parametrize("end", ["", "\n\n"])
@@ -103,6 +129,34 @@ def test_missing_column(tmp_path):
     fails(tmp_path / "ratings.csv", f", line 1: no column 'userId' {among}; did you mean 'user'?")
 
 
+def test_a_general_file_named_as_movielens(tmp_path):
+    path = tmp_path / "ratings.csv"
+    path.write_text("user_id,item_id,timestamp\na,1,2\n")
+    expected = ", line 1: not the header of MovieLens; read the file with data.format=csv"
+    fails(path, expected)
+    config = DataConfig(path=str(path), format="csv", min_user_events=0, min_item_events=0)
+    assert load(config).user_ids == ["a"]
+    path.write_text("who,item_id,timestamp\na,1,2\n")
+    fails(path, expected, user_column="who")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "remedy"),
+    [
+        ("ratings.dat", "1::2::3::4\n", "leave it out"),
+        ("ratings.csv", "userId,movieId,rating,timestamp\n1,2,3,4\n", "leave it out, or set data.format=csv"),
+    ],
+)
+@pytest.mark.parametrize("setting", ["user_column", "item_column", "time_column"])
+def test_columns_of_movielens_are_fixed(tmp_path, setting, name, content, remedy):
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        load(DataConfig(path=str(path), **{setting: "x"}))
+    why = f"'x' does not apply to {path}, MovieLens' columns are fixed"
+    assert str(caught.value) == f"data.{setting}: {why}; {remedy}"
+
+
 @pytest.mark.parametrize("content", [HEADER.encode("utf-16"), b"\x80\x81\n1"])
 def test_header_in_another_encoding(tmp_path, content):
     (tmp_path / "x.inter").write_bytes(content)
@@ -115,6 +169,10 @@ MOVIELENS_LINES = {
     "1::2::3::x\n": ", column 'Timestamp': 'x' is not a finite number",
     "1::-2::3::4\n": ", column 'MovieID': negative id -2",
     "1:7:2::3::4\n": ": column 'Timestamp' is missing, 3 of 4 columns (a truncated line?)",
+    "1:NA:2::3::4\n": ": column 'Timestamp' is missing, 3 of 4 columns (a truncated line?)",
+    "1::2:x::3::4\n": ", column 'MovieID': '2:x' has a ':' inside, columns end at '::'",
+    "1::2::3:::4\n": ", column 'Timestamp': ':4' has a ':' inside, columns end at '::'",
+    "1::nan::3::4\n": ", column 'MovieID': missing id 'nan'",
 }
 
 
@@ -144,7 +202,7 @@ def test_bad_titles(tmp_path):
 
     header = b"item_id:token\ttitle:token\n"
     title_fails(header + b"1\tone\n2\n", ", line 3: column 'title' is missing (a truncated line?)")
-    title_fails(header + b"1\t\xe9\n", ", line 2: not utf-8 text (wrong encoding)")
+    title_fails(header + b"1\t\xe9\n", ", line 2: not UTF-8 text (wrong encoding)")
     title_fails(b"id:token\ttitle:token\n", ", line 1: no column 'item_id' among 'id', 'title'")
     title_fails(b"", ": empty file")
 
@@ -156,18 +214,13 @@ def test_nothing_left_after_filtering(tmp_path):
     fails(tmp_path / "x.inter", expected, min_user_events=2, max_user_events=9)
 
 
-def test_looking_up_users_and_items(tmp_path):
+def test_looking_up_users(tmp_path):
     (tmp_path / "x.inter").write_text(HEADER + "7\t1\t5\t6\nb\t1\t5\t6\n7\t2\t5\t7\n")
     data = load(DataConfig(path=str(tmp_path / "x.inter"), min_user_events=2, min_item_events=0))
-    assert data.user_row("7") == data.user_row(7) == 0 and data.item_row("2") == 2
+    assert data.user_row("7") == data.user_row(7) == 0
     for look_up, expected in (
         (lambda: data.user_row("b"), "user 'b' has no events left after filtering"),
         (lambda: data.user_row("c"), "user 'c' is not in the data"),
-        (lambda: data.item_row("3"), "item '3' is not in the data, or has no events left after filtering"),
-        (
-            lambda: data.item_row("[PAD]"),
-            "item '[PAD]' is not in the data, or has no events left after filtering",
-        ),
     ):
         with pytest.raises(DataError) as caught:
             look_up()
@@ -190,6 +243,45 @@ def test_missing_and_unknown_files(tmp_path):
     (tmp_path / "my.dat").write_text("1::2::3::4\n")
     expected = ": not a MovieLens file; format 'movielens' reads ratings.dat, u.data, ratings.csv"
     fails(tmp_path / "my.dat", expected, format="movielens")
+
+
+def test_zip_with_several_files(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("a.csv", "")
+        archive.writestr("b.csv", "")
+    fails(tmp_path / "x.zip", ": holds a.csv, b.csv; extract it and give the path of one")
+
+
+def test_paths_that_the_system_refuses(tmp_path):
+    fails(tmp_path / ("x" * 300), ": cannot be read (File name too long)")
+    fails(f"{tmp_path}/a\0b", ": cannot be read (embedded null byte)")
+    fails("~nosuchuser/x.csv", ": cannot be read (Could not determine home directory.)")
+    (tmp_path / "file.csv").write_text("")
+    fails(tmp_path / "file.csv" / "x.csv", ": no such file or folder")
+    os.mkfifo(tmp_path / "pipe.csv")
+    fails(tmp_path / "pipe.csv", ": neither a file nor a folder")
+
+
+def test_no_permission(tmp_path, monkeypatch):
+    def refuse(*_args, **_settings):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    (tmp_path / "x.csv").write_text("user_id,item_id,timestamp\na,1,2\n")
+    (tmp_path / "x.zip").write_bytes(b"")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "iterdir", refuse)
+        fails(tmp_path, ": cannot be read (Permission denied)")
+        fails(tmp_path / "y.csv", ": no such file or folder")
+    with monkeypatch.context() as patch:
+        patch.setattr(zipfile, "ZipFile", refuse)
+        fails(tmp_path / "x.zip", ": cannot be read (Permission denied)")
+    with monkeypatch.context() as patch:
+        patch.setattr(pa, "memory_map", refuse)
+        fails(tmp_path / "x.csv", ": cannot be read (Permission denied)")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "stat", refuse)
+        with pytest.raises(DataError, match=r"x\.csv: cannot be read \(Permission denied\)$"):
+            load(DataConfig(path=str(tmp_path / "x.csv")))
 
 
 def test_damaged_archives(tmp_path):
@@ -223,6 +315,10 @@ def test_parquet(tmp_path):
     table_fails(": no column 'timestamp' among 'user_id', 'item_id'", timestamp=None)
     table_fails(", row 3, column 'user_id': empty id", user_id=["a", "b", None])
     table_fails(", row 2, column 'user_id': empty id", user_id=["a", "", "-1"])
+    table_fails(", row 2, column 'user_id': missing id 'nan'", user_id=["a", "nan", "-1"])
+    table_fails(", row 1, column 'item_id': empty id", item_id=[None, 2, 3])
+    out_of_range = "1e+19 is out of range, times lie between -2^63 and 2^63"
+    table_fails(f", row 2, column 'timestamp': {out_of_range}", timestamp=[1, 1e19, 3])
     table_fails(", row 3, column 'item_id': negative id -4", item_id=[1, 2, -4])
     table_fails(", row 2, column 'timestamp': 'nan' is not a finite number", timestamp=[1, float("nan"), 3])
     table_fails(", row 1, column 'timestamp': '' is not a finite number", timestamp=[None, 2, 3])
@@ -243,7 +339,29 @@ def test_parquet(tmp_path):
         ({"min_user_events": -1}, "data.min_user_events: -1 is below 0"),
         ({"max_item_events": 4}, "data.max_item_events: 4 is below 5, so nothing could remain"),
         ({"order": "times"}, "data.order: 'times' is not one of time, recbole; did you mean 'time'?"),
+        ({"max_len": 2**31}, "data.max_len: 2147483648 is above 2147483647"),
+        ({"path": ""}, "data.path: empty; give a file, a folder, a zip or 'synthetic'"),
+        (
+            {"user_column": "item_id"},
+            "data.item_column: 'item_id' is data.user_column too; name two different columns",
+        ),
+        (
+            {"user_column": "timestamp"},
+            "data.time_column: 'timestamp' is data.user_column too; name two different columns",
+        ),
         ({"synthetic_items": 3}, "data.synthetic_items: 3 is below 20"),
+        ({"synthetic_items": 10**9}, "data.synthetic_items: 1000000000 is above 16777216"),
+        ({"synthetic_seed": 2**64}, f"data.synthetic_seed: {2**64} is above {2**64 - 1}"),
+        (
+            {"synthetic_users": 2**30, "synthetic_events": 5},
+            "data.synthetic_users: 1073741824 times data.synthetic_events 5 is above 268435456, too much for "
+            "memory; lower one of them",
+        ),
+        (
+            {"synthetic_users": 10**6, "synthetic_items": 10**6},
+            "data.synthetic_users: 1000000 times data.synthetic_items 1000000 is above 2147483648, too much "
+            "for memory; lower one of them",
+        ),
     ],
 )
 def test_configuration(settings, expected):

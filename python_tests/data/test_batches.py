@@ -47,7 +47,7 @@ def test_last_gives_every_prefix_once(make_interactions, max_len, batch_size):
         for end in range(1, len(train))
     ]
     batches = TrainBatches(data, "last", max_len, batch_size, seed=3)
-    assert batches.num_targets == batches.num_samples == len(expected)
+    assert batches.num_targets == len(expected)
     made = list(batches.epoch(0))
     assert len(made) == batches.num_steps(0) == -(-len(expected) // batch_size)
     assert [batch.step for batch in made] == list(range(len(made)))
@@ -85,8 +85,6 @@ def test_all_gives_every_target_once_an_epoch(make_interactions, max_len):
                 targets += target
                 windows.append((user, start, len(items)))
         assert sorted(targets) == expected
-        if epoch == 0:
-            assert batches.num_samples == len(windows)
         for user, (train, _) in enumerate(split):
             mine = sorted(window for window in windows if window[0] == user)
             if len(train) - 1 <= max_len:

@@ -93,17 +93,30 @@ def test_recbole_titles(tmp_path, title, gz):
     item = f'{header}10\tTen "é"\tComedy\n30\tThirty\tDrama\n'.encode()
     (tmp_path / ("x.item.gz" if gz else "x.item")).write_bytes(gzip.compress(item) if gz else item)
     (tmp_path / "other.item").write_text("item_id:token\ttitle:token\n20\twrong file\n")
-    data = read(tmp_path / "x.inter")
-    check(data, titles=[None, None, 'Ten "é"', "Thirty"])
-    assert [data.title(row) for row in range(4)] == ["[PAD]", "20", 'Ten "é"', "Thirty"]
+    check(read(tmp_path / "x.inter"), titles=[None, None, 'Ten "é"', "Thirty"])
 
 
 def test_recbole_item_file_without_titles(tmp_path):
     (tmp_path / "x.inter").write_text(recbole())
     (tmp_path / "x.item").write_text("item_id:token\tprice:float\n10\t5\n")
-    data = read(tmp_path / "x.inter")
-    check(data)
-    assert data.title(2) == "10"
+    check(read(tmp_path / "x.inter"))
+
+
+def test_titles_are_tidied(tmp_path):
+    files = movielens("u")
+    (tmp_path / "u.data").write_bytes(files["u.data"])
+    item = f"10|  Ten \t(1995) |d||url{'|0' * 19}\n30|  |||{'|0' * 19}\n"
+    (tmp_path / "u.item").write_bytes(b"\xef\xbb\xbf" + item.encode())
+    check(read(tmp_path), ("9", "7"), titles=[None, None, "Ten (1995)", None])
+
+
+def test_names_in_capitals(tmp_path):
+    (tmp_path / "X.INTER.GZ").write_bytes(gzip.compress(recbole().encode()))
+    (tmp_path / "X.ITEM").write_text("item_id:token\ttitle:token\n20\tTwenty\n")
+    check(read(tmp_path / "X.INTER.GZ"), titles=[None, "Twenty", None, None])
+    lines = ["user_id,item_id,timestamp", *(f"{u},{i},{t}" for u, i, _, t in EVENTS)]
+    (tmp_path / "X.CSV.GZ").write_bytes(gzip.compress("\n".join(lines).encode()))
+    check(read(tmp_path / "X.CSV.GZ"))
 
 
 def movielens(kind: str) -> dict[str, bytes]:
@@ -186,10 +199,12 @@ def test_csv_with_named_columns_quotes_and_line_ends_in_values(tmp_path):
 
 
 def test_ids_are_text_as_written(tmp_path):
-    (tmp_path / "x.csv").write_text("user_id,item_id,timestamp\n01,NA,1\n1,NaN,2\n01,null,3\n-x,a-1,4\n")
+    (tmp_path / "x.csv").write_text(
+        "user_id,item_id,timestamp\n01,0x1,1\n1,Nan Goldin,2\n01,nullo,3\n-x,a-1,4\n"
+    )
     data = read(tmp_path / "x.csv")
     assert data.user_ids == ["01", "1", "-x"]
-    assert data.item_ids[1:] == ["NA", "NaN", "null", "a-1"]
+    assert data.item_ids[1:] == ["0x1", "Nan Goldin", "nullo", "a-1"]
 
 
 def test_times_with_fractions_and_beyond_float64(tmp_path):

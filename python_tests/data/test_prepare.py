@@ -117,8 +117,22 @@ def test_float32_time_has_steps_of_64_seconds():
 
 def test_published_counts_only_under_the_published_filter():
     events = make_events("uuuuu", "iiiii", range(5))
-    named = Events(**{**vars(events), "source": "/data/ml-1m.zip:ml-1m/ratings.dat"})
     published = {"users": 6041, "items": 3417, "events": 999_611}
-    assert prepare(named, DataConfig()).description["published"] == published
-    assert "published" not in prepare(named, DataConfig(min_user_events=4)).description
-    assert "published" not in prepare(events, DataConfig()).description
+    for source in (
+        "ml-1m.inter.gz",
+        "/data/ML-1M.inter",
+        "/a/ml-1m.zip:ml-1m/ratings.dat",
+        "a.zip:b/ml-1m.csv",
+    ):
+        named = Events(**{**vars(events), "source": source})
+        assert prepare(named, DataConfig()).description["published"] == published
+        assert "published" not in prepare(named, DataConfig(min_user_events=4)).description
+    for source in (
+        "test",
+        "/data/ml-1m/log.csv",
+        "/ml-1m.v2/ratings.dat",
+        "a.zip:ml-1m/log.csv",
+        "/a:ml-1m/x.csv",
+    ):
+        named = Events(**{**vars(events), "source": source})
+        assert "published" not in prepare(named, DataConfig()).description

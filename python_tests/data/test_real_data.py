@@ -28,7 +28,7 @@ def test_ml_1m(order):
     assert {name: data.description[name] for name in counts} == data.description["published"] == counts
     assert data.n_items == 3417 and data.n_users == 6040
     last = TrainBatches(data, "last", 200, 2048, 2020)
-    assert last.num_targets == last.num_samples == 981_491 and last.num_steps(0) == 480
+    assert last.num_targets == 981_491 and last.num_steps(0) == 480
     every = TrainBatches(data, "all", 200, 32, 2020)
     assert sum(batch.num_tokens for batch in every.epoch(0)) == every.num_targets == 981_491
     assert (
@@ -36,7 +36,7 @@ def test_ml_1m(order):
         == EvalBatches(data, "test", 200, 256).num_users
         == 6040
     )
-    assert data.title(data.item_row("1")) == "Toy Story (1995)"
+    assert data.titles[data.item_ids.index("1")] == "Toy Story (1995)"
     assert seconds < 3, "read, filter and pack, in CPU time of all threads"
 
 
@@ -45,10 +45,10 @@ def test_ml_100k():
     assert (data.n_users, data.n_items, data.n_events) == (943, 1350, 99_287)
     last = TrainBatches(data, "last", 50, 2048, 2020)
     assert last.num_targets == 99_287 - 3 * 943 and last.num_steps(0) == 48
-    assert data.title(data.item_row("242")) == "Kolya"
+    assert data.titles[data.item_ids.index("242")] == "Kolya"
 
 
 def test_gowalla():
     data = load(DataConfig(path=shared("gowalla_1k.inter.gz"), min_user_events=0, min_item_events=0))
     assert (data.n_users, data.n_items, data.n_events) == (1000, 24_210, 157_251)
-    assert data.titles is None and data.title(1) == data.item_ids[1]
+    assert data.titles is None

@@ -24,7 +24,7 @@ def test_the_default_set_keeps_every_user():
     assert 55_000 < data.n_events < 66_000
     item = int(data.items[0])
     token = int(data.item_ids[item])
-    assert data.title(item) == f"cluster {token // CLUSTER_SIZE} / item {token % CLUSTER_SIZE}"
+    assert data.titles[item] == f"cluster {token // CLUSTER_SIZE} / item {token % CLUSTER_SIZE}"
 
 
 def test_events_are_in_order_of_time_and_differ_in_number():

@@ -144,11 +144,6 @@ class TrainBatches:
                 f"{data.description['source']}: no user has two training events, nothing to predict"
             )
 
-    @property
-    def num_samples(self) -> int:
-        """Sequences in epoch 0. "last" has as many in every epoch; with "all" they vary with the cuts."""
-        return self._count(0)
-
     def num_steps(self, epoch: int) -> int:
         """Batches in an epoch."""
         return -(-self._count(epoch) // self.batch_size)

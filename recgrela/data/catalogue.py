@@ -1,4 +1,8 @@
-"""Known sets: the published counts after filtering, so that a run can say whether its data is the same."""
+"""Known sets: the published counts after filtering, which a run's protocol.json puts beside its own counts.
+
+A set is known by its file's name alone: the counts say what to expect of that name, not that the data is the
+same.
+"""
 
 from __future__ import annotations
 
@@ -47,9 +51,9 @@ KNOWN_SETS = {
 
 
 def find_known(source: str) -> KnownSet | None:
-    """The known set that a path names: the file, its zip or a folder of it, without endings."""
-    for part in reversed(re.split(r"[/\\:]", source.lower())):
-        known = KNOWN_SETS.get(part.split(".")[0])
+    """The known set that a file's own name tells, without endings: of the file, or of the zip it lies in."""
+    for file in re.split(r"(?<=\.zip):", source.lower()):
+        known = KNOWN_SETS.get(re.split(r"[/\\]", file)[-1].split(".")[0])
         if known is not None:
             return known
     return None

@@ -11,6 +11,9 @@ from recgrela.suggest import near_miss
 Format = Literal["auto", "recbole", "movielens", "csv", "parquet"]
 Order = Literal["time", "recbole"]
 
+MAX_SYNTHETIC_EVENTS = 2**28  # about 20 GB while they are made
+MAX_SYNTHETIC_PLACES = 2**31  # users times items: about 3 GB
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -59,17 +62,36 @@ class DataConfig:
             if value not in allowed:
                 known = ", ".join(allowed)
                 raise ConfigError(f"data.{name}: {value!r} is not one of {known}{near_miss(value, allowed)}")
-        for name, least in (
-            ("min_user_events", 0),
-            ("min_item_events", 0),
-            ("max_len", 1),
-            ("synthetic_seed", 0),
-            ("synthetic_users", 1),
-            ("synthetic_items", 20),
-            ("synthetic_events", 5),
+        if not self.path.strip():
+            raise ConfigError("data.path: empty; give a file, a folder, a zip or 'synthetic'")
+        columns: dict[str, str] = {}
+        for name in ("user_column", "item_column", "time_column"):
+            other = columns.setdefault(getattr(self, name), name)
+            if other != name:
+                raise ConfigError(
+                    f"data.{name}: {getattr(self, name)!r} is data.{other} too; name two different columns"
+                )
+        for name, low, high in (
+            ("min_user_events", 0, None),
+            ("min_item_events", 0, None),
+            ("max_len", 1, 2**31 - 1),
+            ("synthetic_seed", 0, 2**64 - 1),
+            ("synthetic_users", 1, None),
+            ("synthetic_items", 20, 2**24),
+            ("synthetic_events", 5, None),
         ):
-            if getattr(self, name) < least:
-                raise ConfigError(f"data.{name}: {getattr(self, name)} is below {least}")
+            value = getattr(self, name)
+            if value < low:
+                raise ConfigError(f"data.{name}: {value} is below {low}")
+            if high is not None and value > high:
+                raise ConfigError(f"data.{name}: {value} is above {high}")
+        for kind, most in (("events", MAX_SYNTHETIC_EVENTS), ("items", MAX_SYNTHETIC_PLACES)):
+            each = getattr(self, f"synthetic_{kind}")
+            if self.synthetic_users * each > most:
+                raise ConfigError(
+                    f"data.synthetic_users: {self.synthetic_users} times data.synthetic_{kind} {each} is "
+                    f"above {most}, too much for memory; lower one of them"
+                )
         for kind in ("user", "item"):
             least, most = getattr(self, f"min_{kind}_events"), getattr(self, f"max_{kind}_events")
             if most is not None and most < max(least, 1):

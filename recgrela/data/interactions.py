@@ -17,8 +17,9 @@ from recgrela.errors import DataError
 class Interactions:
     """Interactions by user, in order of time. Nothing is stored per prefix.
 
-    The split is leave-one-out, as RecBole's: of n >= 3 events the last is the test target, the second
-    last the valid target, and the first n - 2 are for training. Users with fewer events only train.
+    The split is leave-one-out: of n >= 3 events the last is the test target, the second last the valid
+    target, and the first n - 2 are for training. Users with fewer events only train. From 5 events a user
+    on, the usual filter, this is RecBole's split; with fewer RecBole's may differ.
 
     Attributes:
         items: [n_events] int32, item ids in 1..n_items-1, user after user; 0 is padding and never occurs.
@@ -29,7 +30,8 @@ class Interactions:
         n_items: rows of the item table, the padding row included.
         sha256: of the interactions file's bytes after decompression (synthetic set: of its arrays).
         description: source, format, filter, order and counts, ready for JSON. Counts include the padding ids.
-            A known set under the published filter also has the paper's counts (Table 1), "published".
+            A file named as a known set, under the published filter, also has the paper's counts (Table 1),
+            "published".
         dropped_users: original ids that were read but lost every event to the filter.
     """
 
@@ -56,11 +58,6 @@ class Interactions:
         """The same interactions with both tensors on ``device``."""
         return dataclasses.replace(self, items=self.items.to(device), offsets=self.offsets.to(device))
 
-    def title(self, item_id: int) -> str:
-        """The title of an item id, or its original id where no title is known."""
-        title = self.titles[item_id] if self.titles is not None else None
-        return self.item_ids[item_id] if title is None else title
-
     def user_row(self, user: str) -> int:
         """The row of an original user id. Raises DataError if it is unknown or has no events left."""
         row = self._user_rows.get(str(user))
@@ -73,21 +70,9 @@ class Interactions:
             raise DataError(f"{self.description['source']}: user {str(user)!r} {why}")
         return row
 
-    def item_row(self, item: str) -> int:
-        """The item id of an original id. Raises DataError if the item is unknown or was filtered out."""
-        row = self._item_rows.get(str(item))
-        if row is None:
-            why = "is not in the data, or has no events left after filtering"
-            raise DataError(f"{self.description['source']}: item {str(item)!r} {why}")
-        return row
-
     @cached_property
     def _user_rows(self) -> dict[str, int]:
         return {token: row for row, token in enumerate(self.user_ids)}
-
-    @cached_property
-    def _item_rows(self) -> dict[str, int]:
-        return {token: row for row, token in enumerate(self.item_ids) if row > 0}
 
     def host_offsets(self) -> np.ndarray:
         """``offsets`` as an int64 array on the host: a copy and a wait if they are on another device."""

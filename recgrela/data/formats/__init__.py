@@ -52,7 +52,8 @@ def _choose(source: Source, wanted: str) -> tuple[str, str]:
     for kind in _READERS if wanted == "auto" else (wanted,):
         found = [name for name in names if _is(kind, name)]
         if len(found) > 1:
-            raise DataError(f"{source.path}: holds {', '.join(found)}; name one of them")
+            remedy = "extract it and give the path of one" if source.is_zip else "name one of them"
+            raise DataError(f"{source.path}: holds {', '.join(found)}; {remedy}")
         if found:
             return found[0], kind
     raise DataError(f"{source.path}: holds no file of a known format; {_known()}")

@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 from recgrela.errors import DataError
 from recgrela.suggest import near_miss
 
-_BAD_ID = r"^(-[0-9]+(\.[0-9]*)?)?$"  # empty, or a number below 0
+_MISSING = r"\s*|nan|NaN|NAN|null|NULL|NA"  # how tools write that there is no value
+_BAD_ID = rf"^({_MISSING}|-[0-9]+(\.[0-9]*)?)$"  # missing, or a number below 0
 _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
@@ -56,10 +57,14 @@ def find_columns(where: str, present: list[str], wanted: tuple[str, ...]) -> Non
 def value_fault(names: Names, user: str, item: str, time: str) -> str | None:
     """What is wrong with one row, naming the column; None if nothing is."""
     for name, value in ((names.user, user), (names.item, item)):
-        if re.match(_BAD_ID, value):
-            return f"column {name!r}: {f'negative id {value}' if value else 'empty id'}"
+        if re.fullmatch(_MISSING, value, re.ASCII):
+            return f"column {name!r}: {f'missing id {value!r}' if value else 'empty id'}"
+        if re.match(_BAD_ID, value, re.ASCII):
+            return f"column {name!r}: negative id {value}"
     if not _NUMBER.fullmatch(time.strip()) or not math.isfinite(float(time)):
         return f"column {names.time!r}: {time!r} is not a finite number"
+    if abs(float(time)) >= 2**63:
+        return f"column {names.time!r}: {time} is out of range, times lie between -2^63 and 2^63"
     return None
 
 
@@ -69,6 +74,8 @@ def to_arrays(columns: Columns) -> Arrays | int:
     items, item_tokens, bad_item = _encode(columns.item)
     times = pc.fill_null(columns.time, math.nan if pa.types.is_floating(columns.time.type) else 0).to_numpy()
     bad_time = ~np.isfinite(times)
+    if times.dtype.kind == "f":
+        bad_time |= np.abs(times) >= 2.0**63
     if columns.time.null_count:
         bad_time |= columns.time.is_null().to_numpy()
     bad = bad_user | bad_item | bad_time

@@ -11,7 +11,7 @@ from recgrela.data.config import DataConfig
 from recgrela.data.formats.columns import Arrays, Names
 from recgrela.data.formats.source import Source
 from recgrela.data.formats.text import Layout, header_layout, read_events, read_titles
-from recgrela.errors import DataError
+from recgrela.errors import ConfigError, DataError
 
 
 class _Release(NamedTuple):
@@ -48,11 +48,25 @@ def read(data: pa.Buffer, source: Source, name: str, config: DataConfig) -> tupl
     if release is None:
         raise DataError(f"{label}: not a MovieLens file; format 'movielens' reads {', '.join(FILES)}")
     layout = release.ratings or header_layout(data, label, ",", quoted=True)
+    _refuse_columns(layout, label, release, config)
     arrays = read_events(data, label, layout, release.names)
     movies = source.beside(name, release.movies_file, f"{release.movies_file}.gz")
     if movies is None:
         return arrays, {}
     data, label = source.read(movies), source.label(movies)
     layout = release.movies or header_layout(data, label, ",", quoted=True)
-    encodings = ("utf-8", "latin-1") if release.movies else ("utf-8",)
-    return arrays, read_titles(data, label, layout, release.names.item, release.title, encodings)
+    or_latin1 = release.movies is not None
+    return arrays, read_titles(data, label, layout, release.names.item, release.title, or_latin1)
+
+
+def _refuse_columns(layout: Layout, label: str, release: _Release, config: DataConfig) -> None:
+    """Raises where the configured columns are of another kind of file."""
+    columns = {name: getattr(config, name) for name in ("user_column", "item_column", "time_column")}
+    if {*columns.values()} <= {*layout.columns} and not {*release.names} <= {*layout.columns}:
+        raise DataError(f"{label}, line 1: not the header of MovieLens; read the file with data.format=csv")
+    for name, value in columns.items():
+        if value != getattr(DataConfig, name):
+            remedy = "leave it out" if release.ratings else "leave it out, or set data.format=csv"
+            raise ConfigError(
+                f"data.{name}: {value!r} does not apply to {label}, MovieLens' columns are fixed; {remedy}"
+            )

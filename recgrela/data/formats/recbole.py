@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import posixpath
+import re
 
 import pyarrow as pa
 
@@ -21,8 +23,8 @@ def read(data: pa.Buffer, source: Source, name: str, config: DataConfig) -> tupl
     label = source.label(name)
     names = Names(config.user_column, config.item_column, config.time_column)
     arrays = read_events(data, label, _layout(data, label), names)
-    stem = name.removesuffix(".gz").removesuffix(".inter")
-    item_file = source.beside(name, *(f"{stem.rpartition('/')[2]}.item{suffix}" for suffix in ("", ".gz")))
+    stem = re.sub(r"(\.inter)?(\.gz)?$", "", posixpath.basename(name), flags=re.IGNORECASE)
+    item_file = source.beside(name, f"{stem}.item", f"{stem}.item.gz")
     if item_file is None:
         return arrays, {}
     data, label = source.read(item_file), source.label(item_file)
@@ -30,7 +32,7 @@ def read(data: pa.Buffer, source: Source, name: str, config: DataConfig) -> tupl
     title = next((column for column in layout.columns if column.endswith("title") or column == "name"), None)
     if title is None:
         return arrays, {}
-    return arrays, read_titles(data, label, layout, config.item_column, title, ("utf-8",))
+    return arrays, read_titles(data, label, layout, config.item_column, title)
 
 
 def _layout(data: pa.Buffer, label: str) -> Layout:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import posixpath
+import stat
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from recgrela.errors import DataError
-from recgrela.suggest import near_miss
+from recgrela.suggest import near_file
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,13 @@ class Source:
                     names = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
             except zipfile.BadZipFile as error:
                 raise DataError(f"{self.path}: damaged zip ({error})") from None
+            except OSError as error:
+                raise _unreadable(self.path, error) from None
         else:
-            names = [entry.name for entry in self.path.iterdir() if entry.is_file()]
+            try:
+                names = [entry.name for entry in self.path.iterdir() if entry.is_file()]
+            except OSError as error:
+                raise _unreadable(self.path, error) from None
         return sorted(name for name in names if not posixpath.basename(name).startswith("."))
 
     def label(self, name: str) -> str:
@@ -44,10 +50,10 @@ class Source:
         return f"{self.path}:{name}" if self.is_zip else str(self.path / name)
 
     def beside(self, name: str, *others: str) -> str | None:
-        """The first of ``others`` that lies in the same folder as ``name``."""
-        present = set(self.names())
-        candidates = [posixpath.join(posixpath.dirname(name), other) for other in others]
-        return next((candidate for candidate in candidates if candidate in present), None)
+        """The first of ``others``, in capitals or not, that lies in the same folder as ``name``."""
+        present = {present.lower(): present for present in self.names()}
+        candidates = [posixpath.join(posixpath.dirname(name), other).lower() for other in others]
+        return next((present[candidate] for candidate in candidates if candidate in present), None)
 
     def read(self, name: str) -> pa.Buffer:
         """A file's bytes, decompressed where its name ends in .gz. Raises DataError if that fails."""
@@ -58,11 +64,11 @@ class Source:
             else:
                 with pa.memory_map(str(self.path / name)) as file:
                     data = file.read_buffer()
-            return pa.py_buffer(gzip.decompress(data)) if name.endswith(".gz") else data
+            return pa.py_buffer(gzip.decompress(data)) if name.lower().endswith(".gz") else data
         except (gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise DataError(f"{self.label(name)}: damaged or truncated archive ({error})") from None
         except (OSError, RuntimeError) as error:  # RuntimeError: a zip with a password
-            raise DataError(f"{self.label(name)}: cannot be read ({error})") from None
+            raise _unreadable(self.label(name), error) from None
 
 
 def open_source(path: str) -> tuple[Source, str | None]:
@@ -70,13 +76,22 @@ def open_source(path: str) -> tuple[Source, str | None]:
 
     Raises DataError, with the nearest name there is, if nothing is there.
     """
-    place = Path(path).expanduser()
-    if place.is_dir():
+    try:
+        place = Path(path).expanduser()
+        mode = place.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"{path}: no such file or folder{near_file(place)}") from None
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: ~user; ValueError: a zero byte
+        raise _unreadable(path, error) from None
+    if stat.S_ISDIR(mode):
         return Source(place, is_zip=False), None
-    if place.is_file():
-        if place.suffix.lower() == ".zip":
-            return Source(place, is_zip=True), None
-        return Source(place.parent, is_zip=False), place.name
-    folder = place.parent
-    present = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-    raise DataError(f"{path}: no such file or folder{near_miss(place.name, present)}")
+    if not stat.S_ISREG(mode):
+        raise DataError(f"{path}: neither a file nor a folder")
+    if place.suffix.lower() == ".zip":
+        return Source(place, is_zip=True), None
+    return Source(place.parent, is_zip=False), place.name
+
+
+def _unreadable(path: Path | str, error: Exception) -> DataError:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+    return DataError(f"{path}: cannot be read ({reason})")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 from pyarrow import csv as arrow_csv
@@ -40,7 +42,9 @@ def header_layout(data: pa.Buffer, label: str, delimiter: str, quoted: bool = Fa
         line = start.splitlines()[0].decode("utf-8-sig")
     except UnicodeDecodeError:
         raise DataError(f"{label}, line 1: not UTF-8 text (wrong encoding, or not a text file)") from None
-    columns = next(csv.reader([line], delimiter=delimiter)) if quoted else line.split(delimiter)
+    if not line.strip():
+        raise DataError(f"{label}, line 1 is empty: a header is expected")
+    columns = next(_csv_reader([line], delimiter)) if quoted else line.split(delimiter)
     return Layout(delimiter, columns, has_header=True, quoted=quoted)
 
 
@@ -54,14 +58,16 @@ def read_events(data: pa.Buffer, label: str, layout: Layout, names: Names) -> Ar
         names: the three columns to read; others are ignored.
 
     Raises:
-        DataError: missing column, empty file, truncated line, wrong encoding, an empty or negative id, a time
-            that is not a finite number; with line and column.
+        DataError: missing column, empty file, truncated line, wrong encoding, an empty, missing (NaN) or
+            negative id, a time that is not a finite number or out of range; with line and column.
     """
     find_columns(f"{label}, line 1", layout.columns, names)
     complaint = "no events in the file"
     for time_type in (pa.int64(), pa.float64()):
         try:
             columns = _parse(data, layout, names, time_type)
+            if pa.types.is_integer(time_type) and re.search(rb"0[xX]", data):
+                _parse(data, layout, names, pa.float64())  # refuses hexadecimal times, which int64 takes
         except pa.ArrowInvalid as error:  # perhaps only that the times have fractions
             complaint = str(error).splitlines()[0]
             continue
@@ -98,6 +104,7 @@ def _parse(data: pa.Buffer, layout: Layout, names: Names, time_type: pa.DataType
         arrow_csv.ConvertOptions(
             column_types=dict(zip(position, (ids, ids, time_type), strict=True)) | gaps,
             include_columns=[*position, *gaps],
+            null_values=[""],
         ),
     )
     return Columns(*(table[column] for column in position))
@@ -117,6 +124,9 @@ def _fault(data: pa.Buffer, label: str, layout: Layout, names: Names, complaint:
             )
         if len(fields) > len(expected):
             return DataError(f"{where}: {len(fields)} columns, {len(expected)} expected")
+        for name, value in zip(expected, fields, strict=True):
+            if layout.delimiter == "::" and ":" in value:
+                return DataError(f"{where}, column {name!r}: {value!r} has a ':' inside, columns end at '::'")
         values = [fields[column] for column in position]
         for name, value in zip(names, values, strict=True):
             if any("\udc80" <= character <= "\udcff" for character in value):
@@ -131,7 +141,7 @@ def _fault(data: pa.Buffer, label: str, layout: Layout, names: Names, complaint:
 def split_lines(text: io.TextIOBase, label: str, layout: Layout) -> Iterator[tuple[int, list[str]]]:
     """Line numbers from 1 and fields of the lines after the header; empty lines are left out."""
     if layout.quoted:
-        reader = csv.reader(text, delimiter=layout.delimiter)
+        reader = _csv_reader(text, layout.delimiter)
         try:
             for fields in reader:
                 if fields and reader.line_num > layout.has_header:
@@ -144,10 +154,15 @@ def split_lines(text: io.TextIOBase, label: str, layout: Layout) -> Iterator[tup
                 yield number, line.rstrip("\r\n").split(layout.delimiter)
 
 
+def _csv_reader(lines: Iterable[str], delimiter: str) -> Any:
+    csv.field_size_limit(2**31 - 1)  # of the process: else a long value would pass for a fault
+    return csv.reader(lines, delimiter=delimiter)
+
+
 def read_titles(
-    data: pa.Buffer, label: str, layout: Layout, item: str, title: str, encodings: tuple[str, ...]
+    data: pa.Buffer, label: str, layout: Layout, item: str, title: str, or_latin1: bool = False
 ) -> dict[str, str]:
-    """Titles by item id, from a text file.
+    """Titles by item id, from a text file, with single spaces; items with an empty one are left out.
 
     Args:
         data: the file.
@@ -155,28 +170,31 @@ def read_titles(
         layout: of the file.
         item: name of the id column.
         title: name of the title column.
-        encodings: tried in this order.
+        or_latin1: read what is not valid UTF-8 as Latin-1.
 
     Raises:
         DataError: missing column, truncated line, wrong encoding.
     """
     find_columns(f"{label}, line 1", layout.columns, (item, title))
     columns = layout.columns.index(item), layout.columns.index(title)
-    text = _decode(data.to_pybytes(), label, encodings)
+    text = _decode(data.to_pybytes(), label, or_latin1)
     titles = {}
     for line, fields in split_lines(io.StringIO(text, newline=""), label, layout):
         if len(fields) <= max(columns):
             raise DataError(
                 f"{label}, line {line}: column {layout.columns[len(fields)]!r} is missing (a truncated line?)"
             )
-        titles[fields[columns[0]]] = fields[columns[1]]
+        words = fields[columns[1]].split()
+        if words:
+            titles[fields[columns[0]]] = " ".join(words)
     return titles
 
 
-def _decode(data: bytes, label: str, encodings: tuple[str, ...]) -> str:
-    for encoding in encodings:
-        try:
-            return data.decode(encoding)
-        except UnicodeDecodeError as error:
-            line = data.count(b"\n", 0, error.start) + 1
-    raise DataError(f"{label}, line {line}: not {encodings[0]} text (wrong encoding)")
+def _decode(data: bytes, label: str, or_latin1: bool) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        if or_latin1:
+            return data.decode("latin-1")
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{label}, line {line}: not UTF-8 text (wrong encoding)") from None
