@@ -164,6 +164,8 @@ struct RelaArgs {
     p.groups = cpu::Groups::of(sequences.count(), conv_weight ? conv_weight->numel() : 0);
     p.max_seqlen = sequences.max_seqlen;
     p.num_heads = num_heads;
+    const int64_t threads = torch::stable::get_num_threads();
+    p.heads_per_item = p.groups.count >= 4 * threads ? num_heads : 1;
     p.head_dim = v.size(1) / num_heads;
     p.conv_width = conv_weight ? conv_weight->size(1) : 0;
     p.causal = causal;

@@ -4,14 +4,15 @@ template <typename T, int N>
 static void conv_sequence_forward(const CausalConv1dParams<T>& p, const ConvBlock<T>& conv, int64_t seq) {
   const int64_t start = p.cu_seqlens[seq], n = p.cu_seqlens[seq + 1] - start;
   const Rows<const T> x{p.x.row(start), p.x.stride};
-  for (int64_t t = 0; t < n; ++t) {
-    T* y = p.y.row(start + t);
+  for (int64_t t0 = 0; t0 < n; t0 += kChunk)
     for (int64_t i = 0; i < p.channels; i += N) {
-      Vec<T, N> v = conv_at<T, N>(conv, x, t, i);
-      if (p.silu) v *= sigmoid<T, N>(v);
-      store<T, N>(y + i, v);
+      const ConvTaps<T, N> taps(conv, i);
+      for (int64_t t = t0; t < std::min(t0 + kChunk, n); ++t) {
+        Vec<T, N> v = taps(x, t);
+        if (p.silu) v *= sigmoid<T, N>(v);
+        store<T, N>(p.y.row(start + t) + i, v);
+      }
     }
-  }
 }
 
 template <typename T, int N>
@@ -25,12 +26,12 @@ static void conv_sequence_backward(const CausalConv1dParams<T>& p, const ConvBlo
   for (int64_t t0 = (len - 1) / kChunk * kChunk; t0 >= 0; t0 -= kChunk) {
     const int64_t n = std::min(kChunk, len - t0);
     T* const d = dp + (kChunk - n) * c;  // the halo stands right behind the n rows
-    for (int64_t t = 0; t < n; ++t) {
-      const T* dy = p.dy.row(start + t0 + t);
-      for (int64_t i = 0; i < c; i += N) {
-        Vec<T, N> g = load<T, N>(dy + i);
+    for (int64_t i = 0; i < c; i += N) {
+      const ConvTaps<T, N> taps(conv, i);
+      for (int64_t t = 0; t < n; ++t) {
+        Vec<T, N> g = load<T, N>(p.dy.row(start + t0 + t) + i);
         if (p.silu) {
-          const Vec<T, N> pre = conv_at<T, N>(conv, x, t0 + t, i);
+          const Vec<T, N> pre = taps(x, t0 + t);
           g *= silu_grad<T, N>(pre, sigmoid<T, N>(pre));
         }
         store<T, N>(d + t * c + i, g);

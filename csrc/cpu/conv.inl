@@ -36,16 +36,33 @@ struct ConvBlock {
   }
 };
 
-// p_t at channels [i, i + N); x points at the sequence's row 0.
+// The taps and the bias at channels [i, i + N): held in registers while t runs, when there are kUnrolled of them.
 template <typename T, int N>
-RECGRELA_INLINE Vec<T, N> conv_at(const ConvBlock<T>& conv, Rows<const T> x, int64_t t, int64_t i) {
-  Vec<T, N> p = load<T, N>(conv.bias + i);
-  const int64_t first = t < conv.width - 1 ? conv.width - 1 - t : 0;
-  const T* row = x.row(t - conv.width + 1 + first) + i;
-  for (int64_t w = first; w < conv.width; ++w, row += x.stride)
-    p += load<T, N>(conv.weight + w * conv.c + i) * load<T, N>(row);
-  return p;
-}
+struct ConvTaps {
+  static constexpr int kUnrolled = 4;  // the width of every published model
+  using V = Vec<T, N>;
+  const ConvBlock<T>& conv;
+  int64_t i;
+  V bias, tap[kUnrolled];
+
+  ConvTaps(const ConvBlock<T>& conv, int64_t i) : conv(conv), i(i), bias(load<T, N>(conv.bias + i)) {
+    if (conv.width == kUnrolled)
+      for (int w = 0; w < kUnrolled; ++w) tap[w] = load<T, N>(conv.weight + w * conv.c + i);
+  }
+
+  // p_t; x points at the sequence's row 0
+  V operator()(Rows<const T> x, int64_t t) const {
+    V p = bias;
+    if (conv.width == kUnrolled && t >= kUnrolled - 1) {
+      const T* row = x.row(t - kUnrolled + 1) + i;
+      for (int w = 0; w < kUnrolled; ++w) p += tap[w] * load<T, N>(row + w * x.stride);
+      return p;
+    }
+    for (int64_t w = t < conv.width - 1 ? conv.width - 1 - t : 0; w < conv.width; ++w)
+      p += load<T, N>(conv.weight + w * conv.c + i) * load<T, N>(x.row(t - conv.width + 1 + w) + i);
+    return p;
+  }
+};
 
 // The gradients of rows [t0, t0 + n) of a sequence from dp [n + K - 1, c], the gradient of p from row t0
 // on: K - 1 rows beyond the block are needed (zero at the sequence's end). Sets dx, adds to the weights'.

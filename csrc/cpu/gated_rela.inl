@@ -64,6 +64,7 @@ struct RelaHead {
 
   // the sequence and head at work
   int64_t start = 0, len = 0, channel = 0;
+  int64_t ahead = kChunk;  // rows from a row to the one that will be needed a chunk later; negative in reverse
 
   RelaHead(const GatedRelaParams<T>& p, T* arena, bool backward)
       : p(p), d(p.head_dim), conv(p.conv_width, p.head_dim, arena) {
@@ -110,19 +111,32 @@ struct RelaHead {
     return p.rotary ? p.rotary + t * p.num_heads * d + channel + i : nullptr;
   }
 
+  // Asks for the cache line that a chunk from now will be needed. Heads are apart in memory, so that a row's
+  // operands come from many places at once, too many for the processor to foresee. Beyond the tensor's end, or
+  // where another worker takes over, nothing is lost.
+  template <bool kWrite = false, typename R>
+  RECGRELA_INLINE void fetch(const R& rows, int64_t row, int64_t col) {
+    if (rows.data) __builtin_prefetch(rows.data + row * rows.stride + col, kWrite);
+  }
+
   // phi(x) and R phi(x) of n rows from t0 on; without rotary both are the first
   void features(Rows<const T> x, int64_t t0, int64_t n, T* f, T*& r) const {
     const Rows<const T> rows = at(x, t0);
     if (!p.rotary) r = f;
     for (int64_t t = 0; t < n; ++t)
       for (int64_t i = 0; i < d; i += N) {
+        fetch(rows, t + ahead, i);
         const V y = phi<T, N>(load<T, N>(rows.row(t) + i));
         store<T, N>(f + t * d + i, y);
         if (p.rotary) store<T, N>(r + t * d + i, rotate<T, N, false>(y, load<T, N>(angles(t0 + t, i))));
       }
   }
 
-  void add_keys(int64_t n) {  // z += the phi(k) of the chunk
+  // S and z move on by the n rows from t0 on
+  void add_keys(int64_t t0, int64_t n) {
+    features(p.k, t0, n, fk, rk);
+    for (int64_t t = t0; t < t0 + n; ++t) fetch(p.v, start + t + ahead, channel);
+    sweep<T, N, true, false, false>(n, d, in(rk), in_v(t0), {}, nullptr, S);
     for (int64_t i = 0; i < d; i += N) {
       V acc = load<T, N>(z + i);
       for (int64_t t = 0; t < n; ++t) acc += load<T, N>(fk + t * d + i);
@@ -133,10 +147,7 @@ struct RelaHead {
   // S and z of the whole sequence
   void sum_keys() {
     for (int64_t t0 = 0; t0 < len; t0 += kChunk) {
-      const int64_t n = std::min(kChunk, len - t0);
-      features(p.k, t0, n, fk, rk);
-      sweep<T, N, true, false, false>(n, d, in(rk), in_v(t0), {}, nullptr, S);
-      add_keys(n);
+      add_keys(t0, std::min(kChunk, len - t0));
     }
   }
 
@@ -169,33 +180,42 @@ struct RelaHead {
     for (int64_t t0 = 0; t0 < len; t0 += kChunk) {
       const int64_t n = std::min(kChunk, len - t0);
       attend(t0, n);
-      for (int64_t t = 0; t < n; ++t)
-        for (int64_t i = 0; i < d; i += N) {
+      for (int64_t i = 0; i < d; i += N) {
+        const ConvTaps<T, N> taps(conv, i);
+        for (int64_t t = 0; t < n; ++t) {
+          const int64_t row = start + t0 + t, col = channel + i;
+          fetch(p.v, row + ahead, col);
+          fetch(p.g, row + ahead, col);
+          fetch<true>(p.y, row + ahead, col);
           V y = load<T, N>(num + t * d + i) * z_inv[t];
           if (conv.width) {
-            const V c = conv_at<T, N>(conv, v, t0 + t, i);
+            const V c = taps(v, t0 + t);
             y += c * sigmoid<T, N>(c);
           }
           if (p.g.data) {
-            const V g = load<T, N>(p.g.row(start + t0 + t) + channel + i);
+            const V g = load<T, N>(p.g.row(row) + col);
             y *= g * sigmoid<T, N>(g);
           }
-          store<T, N>(p.y.row(start + t0 + t) + channel + i, y);
+          store<T, N>(p.y.row(row) + col, y);
         }
+      }
     }
   }
 
   // Through the gate and the sum: dg, dnum and the chunk's part of dp, which starts at d_conv.
   void backward_gate(int64_t t0, int64_t n, T* d_conv) {
     const Rows<const T> v = in_v(0);
-    for (int64_t t = 0; t < n; ++t)
-      for (int64_t i = 0; i < d; i += N) {
+    for (int64_t i = 0; i < d; i += N) {
+      const ConvTaps<T, N> taps(conv, i);
+      for (int64_t t = 0; t < n; ++t) {
         const int64_t row = start + t0 + t, col = channel + i;
+        for (const auto& rows : {p.dy, p.g}) fetch(rows, row + ahead, col);
+        for (const auto& rows : {p.dq, p.dk, p.dv, p.dg}) fetch<true>(rows, row + ahead, col);
         V a = load<T, N>(p.dy.row(row) + col);
         V o = load<T, N>(num + t * d + i) * z_inv[t];
         V c{}, sc{};
         if (conv.width) {
-          c = conv_at<T, N>(conv, v, t0 + t, i);
+          c = taps(v, t0 + t);
           sc = sigmoid<T, N>(c);
           o += c * sc;
         }
@@ -207,6 +227,7 @@ struct RelaHead {
         store<T, N>(dnum + t * d + i, a * z_inv[t]);
         if (conv.width) store<T, N>(d_conv + t * d + i, a * silu_grad<T, N>(c, sc));
       }
+    }
   }
 
   // dx = phi'(x) (R^-1 drot + d_phi), where d_phi is the gradient that was not rotated; cs may be null
@@ -257,9 +278,7 @@ struct RelaHead {
         const int64_t n = std::min(kChunk, len - t0);
         std::copy_n(S, d * d + d, saved + c * (d * d + d));
         if (t0 + n == len) break;  // the state after the last chunk is not needed
-        features(p.k, t0, n, fk, rk);
-        sweep<T, N, true, false, false>(n, d, in(rk), in_v(t0), {}, nullptr, S);
-        add_keys(n);
+        add_keys(t0, n);
       }
     } else {
       sum_keys();
@@ -269,6 +288,7 @@ struct RelaHead {
     const int64_t halo = std::max<int64_t>(conv.width - 1, 0);
     const Rows<T> dv = at(p.dv, 0);
     std::fill(dp + kChunk * d, dp + (kChunk + halo) * d, T(0));
+    ahead = -kChunk;
     for (int64_t c = chunks_of(len) - 1; c >= 0; --c) {
       const int64_t t0 = c * kChunk, n = std::min(kChunk, len - t0);
       T* const d_conv = dp + (kChunk - n) * d;  // the halo, the rows after the chunk, stands right behind
@@ -302,6 +322,7 @@ struct RelaHead {
             store<T, N>(dz + i, load<T, N>(dz + i) + load<T, N>(fq + t * d + i) * z_inv[t]);
       }
     }
+    ahead = kChunk;
     if (p.causal) return;
     transpose(U, Ut, d);
     for (int64_t t0 = 0; t0 < len; t0 += kChunk) {
@@ -327,20 +348,24 @@ static void gated_rela_worker(const GatedRelaParams<T>& p, T* scratch) {
     if constexpr (N > 1) {  // head_dim is even
       RelaHead<T, N> head(p, scratch, kBackward);
       const int64_t width = p.conv_width, hidden = p.num_heads * p.head_dim;
+      const int64_t heads = p.heads_per_item, parts = p.num_heads / heads;
       for (int64_t item; (item = p.next->fetch_add(1)) < p.num_items();) {
-        const int64_t group = item / p.num_heads, h = item % p.num_heads, channel = h * p.head_dim;
-        if (width) head.conv.load(p.conv_weight + channel * width, p.conv_bias + channel);
-        for (int64_t seq = p.groups.begin(group); seq < p.groups.end(group); ++seq) {
-          if (p.cu_seqlens[seq] == p.cu_seqlens[seq + 1]) continue;
-          head.begin(seq, h);
-          if constexpr (kBackward) {
-            head.backward();
-          } else {
-            head.forward();
+        const int64_t group = item / parts, first = item % parts * heads;
+        for (int64_t h = first; h < first + heads; ++h) {
+          const int64_t channel = h * p.head_dim;
+          if (width) head.conv.load(p.conv_weight + channel * width, p.conv_bias + channel);
+          for (int64_t seq = p.groups.begin(group); seq < p.groups.end(group); ++seq) {
+            if (p.cu_seqlens[seq] == p.cu_seqlens[seq + 1]) continue;
+            head.begin(seq, h);
+            if constexpr (kBackward) {
+              head.backward();
+            } else {
+              head.forward();
+            }
           }
+          if (kBackward && width)
+            head.conv.store_grads(p.dweight + (group * hidden + channel) * width, p.dbias + group * hidden + channel);
         }
-        if (kBackward && width)
-          head.conv.store_grads(p.dweight + (group * hidden + channel) * width, p.dbias + group * hidden + channel);
       }
     }
   });

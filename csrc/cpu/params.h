@@ -61,8 +61,11 @@ struct GatedRelaParams {
   T* dweight = nullptr;    // [groups, D, K] partial sums
   T* dbias = nullptr;      // [groups, D]
 
+  // An item of work is a group of sequences and some heads: all of them where there are groups enough for every
+  // worker, since the heads of a row share its cache lines.
+  int64_t heads_per_item = 1;
   std::atomic<int64_t>* next = nullptr;  // work queue shared by the workers
-  int64_t num_items() const { return groups.count * num_heads; }
+  int64_t num_items() const { return groups.count * (num_heads / heads_per_item); }
 };
 
 template <typename T>

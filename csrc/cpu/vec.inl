@@ -41,9 +41,9 @@ RECGRELA_INLINE T sum(Vec<T, N> v) {
   }
 }
 
-// exp(x) = 2^n exp(r), |r| <= ln2/2, by a Taylor polynomial that is exact to an ulp there. Arguments are
-// clamped to the range of normal numbers; NaN stays NaN.
-template <typename T, int N>
+// exp(x) = 2^n exp(r), |r| <= ln2/2, by a Taylor polynomial that is exact to an ulp or so there. Arguments are
+// clamped to the range of normal numbers, from above only if kHighClamp; NaN stays NaN.
+template <typename T, int N, bool kHighClamp = true>
 RECGRELA_INLINE Vec<T, N> exp(Vec<T, N> x) {
   using V = Vec<T, N>;
   using I = typename VecOf<T, N>::mask;
@@ -55,14 +55,14 @@ RECGRELA_INLINE Vec<T, N> exp(Vec<T, N> x) {
   constexpr int kMantissa = kFloat ? 23 : 52, kBias = kFloat ? 127 : 1023;
 
   x = x < kLow ? splat<T, N>(kLow) : x;
-  x = x > kHigh ? splat<T, N>(kHigh) : x;
+  if constexpr (kHighClamp) x = x > kHigh ? splat<T, N>(kHigh) : x;
   const V shifted = x * T(1.44269504088896340736) + kMagic;
   const V n = shifted - kMagic;
   const I exponent = (I)shifted - (I)splat<T, N>(kMagic);
   const V r = (x - n * kLn2Hi) - n * kLn2Lo;
   V p;
   if constexpr (kFloat) {
-    p = r * T(1.0 / 5040) + T(1.0 / 720);
+    p = splat<T, N>(T(1.0 / 720));
   } else {
     p = r * T(1.0 / 6227020800.0) + T(1.0 / 479001600.0);
     p = p * r + T(1.0 / 39916800.0);
@@ -95,7 +95,7 @@ RECGRELA_INLINE Vec<T, N> silu_grad(Vec<T, N> x, Vec<T, N> s) {
 // phi(x) = elu(x) + 1
 template <typename T, int N>
 RECGRELA_INLINE Vec<T, N> phi(Vec<T, N> x) {
-  return x > T(0) ? x + T(1) : exp<T, N>(x);
+  return x > T(0) ? x + T(1) : exp<T, N, false>(x);  // any value does where x > 0
 }
 
 // phi'(x) = min(phi(x), 1)
