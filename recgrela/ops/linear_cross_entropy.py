@@ -10,9 +10,10 @@ from torch import Tensor
 
 from recgrela.ops._library import NO_SECOND_DERIVATIVE
 from recgrela.ops.checks import autocast_enabled, check_operands
+from recgrela.ops.product import product
 
-# Scores held at a time. Eight MiB in float32: they stay in a CPU's last-level cache between the products.
-MAX_LOGITS = 1 << 21
+# Scores held at a time. Four MiB in float32: they stay in a CPU's caches from one product to the next.
+MAX_LOGITS = 1 << 20
 NO_INDEX = -(1 << 62)  # for torch's cross-entropy, which insists on an index to ignore
 
 
@@ -33,30 +34,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
         wide = torch.promote_types(hidden.dtype, torch.float32)
         loss = hidden.new_zeros((), dtype=wide)
         d_hidden = torch.empty_like(hidden) if need_hidden else None
-        d_weight = torch.zeros_like(weight, dtype=wide) if need_weight else None
-        # One buffer for all chunks, and every step in place: fresh memory costs more than the arithmetic.
-        products = hidden.new_empty(rows, weight.shape[0])
-        widen = wide != hidden.dtype
-        scores = torch.empty_like(products, dtype=wide) if widen else products
+        # transposed: the product then copies h, which is small, and not the scores
+        d_weight = hidden.new_zeros(weight.T.shape, dtype=wide) if need_weight else None
         for start in range(0, hidden.shape[0], rows):
             h, t = hidden[start : start + rows], target[start : start + rows, None]
-            product, x = products[: len(h)], scores[: len(h)]
-            torch.mm(h, weight.T, out=product)
-            if widen:
-                x.copy_(product)
-            x -= x.amax(1, keepdim=True)
-            loss -= x.gather(1, t).sum()
-            norm = x.exp_().sum(1, keepdim=True)
-            loss += norm.log().sum()
+            scores = product(h, weight).to(wide)
+            highest = scores.amax(1)
+            loss -= scores.gather(1, t).sum()
+            p = torch.softmax(scores, 1)
+            # log sum exp, from the item that has at least 1 / n_items of the sum
+            loss += (highest - p.amax(1).log_()).sum()
             if need_hidden or need_weight:
-                x /= norm
-                x.scatter_add_(1, t, torch.full_like(norm, -1.0))
-                if widen:
-                    product.copy_(x)
+                p.scatter_add_(1, t, p.new_full(t.shape, -1.0))
+                p = p.to(hidden.dtype)
             if d_hidden is not None:
-                torch.mm(product, weight, out=d_hidden[start : start + rows])
+                d_hidden[start : start + rows] = product(p, weight.T)
             if d_weight is not None:
-                d_weight += product.T @ h
+                d_weight += product(h.T, p.T)
         ctx.save_for_backward(d_hidden, d_weight)
         ctx.num_rows, ctx.dtype = hidden.shape[0], hidden.dtype
         return loss / hidden.shape[0]
@@ -66,8 +60,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if torch.is_grad_enabled():  # with create_graph: the saved gradients would count as constants
             raise NotImplementedError(NO_SECOND_DERIVATIVE)
         scale = d_loss / ctx.num_rows
-        grads = (None if grad is None else (grad * scale).to(ctx.dtype) for grad in ctx.saved_tensors)
-        return (*grads, None, None, None)
+        d_hidden, d_weight = ctx.saved_tensors
+        return (
+            None if d_hidden is None else d_hidden * scale.to(ctx.dtype),
+            None if d_weight is None else (d_weight.T * scale).to(ctx.dtype),
+            None,
+            None,
+            None,
+        )
 
 
 def linear_cross_entropy(
