@@ -18,8 +18,8 @@ from recgrela.report import check_tensorboard, say
 from recgrela.run_folder import RunFolder, stem_of
 from recgrela.runtime import pick_device
 
-# A pass of this size keeps its tensors in a CPU's caches and in memory that is used again; a whole published batch,
-# 409,600 slots, spends its time on fresh pages from the system. A GPU wants whole batches.
+# A pass of this size keeps its tensors in a CPU's caches and in memory that is used again; a whole published
+# batch, 409,600 slots, spends its time on fresh pages from the system. A GPU wants whole batches.
 DEFAULT_MAX_TOKENS = {"cpu": 16_384, "cuda": 1 << 62}
 
 

@@ -1,8 +1,8 @@
 """Matrix products of shapes that come again and again, by the faster of PyTorch's two CPU libraries.
 
 In float32 PyTorch takes MKL, which uses half of the vector width on processors that are not Intel's; oneDNN,
-which it carries too, compiles its kernels for the processor at hand, and again for every new shape, which takes
-as long as a small product.
+which it carries too, compiles its kernels for the processor at hand. It does so again for every new shape,
+which takes as long as a small product.
 """
 
 from __future__ import annotations
