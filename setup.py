@@ -40,7 +40,7 @@ def cuda_release(home: Path) -> str:
 
 
 def extension() -> cpp_extension.CppExtension:
-    sources = ["csrc/ops.cpp", "csrc/module.cpp", *find("csrc/cpu/*.cpp")]
+    sources = ["csrc/module.cpp", *find("csrc/ops/*.cpp"), *find("csrc/cpu/*.cpp")]
     kernels = find("csrc/kernels/*.cu")
     include_dirs = [str(ROOT / "csrc")]
     macros = {

@@ -19,7 +19,7 @@ from timing import gate, medians, record
 from torch import Tensor
 
 from recgrela.models import RecGRELAConfig, build
-from recgrela.nn import Dropout
+from recgrela.nn import ACTIVATIONS, Activation, Dropout
 from recgrela.ops import linear_cross_entropy_reference
 
 
@@ -34,8 +34,8 @@ def eager_ops(form: Callable[..., Tensor], batch: int) -> Iterator[None]:
             form, q, k, v, g, table, kw["conv_weight"], kw["conv_bias"], kw["num_heads"]
         ).flatten(0, 1)
 
-    def dropout(self: Dropout, x: Tensor) -> Tensor:
-        return F.dropout(x, self.rate, self.training)
+    def dropout(self: Dropout, x: Tensor, activation: Activation | None = None) -> Tensor:
+        return F.dropout(x if activation is None else ACTIVATIONS[activation](x), self.rate, self.training)
 
     with (
         mock.patch("recgrela.nn.gated_rela", op),

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recgrela.ops import gated_rela, rotary_table
+from recgrela.ops import activation_dropout, gated_rela, rotary_table
 
 Activation = Literal["silu", "relu", "gelu"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "relu": F.relu, "gelu": F.gelu}
@@ -50,24 +50,19 @@ class Dropout(nn.Module):
     """Zeroes each element with probability `rate` and scales the others up to keep the mean.
 
     On the CPU `torch.nn.Dropout` draws a Mersenne twister number for each element, which takes longer than
-    the layers around it; here one 64-bit draw serves four elements, so that `rate` is a multiple of 2^-16.
+    the layers around it; there the op is used, which takes the activation before it along.
     """
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: any shape -> the same."""
-        if not self.training or self.rate == 0:
-            return x
-        if x.device.type != "cpu":
-            return F.dropout(x, self.rate)
-        n = x.numel()
-        draws = torch.randint(-(2**63), 2**63 - 1, ((n + 3) // 4,)).view(torch.int16)[:n].view(x.shape)
-        dropped = min(round(self.rate * 2**16), 2**16 - 1)
-        scale = 2**16 / (2**16 - dropped)
-        return x * (draws >= dropped - 2**15).to(x.dtype).mul_(scale)
+    def forward(self, x: Tensor, activation: Activation | None = None) -> Tensor:
+        """x: any shape -> dropout(activation(x)), the same shape."""
+        rate = self.rate if self.training else 0.0
+        if x.device.type == "cpu" and (rate or activation):
+            return activation_dropout(x, rate, activation=activation or "none")
+        return F.dropout(x if activation is None else ACTIVATIONS[activation](x), rate)
 
 
 class DropPath(nn.Module):
@@ -185,4 +180,4 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [T, D] -> [T, D]."""
-        return self.dropout(self.fc2(self.dropout(ACTIVATIONS[self.activation](self.fc1(x)))))
+        return self.dropout(self.fc2(self.dropout(self.fc1(x), self.activation)))

@@ -90,6 +90,63 @@ struct CausalConv1dParams {
   int64_t num_items() const { return groups.count; }
 };
 
+enum class Activation { kNone, kRelu, kSilu, kGelu };
+
+template <typename T>
+struct ActivationDropoutParams {
+  static constexpr int64_t kItem = 8192;  // elements; a multiple of every vector's
+
+  int64_t numel = 0;
+  Activation activation = Activation::kNone;
+  uint64_t seed = 0;
+  uint32_t threshold = 0;  // draws below it drop the element; 0: no dropout
+  T scale = 1;             // of the elements that stay
+  const T* x = nullptr;
+  const T* dy = nullptr;  // backward only
+  T* out = nullptr;       // y, or dx
+
+  std::atomic<int64_t>* next = nullptr;
+  int64_t num_items() const { return (numel + kItem - 1) / kItem; }
+};
+
+// A block of scores at a time: rows row0 .. row0 + num_rows by items item0 .. item0 + num_items.
+template <typename T>
+struct LinearCrossEntropyParams {
+  static constexpr int64_t kRowBlock = 48;  // a multiple of every instruction set's tile
+  static constexpr int64_t kChunkItems = 256;
+
+  int64_t dim = 0;
+  Rows<const T> hidden, weight;     // [T, D], [n_items, D]
+  const int64_t* target = nullptr;  // [T]
+  T scale = 0;                      // of the gradients
+  Rows<T> d_hidden, d_weight;       // may be absent
+
+  // of each row, [T]: the highest score and the sum of exp(score - highest) so far, and the target's score
+  T *highest = nullptr, *sum = nullptr, *target_score = nullptr;
+
+  int64_t row0 = 0, num_rows = 0, item0 = 0, num_items = 0;
+  bool reduce = false;          // find highest, sum and target_score
+  bool make_gradients = false;  // from highest and sum, which are then those of all items
+
+  // the block's memory; the widths are those of the instruction set
+  int64_t lanes = 0, panel_width = 0;
+  int64_t chunk_panels = 0;     // kChunkItems
+  T* scores = nullptr;          // [panels, padded_rows, panel_width]
+  T* weight_panels = nullptr;   // [panels, D, panel_width]
+  T* weight_rows = nullptr;     // [panels * panel_width, padded_dim]
+  T* scaled = nullptr;          // [num_rows, padded_dim]
+  T *chunk_highest = nullptr, *chunk_sum = nullptr;  // [chunks, padded_rows]
+
+  int64_t padded_dim() const { return (dim + lanes - 1) / lanes * lanes; }
+  int64_t row_blocks() const { return (num_rows + kRowBlock - 1) / kRowBlock; }
+  int64_t padded_rows() const { return row_blocks() * kRowBlock; }
+  int64_t panels() const { return (num_items + panel_width - 1) / panel_width; }
+  int64_t chunks() const { return (panels() + chunk_panels - 1) / chunk_panels; }
+
+  std::atomic<int64_t>* next = nullptr;
+  int64_t num_items_of_work = 0;
+};
+
 // The kernels of one instruction set. Each call of a worker takes items from the queue until none is left; any
 // number may run at once, each with scratch of its own, of as many elements as the scratch function says.
 template <typename T>
@@ -102,6 +159,17 @@ struct Kernels {
   };
   Op<GatedRelaParams<T>> gated_rela;
   Op<CausalConv1dParams<T>> causal_conv1d;
+
+  void (*activation_dropout_forward)(const ActivationDropoutParams<T>&, T* scratch);
+  void (*activation_dropout_backward)(const ActivationDropoutParams<T>&, T* scratch);
+
+  struct LinearCrossEntropy {
+    using Params = LinearCrossEntropyParams<T>;
+    using Phase = void (*)(const Params&, T* scratch);
+    int64_t lanes, panel_width;
+    int64_t (*scratch)(const Params&);
+    Phase pack, score, exponentiate, finish, gradients;
+  } linear_cross_entropy;
 };
 
 // Those of the widest instruction set that this processor has (or that `set_isa` chose).

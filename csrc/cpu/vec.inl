@@ -26,7 +26,7 @@ RECGRELA_INLINE void store(T* p, Vec<T, N> v) {
 
 template <typename T, int N>
 RECGRELA_INLINE Vec<T, N> splat(T x) {
-  return Vec<T, N>{} + x;
+  return x - Vec<T, N>{};  // not 0 + x, which makes +0 of -0 and so costs an addition
 }
 
 template <typename T, int N>

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -9,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recgrela.ops._library import NO_SECOND_DERIVATIVE
-from recgrela.ops.checks import autocast_enabled, check_operands
-from recgrela.ops.product import product
+from recgrela.ops.checks import autocast_enabled, check_devices, check_operands
 
 # Scores held at a time. Four MiB in float32: they stay in a CPU's caches from one product to the next.
 MAX_LOGITS = 1 << 20
@@ -22,52 +22,59 @@ def linear_cross_entropy_reference(hidden: Tensor, weight: Tensor, target: Tenso
     return F.cross_entropy(hidden @ weight.T, target, ignore_index=NO_INDEX)
 
 
-class _LinearCrossEntropy(torch.autograd.Function):
-    """The gradients are made in the forward, chunk by chunk, while the scores are at hand."""
+def _chunked(
+    hidden: Tensor, weight: Tensor, target: Tensor, max_logits: int, hidden_grad: bool, weight_grad: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The op in plain PyTorch: the gradients are made chunk by chunk, while the scores are at hand."""
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    rows = min(max(1, max_logits // weight.shape[0]), hidden.shape[0])
+    loss = hidden.new_zeros((), dtype=wide)
+    d_hidden = torch.empty_like(hidden) if hidden_grad else hidden.new_empty(0)
+    d_weight = weight.new_zeros(weight.shape, dtype=wide) if weight_grad else weight.new_empty(0)
+    for start in range(0, hidden.shape[0], rows):
+        h, t = hidden[start : start + rows], target[start : start + rows, None]
+        scores = (h @ weight.T).to(wide)
+        log_sum = scores.logsumexp(1, keepdim=True)
+        loss += (log_sum - scores.gather(1, t)).sum()
+        if not (hidden_grad or weight_grad):
+            continue
+        p = (scores - log_sum).exp_().scatter_add_(1, t, scores.new_full(t.shape, -1.0)).to(hidden.dtype)
+        if hidden_grad:
+            d_hidden[start : start + rows] = p @ weight
+        if weight_grad:
+            d_weight += p.T @ h
+    n = hidden.shape[0]
+    return loss / n, d_hidden / n, (d_weight / n).to(weight.dtype)
 
-    @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor, max_logits: int, with_grad: bool
-    ) -> Tensor:
-        need_hidden, need_weight = (with_grad and need for need in ctx.needs_input_grad[:2])
-        rows = min(max(1, max_logits // weight.shape[0]), hidden.shape[0])
-        wide = torch.promote_types(hidden.dtype, torch.float32)
-        loss = hidden.new_zeros((), dtype=wide)
-        d_hidden = torch.empty_like(hidden) if need_hidden else None
-        # transposed: the product then copies h, which is small, and not the scores
-        d_weight = hidden.new_zeros(weight.T.shape, dtype=wide) if need_weight else None
-        for start in range(0, hidden.shape[0], rows):
-            h, t = hidden[start : start + rows], target[start : start + rows, None]
-            scores = product(h, weight).to(wide)
-            highest = scores.amax(1)
-            loss -= scores.gather(1, t).sum()
-            p = torch.softmax(scores, 1)
-            # log sum exp, from the item that has at least 1 / n_items of the sum
-            loss += (highest - p.amax(1).log_()).sum()
-            if need_hidden or need_weight:
-                p.scatter_add_(1, t, p.new_full(t.shape, -1.0))
-                p = p.to(hidden.dtype)
-            if d_hidden is not None:
-                d_hidden[start : start + rows] = product(p, weight.T)
-            if d_weight is not None:
-                d_weight += product(h.T, p.T)
-        ctx.save_for_backward(d_hidden, d_weight)
-        ctx.num_rows, ctx.dtype = hidden.shape[0], hidden.dtype
-        return loss / hidden.shape[0]
 
-    @staticmethod
-    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # with create_graph: the saved gradients would count as constants
-            raise NotImplementedError(NO_SECOND_DERIVATIVE)
-        scale = d_loss / ctx.num_rows
-        d_hidden, d_weight = ctx.saved_tensors
-        return (
-            None if d_hidden is None else d_hidden * scale.to(ctx.dtype),
-            None if d_weight is None else (d_weight.T * scale).to(ctx.dtype),
-            None,
-            None,
-            None,
-        )
+torch.library.impl("recgrela::linear_cross_entropy", "CUDA")(_chunked)
+
+
+@torch.library.register_fake("recgrela::linear_cross_entropy")
+def _fake(
+    hidden: Tensor, weight: Tensor, target: Tensor, max_logits: int, hidden_grad: bool, weight_grad: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    check_devices("linear_cross_entropy", hidden, weight, target)
+    loss = hidden.new_empty((), dtype=torch.promote_types(hidden.dtype, torch.float32))
+    d_hidden = hidden.new_empty(hidden.shape if hidden_grad else 0)
+    return loss, d_hidden, weight.new_empty(weight.shape if weight_grad else 0)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    _, d_hidden, d_weight = output
+    ctx.mark_non_differentiable(d_hidden, d_weight)
+    ctx.grads = inputs[4:]
+    ctx.save_for_backward(d_hidden, d_weight)
+
+
+def _backward(ctx: Any, d_loss: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled():  # with create_graph: the saved gradients would count as constants
+        raise NotImplementedError(NO_SECOND_DERIVATIVE)
+    made = zip(ctx.saved_tensors, ctx.grads, strict=True)
+    return *(d * d_loss.to(d.dtype) if there else None for d, there in made), None, None, None, None
+
+
+torch.library.register_autograd("recgrela::linear_cross_entropy", _backward, setup_context=_setup)
 
 
 def linear_cross_entropy(
@@ -102,10 +109,20 @@ def linear_cross_entropy(
         raise TypeError(f"{op}: target must be int64, got {target.dtype}")
     if target.shape != hidden.shape[:1]:
         raise ValueError(f"{op}: target must be [{len(hidden)}], got shape {tuple(target.shape)}")
-    args = (target, max_logits, torch.is_grad_enabled())
-    device_type = hidden.device.type
-    if autocast_enabled(device_type) and hidden.dtype != torch.float64:
+    device_type, dtype = hidden.device.type, hidden.dtype
+    autocast = autocast_enabled(device_type)
+    if autocast and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device_type)
-        with torch.autocast(device_type, enabled=False):
-            return _LinearCrossEntropy.apply(hidden.to(dtype), weight.to(dtype), *args)
-    return _LinearCrossEntropy.apply(hidden, weight, *args)
+    if device_type == "cpu" and dtype != torch.float64:
+        dtype = torch.float32
+    with_grad = torch.is_grad_enabled()
+    with torch.autocast(device_type, enabled=False) if autocast else nullcontext():
+        loss, _, _ = torch.ops.recgrela.linear_cross_entropy(
+            hidden.to(dtype),
+            weight.to(dtype),
+            target,
+            max_logits,
+            with_grad and hidden.requires_grad,
+            with_grad and weight.requires_grad,
+        )
+    return loss

@@ -1,0 +1,225 @@
+// linear_cross_entropy: a block of scores at a time (some rows by some items, all of them where they fit), by
+// phases whose items of work are independent of each other:
+//   pack         the block's item rows, transposed in panels for the scores and padded for the gradients
+//   score        s = x W^T, and the highest of each row and chunk
+//   exponentiate e = exp(s - highest), and its sum for each row and chunk
+//   finish       sums of rows; e[target] -= sum, so that (softmax - one-hot) = e / sum; x scaled by 1 / (T sum)
+//   gradients    dx = e W / (T sum), dW = e^T (x scaled)
+// Where a block does not hold all items, a first pass over the blocks finds the highest and the sum of each row,
+// and a second one makes the gradients. Every element is summed up in an order that the number of threads does
+// not change.
+//
+// Scores stand in panels as wide as a tile: [panels][padded_rows][kWidth]. What lies beyond the last item scores
+// -infinity; rows beyond the last one fill up a tile and are not used.
+
+template <typename T>
+struct CrossEntropy {
+  static constexpr int N = RECGRELA_VECTOR_BYTES / sizeof(T), kWidth = kTileVectors * N;
+  static constexpr int64_t kRows = LinearCrossEntropyParams<T>::kRowBlock;
+  static constexpr int64_t kDepth = 64, kDepthRows = 96;  // of a product: operands that stay in the L1 cache
+  static_assert(kRows % kTileRows == 0);
+  using V = Vec<T, N>;
+  using Params = LinearCrossEntropyParams<T>;
+
+  const Params& p;
+  T* const scratch;
+  const int64_t dim, row_blocks, chunks;
+
+  CrossEntropy(const Params& p, T* scratch)
+      : p(p), scratch(scratch), dim(p.padded_dim()), row_blocks(p.row_blocks()), chunks(p.chunks()) {}
+
+  static int64_t scratch_elements(const Params& p) { return kRows * p.padded_dim(); }
+
+  T* scores(int64_t panel, int64_t row) const { return p.scores + (panel * p.padded_rows() + row) * kWidth; }
+  int64_t last_panel(int64_t chunk) const { return std::min((chunk + 1) * p.chunk_panels, p.panels()); }
+  T* per_chunk(T* values, int64_t chunk, int64_t row) const { return values + chunk * p.padded_rows() + row; }
+  int64_t rows_of(int64_t block) const { return std::min(kRows, p.num_rows - block * kRows); }
+  // rows that a block's scores are computed for: whole tiles
+  int64_t tile_rows_of(int64_t block) const {
+    return (rows_of(block) + kTileRows - 1) / kTileRows * kTileRows;
+  }
+
+  void pack(int64_t chunk) const {
+    for (int64_t panel = chunk * p.chunk_panels; panel < last_panel(chunk); ++panel) {
+      T* const transposed = p.weight_panels + panel * kWidth * p.dim;
+      for (int64_t i = 0; i < kWidth; ++i) {
+        const int64_t item = panel * kWidth + i;
+        T* const padded = p.weight_rows + item * dim;
+        const T* const w = item < p.num_items ? p.weight.row(p.item0 + item) : nullptr;
+        for (int64_t k = 0; k < p.dim; ++k) transposed[k * kWidth + i] = w ? w[k] : T(0);
+        if (!p.make_gradients) continue;
+        for (int64_t k = 0; k < dim; ++k) padded[k] = w && k < p.dim ? w[k] : T(0);
+      }
+    }
+  }
+
+  void score(int64_t item) const {
+    const int64_t block = item % row_blocks, chunk = item / row_blocks, row0 = block * kRows;
+    const int64_t n = tile_rows_of(block), valid = rows_of(block);
+    for (int64_t i = 0; i < n; i += kTileRows)  // x in tiles of rows, [tiles][dim][kTileRows]
+      for (int r = 0; r < kTileRows; ++r) {
+        const T* const x = i + r < valid ? p.hidden.row(p.row0 + row0 + i + r) : nullptr;
+        for (int64_t k = 0; k < p.dim; ++k) scratch[i * p.dim + k * kTileRows + r] = x ? x[k] : T(0);
+      }
+    V highest[kRows];
+    std::fill(highest, highest + n, splat<T, N>(-std::numeric_limits<T>::infinity()));
+    for (int64_t panel = chunk * p.chunk_panels; panel < last_panel(chunk); ++panel) {
+      T* const out = scores(panel, row0);
+      for (int64_t i = 0; i < n; i += kTileRows) {
+        V acc[kTileRows][kTileVectors];
+        clear(acc);
+        multiply<T, N, 1, kTileRows>(p.dim, scratch + i * p.dim, p.weight_panels + panel * kWidth * p.dim, kWidth, acc);
+        for (int r = 0; r < kTileRows; ++r)
+          for (int c = 0; c < kTileVectors; ++c) store<T, N>(out + (i + r) * kWidth + c * N, acc[r][c]);
+      }
+      if (const int64_t items = p.num_items - panel * kWidth; items < kWidth)
+        for (int64_t i = 0; i < n; ++i)
+          std::fill(out + i * kWidth + items, out + (i + 1) * kWidth, -std::numeric_limits<T>::infinity());
+      if (!p.reduce) continue;
+      for (int64_t i = 0; i < n; ++i)
+        for (int c = 0; c < kTileVectors; ++c) {
+          const V s = load<T, N>(out + i * kWidth + c * N);
+          highest[i] = s > highest[i] ? s : highest[i];
+        }
+    }
+    if (!p.reduce) return;
+    for (int64_t i = 0; i < n; ++i) {
+      T most = highest[i][0];
+      for (int c = 1; c < N; ++c) most = std::max(most, T(highest[i][c]));
+      *per_chunk(p.chunk_highest, chunk, row0 + i) = most;
+    }
+  }
+
+  // The highest score that is known of a row once the block's are.
+  T highest_of(int64_t row) const {
+    T most = p.highest[p.row0 + row];
+    if (p.reduce)
+      for (int64_t chunk = 0; chunk < chunks; ++chunk) most = std::max(most, *per_chunk(p.chunk_highest, chunk, row));
+    return most;
+  }
+
+  void exponentiate(int64_t item) const {
+    const int64_t block = item % row_blocks, chunk = item / row_blocks, row0 = block * kRows;
+    const int64_t n = rows_of(block), panel0 = chunk * p.chunk_panels;
+    T highest[kRows];
+    V sums[kRows]{};
+    for (int64_t i = 0; i < n; ++i) {
+      highest[i] = highest_of(row0 + i);
+      const int64_t t = p.target[p.row0 + row0 + i] - p.item0 - panel0 * kWidth;
+      if (p.reduce && t >= 0 && t < (last_panel(chunk) - panel0) * kWidth)
+        p.target_score[p.row0 + row0 + i] = scores(panel0 + t / kWidth, row0 + i)[t % kWidth];
+    }
+    for (int64_t panel = panel0; panel < last_panel(chunk); ++panel) {
+      T* const s = scores(panel, row0);
+      for (int64_t i = 0; i < n; ++i)
+        for (int c = 0; c < kTileVectors; ++c) {
+          const V e = exp<T, N, false>(load<T, N>(s + i * kWidth + c * N) - highest[i]);
+          sums[i] += e;
+          store<T, N>(s + i * kWidth + c * N, e);
+        }
+    }
+    for (int64_t i = 0; i < n; ++i) *per_chunk(p.chunk_sum, chunk, row0 + i) = sum<T, N>(sums[i]);
+  }
+
+  void finish(int64_t block) const {
+    for (int64_t row = block * kRows; row < block * kRows + rows_of(block); ++row) {
+      T &highest = p.highest[p.row0 + row], &total = p.sum[p.row0 + row];
+      if (p.reduce) {
+        const T most = highest_of(row);
+        total *= std::exp(highest - most);
+        for (int64_t chunk = 0; chunk < chunks; ++chunk) total += *per_chunk(p.chunk_sum, chunk, row);
+        highest = most;
+      }
+      if (!p.make_gradients) continue;
+      const int64_t t = p.target[p.row0 + row] - p.item0;
+      if (t >= 0 && t < p.num_items) scores(t / kWidth, row)[t % kWidth] -= total;
+      const T factor = p.scale / total, *x = p.hidden.row(p.row0 + row);
+      T* const scaled = p.scaled + row * dim;
+      for (int64_t k = 0; k < dim; ++k) scaled[k] = k < p.dim ? x[k] * factor : T(0);
+    }
+  }
+
+  // Blocks of rows first, since they are the larger items, then chunks of panels.
+  void gradients(int64_t item) const {
+    const int64_t blocks = p.d_hidden.data ? row_blocks : 0;
+    if (item < blocks) {
+      hidden_gradient(item);
+    } else {
+      weight_gradient(item - blocks);
+    }
+  }
+
+  // Runs f(first column, std::integral_constant<int, vectors>) over the padded width.
+  template <typename F>
+  void for_columns(F&& f) const {
+    int64_t j = 0;
+    for (; j + kWidth <= dim; j += kWidth) f(j, std::integral_constant<int, kTileVectors>{});
+    for (; j < dim; j += N) f(j, std::integral_constant<int, 1>{});
+  }
+
+  void hidden_gradient(int64_t block) const {
+    const int64_t row0 = block * kRows, n = tile_rows_of(block);
+    constexpr int64_t kPanels = std::max<int64_t>(1, kDepth / kWidth);
+    std::fill(scratch, scratch + n * dim, T(0));
+    for (int64_t panel0 = 0; panel0 < p.panels(); panel0 += kPanels)
+      for (int64_t i = 0; i < n; i += kTileRows)
+        for_columns([&](int64_t j, auto vectors) {
+          constexpr int C = decltype(vectors)::value;
+          V acc[kTileRows][C];
+          T* const out = scratch + i * dim + j;
+          for (int r = 0; r < kTileRows; ++r)
+            for (int c = 0; c < C; ++c) acc[r][c] = load<T, N>(out + r * dim + c * N);
+          for (int64_t panel = panel0; panel < std::min(panel0 + kPanels, p.panels()); ++panel)
+            multiply<T, N, kWidth, 1>(kWidth, scores(panel, row0 + i), p.weight_rows + panel * kWidth * dim + j, dim,
+                                      acc);
+          for (int r = 0; r < kTileRows; ++r)
+            for (int c = 0; c < C; ++c) store<T, N>(out + r * dim + c * N, acc[r][c]);
+        });
+    for (int64_t i = 0; i < rows_of(block); ++i) {
+      const int64_t row = p.row0 + row0 + i;
+      const T factor = p.scale / p.sum[row];
+      T* const d = p.d_hidden.row(row);
+      for (int64_t k = 0; k < p.dim; ++k)
+        d[k] = scratch[i * dim + k] * factor + (p.item0 == 0 ? T(0) : d[k]);
+    }
+  }
+
+  // R items from `panel`'s i-th on; rows row0 .. row0 + n.
+  template <int R>
+  void weight_tile(int64_t panel, int i, int64_t row0, int64_t n) const {
+    const int64_t items = std::min<int64_t>(R, p.num_items - panel * kWidth - i);
+    const bool first = p.row0 + row0 == 0;
+    for_columns([&](int64_t j, auto vectors) {
+      constexpr int C = decltype(vectors)::value;
+      V acc[R][C];
+      clear(acc);
+      multiply<T, N, 1, kWidth>(n, scores(panel, row0) + i, p.scaled + row0 * dim + j, dim, acc);
+      const int64_t columns = std::min<int64_t>(C * N, p.dim - j);
+      for (int r = 0; r < items; ++r) {
+        T* const out = p.d_weight.row(p.item0 + panel * kWidth + i + r) + j;
+        if (columns == C * N) {
+          for (int c = 0; c < C; ++c)
+            store<T, N>(out + c * N, first ? acc[r][c] : acc[r][c] + load<T, N>(out + c * N));
+        } else {
+          for (int64_t k = 0; k < columns; ++k) out[k] = (first ? T(0) : out[k]) + acc[r][k / N][k % N];
+        }
+      }
+    });
+  }
+
+  void weight_gradient(int64_t chunk) const {
+    constexpr int kTail = kWidth % kTileRows;
+    for (int64_t row0 = 0; row0 < p.num_rows; row0 += kDepthRows)
+      for (int64_t panel = chunk * p.chunk_panels; panel < last_panel(chunk); ++panel) {
+        const int64_t depth = std::min(kDepthRows, p.num_rows - row0);
+        for (int i = 0; i + kTileRows <= kWidth; i += kTileRows) weight_tile<kTileRows>(panel, i, row0, depth);
+        if constexpr (kTail > 0) weight_tile<kTail>(panel, kWidth - kTail, row0, depth);
+      }
+  }
+};
+
+template <typename T, void (CrossEntropy<T>::*kPhase)(int64_t) const>
+static void cross_entropy_worker(const LinearCrossEntropyParams<T>& p, T* scratch) {
+  const CrossEntropy<T> work(p, scratch);
+  for (int64_t item; (item = p.next->fetch_add(1)) < p.num_items_of_work;) (work.*kPhase)(item);
+}
