@@ -10,10 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recgrela.ops import activation_dropout, gated_rela, rotary_table
+from recgrela.ops import dropout, gated_rela, mlp, rotary_table
 
 Activation = Literal["silu", "relu", "gelu"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "relu": F.relu, "gelu": F.gelu}
+
+
+def takes_kernel(x: Tensor) -> bool:
+    """Whether the CPU's `mlp` takes x: not in half precision, not under autocast."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.float64)
+        and not torch.is_autocast_enabled("cpu")
+    )
 
 
 @dataclass(frozen=True)
@@ -47,22 +56,17 @@ class Sequences:
 
 
 class Dropout(nn.Module):
-    """Zeroes each element with probability `rate` and scales the others up to keep the mean.
-
-    On the CPU `torch.nn.Dropout` draws a Mersenne twister number for each element, which takes longer than
-    the layers around it; there the op is used, which takes the activation before it along.
-    """
+    """Zeroes each element with probability `rate` and scales the others up to keep the mean."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
 
-    def forward(self, x: Tensor, activation: Activation | None = None) -> Tensor:
-        """x: any shape -> dropout(activation(x)), the same shape."""
-        rate = self.rate if self.training else 0.0
-        if x.device.type == "cpu" and (rate or activation):
-            return activation_dropout(x, rate, activation=activation or "none")
-        return F.dropout(x if activation is None else ACTIVATIONS[activation](x), rate)
+    def forward(self, x: Tensor) -> Tensor:
+        """x: any shape -> the same."""
+        if not self.training:
+            return x
+        return dropout(x, self.rate) if x.device.type == "cpu" else F.dropout(x, self.rate)
 
 
 class DropPath(nn.Module):
@@ -169,7 +173,10 @@ class GatedRotaryLinearAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """D -> ratio D -> D with dropout behind the activation and behind the output."""
+    """D -> ratio D -> D with dropout behind the activation and behind the output.
+
+    On the CPU, in float32 and float64, it is one op.
+    """
 
     def __init__(self, hidden_size: int, ratio: int, activation: Activation, dropout: float) -> None:
         super().__init__()
@@ -180,4 +187,8 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [T, D] -> [T, D]."""
-        return self.dropout(self.fc2(self.dropout(self.fc1(x), self.activation)))
+        if takes_kernel(x):
+            weights = (self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
+            rate = self.dropout.rate if self.training else 0.0
+            return mlp(x, *weights, activation=self.activation, dropout=rate)
+        return self.dropout(self.fc2(self.dropout(ACTIVATIONS[self.activation](self.fc1(x)))))

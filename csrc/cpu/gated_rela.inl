@@ -116,7 +116,7 @@ struct RelaHead {
   // where another worker takes over, nothing is lost.
   template <bool kWrite = false, typename R>
   RECGRELA_INLINE void fetch(const R& rows, int64_t row, int64_t col) {
-    if (rows.data) __builtin_prefetch(rows.data + row * rows.stride + col, kWrite);
+    if (rows.data && col * sizeof(T) % 64 == 0) __builtin_prefetch(rows.data + row * rows.stride + col, kWrite);
   }
 
   // phi(x) and R phi(x) of n rows from t0 on; without rotary both are the first

@@ -8,17 +8,18 @@ constexpr int64_t kChunk = 64;  // tokens: the operands of a head of width 16 fi
 #include "vec.inl"
 #include "conv.inl"
 #include "causal_conv1d.inl"
-#include "activation_dropout.inl"
+#include "dropout.inl"
 #include "gated_rela.inl"
 #include "gemm.inl"
 #include "linear_cross_entropy.inl"
+#include "mlp.inl"
 
 template <typename T>
 Kernels<T> make_kernels() {
   return {{gated_rela_scratch<T>, gated_rela_worker<T, false>, gated_rela_worker<T, true>},
           {causal_conv1d_scratch<T>, causal_conv1d_worker<T, false>, causal_conv1d_worker<T, true>},
-          activation_dropout_worker<T, false>,
-          activation_dropout_worker<T, true>,
+          {MlpBlock<T>::scratch, mlp_worker<T, false>, mlp_worker<T, true>},
+          dropout_worker<T>,
           {CrossEntropy<T>::N, CrossEntropy<T>::kWidth, CrossEntropy<T>::scratch_elements,
            cross_entropy_worker<T, &CrossEntropy<T>::pack>, cross_entropy_worker<T, &CrossEntropy<T>::score>,
            cross_entropy_worker<T, &CrossEntropy<T>::exponentiate>, cross_entropy_worker<T, &CrossEntropy<T>::finish>,

@@ -35,9 +35,7 @@ struct CrossEntropy {
   T* per_chunk(T* values, int64_t chunk, int64_t row) const { return values + chunk * p.padded_rows() + row; }
   int64_t rows_of(int64_t block) const { return std::min(kRows, p.num_rows - block * kRows); }
   // rows that a block's scores are computed for: whole tiles
-  int64_t tile_rows_of(int64_t block) const {
-    return (rows_of(block) + kTileRows - 1) / kTileRows * kTileRows;
-  }
+  int64_t tile_rows_of(int64_t block) const { return (rows_of(block) + kTileRows - 1) / kTileRows * kTileRows; }
 
   void pack(int64_t chunk) const {
     for (int64_t panel = chunk * p.chunk_panels; panel < last_panel(chunk); ++panel) {
@@ -61,16 +59,15 @@ struct CrossEntropy {
         const T* const x = i + r < valid ? p.hidden.row(p.row0 + row0 + i + r) : nullptr;
         for (int64_t k = 0; k < p.dim; ++k) scratch[i * p.dim + k * kTileRows + r] = x ? x[k] : T(0);
       }
+    const T zeros[kWidth]{};
     V highest[kRows];
     std::fill(highest, highest + n, splat<T, N>(-std::numeric_limits<T>::infinity()));
     for (int64_t panel = chunk * p.chunk_panels; panel < last_panel(chunk); ++panel) {
       T* const out = scores(panel, row0);
       for (int64_t i = 0; i < n; i += kTileRows) {
-        V acc[kTileRows][kTileVectors];
-        clear(acc);
-        multiply<T, N, 1, kTileRows>(p.dim, scratch + i * p.dim, p.weight_panels + panel * kWidth * p.dim, kWidth, acc);
-        for (int r = 0; r < kTileRows; ++r)
-          for (int c = 0; c < kTileVectors; ++c) store<T, N>(out + (i + r) * kWidth + c * N, acc[r][c]);
+        multiply_tile<T, N, kTileRows, kTileVectors>(p.dim, scratch + i * p.dim, Stride<1>{}, Stride<kTileRows>{},
+                                                     p.weight_panels + panel * kWidth * p.dim, kWidth, {zeros, 0},
+                                                     {out + i * kWidth, kWidth});
       }
       if (const int64_t items = p.num_items - panel * kWidth; items < kWidth)
         for (int64_t i = 0; i < n; ++i)
@@ -149,12 +146,15 @@ struct CrossEntropy {
     }
   }
 
-  // Runs f(first column, std::integral_constant<int, vectors>) over the padded width.
-  template <typename F>
-  void for_columns(F&& f) const {
-    int64_t j = 0;
-    for (; j + kWidth <= dim; j += kWidth) f(j, std::integral_constant<int, kTileVectors>{});
-    for (; j < dim; j += N) f(j, std::integral_constant<int, 1>{});
+  // out += e of some rows and panels by the columns j .. of their items
+  template <int C>
+  __attribute__((noinline)) void hidden_tile(T* out, int64_t row, int64_t begin, int64_t end, int64_t j) const {
+    V acc[kTileRows][C];
+    load_tile<T, N>({out, dim}, acc);
+    for (int64_t panel = begin; panel < end; ++panel)
+      multiply<T, N>(kWidth, scores(panel, row), Stride<kWidth>{}, Stride<1>{},
+                     p.weight_rows + panel * kWidth * dim + j, dim, acc);
+    store_tile<T, N>({out, dim}, acc);
   }
 
   void hidden_gradient(int64_t block) const {
@@ -163,57 +163,33 @@ struct CrossEntropy {
     std::fill(scratch, scratch + n * dim, T(0));
     for (int64_t panel0 = 0; panel0 < p.panels(); panel0 += kPanels)
       for (int64_t i = 0; i < n; i += kTileRows)
-        for_columns([&](int64_t j, auto vectors) {
-          constexpr int C = decltype(vectors)::value;
-          V acc[kTileRows][C];
-          T* const out = scratch + i * dim + j;
-          for (int r = 0; r < kTileRows; ++r)
-            for (int c = 0; c < C; ++c) acc[r][c] = load<T, N>(out + r * dim + c * N);
-          for (int64_t panel = panel0; panel < std::min(panel0 + kPanels, p.panels()); ++panel)
-            multiply<T, N, kWidth, 1>(kWidth, scores(panel, row0 + i), p.weight_rows + panel * kWidth * dim + j, dim,
-                                      acc);
-          for (int r = 0; r < kTileRows; ++r)
-            for (int c = 0; c < C; ++c) store<T, N>(out + r * dim + c * N, acc[r][c]);
+        for_column_tiles<N>(dim, [&](int64_t j, auto vectors) {
+          hidden_tile<decltype(vectors)::value>(scratch + i * dim + j, row0 + i, panel0,
+                                                std::min(panel0 + kPanels, p.panels()), j);
         });
     for (int64_t i = 0; i < rows_of(block); ++i) {
       const int64_t row = p.row0 + row0 + i;
       const T factor = p.scale / p.sum[row];
       T* const d = p.d_hidden.row(row);
-      for (int64_t k = 0; k < p.dim; ++k)
-        d[k] = scratch[i * dim + k] * factor + (p.item0 == 0 ? T(0) : d[k]);
+      for (int64_t k = 0; k < p.dim; ++k) d[k] = scratch[i * dim + k] * factor + (p.item0 == 0 ? T(0) : d[k]);
     }
   }
 
-  // R items from `panel`'s i-th on; rows row0 .. row0 + n.
-  template <int R>
-  void weight_tile(int64_t panel, int i, int64_t row0, int64_t n) const {
-    const int64_t items = std::min<int64_t>(R, p.num_items - panel * kWidth - i);
-    const bool first = p.row0 + row0 == 0;
-    for_columns([&](int64_t j, auto vectors) {
-      constexpr int C = decltype(vectors)::value;
-      V acc[R][C];
-      clear(acc);
-      multiply<T, N, 1, kWidth>(n, scores(panel, row0) + i, p.scaled + row0 * dim + j, dim, acc);
-      const int64_t columns = std::min<int64_t>(C * N, p.dim - j);
-      for (int r = 0; r < items; ++r) {
-        T* const out = p.d_weight.row(p.item0 + panel * kWidth + i + r) + j;
-        if (columns == C * N) {
-          for (int c = 0; c < C; ++c)
-            store<T, N>(out + c * N, first ? acc[r][c] : acc[r][c] + load<T, N>(out + c * N));
-        } else {
-          for (int64_t k = 0; k < columns; ++k) out[k] = (first ? T(0) : out[k]) + acc[r][k / N][k % N];
-        }
-      }
-    });
-  }
-
   void weight_gradient(int64_t chunk) const {
-    constexpr int kTail = kWidth % kTileRows;
     for (int64_t row0 = 0; row0 < p.num_rows; row0 += kDepthRows)
       for (int64_t panel = chunk * p.chunk_panels; panel < last_panel(chunk); ++panel) {
-        const int64_t depth = std::min(kDepthRows, p.num_rows - row0);
-        for (int i = 0; i + kTileRows <= kWidth; i += kTileRows) weight_tile<kTileRows>(panel, i, row0, depth);
-        if constexpr (kTail > 0) weight_tile<kTail>(panel, kWidth - kTail, row0, depth);
+        const int64_t depth = std::min(kDepthRows, p.num_rows - row0), item0 = panel * kWidth;
+        const int64_t items = std::min<int64_t>(kWidth, p.num_items - item0);
+        if (p.row0 + row0 == 0)
+          std::fill(p.d_weight.row(p.item0 + item0), p.d_weight.row(p.item0 + item0 + items), T(0));
+        for_row_tiles(items, [&](int64_t item, auto rows) {
+          for_column_tiles<N>(dim, [&](int64_t j, auto vectors) {
+            const Rows<T> out{p.d_weight.row(p.item0 + item0 + item) + j, p.d_weight.stride};
+            multiply_tile<T, N, decltype(rows)::value, decltype(vectors)::value>(
+                depth, scores(panel, row0) + item, Stride<1>{}, Stride<kWidth>{}, p.scaled + row0 * dim + j, dim,
+                {out.data, out.stride}, out, p.dim - j);
+          });
+        });
       }
   }
 };

@@ -90,23 +90,48 @@ struct CausalConv1dParams {
   int64_t num_items() const { return groups.count; }
 };
 
-enum class Activation { kNone, kRelu, kSilu, kGelu };
-
 template <typename T>
-struct ActivationDropoutParams {
-  static constexpr int64_t kItem = 8192;  // elements; a multiple of every vector's
-
-  int64_t numel = 0;
-  Activation activation = Activation::kNone;
+struct Dropout {
   uint64_t seed = 0;
   uint32_t threshold = 0;  // draws below it drop the element; 0: no dropout
   T scale = 1;             // of the elements that stay
+};
+
+template <typename T>
+struct DropoutParams {
+  static constexpr int64_t kItem = 8192;  // elements
+
+  Dropout<T> dropout;
+  int64_t numel = 0;  // < 2^32
   const T* x = nullptr;
-  const T* dy = nullptr;  // backward only
-  T* out = nullptr;       // y, or dx
+  T* y = nullptr;
 
   std::atomic<int64_t>* next = nullptr;
   int64_t num_items() const { return (numel + kItem - 1) / kItem; }
+};
+
+enum class Activation { kNone, kRelu, kSilu, kGelu };
+
+template <typename T>
+struct MlpParams {
+  static constexpr int64_t kRowBlock = 96, kMaxGroups = 16;
+
+  int64_t num_rows = 0, in_features = 0, hidden_features = 0, out_features = 0;
+  Rows<const T> x, w1, w2;  // [M, I], [F, I], [O, F]
+  const T *b1 = nullptr, *b2 = nullptr;
+  Activation activation = Activation::kNone;
+  Dropout<T> dropout1, dropout2;
+  Rows<T> y;  // forward only
+
+  Rows<const T> dy;  // from here on: backward only
+  Rows<T> dx;
+  // The gradients of the weights are summed up in groups of rows, whose number depends on num_rows alone.
+  int64_t rows_per_group = 0, num_groups = 0;
+  T* gradients = nullptr;  // [groups][W1, W2, b1, b2]
+
+  std::atomic<int64_t>* next = nullptr;
+  int64_t num_weights() const { return hidden_features * (in_features + 1) + out_features * (hidden_features + 1); }
+  int64_t num_items(bool backward) const { return backward ? num_groups : (num_rows + kRowBlock - 1) / kRowBlock; }
 };
 
 // A block of scores at a time: rows row0 .. row0 + num_rows by items item0 .. item0 + num_items.
@@ -130,11 +155,11 @@ struct LinearCrossEntropyParams {
 
   // the block's memory; the widths are those of the instruction set
   int64_t lanes = 0, panel_width = 0;
-  int64_t chunk_panels = 0;     // kChunkItems
-  T* scores = nullptr;          // [panels, padded_rows, panel_width]
-  T* weight_panels = nullptr;   // [panels, D, panel_width]
-  T* weight_rows = nullptr;     // [panels * panel_width, padded_dim]
-  T* scaled = nullptr;          // [num_rows, padded_dim]
+  int64_t chunk_panels = 0;                          // kChunkItems
+  T* scores = nullptr;                               // [panels, padded_rows, panel_width]
+  T* weight_panels = nullptr;                        // [panels, D, panel_width]
+  T* weight_rows = nullptr;                          // [panels * panel_width, padded_dim]
+  T* scaled = nullptr;                               // [num_rows, padded_dim]
   T *chunk_highest = nullptr, *chunk_sum = nullptr;  // [chunks, padded_rows]
 
   int64_t padded_dim() const { return (dim + lanes - 1) / lanes * lanes; }
@@ -159,9 +184,9 @@ struct Kernels {
   };
   Op<GatedRelaParams<T>> gated_rela;
   Op<CausalConv1dParams<T>> causal_conv1d;
+  Op<MlpParams<T>> mlp;
 
-  void (*activation_dropout_forward)(const ActivationDropoutParams<T>&, T* scratch);
-  void (*activation_dropout_backward)(const ActivationDropoutParams<T>&, T* scratch);
+  void (*dropout)(const DropoutParams<T>&, T* scratch);
 
   struct LinearCrossEntropy {
     using Params = LinearCrossEntropyParams<T>;

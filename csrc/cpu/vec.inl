@@ -42,8 +42,8 @@ RECGRELA_INLINE T sum(Vec<T, N> v) {
 }
 
 // exp(x) = 2^n exp(r), |r| <= ln2/2, by a Taylor polynomial that is exact to an ulp or so there. Arguments are
-// clamped to the range of normal numbers, from above only if kHighClamp; NaN stays NaN.
-template <typename T, int N, bool kHighClamp = true>
+// clamped to the range of normal numbers, where kLowClamp and kHighClamp say so; NaN stays NaN.
+template <typename T, int N, bool kHighClamp = true, bool kLowClamp = true>
 RECGRELA_INLINE Vec<T, N> exp(Vec<T, N> x) {
   using V = Vec<T, N>;
   using I = typename VecOf<T, N>::mask;
@@ -54,15 +54,17 @@ RECGRELA_INLINE Vec<T, N> exp(Vec<T, N> x) {
   constexpr T kLn2Lo = kFloat ? T(1.42860682030941723212e-6) : T(1.90821492927058770002e-10);
   constexpr int kMantissa = kFloat ? 23 : 52, kBias = kFloat ? 127 : 1023;
 
-  x = x < kLow ? splat<T, N>(kLow) : x;
+  if constexpr (kLowClamp) x = x < kLow ? splat<T, N>(kLow) : x;
   if constexpr (kHighClamp) x = x > kHigh ? splat<T, N>(kHigh) : x;
   const V shifted = x * T(1.44269504088896340736) + kMagic;
   const V n = shifted - kMagic;
   const I exponent = (I)shifted - (I)splat<T, N>(kMagic);
   const V r = (x - n * kLn2Hi) - n * kLn2Lo;
   V p;
-  if constexpr (kFloat) {
-    p = splat<T, N>(T(1.0 / 720));
+  if constexpr (kFloat) {  // by pairs, for a short chain of dependent operations
+    const V r2 = r * r;
+    const V high = r2 * T(1.0 / 720) + (r * T(1.0 / 120) + T(1.0 / 24));
+    p = r2 * (r2 * high + (r * T(1.0 / 6) + T(0.5))) + (r + T(1));
   } else {
     p = r * T(1.0 / 6227020800.0) + T(1.0 / 479001600.0);
     p = p * r + T(1.0 / 39916800.0);
@@ -71,13 +73,13 @@ RECGRELA_INLINE Vec<T, N> exp(Vec<T, N> x) {
     p = p * r + T(1.0 / 40320.0);
     p = p * r + T(1.0 / 5040.0);
     p = p * r + T(1.0 / 720.0);
+    p = p * r + T(1.0 / 120);
+    p = p * r + T(1.0 / 24);
+    p = p * r + T(1.0 / 6);
+    p = p * r + T(0.5);
+    p = p * r + T(1);
+    p = p * r + T(1);
   }
-  p = p * r + T(1.0 / 120);
-  p = p * r + T(1.0 / 24);
-  p = p * r + T(1.0 / 6);
-  p = p * r + T(0.5);
-  p = p * r + T(1);
-  p = p * r + T(1);
   return p * (V)((exponent + kBias) << kMantissa);
 }
 

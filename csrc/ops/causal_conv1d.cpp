@@ -46,7 +46,7 @@ Tensor causal_conv1d(const Tensor& x, const Tensor& weight, const OptTensor& bia
     using T = decltype(zero);
     auto p = args.params<T>(silu);
     p.y = mutable_rows<T>(y);
-    run<T>(cpu::kernels<T>().causal_conv1d, p, false, x.numel());
+    run<T>(cpu::kernels<T>().causal_conv1d, p, false, p.num_items(), x.numel());
   });
   return y;
 }
@@ -67,7 +67,7 @@ std::tuple<Tensor, Tensor, Tensor> causal_conv1d_backward(const Tensor& dy_, con
     p.dy = rows<T>(dy);
     p.dx = mutable_rows<T>(dx);
     p.dweight = dw_partial.data(), p.dbias = bias ? db_partial.data() : nullptr;
-    run<T>(cpu::kernels<T>().causal_conv1d, p, true, x.numel());
+    run<T>(cpu::kernels<T>().causal_conv1d, p, true, p.num_items(), x.numel());
     add_groups(dw_partial, c * width, dw);
     if (bias) add_groups(db_partial, c, db);
   });

@@ -122,10 +122,10 @@ void run(void (*worker)(const Params&, T*), Params& params, int64_t num_items, i
   });
 }
 
-// The same for an op of sequences.
+// One direction of an op.
 template <typename T, typename Op, typename Params>
-void run(const Op& op, Params& params, bool backward, int64_t num_elements) {
-  run<T>(backward ? op.backward : op.forward, params, params.num_items(), num_elements, op.scratch(params, backward));
+void run(const Op& op, Params& params, bool backward, int64_t num_items, int64_t num_elements) {
+  run<T>(backward ? op.backward : op.forward, params, num_items, num_elements, op.scratch(params, backward));
 }
 
 // The partial sums of the weights' gradients, [groups, n], added up in a fixed order.

@@ -72,7 +72,7 @@ Tensor gated_rela(const Tensor& q, const OptTensor& k, const Tensor& v, const Op
     using T = decltype(zero);
     auto p = args.params<T>(num_heads, causal, eps);
     p.y = mutable_rows<T>(y);
-    run<T>(cpu::kernels<T>().gated_rela, p, false, v.numel());
+    run<T>(cpu::kernels<T>().gated_rela, p, false, p.num_items(), v.numel());
   });
   return y;
 }
@@ -102,7 +102,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gated_rela_backward(
     p.dk = k ? mutable_rows<T>(dk) : second_half(p.dq, d);
     if (g) p.dg = mutable_rows<T>(dg);
     p.dweight = dw_partial.data(), p.dbias = db_partial.data();
-    run<T>(cpu::kernels<T>().gated_rela, p, true, v.numel());
+    run<T>(cpu::kernels<T>().gated_rela, p, true, p.num_items(), v.numel());
     if (width) {
       add_groups(dw_partial, d * width, dw);
       add_groups(db_partial, d, db);

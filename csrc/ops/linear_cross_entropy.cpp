@@ -109,8 +109,10 @@ std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy(const Tensor& hidden_, c
   check_operands(hidden, weight, target);
   const int64_t t = hidden.size(0), d = hidden.size(1), n = weight.size(0);
   const Tensor loss = torch::stable::new_empty(hidden, {});
-  const Tensor d_hidden = hidden_grad ? torch::stable::new_empty(hidden, {t, d}) : torch::stable::new_empty(hidden, {0});
-  const Tensor d_weight = weight_grad ? torch::stable::new_empty(weight, {n, d}) : torch::stable::new_empty(weight, {0});
+  const Tensor d_hidden =
+      hidden_grad ? torch::stable::new_empty(hidden, {t, d}) : torch::stable::new_empty(hidden, {0});
+  const Tensor d_weight =
+      weight_grad ? torch::stable::new_empty(weight, {n, d}) : torch::stable::new_empty(weight, {0});
   dispatch_float(hidden.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     cpu::LinearCrossEntropyParams<T> p;

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import statistics
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -199,7 +200,7 @@ def test_every_switch_learns_and_changes_the_model(change: dict[str, Any]) -> No
         losses.append(loss.item())
     without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert not without, f"no gradient: {without}"
-    assert losses[-1] < 0.5 * losses[0]
+    assert statistics.median(losses[-20:]) < 0.5 * losses[0]  # a single one may jump
 
 
 def test_dropout_is_random_only_in_training() -> None:

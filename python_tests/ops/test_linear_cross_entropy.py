@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from support import assert_close
 
 from recgrela.ops import linear_cross_entropy, linear_cross_entropy_reference
+from recgrela.ops.linear_cross_entropy import _chunked
 
 
 def operands(rows: int, n_items: int, dim: int = 8, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
@@ -13,10 +17,8 @@ def operands(rows: int, n_items: int, dim: int = 8, dtype: torch.dtype = torch.f
     return [hidden, weight, torch.randint(n_items, (rows,))]
 
 
-@pytest.mark.parametrize("rows", [1, 5, 64, 100])
-@pytest.mark.parametrize("max_logits", [1, 170, 1 << 21])
-def test_equals_reference(rows: int, max_logits: int, poisoned_memory: None) -> None:
-    hidden, weight, target = operands(rows, 17)
+def check(rows: int, n_items: int, dim: int, max_logits: int) -> None:
+    hidden, weight, target = operands(rows, n_items, dim)
     expected = linear_cross_entropy_reference(hidden, weight, target)
     got = linear_cross_entropy(hidden, weight, target, max_logits=max_logits)
     assert_close("loss", expected, got, 1e-13)
@@ -27,6 +29,100 @@ def test_equals_reference(rows: int, max_logits: int, poisoned_memory: None) -> 
         strict=True,
     ):
         assert_close(name, a, b, 1e-12)
+
+
+# with room for all scores, for those of some rows and all items, and for those of some rows and items
+MAX_LOGITS = [1 << 21, 30_000, 1]
+
+
+@pytest.mark.parametrize("rows", [1, 5, 47, 48, 100, 300])
+@pytest.mark.parametrize("max_logits", MAX_LOGITS)
+def test_equals_reference_at_any_number_of_rows(rows: int, max_logits: int, isa: str) -> None:
+    check(rows, 500, 8, max_logits)
+
+
+@pytest.mark.parametrize("n_items", [1, 2, 15, 16, 17, 64, 255, 257, 3417])
+@pytest.mark.parametrize("max_logits", MAX_LOGITS)
+def test_equals_reference_at_any_number_of_items(n_items: int, max_logits: int, isa: str) -> None:
+    check(70, n_items, 8, max_logits)
+
+
+@pytest.mark.parametrize("dim", [1, 3, 16, 50, 64, 100])
+@pytest.mark.parametrize("max_logits", MAX_LOGITS)
+def test_equals_reference_at_any_width(dim: int, max_logits: int, isa: str) -> None:
+    check(60, 300, dim, max_logits)
+
+
+@pytest.mark.parametrize("max_logits", MAX_LOGITS)
+def test_float32(max_logits: int, isa: str) -> None:
+    hidden, weight, target = operands(300, 1000, 64)
+    narrow = [x.detach().float().requires_grad_() for x in (hidden, weight)]
+    expected = linear_cross_entropy_reference(hidden, weight, target)
+    got = linear_cross_entropy(*narrow, target, max_logits=max_logits)
+    assert_close("loss", expected, got, 1e-6)
+    grads = (torch.autograd.grad(expected, [hidden, weight]), torch.autograd.grad(got, narrow))
+    for name, a, b in zip(("hidden", "weight"), *grads, strict=True):
+        assert_close(name, a, b, 1e-5)
+
+
+def test_the_number_of_threads_does_not_matter() -> None:
+    hidden, weight, target = operands(500, 700, 16, torch.float32)
+    before, results = torch.get_num_threads(), []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        loss = linear_cross_entropy(hidden, weight, target, max_logits=100_000)
+        results.append([loss, *torch.autograd.grad(loss, [hidden, weight])])
+    torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_strides_do_not_matter() -> None:
+    hidden, weight, target = operands(60, 90)
+    expected = torch.autograd.grad(linear_cross_entropy(hidden, weight, target), [hidden, weight])
+    for strided in (
+        [x.detach().T.contiguous().T.requires_grad_() for x in (hidden, weight)],
+        [torch.cat((x.detach(), x.detach()), 1)[:, :8].requires_grad_() for x in (hidden, weight)],
+    ):
+        loss = linear_cross_entropy(*strided, target.repeat_interleave(2)[::2])
+        got = torch.autograd.grad(loss, strided)
+        assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
+
+
+def test_memory_is_bounded() -> None:
+    """100,000 items and 4,096 rows: 1.6 GB of scores, of which the op may hold 4 MB besides its results."""
+    code = """
+import resource, torch
+from recgrela.ops import linear_cross_entropy
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+hidden, weight = torch.randn(4096, 16).requires_grad_(), torch.randn(100_000, 16).requires_grad_()
+target = torch.randint(100_000, (4096,))
+linear_cross_entropy(hidden[:64], weight[:64], target[:64] % 64).backward()
+before = peak()
+linear_cross_entropy(hidden, weight, target).backward()
+print(peak() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 60
+
+
+@pytest.mark.parametrize("max_logits", MAX_LOGITS)
+def test_not_a_number_stays_so(max_logits: int) -> None:
+    for bad in (float("nan"), float("inf")):
+        hidden, weight, target = operands(30, 40)
+        with torch.no_grad():
+            hidden[3, 2] = bad
+        assert not linear_cross_entropy(hidden, weight, target, max_logits=max_logits).isfinite()
+
+
+def test_opcheck() -> None:
+    for asked in ((True, True), (True, False), (False, True), (False, False)):
+        hidden, weight, target = operands(30, 40)
+        hidden.requires_grad_(asked[0])
+        weight.requires_grad_(asked[1])
+        torch.library.opcheck(
+            torch.ops.recgrela.linear_cross_entropy.default, (hidden, weight, target, 1000, *asked)
+        )
 
 
 def test_gradcheck() -> None:
@@ -42,20 +138,31 @@ def test_large_scores_do_not_overflow() -> None:
     assert_close("loss", linear_cross_entropy_reference(hidden * 1e4, weight, target), loss, 1e-6)
 
 
-def test_autocast_scores_in_bfloat16_and_sums_in_float32() -> None:
+def test_half_precision_is_summed_in_float32() -> None:
     hidden, weight, target = operands(300, 50, 16, torch.float32)
     expected = linear_cross_entropy_reference(hidden, weight, target)
     with torch.autocast("cpu", torch.bfloat16):
         loss = linear_cross_entropy(hidden, weight, target, max_logits=1000)
     assert loss.dtype == torch.float32
-    assert_close("loss", expected, loss, 2e-3)
-    for a, b in zip(
-        torch.autograd.grad(expected, [hidden, weight]),
-        torch.autograd.grad(loss, [hidden, weight]),
-        strict=True,
-    ):
-        assert b.dtype == torch.float32
+    assert_close("loss", expected, loss, 1e-6)
+    half = [x.detach().bfloat16().requires_grad_() for x in (hidden, weight)]
+    loss = linear_cross_entropy(*half, target)
+    assert loss.dtype == torch.float32
+    assert_close("loss", expected, loss, 1e-2)
+    grads = (torch.autograd.grad(expected, [hidden, weight]), torch.autograd.grad(loss, half))
+    for a, b in zip(*grads, strict=True):
+        assert b.dtype == torch.bfloat16
         assert_close("gradient", a, b, 2e-2)
+
+
+@pytest.mark.parametrize("max_logits", [1, 700, 1 << 21])
+def test_the_form_for_other_devices(max_logits: int) -> None:
+    hidden, weight, target = operands(100, 17)
+    loss, d_hidden, d_weight = _chunked(hidden.detach(), weight.detach(), target, max_logits, True, True)
+    expected = linear_cross_entropy_reference(hidden, weight, target)
+    assert_close("loss", expected, loss, 1e-13)
+    for a, b in zip(torch.autograd.grad(expected, [hidden, weight]), (d_hidden, d_weight), strict=True):
+        assert_close("gradient", a, b, 1e-12)
 
 
 def test_float64_stays_float64_under_autocast() -> None:

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from support import assert_close
+
+from recgrela.ops import dropout, dropout_reference
+
+
+def seed_of(n: int) -> torch.Tensor:
+    return torch.tensor(n * 0x9E3779B97F4A7C15 % 2**63)
+
+
+@pytest.mark.parametrize("numel", [0, 1, 7, 63, 8192, 8193, 100_003])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equals_reference(numel: int, dtype: torch.dtype, isa: str) -> None:
+    x = torch.randn(numel, dtype=dtype).requires_grad_()
+    dy = torch.randn_like(x)
+    for rate in (1e-9, 0.1, 0.5, 1 - 1e-9):
+        expected, got = dropout_reference(x, rate, seed_of(3)), dropout(x, rate, seed_of(3))
+        assert torch.equal(expected, got)
+        assert torch.equal(*(torch.autograd.grad(y, x, dy)[0] for y in (expected, got)))
+
+
+def test_keeps_the_mean_and_the_rate() -> None:
+    x = torch.ones(1_000_000)
+    for rate in (0.1, 0.3, 0.9):
+        y = dropout(x, rate)
+        deviation = math.sqrt(rate * (1 - rate) / x.numel())
+        assert abs((y == 0).double().mean().item() - rate) < 5 * deviation
+        assert y[y != 0].unique().numel() == 1
+        assert_close("scale", torch.tensor(1 / (1 - rate)), y.max(), 1e-6)
+
+
+def test_elements_seeds_and_bits_are_independent() -> None:
+    """Correlations between neighbours at any small distance, rows of usual widths, and near-by seeds."""
+    n = 1 << 20
+    limit = 5 / math.sqrt(n)
+
+    def kept(seed: torch.Tensor) -> torch.Tensor:
+        return (dropout(torch.ones(n), 0.5, seed) != 0).float() * 2 - 1
+
+    a = kept(seed_of(1))
+    for distance in (1, 2, 3, 4, 8, 16, 50, 64, 128, 256, 1024, 65536):
+        assert abs((a[distance:] * a[:-distance]).mean().item()) < limit, distance
+    others = [seed_of(1) + 1, seed_of(1) + 2**32, seed_of(0), *(seed_of(1) ^ (1 << bit) for bit in range(63))]
+    for other in others:
+        assert abs((a * kept(other)).mean().item()) < limit, other
+
+
+def test_draws_are_uniform() -> None:
+    """A rate keeps the same elements as a lower one does, less its share: chi-squared over 64 rates."""
+    x, seed, bins = torch.ones(1 << 20), seed_of(7), 64
+    below = torch.tensor([(dropout(x, i / bins, seed) == 0).sum() for i in range(1, bins)])
+    counts = torch.cat((below, torch.tensor([len(x)]))).diff(prepend=torch.tensor([0]))
+    chi2 = ((counts - len(x) / bins) ** 2 / (len(x) / bins)).sum().item()
+    assert abs(chi2 - (bins - 1)) < 5 * math.sqrt(2 * (bins - 1))
+
+
+def test_draws_from_torchs_generator() -> None:
+    x = torch.ones(1000)
+    a, b = dropout(x, 0.5), dropout(x, 0.5)
+    assert not torch.equal(a, b)
+    torch.manual_seed(0)
+    assert torch.equal(a, dropout(x, 0.5))
+
+
+def test_half_precision_and_strides() -> None:
+    x = torch.randn(33, 20)
+    expected = dropout(x, 0.25, seed_of(1))
+    assert torch.equal(expected, dropout(x.T.contiguous().T, 0.25, seed_of(1)))
+    half = dropout(x.bfloat16(), 0.25, seed_of(1))
+    assert half.dtype == torch.bfloat16 and torch.equal(half == 0, expected == 0)
+
+
+def test_opcheck_and_compile() -> None:
+    x = torch.randn(40, dtype=torch.float64).requires_grad_()
+    torch.library.opcheck(torch.ops.recgrela.dropout.default, (x, seed_of(1), 0.5))
+    compiled = torch.compile(lambda x: dropout(x, 0.5, seed_of(1)), fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x), dropout(x, 0.5, seed_of(1)))
+    assert torch.autograd.gradcheck(lambda x: dropout(x, 0.5, seed_of(1)), x)
+    assert torch.autograd.gradgradcheck(lambda x: dropout(x, 0.5, seed_of(1)), x)
+
+
+def test_bad_input() -> None:
+    x = torch.randn(4)
+    for rate in (-0.1, 1.0, float("nan")):
+        with pytest.raises(ValueError, match="rate must be at least 0 and below 1"):
+            dropout(x, rate)
+    with pytest.raises(TypeError, match="seed must be int64"):
+        dropout(x, 0.5, torch.tensor(1.0))
+    with pytest.raises(ValueError, match="seed must have 1 elements"):
+        dropout(x, 0.5, torch.tensor([1, 2]))
+    with pytest.raises(TypeError, match="floating point"):
+        dropout(x.long(), 0.5)

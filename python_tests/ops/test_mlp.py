@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from support import assert_close
+from torch import Tensor
+
+from recgrela.ops import mlp, mlp_reference
+
+NAMES = ("x", "w1", "b1", "w2", "b2")
+SEED = torch.tensor([123456789012345, 987654321098765])
+
+
+def operands(rows: int, i: int, f: int, o: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    shapes = [(rows, i), (f, i), (f,), (o, f), (o,)]
+    return [torch.randn(*shape, dtype=dtype).requires_grad_() for shape in shapes]
+
+
+def check(rows: int, i: int, f: int, o: int, **kw: Any) -> None:
+    inputs = operands(rows, i, f, o)
+    expected, got = mlp_reference(*inputs, **kw), mlp(*inputs, **kw)
+    assert_close("y", expected, got, 1e-13)
+    dy = torch.randn_like(expected)
+    grads = (torch.autograd.grad(y, inputs, dy) for y in (expected, got))
+    for name, a, b in zip(NAMES, *grads, strict=True):
+        assert_close(name, a, b, 1e-12)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 5, 47, 96, 97, 200, 3300])
+def test_equals_reference_at_any_number_of_rows(rows: int, isa: str) -> None:
+    check(rows, 8, 32, 8, dropout=0.2, seed=SEED)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 2), (16, 64, 16), (50, 70, 30), (64, 256, 64), (7, 9, 130)])
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_equals_reference_at_any_width(shape: tuple[int, int, int], rate: float, isa: str) -> None:
+    check(100, *shape, dropout=rate, seed=SEED if rate else None)
+
+
+@pytest.mark.parametrize("activation", ["none", "relu", "silu", "gelu"])
+def test_activations(activation: str, isa: str) -> None:
+    check(50, 6, 20, 10, activation=activation, dropout=0.1, seed=SEED)
+
+
+def test_float32(isa: str) -> None:
+    inputs = operands(300, 64, 256, 64)
+    dy = torch.randn(300, 64, dtype=torch.float64)
+    narrow = [x.detach().float().requires_grad_() for x in inputs]
+    expected, got = mlp_reference(*inputs), mlp(*narrow)
+    assert_close("y", expected, got, 2e-6)
+    grads = (torch.autograd.grad(expected, inputs, dy), torch.autograd.grad(got, narrow, dy.float()))
+    for name, a, b in zip(NAMES, *grads, strict=True):
+        assert_close(name, a, b, 4e-6)
+
+
+def test_gelu_everywhere(isa: str) -> None:
+    """The fitted curve in float32, also far from 0, and its slope."""
+    x = torch.linspace(-30, 30, 60_001).requires_grad_()
+    one, zero = torch.ones(1, 1), torch.zeros(1)
+    y = mlp(x[:, None], one, zero, one, zero)[:, 0]
+    wide = x.detach().double().requires_grad_()
+    expected = torch.nn.functional.gelu(wide)
+    error = (y.double() - expected).abs()
+    assert (error <= 2e-7 * expected.abs().clamp_min(1.0)).all()
+    (slope,) = torch.autograd.grad(y.sum(), x)
+    (expected_slope,) = torch.autograd.grad(expected.sum(), wide)
+    assert_close("slope", expected_slope, slope, 3e-7)
+
+
+def test_not_a_number_stays_so() -> None:
+    inputs = operands(3, 4, 8, 4)
+    with torch.no_grad():
+        inputs[0][1, 2] = float("nan")
+    assert mlp(*inputs).isnan().all(dim=1).tolist() == [False, True, False]
+
+
+def test_the_number_of_threads_does_not_matter() -> None:
+    inputs = operands(1000, 16, 64, 16, torch.float32)
+    before, results = torch.get_num_threads(), []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        y = mlp(*inputs, dropout=0.1, seed=SEED)
+        results.append([y, *torch.autograd.grad(y.square().sum(), inputs)])
+    torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_gradcheck() -> None:
+    inputs = operands(5, 3, 6, 2)
+    assert torch.autograd.gradcheck(lambda *t: mlp(*t, dropout=0.3, seed=SEED), inputs)
+
+
+def test_opcheck() -> None:
+    inputs = operands(5, 8, 16, 8)
+    torch.library.opcheck(torch.ops.recgrela.mlp.default, (*inputs, SEED, "gelu", 0.1))
+    detached = [x.detach() for x in inputs]
+    args = (torch.randn(5, 8, dtype=torch.float64), *detached, SEED, "gelu", 0.1)
+    torch.library.opcheck(torch.ops.recgrela.mlp_backward.default, args)
+
+
+def test_compiles_without_a_graph_break() -> None:
+    inputs = operands(5, 8, 16, 8)
+
+    def f(*values: Tensor) -> Tensor:
+        return mlp(*values, dropout=0.1, seed=SEED).square().sum()
+
+    expected = torch.autograd.grad(f(*inputs), inputs)
+    got = torch.autograd.grad(torch.compile(f, fullgraph=True, backend="aot_eager")(*inputs), inputs)
+    for a, b in zip(expected, got, strict=True):
+        assert_close("gradient", a, b, 1e-12)
+
+
+def test_strides_do_not_matter() -> None:
+    inputs = operands(20, 8, 16, 6)
+    dy = torch.randn(20, 6, dtype=torch.float64)
+    expected = torch.autograd.grad(mlp(*inputs), inputs, dy)
+    wide = [x.detach().repeat_interleave(2, dim=-1)[..., ::2].requires_grad_() for x in inputs]
+    parts = [torch.cat((x.detach(), x.detach()), -1)[..., : x.shape[-1]].requires_grad_() for x in inputs]
+    for strided in (wide, parts):
+        got = torch.autograd.grad(mlp(*strided), strided, dy.T.contiguous().T)
+        assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
+
+
+def test_bad_input() -> None:
+    x, w1, b1, w2, b2 = operands(5, 4, 8, 4)
+    for args, message in [
+        ((x[0], w1, b1, w2, b2), r"x must be \[T, I\]"),
+        ((x, w1[:, :3], b1, w2, b2), r"w1 must be \[F, 4\]"),
+        ((x, w1, b1[:3], w2, b2), r"b1 must be \[8\]"),
+        ((x, w1, b1, w2[:, :2], b2), r"w2 must be \[O, 8\]"),
+        ((x, w1, b1, w2, b2[:2]), r"b2 must be \[4\]"),
+        ((x[:, :0], w1[:, :0], b1, w2, b2), "no width 0"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            mlp(*args)
+    with pytest.raises(TypeError, match=r"w2 is torch\.float32"):
+        mlp(x, w1, b1, w2.float(), b2)
+    with pytest.raises(TypeError, match="float32 or float64"):
+        mlp(*(t.bfloat16() for t in (x, w1, b1, w2, b2)))
+    with pytest.raises(ValueError, match="activation must be one of"):
+        mlp(x, w1, b1, w2, b2, activation="tanh")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="rate must be at least 0"):
+        mlp(x, w1, b1, w2, b2, dropout=1.0)
+    with pytest.raises(ValueError, match="seed must have 2 elements"):
+        mlp(x, w1, b1, w2, b2, dropout=0.1, seed=SEED[0])
+    y = mlp(x, w1, b1, w2, b2)
+    with pytest.raises(NotImplementedError, match="second derivatives"):
+        torch.autograd.grad(torch.autograd.grad(y.sum(), x, create_graph=True)[0].sum(), x)

@@ -1,0 +1,114 @@
+"""Dropout that keeps no mask: whether an element stays is a hash of a seed and the element's place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recgrela.ops.checks import check_devices
+
+_LOW32 = (1 << 32) - 1
+
+
+def _shifted(z: Tensor, bits: int) -> Tensor:
+    """The logical right shift, which int64 does not have."""
+    return z >> bits & (1 << 64 - bits) - 1
+
+
+def _scatter_seed(z: Tensor) -> Tensor:
+    """The finalizer of "splitmix64", so that seeds that differ in a bit have nothing in common."""
+    z = z + (0x9E3779B97F4A7C15 - 2**64)
+    z = (z ^ _shifted(z, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
+    z = (z ^ _shifted(z, 27)) * (0x94D049BB133111EB - 2**64)
+    return z ^ _shifted(z, 31)
+
+
+def _draws(seed: Tensor, numel: int) -> Tensor:
+    """[numel] int64, uniform in 0 .. 2^32 - 1.
+
+    The place goes through two rounds of multiply and xor-shift ("lowbias32"), with one half of the scattered
+    seed before the first and the other before the second.
+    """
+    seed = _scatter_seed(seed)
+    h = torch.arange(numel, device=seed.device) + seed & _LOW32
+    h = (h ^ h >> 16) * 0x7FEB352D + _shifted(seed, 32) & _LOW32
+    h = (h ^ h >> 15) * 0x846CA68B & _LOW32
+    return h ^ h >> 16
+
+
+def new_seeds(count: int, device: torch.device) -> Tensor:
+    """[count] int64 from torch's generator of the device."""
+    return torch.randint(2**63 - 1, (count,), device=device)
+
+
+def check_dropout(op: str, rate: float, seed: Tensor | None, count: int, device: torch.device) -> None:
+    """Raises ValueError on the rate or the seeds' number or device, TypeError on their dtype."""
+    if not 0 <= rate < 1:
+        raise ValueError(f"{op}: the dropout rate must be at least 0 and below 1, got {rate}")
+    if seed is None:
+        return
+    if seed.dtype != torch.int64:
+        raise TypeError(f"{op}: seed must be int64, got {seed.dtype}")
+    if seed.numel() != count or seed.device != device:
+        raise ValueError(
+            f"{op}: seed must have {count} elements, on {device}; got shape {tuple(seed.shape)} on {seed.device}"
+        )
+
+
+def dropout_reference(x: Tensor, rate: float, seed: Tensor) -> Tensor:
+    """The definition of `dropout` in plain PyTorch."""
+    dropped = min(round(rate * 2**32), _LOW32)
+    keep = (_draws(seed, x.numel()) >= dropped).view(x.shape)
+    return torch.where(keep, x * (2**32 / (2**32 - dropped)), 0)
+
+
+def dropout(x: Tensor, rate: float, seed: Tensor | None = None) -> Tensor:
+    """Each element of x, zeroed at probability `rate` or else divided by 1 - rate.
+
+    On the CPU this takes a fraction of the time of `torch.nn.functional.dropout`, whose Mersenne twister draws
+    one number after the other; elsewhere it is plain PyTorch.
+
+    Args:
+        x: any shape, floating point, up to 2^32 elements. Half precision is computed in float32.
+        rate: 0 <= rate < 1, rounded to a multiple of 2^-32.
+        seed: one int64 on the device of `x`, shape [] or [1]; None draws it from torch's generator there.
+
+    Returns:
+        A tensor of the shape and dtype of `x`; the same one for the same seed.
+
+    Raises:
+        ValueError: on the rate, or on the seed's shape or device; TypeError: on dtypes.
+    """
+    check_dropout("dropout", rate, seed, 1, x.device)
+    if not x.is_floating_point():
+        raise TypeError(f"dropout: x must be floating point, got {x.dtype}")
+    if rate == 0:
+        return x
+    seed = new_seeds(1, x.device) if seed is None else seed
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return torch.ops.recgrela.dropout(wide, seed, float(rate)).to(x.dtype)
+
+
+@torch.library.impl("recgrela::dropout", "CUDA")
+def _plain(x: Tensor, seed: Tensor, rate: float) -> Tensor:
+    return dropout_reference(x, rate, seed)
+
+
+@torch.library.register_fake("recgrela::dropout")
+def _fake(x: Tensor, seed: Tensor, rate: float) -> Tensor:
+    check_devices("dropout", x, seed)
+    return x.new_empty(x.shape)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, seed, ctx.rate = inputs
+    ctx.save_for_backward(seed)
+
+
+def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
+    return torch.ops.recgrela.dropout(dy, *ctx.saved_tensors, ctx.rate), None, None
+
+
+torch.library.register_autograd("recgrela::dropout", _backward, setup_context=_setup)
