@@ -6,17 +6,18 @@ constexpr int kTileRows = RECGRELA_VECTOR_BYTES == 64 ? 12 : 6, kTileVectors = 2
 template <int64_t kStride>
 using Stride = std::integral_constant<int64_t, kStride>;
 
-// acc[r][c] += sum over k < n of a[r row + k step] b[k stride + c N .. + N]. Strides that are constants cost no
-// registers.
+// acc[r][c] += sum over k < n of a[r row + k step] b[k stride + c N .. + N], n > 0. Strides that are constants cost
+// no registers. (A loop that may run no times would keep a second copy of the sums.)
 template <typename T, int N, int R, int C, typename Row, typename Step>
 RECGRELA_INLINE void multiply(int64_t n, const T* a, Row row, Step step, const T* b, int64_t stride,
                               Vec<T, N> (&acc)[R][C]) {
-  for (int64_t k = 0; k < n; ++k, a += step, b += stride) {
+  do {
     Vec<T, N> x[C];
     for (int c = 0; c < C; ++c) x[c] = load<T, N>(b + c * N);
     for (int r = 0; r < R; ++r)
       for (int c = 0; c < C; ++c) acc[r][c] += a[r * row] * x[c];
-  }
+    a += step, b += stride;
+  } while (--n > 0);
 }
 
 template <typename T, int N, int R, int C>

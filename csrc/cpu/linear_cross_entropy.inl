@@ -151,9 +151,11 @@ struct CrossEntropy {
   __attribute__((noinline)) void hidden_tile(T* out, int64_t row, int64_t begin, int64_t end, int64_t j) const {
     V acc[kTileRows][C];
     load_tile<T, N>({out, dim}, acc);
-    for (int64_t panel = begin; panel < end; ++panel)
+    int64_t panel = begin;
+    do {
       multiply<T, N>(kWidth, scores(panel, row), Stride<kWidth>{}, Stride<1>{},
                      p.weight_rows + panel * kWidth * dim + j, dim, acc);
+    } while (++panel < end);
     store_tile<T, N>({out, dim}, acc);
   }
 
