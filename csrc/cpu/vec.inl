@@ -5,6 +5,7 @@ template <typename T, int N>
 struct VecOf {
   using Int = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
   typedef T type __attribute__((vector_size(N * sizeof(T))));
+  typedef T unaligned __attribute__((vector_size(N * sizeof(T)), aligned(sizeof(T))));
   typedef Int mask __attribute__((vector_size(N * sizeof(T))));
 };
 template <typename T, int N>
@@ -12,16 +13,15 @@ using Vec = typename VecOf<T, N>::type;
 
 #define RECGRELA_INLINE static inline __attribute__((always_inline))
 
+// Not memcpy, which the compiler must expect to change anything in memory, sizes and pointers included.
 template <typename T, int N>
 RECGRELA_INLINE Vec<T, N> load(const T* p) {
-  Vec<T, N> v;
-  __builtin_memcpy(&v, p, sizeof(v));
-  return v;
+  return *reinterpret_cast<const typename VecOf<T, N>::unaligned*>(p);
 }
 
 template <typename T, int N>
 RECGRELA_INLINE void store(T* p, Vec<T, N> v) {
-  __builtin_memcpy(p, &v, sizeof(v));
+  *reinterpret_cast<typename VecOf<T, N>::unaligned*>(p) = v;
 }
 
 template <typename T, int N>
