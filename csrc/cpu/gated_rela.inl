@@ -114,6 +114,9 @@ struct RelaHead {
   // Asks for the cache line that a chunk from now will be needed. Heads are apart in memory, so that a row's
   // operands come from many places at once, too many for the processor to foresee. Beyond the tensor's end, or
   // where another worker takes over, nothing is lost.
+  RECGRELA_INLINE void fetch_line(const T* p, int64_t col) {
+    if (col * sizeof(T) % 64 == 0) __builtin_prefetch(p);
+  }
   template <bool kWrite = false, typename R>
   RECGRELA_INLINE void fetch(const R& rows, int64_t row, int64_t col) {
     if (rows.data && col * sizeof(T) % 64 == 0) __builtin_prefetch(rows.data + row * rows.stride + col, kWrite);
@@ -121,15 +124,27 @@ struct RelaHead {
 
   // phi(x) and R phi(x) of n rows from t0 on; without rotary both are the first
   void features(Rows<const T> x, int64_t t0, int64_t n, T* f, T*& r) const {
-    const Rows<const T> rows = at(x, t0);
-    if (!p.rotary) r = f;
-    for (int64_t t = 0; t < n; ++t)
-      for (int64_t i = 0; i < d; i += N) {
-        fetch(rows, t + ahead, i);
-        const V y = phi<T, N>(load<T, N>(rows.row(t) + i));
-        store<T, N>(f + t * d + i, y);
-        if (p.rotary) store<T, N>(r + t * d + i, rotate<T, N, false>(y, load<T, N>(angles(t0 + t, i))));
+    if (p.rotary) {
+      features_of<true>(at(x, t0), n, f, r, angles(t0, 0));
+    } else {
+      r = f;
+      features_of<false>(at(x, t0), n, f, nullptr, nullptr);
+    }
+  }
+
+  // By columns: the loop over rows has its pointers and constants in registers.
+  template <bool kRotary>
+  __attribute__((noinline)) void features_of(Rows<const T> x, int64_t n, T* f, T* r, const T* cs) const {
+    const int64_t width = d, angle_stride = p.num_heads * d;
+    for (int64_t i = 0; i < width; i += N) {
+      const T* row = x.data + i;
+      for (int64_t t = 0; t < n; ++t, row += x.stride) {
+        fetch_line(row + ahead * x.stride, i);
+        const V y = phi<T, N>(load<T, N>(row));
+        store<T, N>(f + t * width + i, y);
+        if constexpr (kRotary) store<T, N>(r + t * width + i, rotate<T, N, false>(y, load<T, N>(cs + t * angle_stride + i)));
       }
+    }
   }
 
   // S and z move on by the n rows from t0 on
