@@ -67,27 +67,40 @@ struct ConvTaps {
 // The gradients of rows [t0, t0 + n) of a sequence from dp [n + K - 1, c], the gradient of p from row t0
 // on: K - 1 rows beyond the block are needed (zero at the sequence's end). Sets dx, adds to the weights'.
 template <typename T, int N>
-static void conv_backward_block(const ConvBlock<T>& conv, Rows<const T> x, int64_t t0, int64_t n, const T* dp,
-                                Rows<T> dx) {
+__attribute__((noinline)) static void conv_backward_block(const ConvBlock<T>& conv, Rows<const T> x, int64_t t0,
+                                                          int64_t n, const T* dp, Rows<T> dx) {
   using V = Vec<T, N>;
+  constexpr int K = ConvTaps<T, N>::kUnrolled;
   const int64_t c = conv.c, width = conv.width;
-  for (int64_t t = 0; t < n; ++t)
-    for (int64_t i = 0; i < c; i += N) {
-      V acc{};
-      for (int64_t w = 0; w < width; ++w)
-        acc += load<T, N>(conv.weight + w * c + i) * load<T, N>(dp + (t + width - 1 - w) * c + i);
-      store<T, N>(dx.row(t0 + t) + i, acc);
-    }
   for (int64_t i = 0; i < c; i += N) {
-    V db{};
-    for (int64_t t = 0; t < n; ++t) db += load<T, N>(dp + t * c + i);
-    store<T, N>(conv.dbias + i, load<T, N>(conv.dbias + i) + db);
-    for (int64_t w = 0; w < width; ++w) {
-      V dw{};
-      const int64_t shift = w - width + 1;
-      for (int64_t t = t0 + shift < 0 ? -(t0 + shift) : 0; t < n; ++t)
-        dw += load<T, N>(dp + t * c + i) * load<T, N>(x.row(t0 + t + shift) + i);
-      store<T, N>(conv.dweight + w * c + i, load<T, N>(conv.dweight + w * c + i) + dw);
+    auto add = [i](T* sums, V v) { store<T, N>(sums + i, load<T, N>(sums + i) + v); };
+    int64_t inner = n;  // the first row from which all taps are unrolled
+    if (width == K) {
+      inner = std::min(n, std::max<int64_t>(0, K - 1 - t0));
+      const ConvTaps<T, N> taps(conv, i);
+      V db{}, dw[K]{};
+      for (int64_t t = inner; t < n; ++t) {
+        const V d = load<T, N>(dp + t * c + i);
+        V acc = taps.tap[K - 1] * d;
+        for (int w = 0; w < K - 1; ++w) acc += taps.tap[w] * load<T, N>(dp + (t + K - 1 - w) * c + i);
+        store<T, N>(dx.row(t0 + t) + i, acc);
+        const T* const row = x.row(t0 + t - (K - 1)) + i;
+        for (int w = 0; w < K; ++w) dw[w] += d * load<T, N>(row + w * x.stride);
+        db += d;
+      }
+      for (int w = 0; w < K; ++w) add(conv.dweight + w * c, dw[w]);
+      add(conv.dbias, db);
+    }
+    for (int64_t t = 0; t < inner; ++t) {
+      V acc{};
+      const V d = load<T, N>(dp + t * c + i);
+      for (int64_t w = 0; w < width; ++w) {
+        acc += load<T, N>(conv.weight + w * c + i) * load<T, N>(dp + (t + width - 1 - w) * c + i);
+        const int64_t from = t0 + t - (width - 1) + w;
+        if (from >= 0) add(conv.dweight + w * c, d * load<T, N>(x.row(from) + i));
+      }
+      store<T, N>(dx.row(t0 + t) + i, acc);
+      add(conv.dbias, d);
     }
   }
 }

@@ -114,12 +114,9 @@ struct RelaHead {
   // Asks for the cache line that a chunk from now will be needed. Heads are apart in memory, so that a row's
   // operands come from many places at once, too many for the processor to foresee. Beyond the tensor's end, or
   // where another worker takes over, nothing is lost.
-  RECGRELA_INLINE void fetch_line(const T* p, int64_t col) {
-    if (col * sizeof(T) % 64 == 0) __builtin_prefetch(p);
-  }
   template <bool kWrite = false, typename R>
   RECGRELA_INLINE void fetch(const R& rows, int64_t row, int64_t col) {
-    if (rows.data && col * sizeof(T) % 64 == 0) __builtin_prefetch(rows.data + row * rows.stride + col, kWrite);
+    if (col * sizeof(T) % 64 == 0) __builtin_prefetch(rows.data + row * rows.stride + col, kWrite);
   }
 
   // phi(x) and R phi(x) of n rows from t0 on; without rotary both are the first
@@ -137,12 +134,12 @@ struct RelaHead {
   __attribute__((noinline)) void features_of(Rows<const T> x, int64_t n, T* f, T* r, const T* cs) const {
     const int64_t width = d, angle_stride = p.num_heads * d;
     for (int64_t i = 0; i < width; i += N) {
-      const T* row = x.data + i;
-      for (int64_t t = 0; t < n; ++t, row += x.stride) {
-        fetch_line(row + ahead * x.stride, i);
-        const V y = phi<T, N>(load<T, N>(row));
+      for (int64_t t = 0; t < n; ++t) {
+        fetch(x, t + ahead, i);
+        const V y = phi<T, N>(load<T, N>(x.row(t) + i));
         store<T, N>(f + t * width + i, y);
-        if constexpr (kRotary) store<T, N>(r + t * width + i, rotate<T, N, false>(y, load<T, N>(cs + t * angle_stride + i)));
+        if constexpr (kRotary)
+          store<T, N>(r + t * width + i, rotate<T, N, false>(y, load<T, N>(cs + t * angle_stride + i)));
       }
     }
   }
@@ -191,56 +188,73 @@ struct RelaHead {
 
   void forward() {
     if (!p.causal) sum_keys();
-    const Rows<const T> v = in_v(0);
     for (int64_t t0 = 0; t0 < len; t0 += kChunk) {
       const int64_t n = std::min(kChunk, len - t0);
       attend(t0, n);
-      for (int64_t i = 0; i < d; i += N) {
-        const ConvTaps<T, N> taps(conv, i);
-        for (int64_t t = 0; t < n; ++t) {
-          const int64_t row = start + t0 + t, col = channel + i;
-          fetch(p.v, row + ahead, col);
-          fetch(p.g, row + ahead, col);
-          fetch<true>(p.y, row + ahead, col);
-          V y = load<T, N>(num + t * d + i) * z_inv[t];
-          if (conv.width) {
-            const V c = taps(v, t0 + t);
-            y += c * sigmoid<T, N>(c);
-          }
-          if (p.g.data) {
-            const V g = load<T, N>(p.g.row(row) + col);
-            y *= g * sigmoid<T, N>(g);
-          }
-          store<T, N>(p.y.row(row) + col, y);
+      if (p.g.data) {
+        output<true>(t0, n);
+      } else {
+        output<false>(t0, n);
+      }
+    }
+  }
+
+  // y of n rows. By columns: the loop over rows has its pointers and constants in registers.
+  template <bool kGate>
+  __attribute__((noinline)) void output(int64_t t0, int64_t n) const {
+    const int64_t width = d;
+    const Rows<const T> v = in_v(0), gate = kGate ? at(p.g, t0) : v;
+    const Rows<T> y = at(p.y, t0);
+    const bool convolves = conv.width > 0;
+    for (int64_t i = 0; i < width; i += N) {
+      const ConvTaps<T, N> taps(conv, i);
+      for (int64_t t = 0; t < n; ++t) {
+        fetch(v, t0 + t + ahead, i);
+        if constexpr (kGate) fetch(gate, t + ahead, i);
+        fetch<true>(y, t + ahead, i);
+        V out = load<T, N>(num + t * width + i) * z_inv[t];
+        if (convolves) {
+          const V c = taps(v, t0 + t);
+          out += c * sigmoid<T, N>(c);
         }
+        if constexpr (kGate) {
+          const V g = load<T, N>(gate.row(t) + i);
+          out *= g * sigmoid<T, N>(g);
+        }
+        store<T, N>(y.row(t) + i, out);
       }
     }
   }
 
   // Through the gate and the sum: dg, dnum and the chunk's part of dp, which starts at d_conv.
-  void backward_gate(int64_t t0, int64_t n, T* d_conv) {
-    const Rows<const T> v = in_v(0);
-    for (int64_t i = 0; i < d; i += N) {
+  template <bool kGate>
+  __attribute__((noinline)) void backward_gate(int64_t t0, int64_t n, T* d_conv) const {
+    const int64_t width = d;
+    const Rows<const T> v = in_v(0), dy = at(p.dy, t0), gate = kGate ? at(p.g, t0) : v;
+    const Rows<T> dq = at(p.dq, t0), dk = at(p.dk, t0), dv = at(p.dv, t0), dg = kGate ? at(p.dg, t0) : dv;
+    const bool convolves = conv.width > 0;
+    for (int64_t i = 0; i < width; i += N) {
       const ConvTaps<T, N> taps(conv, i);
       for (int64_t t = 0; t < n; ++t) {
-        const int64_t row = start + t0 + t, col = channel + i;
-        for (const auto& rows : {p.dy, p.g}) fetch(rows, row + ahead, col);
-        for (const auto& rows : {p.dq, p.dk, p.dv, p.dg}) fetch<true>(rows, row + ahead, col);
-        V a = load<T, N>(p.dy.row(row) + col);
-        V o = load<T, N>(num + t * d + i) * z_inv[t];
+        fetch(dy, t + ahead, i);
+        for (const Rows<T>& rows : {dq, dk, dv}) fetch<true>(rows, t + ahead, i);
+        V a = load<T, N>(dy.row(t) + i);
+        V o = load<T, N>(num + t * width + i) * z_inv[t];
         V c{}, sc{};
-        if (conv.width) {
+        if (convolves) {
           c = taps(v, t0 + t);
           sc = sigmoid<T, N>(c);
           o += c * sc;
         }
-        if (p.g.data) {
-          const V g = load<T, N>(p.g.row(row) + col), s = sigmoid<T, N>(g);
-          store<T, N>(p.dg.row(row) + col, a * o * silu_grad<T, N>(g, s));
+        if constexpr (kGate) {
+          fetch(gate, t + ahead, i);
+          fetch<true>(dg, t + ahead, i);
+          const V g = load<T, N>(gate.row(t) + i), s = sigmoid<T, N>(g);
+          store<T, N>(dg.row(t) + i, a * o * silu_grad<T, N>(g, s));
           a *= g * s;
         }
-        store<T, N>(dnum + t * d + i, a * z_inv[t]);
-        if (conv.width) store<T, N>(d_conv + t * d + i, a * silu_grad<T, N>(c, sc));
+        store<T, N>(dnum + t * width + i, a * z_inv[t]);
+        if (convolves) store<T, N>(d_conv + t * width + i, a * silu_grad<T, N>(c, sc));
       }
     }
   }
@@ -313,7 +327,11 @@ struct RelaHead {
         transpose(S, St, d);
       }
       attend(t0, n);
-      backward_gate(t0, n, d_conv);
+      if (p.g.data) {
+        backward_gate<true>(t0, n, d_conv);
+      } else {
+        backward_gate<false>(t0, n, d_conv);
+      }
       if (conv.width) {
         conv_backward_block<T, N>(conv, in_v(0), t0, n, d_conv, dv);
         std::memmove(dp + kChunk * d, d_conv, halo * d * sizeof(T));  // they overlap when n < halo
