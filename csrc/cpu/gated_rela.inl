@@ -172,17 +172,28 @@ struct RelaHead {
     } else {
       sweep<T, N, false, true, false>(n, d, {}, {}, in(rq), num, S);
     }
+    if (p.causal) {
+      normalize<true>(t0, n);
+    } else {
+      normalize<false>(t0, n);
+    }
+  }
+
+  // z_inv of n rows from fq and z, which the causal form moves on by fk
+  template <bool kCausal>
+  __attribute__((noinline)) void normalize(int64_t t0, int64_t n) const {
+    const int64_t width = d;
     for (int64_t t = 0; t < n; ++t) {
       V dot{};
-      for (int64_t i = 0; i < d; i += N) {
+      for (int64_t i = 0; i < width; i += N) {
         V zi = load<T, N>(z + i);
-        if (p.causal) {
-          zi += load<T, N>(fk + t * d + i);
+        if constexpr (kCausal) {
+          zi += load<T, N>(fk + t * width + i);
           store<T, N>(z + i, zi);
         }
-        dot += load<T, N>(fq + t * d + i) * zi;
+        dot += load<T, N>(fq + t * width + i) * zi;
       }
-      z_inv[t] = T(1) / (sum<T, N>(dot) + p.eps * T(p.causal ? t0 + t + 1 : len));
+      z_inv[t] = T(1) / (sum<T, N>(dot) + p.eps * T(kCausal ? t0 + t + 1 : len));
     }
   }
 
@@ -268,35 +279,46 @@ struct RelaHead {
 
   // dq of n rows from drot; z is the running sum before the chunk (all of it, if bidirectional).
   // Replaces z_inv by dZ.
-  void backward_query(int64_t t0, int64_t n) {
-    for (int64_t t = 0; t < n; ++t) {
+  __attribute__((noinline)) void backward_query(int64_t t0, int64_t n) const {
+    const int64_t width = d, angle_stride = p.num_heads * d;
+    const bool causal = p.causal;
+    const T* cs = angles(t0, 0);
+    const Rows<T> dq = at(p.dq, t0);
+    for (int64_t t = 0; t < n; ++t, cs += cs ? angle_stride : 0) {
+      const T *const q = fq + t * width, *const k = fk + t * width, *const dr = drot + t * width;
       V dot{};
-      for (int64_t i = 0; i < d; i += N) dot += load<T, N>(rq + t * d + i) * load<T, N>(drot + t * d + i);
+      for (int64_t i = 0; i < width; i += N) dot += load<T, N>(rq + t * width + i) * load<T, N>(dr + i);
       const T d_den = z_inv[t] = -sum<T, N>(dot) * z_inv[t];
-      T* const dq = p.dq.row(start + t0 + t) + channel;
-      for (int64_t i = 0; i < d; i += N) {
-        if (p.causal) store<T, N>(z + i, load<T, N>(z + i) + load<T, N>(fk + t * d + i));
-        store_input_grad(dq + i, fq + t * d + i, drot + t * d + i, angles(t0 + t, i), load<T, N>(z + i) * d_den);
+      for (int64_t i = 0; i < width; i += N) {
+        V zi = load<T, N>(z + i);
+        if (causal) store<T, N>(z + i, zi += load<T, N>(k + i));
+        store_input_grad(dq.row(t) + i, q + i, dr + i, cs ? cs + i : nullptr, zi * d_den);
       }
     }
   }
 
   // dk of n rows from drot; the causal form moves dz on, from the last row to the first.
-  void backward_key(int64_t t0, int64_t n) {
+  __attribute__((noinline)) void backward_key(int64_t t0, int64_t n) const {
+    const int64_t width = d, angle_stride = p.num_heads * d;
+    const bool causal = p.causal;
+    const T* const angles0 = angles(t0, 0);
+    const Rows<T> dk = at(p.dk, t0);
     for (int64_t t = n - 1; t >= 0; --t) {
-      T* const dk = p.dk.row(start + t0 + t) + channel;
-      for (int64_t i = 0; i < d; i += N) {
-        if (p.causal) store<T, N>(dz + i, load<T, N>(dz + i) + load<T, N>(fq + t * d + i) * z_inv[t]);
-        store_input_grad(dk + i, fk + t * d + i, drot + t * d + i, angles(t0 + t, i), load<T, N>(dz + i));
+      const T* const cs = angles0 ? angles0 + t * angle_stride : nullptr;
+      for (int64_t i = 0; i < width; i += N) {
+        V dzi = load<T, N>(dz + i);
+        if (causal) store<T, N>(dz + i, dzi += load<T, N>(fq + t * width + i) * z_inv[t]);
+        store_input_grad(dk.row(t) + i, fk + t * width + i, drot + t * width + i, cs ? cs + i : nullptr, dzi);
       }
     }
   }
 
-  void add_to_dv(int64_t t0, int64_t n, const T* x) {
-    for (int64_t t = 0; t < n; ++t) {
-      T* const dv = p.dv.row(start + t0 + t) + channel;
-      for (int64_t i = 0; i < d; i += N) store<T, N>(dv + i, load<T, N>(dv + i) + load<T, N>(x + t * d + i));
-    }
+  void add_to_dv(int64_t t0, int64_t n, const T* x) const {
+    const int64_t width = d;
+    const Rows<T> dv = at(p.dv, t0);
+    for (int64_t t = 0; t < n; ++t)
+      for (int64_t i = 0; i < width; i += N)
+        store<T, N>(dv.row(t) + i, load<T, N>(dv.row(t) + i) + load<T, N>(x + t * width + i));
   }
 
   void backward() {
