@@ -33,7 +33,9 @@ def test_equals_reference_at_any_number_of_rows(rows: int, isa: str) -> None:
     check(rows, 8, 32, 8, dropout=0.2, seed=SEED)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 2), (16, 64, 16), (50, 70, 30), (64, 256, 64), (7, 9, 130)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1), (3, 5, 2), (16, 64, 16), (50, 70, 30), (64, 256, 64), (7, 9, 130)]
+)
 @pytest.mark.parametrize("rate", [0.0, 0.5])
 def test_equals_reference_at_any_width(shape: tuple[int, int, int], rate: float, isa: str) -> None:
     check(100, *shape, dropout=rate, seed=SEED if rate else None)

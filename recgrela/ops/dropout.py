@@ -53,7 +53,7 @@ def check_dropout(op: str, rate: float, seed: Tensor | None, count: int, device:
         raise TypeError(f"{op}: seed must be int64, got {seed.dtype}")
     if seed.numel() != count or seed.device != device:
         raise ValueError(
-            f"{op}: seed must have {count} elements, on {device}; got shape {tuple(seed.shape)} on {seed.device}"
+            f"{op}: seed must have {count} elements, on {device}; got {tuple(seed.shape)} on {seed.device}"
         )
 
 
@@ -67,8 +67,8 @@ def dropout_reference(x: Tensor, rate: float, seed: Tensor) -> Tensor:
 def dropout(x: Tensor, rate: float, seed: Tensor | None = None) -> Tensor:
     """Each element of x, zeroed at probability `rate` or else divided by 1 - rate.
 
-    On the CPU this takes a fraction of the time of `torch.nn.functional.dropout`, whose Mersenne twister draws
-    one number after the other; elsewhere it is plain PyTorch.
+    On the CPU this takes a fraction of the time of `torch.nn.functional.dropout`, whose Mersenne twister
+    draws one number after the other; elsewhere it is plain PyTorch.
 
     Args:
         x: any shape, floating point, up to 2^32 elements. Half precision is computed in float32.
