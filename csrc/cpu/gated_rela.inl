@@ -53,9 +53,13 @@ struct RelaHead {
   const int64_t d;
   ConvBlock<T> conv;
   T *fq, *rq, *fk, *rk;  // phi(q), R phi(q), phi(k), R phi(k)
-  T* num;                // numerator
-  T *S, *z;              // [d, d], [d]
-  T* z_inv;              // [kChunk] 1 / (phi(q).z + eps n)
+  // Where fk and rk begin. The bidirectional backward needs the keys twice and keeps those of a sequence that is
+  // not too long for the cache; then fk and rk move along them.
+  T *fk0, *rk0;
+  int64_t kept_keys;
+  T* num;    // numerator
+  T *S, *z;  // [d, d], [d]
+  T* z_inv;  // [kChunk] 1 / (phi(q).z + eps n)
   // backward
   T *dnum, *drot;       // gradients of the numerator and of a rotated row
   T* dp;                // [kChunk + K - 1, d] gradient of the convolution's output
@@ -69,7 +73,9 @@ struct RelaHead {
   RelaHead(const GatedRelaParams<T>& p, T* arena, bool backward)
       : p(p), d(p.head_dim), conv(p.conv_width, p.head_dim, arena) {
     auto take = [&](int64_t n) { return std::exchange(arena, arena + n); };
-    for (T** b : {&fq, &rq, &fk, &rk, &num}) *b = take(kChunk * d);
+    for (T** b : {&fq, &rq, &num}) *b = take(kChunk * d);
+    kept_keys = keys_to_keep(p, backward);
+    fk = fk0 = take(std::max(kChunk, kept_keys) * d), rk = rk0 = take(std::max(kChunk, kept_keys) * d);
     S = take(d * d), z = take(d), z_inv = take(kChunk);
     if (!backward) return;
     for (T** b : {&dnum, &drot}) *b = take(kChunk * d);
@@ -81,13 +87,19 @@ struct RelaHead {
 
   static int64_t chunks_of(int64_t len) { return (len + kChunk - 1) / kChunk; }
 
+  static int64_t keys_to_keep(const GatedRelaParams<T>& p, bool backward) {
+    constexpr int64_t kMost = 512;
+    return backward && !p.causal && p.max_seqlen <= kMost ? p.max_seqlen : 0;
+  }
+
   static int64_t saved_elements(const GatedRelaParams<T>& p) {
     return p.causal ? chunks_of(p.max_seqlen) * (p.head_dim * p.head_dim + p.head_dim) : 0;
   }
 
   static int64_t scratch(const GatedRelaParams<T>& p, bool backward) {
     const int64_t d = p.head_dim, halo = std::max<int64_t>(p.conv_width - 1, 0);
-    int64_t n = ConvBlock<T>::scratch(p.conv_width, d) + 5 * kChunk * d + d * d + d + kChunk;
+    int64_t n = ConvBlock<T>::scratch(p.conv_width, d) + 3 * kChunk * d + d * d + d + kChunk;
+    n += 2 * std::max(kChunk, keys_to_keep(p, backward)) * d;
     if (backward) n += 2 * kChunk * d + (kChunk + halo) * d + d + 3 * d * d + saved_elements(p);
     return n;
   }
@@ -144,9 +156,15 @@ struct RelaHead {
     }
   }
 
+  // Makes fk and rk those of the n keys from t0 on.
+  void find_keys(int64_t t0, int64_t n, bool again) {
+    if (kept_keys) fk = fk0 + t0 * d, rk = p.rotary ? rk0 + t0 * d : fk;
+    if (!kept_keys || !again) features(p.k, t0, n, fk, rk);
+  }
+
   // S and z move on by the n rows from t0 on
   void add_keys(int64_t t0, int64_t n) {
-    features(p.k, t0, n, fk, rk);
+    find_keys(t0, n, false);
     for (int64_t t = t0; t < t0 + n; ++t) fetch(p.v, start + t + ahead, channel);
     sweep<T, N, true, false, false>(n, d, in(rk), in_v(t0), {}, nullptr, S);
     for (int64_t i = 0; i < d; i += N) {
@@ -382,7 +400,7 @@ struct RelaHead {
     transpose(U, Ut, d);
     for (int64_t t0 = 0; t0 < len; t0 += kChunk) {
       const int64_t n = std::min(kChunk, len - t0);
-      features(p.k, t0, n, fk, rk);
+      find_keys(t0, n, true);
       sweep<T, N, false, true, false>(n, d, {}, {}, in(rk), num, U);
       add_to_dv(t0, n, num);
       sweep<T, N, false, true, false>(n, d, {}, {}, in_v(t0), drot, Ut);

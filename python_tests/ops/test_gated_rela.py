@@ -67,6 +67,13 @@ def test_equals_reference_at_odd_lengths(lengths: list[int], causal: bool, isa: 
     Case(lengths, causal=causal).check(1e-11)
 
 
+@pytest.mark.parametrize("rotary", [True, False])
+@pytest.mark.parametrize("lengths", [[512, 70], [513, 70]])
+def test_long_sequences(lengths: list[int], rotary: bool, isa: str) -> None:
+    """The bidirectional backward keeps the keys' features of up to 512 rows, and makes them again beyond."""
+    Case(lengths, 16, 2, causal=False, rotary=rotary).check(1e-11)
+
+
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("dim, num_heads", [(64, h) for h in (1, 2, 4, 8, 16)] + [(2, 1), (12, 2), (40, 2)])
 def test_equals_reference_at_every_head_width(dim: int, num_heads: int, causal: bool, isa: str) -> None:
