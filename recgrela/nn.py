@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recgrela.ops import dropout, gated_rela, mlp, rotary_table
+from recgrela.ops.mlp import ACTIVATIONS
 
 Activation = Literal["silu", "relu", "gelu"]
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "relu": F.relu, "gelu": F.gelu}
 
 
 def takes_kernel(x: Tensor) -> bool:

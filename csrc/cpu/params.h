@@ -102,7 +102,7 @@ struct DropoutParams {
   static constexpr int64_t kItem = 8192;  // elements
 
   Dropout<T> dropout;
-  int64_t numel = 0;  // < 2^32
+  int64_t numel = 0;  // <= 2^32
   const T* x = nullptr;
   T* y = nullptr;
 

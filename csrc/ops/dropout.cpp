@@ -6,18 +6,17 @@ namespace {
 
 Tensor dropout(const Tensor& x_, const Tensor& seed, double rate) {
   STD_TORCH_CHECK(x_.is_cpu(), "x must be on the CPU");
-  const Tensor x = torch::stable::contiguous(x_);
-  const Tensor y = torch::stable::empty_like(x);
-  dispatch_float(x.scalar_type(), [&](auto zero) {
+  return dispatch_float(x_.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     cpu::DropoutParams<T> p;
-    p.dropout = dropout_of<T>(rate, seed, 0, 1, x.numel());
+    p.dropout = dropout_of<T>(rate, seed, 0, 1, x_.numel());  // checks the size, before anything of it is copied
+    const Tensor x = torch::stable::contiguous(x_), y = torch::stable::empty_like(x);
     p.numel = x.numel();
     p.x = static_cast<const T*>(x.const_data_ptr());
     p.y = static_cast<T*>(y.mutable_data_ptr());
     run<T>(cpu::kernels<T>().dropout, p, p.num_items(), p.numel, 0);
+    return y;
   });
-  return y;
 }
 
 }  // namespace

@@ -95,3 +95,5 @@ def test_bad_input() -> None:
         dropout(x, 0.5, torch.tensor([1, 2]))
     with pytest.raises(TypeError, match="floating point"):
         dropout(x.long(), 0.5)
+    with pytest.raises(RuntimeError, match="split the batch"):
+        dropout(torch.zeros(1).expand(2**32 + 1), 0.5)

@@ -71,6 +71,13 @@ def test_gelu_everywhere(isa: str) -> None:
     assert_close("slope", expected_slope, slope, 3e-7)
 
 
+def test_autocast_computes_in_float32() -> None:
+    inputs = operands(20, 8, 16, 8, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = mlp(inputs[0].bfloat16(), *inputs[1:])
+    assert torch.equal(y, mlp(inputs[0].bfloat16().float(), *inputs[1:]))
+
+
 def test_not_a_number_stays_so() -> None:
     inputs = operands(3, 4, 8, 4)
     with torch.no_grad():

@@ -80,6 +80,7 @@ def dropout(x: Tensor, rate: float, seed: Tensor | None = None) -> Tensor:
 
     Raises:
         ValueError: on the rate, or on the seed's shape or device; TypeError: on dtypes.
+        RuntimeError: on more elements than that, on the CPU.
     """
     check_dropout("dropout", rate, seed, 1, x.device)
     if not x.is_floating_point():

@@ -86,7 +86,8 @@ def linear_cross_entropy(
         hidden: [T, D] floating point, T > 0.
         weight: [n_items, D], of one dtype with `hidden`.
         target: [T] int64, each 0 .. n_items - 1.
-        max_logits: scores held at a time; at least one row of them always is.
+        max_logits: scores held at a time, but at least 48 rows by two vectors of items on the CPU,
+            and one row elsewhere.
 
     Returns:
         A scalar; float32 for half-precision operands.

@@ -14,7 +14,7 @@ from recgrela.ops.checks import check_devices, check_operands
 from recgrela.ops.dropout import check_dropout, dropout_reference, new_seeds
 
 MLPActivation = Literal["none", "relu", "silu", "gelu"]
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x,
     "relu": F.relu,
     "silu": F.silu,
@@ -38,7 +38,7 @@ def mlp_reference(
     def drop(x: Tensor, index: int) -> Tensor:
         return x if seed is None else dropout_reference(x, dropout, seed[index])
 
-    return drop(F.linear(drop(_ACTIVATIONS[activation](F.linear(x, w1, b1)), 0), w2, b2), 1)
+    return drop(F.linear(drop(ACTIVATIONS[activation](F.linear(x, w1, b1)), 0), w2, b2), 1)
 
 
 def mlp(
