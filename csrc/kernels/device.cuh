@@ -1,0 +1,183 @@
+// What the kernels ask of a GPU beyond C++: number types, tensor-core products, asynchronous copies, launches. All
+// inline PTX of the project is here. csrc/tests/simt/simt.h has a twin of every function for the CPU, so that the
+// same .cu sources run there thread by thread under sanitizers.
+#pragma once
+
+#ifdef RECGRELA_SIMT_HOST
+#include "tests/simt/simt.h"
+#else
+
+#undef NDEBUG  // the checks of values stay in: __assert_fail is what PyTorch knows as a device-side assertion
+#include <cassert>
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+namespace recgrela::cuda {
+
+using fp16 = __half;
+using bf16 = __nv_bfloat16;
+
+inline __device__ float to_float(float x) { return x; }
+inline __device__ float to_float(fp16 x) { return __half2float(x); }
+inline __device__ float to_float(bf16 x) { return __bfloat162float(x); }
+
+// Rounds to nearest even.
+template <typename E>
+__device__ E from_float(float x);
+template <>
+inline __device__ float from_float<float>(float x) {
+  return x;
+}
+template <>
+inline __device__ fp16 from_float<fp16>(float x) {
+  return __float2half_rn(x);
+}
+template <>
+inline __device__ bf16 from_float<bf16>(float x) {
+  return __float2bfloat16_rn(x);
+}
+
+// Two numbers of 16 bits in one register, `low` in the low half.
+template <typename E>
+__device__ uint32_t pack2(float low, float high);
+template <>
+inline __device__ uint32_t pack2<fp16>(float low, float high) {
+  uint32_t packed;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+template <>
+inline __device__ uint32_t pack2<bf16>(float low, float high) {
+  uint32_t packed;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+template <typename E>
+__device__ float2 unpack2(uint32_t packed);
+template <>
+inline __device__ float2 unpack2<fp16>(uint32_t packed) {
+  __half2 pair;
+  memcpy(&pair, &packed, 4);
+  return __half22float2(pair);
+}
+template <>
+inline __device__ float2 unpack2<bf16>(uint32_t packed) {
+  return make_float2(__uint_as_float(packed << 16), __uint_as_float(packed & 0xffff0000u));
+}
+
+inline __device__ uint32_t float_bits(float x) { return __float_as_uint(x); }
+inline __device__ float bits_float(uint32_t x) { return __uint_as_float(x); }
+
+// 2^x and 1/x to about one unit in the last place; subnormal numbers count as 0.
+inline __device__ float fast_exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+inline __device__ float fast_reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// D += A B of one warp with the PTX fragment layouts; mma.m16n8k16 for 16-bit operands, mma.m16n8k8 for TF32,
+// which reads the upper 19 bits of each operand. Sums in float32.
+template <typename E>
+__device__ void mma16816(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+template <>
+inline __device__ void mma16816<bf16>(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+template <>
+inline __device__ void mma16816<fp16>(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+inline __device__ void mma1688_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// ldmatrix.x4: lane l names row l % 8 of matrix l / 8, eight 16-bit numbers in shared memory, aligned to 16 bytes.
+template <bool kTranspose>
+__device__ void load_matrices(uint32_t (&r)[4], const void* row) {
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  if constexpr (kTranspose) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(address)
+                 : "memory");
+  } else {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(address)
+                 : "memory");
+  }
+}
+
+// Starts a copy of 16 bytes from global to shared memory, both aligned to 16; zeros where not `valid`, and nothing is
+// read then. What this thread copied is there after copies_wait; what others copied, after a barrier behind theirs.
+inline __device__ void copy_async16(void* shared, const void* global, bool valid) {
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+               :
+               : "r"(address), "l"(global), "r"(valid ? 16 : 0)
+               : "memory");
+}
+inline __device__ void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits until at most `kPending` of this thread's newest groups are under way.
+template <int kPending>
+__device__ void copies_wait() {
+  asm volatile("cp.async.wait_group %0;" : : "n"(kPending) : "memory");
+}
+
+// The block's dynamic shared memory, aligned to 16 bytes.
+inline __device__ unsigned char* dynamic_shared() {
+  extern __shared__ __align__(16) unsigned char recgrela_shared[];
+  return recgrela_shared;
+}
+
+// Ends the kernel with an error that PyTorch reports as a device-side assertion.
+#define RECGRELA_DEVICE_CHECK(condition, message)                                    \
+  do {                                                                               \
+    if (!(condition)) __assert_fail(message, "recgrela", 0, "recgrela's operators"); \
+  } while (false)
+
+// Launches kernel(params), of a grid of any number of blocks below 2^31.
+template <typename Params>
+cudaError_t launch(void (*kernel)(Params), int64_t blocks, int threads, size_t shared_bytes, cudaStream_t stream,
+                   const Params& params) {
+  if (blocks == 0) return cudaSuccess;
+  if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
+  if (shared_bytes > 48 * 1024) {  // more needs to be asked for
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+    if (error != cudaSuccess) return error;
+  }
+  Params copy = params;
+  void* arguments[] = {&copy};
+  return cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(static_cast<unsigned>(blocks)), dim3(threads),
+                          arguments, shared_bytes, stream);
+}
+
+// Of the current device.
+inline int multiprocessors() {
+  int device = 0, count = 0;
+  if (cudaGetDevice(&device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess)
+    return 1;
+  return count;
+}
+
+}  // namespace recgrela::cuda
+#endif

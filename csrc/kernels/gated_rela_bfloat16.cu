@@ -1,0 +1,3 @@
+#include "kernels/rela_kernels.cuh"
+
+template struct recgrela::cuda::RelaKernels<recgrela::cuda::bf16>;

@@ -1,0 +1,108 @@
+// Arguments and entry points of the CUDA kernels: plain pointers and sizes, no torch. Rows are packed: sequence b owns
+// the rows cu_seqlens[b] .. cu_seqlens[b + 1]. All pointers are the device's. Nothing here waits for the device.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#ifdef RECGRELA_SIMT_HOST
+#include "tests/simt/simt.h"
+#else
+#include <cuda_runtime.h>
+#endif
+
+namespace recgrela::cuda {
+
+enum class DType { kFloat32, kFloat16, kBFloat16 };
+
+// A matrix of rows; null: absent. Row starts and the stride are multiples of 16 bytes.
+struct Rows {
+  void* data = nullptr;
+  int64_t stride = 0;  // in elements
+};
+
+struct Sequences {
+  const void* offsets = nullptr;  // [B + 1], int64 if wide, else int32
+  bool wide = true;
+  int64_t count = 0;     // B
+  int64_t num_rows = 0;  // T
+  int64_t longest = 0;   // a bound on the length of a sequence; 0: none but T
+};
+
+struct GatedRelaParams {
+  DType dtype = DType::kFloat32;
+  Sequences sequences;
+  int num_heads = 0;
+  int head_dim = 0;    // 8, 16, 32, 64 or 128
+  int conv_width = 0;  // 0 (no convolution) to 4
+  bool causal = false;
+  float eps = 0;
+
+  Rows q, k, v, g;                    // [T, D] of dtype; g may be absent
+  const float* rotary = nullptr;      // [P, D / 2, 2] (cos, sin); null: no rotation
+  int64_t rotary_positions = 0;       // P
+  const void* conv_weight = nullptr;  // [D, K] of dtype
+  const void* conv_bias = nullptr;    // [D] of dtype
+  Rows y;                             // forward only
+
+  // The causal form may begin from a state and hand one on. A state is [B, H, d + 1, d] float32: the sums of
+  // R phi(k) (x) v, key channels by value channels, then that of phi(k); and [B, K - 1, D] of dtype: the last values,
+  // oldest first; and the number of rows before. All three or none.
+  const float* initial_state = nullptr;
+  const void* initial_values = nullptr;
+  const int64_t* initial_count = nullptr;  // [B]
+  float* final_state = nullptr;            // may be null
+  void* final_values = nullptr;
+  int64_t* final_count = nullptr;
+
+  // backward only
+  Rows dy;
+  Rows dq, dk, dv, dg;                      // dg absent when g is
+  void* conv_weight_grad = nullptr;         // [D, K] of dtype
+  void* conv_bias_grad = nullptr;           // [D] of dtype
+  const float* final_state_grad = nullptr;  // of final_state; null: zero
+  const void* final_values_grad = nullptr;  // of final_values; null: zero
+  float* initial_state_grad = nullptr;      // may be null
+  void* initial_values_grad = nullptr;
+
+  // Rows that a team of threads takes one after the other; longer sequences are cut. 0: chosen by the device's size.
+  int64_t segment_rows = 0;
+  void* workspace = nullptr;  // as many bytes as the functions below say, aligned to 256
+};
+
+size_t gated_rela_forward_workspace(const GatedRelaParams& params);
+size_t gated_rela_backward_workspace(const GatedRelaParams& params);
+cudaError_t gated_rela_forward(const GatedRelaParams& params, cudaStream_t stream);
+cudaError_t gated_rela_backward(const GatedRelaParams& params, cudaStream_t stream);
+
+struct CausalConv1dParams {
+  DType dtype = DType::kFloat32;
+  Sequences sequences;
+  int64_t channels = 0;
+  int width = 0;  // 2 to 4
+  bool silu = false;
+
+  Rows x;                        // [T, C]
+  const void* weight = nullptr;  // [C, K] of dtype
+  const void* bias = nullptr;    // [C] or null
+  Rows y;                        // forward only
+
+  // The last K - 1 rows before each sequence, oldest first, [B, K - 1, C] of dtype; null: zeros.
+  const void* initial_values = nullptr;
+  void* final_values = nullptr;  // those after it; may be null
+
+  // backward only
+  Rows dy, dx;
+  void* weight_grad = nullptr;
+  void* bias_grad = nullptr;                // null when bias is
+  const void* final_values_grad = nullptr;  // null: zero
+  void* initial_values_grad = nullptr;      // may be null
+
+  void* workspace = nullptr;
+};
+
+size_t causal_conv1d_backward_workspace(const CausalConv1dParams& params);
+cudaError_t causal_conv1d_forward(const CausalConv1dParams& params, cudaStream_t stream);
+cudaError_t causal_conv1d_backward(const CausalConv1dParams& params, cudaStream_t stream);
+
+}  // namespace recgrela::cuda

@@ -1,0 +1,33 @@
+// What the two sweeps of the backward share.
+#pragma once
+
+#include "kernels/rela_forward.cuh"
+
+namespace recgrela::cuda {
+
+template <typename E, int kHead>
+struct BackwardMemory {
+  using T = Team<E, kHead>;
+  static constexpr int kConvStride = kHead + 8;  // a quarter warp's rows in different banks
+  struct Stage {
+    E q[T::kTileSize], k[T::kTileSize], halo[T::kHaloSize], v[T::kTileSize], g[T::kTileSize], dy[T::kTileSize];
+  };
+  Segment segment;
+  Stage stages[T::kStages];
+  E fq[T::kTileSize], fk[T::kTileSize], a[T::kTileSize];
+  float z[kHead], taps[kHead * (kMaxTaps + 1)], scales[2 * kTile], row_sums[T::kWarps * kTile];
+  float conv_grad[(kTile + kHalo) * kConvStride];  // of the chunk's rows and the kHalo behind them
+};
+
+// The gate at a place: dy through it, and the gradient of its input from the output before it.
+struct Gate {
+  float a, factor;  // dg = factor * output
+  __device__ Gate(float dy, float g, bool gated) : a(dy), factor(0.f) {
+    if (!gated) return;
+    const float s = sigmoid(g);
+    a = dy * g * s;
+    factor = dy * silu_grad(g, s);
+  }
+};
+
+}  // namespace recgrela::cuda

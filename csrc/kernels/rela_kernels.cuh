@@ -1,0 +1,55 @@
+// The kernels of gated_rela for one element type, for all head widths. Included by one source per type, so that
+// they compile side by side.
+#pragma once
+
+#include "kernels/rela_backward.cuh"
+#include "kernels/rela_forward.cuh"
+#include "kernels/rela_sums.cuh"
+
+namespace recgrela::cuda {
+
+// Heads of 8 channels are half of a tile; the other half is zero.
+template <typename E, template <typename, int> class Memory, typename F>
+cudaError_t launch_rela(const RelaPlan& p, cudaStream_t stream, F kernel_of) {
+  auto run = [&](auto head) {
+    constexpr int kHead = decltype(head)::value;
+    using T = Team<E, kHead>;
+    return launch(kernel_of(head), T::blocks(p), T::kThreads, T::kTeams * sizeof(Memory<E, kHead>), stream, p);
+  };
+  switch (p.head_dim) {
+    case 8:
+    case 16:
+      return run(std::integral_constant<int, 16>{});
+    case 32:
+      return run(std::integral_constant<int, 32>{});
+    case 64:
+      return run(std::integral_constant<int, 64>{});
+    case 128:
+      return run(std::integral_constant<int, 128>{});
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+template <typename E>
+cudaError_t RelaKernels<E>::sums(const RelaPlan& plan, cudaStream_t stream) {
+  return launch_rela<E, SumsMemory>(plan, stream, [](auto head) { return &sums_kernel<E, decltype(head)::value>; });
+}
+template <typename E>
+cudaError_t RelaKernels<E>::forward(const RelaPlan& plan, cudaStream_t stream) {
+  return launch_rela<E, ForwardMemory>(plan, stream,
+                                       [](auto head) { return &forward_kernel<E, decltype(head)::value>; });
+}
+template <typename E>
+cudaError_t RelaKernels<E>::backward(const RelaPlan& plan, cudaStream_t stream) {
+  return launch_rela<E, BackwardMemory>(plan, stream, [&](auto head) {
+    constexpr int kHead = decltype(head)::value;
+    if constexpr (kHead <= kMostFused) {
+      return &backward_kernel<E, kHead, Sweeps::kBoth>;
+    } else {
+      return plan.second ? &backward_kernel<E, kHead, Sweeps::kKeys> : &backward_kernel<E, kHead, Sweeps::kQueries>;
+    }
+  });
+}
+
+}  // namespace recgrela::cuda

@@ -1,0 +1,221 @@
+// Products of 16 x 16 tiles by one warp, on tensor cores.
+//
+// One layout serves for sums and for operands: lane l holds the rows l / 4 and l / 4 + 8 of a tile at the columns
+// 2 (l % 4), 2 (l % 4) + 1 and these + 8. It is what mma.m16n8k16 gives and takes, so that a sum can be an operand
+// of the next product without moving; for TF32, whose k8 fragments are laid out otherwise, the order of the inner
+// dimension is permuted alike in both operands. An operand is the matrix M[i][k], k the inner dimension: A as it is,
+// B transposed, so a product is D[m][n] = sum_k A[m][k] B[n][k].
+//
+// float32 operands are split into two TF32 numbers each, and three products of them summed: the error is that of
+// float32. 16-bit operands are taken as they are; a float32 sum that becomes an operand is rounded or, where it is
+// a long-lived state, split into two.
+#pragma once
+
+#include "kernels/device.cuh"
+
+namespace recgrela::cuda {
+
+constexpr int kTile = 16;
+
+// x[j][e]: row l / 4 + 8 (e / 2), column 2 (l % 4) + e % 2 + 8 j.
+struct Acc {
+  float x[2][4] = {};
+};
+
+inline __device__ int tile_row(int lane, int e) { return lane / 4 + 8 * (e / 2); }
+inline __device__ int tile_col(int lane, int j, int e) { return 2 * (lane % 4) + e % 2 + 8 * j; }
+
+template <typename E>
+struct Operand {
+  uint32_t r[4];
+};
+template <>
+struct Operand<float> {
+  uint32_t high[2][4], low[2][4];
+};
+
+// The upper 19 bits, rounded.
+inline __device__ uint32_t round_tf32(float x) { return (float_bits(x) + 0x1000u) & 0xffffe000u; }
+
+inline __device__ void set_element(Operand<float>& operand, int j, int e, float x) {
+  operand.high[j][e] = round_tf32(x);
+  operand.low[j][e] = float_bits(x - bits_float(operand.high[j][e]));
+}
+
+// Rounds to E, unless that is float32.
+template <typename E>
+__device__ Operand<E> to_operand(const Acc& a) {
+  Operand<E> operand;
+  if constexpr (sizeof(E) == 4) {
+#pragma unroll
+    for (int j = 0; j < 2; ++j)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) set_element(operand, j, e, a.x[j][e]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) operand.r[i] = pack2<E>(a.x[i / 2][i % 2 * 2], a.x[i / 2][i % 2 * 2 + 1]);
+  }
+  return operand;
+}
+
+// M[i][k] = tile[i * stride + k], or tile[k * stride + i] if transposed; tile rows aligned to 16 bytes.
+template <typename E, bool kTranspose>
+__device__ Operand<E> load_operand(const E* tile, int stride) {
+  Operand<E> operand;
+  const int lane = threadIdx.x % 32;
+  if constexpr (sizeof(E) == 4) {
+#pragma unroll
+    for (int j = 0; j < 2; ++j)
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int i = tile_row(lane, 2 * h), k = tile_col(lane, j, 0);
+        if constexpr (kTranspose) {
+          set_element(operand, j, 2 * h, tile[k * stride + i]);
+          set_element(operand, j, 2 * h + 1, tile[(k + 1) * stride + i]);
+        } else {
+          const float2 pair = *reinterpret_cast<const float2*>(tile + i * stride + k);
+          set_element(operand, j, 2 * h, pair.x);
+          set_element(operand, j, 2 * h + 1, pair.y);
+        }
+      }
+  } else {
+    const int i = 8 * (lane / 8 % 2), k = 8 * (lane / 16), r = lane % 8;
+    load_matrices<kTranspose>(operand.r, kTranspose ? tile + (k + r) * stride + i : tile + (i + r) * stride + k);
+  }
+  return operand;
+}
+
+// d += the columns 8 j .. 8 j + 7 of A B^T
+template <typename E>
+__device__ void mma_columns(float (&d)[4], const Operand<E>& a, const Operand<E>& b, int j) {
+  if constexpr (sizeof(E) == 4) {
+#pragma unroll
+    for (int s = 0; s < 2; ++s) {
+      const uint32_t ah[4] = {a.high[s][0], a.high[s][2], a.high[s][1], a.high[s][3]};
+      const uint32_t al[4] = {a.low[s][0], a.low[s][2], a.low[s][1], a.low[s][3]};
+      const uint32_t bh[2] = {b.high[s][2 * j], b.high[s][2 * j + 1]};
+      const uint32_t bl[2] = {b.low[s][2 * j], b.low[s][2 * j + 1]};
+      mma1688_tf32(d, al, bh);
+      mma1688_tf32(d, ah, bl);
+      mma1688_tf32(d, ah, bh);
+    }
+  } else {
+    const uint32_t b2[2] = {b.r[j], b.r[2 + j]};
+    mma16816<E>(d, a.r, b2);
+  }
+}
+
+template <typename E>
+__device__ void mma(Acc& d, const Operand<E>& a, const Operand<E>& b) {
+  mma_columns(d.x[0], a, b, 0);
+  mma_columns(d.x[1], a, b, 1);
+}
+
+inline __device__ void scale(Acc& a, float factor) {
+#pragma unroll
+  for (int i = 0; i < 8; ++i) a.x[i / 4][i % 4] *= factor;
+}
+inline __device__ void add_scaled(Acc& d, const Acc& a, float factor) {
+#pragma unroll
+  for (int i = 0; i < 8; ++i) d.x[i / 4][i % 4] += factor * a.x[i / 4][i % 4];
+}
+
+// A float32 tile as an operand that keeps twice the digits of E.
+template <typename E>
+struct SplitOperand {
+  Operand<E> high, low;
+
+  __device__ SplitOperand(const Acc& a, float factor) {
+    Acc x = a;
+    scale(x, factor);
+    high = to_operand<E>(x);
+    if constexpr (sizeof(E) == 2) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float2 rounded = unpack2<E>(high.r[i]);
+        low.r[i] = pack2<E>(x.x[i / 2][i % 2 * 2] - rounded.x, x.x[i / 2][i % 2 * 2 + 1] - rounded.y);
+      }
+    }
+  }
+};
+
+template <typename E>
+__device__ void mma_columns(float (&d)[4], const Operand<E>& a, const SplitOperand<E>& b, int j) {
+  if constexpr (sizeof(E) == 2) mma_columns(d, a, b.low, j);
+  mma_columns(d, a, b.high, j);
+}
+// d += A (factor B)^T
+template <typename E>
+__device__ void mma_split(Acc& d, const Operand<E>& a, const Acc& b, float factor) {
+  const SplitOperand<E> split(b, factor);
+  mma_columns(d.x[0], a, split, 0);
+  mma_columns(d.x[1], a, split, 1);
+}
+
+// Every row the same: of a tile's columns, this lane's four (2 (l % 4), + 1, + 8, + 9).
+struct RowVector {
+  float x[4] = {};
+};
+inline __device__ Acc broadcast(const RowVector& row) {
+  Acc a;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) a.x[i / 4][i % 4] = row.x[i / 4 * 2 + i % 2];
+  return a;
+}
+// The sum over the tokens of weights[token] * M[channel][token], where M is an operand.
+template <typename E>
+__device__ void add_weighted_rows(RowVector& sum, const RowVector& weights, const Operand<E>& m, float factor) {
+  Acc d;
+  mma(d, to_operand<E>(broadcast(weights)), m);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) sum.x[i] += factor * d.x[i / 2][i % 2];
+}
+
+// Of the four lanes that share a tile's rows.
+inline __device__ float quad_sum(float x) {
+  x += __shfl_xor_sync(0xffffffffu, x, 1);
+  return x + __shfl_xor_sync(0xffffffffu, x, 2);
+}
+
+// Two or four neighbours in memory, aligned to their size.
+template <typename E>
+__device__ float2 load2(const E* p) {
+  if constexpr (sizeof(E) == 4)
+    return *reinterpret_cast<const float2*>(p);
+  else
+    return unpack2<E>(*reinterpret_cast<const uint32_t*>(p));
+}
+template <typename E>
+__device__ void store2(E* p, float x, float y) {
+  if constexpr (sizeof(E) == 4)
+    *reinterpret_cast<float2*>(p) = make_float2(x, y);
+  else
+    *reinterpret_cast<uint32_t*>(p) = pack2<E>(x, y);
+}
+template <typename E>
+__device__ float4 load4(const E* p) {
+  if constexpr (sizeof(E) == 4) {
+    return *reinterpret_cast<const float4*>(p);
+  } else {
+    const uint2 packed = *reinterpret_cast<const uint2*>(p);
+    const float2 a = unpack2<E>(packed.x), b = unpack2<E>(packed.y);
+    return make_float4(a.x, a.y, b.x, b.y);
+  }
+}
+template <typename E>
+__device__ void store4(E* p, float4 x) {
+  if constexpr (sizeof(E) == 4)
+    *reinterpret_cast<float4*>(p) = x;
+  else
+    *reinterpret_cast<uint2*>(p) = make_uint2(pack2<E>(x.x, x.y), pack2<E>(x.z, x.w));
+}
+
+inline __device__ float sigmoid(float x) { return fast_reciprocal(1.f + fast_exp2(-1.44269504f * x)); }
+// of SiLU, where s = sigmoid(x)
+inline __device__ float silu_grad(float x, float s) { return s * (1.f + x * (1.f - s)); }
+// phi(x) = elu(x) + 1
+inline __device__ float phi(float x) { return x > 0.f ? x + 1.f : fast_exp2(1.44269504f * x); }
+// its derivative, from f = phi(x)
+inline __device__ float phi_grad(float f) { return f > 1.f ? 1.f : f; }
+
+}  // namespace recgrela::cuda
