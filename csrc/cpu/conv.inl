@@ -1,5 +1,6 @@
 // The depthwise causal convolution on a block of c channels of one sequence, shared by both ops:
-//   p_t = bias + sum_w weight[w] * x_{t-K+1+w}, zero before the start.
+//   p_t = bias + sum_w weight[w] * x_{t-K+1+w}
+// where the K - 1 rows before the start are a state's, or zero.
 
 template <typename T>
 struct ConvBlock {
@@ -9,6 +10,10 @@ struct ConvBlock {
   T* bias;        // [c], zero where there is none
   T* dweight;     // [K, c]
   T* dbias;       // [c]
+
+  // The K - 1 rows before the sequence at work, from the oldest on, and their gradient; null: zero, not wanted.
+  Rows<const T> history;
+  Rows<T> dhistory;
 
   static int64_t scratch(int64_t width, int64_t c) { return 2 * (width + 1) * c; }
 
@@ -26,6 +31,38 @@ struct ConvBlock {
       bias[i] = b ? b[i] : T(0);
     }
     std::fill(dweight, dweight + (width + 1) * c, T(0));
+  }
+
+  // The rows before sequence `seq` among `channels`, from [B, K - 1, channels] arrays that may be null.
+  void begin(int64_t seq, int64_t channels, int64_t channel, const T* initial, T* initial_grad) {
+    const int64_t offset = seq * (width - 1) * channels + channel;
+    history = {initial ? initial + offset : nullptr, channels};
+    dhistory = {initial_grad ? initial_grad + offset : nullptr, channels};
+  }
+
+  // The last K - 1 rows of a sequence of n rows and its history.
+  void store_last(Rows<const T> x, int64_t n, Rows<T> out) const {
+    for (int64_t i = 0; i < width - 1; ++i) {
+      const int64_t t = n - (width - 1) + i;
+      const T* const from = t >= 0 ? x.row(t) : history.data ? history.row(t + width - 1) : nullptr;
+      for (int64_t j = 0; j < c; ++j) out.row(i)[j] = from ? from[j] : T(0);
+    }
+  }
+
+  // Their gradient, to the rows [t0, t0 + n) of the len of dx and, with the first of them, to the history.
+  void add_last_grad(Rows<const T> dlast, int64_t t0, int64_t n, int64_t len, Rows<T> dx) const {
+    for (int64_t i = 0; i < width - 1; ++i) {
+      const int64_t t = len - (width - 1) + i;
+      T* const to = t >= 0 ? (t >= t0 && t < t0 + n ? dx.row(t) : nullptr)
+                           : (t0 == 0 && dhistory.data ? dhistory.row(t + width - 1) : nullptr);
+      if (to)
+        for (int64_t j = 0; j < c; ++j) to[j] += dlast.row(i)[j];
+    }
+  }
+
+  void clear_history_grad() const {
+    if (dhistory.data)
+      for (int64_t i = 0; i < width - 1; ++i) std::fill_n(dhistory.row(i), c, T(0));
   }
 
   void store_grads(T* dw, T* db) const {
@@ -58,8 +95,12 @@ struct ConvTaps {
       for (int w = 0; w < kUnrolled; ++w) p += tap[w] * load<T, N>(row + w * x.stride);
       return p;
     }
-    for (int64_t w = t < conv.width - 1 ? conv.width - 1 - t : 0; w < conv.width; ++w)
-      p += load<T, N>(conv.weight + w * conv.c + i) * load<T, N>(x.row(t - conv.width + 1 + w) + i);
+    for (int64_t w = 0; w < conv.width; ++w) {
+      const int64_t from = t - conv.width + 1 + w;
+      if (from < 0 && !conv.history.data) continue;
+      const T* const row = from < 0 ? conv.history.row(from + conv.width - 1) : x.row(from);
+      p += load<T, N>(conv.weight + w * conv.c + i) * load<T, N>(row + i);
+    }
     return p;
   }
 };
@@ -97,7 +138,12 @@ __attribute__((noinline)) static void conv_backward_block(const ConvBlock<T>& co
       for (int64_t w = 0; w < width; ++w) {
         acc += load<T, N>(conv.weight + w * c + i) * load<T, N>(dp + (t + width - 1 - w) * c + i);
         const int64_t from = t0 + t - (width - 1) + w;
-        if (from >= 0) add(conv.dweight + w * c, d * load<T, N>(x.row(from) + i));
+        if (from >= 0) {
+          add(conv.dweight + w * c, d * load<T, N>(x.row(from) + i));
+        } else if (conv.history.data) {
+          add(conv.dweight + w * c, d * load<T, N>(conv.history.row(from + width - 1) + i));
+          if (conv.dhistory.data) add(conv.dhistory.row(from + width - 1), d * load<T, N>(conv.weight + w * c + i));
+        }
       }
       store<T, N>(dx.row(t0 + t) + i, acc);
       add(conv.dbias, d);

@@ -63,11 +63,12 @@ struct RelaHead {
   // backward
   T *dnum, *drot;       // gradients of the numerator and of a rotated row
   T* dp;                // [kChunk + K - 1, d] gradient of the convolution's output
-  T *dz, *St, *U, *Ut;  // [d]: sum of dZ phi(q); [d, d]
+  T *St, *U, *dz, *Ut;  // [d, d] but dz [d], the sum of dZ phi(q), which stands behind U
   T* saved;             // [chunks, d * d + d]: S and z at the start of each chunk
 
   // the sequence and head at work
-  int64_t start = 0, len = 0, channel = 0;
+  int64_t seq = 0, head = 0, start = 0, len = 0, channel = 0;
+  int64_t before = 0;      // rows before the first, in a state that the sequence begins from
   int64_t ahead = kChunk;  // rows from a row to the one that will be needed a chunk later; negative in reverse
 
   RelaHead(const GatedRelaParams<T>& p, T* arena, bool backward)
@@ -80,8 +81,7 @@ struct RelaHead {
     if (!backward) return;
     for (T** b : {&dnum, &drot}) *b = take(kChunk * d);
     dp = take((kChunk + std::max<int64_t>(p.conv_width - 1, 0)) * d);
-    dz = take(d);
-    for (T** b : {&St, &U, &Ut}) *b = take(d * d);
+    St = take(d * d), U = take(d * d), dz = take(d), Ut = take(d * d);
     saved = take(saved_elements(p));
   }
 
@@ -104,11 +104,39 @@ struct RelaHead {
     return n;
   }
 
-  void begin(int64_t seq, int64_t head) {
+  void begin(int64_t sequence, int64_t head_number) {
+    seq = sequence, head = head_number;
     start = p.cu_seqlens[seq];
     len = p.cu_seqlens[seq + 1] - start;
     channel = head * d;
-    std::fill(S, S + d * d + d, T(0));  // and z
+    before = p.initial_count ? p.initial_count[seq] : 0;
+    copy_or_clear(state_of(p.initial_sums), S);  // and z
+    if (conv.width) conv.begin(seq, p.num_heads * d, channel, p.initial_values, p.initial_values_grad);
+  }
+
+  // The head's sums in a state, [d + 1, d]: those of S and z
+  template <typename U_>
+  U_* state_of(U_* sums) const {
+    return sums ? sums + (seq * p.num_heads + head) * (d * d + d) : nullptr;
+  }
+  void copy_or_clear(const T* sums, T* out) const {
+    if (sums) {
+      std::copy_n(sums, d * d + d, out);
+    } else {
+      std::fill_n(out, d * d + d, T(0));
+    }
+  }
+  // The head's last K - 1 values in a state
+  template <typename U_>
+  Rows<U_> last_of(U_* values) const {
+    const int64_t width = p.num_heads * d;
+    return {values ? values + seq * (conv.width - 1) * width + channel : nullptr, width};
+  }
+
+  void store_state() const {
+    std::copy_n(S, d * d + d, state_of(p.final_sums));
+    if (conv.width) conv.store_last(in_v(0), len, last_of(p.final_values));
+    if (head == 0) p.final_count[seq] = before + len;
   }
 
   template <typename U_>
@@ -120,7 +148,7 @@ struct RelaHead {
 
   // (cos, sin) of position t at the head's channel i; null without rotary
   const T* angles(int64_t t, int64_t i) const {
-    return p.rotary ? p.rotary + t * p.num_heads * d + channel + i : nullptr;
+    return p.rotary ? p.rotary + (before + t) * p.num_heads * d + channel + i : nullptr;
   }
 
   // Asks for the cache line that a chunk from now will be needed. Heads are apart in memory, so that a row's
@@ -211,7 +239,7 @@ struct RelaHead {
         }
         dot += load<T, N>(fq + t * width + i) * zi;
       }
-      z_inv[t] = T(1) / (sum<T, N>(dot) + p.eps * T(kCausal ? t0 + t + 1 : len));
+      z_inv[t] = T(1) / (sum<T, N>(dot) + p.eps * T(kCausal ? before + t0 + t + 1 : len));
     }
   }
 
@@ -226,6 +254,7 @@ struct RelaHead {
         output<false>(t0, n);
       }
     }
+    if (p.final_sums) store_state();
   }
 
   // y of n rows. By columns: the loop over rows has its pointers and constants in registers.
@@ -340,8 +369,11 @@ struct RelaHead {
   }
 
   void backward() {
-    std::fill(U, U + 2 * d * d, T(0));  // and Ut
-    std::fill(dz, dz + d, T(0));
+    copy_or_clear(state_of(p.final_sums_grad), U);  // and dz
+    transpose(U, Ut, d);
+    const Rows<const T> dlast = last_of(conv.width ? p.final_values_grad : nullptr);
+    if (conv.width) conv.clear_history_grad();
+    if (dlast.data && len == 0) conv.add_last_grad(dlast, 0, 0, 0, at(p.dv, 0));
     if (p.causal) {
       for (int64_t t0 = 0, c = 0; t0 < len; t0 += kChunk, ++c) {
         const int64_t n = std::min(kChunk, len - t0);
@@ -374,6 +406,7 @@ struct RelaHead {
       }
       if (conv.width) {
         conv_backward_block<T, N>(conv, in_v(0), t0, n, d_conv, dv);
+        if (dlast.data) conv.add_last_grad(dlast, t0, n, len, dv);
         std::memmove(dp + kChunk * d, d_conv, halo * d * sizeof(T));  // they overlap when n < halo
       } else {
         for (int64_t t = 0; t < n; ++t) std::fill_n(dv.row(t0 + t), d, T(0));
@@ -396,6 +429,7 @@ struct RelaHead {
       }
     }
     ahead = kChunk;
+    if (p.initial_sums_grad) std::copy_n(U, d * d + d, state_of(p.initial_sums_grad));
     if (p.causal) return;
     transpose(U, Ut, d);
     for (int64_t t0 = 0; t0 < len; t0 += kChunk) {
@@ -428,7 +462,6 @@ static void gated_rela_worker(const GatedRelaParams<T>& p, T* scratch) {
           const int64_t channel = h * p.head_dim;
           if (width) head.conv.load(p.conv_weight + channel * width, p.conv_bias + channel);
           for (int64_t seq = p.groups.begin(group); seq < p.groups.end(group); ++seq) {
-            if (p.cu_seqlens[seq] == p.cu_seqlens[seq + 1]) continue;
             head.begin(seq, h);
             if constexpr (kBackward) {
               head.backward();

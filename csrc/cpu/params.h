@@ -56,10 +56,19 @@ struct GatedRelaParams {
   const T* conv_bias = nullptr;         // [D]
   Rows<T> y;                            // forward only
 
-  Rows<const T> dy;        // from here on: backward only
-  Rows<T> dq, dk, dv, dg;  // dg absent when g is
-  T* dweight = nullptr;    // [groups, D, K] partial sums
-  T* dbias = nullptr;      // [groups, D]
+  // The causal form may begin from a state and hand one on; null: it begins from nothing, and hands nothing on.
+  const T* initial_sums = nullptr;         // [B, H, d + 1, d] of R phi(k) (x) v and, in the last row, of phi(k)
+  const T* initial_values = nullptr;       // [B, K - 1, D] the last rows of v, oldest first
+  const int64_t* initial_count = nullptr;  // [B] rows before
+  T *final_sums = nullptr, *final_values = nullptr;
+  int64_t* final_count = nullptr;
+
+  Rows<const T> dy;                                                  // from here on: backward only
+  Rows<T> dq, dk, dv, dg;                                            // dg absent when g is
+  const T *final_sums_grad = nullptr, *final_values_grad = nullptr;  // null: zero
+  T *initial_sums_grad = nullptr, *initial_values_grad = nullptr;    // null when there is no initial state
+  T* dweight = nullptr;                                              // [groups, D, K] partial sums
+  T* dbias = nullptr;                                                // [groups, D]
 
   // An item of work is a group of sequences and some heads: all of them where there are groups enough for every
   // worker, since the heads of a row share its cache lines.
@@ -76,12 +85,16 @@ struct CausalConv1dParams {
   bool silu = false;
 
   const int64_t* cu_seqlens = nullptr;
-  Rows<const T> x;            // [T, C]
-  const T* weight = nullptr;  // [C, K]
-  const T* bias = nullptr;    // [C] or null
+  Rows<const T> x;                    // [T, C]
+  const T* weight = nullptr;          // [C, K]
+  const T* bias = nullptr;            // [C] or null
+  const T* initial_values = nullptr;  // [B, K - 1, C], the rows before each sequence, oldest first; null: zeros
   Rows<T> y;
+  T* final_values = nullptr;  // [B, K - 1, C]; may be null
 
   Rows<const T> dy;
+  const T* final_values_grad = nullptr;  // null: zero
+  T* initial_values_grad = nullptr;      // null when there are no initial values
   Rows<T> dx;
   T* dweight = nullptr;  // [groups, C, K]
   T* dbias = nullptr;    // [groups, C]; null when bias is

@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <initializer_list>
 #include <memory>
 #include <new>
 #include <optional>
@@ -38,10 +39,31 @@ inline Tensor with_contiguous_rows(const Tensor& x) {
   return x.dim() == 2 && x.size(1) > 1 && x.stride(1) != 1 ? torch::stable::contiguous(x) : x;
 }
 
+inline bool same_device(const Tensor& x, const Tensor& y) {
+  return x.is_cpu() == y.is_cpu() && x.get_device_index() == y.get_device_index();
+}
+
 inline void check_rows(const Tensor& x, const Tensor& like, const char* name) {
-  STD_TORCH_CHECK(x.is_cpu() && x.scalar_type() == like.scalar_type() && x.dim() == 2 && x.size(0) == like.size(0) &&
-                      x.size(1) == like.size(1),
+  STD_TORCH_CHECK(same_device(x, like) && x.scalar_type() == like.scalar_type() && x.dim() == 2 &&
+                      x.size(0) == like.size(0) && x.size(1) == like.size(1),
                   name, " must have the shape, dtype and device of the first operand");
+}
+
+// That an operand which may be absent is where `like` is, of a dtype and of `shape`, where -1 stands for any size.
+inline void check_operand(const OptTensor& x, const Tensor& like, ScalarType type, std::initializer_list<int64_t> shape,
+                          const char* name) {
+  if (!x) return;
+  bool fits = x->dim() == static_cast<int64_t>(shape.size());
+  int64_t i = 0;
+  for (const int64_t size : shape) fits = fits && (size < 0 || x->size(i) == size), ++i;
+  STD_TORCH_CHECK(fits && same_device(*x, like) && x->scalar_type() == type, name,
+                  " must have the shape that the operands ask for, the dtype ", torch::headeronly::toString(type),
+                  " and the operands' device");
+}
+
+// What sums, states and tables of angles are kept in.
+inline ScalarType state_type(const Tensor& x) {
+  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
 template <typename T>
@@ -61,6 +83,10 @@ template <typename T>
 const T* data(const OptTensor& x) {
   return x ? static_cast<const T*>(x->const_data_ptr()) : nullptr;
 }
+template <typename T>
+T* mutable_data(const OptTensor& x) {
+  return x ? static_cast<T*>(x->mutable_data_ptr()) : nullptr;
+}
 
 inline OptTensor contiguous(const OptTensor& x) { return x ? OptTensor(torch::stable::contiguous(*x)) : x; }
 
@@ -70,15 +96,19 @@ struct Sequences {
   int64_t count() const { return static_cast<int64_t>(offsets.size()) - 1; }
 };
 
-inline Sequences read_sequences(const Tensor& cu_seqlens, int64_t num_rows) {
+inline void check_cu_seqlens(const Tensor& cu_seqlens, const Tensor& like) {
   const ScalarType type = cu_seqlens.scalar_type();
-  STD_TORCH_CHECK(cu_seqlens.is_cpu() && cu_seqlens.dim() == 1 && cu_seqlens.size(0) >= 1 &&
+  STD_TORCH_CHECK(same_device(cu_seqlens, like) && cu_seqlens.dim() == 1 && cu_seqlens.size(0) >= 1 &&
                       (type == ScalarType::Int || type == ScalarType::Long),
                   "cu_seqlens must be a 1-D int32 or int64 tensor on the operands' device, [B + 1]");
+}
+
+// Of cu_seqlens on the CPU.
+inline Sequences read_sequences(const Tensor& cu_seqlens, int64_t num_rows) {
   const Tensor c = torch::stable::contiguous(cu_seqlens);
   Sequences s;
   s.offsets.resize(c.size(0));
-  if (type == ScalarType::Int) {
+  if (c.scalar_type() == ScalarType::Int) {
     std::copy_n(static_cast<const int32_t*>(c.const_data_ptr()), s.offsets.size(), s.offsets.begin());
   } else {
     std::copy_n(static_cast<const int64_t*>(c.const_data_ptr()), s.offsets.size(), s.offsets.begin());

@@ -72,10 +72,12 @@ def test_gradcheck(bias: bool) -> None:
 @pytest.mark.parametrize("bias", [True, False])
 def test_opcheck(bias: bool) -> None:
     x, weight, *rest = operands([3, 4], 8, 4, bias=bias)
-    args = (x, weight, rest[0] if rest else None, cu_seqlens_of([3, 4]), True)
+    values = torch.randn(2, 3, 8, dtype=torch.float64, requires_grad=True) if bias else None
+    args = (x, weight, rest[0] if rest else None, cu_seqlens_of([3, 4]), values, True, bias)
     torch.library.opcheck(torch.ops.recgrela.causal_conv1d.default, args)
-    detached = [t.detach() if isinstance(t, Tensor) else t for t in args]
-    torch.library.opcheck(torch.ops.recgrela.causal_conv1d_backward.default, (torch.randn_like(x), *detached))
+    detached = [t.detach() if isinstance(t, Tensor) else t for t in args[:-1]]
+    grads = (torch.randn_like(x), None if values is None else torch.randn_like(values))
+    torch.library.opcheck(torch.ops.recgrela.causal_conv1d_backward.default, (*grads, *detached))
 
 
 def test_compiles_without_a_graph_break() -> None:
@@ -104,6 +106,33 @@ def test_dense_equals_packed() -> None:
     x, weight, bias = operands([6, 6], 8, 4)
     packed = causal_conv1d(x, weight, bias, cu_seqlens_of([6, 6]))
     assert torch.equal(causal_conv1d(x.view(2, 6, 8), weight, bias).flatten(0, 1), packed)
+
+
+@pytest.mark.parametrize("width", [1, 2, 4, 6])
+@pytest.mark.parametrize("lengths", [[1], [2, 70, 0, 3]])
+def test_values_before_and_behind_equal_reference(lengths: list[int], width: int, isa: str) -> None:
+    """Also of sequences shorter than the convolution, and their gradients."""
+    inputs, cu_seqlens = operands(lengths, 8, width), cu_seqlens_of(lengths)
+    before = torch.randn(len(lengths), width - 1, 8, dtype=torch.float64).requires_grad_()
+    dy, d_behind = torch.randn_like(inputs[0]), torch.randn_like(before)
+    results = []
+    for op in (causal_conv1d_reference, causal_conv1d):
+        y, behind = op(*inputs, cu_seqlens, "silu", before, return_final_values=True)
+        loss = (y * dy).sum() + (behind * d_behind).sum()
+        results.append([y.detach(), behind.detach(), *torch.autograd.grad(loss, [*inputs, before])])
+    for i, (expected, got) in enumerate(zip(*results, strict=True)):
+        assert_close(f"result {i}", expected, got, 1e-12, scale=1.0)
+
+
+def test_parts_with_the_values_handed_on_equal_the_whole() -> None:
+    (x, weight, bias), whole = operands([9], 4, 4), cu_seqlens_of([9])
+    values, outs = None, []
+    for part in x.split([1, 2, 6]):
+        y, values = causal_conv1d(
+            part, weight, bias, cu_seqlens_of([len(part)]), "silu", values, return_final_values=True
+        )
+        outs.append(y)
+    assert_close("y", causal_conv1d(x, weight, bias, whole), torch.cat(outs), 1e-13)
 
 
 def test_empty_batch() -> None:

@@ -7,7 +7,7 @@ import torch
 from support import assert_close, cu_seqlens_of
 from torch import Tensor
 
-from recgrela.ops import gated_rela, gated_rela_reference, rotary_table
+from recgrela.ops import RelaState, gated_rela, gated_rela_reference, rotary_table
 
 UNEVEN = [1, 257, 0, 3, 64, 2, 65, 129]
 
@@ -54,6 +54,19 @@ class Case:
         y = self.call(op)
         grads = torch.autograd.grad(y, list(self.inputs.values()), self.dy)
         return {"y": y.detach(), **dict(zip(self.inputs, grads, strict=True))}
+
+    def state(self, requires_grad: bool = False) -> RelaState:
+        """A random one, of up to 5 rows before each sequence; its sums are positive, as those of phi are."""
+        batch, dim = len(self.cu_seqlens) - 1, self.inputs["v"].shape[1]
+        heads = self.options["num_heads"]
+        taps = self.inputs["conv_weight"].shape[1] if "conv_weight" in self.inputs else 1
+        sums = torch.rand(batch, heads, dim // heads + 1, dim // heads, dtype=self.dy.dtype)
+        values = torch.randn(batch, taps - 1, dim, dtype=self.dy.dtype)
+        position = torch.randint(1, 6, (batch,))
+        if "rotary" in self.options:
+            longest = int(self.cu_seqlens.diff().max()) + 5
+            self.options["rotary"] = rotary_table(longest, dim, dtype=self.dy.dtype)
+        return RelaState(sums.requires_grad_(requires_grad), values.requires_grad_(requires_grad), position)
 
     def check(self, ratio: float) -> None:
         expected, got = self.gradients(gated_rela_reference), self.gradients()
@@ -138,10 +151,14 @@ def test_opcheck(causal: bool, full: bool) -> None:
     x = case.inputs
     q, k = (t.detach().requires_grad_() for t in x["qk"].chunk(2, dim=-1))
     operands = (*((q, k) if full else (x["qk"], None)), x["v"], x.get("g"), case.cu_seqlens)
-    rest = (case.options.get("rotary"), x.get("conv_weight"), x.get("conv_bias"), 2, causal, 1e-6)
-    torch.library.opcheck(torch.ops.recgrela.gated_rela.default, (*operands, *rest))
-    detached = [t.detach() if isinstance(t, Tensor) else t for t in (*operands, *rest)]
-    torch.library.opcheck(torch.ops.recgrela.gated_rela_backward.default, (case.dy, *detached))
+    with_state = causal and full
+    state = case.state(requires_grad=True) if with_state else (None, None, None)
+    rest = (case.options.get("rotary"), x.get("conv_weight"), x.get("conv_bias"))
+    args = (*operands, *rest, *state, 2, causal, 1e-6, with_state)
+    torch.library.opcheck(torch.ops.recgrela.gated_rela.default, args)
+    detached = [t.detach() if isinstance(t, Tensor) else t for t in args[:-1]]
+    d_state = [torch.randn_like(t) for t in state[:2]] if with_state else (None, None)
+    torch.library.opcheck(torch.ops.recgrela.gated_rela_backward.default, (case.dy, *d_state, *detached))
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -320,7 +337,7 @@ def test_bad_input(change: dict[str, Any], error: type[Exception], message: str)
 
 def test_half_precision_is_refused_on_the_cpu() -> None:
     x = torch.randn(7, 8).half()
-    with pytest.raises(TypeError, match="float32 or float64"):
+    with pytest.raises(TypeError, match="on cpu operands must be float32 or float64"):
         gated_rela(x, x, x, None, torch.tensor([0, 7]), num_heads=2, causal=True)
 
 
@@ -333,8 +350,85 @@ def test_dense_operands_must_agree_in_batch_and_length() -> None:
 
 def test_the_bare_op_refuses_a_meta_operand() -> None:
     x, cu_seqlens = torch.randn(7, 8), torch.tensor([0, 7], device="meta")
+    absent = (None,) * 6
     with pytest.raises(ValueError, match="several devices"):
-        torch.ops.recgrela.gated_rela(x, x, x, None, cu_seqlens, None, None, None, 2, True, 1e-6)
+        torch.ops.recgrela.gated_rela(x, x, x, None, cu_seqlens, *absent, 2, True, 1e-6, False)
+
+
+@pytest.mark.parametrize("conv_width", [0, 1, 4])
+@pytest.mark.parametrize("lengths", [[1], [2, 70, 0, 3], [130, 64]])
+def test_state_equals_reference(lengths: list[int], conv_width: int, isa: str) -> None:
+    """Outputs, final state and every gradient, that of the initial state too."""
+    case = Case(lengths, 16, 2, causal=True, conv_width=conv_width)
+    state = case.state(requires_grad=True)
+    case.options |= {"initial_state": state, "return_state": True}
+    wanted = [*case.inputs.values(), state.sums] + ([state.values] if conv_width > 1 else [])
+    results = []
+    for op in (gated_rela_reference, gated_rela):
+        y, final = case.call(op)
+        torch.manual_seed(1)
+        loss = (y * case.dy).sum() + sum((x * torch.randn_like(x)).sum() for x in final[:2])
+        grads = torch.autograd.grad(loss, wanted, allow_unused=True)
+        results.append([y.detach(), *final, *grads])
+    for i, (expected, got) in enumerate(zip(*results, strict=True)):
+        assert_close(f"result {i}", expected, got, 1e-11, scale=1.0)
+
+
+@pytest.mark.parametrize("parts", [[1, 1, 1, 1, 1], [2, 0, 3, 75], [64, 16]])
+def test_parts_with_the_state_handed_on_equal_the_whole(parts: list[int], isa: str) -> None:
+    """Also parts shorter than the convolution, whose values have to come from further back."""
+    case = Case([sum(parts)], 16, 2, causal=True)
+    whole = case.gradients()
+    state, outs = None, []
+    for rows in zip(*(case.inputs[name].split(parts) for name in ("qk", "v", "g")), strict=True):
+        qk, v, g = rows
+        q, k = qk.chunk(2, dim=-1)
+        weights = {name: case.inputs[name] for name in ("conv_weight", "conv_bias")}
+        cu_seqlens = cu_seqlens_of([len(v)])
+        y, state = gated_rela(
+            q, k, v, g, cu_seqlens, **weights, **case.options, initial_state=state, return_state=True
+        )
+        outs.append(y)
+    assert state is not None and state.position.tolist() == [sum(parts)]
+    y = torch.cat(outs)
+    grads = torch.autograd.grad(y, list(case.inputs.values()), case.dy)
+    for name, got in zip(("y", *case.inputs), (y, *grads), strict=True):
+        assert_close(name, whole[name], got, 1e-11)
+
+
+def test_a_state_is_kept_by_empty_sequences() -> None:
+    case = Case([0, 0], 8, 2, causal=True)
+    state = case.state(requires_grad=True)
+    _, final = case.call(lambda *a, **k: gated_rela(*a, **k, initial_state=state, return_state=True))
+    assert all(torch.equal(a, b) for a, b in zip(state, final, strict=True))
+    grads = torch.autograd.grad(final.sums.sum() + 2 * final.values.sum(), [state.sums, state.values])
+    assert (grads[0] == 1).all() and (grads[1] == 2).all()
+
+
+BAD_STATES: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
+    (lambda s: s, {"causal": False}, ValueError, "only the causal form has a state"),
+    (lambda s: s._replace(sums=s.sums[:, :1]), {}, ValueError, r"initial_state.sums must be \[2, 2, 5, 4\]"),
+    (lambda s: s._replace(sums=s.sums.double()), {}, TypeError, "initial_state.sums is torch.float64"),
+    (
+        lambda s: s._replace(values=s.values[:, 1:]),
+        {},
+        ValueError,
+        r"initial_state.values must be \[2, 3, 8\]",
+    ),
+    (lambda s: s._replace(position=s.position[:1]), {}, ValueError, r"initial_state.position must be \[2\]"),
+    (lambda s: s._replace(position=s.position.int()), {}, TypeError, "initial_state.position is torch.int32"),
+    (lambda s: s._replace(position=s.position - 9), {}, RuntimeError, "must not be negative"),
+    (lambda s: s._replace(position=s.position + 99), {}, RuntimeError, "with its initial position"),
+]
+
+
+@pytest.mark.parametrize("change, options, error, message", BAD_STATES)
+def test_bad_states(change: Any, options: dict[str, Any], error: type[Exception], message: str) -> None:
+    case = Case([3, 2], 8, 2, causal=True, dtype=torch.float32)
+    state = change(case.state())
+    case.options |= options
+    with pytest.raises(error, match=message):
+        case.call(lambda *a, **k: gated_rela(*a, **k, initial_state=state))
 
 
 def test_meta_operands_give_the_shape() -> None:

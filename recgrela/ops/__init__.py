@@ -6,12 +6,13 @@ Each op has a pure PyTorch twin, `*_reference`, which is its definition.
 from recgrela.ops._library import has_kernels
 from recgrela.ops.causal_conv1d import causal_conv1d, causal_conv1d_reference
 from recgrela.ops.dropout import dropout, dropout_reference
-from recgrela.ops.gated_rela import gated_rela, gated_rela_reference
+from recgrela.ops.gated_rela import RelaState, gated_rela, gated_rela_reference
 from recgrela.ops.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
 from recgrela.ops.mlp import mlp, mlp_reference
 from recgrela.ops.rotary import rotary_table, rotate
 
 __all__ = [
+    "RelaState",
     "causal_conv1d",
     "causal_conv1d_reference",
     "dropout",

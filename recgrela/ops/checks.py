@@ -13,14 +13,40 @@ def autocast_enabled(device_type: str) -> bool:
     return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
+# What the kernels compute in, by the type of device.
+KERNEL_DTYPES = {
+    "cpu": (torch.float32, torch.float64),
+    "cuda": (torch.float32, torch.float16, torch.bfloat16),
+}
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of sums, states and tables of angles that go with operands of `dtype`."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def cast_for_autocast(device_type: str, *operands: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Operands as autocast wants them: in float32 on the CPU, in autocast's dtype elsewhere.
+
+    Without autocast, as they are. float64 is left alone, as autocast does.
+    """
+    if not autocast_enabled(device_type):
+        return operands
+    dtype = torch.float32 if device_type == "cpu" else torch.get_autocast_dtype(device_type)
+    return tuple(
+        x if x is None or not x.is_floating_point() or x.dtype == torch.float64 else x.to(dtype)
+        for x in operands
+    )
+
+
 def check_operands(
     op: str,
     first_name: str,
     first: Tensor,
     any_float: bool = False,
-    **others: tuple[Tensor | None, tuple[Any, ...]],
+    **others: tuple[Tensor | None, tuple[Any, ...]] | tuple[Tensor | None, tuple[Any, ...], torch.dtype],
 ) -> None:
-    """`first` and the others must have their shapes, one floating dtype and one device.
+    """`first` and the others must have their shapes, one floating dtype (or one of their own) and one device.
 
     Under autocast, which makes the dtypes one, any floating dtypes do.
 
@@ -28,15 +54,15 @@ def check_operands(
         op: the op's name, for the messages.
         first_name, first: the operand that sets dtype and device.
         any_float: the op runs in any floating dtype, not only in those of the CPU kernels.
-        others: name = (tensor or None, expected shape); an entry that is a string, such as "K", stands for
-            any size.
+        others: name = (tensor or None, expected shape[, dtype other than that of `first`]); an entry of the
+            shape that is a string, such as "K", stands for any size.
 
     Raises:
         ValueError: on a shape or device; TypeError: on a dtype. The operand is named.
     """
     cast = autocast_enabled(first.device.type)
     checked = {first_name: (first, tuple(first.shape)), **others}
-    for name, (x, shape) in checked.items():
+    for name, (x, shape, *own_dtype) in checked.items():
         if x is None:
             continue
         fits = x.dim() == len(shape) and all(
@@ -45,17 +71,22 @@ def check_operands(
         if not fits:
             expected = ", ".join(map(str, shape))
             raise ValueError(f"{op}: {name} must be [{expected}], got shape {tuple(x.shape)}")
-        if not x.is_floating_point():
+        if own_dtype and x.dtype != own_dtype[0]:
+            raise TypeError(
+                f"{op}: {name} is {x.dtype}; with {first_name} in {first.dtype} it must be {own_dtype[0]}"
+            )
+        if not own_dtype and not x.is_floating_point():
             raise TypeError(f"{op}: {name} must be floating point, got {x.dtype}")
         if x.device != first.device:
             raise ValueError(
                 f"{op}: {name} is on {x.device}, {first_name} on {first.device}; they must agree"
             )
-        if x.dtype != first.dtype and not cast:
+        if not own_dtype and x.dtype != first.dtype and not cast:
             raise TypeError(f"{op}: {name} is {x.dtype}, {first_name} is {first.dtype}; they must agree")
-    kernels_take = any_float or cast or first.dtype in (torch.float32, torch.float64)
-    if first.device.type == "cpu" and not kernels_take:
-        raise TypeError(f"{op}: on the CPU operands must be float32 or float64, got {first.dtype}")
+    taken = KERNEL_DTYPES.get(first.device.type, (first.dtype,))
+    if not any_float and not cast and first.dtype not in taken:
+        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in taken)
+        raise TypeError(f"{op}: on {first.device.type} operands must be {names}, got {first.dtype}")
 
 
 def check_cu_seqlens(op: str, cu_seqlens: Tensor, like: Tensor) -> None:

@@ -1,0 +1,71 @@
+// What the operators share on CUDA. These sources are compiled where there is nvcc, and load beside a torch without
+// CUDA too: the one function of libtorch that such a torch lacks is a weak symbol.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include "common.h"
+#include "kernels/params.h"
+
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index,
+                                                                                   void** ret_stream);
+
+namespace recgrela::ops {
+
+namespace cuda = recgrela::cuda;
+
+inline cuda::DType cuda_dtype(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float:
+      return cuda::DType::kFloat32;
+    case ScalarType::Half:
+      return cuda::DType::kFloat16;
+    case ScalarType::BFloat16:
+      return cuda::DType::kBFloat16;
+    default:
+      STD_TORCH_CHECK(false, "the CUDA kernels take float32, float16 and bfloat16, not ",
+                      torch::headeronly::toString(x.scalar_type()));
+  }
+}
+
+// The kernels take 16 bytes at a time: rows that do not begin there are copied.
+inline Tensor aligned_rows(const Tensor& x) {
+  const int64_t size = x.element_size();
+  const bool aligned =
+      reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 == 0 && (x.size(0) <= 1 || x.stride(0) * size % 16 == 0);
+  return aligned ? x : torch::stable::clone(x);
+}
+inline OptTensor aligned_rows(const OptTensor& x) { return x ? OptTensor(aligned_rows(*x)) : x; }
+
+inline cuda::Rows cuda_rows(const Tensor& x) { return {const_cast<void*>(x.const_data_ptr()), x.stride(0)}; }
+
+inline cuda::Sequences cuda_sequences(const Tensor& cu_seqlens, int64_t num_rows) {
+  cuda::Sequences s;
+  s.offsets = cu_seqlens.const_data_ptr();
+  s.wide = cu_seqlens.scalar_type() == ScalarType::Long;
+  s.count = cu_seqlens.size(0) - 1;
+  s.num_rows = num_rows;
+  return s;
+}
+
+// Calls launch(stream) with the tensor's device as the current one, on its current stream.
+template <typename Launch>
+void on_device(const Tensor& x, Launch launch) {
+  const int32_t device = x.get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  const cudaError_t error = launch(static_cast<cudaStream_t>(stream));
+  STD_TORCH_CHECK(error == cudaSuccess, "a CUDA kernel did not start: ", cudaGetErrorString(error),
+                  error == cudaErrorNoKernelImageForDevice
+                      ? " (the library has no code for this GPU: set TORCH_CUDA_ARCH_LIST when building)"
+                      : "");
+}
+
+// Uninitialised memory for kernels; the caching allocator gives it back in the stream's order.
+inline Tensor make_workspace(const Tensor& like, size_t bytes) {
+  return torch::stable::new_empty(like, std::vector<int64_t>{static_cast<int64_t>(bytes)}, ScalarType::Byte);
+}
+
+}  // namespace recgrela::ops
