@@ -1,0 +1,622 @@
+#include "tests/simt/simt.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#if !defined(__x86_64__) && !defined(__aarch64__)
+#include <ucontext.h>
+#endif
+
+#if defined(__SANITIZE_ADDRESS__)
+#define RECGRELA_ASAN 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define RECGRELA_ASAN 1
+#endif
+#endif
+#ifdef RECGRELA_ASAN
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+// Code that runs while the stack changes, or that is hot and touches checked memory only.
+#define RECGRELA_NO_SANITIZE __attribute__((no_sanitize("address", "undefined")))
+
+recgrela::simt::Index threadIdx, blockIdx;
+dim3 blockDim, gridDim;
+
+// ---- context switch: what a call must preserve goes to the old stack and comes from the new one ----
+
+#if defined(__x86_64__)
+extern "C" void recgrela_simt_switch(void** save, void* load);
+asm(R"(
+  .text
+  .type recgrela_simt_switch, @function
+recgrela_simt_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+  .size recgrela_simt_switch, . - recgrela_simt_switch
+)");
+#elif defined(__aarch64__)
+extern "C" void recgrela_simt_switch(void** save, void* load);
+asm(R"(
+  .text
+  .type recgrela_simt_switch, %function
+recgrela_simt_switch:
+  sub sp, sp, #160
+  stp x19, x20, [sp]
+  stp x21, x22, [sp, #16]
+  stp x23, x24, [sp, #32]
+  stp x25, x26, [sp, #48]
+  stp x27, x28, [sp, #64]
+  stp x29, x30, [sp, #80]
+  stp d8, d9, [sp, #96]
+  stp d10, d11, [sp, #112]
+  stp d12, d13, [sp, #128]
+  stp d14, d15, [sp, #144]
+  mov x9, sp
+  str x9, [x0]
+  mov sp, x1
+  ldp x19, x20, [sp]
+  ldp x21, x22, [sp, #16]
+  ldp x23, x24, [sp, #32]
+  ldp x25, x26, [sp, #48]
+  ldp x27, x28, [sp, #64]
+  ldp x29, x30, [sp, #80]
+  ldp d8, d9, [sp, #96]
+  ldp d10, d11, [sp, #112]
+  ldp d12, d13, [sp, #128]
+  ldp d14, d15, [sp, #144]
+  add sp, sp, #160
+  ret
+  .size recgrela_simt_switch, . - recgrela_simt_switch
+)");
+#endif
+
+namespace recgrela::simt {
+namespace {
+
+constexpr int kLanes = 32;
+constexpr size_t kStackBytes = 128 * 1024, kGuardBytes = 16 * 1024;
+constexpr size_t kMaxSharedBytes = 227 * 1024;
+
+struct Stack {
+  char* bottom = nullptr;
+  size_t bytes = 0;
+};
+
+#if defined(__x86_64__) || defined(__aarch64__)
+struct Context {
+  void* sp = nullptr;
+
+  void begin(const Stack& stack, void (*entry)()) {
+    auto* top = reinterpret_cast<void**>(stack.bottom + stack.bytes);
+#if defined(__x86_64__)
+    *--top = nullptr;  // aligns the stack as after a call
+    *--top = reinterpret_cast<void*>(entry);
+    for (int i = 0; i < 6; ++i) *--top = nullptr;
+#else
+    top -= 20;
+    std::fill_n(top, 20, nullptr);
+    top[11] = reinterpret_cast<void*>(entry);
+#endif
+    sp = top;
+  }
+  static void change(Context& from, const Context& to) { recgrela_simt_switch(&from.sp, to.sp); }
+};
+#else
+struct Context {
+  ucontext_t context;
+
+  void begin(const Stack& stack, void (*entry)()) {
+    getcontext(&context);
+    context.uc_stack.ss_sp = stack.bottom, context.uc_stack.ss_size = stack.bytes, context.uc_link = nullptr;
+    makecontext(&context, entry, 0);
+  }
+  static void change(Context& from, const Context& to) { swapcontext(&from.context, &to.context); }
+};
+#endif
+
+struct Copy {
+  void* to;
+  const void* from;
+  bool valid, done;
+  int64_t group;
+};
+
+struct Stop {};  // unwinds the thread that failed
+
+enum class State { kRunning, kAtCollective, kAtBarrier, kExited };
+
+struct Fiber {
+  Context context;
+  Stack stack;
+  void* fake_stack = nullptr;  // the sanitizer's
+  int thread = 0;
+  State state = State::kRunning;
+  Collective kind{};
+  std::vector<Copy> copies;
+  int64_t groups = 0;  // committed
+};
+
+// Lanes that wait for one another.
+struct Group {
+  Collective kind;
+  uint32_t mask, arrived;
+};
+
+// Lanes, and the warps of a block, are held as bits by their rank in the order of the day.
+struct Warp {
+  uint32_t existing = 0, exited = 0, at_barrier = 0;  // by lane
+  uint32_t ready = 0;                                 // by rank
+  uint8_t lane_of[kLanes], rank_of[kLanes];
+  int num_groups = 0;
+  Group groups[kLanes];
+  void* operands[kLanes];
+};
+
+const char* name(Collective kind) {
+  static const char* const names[] = {"__syncwarp",           "__shfl_sync",        "__shfl_xor_sync",
+                                      "__shfl_up_sync",       "__shfl_down_sync",   "__ballot_sync",
+                                      "mma16816<bf16>",       "mma16816<fp16>",     "mma1688_tf32",
+                                      "load_matrices<false>", "load_matrices<true>"};
+  return names[static_cast<int>(kind)];
+}
+
+struct Random {
+  uint64_t state = 1;
+  uint32_t operator()(uint32_t below) {
+    state ^= state << 13, state ^= state >> 7, state ^= state << 17;
+    return static_cast<uint32_t>((state >> 32) * below >> 32);
+  }
+};
+
+Order order = Order::kAscending;
+Copies copies_mode = Copies::kLate;
+uint64_t order_seed = 0;
+int num_multiprocessors = 4;
+Random random_source;
+
+// The launch that runs.
+void (*entry_call)(const void*) = nullptr;
+const void* entry_arguments = nullptr;
+std::vector<std::unique_ptr<Fiber>> fibers;  // kept from launch to launch, with their stacks
+Fiber host;                                  // who called launch
+Fiber* current = &host;
+int num_threads = 0, num_warps = 0, num_exited = 0, num_at_barrier = 0;
+Warp warps[kLanes];
+uint32_t ready_warps = 0;  // by rank
+uint8_t warp_of[kLanes], rank_of_warp[kLanes];
+unsigned char* shared_memory = nullptr;
+std::string error;
+bool failed = false;
+
+RECGRELA_NO_SANITIZE void switch_to(Fiber& to, bool for_good = false) {
+  Fiber& from = *current;
+  current = &to;
+  threadIdx.x = to.thread;
+#ifdef RECGRELA_ASAN
+  __sanitizer_start_switch_fiber(for_good ? nullptr : &from.fake_stack, to.stack.bottom, to.stack.bytes);
+#else
+  (void)for_good;
+#endif
+  Context::change(from.context, to.context);
+#ifdef RECGRELA_ASAN
+  __sanitizer_finish_switch_fiber(from.fake_stack, nullptr, nullptr);
+#endif
+}
+
+std::string list_threads(State state) {
+  std::string text;
+  for (int t = 0; t < num_threads; ++t) {
+    if (fibers[t]->state != state) continue;
+    int last = t;
+    auto same = [&](const Fiber& f) {
+      return f.state == state && (state != State::kAtCollective || f.kind == fibers[t]->kind);
+    };
+    while (last + 1 < num_threads && same(*fibers[last + 1])) ++last;
+    text += (text.empty() ? "" : ", ") + std::to_string(t) + (last > t ? "-" + std::to_string(last) : "");
+    if (state == State::kAtCollective) text += std::string(" at ") + name(fibers[t]->kind);
+    t = last;
+  }
+  return text.empty() ? "none" : text;
+}
+
+std::string where_threads_are() {
+  return "; at __syncthreads: " + list_threads(State::kAtBarrier) +
+         "; at collectives: " + list_threads(State::kAtCollective) + "; exited: " + list_threads(State::kExited);
+}
+
+// New ranks; only where no thread is halfway through a rendezvous.
+RECGRELA_NO_SANITIZE void set_ranks(uint8_t* of, uint8_t* rank, int n) {
+  for (int i = 0; i < n; ++i) of[i] = static_cast<uint8_t>(order == Order::kDescending ? n - 1 - i : i);
+  if (order == Order::kShuffled)
+    for (int i = n - 1; i > 0; --i) std::swap(of[i], of[random_source(i + 1)]);
+  for (int i = 0; i < n; ++i) rank[of[i]] = static_cast<uint8_t>(i);
+}
+
+RECGRELA_NO_SANITIZE void make_all_ready() {
+  set_ranks(warp_of, rank_of_warp, num_warps);
+  ready_warps = num_warps == kLanes ? ~0u : (1u << num_warps) - 1;
+  for (int i = 0; i < num_warps; ++i) {
+    Warp& w = warps[i];
+    const int lanes = __builtin_popcount(w.existing);
+    set_ranks(w.lane_of, w.rank_of, lanes);
+    w.ready = w.existing, w.at_barrier = 0;
+  }
+}
+
+RECGRELA_NO_SANITIZE Fiber& take_next(int warp) {
+  Warp& w = warps[warp];
+  const int lane = w.lane_of[__builtin_ctz(w.ready)];
+  w.ready &= w.ready - 1;
+  if (w.ready == 0) ready_warps &= ~(1u << rank_of_warp[warp]);
+  return *fibers[warp * kLanes + lane];
+}
+
+// Lets others run: those of the same warp first, so that warps come as far apart as they can.
+RECGRELA_NO_SANITIZE void yield(bool for_good) {
+  int warp = current->thread / kLanes;
+  if (warps[warp].ready == 0) {
+    if (ready_warps == 0) {
+      if (num_exited == num_threads) return switch_to(host, for_good);
+      fail("deadlock");
+    }
+    warp = warp_of[__builtin_ctz(ready_warps)];
+  } else if (order == Order::kShuffled && random_source(64) == 0) {
+    for (uint32_t skip = random_source(num_warps), rest = ready_warps; rest; rest &= rest - 1, --skip) {
+      warp = warp_of[__builtin_ctz(rest)];
+      if (skip == 0) break;
+    }
+  }
+  Fiber& next = take_next(warp);
+  if (&next != current) switch_to(next, for_good);
+}
+
+void check_no_one_waits_for(const char* what) {
+  const Warp& w = warps[current->thread / kLanes];
+  for (int i = 0; i < w.num_groups; ++i)
+    if (w.groups[i].mask >> current->thread % kLanes & 1)
+      fail(std::string("divergent warp collective: this thread is at ") + what +
+           ", others of its warp wait for it at " + name(w.groups[i].kind));
+}
+
+void leave() {
+  Fiber& f = *current;
+  if (!f.copies.empty()) fail("asynchronous copies still pending at exit");
+  check_no_one_waits_for("its end");
+  if (num_at_barrier) fail("barrier not reached by all threads: this one exits");
+  f.state = State::kExited;
+  warps[f.thread / kLanes].exited |= 1u << f.thread % kLanes;
+  ++num_exited;
+}
+
+RECGRELA_NO_SANITIZE void fiber_main() {
+#ifdef RECGRELA_ASAN
+  // The first to come here in a launch learns the host's stack.
+  const void* bottom;
+  size_t bytes;
+  __sanitizer_finish_switch_fiber(nullptr, &bottom, &bytes);
+  if (!host.stack.bottom) host.stack = {const_cast<char*>(static_cast<const char*>(bottom)), bytes};
+#endif
+  try {
+    entry_call(entry_arguments);
+    leave();
+    yield(true);
+  } catch (const Stop&) {
+  }
+  switch_to(host, true);
+  __builtin_trap();
+}
+
+void add_fiber() {
+  const size_t i = fibers.size(), bytes = kGuardBytes + kStackBytes;
+  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED || mprotect(memory, kGuardBytes, PROT_NONE) != 0) throw std::bad_alloc();
+  auto fiber = std::make_unique<Fiber>();
+  fiber->thread = static_cast<int>(i);
+  // Stacks begin at different places of a page, for the sake of the cache.
+  fiber->stack = {static_cast<char*>(memory) + kGuardBytes, kStackBytes - i % 16 * 1088};
+  fibers.push_back(std::move(fiber));
+}
+
+void begin_block() {
+  num_exited = num_at_barrier = 0;
+  for (int i = 0; i < num_warps; ++i) {
+    Warp& w = warps[i];
+    const int lanes = std::min(kLanes, num_threads - i * kLanes);
+    w.existing = lanes == kLanes ? ~0u : (1u << lanes) - 1;
+    w.exited = 0, w.num_groups = 0;
+  }
+  for (int t = 0; t < num_threads; ++t) {
+    Fiber& f = *fibers[t];
+    f.context.begin(f.stack, &fiber_main);
+    f.state = State::kRunning;
+    f.copies.clear();
+    f.groups = 0;
+  }
+  make_all_ready();
+}
+
+// ---- the collectives ----
+
+// As in the header, but here the compiler can put them in line: it does not where sanitizers differ.
+RECGRELA_NO_SANITIZE inline float float_of(uint32_t bits) {
+  float x;
+  __builtin_memcpy(&x, &bits, 4);
+  return x;
+}
+template <Collective kKind>
+RECGRELA_NO_SANITIZE inline float widen(uint32_t x) {
+  if (kKind == Collective::kMmaBf16) return float_of(x << 16);
+  const uint32_t rest = x & 0x7fffu;
+  const float y = rest < 0x7c00u ? float_of(rest << 13) * 0x1p112f : float_of(0x7f800000u | rest << 13);
+  return x & 0x8000u ? -y : y;
+}
+
+// The layouts of PTX: which row and column a lane holds in each register and half.
+template <Collective kKind>
+__attribute__((optimize("O3"))) RECGRELA_NO_SANITIZE void mma(void* const* operands) {
+  constexpr int kDepth = kKind == Collective::kMmaTf32 ? 8 : 16;
+  float a[16][kDepth], b[kDepth][8], d[16][8];
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const MmaOperands& o = *static_cast<const MmaOperands*>(operands[lane]);
+    const int group = lane / 4, member = lane % 4;
+    for (int r = 0; r < 4; ++r) d[group + r / 2 * 8][member * 2 + r % 2] = o.d[r];
+    if constexpr (kKind == Collective::kMmaTf32) {
+      constexpr uint32_t kUpper19 = 0xffffe000u;
+      for (int r = 0; r < 4; ++r) a[group + r % 2 * 8][member + r / 2 * 4] = float_of(o.a[r] & kUpper19);
+      for (int r = 0; r < 2; ++r) b[member + r * 4][group] = float_of(o.b[r] & kUpper19);
+    } else {
+      for (int r = 0; r < 4; ++r) {
+        float* to = &a[group + r % 2 * 8][member * 2 + r / 2 * 8];
+        to[0] = widen<kKind>(o.a[r] & 0xffffu), to[1] = widen<kKind>(o.a[r] >> 16);
+      }
+      for (int r = 0; r < 2; ++r) {
+        const int row = member * 2 + r * 8;
+        b[row][group] = widen<kKind>(o.b[r] & 0xffffu), b[row + 1][group] = widen<kKind>(o.b[r] >> 16);
+      }
+    }
+  }
+  for (int i = 0; i < 16; ++i)
+    for (int k = 0; k < kDepth; ++k)
+      for (int j = 0; j < 8; ++j) d[i][j] += a[i][k] * b[k][j];
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const MmaOperands& o = *static_cast<const MmaOperands*>(operands[lane]);
+    for (int r = 0; r < 4; ++r) o.d[r] = d[lane / 4 + r / 2 * 8][lane % 4 * 2 + r % 2];
+  }
+}
+
+void load_matrices(void* const* operands, bool transposed) {
+  for (int m = 0; m < 4; ++m) {
+    auto at = [&](int row, int col) { return static_cast<const MatrixOperands*>(operands[m * 8 + row])->copy[col]; };
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const int row = lane / 4, col = lane % 4 * 2;
+      const uint16_t low = transposed ? at(col, row) : at(row, col);
+      const uint16_t high = transposed ? at(col + 1, row) : at(row, col + 1);
+      static_cast<MatrixOperands*>(operands[lane])->r[m] = low | static_cast<uint32_t>(high) << 16;
+    }
+  }
+}
+
+RECGRELA_NO_SANITIZE void shuffle_lanes(void* const* operands, Collective kind, uint32_t lanes) {
+  for (unsigned lane = 0; lane < kLanes; ++lane) {
+    if (!(lanes >> lane & 1)) continue;
+    auto& o = *static_cast<ShuffleOperands*>(operands[lane]);
+    const unsigned first = lane & ~(o.width - 1), last = first + o.width - 1;
+    unsigned from = lane;
+    if (kind == Collective::kShuffle) from = first | (o.argument & (o.width - 1));
+    if (kind == Collective::kShuffleXor && (lane ^ o.argument) <= last) from = lane ^ o.argument;
+    if (kind == Collective::kShuffleUp && lane >= first + o.argument) from = lane - o.argument;
+    if (kind == Collective::kShuffleDown && lane + o.argument <= last) from = lane + o.argument;
+    // what a lane that takes no part holds is unknown
+    const bool known = from < kLanes && (lanes >> from & 1);
+    o.result = known ? static_cast<const ShuffleOperands*>(operands[from])->value : ~uint64_t{0};
+  }
+}
+
+void carry_out(Warp& w, Collective kind, uint32_t lanes) {
+  switch (kind) {
+    case Collective::kSyncWarp:
+      return;
+    case Collective::kShuffle:
+    case Collective::kShuffleXor:
+    case Collective::kShuffleUp:
+    case Collective::kShuffleDown:
+      return shuffle_lanes(w.operands, kind, lanes);
+    case Collective::kBallot: {
+      uint32_t votes = 0;
+      for (uint32_t rest = lanes; rest; rest &= rest - 1) {
+        const int lane = __builtin_ctz(rest);
+        votes |= static_cast<uint32_t>(static_cast<VoteOperands*>(w.operands[lane])->predicate) << lane;
+      }
+      for (uint32_t rest = lanes; rest; rest &= rest - 1)
+        static_cast<VoteOperands*>(w.operands[__builtin_ctz(rest)])->result = votes;
+      return;
+    }
+    case Collective::kMmaBf16:
+      return mma<Collective::kMmaBf16>(w.operands);
+    case Collective::kMmaFp16:
+      return mma<Collective::kMmaFp16>(w.operands);
+    case Collective::kMmaTf32:
+      return mma<Collective::kMmaTf32>(w.operands);
+    case Collective::kLoadMatrices:
+    case Collective::kLoadMatricesTransposed:
+      return load_matrices(w.operands, kind == Collective::kLoadMatricesTransposed);
+  }
+}
+
+// A new group that `lane` begins: those it waits for must be able to come.
+void begin_group(Warp& w, int lane, Collective kind, uint32_t mask) {
+  auto refuse = [kind](const std::string& why) {
+    fail(std::string("divergent warp collective: this thread is at ") + name(kind) + why);
+  };
+  if (!(mask >> lane & 1)) refuse(" with a mask that does not name it");
+  if (w.existing != ~0u && kind >= Collective::kMmaBf16) refuse(" in a warp of fewer than 32 threads");
+  if (mask & w.exited) refuse(", others of its warp have exited");
+  if (mask & w.at_barrier) refuse(", others of its warp at __syncthreads");
+  for (int i = 0; i < w.num_groups; ++i)
+    if ((w.groups[i].mask >> lane & 1) && (w.groups[i].arrived & mask))
+      refuse(std::string(", others of its warp at ") + name(w.groups[i].kind) +
+             (w.groups[i].kind == kind ? " with another mask" : ""));
+  w.groups[w.num_groups++] = {kind, mask, 0};
+}
+
+void take_operands(Collective kind, void* operands) {
+  if (kind >= Collective::kLoadMatrices) {
+    auto& o = *static_cast<MatrixOperands*>(operands);
+    if (reinterpret_cast<uintptr_t>(o.row) % 16) fail("load_matrices: a row is not aligned to 16 bytes");
+    std::memcpy(o.copy, o.row, 16);
+  }
+  if (kind >= Collective::kShuffle && kind <= Collective::kShuffleDown) {
+    const unsigned width = static_cast<ShuffleOperands*>(operands)->width;
+    if (width < 1 || width > kLanes || (width & (width - 1))) fail("a shuffle's width is not a power of 2 up to 32");
+  }
+}
+
+void complete(Copy& copy) {
+  if (copy.valid) {
+    std::memcpy(copy.to, copy.from, 16);
+  } else {
+    std::memset(copy.to, 0, 16);
+  }
+  copy.done = true;
+}
+
+}  // namespace
+
+RECGRELA_NO_SANITIZE void collective(Collective kind, uint32_t mask, void* operands) {
+  Fiber& f = *current;
+  Warp& w = warps[f.thread / kLanes];
+  const int lane = f.thread % kLanes;
+  mask &= w.existing;
+  if (kind != Collective::kSyncWarp) take_operands(kind, operands);
+  int i = 0;
+  while (i < w.num_groups && !(w.groups[i].kind == kind && w.groups[i].mask == mask)) ++i;
+  if (i == w.num_groups) begin_group(w, lane, kind, mask);
+  Group& group = w.groups[i];
+  group.arrived |= 1u << lane;
+  w.operands[lane] = operands;
+  f.state = State::kAtCollective, f.kind = kind;
+  if (group.arrived == mask) {
+    group = w.groups[--w.num_groups];
+    carry_out(w, kind, mask);
+    for (uint32_t rest = mask; rest; rest &= rest - 1) w.ready |= 1u << w.rank_of[__builtin_ctz(rest)];
+    ready_warps |= 1u << rank_of_warp[f.thread / kLanes];
+  }
+  yield(false);
+  f.state = State::kRunning;
+}
+
+RECGRELA_NO_SANITIZE void barrier() {
+  Fiber& f = *current;
+  Warp& w = warps[f.thread / kLanes];
+  f.state = State::kAtBarrier;
+  if (num_exited) fail("barrier not reached by all threads: some exited before it");
+  if (w.num_groups) check_no_one_waits_for("__syncthreads");
+  w.at_barrier |= 1u << f.thread % kLanes;
+  if (++num_at_barrier == num_threads) {
+    num_at_barrier = 0;
+    make_all_ready();
+  }
+  yield(false);
+  f.state = State::kRunning;
+}
+
+void fail(const std::string& message) {
+  error = "block " + std::to_string(blockIdx.x) + ", thread " + std::to_string(current->thread) + ": " + message +
+          where_threads_are();
+  failed = true;
+  throw Stop();
+}
+
+void set_order(Order new_order, uint64_t seed) {
+  order = new_order;
+  order_seed = seed;
+}
+void set_copies(Copies copies) { copies_mode = copies; }
+void set_multiprocessors(int count) { num_multiprocessors = count; }
+
+void run(int64_t blocks, int threads, size_t shared_bytes, void (*call)(const void*), const void* arguments) {
+  if (shared_bytes > kMaxSharedBytes)
+    throw Error("a launch asks for " + std::to_string(shared_bytes) + " bytes of shared memory, more than " +
+                std::to_string(kMaxSharedBytes));
+  if (current != &host) throw Error("a launch within a launch");
+  while (fibers.size() < static_cast<size_t>(threads)) add_fiber();
+  // Of the size asked for exactly, so that the sanitizer sees an overrun.
+  void* memory = nullptr;
+  if (shared_bytes && posix_memalign(&memory, 16, shared_bytes) != 0) throw std::bad_alloc();
+  const std::unique_ptr<void, decltype(&std::free)> owner(memory, &std::free);
+
+  shared_memory = static_cast<unsigned char*>(memory);
+  num_threads = threads, num_warps = (threads + kLanes - 1) / kLanes;
+  entry_call = call, entry_arguments = arguments;
+  random_source.state = order_seed * 0x9e3779b97f4a7c15u + 0x2545f4914f6cdd1du;
+  host.stack = {};
+  failed = false;
+  blockDim = dim3(threads), gridDim = dim3(static_cast<unsigned>(blocks));
+  threadIdx = {}, blockIdx = {};
+  for (int64_t b = 0; b < blocks && !failed; ++b) {
+    blockIdx.x = static_cast<unsigned>(b);
+    if (shared_bytes) std::memset(memory, 0xff, shared_bytes);
+    begin_block();
+    switch_to(take_next(warp_of[0]));
+  }
+  shared_memory = nullptr;
+  if (!failed) return;
+#ifdef RECGRELA_ASAN
+  for (const auto& f : fibers) __asan_unpoison_memory_region(f->stack.bottom, f->stack.bytes);
+#endif
+  throw Error(error);
+}
+
+}  // namespace recgrela::simt
+
+namespace recgrela::cuda {
+
+using namespace simt;
+
+void copy_async16(void* shared, const void* global, bool valid) {
+  if (reinterpret_cast<uintptr_t>(shared) % 16 || (valid && reinterpret_cast<uintptr_t>(global) % 16))
+    fail("copy_async16: an address is not aligned to 16 bytes");
+  Copy copy{shared, global, valid, false, current->groups};
+  if (copies_mode == Copies::kEarly || (copies_mode == Copies::kMixed && random_source(2))) complete(copy);
+  current->copies.push_back(copy);
+}
+
+void copies_commit() { ++current->groups; }
+
+void wait_for_copies(int pending) {
+  auto& copies = current->copies;
+  const int64_t done = current->groups - pending;  // groups below it
+  auto rest = copies.begin();
+  for (Copy& copy : copies) {
+    if (copy.group >= done) {
+      *rest++ = copy;
+    } else if (!copy.done) {
+      complete(copy);
+    }
+  }
+  copies.erase(rest, copies.end());
+}
+
+unsigned char* dynamic_shared() { return shared_memory; }
+int multiprocessors() { return num_multiprocessors; }
+
+}  // namespace recgrela::cuda

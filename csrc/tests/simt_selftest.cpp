@@ -1,0 +1,473 @@
+// Checks the SIMT host itself: that right kernels come out right, and that each fault it is there for is seen.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdio>
+#include <functional>
+#include <random>
+#include <vector>
+
+#include "tests/simt/simt.h"
+
+using namespace recgrela::cuda;
+namespace simt = recgrela::simt;
+
+namespace {
+
+int failures = 0;
+
+void check(const char* name, const std::function<bool()>& holds) {
+  bool ok = false;
+  std::string note;
+  try {
+    ok = holds();
+  } catch (const std::exception& e) {
+    note = std::string(": ") + e.what();
+  }
+  std::printf("%s %s%s\n", ok ? "ok    " : "FAILED", name, note.c_str());
+  std::fflush(stdout);
+  failures += !ok;
+}
+
+bool throws(const std::function<void()>& f, const char* part) {
+  try {
+    f();
+  } catch (const simt::Error& e) {
+    if (std::strstr(e.what(), part)) return true;
+    std::printf("  another error: %s\n", e.what());
+  }
+  return false;
+}
+
+const simt::Order kOrders[] = {simt::Order::kAscending, simt::Order::kDescending, simt::Order::kShuffled};
+
+struct Args {
+  int n = 0;
+  float* out = nullptr;
+  const void* in = nullptr;
+};
+
+template <bool kBarrier>
+void reverse(Args p) {
+  auto* shared = reinterpret_cast<float*>(dynamic_shared());
+  const int n = blockDim.x, t = threadIdx.x;
+  shared[t] = static_cast<float>(blockIdx.x * n + t);
+  if (kBarrier) __syncthreads();
+  p.out[blockIdx.x * n + t] = shared[n - 1 - t];
+}
+
+template <bool kBarrier>
+bool reverse_is_right(simt::Order order, int threads, uint64_t seed = 0) {
+  constexpr int kBlocks = 3;
+  simt::set_order(order, seed);
+  std::vector<float> out(kBlocks * threads, -1);
+  launch(reverse<kBarrier>, kBlocks, threads, threads * sizeof(float), nullptr, Args{0, out.data(), nullptr});
+  simt::set_order(simt::Order::kAscending);
+  for (int b = 0; b < kBlocks; ++b)
+    for (int t = 0; t < threads; ++t)
+      if (out[b * threads + t] != static_cast<float>(b * threads + threads - 1 - t)) return false;
+  return true;
+}
+
+// Every thread reads its neighbour's number, then overwrites its own: without the barrier between, a thread that runs
+// late reads what is new.
+template <bool kBarrier>
+void shift(Args p) {
+  auto* shared = reinterpret_cast<float*>(dynamic_shared());
+  const int n = blockDim.x, t = threadIdx.x;
+  shared[t] = static_cast<float>(t);
+  __syncthreads();
+  const float x = shared[(t + 1) % n];
+  if (kBarrier) __syncthreads();
+  shared[t] = -1;
+  p.out[t] = x;
+}
+
+template <bool kBarrier>
+bool shift_is_right(simt::Order order) {
+  simt::set_order(order, 5);
+  std::vector<float> out(96);
+  launch(shift<kBarrier>, 1, 96, 96 * sizeof(float), nullptr, Args{0, out.data(), nullptr});
+  simt::set_order(simt::Order::kAscending);
+  for (int t = 0; t < 96; ++t)
+    if (out[t] != static_cast<float>((t + 1) % 96)) return false;
+  return true;
+}
+
+void barrier_of_some(Args p) {
+  if (static_cast<int>(threadIdx.x) < p.n) return;
+  __syncthreads();
+}
+// Each of three lanes waits for the next of them.
+void wait_in_a_circle(Args) {
+  const unsigned t = threadIdx.x - 32;
+  if (t < 3) {
+    __syncwarp(1u << t | 1u << (t + 1) % 3);
+  } else {
+    __syncthreads();
+  }
+}
+void shuffle_or_sync(Args) {
+  if (threadIdx.x % 2) {
+    __syncwarp();
+  } else {
+    __shfl_xor_sync(0xffffffffu, 1, 1);
+  }
+}
+void sync_or_barrier(Args) {
+  if (threadIdx.x == 7) __syncthreads();
+  __syncwarp();
+  __syncthreads();
+}
+void refuse_thread(Args p) { RECGRELA_DEVICE_CHECK(static_cast<int>(threadIdx.x) != p.n, "the offsets decrease"); }
+
+#ifdef __SANITIZE_ADDRESS__
+void write_past_shared(Args p) { dynamic_shared()[threadIdx.x + p.n] = 1; }
+
+bool dies(const std::function<void()>& f) {
+  std::fflush(stdout);
+  const pid_t child = fork();
+  if (child == 0) {
+    if (!std::freopen("/dev/null", "w", stderr)) _exit(0);
+    f();
+    _exit(0);
+  }
+  int status = 0;
+  return waitpid(child, &status, 0) == child && !(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+#endif
+
+void poison(Args p) { p.out[threadIdx.x] = reinterpret_cast<float*>(dynamic_shared())[threadIdx.x]; }
+
+// Two groups in flight; with kWaits both are waited for, else the older only.
+template <bool kWaits>
+void copy(Args p) {
+  auto* shared = reinterpret_cast<float*>(dynamic_shared()) + threadIdx.x * 8;
+  auto* in = static_cast<const float*>(p.in) + threadIdx.x * 8;
+  copy_async16(shared, in, true);
+  copies_commit();
+  copy_async16(shared + 4, p.n ? in + 4 : nullptr, p.n);
+  copies_commit();
+  copies_wait<kWaits ? 0 : 1>();
+  for (int i = 0; i < 8; ++i) p.out[threadIdx.x * 8 + i] = shared[i];
+  copies_wait<0>();
+}
+void copy_and_leave(Args p) {
+  copy_async16(dynamic_shared(), p.in, true);
+  copies_commit();
+}
+void copy_unaligned(Args p) { copy_async16(dynamic_shared(), static_cast<const char*>(p.in) + 4, true); }
+
+void shuffles(Args p) {
+  const int t = threadIdx.x, lane = t % 32;
+  constexpr unsigned kAll = 0xffffffffu;
+  float* out = p.out + t * 10;
+  out[0] = __shfl_sync(kAll, static_cast<float>(t), 5);
+  out[1] = __shfl_xor_sync(kAll, static_cast<float>(t), 9);
+  out[2] = __shfl_down_sync(kAll, static_cast<float>(t), 4);
+  out[3] = __shfl_up_sync(kAll, static_cast<float>(t), 3);
+  out[4] = static_cast<float>(__shfl_sync(kAll, static_cast<int64_t>(t) << 33, lane + 1, 8) >> 33);
+  out[5] = static_cast<float>(__popc(__ballot_sync(kAll, lane % 3 == 0)));
+  out[6] = static_cast<float>(__any_sync(kAll, lane == 31)) + 2 * static_cast<float>(__all_sync(kAll, lane < 31));
+  const unsigned half = lane < 16 ? 0xffffu : 0xffff0000u;
+  out[7] = __shfl_xor_sync(half, static_cast<float>(t), 8);
+  out[8] = out[9] = 0;
+  if (lane < 4) {
+    __syncwarp(0xfu);
+    out[8] = __shfl_sync(0xfu, static_cast<float>(t), 3 - lane);
+  } else {
+    out[9] = __shfl_sync(0xfffffff0u, static_cast<float>(t), 35 - lane);
+  }
+}
+
+bool shuffles_are_right() {
+  for (simt::Order order : kOrders) {
+    simt::set_order(order, 3);
+    std::vector<float> out(64 * 10);
+    launch(shuffles, 1, 64, 0, nullptr, Args{0, out.data(), nullptr});
+    simt::set_order(simt::Order::kAscending);
+    for (int t = 0; t < 64; ++t) {
+      const int lane = t % 32, warp = t - lane;
+      const int want[] = {warp + 5,
+                          warp + (lane ^ 9),
+                          lane + 4 < 32 ? t + 4 : t,
+                          lane >= 3 ? t - 3 : t,
+                          warp + lane / 8 * 8 + (lane + 1) % 8,
+                          11,
+                          1,
+                          warp + (lane ^ 8),
+                          lane < 4 ? warp + 3 - lane : 0,
+                          lane < 4 ? 0 : warp + 35 - lane};
+      for (int i = 0; i < 10; ++i)
+        if (out[t * 10 + i] != static_cast<float>(want[i])) {
+          std::printf("  thread %d, result %d: %g, not %d\n", t, i, out[t * 10 + i], want[i]);
+          return false;
+        }
+    }
+  }
+  return true;
+}
+
+// A [16, K] and B [K, 8], the rest by the layouts as PTX draws them: a lane's first row and column, and register by
+// register where it goes from there.
+template <typename E>
+void product(Args p) {
+  const int lane = threadIdx.x, quad = lane >> 2, in_quad = lane & 3;
+  auto* a = static_cast<const float*>(p.in);
+  const int k = p.n;
+  const float* b = a + 16 * k;
+  float d[4];
+  uint32_t ra[4], rb[2];
+  for (int i = 0; i < 4; ++i) d[i] = p.out[(i < 2 ? quad : quad + 8) * 8 + in_quad * 2 + (i & 1)];
+  if constexpr (sizeof(E) == 2) {
+    auto pair = [](float x, float y) { return pack2<E>(x, y); };
+    const int c = in_quad * 2;
+    ra[0] = pair(a[quad * k + c], a[quad * k + c + 1]);
+    ra[1] = pair(a[(quad + 8) * k + c], a[(quad + 8) * k + c + 1]);
+    ra[2] = pair(a[quad * k + c + 8], a[quad * k + c + 9]);
+    ra[3] = pair(a[(quad + 8) * k + c + 8], a[(quad + 8) * k + c + 9]);
+    rb[0] = pair(b[c * 8 + quad], b[(c + 1) * 8 + quad]);
+    rb[1] = pair(b[(c + 8) * 8 + quad], b[(c + 9) * 8 + quad]);
+    mma16816<E>(d, ra, rb);
+  } else {
+    ra[0] = float_bits(a[quad * k + in_quad]), ra[1] = float_bits(a[(quad + 8) * k + in_quad]);
+    ra[2] = float_bits(a[quad * k + in_quad + 4]), ra[3] = float_bits(a[(quad + 8) * k + in_quad + 4]);
+    rb[0] = float_bits(b[in_quad * 8 + quad]), rb[1] = float_bits(b[(in_quad + 4) * 8 + quad]);
+    mma1688_tf32(d, ra, rb);
+  }
+  for (int i = 0; i < 4; ++i) p.out[(i < 2 ? quad : quad + 8) * 8 + in_quad * 2 + (i & 1)] = d[i];
+}
+
+// step: what the operands are multiples of, such that products and sums are exact
+template <typename E>
+bool product_is_right(int k, float step) {
+  std::mt19937 random(1);
+  std::uniform_int_distribution<int> draw(-128, 127);
+  std::vector<float> in(16 * k + k * 8), out(16 * 8), want(16 * 8);
+  for (float& x : in) x = static_cast<float>(draw(random)) * step;
+  for (float& x : out) x = static_cast<float>(draw(random)) * step;
+  for (int i = 0; i < 16; ++i)
+    for (int j = 0; j < 8; ++j) {
+      want[i * 8 + j] = out[i * 8 + j];
+      for (int l = 0; l < k; ++l) want[i * 8 + j] += in[i * k + l] * in[16 * k + l * 8 + j];
+    }
+  if (sizeof(E) == 4)  // what is below the upper 19 bits must not count
+    for (float& x : in) x = bits_float(float_bits(x) | (x == 0 ? 0 : 0x1fffu));
+  launch(product<E>, 1, 32, 0, nullptr, Args{k, out.data(), in.data()});
+  return out == want;
+}
+
+template <bool kTranspose, bool kSync = true>
+void matrices(Args p) {
+  auto* shared = reinterpret_cast<uint16_t*>(dynamic_shared());
+  for (int i = threadIdx.x; i < 256; i += 32) shared[i] = static_cast<uint16_t>(i);
+  if (kSync) __syncwarp();
+  uint32_t r[4];
+  load_matrices<kTranspose>(r, shared + threadIdx.x * 8 + p.n);
+  for (int m = 0; m < 4; ++m) {
+    p.out[threadIdx.x * 8 + m * 2] = static_cast<float>(r[m] & 0xffffu);
+    p.out[threadIdx.x * 8 + m * 2 + 1] = static_cast<float>(r[m] >> 16);
+  }
+}
+
+template <bool kTranspose, bool kSync = true>
+bool matrices_are_right() {
+  std::vector<float> out(32 * 8);
+  launch(matrices<kTranspose, kSync>, 1, 32, 512, nullptr, Args{0, out.data(), nullptr});
+  for (int lane = 0; lane < 32; ++lane)
+    for (int m = 0; m < 4; ++m)
+      for (int h = 0; h < 2; ++h) {
+        const int row = lane / 4, col = lane % 4 * 2 + h;
+        const int want = m * 64 + (kTranspose ? col * 8 + row : row * 8 + col);
+        if (out[lane * 8 + m * 2 + h] != static_cast<float>(want)) return false;
+      }
+  return true;
+}
+
+// A number of 16 bits by its definition.
+double value_of(uint32_t bits, int mantissa_bits, int bias) {
+  const uint32_t exponent = (bits & 0x7fffu) >> mantissa_bits, mantissa = bits & ((1u << mantissa_bits) - 1);
+  const double sign = bits & 0x8000u ? -1 : 1;
+  if (exponent == 0x7fffu >> mantissa_bits) return mantissa ? NAN : sign * INFINITY;
+  const double digits = exponent ? mantissa + std::ldexp(1.0, mantissa_bits) : mantissa;
+  return sign * std::ldexp(digits, (exponent ? static_cast<int>(exponent) : 1) - bias - mantissa_bits);
+}
+
+// x, of up to 24 digits, rounded by double's own arithmetic at the format's last place.
+double rounded(double x, int mantissa_bits, int bias) {
+  if (x == 0 || !std::isfinite(x)) return x;
+  const int last = std::max(std::ilogb(x), 1 - bias) - mantissa_bits;
+  const double y = std::ldexp(std::nearbyint(std::ldexp(x, -last)), last);
+  return std::fabs(y) >= std::ldexp(1.0, bias + 1) ? std::copysign(INFINITY, x) : y;
+}
+
+bool same(double x, double y) { return std::isnan(x) ? std::isnan(y) : x == y && std::signbit(x) == std::signbit(y); }
+
+template <typename E>
+bool conversions_are_right(int mantissa_bits, int bias) {
+  auto wrong = [](const char* what, uint32_t bits) {
+    std::printf("  %s %08x\n", what, bits);
+    return false;
+  };
+  for (uint32_t bits = 0; bits < 0x10000u; ++bits) {
+    const E x{static_cast<uint16_t>(bits)};
+    const float wide = to_float(x);
+    if (!same(wide, value_of(bits, mantissa_bits, bias))) return wrong("to_float", bits);
+    if (!std::isnan(wide) && from_float<E>(wide).bits != bits) return wrong("there and back", bits);
+    if (!std::isfinite(wide)) continue;
+    for (int32_t nudge : {-1, 0, 1, 2, 0x1000, 0xfff, 0x1001, 0x3000, 0x8000, 0x7fff, 0x8001}) {
+      const float y = bits_float(float_bits(wide) + static_cast<uint32_t>(nudge));
+      if (std::isfinite(y) && !same(to_float(from_float<E>(y)), rounded(y, mantissa_bits, bias)))
+        return wrong("from_float", float_bits(y));
+    }
+  }
+  std::mt19937 random(2);
+  for (int i = 0; i < 1000000; ++i) {
+    const float y = bits_float(static_cast<uint32_t>(random()));
+    if (!same(to_float(from_float<E>(y)), rounded(y, mantissa_bits, bias))) return wrong("from_float", float_bits(y));
+  }
+  const uint32_t packed = pack2<E>(1.5f, -3.0f);
+  return unpack2<E>(packed).x == 1.5f && unpack2<E>(packed).y == -3.0f &&
+         (packed & 0xffffu) == from_float<E>(1.5f).bits;
+}
+
+void many_collectives(Args p) {
+  float x = 1;
+  for (int i = 0; i < p.n; ++i) x = __shfl_xor_sync(0xffffffffu, x, 1);
+  p.out[threadIdx.x] = x;
+}
+void many_barriers(Args p) {
+  for (int i = 0; i < p.n; ++i) __syncthreads();
+  p.out[threadIdx.x] = 1;
+}
+void many_products(Args p) {
+  float d[4] = {};
+  const uint32_t a[4] = {}, b[2] = {};
+  for (int i = 0; i < p.n; ++i) mma16816<fp16>(d, a, b);
+  p.out[threadIdx.x] = d[0];
+}
+
+void time_switches(const char* what, void (*kernel)(Args)) {
+  constexpr int kThreads = 128, kTimes = 5000;
+  std::vector<float> out(kThreads);
+  const auto begin = std::chrono::steady_clock::now();
+  launch(kernel, 1, kThreads, 0, nullptr, Args{kTimes, out.data(), nullptr});
+  const std::chrono::duration<double, std::nano> time = std::chrono::steady_clock::now() - begin;
+  std::printf("       %s: %.0f ns each\n", what, time.count() / (double{kTimes} * kThreads));
+}
+
+}  // namespace
+
+int main() {
+  check("a block reverses through shared memory, in every order", [] {
+    bool ok = true;
+    for (simt::Order order : kOrders)
+      for (int threads : {1, 31, 32, 33, 100, 256, 1024}) ok = ok && reverse_is_right<true>(order, threads, threads);
+    return ok;
+  });
+  check("without the barrier it is wrong in every order", [] {
+    bool wrong = true;
+    for (simt::Order order : kOrders) wrong = wrong && !reverse_is_right<false>(order, 64);
+    return wrong;
+  });
+  check("a write after a read is ordered by a barrier", [] {
+    bool ok = true;
+    for (simt::Order order : kOrders) ok = ok && shift_is_right<true>(order);
+    return ok;
+  });
+  check("without it each order shows the fault", [] {
+    bool wrong = true;
+    for (simt::Order order : kOrders) wrong = wrong && !shift_is_right<false>(order);
+    return wrong;
+  });
+  check("a barrier that some threads miss", [] {
+    bool ok = true;
+    for (simt::Order order : kOrders) {
+      simt::set_order(order, 1);
+      ok = ok && throws([] { launch(barrier_of_some, 2, 96, 0, nullptr, Args{40, nullptr, nullptr}); },
+                        "barrier not reached by all threads");
+    }
+    simt::set_order(simt::Order::kAscending);
+    return ok;
+  });
+  check("a deadlock, and who waits where", [] {
+    return throws([] { launch(wait_in_a_circle, 1, 64, 0, nullptr, Args{}); },
+                  "deadlock; at __syncthreads: 0-31, 35-63; at collectives: 32-34 at __syncwarp");
+  });
+  check("a collective that lanes reach at different instructions", [] {
+    return throws([] { launch(shuffle_or_sync, 1, 32, 0, nullptr, Args{}); }, "divergent warp collective") &&
+           throws([] { launch(sync_or_barrier, 1, 32, 0, nullptr, Args{}); }, "divergent warp collective");
+  });
+  check("a device check", [] {
+    return throws([] { launch(refuse_thread, 2, 64, 0, nullptr, Args{33, nullptr, nullptr}); },
+                  "block 0, thread 33: the offsets decrease");
+  });
+  check("after faults all is as before", [] { return reverse_is_right<true>(simt::Order::kShuffled, 1024); });
+#ifdef __SANITIZE_ADDRESS__
+  check("a write past the shared memory", [] {
+    auto run = [](int from) { launch(write_past_shared, 1, 64, 100, nullptr, Args{from, nullptr, nullptr}); };
+    return dies([&] { run(37); }) && !dies([&] { run(36); });
+  });
+#endif
+  check("too much shared memory", [] {
+    return throws([] { launch(poison, 1, 32, 227 * 1024 + 1, nullptr, Args{}); }, "bytes of shared memory");
+  });
+  check("shared memory begins as NaN in every block", [] {
+    std::vector<float> out(64);
+    launch(poison, 2, 64, 256, nullptr, Args{0, out.data(), nullptr});
+    for (float x : out)
+      if (!std::isnan(x)) return false;
+    return true;
+  });
+  check("asynchronous copies: late, early, zeros where not valid", [] {
+    alignas(16) float in[64 * 8];
+    for (int i = 0; i < 64 * 8; ++i) in[i] = static_cast<float>(i + 1);
+    std::vector<float> out(64 * 8);
+    for (simt::Copies mode : {simt::Copies::kLate, simt::Copies::kEarly, simt::Copies::kMixed}) {
+      simt::set_copies(mode);
+      for (bool valid : {true, false}) {
+        launch(copy<true>, 1, 64, sizeof(in), nullptr, Args{valid, out.data(), in});
+        for (int i = 0; i < 64 * 8; ++i)
+          if (out[i] != (valid || i % 8 < 4 ? in[i] : 0)) return false;
+      }
+    }
+    simt::set_copies(simt::Copies::kLate);
+    launch(copy<false>, 1, 64, sizeof(in), nullptr, Args{1, out.data(), in});  // a missing wait reads poison
+    for (int i = 0; i < 64 * 8; ++i)
+      if (i % 8 < 4 ? out[i] != in[i] : !std::isnan(out[i])) return false;
+    return throws([&] { launch(copy_and_leave, 1, 1, 16, nullptr, Args{0, nullptr, in}); }, "still pending at exit") &&
+           throws([&] { launch(copy_unaligned, 1, 1, 16, nullptr, Args{0, nullptr, in}); }, "not aligned");
+  });
+  check("shuffles and votes, of the warp and of some lanes", shuffles_are_right);
+  check("mma of bfloat16", [] { return product_is_right<bf16>(16, 1 / 64.f); });
+  check("mma of float16", [] { return product_is_right<fp16>(16, 1 / 64.f); });
+  check("mma of tf32", [] { return product_is_right<float>(8, 1 / 64.f); });
+  check("ldmatrix", matrices_are_right<false>);
+  check("ldmatrix, transposed", matrices_are_right<true>);
+  check("ldmatrix of rows that other lanes have not been waited for", [] {
+    bool wrong = true;
+    for (simt::Order order : kOrders) {
+      simt::set_order(order, 1);
+      wrong = wrong && !matrices_are_right<false, false>();
+    }
+    simt::set_order(simt::Order::kAscending);
+    return wrong;
+  });
+  check("ldmatrix of a row that is not aligned", [] {
+    std::vector<float> out(32 * 8);
+    return throws([&] { launch(matrices<false>, 1, 32, 1024, nullptr, Args{4, out.data(), nullptr}); }, "not aligned");
+  });
+  check("float16 to and from float32", [] { return conversions_are_right<fp16>(10, 15); });
+  check("bfloat16 to and from float32", [] { return conversions_are_right<bf16>(7, 127); });
+  check("fast functions flush subnormal numbers", [] {
+    return fast_exp2(3) == 8 && fast_exp2(-126) == 0x1p-126f && fast_exp2(-127) == 0 && fast_exp2(1e-40f) == 1 &&
+           std::isinf(fast_exp2(128)) && fast_reciprocal(4) == 0.25f && fast_reciprocal(0x1p127f) == 0 &&
+           fast_reciprocal(-1e-40f) == -INFINITY;
+  });
+  time_switches("switch at a shuffle", many_collectives);
+  time_switches("switch at a barrier", many_barriers);
+  time_switches("switch at an mma", many_products);
+  std::printf(failures ? "%d checks failed\n" : "all checks passed\n", failures);
+  return failures != 0;
+}

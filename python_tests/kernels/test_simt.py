@@ -1,0 +1,223 @@
+"""The CUDA sources on the CPU, thread by thread under sanitizers, against the CPU kernels; and that these
+tests would notice: each mutation below breaks a kernel and must be found."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BUILD = ROOT / "build" / "simt"
+
+
+def run(*command: str | Path, cwd: Path | None = None) -> str:
+    result = subprocess.run(command, cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert result.returncode == 0, f"{shlex.join(map(str, command))}\n{result.stdout[-8000:]}"
+    return result.stdout
+
+
+def has_sanitizers(folder: Path) -> bool:
+    source = folder / "empty.cpp"
+    source.write_text("int main() {}\n")
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    flags = ["-fsanitize=address,undefined", "-o", folder / "empty"]
+    return bool(compiler) and not subprocess.run([compiler, source, *flags], capture_output=True).returncode
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if not shutil.which("cmake"):
+        pytest.skip("needs cmake")
+    if not has_sanitizers(tmp_path_factory.mktemp("sanitizers")):
+        pytest.skip("needs a C++ compiler with AddressSanitizer and UBSan")
+    options = [
+        "-DRECGRELA_CUDA=OFF",
+        "-DRECGRELA_TESTS=ON",
+        "-DRECGRELA_SANITIZE=ON",
+        "-DCMAKE_BUILD_TYPE=Release",
+    ]
+    if shutil.which("ninja") and not (BUILD / "CMakeCache.txt").exists():
+        options += ["-G", "Ninja"]
+    run("cmake", "-S", ROOT, "-B", BUILD, *options)
+    run("cmake", "--build", BUILD, "--parallel", str(min(4, os.cpu_count() or 1)))
+    return BUILD
+
+
+@pytest.mark.parametrize("test", ["simt_selftest", "causal_conv1d", "gated_rela"])
+def test_kernels(build: Path, test: str) -> None:
+    run("ctest", "--output-on-failure", "--no-tests=error", "-R", f"^{test}$", cwd=build)
+
+
+@dataclass
+class Mutation:
+    name: str
+    file: str  # under csrc/kernels
+    unit: str  # the source to compile again
+    old: str  # occurs once
+    new: str
+    cases: str  # parts of their names
+
+
+CONV, RELA, BF16, F32 = (
+    f"{name}.cu" for name in ("causal_conv1d", "gated_rela", "gated_rela_bfloat16", "gated_rela_float32")
+)
+MUTATIONS = [
+    Mutation(
+        "the notes are read before all are written",
+        "causal_conv1d.cu",
+        CONV,
+        "static_cast<int32_t>(i - 1);\n  }\n  __syncthreads();",
+        "static_cast<int32_t>(i - 1);\n  }",
+        "causal_conv1d schedules",
+    ),
+    Mutation(
+        "the sums are read before all are written",
+        "causal_conv1d.cu",
+        CONV,
+        "sums[warp][lane] = sum;\n  __syncthreads();",
+        "sums[warp][lane] = sum;",
+        "causal_conv1d schedules",
+    ),
+    Mutation(
+        "the gradient's first row is left out",
+        "causal_conv1d.cu",
+        CONV,
+        "if (row >= K - 1) store_row",
+        "if (row > K - 1) store_row",
+        "causal_conv1d float32",
+    ),
+    Mutation(
+        "a gradient crosses into the sequence before",
+        "causal_conv1d.cu",
+        CONV,
+        "depth = 0;\n          }",
+        "depth = 1;\n          }",
+        "causal_conv1d L=3,0,40",
+    ),
+    Mutation(
+        "the last wait for copies is a group short",
+        "rela_team.cuh",
+        BF16,
+        "copies_wait<1>();",
+        "copies_wait<2>();",
+        "gated_rela bfloat16/d=16 L=33,2,18",
+    ),
+    Mutation(
+        "a stage is filled while it is read",
+        "rela_team.cuh",
+        F32,
+        "static_cast<int>(i % 2) : 0);\n    team.sync();",
+        "static_cast<int>(i % 2) : 0);",
+        "gated_rela float32/d=64 schedules",
+    ),
+    Mutation(
+        "the state is read before it is published",
+        "rela_forward.cuh",
+        BF16,
+        "team.publish(memory.z, sum);\n    team.sync();",
+        "team.publish(memory.z, sum);",
+        "gated_rela/causal/bfloat16/d=64",
+    ),
+    Mutation(
+        "features are read before they are written",
+        "rela_sums.cuh",
+        BF16,
+        "t0, n);\n    team.sync();\n    const Operand<E> y",
+        "t0, n);\n    const Operand<E> y",
+        "gated_rela/bidirectional/bfloat16/d=16",
+    ),
+    Mutation(
+        "the chunk's current row does not count",
+        "rela_team.cuh",
+        BF16,
+        "tile_col(lane, i / 4, i % 4) > tile_row(lane, i % 4)",
+        "tile_col(lane, i / 4, i % 4) >= tile_row(lane, i % 4)",
+        "gated_rela/causal/bfloat16/d=16",
+    ),
+    Mutation(
+        "the convolution is a row late",
+        "rela_team.cuh",
+        BF16,
+        "v + (row - kHalo + i) * kStride",
+        "v + (row - kHalo - 1 + i) * kStride",
+        "gated_rela bfloat16/d=16/H=2/K=4 alone",
+    ),
+    Mutation(
+        "the denominator's gradient by the queries is forgotten",
+        "rela_query_sweep.cuh",
+        BF16,
+        "const float dz = d_denominator.x[h] * factor;",
+        "const float dz = 0.f;",
+        "gated_rela bfloat16/d=16/H=2/K=0 alone",
+    ),
+    Mutation(
+        "the denominator's gradient by the keys of a chunk is forgotten",
+        "rela_key_sweep.cuh",
+        BF16,
+        "(d.x + sum.x[2 * j] + d_phi.x[j][2 * h])",
+        "(d.x + sum.x[2 * j])",
+        "gated_rela/causal/bfloat16/d=16/H=2/K=0 alone",
+    ),
+    Mutation(
+        "eps counts a row too few",
+        "rela_forward.cuh",
+        F32,
+        "static_cast<float>(kTile - 1 - tile_row",
+        "static_cast<float>(kTile - tile_row",
+        "gated_rela/causal/float32/d=16 eps",
+    ),
+    Mutation(
+        "segments see only the one before",
+        "gated_rela.cu",
+        RELA,
+        "sum += part;",
+        "sum = part;",
+        "gated_rela/causal bfloat16/d=32 segments",
+    ),
+    Mutation(
+        "positions begin anew behind a state",
+        "rela_team.cuh",
+        BF16,
+        "p.rotary + (rows_before() + t0) * p.width()",
+        "p.rotary + t0 * p.width()",
+        "gated_rela/causal/bfloat16/d=16 rotary parts",
+    ),
+    Mutation(
+        "the gradient of a value handed on is forgotten",
+        "rela_key_sweep.cuh",
+        BF16,
+        "if (final_grad && last >= 0) {",
+        "if (final_grad && last > 0) {",
+        "gated_rela/causal/bfloat16/d=16 parts",
+    ),
+]
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: m.name.replace(" ", "-"))
+def test_mutation_is_found(build: Path, tmp_path: Path, mutation: Mutation) -> None:
+    source = tmp_path / "csrc"
+    shutil.copytree(ROOT / "csrc", source)
+    file = source / "kernels" / mutation.file
+    text = file.read_text()
+    assert text.count(mutation.old) == 1, f"{mutation.old!r} is to occur once in {mutation.file}"
+    file.write_text(text.replace(mutation.old, mutation.new))
+
+    # The mutated source alone is compiled, as cmake did but without sanitizers, and goes before the library.
+    units = json.loads((build / "compile_commands.json").read_text())
+    unit = next(u for u in units if u["file"].endswith(f"csrc/kernels/{mutation.unit}"))
+    command = shlex.split(unit["command"].replace(str(ROOT / "csrc"), str(source)))
+    mutant, test = tmp_path / "mutant.o", tmp_path / "ops_test"
+    command[command.index("-o") + 1] = str(mutant)
+    run(*command, "-g0", "-fno-sanitize=all", cwd=build)
+    objects = sorted((build / "CMakeFiles/ops_test.dir").rglob("*.o"))
+    libraries = [build / "librecgrela_simt.a", build / "librecgrela_cpu.a"]
+    run(command[0], "-fsanitize=address,undefined", *objects, mutant, *libraries, "-o", test)
+    result = subprocess.run([test, *mutation.cases.split()], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 1 and "FAILED" in result.stdout, result.stdout[-4000:] + result.stderr[-4000:]
