@@ -79,7 +79,7 @@ struct CausalConv1dParams {
   DType dtype = DType::kFloat32;
   Sequences sequences;
   int64_t channels = 0;
-  int width = 0;  // 2 to 4
+  int width = 0;  // 1 to 4
   bool silu = false;
 
   Rows x;                        // [T, C]
