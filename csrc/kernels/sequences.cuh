@@ -60,9 +60,9 @@ __global__ void __launch_bounds__(kThreads) check_sequences_kernel(const Sequenc
     const int64_t before = checks.rows_before ? checks.rows_before[i] : 0;
     RECGRELA_DEVICE_CHECK(begin >= 0 && end >= begin, "cu_seqlens must not decrease");
     RECGRELA_DEVICE_CHECK(before >= 0, "the count of rows before a sequence must not be negative");
-    RECGRELA_DEVICE_CHECK(s.longest <= 0 || length <= s.longest, "a sequence is longer than it was said to be");
     RECGRELA_DEVICE_CHECK(checks.positions <= 0 || length <= checks.positions - before,
                           "a sequence is longer than the rotary table");
+    RECGRELA_DEVICE_CHECK(s.longest <= 0 || length <= s.longest, "a sequence is longer than it was said to be");
   }
 }
 

@@ -63,12 +63,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> causal_conv1d_backward(const Tensor& 
 }  // namespace recgrela::ops
 
 STABLE_TORCH_LIBRARY_FRAGMENT(recgrela, m) {
-  m.def(
-      "causal_conv1d(Tensor x, Tensor weight, Tensor? bias, Tensor cu_seqlens, Tensor? initial_values, bool silu, "
-      "bool return_final_values) -> (Tensor, Tensor)");
-  m.def(
-      "causal_conv1d_backward(Tensor dy, Tensor? d_final_values, Tensor x, Tensor weight, Tensor? bias, "
-      "Tensor cu_seqlens, Tensor? initial_values, bool silu) -> (Tensor, Tensor, Tensor, Tensor)");
+  for (const char* schema : recgrela::ops::kConvSchemas) m.def(schema);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(recgrela, CPU, m) {

@@ -5,6 +5,12 @@
 
 namespace recgrela::ops {
 
+inline constexpr const char* kConvSchemas[] = {
+    "causal_conv1d(Tensor x, Tensor weight, Tensor? bias, Tensor cu_seqlens, Tensor? initial_values, bool silu, "
+    "bool return_final_values) -> (Tensor, Tensor)",
+    "causal_conv1d_backward(Tensor dy, Tensor? d_final_values, Tensor x, Tensor weight, Tensor? bias, "
+    "Tensor cu_seqlens, Tensor? initial_values, bool silu) -> (Tensor, Tensor, Tensor, Tensor)"};
+
 struct ConvArgs {
   Tensor x, weight;
   OptTensor bias;

@@ -56,7 +56,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> causal_conv1d_backward(const Tensor& 
 }  // namespace
 }  // namespace recgrela::ops
 
-STABLE_TORCH_LIBRARY_IMPL(recgrela, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(RECGRELA_CUDA_OPS, RECGRELA_CUDA_KEY, m) {
   m.impl("causal_conv1d", TORCH_BOX(&recgrela::ops::causal_conv1d));
   m.impl("causal_conv1d_backward", TORCH_BOX(&recgrela::ops::causal_conv1d_backward));
 }

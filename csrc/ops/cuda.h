@@ -2,14 +2,22 @@
 // CUDA too: the one function of libtorch that such a torch lacks is a weak symbol.
 #pragma once
 
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
-
 #include "common.h"
 #include "kernels/params.h"
 
+#ifdef RECGRELA_SIMT_HOST  // tests: the same operators on CPU tensors, in a namespace of their own
+#define RECGRELA_CUDA_OPS recgrela_simt
+#define RECGRELA_CUDA_KEY CPU
+#else
+#define RECGRELA_CUDA_OPS recgrela
+#define RECGRELA_CUDA_KEY CUDA
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index,
                                                                                    void** ret_stream);
+#endif
 
 namespace recgrela::ops {
 
@@ -51,11 +59,13 @@ inline cuda::Sequences cuda_sequences(const Tensor& cu_seqlens, int64_t num_rows
 
 // Calls launch(stream) with the tensor's device as the current one, on its current stream.
 template <typename Launch>
-void on_device(const Tensor& x, Launch launch) {
+void on_device([[maybe_unused]] const Tensor& x, Launch launch) {
+  void* stream = nullptr;
+#ifndef RECGRELA_SIMT_HOST
   const int32_t device = x.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
-  void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+#endif
   const cudaError_t error = launch(static_cast<cudaStream_t>(stream));
   STD_TORCH_CHECK(error == cudaSuccess, "a CUDA kernel did not start: ", cudaGetErrorString(error),
                   error == cudaErrorNoKernelImageForDevice

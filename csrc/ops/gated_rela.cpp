@@ -93,15 +93,7 @@ RelaGradientResult gated_rela_backward(const Tensor& dy, const OptTensor& d_sums
 }  // namespace recgrela::ops
 
 STABLE_TORCH_LIBRARY_FRAGMENT(recgrela, m) {
-  m.def(
-      "gated_rela(Tensor q, Tensor? k, Tensor v, Tensor? g, Tensor cu_seqlens, Tensor? rotary, Tensor? conv_weight, "
-      "Tensor? conv_bias, Tensor? initial_sums, Tensor? initial_values, Tensor? initial_position, int num_heads, "
-      "bool causal, float eps, bool return_state) -> (Tensor, Tensor, Tensor, Tensor)");
-  m.def(
-      "gated_rela_backward(Tensor dy, Tensor? d_final_sums, Tensor? d_final_values, Tensor q, Tensor? k, Tensor v, "
-      "Tensor? g, Tensor cu_seqlens, Tensor? rotary, Tensor? conv_weight, Tensor? conv_bias, Tensor? initial_sums, "
-      "Tensor? initial_values, Tensor? initial_position, int num_heads, bool causal, float eps) -> "
-      "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  for (const char* schema : recgrela::ops::kRelaSchemas) m.def(schema);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(recgrela, CPU, m) {

@@ -5,6 +5,15 @@
 
 namespace recgrela::ops {
 
+inline constexpr const char* kRelaSchemas[] = {
+    "gated_rela(Tensor q, Tensor? k, Tensor v, Tensor? g, Tensor cu_seqlens, Tensor? rotary, Tensor? conv_weight, "
+    "Tensor? conv_bias, Tensor? initial_sums, Tensor? initial_values, Tensor? initial_position, int num_heads, "
+    "bool causal, float eps, bool return_state) -> (Tensor, Tensor, Tensor, Tensor)",
+    "gated_rela_backward(Tensor dy, Tensor? d_final_sums, Tensor? d_final_values, Tensor q, Tensor? k, Tensor v, "
+    "Tensor? g, Tensor cu_seqlens, Tensor? rotary, Tensor? conv_weight, Tensor? conv_bias, Tensor? initial_sums, "
+    "Tensor? initial_values, Tensor? initial_position, int num_heads, bool causal, float eps) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"};
+
 struct RelaArgs {
   Tensor q, v;  // q holds q and k side by side when there is no k
   OptTensor k, g;

@@ -96,7 +96,7 @@ RelaGradientResult gated_rela_backward(const Tensor& dy, const OptTensor& d_sums
 }  // namespace
 }  // namespace recgrela::ops
 
-STABLE_TORCH_LIBRARY_IMPL(recgrela, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(RECGRELA_CUDA_OPS, RECGRELA_CUDA_KEY, m) {
   m.impl("gated_rela", TORCH_BOX(&recgrela::ops::gated_rela));
   m.impl("gated_rela_backward", TORCH_BOX(&recgrela::ops::gated_rela_backward));
 }

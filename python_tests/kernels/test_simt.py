@@ -4,7 +4,6 @@ tests would notice: each mutation below breaks a kernel and must be found."""
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
 import subprocess
@@ -12,42 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
-BUILD = ROOT / "build" / "simt"
-
-
-def run(*command: str | Path, cwd: Path | None = None) -> str:
-    result = subprocess.run(command, cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    assert result.returncode == 0, f"{shlex.join(map(str, command))}\n{result.stdout[-8000:]}"
-    return result.stdout
-
-
-def has_sanitizers(folder: Path) -> bool:
-    source = folder / "empty.cpp"
-    source.write_text("int main() {}\n")
-    compiler = shutil.which(os.environ.get("CXX", "c++"))
-    flags = ["-fsanitize=address,undefined", "-o", folder / "empty"]
-    return bool(compiler) and not subprocess.run([compiler, source, *flags], capture_output=True).returncode
+from simt_build import ROOT, build_simt, run
 
 
 @pytest.fixture(scope="module")
-def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if not shutil.which("cmake"):
-        pytest.skip("needs cmake")
-    if not has_sanitizers(tmp_path_factory.mktemp("sanitizers")):
-        pytest.skip("needs a C++ compiler with AddressSanitizer and UBSan")
-    options = [
-        "-DRECGRELA_CUDA=OFF",
-        "-DRECGRELA_TESTS=ON",
-        "-DRECGRELA_SANITIZE=ON",
-        "-DCMAKE_BUILD_TYPE=Release",
-    ]
-    if shutil.which("ninja") and not (BUILD / "CMakeCache.txt").exists():
-        options += ["-G", "Ninja"]
-    run("cmake", "-S", ROOT, "-B", BUILD, *options)
-    run("cmake", "--build", BUILD, "--parallel", str(min(4, os.cpu_count() or 1)))
-    return BUILD
+def build() -> Path:
+    return build_simt("simt_selftest", "ops_test")
 
 
 @pytest.mark.parametrize("test", ["simt_selftest", "causal_conv1d", "gated_rela"])

@@ -8,16 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from cuda_case import DTYPES, RATIOS, UNEVEN, Case
 from support import assert_close, cu_seqlens_of
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from recgrela.models import RecGRELAConfig, build
-from recgrela.ops import RelaState, causal_conv1d, gated_rela, has_kernels, rotary_table
-
-UNEVEN = [1, 257, 0, 3, 64, 2, 65, 17, 16, 15]
-RATIOS = {torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
-DTYPES = list(RATIOS)
+from recgrela.ops import causal_conv1d, gated_rela, has_kernels, rotary_table
 
 needs_gpu = pytest.mark.skipif(
     not (torch.cuda.is_available() and has_kernels("cuda")),
@@ -25,83 +22,8 @@ needs_gpu = pytest.mark.skipif(
 )
 
 
-def to(x: Any, device: str, dtype: torch.dtype) -> Any:
-    """Tensors of floating point to a device and dtype; angles and sums stay as wide as kernels keep them."""
-    return x.detach().to(device, dtype).requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x
-
-
-class Case:
-    """Operands whose values all dtypes can hold, and both sides' results."""
-
-    def __init__(
-        self,
-        lengths: list[int],
-        head: int = 16,
-        heads: int = 2,
-        *,
-        causal: bool,
-        dtype: torch.dtype = torch.float32,
-        gate: bool = True,
-        rotary: bool = True,
-        taps: int = 4,
-        state: bool = False,
-        offsets: torch.dtype = torch.int64,
-    ) -> None:
-        def make(*shape: int) -> Tensor:
-            return torch.randn(*shape).to(dtype).double().requires_grad_()
-
-        rows, dim, batch = sum(lengths), head * heads, len(lengths)
-        self.dtype, self.cu_seqlens = dtype, cu_seqlens_of(lengths, offsets)
-        self.inputs = {"q": make(rows, dim), "k": make(rows, dim), "v": make(rows, dim)}
-        self.inputs |= {"g": make(rows, dim)} if gate else {}
-        self.inputs |= {"conv_weight": make(dim, taps), "conv_bias": make(dim)} if taps else {}
-        self.options = {"num_heads": heads, "causal": causal}
-        longest = max(lengths, default=0) + 9
-        self.rotary = rotary_table(longest, dim, dtype=torch.float64).float().double() if rotary else None
-        self.state = None
-        if state:
-            sums = torch.rand(batch, heads, head + 1, head).double().requires_grad_()
-            values = make(batch, max(taps - 1, 0), dim)
-            self.state = RelaState(sums, values, torch.randint(0, 9, (batch,)))
-        self.dy = make(rows, dim).detach()
-
-    def results(self, device: str, dtype: torch.dtype, layout: Any = lambda x: x) -> dict[str, Tensor]:
-        """y, the final state and every gradient, on a device in a dtype."""
-        wide = torch.float64 if dtype == torch.float64 else torch.float32
-        x = {name: layout(to(t, device, dtype)).detach().requires_grad_() for name, t in self.inputs.items()}
-        rotary = None if self.rotary is None else self.rotary.to(device, wide)
-        state = None
-        if self.state:
-            sums, values, position = self.state
-            state = RelaState(to(sums, device, wide), to(values, device, dtype), position.to(device))
-        out = gated_rela(
-            x["q"],
-            x["k"],
-            x["v"],
-            x.get("g"),
-            self.cu_seqlens.to(device),
-            rotary=rotary,
-            conv_weight=x.get("conv_weight"),
-            conv_bias=x.get("conv_bias"),
-            initial_state=state,
-            return_state=state is not None,
-            **self.options,
-        )
-        y, final = out if state else (out, ())
-        loss = (y * layout(to(self.dy, device, dtype))).sum()
-        wanted = dict(x)
-        if state:
-            loss = loss.double() + final[0].double().square().sum() * 1e-3 + final[1].double().sum()
-            wanted |= {"sums": state.sums} | ({"values": state.values} if state.values.numel() else {})
-        grads = torch.autograd.grad(loss, list(wanted.values()))
-        named = {"y": y, **{f"final {i}": t for i, t in enumerate(final)}}
-        named |= {f"d {name}": g for name, g in zip(wanted, grads, strict=True)}
-        return {name: t.detach() for name, t in named.items()}
-
-    def check(self, **how: Any) -> None:
-        expected, got = self.results("cpu", torch.float64), self.results("cuda", self.dtype, **how)
-        for name, value in expected.items():
-            assert_close(name, value, got[name].cpu(), RATIOS[self.dtype], scale=0.3)
+def check(case: Case, **how: Any) -> None:
+    case.check(case.results("cpu", torch.float64), case.results("cuda", case.dtype, **how))
 
 
 @needs_gpu
@@ -109,14 +31,14 @@ class Case:
 @pytest.mark.parametrize("head", [8, 16, 32, 64, 128])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_cuda_equals_cpu_at_every_head_width(dtype: torch.dtype, head: int, causal: bool) -> None:
-    Case(UNEVEN, head, 3 if head < 64 else 1, causal=causal, dtype=dtype).check()
+    check(Case(UNEVEN, head, 3 if head < 64 else 1, causal=causal, dtype=dtype))
 
 
 @needs_gpu
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("lengths", [[1], [2], [15], [16], [17], [199], [200], [257]])
 def test_cuda_equals_cpu_at_odd_lengths(lengths: list[int], causal: bool) -> None:
-    Case(lengths, causal=causal).check()
+    check(Case(lengths, causal=causal))
 
 
 @needs_gpu
@@ -124,7 +46,7 @@ def test_cuda_equals_cpu_at_odd_lengths(lengths: list[int], causal: bool) -> Non
 @pytest.mark.parametrize("head", [16, 128])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_cuda_long_sequences_are_cut(dtype: torch.dtype, head: int, causal: bool) -> None:
-    Case([3000, 1, 700], head, 1, causal=causal, dtype=dtype, rotary=False).check()
+    check(Case([3000, 1, 700], head, 1, causal=causal, dtype=dtype, rotary=False))
 
 
 @needs_gpu
@@ -133,14 +55,14 @@ def test_cuda_long_sequences_are_cut(dtype: torch.dtype, head: int, causal: bool
     "rotary, gate, taps", [(False, True, 4), (True, False, 3), (True, True, 0), (False, False, 1)]
 )
 def test_cuda_with_parts_off(causal: bool, rotary: bool, gate: bool, taps: int) -> None:
-    Case([70, 2, 1], causal=causal, rotary=rotary, gate=gate, taps=taps, offsets=torch.int32).check()
+    check(Case([70, 2, 1], causal=causal, rotary=rotary, gate=gate, taps=taps, offsets=torch.int32))
 
 
 @needs_gpu
 @pytest.mark.parametrize("lengths", [[1], [0, 2, 300, 3], [1200, 5]])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_cuda_state(lengths: list[int], dtype: torch.dtype) -> None:
-    Case(lengths, causal=True, dtype=dtype, state=True).check()
+    check(Case(lengths, causal=True, dtype=dtype, state=True))
 
 
 @needs_gpu
@@ -152,7 +74,7 @@ def test_cuda_strides_and_rows_that_are_not_aligned() -> None:
         lambda x: torch.cat([x[..., :1], x], dim=-1)[..., 1:],
         lambda x: x.t().contiguous().t() if x.dim() == 2 else x,
     ):
-        case.check(layout=layout)
+        check(case, layout=layout)
 
 
 @needs_gpu

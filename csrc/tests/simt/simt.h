@@ -101,13 +101,16 @@ struct Index {
 
 using cudaError_t = int;
 constexpr cudaError_t cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9,
-                      cudaErrorAssert = 710;
+                      cudaErrorNoKernelImageForDevice = 209, cudaErrorAssert = 710;
 using cudaStream_t = void*;
 inline cudaError_t cudaMemsetAsync(void* data, int value, size_t bytes, cudaStream_t) {
   if (bytes) std::memset(data, value, bytes);
   return cudaSuccess;
 }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline const char* cudaGetErrorString(cudaError_t error) {
+  return error == cudaSuccess ? "no error" : error == cudaErrorInvalidValue ? "invalid argument" : "an error";
+}
 
 struct dim3 {
   unsigned x, y, z;
