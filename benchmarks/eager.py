@@ -28,7 +28,7 @@ def bidirectional(q: Tensor, k: Tensor, v: Tensor, rotary: Tensor, num_heads: in
 def causal_masked(q: Tensor, k: Tensor, v: Tensor, rotary: Tensor, num_heads: int, eps: float) -> Tensor:
     """o: [B, L, D], by masked L x L products."""
     fq, fk, rq, rk, v = _features(q, k, v, rotary, num_heads)
-    count = torch.arange(1, q.shape[1] + 1, dtype=q.dtype)[:, None]
+    count = torch.arange(1, q.shape[1] + 1, dtype=q.dtype, device=q.device)[:, None]
     den = (fq * fk.cumsum(-2)).sum(-1, keepdim=True) / count + eps
     return ((rq @ rk.mT).tril() @ v / count / den).transpose(1, 2).flatten(2)
 
@@ -39,7 +39,7 @@ def causal_chunked(
     """o: [B, L, D], by cumulative sums of chunks' states and masked products inside the chunks."""
     fq, fk, rq, rk, v = _features(q, k, v, rotary, num_heads)
     n = q.shape[1]
-    count = torch.arange(1, n + 1, dtype=q.dtype)[:, None]
+    count = torch.arange(1, n + 1, dtype=q.dtype, device=q.device)[:, None]
     den = (fq * fk.cumsum(-2)).sum(-1, keepdim=True) / count + eps
     pad = -n % chunk
     rq, rk, v = (F.pad(x, (0, 0, 0, pad)).unflatten(2, (-1, chunk)) for x in (rq, rk, v))
