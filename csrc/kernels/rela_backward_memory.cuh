@@ -9,7 +9,7 @@ template <typename E, int kHead>
 struct BackwardMemory {
   using T = Team<E, kHead>;
   static constexpr int kConvStride = kHead + 8;  // a quarter warp's rows in different banks
-  struct Stage {
+  struct alignas(16) Stage {
     E q[T::kTileSize], k[T::kTileSize], halo[T::kHaloSize], v[T::kTileSize], g[T::kTileSize], dy[T::kTileSize];
   };
   Segment segment;

@@ -13,7 +13,7 @@ namespace recgrela::cuda {
 template <typename E, int kHead>
 struct ForwardMemory {
   using T = Team<E, kHead>;
-  struct Stage {
+  struct alignas(16) Stage {
     E q[T::kTileSize], k[T::kTileSize], halo[T::kHaloSize], v[T::kTileSize], g[T::kTileSize];
   };
   Segment segment;
@@ -30,8 +30,8 @@ struct RowPair {
 // A chunk's numerator / n of own value channels, and n / denominator, from features in shared memory.
 template <typename E, int kHead>
 __device__ void attend(const Team<E, kHead>& team, int64_t t0, const E* rq, const E* fq, const E* rk, const E* fk,
-                       const E* v, const float* z, const Acc (&state)[Team<E, kHead>::kTiles], Acc& numerator,
-                       RowPair& inverse) {
+                       const E* v, const float* z, const RowVector& sum, const Acc (&state)[Team<E, kHead>::kTiles],
+                       Acc& numerator, RowPair& inverse) {
   using T = Team<E, kHead>;
   const bool causal = team.p.causal;
   const float n = team.chunk_count(t0), factor = 1.f / n;
@@ -44,7 +44,7 @@ __device__ void attend(const Team<E, kHead>& team, int64_t t0, const E* rq, cons
     mma_split(numerator, q, state[t], factor);
     const Operand<E> f = load_operand<E, false>(fq + t * kTile, T::kStride);
     if (causal) mma(plain, f, load_operand<E, false>(fk + t * kTile, T::kStride));
-    mma_columns(from_state, f, SplitOperand<E>(broadcast(T::row_vector(z, t, team.lane)), factor), 0);
+    mma_row(from_state, f, T::kTiles == 1 ? sum : team.row_vector(z + t * kTile), factor);
   }
   if (causal) {
     keep_lower(rotated, team.lane);
@@ -74,7 +74,7 @@ __device__ void add_keys(const Team<E, kHead>& team, const E* rk, const E* fk, c
   const Operand<E> values = load_operand<E, true>(v + team.own(), T::kStride);
 #pragma unroll
   for (int t = 0; t < T::kTiles; ++t) mma(state[t], values, load_operand<E, true>(rk + t * kTile, T::kStride));
-  add_weighted_rows(sum, RowVector{{1.f, 1.f, 1.f, 1.f}}, load_operand<E, true>(fk + team.own(), T::kStride), 1.f);
+  add_tokens(sum, load_operand<E, true>(fk + team.own(), T::kStride));
 }
 
 // Where the state before a segment is, or that of a bidirectional sequence; null: it is zero.
@@ -122,39 +122,37 @@ __global__ void __launch_bounds__(Team<E, kHead>::kThreads, Team<E, kHead>::kFor
   auto copy = [&](int64_t chunk, int stage) {
     const int64_t t0 = segment.begin + chunk * kTile;
     auto& m = memory.stages[stage];
-    team.copy_rows(m.q, p.q, t0, segment.length);
-    if (p.causal) team.copy_rows(m.k, p.k, t0, segment.length);
-    team.copy_values(m.v, t0, segment.length);
-    if (p.g.data) team.copy_rows(m.g, p.g, t0, segment.length);
+    team.copy_chunk(m.q, p.q, t0);
+    if (p.causal) team.copy_chunk(m.k, p.k, t0);
+    team.copy_values(m.v, t0);
+    if (p.g.data) team.copy_chunk(m.g, p.g, t0);
   };
   auto use = [&](int64_t chunk, int stage) {
     const int64_t t0 = segment.begin + chunk * kTile;
     const int n = static_cast<int>(segment.end - t0 < kTile ? segment.end - t0 : kTile);
     auto& m = memory.stages[stage];
-    team.features(m.q, memory.fq, t0, n);
-    if (p.causal) team.features(m.k, memory.fk, t0, n);
-    team.publish(memory.z, sum);
+    team.features(t0, n, m.q, memory.fq, p.causal ? m.k : nullptr, memory.fk);
+    if constexpr (T::kTiles > 1) team.publish(memory.z, sum);
     team.sync();
 
-    Acc numerator;
+    Acc y;
     RowPair inverse;
-    attend(team, t0, m.q, memory.fq, m.k, memory.fk, m.v, memory.z, state, numerator, inverse);
+    attend(team, t0, m.q, memory.fq, m.k, memory.fk, m.v, memory.z, sum, state, y, inverse);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int j = i / 2, h = i % 2, row = tile_row(team.lane, 2 * h), column = team.own() + tile_col(team.lane, j, 0);
-      float2 y = make_float2(numerator.x[j][2 * h] * inverse.x[h], numerator.x[j][2 * h + 1] * inverse.x[h]);
-      if (p.conv_width > 0) {
-        const float2 c = team.convolve(m.v, memory.taps, row, column);
-        y.x += c.x * sigmoid(c.x), y.y += c.y * sigmoid(c.y);
-      }
-      if (p.g.data) {
-        const float2 g = load2(m.g + row * T::kStride + column);
-        y.x *= g.x * sigmoid(g.x), y.y *= g.y * sigmoid(g.y);
-      }
-      if (row < n && column < p.head_dim)
-        store2(static_cast<E*>(p.y.data) + (segment.row0 + t0 + row) * p.y.stride + team.head_channel() + column, y.x,
-               y.y);
+    for (int i = 0; i < 8; ++i) y.x[i / 4][i % 4] *= inverse.x[i / 2 % 2];
+    if (p.conv_width > 0) {
+      Acc c;
+      team.convolve(c, m.v, memory.taps);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) y.x[i / 4][i % 4] += c.x[i / 4][i % 4] * sigmoid(c.x[i / 4][i % 4]);
     }
+    if (p.g.data) {
+      Acc g;
+      team.load_pairs(g, m.g);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) y.x[i / 4][i % 4] *= g.x[i / 4][i % 4] * sigmoid(g.x[i / 4][i % 4]);
+    }
+    team.store_pairs(p.y, t0, n, y);
     if (p.causal) add_keys(team, m.k, memory.fk, m.v, state, sum);
   };
   team.sync();
@@ -165,7 +163,7 @@ __global__ void __launch_bounds__(Team<E, kHead>::kThreads, Team<E, kHead>::kFor
     team.store_state(out, state);
     team.store_sum(out, sum);
     if (p.conv_width > 1) store_final_values(team);
-    if (team.head == 0 && team.thread == 0) p.final_count[segment.sequence] = team.rows_before() + segment.length;
+    if (team.head == 0 && team.thread == 0) p.final_count[segment.sequence] = segment.before + segment.length;
   }
 }
 

@@ -66,11 +66,11 @@ __device__ void key_sweep(const Team<E, kHead>& team, BackwardMemory<E, kHead>& 
   auto copy = [&](int64_t chunk, int stage) {
     const int64_t t0 = segment.begin + chunk * kTile;
     auto& m = memory.stages[stage];
-    if (p.causal) team.copy_rows(m.q, p.q, t0, segment.length);
-    team.copy_rows(m.k, p.k, t0, segment.length);
-    team.copy_values(m.v, t0, segment.length);
-    if (gated) team.copy_rows(m.g, p.g, t0, segment.length);
-    team.copy_rows(m.dy, p.dy, t0, segment.length);
+    if (p.causal) team.copy_chunk(m.q, p.q, t0);
+    team.copy_chunk(m.k, p.k, t0);
+    team.copy_values(m.v, t0);
+    if (gated) team.copy_chunk(m.g, p.g, t0);
+    team.copy_chunk(m.dy, p.dy, t0);
   };
   auto use = [&](int64_t chunk, int stage) {
     const int64_t t0 = segment.begin + chunk * kTile;
@@ -80,22 +80,23 @@ __device__ void key_sweep(const Team<E, kHead>& team, BackwardMemory<E, kHead>& 
     auto& m = memory.stages[stage];
 
     if (convolves) {  // own channels only: the warp's own affair
+      Acc c, dy, g;
+      team.convolve(c, m.v, memory.taps);
+      team.load_pairs(dy, m.dy);
+      if (gated) team.load_pairs(g, m.g);
+      team.for_each_pair([&](int row, int channel, int j, int e) {
+        float d[2];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int j = i / 2, h = i % 2, row = tile_row(team.lane, 2 * h),
-                  column = team.own() + tile_col(team.lane, j, 0);
-        const float2 dy = load2(m.dy + row * T::kStride + column);
-        const float2 g = gated ? load2(m.g + row * T::kStride + column) : make_float2(0.f, 0.f);
-        const float2 c = team.convolve(m.v, memory.taps, row, column);
-        const float2 d = make_float2(Gate(dy.x, g.x, gated).a * silu_grad(c.x, sigmoid(c.x)),
-                                     Gate(dy.y, g.y, gated).a * silu_grad(c.y, sigmoid(c.y)));
-        store2(memory.conv_grad + row * kConvStride + column, d.x, d.y);
-      }
+        for (int i = 0; i < 2; ++i) {
+          const float x = c.x[j][e + i];
+          d[i] = Gate(dy.x[j][e + i], g.x[j][e + i], gated).a * silu_grad(x, sigmoid(x));
+        }
+        store2(memory.conv_grad + row * kConvStride + channel, d[0], d[1]);
+      });
     }
     if (own_rows) {
-      team.features(m.k, memory.fk, t0, n);
+      team.features(t0, n, m.k, memory.fk, p.causal ? m.q : nullptr, memory.fq);
       if (p.causal) {
-        team.features(m.q, memory.fq, t0, n);
         team.load_scales(memory.scales, t0, n);
         team.sync();
         team.gate_gradient(memory.a, m.dy, gated ? m.g : nullptr, memory.scales);
@@ -120,28 +121,25 @@ __device__ void key_sweep(const Team<E, kHead>& team, BackwardMemory<E, kHead>& 
 #pragma unroll
       for (int t = 0; t < T::kTiles; ++t)
         mma_split(d_value, load_operand<E, false>(m.k + t * kTile, T::kStride), state[t], 1.f);
+      if (convolves) {
+        team.for_each_pair([&](int row, int channel, int j, int e) {
+          float2 d = make_float2(0.f, 0.f);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int j = i / 2, h = i % 2, row = tile_row(team.lane, 2 * h),
-                  column = team.own() + tile_col(team.lane, j, 0);
-        if (row >= n || column >= p.head_dim) continue;
-        const int64_t t = t0 + row, channel = team.head_channel() + column;
-        float2 d = make_float2(d_value.x[j][2 * h], d_value.x[j][2 * h + 1]);
-        if (convolves) {
-          const float* const w = memory.taps + column * (kMaxTaps + 1);
-#pragma unroll
-          for (int s = 0; s < kMaxTaps; ++s) {
-            const float2 c = load2(memory.conv_grad + (row + s) * kConvStride + column);
-            d.x += w[kHalo - s] * c.x, d.y += w[kMaxTaps + 1 + kHalo - s] * c.y;
+          for (int i = 0; i < kMaxTaps; ++i) {
+            const float2 w = load2(memory.taps + (kHalo - i) * kHead + channel);
+            const float2 c = load2(memory.conv_grad + (row + i) * kConvStride + channel);
+            d.x += w.x * c.x, d.y += w.y * c.y;
           }
-          const int64_t last = t - (segment.length - history);
-          if (final_grad && last >= 0) {
-            const float2 c = load2(final_grad + (segment.sequence * history + last) * p.width() + channel);
+          const int64_t last = t0 + row - (segment.length - history);
+          if (final_grad && last >= 0 && last < history && team.in_head(channel)) {
+            const int64_t place = (segment.sequence * history + last) * p.width() + team.head_channel() + channel;
+            const float2 c = load2(final_grad + place);
             d.x += c.x, d.y += c.y;
           }
-        }
-        store2(static_cast<E*>(p.dv.data) + (segment.row0 + t) * p.dv.stride + channel, d.x, d.y);
+          d_value.x[j][e] += d.x, d_value.x[j][e + 1] += d.y;
+        });
       }
+      team.store_pairs(p.dv, t0, n, d_value);
 
       Acc d_key, d_phi;  // = sum_i (v_j . u_i) R phi(q)_i + v_j U^T, and sum_i dZ_i phi(q)_i
       if (p.causal) {
@@ -153,7 +151,10 @@ __device__ void key_sweep(const Team<E, kHead>& team, BackwardMemory<E, kHead>& 
         keep_upper(products, team.lane);
         mma(d_key, to_operand<E>(products), load_operand<E, true>(m.q + team.own(), T::kStride));
         scale(d_key, factor);
-        Acc weights = broadcast(T::row_vector(memory.scales + 1, 0, team.lane, 2));
+        const RowVector row = team.row_vector(memory.scales + 1, 2);
+        Acc weights;
+#pragma unroll
+        for (int i = 0; i < 8; ++i) weights.x[i / 4][i % 4] = row.x[i / 4 * 2 + i % 2];
         keep_upper(weights, team.lane);
         mma(d_phi, to_operand<E>(weights), load_operand<E, true>(memory.fq + team.own(), T::kStride));
         scale(d_phi, factor);
@@ -161,19 +162,15 @@ __device__ void key_sweep(const Team<E, kHead>& team, BackwardMemory<E, kHead>& 
 #pragma unroll
       for (int t = 0; t < T::kTiles; ++t)
         mma_split(d_key, load_operand<E, false>(m.v + t * kTile, T::kStride), by_key[t], 1.f);
+      rotate_back(team, d_key, t0, n);
+      Acc f;
+      team.load_pairs(f, memory.fk);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int j = i / 2, h = i % 2, row = tile_row(team.lane, 2 * h),
-                  column = team.own() + tile_col(team.lane, j, 0);
-        if (row >= n || column >= p.head_dim) continue;
-        float2 d = make_float2(d_key.x[j][2 * h], d_key.x[j][2 * h + 1]);
-        d = rotate_back(team, d, t0 + row, column);
-        const float2 f = load2(memory.fk + row * T::kStride + column);
-        d.x = (d.x + sum.x[2 * j] + d_phi.x[j][2 * h]) * phi_grad(f.x);
-        d.y = (d.y + sum.x[2 * j + 1] + d_phi.x[j][2 * h + 1]) * phi_grad(f.y);
-        store2(static_cast<E*>(p.dk.data) + (segment.row0 + t0 + row) * p.dk.stride + team.head_channel() + column, d.x,
-               d.y);
+      for (int i = 0; i < 8; ++i) {
+        const int j = i / 4, e = i % 4;
+        d_key.x[j][e] = (d_key.x[j][e] + sum.x[2 * j + e % 2] + d_phi.x[j][e]) * phi_grad(f.x[j][e]);
       }
+      team.store_pairs(p.dk, t0, n, d_key);
       if (p.causal) {
         {
           const Operand<E> a = load_operand<E, true>(memory.a + team.own(), T::kStride);
@@ -191,8 +188,8 @@ __device__ void key_sweep(const Team<E, kHead>& team, BackwardMemory<E, kHead>& 
           mma(part, q, load_operand<E, true>(memory.a + t * kTile, T::kStride));
           add_scaled(by_key[t], part, factor);
         }
-        add_weighted_rows(sum, T::row_vector(memory.scales + 1, 0, team.lane, 2),
-                          load_operand<E, true>(memory.fq + team.own(), T::kStride), factor);
+        add_weighted(sum, team.row_vector(memory.scales + 1, 2),
+                     load_operand<E, true>(memory.fq + team.own(), T::kStride), factor);
       }
     }
     if (convolves) {  // the first rows are those behind the next chunk
@@ -220,8 +217,7 @@ __device__ void key_sweep(const Team<E, kHead>& team, BackwardMemory<E, kHead>& 
       if (column >= p.head_dim) continue;
       float d = 0.f;
       for (int s = back; s <= history; ++s)
-        d += memory.taps[column * (kMaxTaps + 1) + kHalo - s] *
-             memory.conv_grad[(kTile + s - back) * kConvStride + column];
+        d += memory.taps[(kHalo - s) * kHead + column] * memory.conv_grad[(kTile + s - back) * kConvStride + column];
       const int64_t channel = team.head_channel() + column, last = history - back - segment.length;
       const int64_t base = segment.sequence * history;
       if (final_grad && last >= 0) d += to_float(final_grad[(base + last) * p.width() + channel]);

@@ -21,44 +21,47 @@ __device__ void query_sweep(const Team<E, kHead>& team, BackwardMemory<E, kHead>
   auto copy = [&](int64_t chunk, int stage) {
     const int64_t t0 = segment.begin + chunk * kTile;
     auto& m = memory.stages[stage];
-    team.copy_rows(m.q, p.q, t0, segment.length);
-    if (p.causal) team.copy_rows(m.k, p.k, t0, segment.length);
-    team.copy_values(m.v, t0, segment.length);
-    if (gated) team.copy_rows(m.g, p.g, t0, segment.length);
-    team.copy_rows(m.dy, p.dy, t0, segment.length);
+    team.copy_chunk(m.q, p.q, t0);
+    if (p.causal) team.copy_chunk(m.k, p.k, t0);
+    team.copy_values(m.v, t0);
+    if (gated) team.copy_chunk(m.g, p.g, t0);
+    team.copy_chunk(m.dy, p.dy, t0);
   };
   auto use = [&](int64_t chunk, int stage) {
     const int64_t t0 = segment.begin + chunk * kTile;
     const int n = static_cast<int>(segment.end - t0 < kTile ? segment.end - t0 : kTile);
     const float factor = 1.f / team.chunk_count(t0);
     auto& m = memory.stages[stage];
-    team.features(m.q, memory.fq, t0, n);
-    if (p.causal) team.features(m.k, memory.fk, t0, n);
+    team.features(t0, n, m.q, memory.fq, p.causal ? m.k : nullptr, memory.fk);
     team.gate_gradient(memory.a, m.dy, gated ? m.g : nullptr, nullptr);
-    team.publish(memory.z, sum);
+    if constexpr (T::kTiles > 1) team.publish(memory.z, sum);
     team.sync();
 
-    Acc numerator;
+    Acc o;
     RowPair inverse, dot;
-    attend(team, t0, m.q, memory.fq, m.k, memory.fk, m.v, memory.z, state, numerator, inverse);
+    attend(team, t0, m.q, memory.fq, m.k, memory.fk, m.v, memory.z, sum, state, o, inverse);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int j = i / 2, h = i % 2, row = tile_row(team.lane, 2 * h), column = team.own() + tile_col(team.lane, j, 0);
-      const float2 dy = load2(m.dy + row * T::kStride + column);
-      const float2 g = gated ? load2(m.g + row * T::kStride + column) : make_float2(0.f, 0.f);
-      const Gate gate_x(dy.x, g.x, gated), gate_y(dy.y, g.y, gated);
-      const float ox = numerator.x[j][2 * h] * inverse.x[h], oy = numerator.x[j][2 * h + 1] * inverse.x[h];
-      dot.x[h] += gate_x.a * ox + gate_y.a * oy;
-      if (gated) {
-        float2 c = make_float2(0.f, 0.f);
-        if (p.conv_width > 0) {
-          c = team.convolve(m.v, memory.taps, row, column);
-          c = make_float2(c.x * sigmoid(c.x), c.y * sigmoid(c.y));
-        }
-        if (row < n && column < p.head_dim)
-          store2(static_cast<E*>(p.dg.data) + (segment.row0 + t0 + row) * p.dg.stride + team.head_channel() + column,
-                 gate_x.factor * (ox + c.x), gate_y.factor * (oy + c.y));
+    for (int i = 0; i < 8; ++i) o.x[i / 4][i % 4] *= inverse.x[i / 2 % 2];
+    Acc dy;
+    team.load_pairs(dy, m.dy);
+    if (gated) {
+      Acc g, shortcut;
+      team.load_pairs(g, m.g);
+      if (p.conv_width > 0) {
+        team.convolve(shortcut, m.v, memory.taps);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) shortcut.x[i / 4][i % 4] *= sigmoid(shortcut.x[i / 4][i % 4]);
       }
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const Gate gate(dy.x[i / 4][i % 4], g.x[i / 4][i % 4], true);
+        dot.x[i / 2 % 2] += gate.a * o.x[i / 4][i % 4];
+        g.x[i / 4][i % 4] = gate.factor * (o.x[i / 4][i % 4] + shortcut.x[i / 4][i % 4]);
+      }
+      team.store_pairs(p.dg, t0, n, g);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) dot.x[i / 2 % 2] += dy.x[i / 4][i % 4] * o.x[i / 4][i % 4];
     }
 #pragma unroll
     for (int h = 0; h < 2; ++h) dot.x[h] = quad_sum(dot.x[h]);
@@ -100,24 +103,24 @@ __device__ void query_sweep(const Team<E, kHead>& team, BackwardMemory<E, kHead>
       keep_lower(lower, team.lane);
       mma(rotated, to_operand<E>(products), load_operand<E, true>(m.k + team.own(), T::kStride));
       scale(rotated, factor);
-      mma(running, to_operand<E>(lower), load_operand<E, true>(memory.fk + team.own(), T::kStride));
+      mma<true>(running, to_operand<E>(lower), load_operand<E, true>(memory.fk + team.own(), T::kStride));
     }
 #pragma unroll
     for (int t = 0; t < T::kTiles; ++t)
       mma_split(rotated, load_operand<E, false>(memory.a + t * kTile, T::kStride), by_key[t], factor);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int j = i / 2, h = i % 2, row = tile_row(team.lane, 2 * h), column = team.own() + tile_col(team.lane, j, 0);
-      if (row >= n || column >= p.head_dim) continue;
-      float2 d = make_float2(rotated.x[j][2 * h] * inverse.x[h], rotated.x[j][2 * h + 1] * inverse.x[h]);
-      d = rotate_back(team, d, t0 + row, column);
-      const float dz = d_denominator.x[h] * factor;
-      d.x += dz * (sum.x[2 * j] + running.x[j][2 * h]);
-      d.y += dz * (sum.x[2 * j + 1] + running.x[j][2 * h + 1]);
-      const float2 f = load2(memory.fq + row * T::kStride + column);
-      store2(static_cast<E*>(p.dq.data) + (segment.row0 + t0 + row) * p.dq.stride + team.head_channel() + column,
-             d.x * phi_grad(f.x), d.y * phi_grad(f.y));
+    for (int i = 0; i < 8; ++i) rotated.x[i / 4][i % 4] *= inverse.x[i / 2 % 2];
+    rotate_back(team, rotated, t0, n);
+    Acc f;
+    team.load_pairs(f, memory.fq);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const int j = i / 4, e = i % 4;
+      const float dz = d_denominator.x[i / 2 % 2] * factor;
+      rotated.x[j][e] += dz * (sum.x[2 * j + e % 2] + running.x[j][e]);
+      rotated.x[j][e] *= phi_grad(f.x[j][e]);
     }
+    team.store_pairs(p.dq, t0, n, rotated);
     if (p.causal) {
       const Operand<E> keys = load_operand<E, true>(m.k + team.own(), T::kStride);
 #pragma unroll

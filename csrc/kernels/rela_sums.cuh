@@ -8,7 +8,7 @@ namespace recgrela::cuda {
 template <typename E, int kHead>
 struct SumsMemory {
   using T = Team<E, kHead>;
-  struct Stage {
+  struct alignas(16) Stage {
     E x[T::kTileSize], y[T::kTileSize], g[T::kTileSize];
   };
   Segment segment;
@@ -34,9 +34,9 @@ __global__ void __launch_bounds__(Team<E, kHead>::kThreads, Team<E, kHead>::kFor
   auto copy = [&](int64_t chunk, int stage) {
     const int64_t t0 = segment.begin + chunk * kTile;
     auto& m = memory.stages[stage];
-    team.copy_rows(m.x, p.queries ? p.q : p.k, t0, segment.length);
-    team.copy_rows(m.y, p.queries ? p.dy : p.v, t0, segment.length);
-    if (gated) team.copy_rows(m.g, p.g, t0, segment.length);
+    team.copy_chunk(m.x, p.queries ? p.q : p.k, t0);
+    team.copy_chunk(m.y, p.queries ? p.dy : p.v, t0);
+    if (gated) team.copy_chunk(m.g, p.g, t0);
   };
   auto use = [&](int64_t chunk, int stage) {
     const int64_t t0 = segment.begin + chunk * kTile;
@@ -49,9 +49,9 @@ __global__ void __launch_bounds__(Team<E, kHead>::kThreads, Team<E, kHead>::kFor
       team.sync();
       team.gate_gradient(m.y, m.y, gated ? m.g : nullptr, memory.scales);
       factor = 1.f / team.chunk_count(t0);
-      weights = T::row_vector(memory.scales + 1, 0, team.lane, 2);
+      weights = team.row_vector(memory.scales + 1, 2);
     }
-    team.features(m.x, memory.f, t0, n);
+    team.features(t0, n, m.x, memory.f);
     team.sync();
     const Operand<E> y = load_operand<E, true>(m.y + team.own(), T::kStride);
 #pragma unroll
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(Team<E, kHead>::kThreads, Team<E, kHead>::kFor
       mma(part, y, load_operand<E, true>(m.x + t * kTile, T::kStride));
       add_scaled(state[t], part, factor);
     }
-    add_weighted_rows(sum, weights, load_operand<E, true>(memory.f + team.own(), T::kStride), factor);
+    add_weighted(sum, weights, load_operand<E, true>(memory.f + team.own(), T::kStride), factor);
   };
   pipeline(team, (segment.end - segment.begin + kTile - 1) / kTile, false, copy, use);
   float* const out = team.state(p.queries ? p.query_state : p.key_state);

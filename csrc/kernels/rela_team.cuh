@@ -34,6 +34,7 @@ struct RelaPlan : GatedRelaParams {
 // no two share one, and no list needs to be made.
 struct Segment {
   int64_t sequence, row0, length;  // row0: the sequence's first
+  int64_t before;                  // rows before it, in a state that it begins from
   int64_t begin, end;              // rows of the sequence
   int64_t index, count;            // among the sequence's segments
   int64_t slot;
@@ -63,6 +64,7 @@ inline __device__ bool find_segment(const RelaPlan& p, int64_t slot, Segment& se
   const RowRange rows = sequence_rows(p.sequences, b);
   segment.sequence = b, segment.slot = slot;
   segment.row0 = rows.begin, segment.length = rows.end - rows.begin;
+  segment.before = p.initial_count ? p.initial_count[b] : 0;
   segment.index = 0, segment.count = 1;
   segment.begin = 0, segment.end = segment.length;
   if (p.cut) {
@@ -133,83 +135,93 @@ struct Team {
     return states + (segment.sequence * p.num_heads + head) * p.state_size();
   }
 
-  // Rows before the sequence's first, in a state that went before.
-  __device__ int64_t rows_before() const { return p.initial_count ? p.initial_count[segment.sequence] : 0; }
-
   // By how much the sums of a chunk are divided where they would outgrow 16 bits, and as float32.
   __device__ float chunk_count(int64_t t0) const {
-    return static_cast<float>(p.causal ? rows_before() + t0 + kTile : segment.length);
+    return static_cast<float>(p.causal ? segment.before + t0 + kTile : segment.length);
   }
 
-  // Starts to copy rows first .. 15 of the chunk at t0 to tile - first * kStride ...; zeros beyond `end` rows of the
-  // sequence and, but for `before`, the rows [kHalo, D] that end where the sequence begins, in front of it.
-  __device__ void copy_rows(E* tile, const Rows& rows, int64_t t0, int64_t end, int first = 0,
-                            const E* before = nullptr, int before_rows = 0) const {
-    constexpr int kVector = 16 / sizeof(E), kVectors = kHead / kVector;
-    const E* const data = static_cast<const E*>(rows.data) + head_channel();
-    for (int i = thread + first * kVectors; i < kTile * kVectors; i += 32 * kWarps) {
-      // i may be negative, a multiple of kVectors at least
-      const int row = (i + kHalo * kVectors) / kVectors - kHalo, column = (i + kHalo * kVectors) % kVectors * kVector;
-      const int64_t t = t0 + row;
-      const bool in_head = column < p.head_dim;
-      const E* source = data + (segment.row0 + t) * rows.stride + column;
-      bool valid = in_head && t >= 0 && t < end;
-      if (t < 0 && t >= -before_rows && in_head) {
-        source = before + (before_rows + t) * p.width() + head_channel() + column;
-        valid = true;
-      }
-      copy_async16(tile + row * kStride + column, valid ? source : rows.data, valid);
+  // Whether a channel of the padded head is one.
+  __device__ bool in_head(int channel) const { return kHead > kTile || channel < p.head_dim; }
+
+  // Starts to copy kRows rows of the head to a tile; zeros but for the rows begin .. end - 1.
+  template <int kRows>
+  __device__ void copy_rows(E* tile, const E* rows, int64_t stride, int begin, int end) const {
+    constexpr int kVector = 16 / sizeof(E), kVectors = kHead / kVector, kStep = 32 * kWarps / kVectors;
+    int row = thread / kVectors;
+    const int column = thread % kVectors * kVector;
+    const E* source = rows + row * stride + column;
+#pragma unroll
+    for (int i = 0; i < (kRows + kStep - 1) / kStep; ++i) {
+      const bool valid = row >= begin && row < end && in_head(column);
+      if (kRows % kStep == 0 || row < kRows)
+        copy_async16(tile + row * kStride + column, valid ? source : p.v.data, valid);
+      row += kStep, source += kStep * stride;
     }
   }
 
-  // The rows of the values in the chunk at t0 and kHalo rows before it.
-  __device__ void copy_values(E* tile, int64_t t0, int64_t end) const {
-    const int before = p.initial_values ? p.conv_width - 1 : 0;
-    const E* const initial = static_cast<const E*>(p.initial_values);
-    copy_rows(tile, p.v, t0, end, -kHalo, initial ? initial + segment.sequence * before * p.width() : nullptr, before);
+  // The chunk at t0, zeros behind the sequence's end.
+  __device__ void copy_chunk(E* tile, const Rows& rows, int64_t t0) const {
+    const int64_t left = segment.length - t0;
+    copy_rows<kTile>(tile, static_cast<const E*>(rows.data) + (segment.row0 + t0) * rows.stride + head_channel(),
+                     rows.stride, 0, left < kTile ? static_cast<int>(left) : kTile);
   }
 
-  // phi(x) of the chunk's first n rows to f, R phi(x) in place of x; zeros in the other rows.
-  __device__ void features(E* x, E* f, int64_t t0, int n) const {
+  // The values in the chunk at t0 and in the kHalo rows before it, which may be a state's.
+  __device__ void copy_values(E* tile, int64_t t0) const {
+    copy_chunk(tile, p.v, t0);
+    if (p.conv_width == 0) return;
+    const E* rows = static_cast<const E*>(p.v.data) + head_channel();
+    int64_t stride = p.v.stride;
+    int begin = kHalo;  // zeros
+    if (t0 > 0) {
+      begin = 0, rows += (segment.row0 + t0 - kHalo) * stride;
+    } else if (p.initial_values) {
+      const int history = p.conv_width - 1;
+      begin = kHalo - history, stride = p.width();
+      rows = static_cast<const E*>(p.initial_values) + segment.sequence * history * stride + head_channel();
+      rows -= begin * stride;
+    }
+    copy_rows<kHalo>(tile - kHaloSize, rows, stride, begin, kHalo);
+  }
+
+  // Visits each thread's share of a tile: f(row, channel) for four neighbouring channels from `channel` on.
+  template <typename F>
+  __device__ void for_each_quad(F f) const {
     constexpr int kQuads = kHead / 4;
-    const float* const angles = p.rotary ? p.rotary + (rows_before() + t0) * p.width() + head_channel() : nullptr;
 #pragma unroll
     for (int i = 0; i < kTile * kQuads / (32 * kWarps); ++i) {
-      const int index = thread + i * 32 * kWarps, row = index / kQuads, column = index % kQuads * 4;
-      float4 y = load4(x + row * kStride + column), r;
-      if (row < n && column < p.head_dim) {
-        y = make_float4(phi(y.x), phi(y.y), phi(y.z), phi(y.w));
-        r = y;
-        if (angles) {
-          const float4 a = *reinterpret_cast<const float4*>(angles + row * p.width() + column);
-          r = make_float4(y.x * a.x - y.y * a.y, y.x * a.y + y.y * a.x, y.z * a.z - y.w * a.w, y.z * a.w + y.w * a.z);
-        }
-      } else {
-        y = r = make_float4(0.f, 0.f, 0.f, 0.f);
-      }
-      store4(f + row * kStride + column, y);
-      store4(x + row * kStride + column, r);
+      const int index = thread + i * 32 * kWarps;
+      f(index / kQuads, index % kQuads * 4);
     }
   }
 
-  // In place of dy: dy * SiLU(g), times its row's scale if there are scales (stride 2). g may be null.
+  // phi(x) of the chunk's first n rows to f, R phi(x) in place of x, zeros in the other rows; and the same of x2.
+  // Null: not there.
+  __device__ void features(int64_t t0, int n, E* x, E* f, E* x2 = nullptr, E* f2 = nullptr) const {
+    const int64_t width = p.width();
+    const float* const table = p.rotary ? p.rotary + (segment.before + t0) * width + head_channel() : nullptr;
+    for_each_quad([&](int row, int channel) {
+      const bool inside = row < n && in_head(channel);
+      float4 angles = make_float4(1.f, 0.f, 1.f, 0.f);
+      if (table && inside) angles = *reinterpret_cast<const float4*>(table + row * width + channel);
+      features_of(x, f, row * kStride + channel, inside, angles);
+      if (x2) features_of(x2, f2, row * kStride + channel, inside, angles);
+    });
+  }
+
+  // dy * SiLU(g), times its row's scale if there are scales (stride 2), may be in place; g may be null.
   __device__ void gate_gradient(E* out, const E* dy, const E* g, const float* scales) const {
-    constexpr int kQuads = kHead / 4;
-#pragma unroll
-    for (int i = 0; i < kTile * kQuads / (32 * kWarps); ++i) {
-      const int index = thread + i * 32 * kWarps, row = index / kQuads, column = index % kQuads * 4;
-      float4 a = load4(dy + row * kStride + column);
+    for_each_quad([&](int row, int channel) {
+      const int place = row * kStride + channel;
+      float4 a = load4(dy + place);
+      const float s = scales ? scales[2 * row] : 1.f;
       if (g) {
-        const float4 x = load4(g + row * kStride + column);
+        const float4 x = load4(g + place);
         a = make_float4(a.x * x.x * sigmoid(x.x), a.y * x.y * sigmoid(x.y), a.z * x.z * sigmoid(x.z),
                         a.w * x.w * sigmoid(x.w));
       }
-      if (scales) {
-        const float s = scales[2 * row];
-        a = make_float4(a.x * s, a.y * s, a.z * s, a.w * s);
-      }
-      store4(out + row * kStride + column, a);
-    }
+      store4(out + place, make_float4(a.x * s, a.y * s, a.z * s, a.w * s));
+    });
   }
 
   // The chunk's row scales, [16, 2], zero behind its n rows, to shared memory.
@@ -218,12 +230,12 @@ struct Team {
       scales[i] = i / 2 < n ? p.row_scales[((segment.row0 + t0 + i / 2) * p.num_heads + head) * 2 + i % 2] : 0.f;
   }
 
-  // The taps, [kHead, 5]: the one of the current row last, then the bias. To shared memory.
+  // The taps, [5, kHead]: that of the current row is the fourth; then the bias. To shared memory.
   __device__ void load_taps(float* taps) const {
     const E* const weight = static_cast<const E*>(p.conv_weight);
     const E* const bias = static_cast<const E*>(p.conv_bias);
     for (int i = thread; i < kHead * (kMaxTaps + 1); i += 32 * kWarps) {
-      const int channel = i / (kMaxTaps + 1), tap = i % (kMaxTaps + 1);
+      const int channel = i % kHead, tap = i / kHead;
       const int w = tap - (kMaxTaps - p.conv_width);
       float x = 0.f;
       if (p.conv_width > 0 && channel < p.head_dim) {
@@ -236,16 +248,45 @@ struct Team {
     }
   }
 
-  // bias + sum_w tap_w v[row - 3 + w] for two neighbouring channels
-  __device__ float2 convolve(const E* v, const float* taps, int row, int column) const {
-    const float* const w = taps + column * (kMaxTaps + 1);
-    float2 c = make_float2(w[kMaxTaps], w[2 * kMaxTaps + 1]);
+  // bias + sum_w tap_w v[row - 3 + w] at this lane's places of the own channels
+  __device__ void convolve(Acc& c, const E* v, const float* taps) const {
 #pragma unroll
-    for (int i = 0; i < kMaxTaps; ++i) {
-      const float2 x = load2(v + (row - kHalo + i) * kStride + column);
-      c.x += w[i] * x.x, c.y += w[kMaxTaps + 1 + i] * x.y;
+    for (int j = 0; j < 2; ++j) {
+      const int column = own() + tile_col(lane, j, 0);
+      float2 w[kMaxTaps + 1];
+#pragma unroll
+      for (int i = 0; i <= kMaxTaps; ++i) w[i] = load2(taps + i * kHead + column);
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const E* const rows = v + (tile_row(lane, 2 * h) - kHalo) * kStride + column;
+        c.x[j][2 * h] = w[kMaxTaps].x, c.x[j][2 * h + 1] = w[kMaxTaps].y;
+#pragma unroll
+        for (int i = 0; i < kMaxTaps; ++i) {
+          const float2 x = load2(rows + i * kStride);
+          c.x[j][2 * h] += w[i].x * x.x, c.x[j][2 * h + 1] += w[i].y * x.y;
+        }
+      }
     }
-    return c;
+  }
+
+  // This lane's places of the own channels in a tile: f(row, channel, j, e) for the pairs x[j][e], x[j][e + 1].
+  template <typename F>
+  __device__ void for_each_pair(F f) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) f(tile_row(lane, i % 2 * 2), own() + tile_col(lane, i / 2, 0), i / 2, i % 2 * 2);
+  }
+  __device__ void load_pairs(Acc& a, const E* tile) const {
+    for_each_pair([&](int row, int channel, int j, int e) {
+      const float2 x = load2(tile + row * kStride + channel);
+      a.x[j][e] = x.x, a.x[j][e + 1] = x.y;
+    });
+  }
+  // To the first n rows of the chunk at t0.
+  __device__ void store_pairs(const Rows& rows, int64_t t0, int n, const Acc& a) const {
+    E* const out = static_cast<E*>(rows.data) + (segment.row0 + t0) * rows.stride + head_channel();
+    for_each_pair([&](int row, int channel, int j, int e) {
+      if (row < n && in_head(channel)) store2(out + row * rows.stride + channel, a.x[j][e], a.x[j][e + 1]);
+    });
   }
 
   // States as sums: of own value channels by all key channels, of own key channels by all value channels, and of own
@@ -271,14 +312,24 @@ struct Team {
 #pragma unroll
     for (int i = 0; i < 4; ++i) shared[own() + tile_col(lane, i / 2, i % 2)] = sum.x[i];
   }
-  __device__ static RowVector row_vector(const float* shared, int tile, int lane, int stride = 1) {
+  // This lane's four of 16 numbers.
+  __device__ RowVector row_vector(const float* shared, int stride = 1) const {
     RowVector row;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) row.x[i] = shared[(tile * kTile + tile_col(lane, i / 2, i % 2)) * stride];
+    for (int i = 0; i < 4; ++i) row.x[i] = shared[tile_col(lane, i / 2, i % 2) * stride];
     return row;
   }
 
  private:
+  __device__ static void features_of(E* x, E* f, int place, bool inside, const float4& a) {
+    float4 y = load4(x + place);
+    y = make_float4(phi(y.x), phi(y.y), phi(y.z), phi(y.w));
+    if (!inside) y = make_float4(0.f, 0.f, 0.f, 0.f);
+    store4(f + place, y);
+    store4(x + place,
+           make_float4(y.x * a.x - y.y * a.y, y.x * a.y + y.y * a.x, y.z * a.z - y.w * a.w, y.z * a.w + y.w * a.z));
+  }
+
   template <typename F>
   __device__ void visit(Acc (&a)[kTiles], F f) const {
 #pragma unroll
@@ -317,13 +368,18 @@ inline __device__ void keep_upper(Acc& a, int lane) {
     if (tile_col(lane, i / 4, i % 4) < tile_row(lane, i % 4)) a.x[i / 4][i % 4] = 0.f;
 }
 
-// R^-1 of a pair at position t
+// R^-1 at this lane's places of the own channels, for the n rows at t0.
 template <typename E, int kHead>
-__device__ float2 rotate_back(const Team<E, kHead>& team, float2 x, int64_t t, int column) {
-  if (!team.p.rotary) return x;
-  const float2 a = *reinterpret_cast<const float2*>(team.p.rotary + (team.rows_before() + t) * team.p.width() +
-                                                    team.head_channel() + column);
-  return make_float2(x.x * a.x + x.y * a.y, x.y * a.x - x.x * a.y);
+__device__ void rotate_back(const Team<E, kHead>& team, Acc& a, int64_t t0, int n) {
+  if (!team.p.rotary) return;
+  const int64_t width = team.p.width();
+  const float* const table = team.p.rotary + (team.segment.before + t0) * width + team.head_channel();
+  team.for_each_pair([&](int row, int channel, int j, int e) {
+    if (row >= n || !team.in_head(channel)) return;
+    const float2 angle = *reinterpret_cast<const float2*>(table + row * width + channel);
+    const float x = a.x[j][e], y = a.x[j][e + 1];
+    a.x[j][e] = x * angle.x + y * angle.y, a.x[j][e + 1] = y * angle.x - x * angle.y;
+  });
 }
 
 // Calls use(chunk, stage) for `chunks` chunks in turn, whose copies copy(chunk, stage) started a chunk ahead where

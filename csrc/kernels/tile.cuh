@@ -85,8 +85,8 @@ __device__ Operand<E> load_operand(const E* tile, int stride) {
   return operand;
 }
 
-// d += the columns 8 j .. 8 j + 7 of A B^T
-template <typename E>
+// d += the columns 8 j .. 8 j + 7 of A B^T. kExact: A's elements fit into TF32, or E.
+template <bool kExact, typename E>
 __device__ void mma_columns(float (&d)[4], const Operand<E>& a, const Operand<E>& b, int j) {
   if constexpr (sizeof(E) == 4) {
 #pragma unroll
@@ -95,7 +95,7 @@ __device__ void mma_columns(float (&d)[4], const Operand<E>& a, const Operand<E>
       const uint32_t al[4] = {a.low[s][0], a.low[s][2], a.low[s][1], a.low[s][3]};
       const uint32_t bh[2] = {b.high[s][2 * j], b.high[s][2 * j + 1]};
       const uint32_t bl[2] = {b.low[s][2 * j], b.low[s][2 * j + 1]};
-      mma1688_tf32(d, al, bh);
+      if constexpr (!kExact) mma1688_tf32(d, al, bh);
       mma1688_tf32(d, ah, bl);
       mma1688_tf32(d, ah, bh);
     }
@@ -105,10 +105,10 @@ __device__ void mma_columns(float (&d)[4], const Operand<E>& a, const Operand<E>
   }
 }
 
-template <typename E>
+template <bool kExact = false, typename E>
 __device__ void mma(Acc& d, const Operand<E>& a, const Operand<E>& b) {
-  mma_columns(d.x[0], a, b, 0);
-  mma_columns(d.x[1], a, b, 1);
+  mma_columns<kExact>(d.x[0], a, b, 0);
+  mma_columns<kExact>(d.x[1], a, b, 1);
 }
 
 inline __device__ void scale(Acc& a, float factor) {
@@ -139,36 +139,66 @@ struct SplitOperand {
   }
 };
 
-template <typename E>
-__device__ void mma_columns(float (&d)[4], const Operand<E>& a, const SplitOperand<E>& b, int j) {
-  if constexpr (sizeof(E) == 2) mma_columns(d, a, b.low, j);
-  mma_columns(d, a, b.high, j);
-}
 // d += A (factor B)^T
 template <typename E>
 __device__ void mma_split(Acc& d, const Operand<E>& a, const Acc& b, float factor) {
   const SplitOperand<E> split(b, factor);
-  mma_columns(d.x[0], a, split, 0);
-  mma_columns(d.x[1], a, split, 1);
+  if constexpr (sizeof(E) == 2) mma(d, a, split.low);
+  mma(d, a, split.high);
 }
 
-// Every row the same: of a tile's columns, this lane's four (2 (l % 4), + 1, + 8, + 9).
+// Of a tile's columns, this lane's four (2 (l % 4), + 1, + 8, + 9): a tile whose rows are all the same.
 struct RowVector {
   float x[4] = {};
 };
-inline __device__ Acc broadcast(const RowVector& row) {
-  Acc a;
-#pragma unroll
-  for (int i = 0; i < 8; ++i) a.x[i / 4][i % 4] = row.x[i / 4 * 2 + i % 2];
-  return a;
-}
-// The sum over the tokens of weights[token] * M[channel][token], where M is an operand.
+// As the operand A.
 template <typename E>
-__device__ void add_weighted_rows(RowVector& sum, const RowVector& weights, const Operand<E>& m, float factor) {
+__device__ Operand<E> to_operand(const RowVector& row) {
+  Operand<E> operand;
+  if constexpr (sizeof(E) == 4) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) set_element(operand, i / 4, i % 4, row.x[i / 4 * 2 + i % 2]);
+  } else {
+    operand.r[0] = operand.r[1] = pack2<E>(row.x[0], row.x[1]);
+    operand.r[2] = operand.r[3] = pack2<E>(row.x[2], row.x[3]);
+  }
+  return operand;
+}
+// d += A (factor row)^T, the same in all columns, for this lane's rows d[0] and d[2].
+template <typename E>
+__device__ void mma_row(float (&d)[4], const Operand<E>& a, const RowVector& row, float factor) {
+  const float x[4] = {row.x[0] * factor, row.x[1] * factor, row.x[2] * factor, row.x[3] * factor};
+  if constexpr (sizeof(E) == 4) {
+    Operand<E> operand;  // its upper half is not used
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      set_element(operand, i / 2, i % 2, x[i]);
+      operand.high[i / 2][2 + i % 2] = operand.low[i / 2][2 + i % 2] = 0;
+    }
+    mma_columns<false>(d, a, operand, 0);
+  } else {
+    const uint32_t high[2] = {pack2<E>(x[0], x[1]), pack2<E>(x[2], x[3])};
+    const float2 h0 = unpack2<E>(high[0]), h1 = unpack2<E>(high[1]);
+    const uint32_t low[2] = {pack2<E>(x[0] - h0.x, x[1] - h0.y), pack2<E>(x[2] - h1.x, x[3] - h1.y)};
+    mma16816<E>(d, a.r, low);
+    mma16816<E>(d, a.r, high);
+  }
+}
+// sum += factor * the sum over the tokens of weight[token] M[channel][token], where M is an operand.
+template <typename E>
+__device__ void add_weighted(RowVector& sum, const RowVector& weights, const Operand<E>& m, float factor) {
   Acc d;
-  mma(d, to_operand<E>(broadcast(weights)), m);
+  mma(d, to_operand<E>(weights), m);
 #pragma unroll
   for (int i = 0; i < 4; ++i) sum.x[i] += factor * d.x[i / 2][i % 2];
+}
+// sum += the sum over the tokens of M[channel][token].
+template <typename E>
+__device__ void add_tokens(RowVector& sum, const Operand<E>& m) {
+  Acc d;
+  mma<true>(d, to_operand<E>(RowVector{{1.f, 1.f, 1.f, 1.f}}), m);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) sum.x[i] += d.x[i / 2][i % 2];
 }
 
 // Of the four lanes that share a tile's rows.
@@ -214,7 +244,7 @@ inline __device__ float sigmoid(float x) { return fast_reciprocal(1.f + fast_exp
 // of SiLU, where s = sigmoid(x)
 inline __device__ float silu_grad(float x, float s) { return s * (1.f + x * (1.f - s)); }
 // phi(x) = elu(x) + 1
-inline __device__ float phi(float x) { return x > 0.f ? x + 1.f : fast_exp2(1.44269504f * x); }
+inline __device__ float phi(float x) { return fmaxf(x, 0.f) + fast_exp2(1.44269504f * fminf(x, 0.f)); }
 // its derivative, from f = phi(x)
 inline __device__ float phi_grad(float f) { return f > 1.f ? 1.f : f; }
 
