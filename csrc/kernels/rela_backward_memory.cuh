@@ -19,15 +19,4 @@ struct BackwardMemory {
   float conv_grad[(kTile + kHalo) * kConvStride];  // of the chunk's rows and the kHalo behind them
 };
 
-// The gate at a place: dy through it, and the gradient of its input from the output before it.
-struct Gate {
-  float a, factor;  // dg = factor * output
-  __device__ Gate(float dy, float g, bool gated) : a(dy), factor(0.f) {
-    if (!gated) return;
-    const float s = sigmoid(g);
-    a = dy * g * s;
-    factor = dy * silu_grad(g, s);
-  }
-};
-
 }  // namespace recgrela::cuda

@@ -79,27 +79,34 @@ __device__ void key_sweep(const Team<E, kHead>& team, BackwardMemory<E, kHead>& 
     const float factor = 1.f / team.chunk_count(t0);
     auto& m = memory.stages[stage];
 
-    if (convolves) {  // own channels only: the warp's own affair
-      Acc c, dy, g;
-      team.convolve(c, m.v, memory.taps);
-      team.load_pairs(dy, m.dy);
-      if (gated) team.load_pairs(g, m.g);
-      team.for_each_pair([&](int row, int channel, int j, int e) {
-        float d[2];
+    if (p.causal && own_rows) {
+      team.load_scales(memory.scales, t0, n);
+      team.sync();
+    }
+    Acc a;  // dy through the gate
+    team.load_pairs(a, m.dy);
+    if (gated) {
+      Acc g;
+      team.load_pairs(g, m.g);
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const float x = c.x[j][e + i];
-          d[i] = Gate(dy.x[j][e + i], g.x[j][e + i], gated).a * silu_grad(x, sigmoid(x));
-        }
-        store2(memory.conv_grad + row * kConvStride + channel, d[0], d[1]);
+      for (int i = 0; i < 8; ++i) a.x[i / 4][i % 4] *= g.x[i / 4][i % 4] * sigmoid(g.x[i / 4][i % 4]);
+    }
+    if (convolves) {
+      Acc c;
+      team.convolve(c, m.v, memory.taps);
+      team.for_each_pair([&](int row, int channel, int j, int e) {
+        const float x = c.x[j][e], y = c.x[j][e + 1];
+        store2(memory.conv_grad + row * kConvStride + channel, a.x[j][e] * silu_grad(x, sigmoid(x)),
+               a.x[j][e + 1] * silu_grad(y, sigmoid(y)));
       });
     }
     if (own_rows) {
       team.features(t0, n, m.k, memory.fk, p.causal ? m.q : nullptr, memory.fq);
-      if (p.causal) {
-        team.load_scales(memory.scales, t0, n);
-        team.sync();
-        team.gate_gradient(memory.a, m.dy, gated ? m.g : nullptr, memory.scales);
+      if (p.causal) {  // u n
+        const RowPair scales = {memory.scales[2 * tile_row(team.lane, 0)], memory.scales[2 * tile_row(team.lane, 2)]};
+#pragma unroll
+        for (int i = 0; i < 8; ++i) a.x[i / 4][i % 4] *= scales.x[i / 2 % 2];
+        team.store_pairs(memory.a, a);
       }
     }
     team.sync();

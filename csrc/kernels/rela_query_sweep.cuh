@@ -33,7 +33,19 @@ __device__ void query_sweep(const Team<E, kHead>& team, BackwardMemory<E, kHead>
     const float factor = 1.f / team.chunk_count(t0);
     auto& m = memory.stages[stage];
     team.features(t0, n, m.q, memory.fq, p.causal ? m.k : nullptr, memory.fk);
-    team.gate_gradient(memory.a, m.dy, gated ? m.g : nullptr, nullptr);
+    Acc a, d_gate;  // dy through the gate; the gradient of the gate's input, but for the factor of the output
+    team.load_pairs(a, m.dy);
+    if (gated) {
+      Acc g;
+      team.load_pairs(g, m.g);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const float dy = a.x[i / 4][i % 4], x = g.x[i / 4][i % 4], s = sigmoid(x);
+        a.x[i / 4][i % 4] = dy * x * s;
+        d_gate.x[i / 4][i % 4] = dy * silu_grad(x, s);
+      }
+    }
+    team.store_pairs(memory.a, a);
     if constexpr (T::kTiles > 1) team.publish(memory.z, sum);
     team.sync();
 
@@ -42,26 +54,18 @@ __device__ void query_sweep(const Team<E, kHead>& team, BackwardMemory<E, kHead>
     attend(team, t0, m.q, memory.fq, m.k, memory.fk, m.v, memory.z, sum, state, o, inverse);
 #pragma unroll
     for (int i = 0; i < 8; ++i) o.x[i / 4][i % 4] *= inverse.x[i / 2 % 2];
-    Acc dy;
-    team.load_pairs(dy, m.dy);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) dot.x[i / 2 % 2] += a.x[i / 4][i % 4] * o.x[i / 4][i % 4];
     if (gated) {
-      Acc g, shortcut;
-      team.load_pairs(g, m.g);
       if (p.conv_width > 0) {
-        team.convolve(shortcut, m.v, memory.taps);
+        Acc c;
+        team.convolve(c, m.v, memory.taps);
 #pragma unroll
-        for (int i = 0; i < 8; ++i) shortcut.x[i / 4][i % 4] *= sigmoid(shortcut.x[i / 4][i % 4]);
+        for (int i = 0; i < 8; ++i) o.x[i / 4][i % 4] += c.x[i / 4][i % 4] * sigmoid(c.x[i / 4][i % 4]);
       }
 #pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        const Gate gate(dy.x[i / 4][i % 4], g.x[i / 4][i % 4], true);
-        dot.x[i / 2 % 2] += gate.a * o.x[i / 4][i % 4];
-        g.x[i / 4][i % 4] = gate.factor * (o.x[i / 4][i % 4] + shortcut.x[i / 4][i % 4]);
-      }
-      team.store_pairs(p.dg, t0, n, g);
-    } else {
-#pragma unroll
-      for (int i = 0; i < 8; ++i) dot.x[i / 2 % 2] += dy.x[i / 4][i % 4] * o.x[i / 4][i % 4];
+      for (int i = 0; i < 8; ++i) d_gate.x[i / 4][i % 4] *= o.x[i / 4][i % 4];
+      team.store_pairs(p.dg, t0, n, d_gate);
     }
 #pragma unroll
     for (int h = 0; h < 2; ++h) dot.x[h] = quad_sum(dot.x[h]);

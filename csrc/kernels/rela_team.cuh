@@ -145,7 +145,7 @@ struct Team {
 
   // Starts to copy kRows rows of the head to a tile; zeros but for the rows begin .. end - 1.
   template <int kRows>
-  __device__ void copy_rows(E* tile, const E* rows, int64_t stride, int begin, int end) const {
+  __device__ void copy_rows(E* tile, const E* rows, int stride, int begin, int end) const {
     constexpr int kVector = 16 / sizeof(E), kVectors = kHead / kVector, kStep = 32 * kWarps / kVectors;
     int row = thread / kVectors;
     const int column = thread % kVectors * kVector;
@@ -163,7 +163,7 @@ struct Team {
   __device__ void copy_chunk(E* tile, const Rows& rows, int64_t t0) const {
     const int64_t left = segment.length - t0;
     copy_rows<kTile>(tile, static_cast<const E*>(rows.data) + (segment.row0 + t0) * rows.stride + head_channel(),
-                     rows.stride, 0, left < kTile ? static_cast<int>(left) : kTile);
+                     static_cast<int>(rows.stride), 0, left < kTile ? static_cast<int>(left) : kTile);
   }
 
   // The values in the chunk at t0 and in the kHalo rows before it, which may be a state's.
@@ -181,7 +181,7 @@ struct Team {
       rows = static_cast<const E*>(p.initial_values) + segment.sequence * history * stride + head_channel();
       rows -= begin * stride;
     }
-    copy_rows<kHalo>(tile - kHaloSize, rows, stride, begin, kHalo);
+    copy_rows<kHalo>(tile - kHaloSize, rows, static_cast<int>(stride), begin, kHalo);
   }
 
   // Visits each thread's share of a tile: f(row, channel) for four neighbouring channels from `channel` on.
@@ -198,7 +198,7 @@ struct Team {
   // phi(x) of the chunk's first n rows to f, R phi(x) in place of x, zeros in the other rows; and the same of x2.
   // Null: not there.
   __device__ void features(int64_t t0, int n, E* x, E* f, E* x2 = nullptr, E* f2 = nullptr) const {
-    const int64_t width = p.width();
+    const int width = static_cast<int>(p.width());
     const float* const table = p.rotary ? p.rotary + (segment.before + t0) * width + head_channel() : nullptr;
     for_each_quad([&](int row, int channel) {
       const bool inside = row < n && in_head(channel);
@@ -281,11 +281,16 @@ struct Team {
       a.x[j][e] = x.x, a.x[j][e + 1] = x.y;
     });
   }
+  __device__ void store_pairs(E* tile, const Acc& a) const {
+    for_each_pair(
+        [&](int row, int channel, int j, int e) { store2(tile + row * kStride + channel, a.x[j][e], a.x[j][e + 1]); });
+  }
   // To the first n rows of the chunk at t0.
   __device__ void store_pairs(const Rows& rows, int64_t t0, int n, const Acc& a) const {
     E* const out = static_cast<E*>(rows.data) + (segment.row0 + t0) * rows.stride + head_channel();
+    const int stride = static_cast<int>(rows.stride);
     for_each_pair([&](int row, int channel, int j, int e) {
-      if (row < n && in_head(channel)) store2(out + row * rows.stride + channel, a.x[j][e], a.x[j][e + 1]);
+      if (row < n && in_head(channel)) store2(out + row * stride + channel, a.x[j][e], a.x[j][e + 1]);
     });
   }
 
@@ -372,7 +377,7 @@ inline __device__ void keep_upper(Acc& a, int lane) {
 template <typename E, int kHead>
 __device__ void rotate_back(const Team<E, kHead>& team, Acc& a, int64_t t0, int n) {
   if (!team.p.rotary) return;
-  const int64_t width = team.p.width();
+  const int width = static_cast<int>(team.p.width());
   const float* const table = team.p.rotary + (team.segment.before + t0) * width + team.head_channel();
   team.for_each_pair([&](int row, int channel, int j, int e) {
     if (row >= n || !team.in_head(channel)) return;

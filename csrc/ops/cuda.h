@@ -37,11 +37,11 @@ inline cuda::DType cuda_dtype(const Tensor& x) {
   }
 }
 
-// The kernels take 16 bytes at a time: rows that do not begin there are copied.
+// The kernels take 16 bytes at a time, and rows less than 2^26 elements apart: others are copied.
 inline Tensor aligned_rows(const Tensor& x) {
   const int64_t size = x.element_size();
-  const bool aligned =
-      reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 == 0 && (x.size(0) <= 1 || x.stride(0) * size % 16 == 0);
+  const bool aligned = reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 == 0 &&
+                       (x.size(0) <= 1 || (x.stride(0) * size % 16 == 0 && x.stride(0) < (int64_t{1} << 26)));
   return aligned ? x : torch::stable::clone(x);
 }
 inline OptTensor aligned_rows(const OptTensor& x) { return x ? OptTensor(aligned_rows(*x)) : x; }
