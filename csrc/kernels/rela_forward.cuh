@@ -19,7 +19,7 @@ struct ForwardMemory {
   Segment segment;
   Stage stages[T::kStages];
   E fq[T::kTileSize], fk[T::kTileSize];
-  float z[kHead], taps[kHead * (kMaxTaps + 1)];
+  float z[T::kWarps > 1 ? kHead : 4], taps[kHead * (kMaxTaps + 1)];
 };
 
 // Of this lane's two rows, l / 4 and l / 4 + 8.

@@ -14,7 +14,9 @@ cudaError_t launch_rela(const RelaPlan& p, cudaStream_t stream, F kernel_of) {
   auto run = [&](auto head) {
     constexpr int kHead = decltype(head)::value;
     using T = Team<E, kHead>;
-    return launch(kernel_of(head), T::blocks(p), T::kThreads, T::kTeams * sizeof(Memory<E, kHead>), stream, p);
+    constexpr size_t kBytes = T::kTeams * sizeof(Memory<E, kHead>);
+    static_assert(kBytes <= 99 * 1024, "as much as a block can have on every GPU from sm_80 on");
+    return launch(kernel_of(head), T::blocks(p), T::kThreads, kBytes, stream, p);
   };
   switch (p.head_dim) {
     case 8:
