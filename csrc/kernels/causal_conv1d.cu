@@ -29,6 +29,7 @@ struct ConvArgs {
   int runs;          // of a block, one below the other
   int run_rows;
   int64_t row_blocks;
+  bool aligned;  // each row of all matrices begins where a group can be loaded at once
 };
 
 // Channels of a group: 16 bytes.
@@ -73,7 +74,7 @@ __device__ Packed<E, N> pack(const float (&values)[N]) {
   return packed;
 }
 
-// One channel at a time, zero from `valid` on: where a row ends inside the group, or is not aligned.
+// One channel at a time, zero from `valid` on: where a row ends inside the group, or rows are not aligned.
 template <typename E, int N>
 __device__ void load_each(const E* from, int valid, float (&out)[N]) {
 #pragma unroll
@@ -82,17 +83,17 @@ __device__ void load_each(const E* from, int valid, float (&out)[N]) {
 
 // Row `row` if it is in [low, high), else zeros. `rows` points at the group in row 0.
 template <typename E, int N>
-__device__ Packed<E, N> load_row(const E* rows, int64_t stride, int row, int low, int high, int valid) {
+__device__ Packed<E, N> load_row(const E* rows, int64_t stride, int row, int low, int high, int valid, bool whole) {
   if (row < low || row >= high) return {};
-  if (valid == N) return *reinterpret_cast<const Packed<E, N>*>(rows + row * stride);
+  if (whole) return *reinterpret_cast<const Packed<E, N>*>(rows + row * stride);
   float values[N];
   load_each(rows + row * stride, valid, values);
   return pack<E>(values);
 }
 
 template <typename E, int N>
-__device__ void store_row(E* to, int valid, const float (&values)[N]) {
-  if (valid == N) {
+__device__ void store_row(E* to, int valid, bool whole, const float (&values)[N]) {
+  if (whole) {
     const Packed<E, N> packed = pack<E>(values);
     if constexpr (sizeof(packed) == 16) {  // by name: the compiler splits most plain stores into words
       __stcg(reinterpret_cast<uint4*>(to),
@@ -125,6 +126,7 @@ struct Run {
   int low, high;    // which rows there are, from the run's first, of those from K - 1 before it to K - 1 behind it
   int64_t channel;  // the first of the group
   int valid;        // how many of the group's N channels there are
+  bool whole;       // they are N, and aligned in every row
 
   __device__ explicit Run(const ConvArgs& a) {
     row_block = blockIdx.x / a.columns;
@@ -140,6 +142,7 @@ struct Run {
     low = begin == 0 ? 0 : -(K - 1);  // a run has no fewer rows
     channel = int64_t{group} * N;
     valid = a.p.channels - channel < N ? static_cast<int>(a.p.channels - channel) : N;
+    whole = a.aligned && valid == N;
     if (run >= a.runs || group >= a.groups || rows < 0) rows = 0;
   }
 };
@@ -229,7 +232,8 @@ __global__ void __launch_bounds__(kThreads, 2) conv_forward(ConvArgs a) {
   float rows[K][N] = {};
   Packed<E, N> ahead[kAhead];
 #pragma unroll
-  for (int i = 0; i < kAhead; ++i) ahead[i] = load_row<E, N>(x, p.x.stride, run.low + i, run.low, run.rows, run.valid);
+  for (int i = 0; i < kAhead; ++i)
+    ahead[i] = load_row<E, N>(x, p.x.stride, run.low + i, run.low, run.rows, run.valid, run.whole);
 #pragma unroll 1
   for (int first = run.low; first < run.rows; first += kAhead) {
 #pragma unroll
@@ -246,11 +250,11 @@ __global__ void __launch_bounds__(kThreads, 2) conv_forward(ConvArgs a) {
 #pragma unroll
             for (int c = 0; c < N; ++c) out[c] *= sigmoid(out[c]);
           }
-          store_row(y + row * p.y.stride, run.valid, out);
+          store_row(y + row * p.y.stride, run.valid, run.whole, out);
         }
         shift_up(rows);
       }
-      ahead[i] = load_row<E, N>(x, p.x.stride, row + kAhead, INT32_MIN, run.rows, run.valid);
+      ahead[i] = load_row<E, N>(x, p.x.stride, row + kAhead, INT32_MIN, run.rows, run.valid, run.whole);
     }
   }
 }
@@ -279,8 +283,8 @@ __global__ void __launch_bounds__(kThreads, 2) conv_backward(ConvArgs a) {
     Packed<E, N> x_ahead[kAhead], dy_ahead[kAhead];
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
-      x_ahead[i] = load_row<E, N>(x, p.x.stride, run.low + i, run.low, run.high, run.valid);
-      dy_ahead[i] = load_row<E, N>(dy, p.dy.stride, run.low + i, 0, run.high, run.valid);
+      x_ahead[i] = load_row<E, N>(x, p.x.stride, run.low + i, run.low, run.high, run.valid, run.whole);
+      dy_ahead[i] = load_row<E, N>(dy, p.dy.stride, run.low + i, 0, run.high, run.valid, run.whole);
     }
 #pragma unroll 1
     for (int first = run.low; first < run.rows + K - 1; first += kAhead) {
@@ -332,14 +336,14 @@ __global__ void __launch_bounds__(kThreads, 2) conv_backward(ConvArgs a) {
               for (int c = 0; c < N; ++c) grad[w][c] += taps.tap[w][c] * d[c];
             }
           }
-          if (row >= K - 1) store_row(dx + (row - (K - 1)) * p.dx.stride, run.valid, grad[0]);
+          if (row >= K - 1) store_row(dx + (row - (K - 1)) * p.dx.stride, run.valid, run.whole, grad[0]);
           shift_up(rows);
           shift_up(grad);
 #pragma unroll
           for (int c = 0; c < N; ++c) grad[K - 1][c] = 0.f;
         }
-        x_ahead[i] = load_row<E, N>(x, p.x.stride, row + kAhead, INT32_MIN, run.high, run.valid);
-        dy_ahead[i] = load_row<E, N>(dy, p.dy.stride, row + kAhead, 0, run.high, run.valid);
+        x_ahead[i] = load_row<E, N>(x, p.x.stride, row + kAhead, INT32_MIN, run.high, run.valid, run.whole);
+        dy_ahead[i] = load_row<E, N>(dy, p.dy.stride, row + kAhead, 0, run.high, run.valid, run.whole);
       }
     }
   }
@@ -473,9 +477,16 @@ __global__ void __launch_bounds__(kThreads) conv_initial_values_grad(CausalConv1
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+bool is_aligned(const Rows& rows, int64_t element_size, int64_t bytes) {
+  return reinterpret_cast<uintptr_t>(rows.data) % bytes == 0 && rows.stride * element_size % bytes == 0;
+}
+
 ConvArgs plan(const CausalConv1dParams& p, int group_channels) {
   ConvArgs a;
   a.p = p;
+  const int64_t size = p.dtype == DType::kFloat32 ? 4 : 2, bytes = group_channels * size;
+  a.aligned = is_aligned(p.x, size, bytes) && is_aligned(p.y, size, bytes) && is_aligned(p.dy, size, bytes) &&
+              is_aligned(p.dx, size, bytes);
   a.groups = static_cast<int>(divide_up(p.channels, group_channels));
   a.columns = static_cast<int>(divide_up(a.groups, kMaxGroups));
   a.block_groups = static_cast<int>(divide_up(a.groups, a.columns));

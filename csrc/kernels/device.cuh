@@ -86,6 +86,15 @@ inline __device__ float fast_reciprocal(float x) {
   return y;
 }
 
+// x > 0 ? yes : no, without a jump around what makes `yes` and `no`.
+inline __device__ float where_positive(float x, float yes, float no) {
+  float y;
+  asm("{\n\t.reg .pred p;\n\tsetp.gt.f32 p, %1, 0f00000000;\n\tselp.f32 %0, %2, %3, p;\n\t}"
+      : "=f"(y)
+      : "f"(x), "f"(yes), "f"(no));
+  return y;
+}
+
 // D += A B of one warp with the PTX fragment layouts; mma.m16n8k16 for 16-bit operands, mma.m16n8k8 for TF32,
 // which reads the upper 19 bits of each operand. Sums in float32.
 template <typename E>

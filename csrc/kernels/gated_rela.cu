@@ -11,7 +11,7 @@
 namespace recgrela::cuda {
 namespace {
 
-constexpr int kScanThreads = 256, kReduceThreads = 256;
+constexpr int kScanThreads = 128, kReduceThreads = 1024;
 
 struct ScanArgs {
   RelaPlan plan;
@@ -21,43 +21,53 @@ struct ScanArgs {
 };
 
 // The sums of a sequence's segments in order: each becomes the sum of those before it (causal; after it, in reverse)
-// with the initial one, or of all. A block takes one head of a sequence.
+// with the initial one, or of all. A thread takes one element of a head's sums, and several segments at a time.
 __global__ void __launch_bounds__(kScanThreads) scan_kernel(const ScanArgs args) {
+  constexpr int kAtATime = 8;
   const RelaPlan& p = args.plan;
-  const int64_t b = blockIdx.x / p.num_heads, size = p.state_size(), slot = first_slot(p, b);
-  const int head = static_cast<int>(blockIdx.x % p.num_heads);
+  const int64_t size = p.state_size(), parts = (size + kScanThreads - 1) / kScanThreads;
+  const int64_t element = blockIdx.x % parts * kScanThreads + threadIdx.x, which = blockIdx.x / parts;
+  const int64_t b = which / p.num_heads, head = which % p.num_heads;
   const RowRange rows = sequence_rows(p.sequences, b);
   const int64_t count = (rows.end - rows.begin + p.segment_rows - 1) / p.segment_rows;
-  if (count <= 1) return;
-  auto state = [&](int64_t i) {
-    return args.states + ((slot + (args.reverse ? count - 1 - i : i)) * p.num_heads + head) * size;
-  };
-  for (int64_t element = threadIdx.x; element < size; element += kScanThreads) {
-    float sum = args.initial ? args.initial[(b * p.num_heads + head) * size + element] : 0.f;
-    if (p.causal) {
-      for (int64_t i = 0; i < count; ++i) {
-        const float part = i + 1 < count ? state(i)[element] : 0.f;
-        state(i)[element] = sum;
-        sum += part;
-      }
-    } else {
-      for (int64_t i = 0; i < count; ++i) sum += state(i)[element];
-      for (int64_t i = 0; i < count; ++i) state(i)[element] = sum;
+  if (count <= 1 || element >= size) return;
+  const int64_t step = (args.reverse ? -1 : 1) * p.num_heads * size;
+  float* state =
+      args.states + ((first_slot(p, b) + (args.reverse ? count - 1 : 0)) * p.num_heads + head) * size + element;
+  float sum = args.initial ? args.initial[which * size + element] : 0.f;
+  // The last segment's own sums are not there in the causal form, as nobody needs them.
+  const int64_t known = p.causal ? count - 1 : count;
+  float* at = state;
+  for (int64_t i = 0; i < known; i += kAtATime, at += kAtATime * step) {
+    float part[kAtATime];
+#pragma unroll
+    for (int k = 0; k < kAtATime; ++k) part[k] = i + k < known ? at[k * step] : 0.f;
+#pragma unroll
+    for (int k = 0; k < kAtATime; ++k) {
+      if (p.causal && i + k < known) at[k * step] = sum;
+      sum += part[k];
     }
+  }
+  if (p.causal) {
+    state[known * step] = sum;
+  } else {
+    for (int64_t i = 0; i < count; ++i) state[i * step] = sum;
   }
 }
 
 // The gradients of the taps and the bias from those of the slots, added in an order of its own whatever the device.
-// A block takes 8 places of [D, 5], with 32 threads each.
+// A block takes 8 places of [D, 5], with 128 threads each.
 template <typename E>
 __global__ void __launch_bounds__(kReduceThreads) reduce_taps_kernel(const RelaPlan p) {
   float* const parts = reinterpret_cast<float*>(dynamic_shared());
   const int64_t places = p.width() * (kMaxTaps + 1);
   const int64_t place = int64_t{blockIdx.x} * 8 + threadIdx.x % 8;
   float sum = 0.f;
-  if (place < places)
+  if (place < places) {
+#pragma unroll 8
     for (int64_t slot = threadIdx.x / 8; slot < p.num_slots; slot += kReduceThreads / 8)
       sum += p.conv_partial[slot * places + place];
+  }
   parts[threadIdx.x] = sum;
   __syncthreads();
   if (threadIdx.x >= 8 || place >= places) return;
@@ -129,7 +139,8 @@ cudaError_t with_kernels(DType dtype, F f) {
 cudaError_t scan(const RelaPlan& p, float* states, const float* initial, bool reverse, cudaStream_t stream) {
   ScanArgs args;
   args.plan = p, args.states = states, args.initial = initial, args.reverse = reverse;
-  return launch(scan_kernel, p.sequences.count * p.num_heads, kScanThreads, 0, stream, args);
+  const int64_t parts = (p.state_size() + kScanThreads - 1) / kScanThreads;
+  return launch(scan_kernel, p.sequences.count * p.num_heads * parts, kScanThreads, 0, stream, args);
 }
 
 // The states of keys before all segments, or of all keys.

@@ -15,8 +15,8 @@ namespace recgrela::cuda {
 
 enum class DType { kFloat32, kFloat16, kBFloat16 };
 
-// A matrix of rows; null: absent. Row starts and the stride are multiples of 16 bytes; a stride is below 2^26, so that
-// a place within 16 rows fits into 32 bits.
+// A matrix of rows; null: absent. For gated_rela row starts and the stride are multiples of 16 bytes, and a stride is
+// below 2^26, so that a place within 16 rows fits into 32 bits.
 struct Rows {
   void* data = nullptr;
   int64_t stride = 0;  // in elements

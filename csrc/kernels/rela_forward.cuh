@@ -1,6 +1,7 @@
 // The forward of gated_rela for a segment whose state before it (causal) or as a whole (bidirectional) is known.
 //
-// With n the count of a chunk's last row (of the sequence, if bidirectional), per chunk of 16 tokens:
+// With n the count of a chunk's last row (of the sequence, if bidirectional), per chunk of 16 tokens, whose rows all
+// meet (a number that is not finite reaches the rows before it in its chunk):
 //   numerator / n   = (R phi(q) (R phi(k))^T, j <= i) v / n + R phi(q) (S / n)
 //   denominator / n = (phi(q) phi(k)^T, j <= i) 1 / n + phi(q) (z / n)
 // where the first terms are only there in the causal form, which then moves S and z on by the chunk.
@@ -22,16 +23,12 @@ struct ForwardMemory {
   float z[T::kWarps > 1 ? kHead : 4], taps[kHead * (kMaxTaps + 1)];
 };
 
-// Of this lane's two rows, l / 4 and l / 4 + 8.
-struct RowPair {
-  float x[2] = {};
-};
-
-// A chunk's numerator / n of own value channels, and n / denominator, from features in shared memory.
+// A chunk's attention of own value channels, and n / denominator of each row, from features in shared memory.
+// The weights within a chunk are multiplied by n / denominator before they become an operand of 16 bits.
 template <typename E, int kHead>
 __device__ void attend(const Team<E, kHead>& team, int64_t t0, const E* rq, const E* fq, const E* rk, const E* fk,
                        const E* v, const float* z, const RowVector& sum, const Acc (&state)[Team<E, kHead>::kTiles],
-                       Acc& numerator, RowPair& inverse) {
+                       Acc& o, RowPair& inverse) {
   using T = Team<E, kHead>;
   const bool causal = team.p.causal;
   const float n = team.chunk_count(t0), factor = 1.f / n;
@@ -39,20 +36,15 @@ __device__ void attend(const Team<E, kHead>& team, int64_t t0, const E* rq, cons
   float from_state[4] = {};
 #pragma unroll
   for (int t = 0; t < T::kTiles; ++t) {
+    limit_overlap<E, T::kTiles>();
     const Operand<E> q = load_operand<E, false>(rq + t * kTile, T::kStride);
     if (causal) mma(rotated, q, load_operand<E, false>(rk + t * kTile, T::kStride));
-    mma_split(numerator, q, state[t], factor);
+    mma_split(o, q, state[t], factor);
     const Operand<E> f = load_operand<E, false>(fq + t * kTile, T::kStride);
     if (causal) mma(plain, f, load_operand<E, false>(fk + t * kTile, T::kStride));
     mma_row(from_state, f, T::kTiles == 1 ? sum : team.row_vector(z + t * kTile), factor);
   }
-  if (causal) {
-    keep_lower(rotated, team.lane);
-    keep_lower(plain, team.lane);
-    Acc part;
-    mma(part, to_operand<E>(rotated), load_operand<E, true>(v + team.own(), T::kStride));
-    add_scaled(numerator, part, factor);
-  }
+  if (causal) keep_lower(plain, team.lane);
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     float denominator = from_state[2 * h];
@@ -64,6 +56,14 @@ __device__ void attend(const Team<E, kHead>& team, int64_t t0, const E* rq, cons
     }
     inverse.x[h] = 1.f / (denominator + team.p.eps * (count * factor));
   }
+  scale_rows(o, inverse);
+  if (causal) {
+    keep_lower(rotated, team.lane);
+    scale_rows(rotated, inverse);
+    Acc part;
+    mma(part, to_operand<E>(rotated), load_operand<E, true>(v + team.own(), T::kStride));
+    add_scaled(o, part, factor);
+  }
 }
 
 // Moves a causal state on by a chunk.
@@ -73,7 +73,10 @@ __device__ void add_keys(const Team<E, kHead>& team, const E* rk, const E* fk, c
   using T = Team<E, kHead>;
   const Operand<E> values = load_operand<E, true>(v + team.own(), T::kStride);
 #pragma unroll
-  for (int t = 0; t < T::kTiles; ++t) mma(state[t], values, load_operand<E, true>(rk + t * kTile, T::kStride));
+  for (int t = 0; t < T::kTiles; ++t) {
+    limit_overlap<E, T::kTiles>();
+    mma(state[t], values, load_operand<E, true>(rk + t * kTile, T::kStride));
+  }
   add_tokens(sum, load_operand<E, true>(fk + team.own(), T::kStride));
 }
 
@@ -138,8 +141,6 @@ __global__ void __launch_bounds__(Team<E, kHead>::kThreads, Team<E, kHead>::kFor
     Acc y;
     RowPair inverse;
     attend(team, t0, m.q, memory.fq, m.k, memory.fk, m.v, memory.z, sum, state, y, inverse);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) y.x[i / 4][i % 4] *= inverse.x[i / 2 % 2];
     if (p.conv_width > 0) {
       Acc c;
       team.convolve(c, m.v, memory.taps);

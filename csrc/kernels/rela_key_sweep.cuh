@@ -102,11 +102,11 @@ __device__ void key_sweep(const Team<E, kHead>& team, BackwardMemory<E, kHead>& 
     }
     if (own_rows) {
       team.features(t0, n, m.k, memory.fk, p.causal ? m.q : nullptr, memory.fq);
-      if (p.causal) {  // u n
+      if (p.causal) {  // u n, in place
         const RowPair scales = {memory.scales[2 * tile_row(team.lane, 0)], memory.scales[2 * tile_row(team.lane, 2)]};
 #pragma unroll
         for (int i = 0; i < 8; ++i) a.x[i / 4][i % 4] *= scales.x[i / 2 % 2];
-        team.store_pairs(memory.a, a);
+        team.store_pairs(m.dy, a);
       }
     }
     team.sync();
@@ -122,8 +122,9 @@ __device__ void key_sweep(const Team<E, kHead>& team, BackwardMemory<E, kHead>& 
           mma(products, load_operand<E, false>(m.k + t * kTile, T::kStride),
               load_operand<E, false>(m.q + t * kTile, T::kStride));
         keep_upper(products, team.lane);
-        mma(d_value, to_operand<E>(products), load_operand<E, true>(memory.a + team.own(), T::kStride));
-        scale(d_value, factor);
+        scale(products, 1.f / kHead);
+        mma(d_value, to_operand<E>(products), load_operand<E, true>(m.dy + team.own(), T::kStride));
+        scale(d_value, factor * kHead);
       }
 #pragma unroll
       for (int t = 0; t < T::kTiles; ++t)
@@ -154,10 +155,11 @@ __device__ void key_sweep(const Team<E, kHead>& team, BackwardMemory<E, kHead>& 
 #pragma unroll
         for (int t = 0; t < T::kTiles; ++t)
           mma(products, load_operand<E, false>(m.v + t * kTile, T::kStride),
-              load_operand<E, false>(memory.a + t * kTile, T::kStride));
+              load_operand<E, false>(m.dy + t * kTile, T::kStride));
         keep_upper(products, team.lane);
+        scale(products, 1.f / kHead);
         mma(d_key, to_operand<E>(products), load_operand<E, true>(m.q + team.own(), T::kStride));
-        scale(d_key, factor);
+        scale(d_key, factor * kHead);
         const RowVector row = team.row_vector(memory.scales + 1, 2);
         Acc weights;
 #pragma unroll
@@ -180,7 +182,7 @@ __device__ void key_sweep(const Team<E, kHead>& team, BackwardMemory<E, kHead>& 
       team.store_pairs(p.dk, t0, n, d_key);
       if (p.causal) {
         {
-          const Operand<E> a = load_operand<E, true>(memory.a + team.own(), T::kStride);
+          const Operand<E> a = load_operand<E, true>(m.dy + team.own(), T::kStride);
 #pragma unroll
           for (int t = 0; t < T::kTiles; ++t) {
             Acc part;
@@ -192,7 +194,7 @@ __device__ void key_sweep(const Team<E, kHead>& team, BackwardMemory<E, kHead>& 
 #pragma unroll
         for (int t = 0; t < T::kTiles; ++t) {
           Acc part;
-          mma(part, q, load_operand<E, true>(memory.a + t * kTile, T::kStride));
+          mma(part, q, load_operand<E, true>(m.dy + t * kTile, T::kStride));
           add_scaled(by_key[t], part, factor);
         }
         add_weighted(sum, team.row_vector(memory.scales + 1, 2),

@@ -14,6 +14,7 @@ __device__ void query_sweep(const Team<E, kHead>& team, BackwardMemory<E, kHead>
   const bool gated = p.g.data;
   Acc state[T::kTiles], by_key[T::kTiles];
   RowVector sum;
+  E* const dy_gated = reinterpret_cast<E*>(memory.conv_grad);  // which the other sweep has use for
   team.load_state(state_before(team), state);
   team.load_state_by_key(state_before(team), by_key);
   team.load_sum(state_before(team), sum);
@@ -45,15 +46,13 @@ __device__ void query_sweep(const Team<E, kHead>& team, BackwardMemory<E, kHead>
         d_gate.x[i / 4][i % 4] = dy * silu_grad(x, s);
       }
     }
-    team.store_pairs(memory.a, a);
+    team.store_pairs(dy_gated, a);
     if constexpr (T::kTiles > 1) team.publish(memory.z, sum);
     team.sync();
 
     Acc o;
     RowPair inverse, dot;
     attend(team, t0, m.q, memory.fq, m.k, memory.fk, m.v, memory.z, sum, state, o, inverse);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) o.x[i / 4][i % 4] *= inverse.x[i / 2 % 2];
 #pragma unroll
     for (int i = 0; i < 8; ++i) dot.x[i / 2 % 2] += a.x[i / 4][i % 4] * o.x[i / 4][i % 4];
     if (gated) {
@@ -93,27 +92,31 @@ __device__ void query_sweep(const Team<E, kHead>& team, BackwardMemory<E, kHead>
       }
     }
 
-    // d(R phi(q)) Z and the running sum of phi(k), of own key channels
+    // d(R phi(q)) and the running sum of phi(k), of own key channels
     Acc rotated, running;
-    if (p.causal) {
-      Acc products, lower;
 #pragma unroll
-      for (int t = 0; t < T::kTiles; ++t)
-        mma(products, load_operand<E, false>(memory.a + t * kTile, T::kStride),
+    for (int t = 0; t < T::kTiles; ++t) {
+      limit_overlap<E, T::kTiles>();
+      mma_split(rotated, load_operand<E, false>(dy_gated + t * kTile, T::kStride), by_key[t], factor);
+    }
+    scale_rows(rotated, inverse);
+    if (p.causal) {
+      Acc products, lower, part;
+#pragma unroll
+      for (int t = 0; t < T::kTiles; ++t) {
+        limit_overlap<E, T::kTiles>();
+        mma(products, load_operand<E, false>(dy_gated + t * kTile, T::kStride),
             load_operand<E, false>(m.v + t * kTile, T::kStride));
+      }
       keep_lower(products, team.lane);
+      scale_rows(products, inverse);
 #pragma unroll
       for (int i = 0; i < 8; ++i) lower.x[i / 4][i % 4] = 1.f;
       keep_lower(lower, team.lane);
-      mma(rotated, to_operand<E>(products), load_operand<E, true>(m.k + team.own(), T::kStride));
-      scale(rotated, factor);
+      mma(part, to_operand<E>(products), load_operand<E, true>(m.k + team.own(), T::kStride));
+      add_scaled(rotated, part, factor);
       mma<true>(running, to_operand<E>(lower), load_operand<E, true>(memory.fk + team.own(), T::kStride));
     }
-#pragma unroll
-    for (int t = 0; t < T::kTiles; ++t)
-      mma_split(rotated, load_operand<E, false>(memory.a + t * kTile, T::kStride), by_key[t], factor);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) rotated.x[i / 4][i % 4] *= inverse.x[i / 2 % 2];
     rotate_back(team, rotated, t0, n);
     Acc f;
     team.load_pairs(f, memory.fq);
@@ -128,7 +131,10 @@ __device__ void query_sweep(const Team<E, kHead>& team, BackwardMemory<E, kHead>
     if (p.causal) {
       const Operand<E> keys = load_operand<E, true>(m.k + team.own(), T::kStride);
 #pragma unroll
-      for (int t = 0; t < T::kTiles; ++t) mma(by_key[t], keys, load_operand<E, true>(m.v + t * kTile, T::kStride));
+      for (int t = 0; t < T::kTiles; ++t) {
+        limit_overlap<E, T::kTiles>();
+        mma(by_key[t], keys, load_operand<E, true>(m.v + t * kTile, T::kStride));
+      }
       add_keys(team, m.k, memory.fk, m.v, state, sum);
     }
   };

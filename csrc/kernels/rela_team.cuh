@@ -188,11 +188,13 @@ struct Team {
   template <typename F>
   __device__ void for_each_quad(F f) const {
     constexpr int kQuads = kHead / 4;
-#pragma unroll
-    for (int i = 0; i < kTile * kQuads / (32 * kWarps); ++i) {
-      const int index = thread + i * 32 * kWarps;
-      f(index / kQuads, index % kQuads * 4);
-    }
+    static_assert(32 * kWarps / kQuads == 8, "rows at a time");
+    // Rows are taken in an order in which those that are accessed together lie in different banks.
+    int row = thread / kQuads;
+    if constexpr (kHead * sizeof(E) == 32) row = row % 4 * 2 + row / 4;
+    if constexpr (kHead * sizeof(E) == 64) row = row % 2 * 4 + row / 2;
+    f(row, thread % kQuads * 4);
+    f(row + 8, thread % kQuads * 4);
   }
 
   // phi(x) of the chunk's first n rows to f, R phi(x) in place of x, zeros in the other rows; and the same of x2.
@@ -289,9 +291,21 @@ struct Team {
   __device__ void store_pairs(const Rows& rows, int64_t t0, int n, const Acc& a) const {
     E* const out = static_cast<E*>(rows.data) + (segment.row0 + t0) * rows.stride + head_channel();
     const int stride = static_cast<int>(rows.stride);
-    for_each_pair([&](int row, int channel, int j, int e) {
-      if (row < n && in_head(channel)) store2(out + row * stride + channel, a.x[j][e], a.x[j][e + 1]);
-    });
+    // Two lanes give each other a pair, so that each stores four neighbours.
+    const bool odd = lane % 2;
+    const int channel = own() + tile_col(lane & ~1, odd, 0);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const float* const x = a.x[0] + 2 * h;
+      const float* const y = a.x[1] + 2 * h;
+      const float2 kept = odd ? make_float2(y[0], y[1]) : make_float2(x[0], x[1]);
+      float2 other = odd ? make_float2(x[0], x[1]) : make_float2(y[0], y[1]);
+      other = exchange<E>(other);
+      const float4 quad =
+          odd ? make_float4(other.x, other.y, kept.x, kept.y) : make_float4(kept.x, kept.y, other.x, other.y);
+      const int row = tile_row(lane, 2 * h);
+      if (row < n && in_head(channel)) store4(out + row * stride + channel, quad);
+    }
   }
 
   // States as sums: of own value channels by all key channels, of own key channels by all value channels, and of own

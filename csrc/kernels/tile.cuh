@@ -7,8 +7,9 @@
 // B transposed, so a product is D[m][n] = sum_k A[m][k] B[n][k].
 //
 // float32 operands are split into two TF32 numbers each, and three products of them summed: the error is that of
-// float32. 16-bit operands are taken as they are; a float32 sum that becomes an operand is rounded or, where it is
-// a long-lived state, split into two.
+// float32. Tensor cores truncate their sums; so float32 sums of many tiles are made by ordinary additions. 16-bit
+// operands are taken as they are; a float32 sum that becomes an operand is rounded or, where it is a long-lived state,
+// split into two.
 #pragma once
 
 #include "kernels/device.cuh"
@@ -89,16 +90,19 @@ __device__ Operand<E> load_operand(const E* tile, int stride) {
 template <bool kExact, typename E>
 __device__ void mma_columns(float (&d)[4], const Operand<E>& a, const Operand<E>& b, int j) {
   if constexpr (sizeof(E) == 4) {
+    float part[4] = {};
 #pragma unroll
     for (int s = 0; s < 2; ++s) {
       const uint32_t ah[4] = {a.high[s][0], a.high[s][2], a.high[s][1], a.high[s][3]};
       const uint32_t al[4] = {a.low[s][0], a.low[s][2], a.low[s][1], a.low[s][3]};
       const uint32_t bh[2] = {b.high[s][2 * j], b.high[s][2 * j + 1]};
       const uint32_t bl[2] = {b.low[s][2 * j], b.low[s][2 * j + 1]};
-      if constexpr (!kExact) mma1688_tf32(d, al, bh);
-      mma1688_tf32(d, ah, bl);
-      mma1688_tf32(d, ah, bh);
+      if constexpr (!kExact) mma1688_tf32(part, al, bh);
+      mma1688_tf32(part, ah, bl);
+      mma1688_tf32(part, ah, bh);
     }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) d[i] += part[i];
   } else {
     const uint32_t b2[2] = {b.r[j], b.r[2 + j]};
     mma16816<E>(d, a.r, b2);
@@ -114,6 +118,14 @@ __device__ void mma(Acc& d, const Operand<E>& a, const Operand<E>& b) {
 inline __device__ void scale(Acc& a, float factor) {
 #pragma unroll
   for (int i = 0; i < 8; ++i) a.x[i / 4][i % 4] *= factor;
+}
+// Of this lane's two rows, l / 4 and l / 4 + 8.
+struct RowPair {
+  float x[2] = {};
+};
+inline __device__ void scale_rows(Acc& a, const RowPair& factor) {
+#pragma unroll
+  for (int i = 0; i < 8; ++i) a.x[i / 4][i % 4] *= factor.x[i / 2 % 2];
 }
 inline __device__ void add_scaled(Acc& d, const Acc& a, float factor) {
 #pragma unroll
@@ -201,6 +213,13 @@ __device__ void add_tokens(RowVector& sum, const Operand<E>& m) {
   for (int i = 0; i < 4; ++i) sum.x[i] += d.x[i / 2][i % 2];
 }
 
+// Between the tiles of a wide head in float32, whose operands take many registers: the compiler does not begin with the
+// next before.
+template <typename E, int kTiles>
+__device__ void limit_overlap() {
+  if constexpr (sizeof(E) == 4 && kTiles > 4) __syncwarp();
+}
+
 // Of the four lanes that share a tile's rows.
 inline __device__ float quad_sum(float x) {
   x += __shfl_xor_sync(0xffffffffu, x, 1);
@@ -240,11 +259,20 @@ __device__ void store4(E* p, float4 x) {
     *reinterpret_cast<uint2*>(p) = make_uint2(pack2<E>(x.x, x.y), pack2<E>(x.z, x.w));
 }
 
+// A pair of the lane beside this one, rounded to E.
+template <typename E>
+__device__ float2 exchange(float2 x) {
+  if constexpr (sizeof(E) == 4)
+    return make_float2(__shfl_xor_sync(0xffffffffu, x.x, 1), __shfl_xor_sync(0xffffffffu, x.y, 1));
+  else
+    return unpack2<E>(__shfl_xor_sync(0xffffffffu, pack2<E>(x.x, x.y), 1));
+}
+
 inline __device__ float sigmoid(float x) { return fast_reciprocal(1.f + fast_exp2(-1.44269504f * x)); }
 // of SiLU, where s = sigmoid(x)
 inline __device__ float silu_grad(float x, float s) { return s * (1.f + x * (1.f - s)); }
 // phi(x) = elu(x) + 1
-inline __device__ float phi(float x) { return fmaxf(x, 0.f) + fast_exp2(1.44269504f * fminf(x, 0.f)); }
+inline __device__ float phi(float x) { return where_positive(x, x + 1.f, fast_exp2(1.44269504f * x)); }
 // its derivative, from f = phi(x)
 inline __device__ float phi_grad(float f) { return f > 1.f ? 1.f : f; }
 

@@ -12,7 +12,6 @@ struct CudaConvArgs {
   explicit CudaConvArgs(ConvArgs args) : a(std::move(args)) {
     p.dtype = cuda_dtype(a.x);
     STD_TORCH_CHECK(a.width() <= 4, "the CUDA kernels take convolutions of up to 4 taps, not ", a.width());
-    a.x = aligned_rows(a.x);
     p.sequences = cuda_sequences(a.cu_seqlens, a.x.size(0));
     p.channels = a.channels(), p.width = static_cast<int>(a.width()), p.silu = a.silu;
     p.x = cuda_rows(a.x);
@@ -37,8 +36,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> causal_conv1d_backward(const Tensor& 
                                                                   const OptTensor& bias, const Tensor& cu_seqlens,
                                                                   const OptTensor& initial_values, bool silu) {
   CudaConvArgs args(ConvArgs(x, weight, bias, cu_seqlens, initial_values, silu));
-  ConvGradients grads(args.a, dy, d_final_values);
-  grads.dy = aligned_rows(grads.dy);
+  const ConvGradients grads(args.a, dy, d_final_values);
   cuda::CausalConv1dParams& p = args.p;
   p.dy = cuda_rows(grads.dy), p.dx = cuda_rows(grads.dx);
   p.weight_grad = grads.dw.mutable_data_ptr();

@@ -1,5 +1,5 @@
 // What the operators share on CUDA. These sources are compiled where there is nvcc, and load beside a torch without
-// CUDA too: the one function of libtorch that such a torch lacks is a weak symbol.
+// CUDA too: the one function of libtorch that such a torch lacks is looked up when it is needed.
 #pragma once
 
 #include "common.h"
@@ -12,11 +12,9 @@
 #define RECGRELA_CUDA_OPS recgrela
 #define RECGRELA_CUDA_KEY CUDA
 
+#include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
-
-extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index,
-                                                                                   void** ret_stream);
 #endif
 
 namespace recgrela::ops {
@@ -57,20 +55,38 @@ inline cuda::Sequences cuda_sequences(const Tensor& cu_seqlens, int64_t num_rows
   return s;
 }
 
+#ifndef RECGRELA_SIMT_HOST
+// The current stream of a device. The function is in libtorch_cuda, which is loaded where `import torch` has CUDA; it
+// is not linked to, or the library would not load beside any other torch.
+inline cudaStream_t current_stream(int32_t device) {
+  using Function = AOTITorchError (*)(int32_t, void**);
+  static const Function get = [] {
+    void* const library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+    return library ? reinterpret_cast<Function>(dlsym(library, "aoti_torch_get_current_cuda_stream")) : nullptr;
+  }();
+  STD_TORCH_CHECK(get,
+                  "this PyTorch has tensors on CUDA but no libtorch_cuda.so with aoti_torch_get_current_cuda_stream");
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(get(device, &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+#endif
+
 // Calls launch(stream) with the tensor's device as the current one, on its current stream.
 template <typename Launch>
 void on_device([[maybe_unused]] const Tensor& x, Launch launch) {
-  void* stream = nullptr;
-#ifndef RECGRELA_SIMT_HOST
-  const int32_t device = x.get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device);
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+#ifdef RECGRELA_SIMT_HOST
+  const cudaError_t error = launch(nullptr);
+#else
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  const cudaError_t error = launch(current_stream(x.get_device_index()));
 #endif
-  const cudaError_t error = launch(static_cast<cudaStream_t>(stream));
-  STD_TORCH_CHECK(error == cudaSuccess, "a CUDA kernel did not start: ", cudaGetErrorString(error),
-                  error == cudaErrorNoKernelImageForDevice
-                      ? " (the library has no code for this GPU: set TORCH_CUDA_ARCH_LIST when building)"
-                      : "");
+  const char* hint = "";
+  if (error == cudaErrorNoKernelImageForDevice)
+    hint = " (the library has no code for this GPU: set TORCH_CUDA_ARCH_LIST when building)";
+  if (error == cudaErrorInsufficientDriver)
+    hint = " (the library was built with a newer CUDA: update the driver or build with the nvcc of an older CUDA)";
+  STD_TORCH_CHECK(error == cudaSuccess, "a CUDA kernel did not start: ", cudaGetErrorString(error), hint);
 }
 
 // Uninitialised memory for kernels; the caching allocator gives it back in the stream's order.

@@ -37,7 +37,6 @@ struct CudaRelaArgs {
     return {static_cast<char*>(qk.data) + a.width() * a.v.element_size(), qk.stride};
   }
 
- private:
   static OptTensor aligned(const OptTensor& x) {
     return x && reinterpret_cast<uintptr_t>(x->const_data_ptr()) % 16 ? OptTensor(torch::stable::clone(*x)) : x;
   }
@@ -72,7 +71,7 @@ RelaGradientResult gated_rela_backward(const Tensor& dy, const OptTensor& d_sums
   CudaRelaArgs args(
       RelaArgs(q, k, v, g, cu_seqlens, rotary, conv_weight, conv_bias, sums, values, count, num_heads, causal, eps));
   RelaGradients grads(args.a, dy, d_sums, d_values);
-  grads.dy = aligned_rows(grads.dy);
+  grads.dy = aligned_rows(grads.dy), grads.d_values = CudaRelaArgs::aligned(grads.d_values);
   cuda::GatedRelaParams& p = args.p;
   p.dy = cuda_rows(grads.dy);
   p.dq = cuda_rows(grads.dq), p.dv = cuda_rows(grads.dv);

@@ -21,11 +21,11 @@ struct ConvCase {
            "/K=" + std::to_string(width) + (silu ? "/silu" : "") + (bias ? "/bias" : "") + (wide ? "" : "/int32") +
            (strided ? "/strided" : "") + (sparse ? "/sparse" : "") + "/L=" + text_of(lengths);
   }
-  // Between rows; a multiple of 16 bytes.
+  // Between rows: side by side, which may be unaligned, or else a multiple of 16 bytes.
   int64_t stride(int64_t more) const {
     if (sparse) return int64_t{1} << 30;
     const int64_t unit = 16 / size_of(type), rounded = (channels + unit - 1) / unit * unit;
-    return rounded + (strided ? more * unit : 0);
+    return strided ? rounded + more * unit : channels;
   }
   double tolerance() const { return type == DType::kFloat32 ? 1e-6 : type == DType::kFloat16 ? 1e-3 : 8e-3; }
 };

@@ -146,8 +146,8 @@ MUTATIONS = [
         "segments see only the one before",
         "gated_rela.cu",
         RELA,
-        "sum += part;",
-        "sum = part;",
+        "sum += part[k];",
+        "sum = part[k];",
         "gated_rela/causal bfloat16/d=32 segments",
     ),
     Mutation(

@@ -370,6 +370,12 @@ RECGRELA_NO_SANITIZE inline float widen(uint32_t x) {
   return x & 0x8000u ? -y : y;
 }
 
+// Tensor cores truncate their sums: towards zero.
+float truncate(double x) {
+  const float rounded = static_cast<float>(x);
+  return std::fabs(rounded) > std::fabs(x) ? std::nextafter(rounded, 0.0f) : rounded;
+}
+
 // The layouts of PTX: which row and column a lane holds in each register and half.
 template <Collective kKind>
 __attribute__((optimize("O3"))) RECGRELA_NO_SANITIZE void mma(void* const* operands) {
@@ -394,9 +400,13 @@ __attribute__((optimize("O3"))) RECGRELA_NO_SANITIZE void mma(void* const* opera
       }
     }
   }
-  for (int i = 0; i < 16; ++i)
+  for (int i = 0; i < 16; ++i) {
+    double sum[8];
+    for (int j = 0; j < 8; ++j) sum[j] = d[i][j];
     for (int k = 0; k < kDepth; ++k)
-      for (int j = 0; j < 8; ++j) d[i][j] += a[i][k] * b[k][j];
+      for (int j = 0; j < 8; ++j) sum[j] += double{a[i][k]} * b[k][j];
+    for (int j = 0; j < 8; ++j) d[i][j] = truncate(sum[j]);
+  }
   for (int lane = 0; lane < kLanes; ++lane) {
     const MmaOperands& o = *static_cast<const MmaOperands*>(operands[lane]);
     for (int r = 0; r < 4; ++r) o.d[r] = d[lane / 4 + r / 2 * 8][lane % 4 * 2 + r % 2];

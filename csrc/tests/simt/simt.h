@@ -101,7 +101,7 @@ struct Index {
 
 using cudaError_t = int;
 constexpr cudaError_t cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9,
-                      cudaErrorNoKernelImageForDevice = 209, cudaErrorAssert = 710;
+                      cudaErrorInsufficientDriver = 35, cudaErrorNoKernelImageForDevice = 209, cudaErrorAssert = 710;
 using cudaStream_t = void*;
 inline cudaError_t cudaMemsetAsync(void* data, int value, size_t bytes, cudaStream_t) {
   if (bytes) std::memset(data, value, bytes);
@@ -287,6 +287,7 @@ float2 unpack2(uint32_t packed) {
 // Subnormal numbers count as 0.
 inline float flush_subnormal(float x) { return std::fabs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x; }
 inline float fast_exp2(float x) { return flush_subnormal(std::exp2(flush_subnormal(x))); }
+inline float where_positive(float x, float yes, float no) { return x > 0 ? yes : no; }
 inline float fast_reciprocal(float x) {
   x = flush_subnormal(x);
   return x == 0 ? std::copysign(INFINITY, x) : flush_subnormal(1 / x);
