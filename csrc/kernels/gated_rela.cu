@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "kernels/rela_team.cuh"
+#include "kernels/rela_plan.cuh"
 
 namespace recgrela::cuda {
 namespace {

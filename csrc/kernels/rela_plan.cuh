@@ -1,0 +1,83 @@
+// A call of gated_rela as the host plans it, and the cut of its sequences into segments.
+#pragma once
+
+#include "kernels/params.h"
+#include "kernels/sequences.cuh"
+#include "kernels/tile.cuh"
+
+namespace recgrela::cuda {
+
+constexpr int kHalo = 3;  // rows before a chunk that the convolution needs, at most
+constexpr int kMaxTaps = 4;
+constexpr int kMostFused = 64;  // the widest head whose backward is one kernel
+
+// A call's parameters and what the host makes of them.
+struct RelaPlan : GatedRelaParams {
+  bool cut = false;               // sequences may have more than one segment
+  int64_t num_slots = 0;          // places for segments; not all are taken
+  float* key_state = nullptr;     // [slots, H, d + 1, d] sums of R phi(k) (x) v and phi(k)
+  float* query_state = nullptr;   // likewise of R phi(q) (x) (gradient of the numerator) and d(denominator) phi(q)
+  float* row_scales = nullptr;    // [T, H, 2] of each chunk's count n: n / denominator, n d(denominator)
+  float* conv_partial = nullptr;  // [slots, D, 5] gradients of the taps (the last one last) and the bias
+  bool queries = false;           // the sums kernel makes query_state, else key_state
+  bool second = false;            // the second of the backward's launches
+
+  __host__ __device__ int64_t state_size() const { return int64_t{head_dim} * (head_dim + 1); }
+  __host__ __device__ int64_t width() const { return int64_t{num_heads} * head_dim; }
+};
+
+// Rows of one sequence that a team takes. Segments of sequence b have the slots offset(b) / segment_rows + b + 0, 1 ..:
+// no two share one, and no list needs to be made.
+struct Segment {
+  int64_t sequence, row0, length;  // row0: the sequence's first
+  int64_t before;                  // rows before it, in a state that it begins from
+  int64_t begin, end;              // rows of the sequence
+  int64_t index, count;            // among the sequence's segments
+  int64_t slot;
+};
+
+// Of sequence b, or a later one.
+inline __device__ int64_t first_slot(const RelaPlan& p, int64_t b) {
+  return sequence_rows(p.sequences, b).begin / p.segment_rows + b;
+}
+
+// All lanes of the warp take part. False: the slot is not taken.
+inline __device__ bool find_segment(const RelaPlan& p, int64_t slot, Segment& segment) {
+  int64_t b = slot;
+  if (p.cut) {
+    // The last b whose first slot is not after ours: 32 places at a time.
+    int64_t low = 0, size = p.sequences.count;
+    while (size > 1) {
+      const int64_t step = (size + 31) / 32, probe = low + step * (threadIdx.x % 32);
+      const bool before = probe < low + size && first_slot(p, probe) <= slot;
+      const int found = __popc(__ballot_sync(0xffffffffu, before));
+      const int64_t next = low + step * (found > 0 ? found - 1 : 0);
+      size = step < low + size - next ? step : low + size - next;
+      low = next;
+    }
+    b = low;
+  }
+  const RowRange rows = sequence_rows(p.sequences, b);
+  segment.sequence = b, segment.slot = slot;
+  segment.row0 = rows.begin, segment.length = rows.end - rows.begin;
+  segment.before = p.initial_count ? p.initial_count[b] : 0;
+  segment.index = 0, segment.count = 1;
+  segment.begin = 0, segment.end = segment.length;
+  if (p.cut) {
+    segment.index = slot - first_slot(p, b);
+    if (segment.length > 0) segment.count = (segment.length + p.segment_rows - 1) / p.segment_rows;
+    segment.begin = segment.index * p.segment_rows;
+    if (segment.index + 1 < segment.count) segment.end = segment.begin + p.segment_rows;
+  }
+  return segment.index < segment.count;
+}
+
+// The kernels of one element type; each launches what the plan asks for.
+template <typename E>
+struct RelaKernels {
+  static cudaError_t sums(const RelaPlan& plan, cudaStream_t stream);
+  static cudaError_t forward(const RelaPlan& plan, cudaStream_t stream);
+  static cudaError_t backward(const RelaPlan& plan, cudaStream_t stream);
+};
+
+}  // namespace recgrela::cuda
