@@ -369,8 +369,12 @@ struct RelaHead {
   }
 
   void backward() {
-    copy_or_clear(state_of(p.final_sums_grad), U);  // and dz
-    transpose(U, Ut, d);
+    if (p.final_sums_grad) {
+      std::copy_n(state_of(p.final_sums_grad), d * d + d, U);  // and dz
+      transpose(U, Ut, d);
+    } else {
+      std::fill_n(U, 2 * d * d + d, T(0));  // and dz and Ut, which stand behind it
+    }
     const Rows<const T> dlast = last_of(conv.width ? p.final_values_grad : nullptr);
     if (conv.width) conv.clear_history_grad();
     if (dlast.data && len == 0) conv.add_last_grad(dlast, 0, 0, 0, at(p.dv, 0));
