@@ -24,7 +24,7 @@ CUDA_ARCHITECTURES = "8.0;9.0+PTX"
 CUDA_PACKAGES = [
     f"nvidia-{name}==13.0.*" for name in ("cuda-nvcc", "cuda-crt", "nvvm", "cuda-cccl", "cuda-runtime")
 ]
-LIBRARY_DIRS = ("lib64", "lib", "targets/x86_64-linux/lib")  # of toolkits and of the pip packages
+LIBRARY_DIRS = ("lib64", "lib", "targets/x86_64-linux/lib", "lib/x86_64-linux-gnu")
 
 
 def find(pattern: str) -> list[str]:
@@ -71,7 +71,8 @@ def extension() -> cpp_extension.CppExtension:
         home = find_cuda_home()
         if home is None and torch.version.cuda:
             raise SystemExit(
-                "recgrela: this torch has CUDA but no nvcc was found: put nvcc on PATH, set CUDA_HOME or "
+                "recgrela: this torch has CUDA, but no nvcc with cuda_runtime.h and libcudart_static.a was "
+                "found: put nvcc on PATH, set CUDA_HOME or "
                 f"pip install {' '.join(CUDA_PACKAGES)}; RECGRELA_CUDA=0 builds the CPU kernels alone"
             )
         if home is not None:

@@ -3,10 +3,11 @@
 python benchmarks/gpu_estimate.py [--batch 2048 --length 200 --dim 64 --heads 4]
 
 Bytes are those that have to move (the floor), and those that the kernels ask for, over the bandwidth.
-Instructions are the PTX ones of the loops over chunks, without the moves that ptxas removes, of both branches
-where the causal and the bidirectional form differ; divided by what all multiprocessors can issue at best, and at
-half of that. The larger of the bytes' and the instructions' times is the estimate. PTX has fewer instructions
-than the machine where addresses of 64 bits are added. Needs nvcc; the defaults are an H200's.
+Instructions are the PTX ones of the loops over chunks, without the moves that ptxas removes, of both
+branches where the causal and the bidirectional form differ; divided by what all multiprocessors can
+issue at best, and at half of that. The larger of the bytes' and the instructions' times is the estimate.
+PTX has fewer instructions than the machine where addresses of 64 bits are added. Needs nvcc; the
+defaults are an H200's.
 """
 
 from __future__ import annotations

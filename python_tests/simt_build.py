@@ -6,9 +6,11 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -35,23 +37,30 @@ def has_sanitizers() -> bool:
         return subprocess.run([compiler, source, *flags], capture_output=True).returncode == 0
 
 
+def program(name: str) -> str | None:
+    """A program on PATH or beside this Python."""
+    return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
+
+
+def skip(why: str) -> NoReturn:
+    """Skips the test, or fails it where RECGRELA_REQUIRE_SIMT says that nothing may be skipped."""
+    if os.environ.get("RECGRELA_REQUIRE_SIMT"):
+        pytest.fail(why)
+    pytest.skip(why)
+
+
 def build_simt(*targets: str, **options: str | Path) -> Path:
     """The build folder, with the targets (all, if none) up to date; skips the test where that cannot be."""
-    if not shutil.which("cmake"):
-        pytest.skip("needs cmake: pip install cmake")
+    cmake, ninja = program("cmake"), program("ninja")
+    if cmake is None:
+        skip("needs cmake: pip install cmake")
     if not has_sanitizers():
-        pytest.skip("needs a C++ compiler with AddressSanitizer and UBSan")
+        skip("needs a C++ compiler with AddressSanitizer and UBSan")
     options = {"RECGRELA_CUDA": "OFF", "RECGRELA_TESTS": "ON", "RECGRELA_SANITIZE": "ON"} | options
-    generator = ["-G", "Ninja"] if shutil.which("ninja") and not (BUILD / "CMakeCache.txt").exists() else []
-    run(
-        "cmake",
-        "-S",
-        ROOT,
-        "-B",
-        BUILD,
-        *generator,
-        *(f"-D{name}={value}" for name, value in options.items()),
-    )
+    generator = []
+    if ninja and not (BUILD / "CMakeCache.txt").exists():
+        generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+    run(cmake, "-S", ROOT, "-B", BUILD, *generator, *(f"-D{name}={value}" for name, value in options.items()))
     jobs = os.environ.get("MAX_JOBS") or str(min(4, os.cpu_count() or 1))
-    run("cmake", "--build", BUILD, "--parallel", jobs, *(("--target", *targets) if targets else ()))
+    run(cmake, "--build", BUILD, "--parallel", jobs, *(("--target", *targets) if targets else ()))
     return BUILD

@@ -95,12 +95,12 @@ struct ConvTaps {
       for (int w = 0; w < kUnrolled; ++w) p += tap[w] * load<T, N>(row + w * x.stride);
       return p;
     }
-    for (int64_t w = 0; w < conv.width; ++w) {
-      const int64_t from = t - conv.width + 1 + w;
-      if (from < 0 && !conv.history.data) continue;
-      const T* const row = from < 0 ? conv.history.row(from + conv.width - 1) : x.row(from);
-      p += load<T, N>(conv.weight + w * conv.c + i) * load<T, N>(row + i);
-    }
+    const int64_t missing = t < conv.width - 1 ? conv.width - 1 - t : 0;  // taps before the start
+    for (int64_t w = missing; w < conv.width; ++w)
+      p += load<T, N>(conv.weight + w * conv.c + i) * load<T, N>(x.row(t - conv.width + 1 + w) + i);
+    if (conv.history.data)
+      for (int64_t w = 0; w < missing; ++w)
+        p += load<T, N>(conv.weight + w * conv.c + i) * load<T, N>(conv.history.row(t + w) + i);
     return p;
   }
 };
@@ -138,13 +138,13 @@ __attribute__((noinline)) static void conv_backward_block(const ConvBlock<T>& co
       for (int64_t w = 0; w < width; ++w) {
         acc += load<T, N>(conv.weight + w * c + i) * load<T, N>(dp + (t + width - 1 - w) * c + i);
         const int64_t from = t0 + t - (width - 1) + w;
-        if (from >= 0) {
-          add(conv.dweight + w * c, d * load<T, N>(x.row(from) + i));
-        } else if (conv.history.data) {
-          add(conv.dweight + w * c, d * load<T, N>(conv.history.row(from + width - 1) + i));
-          if (conv.dhistory.data) add(conv.dhistory.row(from + width - 1), d * load<T, N>(conv.weight + w * c + i));
-        }
+        if (from >= 0) add(conv.dweight + w * c, d * load<T, N>(x.row(from) + i));
       }
+      if (conv.history.data)
+        for (int64_t w = 0; w < width - 1 - (t0 + t); ++w) {
+          add(conv.dweight + w * c, d * load<T, N>(conv.history.row(t0 + t + w) + i));
+          if (conv.dhistory.data) add(conv.dhistory.row(t0 + t + w), d * load<T, N>(conv.weight + w * c + i));
+        }
       store<T, N>(dx.row(t0 + t) + i, acc);
       add(conv.dbias, d);
     }

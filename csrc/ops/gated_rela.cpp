@@ -12,9 +12,10 @@ cpu::GatedRelaParams<T> make_params(const RelaArgs& a, const Sequences& sequence
     const int64_t* const count = data<int64_t>(a.count);
     for (int64_t i = 0; i < a.batch(); ++i) {
       STD_TORCH_CHECK(count[i] >= 0, "the initial position must not be negative; it is at index ", i);
-      const int64_t end = count[i] + sequences.offsets[i + 1] - sequences.offsets[i];
-      STD_TORCH_CHECK(!a.rotary || end <= a.rotary->size(0), "the rotary table has ", a.rotary ? a.rotary->size(0) : 0,
-                      " positions, sequence ", i, " with its initial position ", end);
+      const int64_t length = sequences.offsets[i + 1] - sequences.offsets[i];
+      const int64_t positions = a.rotary ? a.rotary->size(0) : INT64_MAX;
+      STD_TORCH_CHECK(length <= positions - count[i], "the rotary table has ", positions, " positions, sequence ", i,
+                      " has ", length, " rows from its initial position ", count[i], " on");
     }
   }
   cpu::GatedRelaParams<T> p;

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from simt_build import ROOT, build_simt, run
+from simt_build import ROOT, build_simt, program, run
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def build() -> Path:
 
 @pytest.mark.parametrize("test", ["simt_selftest", "causal_conv1d", "gated_rela"])
 def test_kernels(build: Path, test: str) -> None:
-    run("ctest", "--output-on-failure", "--no-tests=error", "-R", f"^{test}$", cwd=build)
+    run(program("ctest") or "ctest", "--output-on-failure", "--no-tests=error", "-R", f"^{test}$", cwd=build)
 
 
 @dataclass

@@ -16,10 +16,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from recgrela.models import RecGRELAConfig, build
 from recgrela.ops import causal_conv1d, gated_rela, has_kernels, rotary_table
 
-needs_gpu = pytest.mark.skipif(
-    not (torch.cuda.is_available() and has_kernels("cuda")),
-    reason="needs a GPU, a PyTorch for CUDA and a build with CUDA kernels",
-)
+NO_GPU = not (torch.cuda.is_available() and has_kernels("cuda"))
+
+
+def needs_gpu(test: Any) -> Any:
+    """Marks a test `gpu`, which is skipped without one."""
+    why = "needs a GPU, a PyTorch for CUDA and a build with CUDA kernels"
+    return pytest.mark.gpu(pytest.mark.skipif(NO_GPU, reason=why)(test))
 
 
 def check(case: Case, **how: Any) -> None:

@@ -313,6 +313,8 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"conv_bias": None}, ValueError, "go together"),
     ({"conv_weight": torch.randn(4, 8)}, ValueError, r"conv_weight must be \[8, K\]"),
     ({"conv_weight": torch.randn(8, 0)}, ValueError, "no taps"),
+    ({"conv_weight": torch.tensor(1.0)}, ValueError, r"conv_weight must be \[8, K\]"),
+    ({"cu_seqlens": torch.tensor(7)}, ValueError, "cu_seqlens must be"),
     ({"conv_bias": torch.randn(4)}, ValueError, r"conv_bias must be \[8\]"),
 ]
 
@@ -396,6 +398,31 @@ def test_parts_with_the_state_handed_on_equal_the_whole(parts: list[int], isa: s
         assert_close(name, whole[name], got, 1e-11)
 
 
+def test_a_state_under_compile_and_autocast() -> None:
+    case = Case([5, 2], 8, 2, causal=True, dtype=torch.float32)
+    state = case.state(requires_grad=True)
+    case.options["return_state"] = True
+
+    def f(sums: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        case.options["initial_state"] = RelaState(sums, values, state.position)
+        y, final = case.call()
+        return y.sum() + final.sums.sum(), final.values
+
+    expected = f(*state[:2])
+    got = torch.compile(f, fullgraph=True, backend="aot_eager")(*state[:2])
+    for i in range(2):  # each output alone
+        assert_close("output", expected[i].detach(), got[i].detach(), 1e-6)
+        grads = [
+            torch.autograd.grad(out[i].sum(), state[:2], retain_graph=True, materialize_grads=True)
+            for out in (expected, got)
+        ]
+        for a, b in zip(*grads, strict=True):
+            assert_close("gradient", a, b, 1e-6)
+    with torch.autocast("cpu", torch.bfloat16):
+        case.options["rotary"] = case.options["rotary"].bfloat16()
+        assert f(*state[:2])[1].dtype == torch.float32
+
+
 def test_a_state_is_kept_by_empty_sequences() -> None:
     case = Case([0, 0], 8, 2, causal=True)
     state = case.state(requires_grad=True)
@@ -418,7 +445,14 @@ BAD_STATES: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     (lambda s: s._replace(position=s.position[:1]), {}, ValueError, r"initial_state.position must be \[2\]"),
     (lambda s: s._replace(position=s.position.int()), {}, TypeError, "initial_state.position is torch.int32"),
     (lambda s: s._replace(position=s.position - 9), {}, RuntimeError, "must not be negative"),
-    (lambda s: s._replace(position=s.position + 99), {}, RuntimeError, "with its initial position"),
+    (lambda s: s._replace(position=s.position + 99), {}, RuntimeError, "rows from its initial position"),
+    (
+        lambda s: s._replace(position=s.position + 2**63 - 9),
+        {},
+        RuntimeError,
+        "rows from its initial position",
+    ),
+    (lambda s: s._replace(values=None), {}, ValueError, "initial_state lacks one of"),
 ]
 
 

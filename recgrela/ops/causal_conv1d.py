@@ -14,6 +14,7 @@ from recgrela.ops.checks import (
     check_cu_seqlens,
     check_devices,
     check_operands,
+    number_of_taps,
     sequences_of,
     to_rows,
 )
@@ -114,7 +115,9 @@ def causal_conv1d(
         raise ValueError(f"causal_conv1d: activation must be 'silu' or None, got {activation!r}")
     op, shape = "causal_conv1d", x.shape
     cu_seqlens = sequences_of(op, "x", x, cu_seqlens)
-    channels, taps = shape[-1], weight.shape[-1]
+    check_cu_seqlens(op, cu_seqlens, x)
+    channels = shape[-1]
+    taps = number_of_taps(op, "weight", weight, channels)
     if x.is_cuda and taps > CUDA_MOST_TAPS:
         raise ValueError(f"{op}: on cuda weight has at most {CUDA_MOST_TAPS} taps, got {taps}")
     x, weight, bias, initial_values = cast_for_autocast(  # type: ignore[assignment]
@@ -128,9 +131,6 @@ def causal_conv1d(
         bias=(bias, (channels,)),
         initial_values=(initial_values, (cu_seqlens.shape[0] - 1, taps - 1, channels)),
     )
-    check_cu_seqlens(op, cu_seqlens, x)
-    if taps < 1:
-        raise ValueError(f"{op}: weight has no taps, shape {tuple(weight.shape)}")
     y, values = torch.ops.recgrela.causal_conv1d(
         to_rows(x), weight, bias, cu_seqlens, initial_values, activation == "silu", return_final_values
     )

@@ -99,6 +99,15 @@ def check_cu_seqlens(op: str, cu_seqlens: Tensor, like: Tensor) -> None:
         raise ValueError(f"{op}: cu_seqlens is on {cu_seqlens.device}, the operands on {like.device}")
 
 
+def number_of_taps(op: str, name: str, weight: Tensor, channels: int) -> int:
+    """K of a convolution's weight [channels, K]. Raises ValueError."""
+    if weight.dim() != 2:
+        raise ValueError(f"{op}: {name} must be [{channels}, K], got shape {tuple(weight.shape)}")
+    if weight.shape[1] < 1:
+        raise ValueError(f"{op}: {name} has no taps, shape {tuple(weight.shape)}")
+    return weight.shape[1]
+
+
 def check_devices(op: str, *operands: Tensor | None) -> None:
     """All operands must be on one device. For the shape functions, which a single meta operand would call."""
     devices = {x.device for x in operands if x is not None}

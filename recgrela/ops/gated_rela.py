@@ -11,10 +11,12 @@ from torch import Tensor
 from recgrela.ops._library import no_second_derivative, skip_setup
 from recgrela.ops.causal_conv1d import causal_conv1d_reference, last_values
 from recgrela.ops.checks import (
+    autocast_enabled,
     cast_for_autocast,
     check_cu_seqlens,
     check_devices,
     check_operands,
+    number_of_taps,
     sequences_of,
     state_dtype,
     to_rows,
@@ -197,22 +199,27 @@ def gated_rela(
     op, shape = "gated_rela", v.shape
     cu_seqlens = sequences_of(op, "v", v, cu_seqlens)
     *rows, d = shape
-    if num_heads < 1 or d % num_heads or d // num_heads % 2:
+    if num_heads < 1 or d < 1 or d % num_heads or d // num_heads % 2:
         raise ValueError(f"{op}: num_heads={num_heads} must divide the width {d} into heads of an even width")
     if (conv_weight is None) != (conv_bias is None):
         raise ValueError(f"{op}: conv_weight and conv_bias go together")
     if not causal and (initial_state is not None or return_state):
         raise ValueError(f"{op}: only the causal form has a state")
+    check_cu_seqlens(op, cu_seqlens, v)
     head, batch = d // num_heads, cu_seqlens.shape[0] - 1
-    taps = 0 if conv_weight is None else conv_weight.shape[-1]
+    taps = 0 if conv_weight is None else number_of_taps(op, "conv_weight", conv_weight, d)
     if v.is_cuda and head not in CUDA_HEAD_WIDTHS:
         raise ValueError(f"{op}: on cuda a head must have {CUDA_HEAD_WIDTHS} channels, got {head}")
     if v.is_cuda and taps > CUDA_MOST_TAPS:
         raise ValueError(f"{op}: on cuda conv_weight has at most {CUDA_MOST_TAPS} taps, got {taps}")
-    sums, values, position = initial_state or (None, None, None)
+    sums, values, position = (None, None, None) if initial_state is None else initial_state
+    if initial_state is not None and any(x is None for x in initial_state):
+        raise ValueError(f"{op}: initial_state lacks one of {', '.join(RelaState._fields)}")
     q, k, v, g, conv_weight, conv_bias, values = cast_for_autocast(  # type: ignore[assignment]
         v.device.type, q, k, v, g, conv_weight, conv_bias, values
     )
+    if autocast_enabled(v.device.type):  # kept wide
+        rotary, sums = (None if x is None else x.to(state_dtype(v.dtype)) for x in (rotary, sums))
     parts: dict[str, Any] = {
         "initial_state.sums": (sums, (batch, num_heads, head + 1, head), state_dtype(v.dtype)),
         "initial_state.values": (values, (batch, max(taps - 1, 0), d)),
@@ -230,9 +237,6 @@ def gated_rela(
         conv_bias=(conv_bias, (d,)),
         **parts,
     )
-    check_cu_seqlens(op, cu_seqlens, v)
-    if conv_weight is not None and taps < 1:
-        raise ValueError(f"{op}: conv_weight has no taps, shape {tuple(conv_weight.shape)}")
     y, *state = torch.ops.recgrela.gated_rela(
         to_rows(q),
         None if k is None else to_rows(k),
