@@ -4,7 +4,6 @@
 // segments, whose sums are found first, added up along each sequence in order, and given to the teams that finish the
 // segments. Which it is depends on sizes that the host knows; the cut itself is found on the device.
 #include <algorithm>
-#include <cstring>
 
 #include "kernels/rela_plan.cuh"
 
@@ -91,7 +90,7 @@ RelaPlan make_plan(const GatedRelaParams& params) {
   if (p.segment_rows == 0) {
     // About 32 warps for each multiprocessor, but never segments so short that the sums of each weigh in.
     constexpr int64_t kLeast = 256, kWarps = 32;
-    const int64_t warps_per_head = p.head_dim <= 32 ? 1 : p.head_dim / kTile;
+    const int64_t warps_per_head = std::max(1, p.head_dim / kTile);
     p.segment_rows = std::max(kLeast, rows * p.num_heads * warps_per_head / (kWarps * multiprocessors()));
   }
   p.segment_rows = (p.segment_rows + kTile - 1) / kTile * kTile;

@@ -2,6 +2,8 @@
 // they compile side by side.
 #pragma once
 
+#include <type_traits>
+
 #include "kernels/rela_backward.cuh"
 #include "kernels/rela_forward.cuh"
 #include "kernels/rela_sums.cuh"

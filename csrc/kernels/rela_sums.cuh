@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(Team<E, kHead>::kThreads, Team<E, kHead>::kFor
     if (p.queries) {
       team.load_scales(memory.scales, t0, n);
       team.sync();
-      team.gate_gradient(m.y, m.y, gated ? m.g : nullptr, memory.scales);
+      team.gate_gradient(m.y, gated ? m.g : nullptr, memory.scales);
       factor = 1.f / team.chunk_count(t0);
       weights = team.row_vector(memory.scales + 1, 2);
     }

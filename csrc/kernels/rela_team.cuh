@@ -143,18 +143,18 @@ struct Team {
     });
   }
 
-  // dy * SiLU(g), times its row's scale if there are scales (stride 2), may be in place; g may be null.
-  __device__ void gate_gradient(E* out, const E* dy, const E* g, const float* scales) const {
+  // In place of dy: dy * SiLU(g), times its row's scale (stride 2); g may be null.
+  __device__ void gate_gradient(E* dy, const E* g, const float* scales) const {
     for_each_quad([&](int row, int channel) {
       const int place = row * kStride + channel;
+      const float s = scales[2 * row];
       float4 a = load4(dy + place);
-      const float s = scales ? scales[2 * row] : 1.f;
       if (g) {
         const float4 x = load4(g + place);
         a = make_float4(a.x * x.x * sigmoid(x.x), a.y * x.y * sigmoid(x.y), a.z * x.z * sigmoid(x.z),
                         a.w * x.w * sigmoid(x.w));
       }
-      store4(out + place, make_float4(a.x * s, a.y * s, a.z * s, a.w * s));
+      store4(dy + place, make_float4(a.x * s, a.y * s, a.z * s, a.w * s));
     });
   }
 
