@@ -134,6 +134,14 @@ __device__ void load_matrices(uint32_t (&r)[4], const void* row) {
   }
 }
 
+// Of an 8 x 8 matrix of 16-bit numbers, of which lane l holds row l / 4 at the columns 2 (l % 4) and + 1, the
+// transpose.
+inline __device__ uint32_t transpose_matrix(uint32_t x) {
+  uint32_t y;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+  return y;
+}
+
 // Starts a copy of 16 bytes from global to shared memory, both aligned to 16; zeros where not `valid`, and nothing is
 // read then. What this thread copied is there after copies_wait; what others copied, after a barrier behind theirs.
 inline __device__ void copy_async16(void* shared, const void* global, bool valid) {

@@ -93,25 +93,35 @@ RelaPlan make_plan(const GatedRelaParams& params) {
     const int64_t warps_per_head = std::max(1, p.head_dim / kTile);
     p.segment_rows = std::max(kLeast, rows * p.num_heads * warps_per_head / (kWarps * multiprocessors()));
   }
-  p.segment_rows = (p.segment_rows + kTile - 1) / kTile * kTile;
+  constexpr int64_t kMost = 1 << 30;  // rows of a segment are counted in 32 bits
+  p.segment_rows = std::min((p.segment_rows + kTile - 1) / kTile * kTile, kMost);
   p.cut = longest > p.segment_rows;
   p.num_slots = count == 0 ? 0 : p.cut ? rows / p.segment_rows + count : count;
+  p.num_places = p.num_slots + (p.causal ? rows / kTile : 0);
   return p;
 }
 
 // Lays the plan's arrays out in the workspace; returns their size.
 size_t lay_out(RelaPlan& p, bool backward) {
   size_t used = 0;
+  auto take_bytes = [&](int64_t bytes) {
+    void* const place = static_cast<char*>(p.workspace) + used;
+    used += align(bytes);
+    return place;
+  };
   auto take = [&](float*& array, int64_t elements) {
-    array = reinterpret_cast<float*>(static_cast<char*>(p.workspace) + used);
-    used += align(elements * sizeof(float));
+    array = static_cast<float*>(take_bytes(elements * int64_t{sizeof(float)}));
   };
   const int64_t states = p.num_slots * p.num_heads * p.state_size();
   const bool sums = p.cut || !p.causal;
   take(p.key_state, sums ? states : 0);
   if (!backward) return used;
   take(p.query_state, sums ? states : 0);
-  take(p.row_scales, p.sequences.num_rows * p.num_heads * 2);
+  const int64_t places = p.num_places * p.num_heads, element = p.dtype == DType::kFloat32 ? 4 : 2;
+  p.chunk_states = take_bytes(places * p.tiles() * p.tiles() * kPackedTile * element);
+  const int64_t tiles = p.tiles() > 1 ? p.num_slots * p.num_heads * p.tiles() * p.tiles() : 0;
+  p.exchange = take_bytes(tiles * kPackedTile * element);
+  take(p.chunk_sums, places * p.tiles() * kTile);
   take(p.conv_partial, p.conv_width > 0 ? p.num_slots * p.width() * (kMaxTaps + 1) : 0);
   return used;
 }
@@ -146,7 +156,7 @@ cudaError_t scan(const RelaPlan& p, float* states, const float* initial, bool re
 template <typename Kernels>
 cudaError_t find_key_states(Kernels kernels, const RelaPlan& p, cudaStream_t stream) {
   if (p.causal && !p.cut) return cudaSuccess;
-  RECGRELA_RETURN_IF(kernels.sums(p, stream));
+  RECGRELA_RETURN_IF(kernels.key_sums(p, stream));
   return p.cut ? scan(p, p.key_state, p.initial_state, false, stream) : cudaSuccess;
 }
 
@@ -178,12 +188,9 @@ cudaError_t gated_rela_backward(const GatedRelaParams& params, cudaStream_t stre
   RECGRELA_RETURN_IF(check_sequences(p.sequences, p.initial_count, p.rotary ? p.rotary_positions : 0, stream));
   return with_kernels(p.dtype, [&](auto kernels, auto zero) {
     RECGRELA_RETURN_IF(find_key_states(kernels, p, stream));
-    RECGRELA_RETURN_IF(kernels.backward(p, stream));
-    RelaPlan rest = p;
-    rest.queries = rest.second = true;
-    if (!p.causal || p.cut) RECGRELA_RETURN_IF(kernels.sums(rest, stream));
+    if (!p.causal || p.cut) RECGRELA_RETURN_IF(kernels.query_sums(p, stream));
     if (p.cut) RECGRELA_RETURN_IF(scan(p, p.query_state, p.final_state_grad, true, stream));
-    if (!p.causal || p.cut || p.head_dim > kMostFused) RECGRELA_RETURN_IF(kernels.backward(rest, stream));
+    RECGRELA_RETURN_IF(kernels.backward(p, stream));
     if (p.conv_width == 0) return cudaSuccess;
     const int64_t places = p.width() * (kMaxTaps + 1);
     return launch(reduce_taps_kernel<decltype(zero)>, (places + 7) / 8, kReduceThreads, kReduceThreads * sizeof(float),

@@ -1,44 +1,242 @@
-// The backward of gated_rela for a segment, from its raw inputs, in two sweeps.
+// The backward of gated_rela for a segment, from its raw inputs.
 //
 // With a = dy * SiLU(g), Z the denominator, o the attention's output and u = a / Z, dZ = -(a . o) / Z:
-//   queries, forward:   d(R phi(q))_i = u_i S_i^T,      d phi(q)_i += dZ_i z_i;   and dg, 1 / Z and dZ of each row
-//   keys, in reverse:   d(R phi(k))_j = v_j U_j^T,      d phi(k)_j += w_j,        dv_j = R phi(k)_j U_j + convolution's
+//   d(R phi(q))_i = u_i S_i^T,      d phi(q)_i += dZ_i z_i
+//   d(R phi(k))_j = v_j U_j^T,      d phi(k)_j += w_j,        dv_j = R phi(k)_j U_j + the convolution's
 //   where U_j = sum_i R phi(q)_i (x) u_i, w_j = sum_i dZ_i phi(q)_i     over i >= j (causal) or all i
-// Both sweeps go by chunks as the forward does: products within the chunk and with a state. As there, what enters a
-// product in 16 bits is kept near 1: rows are scaled by n / Z, n the chunk's count, and sums divided by n.
+// by chunks as in the forward: products within the chunk and with a state. S and z run forward along the segment, U and
+// w back. So a light sweep over keys and values leaves S and z before each chunk in global memory, and one in reverse
+// does all else. As in the forward, what enters a product in 16 bits is kept near 1: rows are scaled by n / Z, n the
+// chunk's count, and sums divided by n.
 #pragma once
 
-#include "kernels/rela_key_sweep.cuh"
-#include "kernels/rela_query_sweep.cuh"
+#include "kernels/rela_conv_gradient.cuh"
+#include "kernels/rela_gradients.cuh"
+#include "kernels/rela_query_sums.cuh"
 
 namespace recgrela::cuda {
 
-enum class Sweeps { kBoth, kQueries, kKeys };
+template <typename E, int kHead>
+struct BackwardMemory {
+  using T = Team<E, kHead>;
+  struct alignas(16) Stage {
+    E q[T::kTileSize], k[T::kTileSize], halo[T::kHaloSize], v[T::kTileSize], g[T::kTileSize], dy[T::kTileSize];
+  };
+  Segment segment;
+  union {
+    struct {
+      Stage stages[T::kStages];
+      E fq[T::kTileSize], fk[T::kTileSize];
+      float taps[kHead * (kMaxTaps + 1)], d_denominator[kTile], row_sums[T::kWarps > 1 ? T::kWarps * kTile : 4];
+      ConvGradient<kHead> conv;
+    };
+    KeySumsMemory<E, kHead> keys;  // of the sweep before
+  };
+};
 
-// One kernel for both sweeps leaves the operands of the second in the cache; heads of 128 channels have no registers
-// for that. The first launch does what needs no sums of queries: all of it for a causal sequence of one segment where
-// both sweeps are in the kernel, else the queries' sweep. The second does the keys' sweep of the others.
-template <typename E, int kHead, Sweeps kSweeps>
+// The transposes of the queries' state as operands, of own key channels, which the state's owners hold by value
+// channels. A head of one tile in 16 bits turns its own; others go through memory.
+template <typename E, int kHead>
+struct TransposedState {
+  static constexpr int kTiles = Team<E, kHead>::kTiles;
+  static constexpr bool kInMemory = kTiles > 1 || sizeof(E) == 4;
+  E* tiles;
+  Operand<E> own;  // not in memory
+
+  // After a barrier behind this the operands are there. `free`: room for a tile in shared memory.
+  __device__ TransposedState(const Team<E, kHead>& team, const Acc (&state)[kTiles], E* free) : tiles(free) {
+    if constexpr (kTiles > 1)
+      tiles = static_cast<E*>(team.p.exchange) +
+              (team.segment.slot * team.p.num_heads + team.head) * (kTiles * kTiles * kPackedTile);
+    if constexpr (kTiles == 1) __syncwarp();  // for those that read what was there
+    if constexpr (kInMemory) {
+#pragma unroll
+      for (int t = 0; t < kTiles; ++t) store_packed(tiles + (team.warp * kTiles + t) * kPackedTile, state[t], 1.f);
+    } else {
+      own = transpose(to_operand<E>(state[0]));
+    }
+  }
+  __device__ Operand<E> operand(const Team<E, kHead>& team, int t) const {
+    if constexpr (kInMemory)
+      return load_packed<E, true>(tiles + (t * kTiles + team.warp) * kPackedTile);
+    else
+      return own;
+  }
+};
+
+// The sweep in reverse.
+template <typename E, int kHead>
+__device__ void sweep_back(const Team<E, kHead>& team, BackwardMemory<E, kHead>& memory) {
+  using T = Team<E, kHead>;
+  const RelaPlan& p = team.p;
+  const Segment& segment = team.segment;
+  const bool gates = p.g.data, convolves = p.conv_width > 0;
+  const int history = p.conv_width - 1;
+
+  const float* behind_state = nullptr;
+  if (!p.causal || segment.count > 1)
+    behind_state = team.state(p.query_state);
+  else if (p.final_state_grad)
+    behind_state = team.sequence_state(p.final_state_grad);
+  Acc state[T::kTiles];
+  RowVector sum;
+  team.load_state(behind_state, state);
+  team.load_sum(behind_state, sum);
+  TapGradients taps = no_tap_gradients();
+  team.load_taps(memory.taps);
+  move_conv_gradient(team, memory.conv, true);
+
+  // The convolution's gradient at the segment's last rows needs the kHalo rows behind them: a chunk of their own.
+  const int behind = history > 0 && segment.end < segment.length;
+  const int chunks = team.chunks() + behind;
+  const int64_t left = segment.length - team.first_row(chunks - 1);
+  const int rows = left < kTile ? static_cast<int>(left) : kTile;  // of the last
+  Sources<E, kHead> from;
+  from.find(team, chunks - 1);
+  auto copy = [&](int i, int stage) {
+    auto& m = memory.stages[stage];
+    const int n = i == 0 ? rows : kTile;
+    team.copy_chunk(m.q, from.q, p.q, n);
+    team.copy_chunk(m.k, from.k, p.k, n);
+    team.copy_values(m.v, from.v, i == chunks - 1 && segment.index == 0, n);
+    if (gates) team.copy_chunk(m.g, from.g, p.g, n);
+    team.copy_chunk(m.dy, from.dy, p.dy, n);
+    from.move(team, -1);
+  };
+  const int last = chunks - 1 - behind;
+  const float* angle = find_angle(team, last);
+  Target<E, kHead> dq(team, p.dq, last), dk(team, p.dk, last), dv(team, p.dv, last);
+  Target<E, kHead> dg(team, p.dg, last);
+  auto use = [&](int i, int stage) {
+    auto& m = memory.stages[stage];
+    const int chunk = chunks - 1 - i;  // of the segment
+    const bool own_rows = chunk < team.chunks();
+    const int n = i == 0 ? rows : kTile;
+    const float count = team.chunk_count(chunk), factor = fast_reciprocal(count);
+    const ChunkState<E, kHead> key_state(team, p.causal ? chunk : 0);
+    Angles angles;
+    Features<E, kHead, false> queries, keys;
+    Acc o;
+    RowPair inverse;
+    Products for_values;
+    if (own_rows) {
+      angles = load_angles(team, angle, n);
+      make_features(team, queries, m.q, memory.fq, angles, n);
+      make_features(team, keys, m.k, memory.fk, angles, n);
+      team.sync();
+      auto add_value_products = [&](int t, const Operand<E>& query) {
+        const Operand<E> key = keys.rotated_operand(t);
+        if (p.causal) mma(for_values.tokens, key, query);
+        mma(for_values.state, key, to_operand<E>(state[t]));
+      };
+      attend<false>(
+          team, n, count, queries, keys, m.v,
+          [&](int t) { return load_packed<E, false>(key_state.tile(team.warp, t)); },
+          [&](int t) { return team.row_vector(key_state.sums + t * kTile); }, o, inverse,
+          [&](int, const Operand<E>& query) {
+            if constexpr (T::kTiles == 1) add_value_products(0, query);
+          });
+      if constexpr (T::kTiles > 1) {
+#pragma unroll
+        for (int t = 0; t < T::kTiles; ++t) {
+          limit_overlap<E>();
+          add_value_products(t, queries.rotated_operand(t));
+        }
+      }
+    }
+    Acc a, d_gate;  // dy through the gate; the gradient of the gate's input, but for the factor of the output
+    team.load_pairs(a, m.dy);
+    if (gates) {
+      Acc gate;
+      team.load_pairs(gate, m.g);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const float y = a.x[i / 4][i % 4], x = gate.x[i / 4][i % 4], s = sigmoid(x);
+        a.x[i / 4][i % 4] = y * (x * s);
+        d_gate.x[i / 4][i % 4] = y * silu_grad(s, x * s);
+      }
+    }
+    Acc silu;
+    if (convolves) silu = convolve_back(team, a, m.v, memory.taps, own_rows, memory.conv, taps);
+
+    if (own_rows) {
+      if (gates) {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) d_gate.x[i / 4][i % 4] *= o.x[i / 4][i % 4] + silu.x[i / 4][i % 4];
+        dg.store(team, n, d_gate, -1);
+      }
+      const RowPair d_denominator = scale_gradient(team, a, o, inverse, m.dy, memory.d_denominator, memory.row_sums);
+      const TransposedState<E, kHead> transposed(team, state, m.g);
+      team.sync();
+
+      {
+        const Operand<E> gradients = load_operand<E, true>(m.dy + team.own(), T::kStride);
+        Acc d_value = apply_products<E, kHead>(for_values, gradients, factor, p.causal);
+        if (convolves) add_conv_gradient(team, d_value, memory.taps, memory.conv);
+        if (convolves && p.final_values_grad) add_final_gradient(team, d_value, team.first_row(chunk));
+        dv.store(team, n, d_value, -1);
+        if (p.causal) add_queries<E, kHead>(queries, gradients, factor, state);
+      }
+      limit_overlap<E>();
+
+      Products for_queries, for_keys;
+#pragma unroll 1
+      for (int t = 0; t < T::kTiles; ++t) {
+        const Operand<E> u = load_operand<E, false>(m.dy + t * kTile, T::kStride);
+        const Operand<E> v = load_operand<E, false>(m.v + t * kTile, T::kStride);
+        if (p.causal) mma(for_queries.tokens, u, v), mma(for_keys.tokens, v, u);
+        limit_overlap<E>();
+        mma(for_queries.state, u, load_packed<E, true>(key_state.tile(t, team.warp)));
+        limit_overlap<E>();
+        mma(for_keys.state, v, transposed.operand(team, t));
+      }
+      const RowVector key_sum = team.row_vector(key_state.sums + team.own());
+      dq.store(team, n, query_gradient(team, for_queries, key_sum, queries, keys, d_denominator, angles, factor), -1);
+      limit_overlap<E>();
+      dk.store(team, n, key_gradient(team, for_keys, sum, queries, keys, memory.d_denominator, angles, factor), -1);
+      if (angle) angle -= kTile * static_cast<int>(p.width());
+      if (p.causal) add_query_sum(team, queries, memory.d_denominator, factor, sum);
+    }
+    if (convolves) {
+      __syncwarp();
+      move_conv_gradient(team, memory.conv, false);
+    }
+  };
+  team.sync();
+  pipeline(team, chunks, copy, use);
+
+  if (convolves) store_tap_gradients(team, taps);
+  if (segment.index > 0) return;
+  if (p.initial_state_grad) {
+    float* const out = team.sequence_state(p.initial_state_grad);
+    team.store_state(out, state);
+    team.store_sum(out, sum);
+  }
+  if (p.initial_values_grad && history > 0) {
+    __syncwarp();
+    store_initial_values_gradient(team, memory.taps, memory.conv);
+  }
+}
+
+template <typename E, int kHead>
 __global__ void __launch_bounds__(Team<E, kHead>::kThreads, Team<E, kHead>::kBackwardBlocks)
     backward_kernel(const RelaPlan p) {
   using T = Team<E, kHead>;
   auto& memory = team_memory<BackwardMemory<E, kHead>, T>();
   T team(p, memory.segment);
-  const bool found = team.find_work(memory.segment);
-  if (!found && team.head < p.num_heads && !p.second && p.conv_width > 0) {
-    // No segment: its place among the partial sums is zero.
-    float* const out = p.conv_partial + (team.segment.slot * p.width() + team.head_channel()) * (kMaxTaps + 1);
-    for (int i = team.thread; i < p.head_dim * (kMaxTaps + 1); i += 32 * T::kWarps) out[i] = 0.f;
+  if (!team.find_work(memory.segment)) {
+    if (team.head < p.num_heads && p.conv_width > 0) {
+      // No segment: its place among the partial sums is zero.
+      float* const out = p.conv_partial + (team.segment.slot * p.width() + team.head_channel()) * (kMaxTaps + 1);
+      for (int i = team.thread; i < p.head_dim * (kMaxTaps + 1); i += 32 * T::kWarps) out[i] = 0.f;
+    }
+    return;
   }
-  if (!found) return;
-  const bool whole = kSweeps == Sweeps::kBoth && p.causal && team.segment.count == 1;
-  if (p.second && whole) return;
-  team.load_taps(memory.taps);
-  team.sync();
-  if constexpr (kSweeps != Sweeps::kKeys)
-    if (!p.second) query_sweep(team, memory);
-  if constexpr (kSweeps != Sweeps::kQueries)
-    if (p.second || whole) key_sweep(team, memory);
+  if (p.causal && !p.cut) {  // else the kernel before has
+    store_key_states(team, memory.keys);
+    team.sync();
+  }
+  sweep_back(team, memory);
 }
 
 }  // namespace recgrela::cuda

@@ -7,7 +7,7 @@
 // where the first terms are only there in the causal form, which then moves S and z on by the chunk.
 #pragma once
 
-#include "kernels/rela_team.cuh"
+#include "kernels/rela_chunk.cuh"
 
 namespace recgrela::cuda {
 
@@ -23,69 +23,29 @@ struct ForwardMemory {
   float z[T::kWarps > 1 ? kHead : 4], taps[kHead * (kMaxTaps + 1)];
 };
 
-// A chunk's attention of own value channels, and n / denominator of each row, from features in shared memory.
-// The weights within a chunk are multiplied by n / denominator before they become an operand of 16 bits.
+// bias + sum_w tap_w v[row - 3 + w] at this lane's places of the own channels
 template <typename E, int kHead>
-__device__ void attend(const Team<E, kHead>& team, int64_t t0, const E* rq, const E* fq, const E* rk, const E* fk,
-                       const E* v, const float* z, const RowVector& sum, const Acc (&state)[Team<E, kHead>::kTiles],
-                       Acc& o, RowPair& inverse) {
+__device__ Acc convolve(const Team<E, kHead>& team, const E* v, const float* taps) {
   using T = Team<E, kHead>;
-  const bool causal = team.p.causal;
-  const float n = team.chunk_count(t0), factor = 1.f / n;
-  Acc rotated, plain;
-  float from_state[4] = {};
+  Acc c;
 #pragma unroll
-  for (int t = 0; t < T::kTiles; ++t) {
-    limit_overlap<E, T::kTiles>();
-    const Operand<E> q = load_operand<E, false>(rq + t * kTile, T::kStride);
-    if (causal) mma(rotated, q, load_operand<E, false>(rk + t * kTile, T::kStride));
-    mma_split(o, q, state[t], factor);
-    const Operand<E> f = load_operand<E, false>(fq + t * kTile, T::kStride);
-    if (causal) mma(plain, f, load_operand<E, false>(fk + t * kTile, T::kStride));
-    mma_row(from_state, f, T::kTiles == 1 ? sum : team.row_vector(z + t * kTile), factor);
-  }
-  if (causal) keep_lower(plain, team.lane);
+  for (int j = 0; j < 2; ++j) {
+    const int column = team.own() + tile_col(team.lane, j, 0);
+    float2 w[kMaxTaps + 1];
 #pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    float denominator = from_state[2 * h];
-    float count = n;
-    if (causal) {
-      denominator +=
-          factor * quad_sum(plain.x[0][2 * h] + plain.x[0][2 * h + 1] + plain.x[1][2 * h] + plain.x[1][2 * h + 1]);
-      count = n - static_cast<float>(kTile - 1 - tile_row(team.lane, 2 * h));
+    for (int i = 0; i <= kMaxTaps; ++i) w[i] = load2(taps + i * kHead + column);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const E* const rows = v + (tile_row(team.lane, 2 * h) - kHalo) * T::kStride + column;
+      c.x[j][2 * h] = w[kMaxTaps].x, c.x[j][2 * h + 1] = w[kMaxTaps].y;
+#pragma unroll
+      for (int i = 0; i < kMaxTaps; ++i) {
+        const float2 x = load2(rows + i * T::kStride);
+        c.x[j][2 * h] += w[i].x * x.x, c.x[j][2 * h + 1] += w[i].y * x.y;
+      }
     }
-    inverse.x[h] = 1.f / (denominator + team.p.eps * (count * factor));
   }
-  scale_rows(o, inverse);
-  if (causal) {
-    keep_lower(rotated, team.lane);
-    scale_rows(rotated, inverse);
-    Acc part;
-    mma(part, to_operand<E>(rotated), load_operand<E, true>(v + team.own(), T::kStride));
-    add_scaled(o, part, factor);
-  }
-}
-
-// Moves a causal state on by a chunk.
-template <typename E, int kHead>
-__device__ void add_keys(const Team<E, kHead>& team, const E* rk, const E* fk, const E* v,
-                         Acc (&state)[Team<E, kHead>::kTiles], RowVector& sum) {
-  using T = Team<E, kHead>;
-  const Operand<E> values = load_operand<E, true>(v + team.own(), T::kStride);
-#pragma unroll
-  for (int t = 0; t < T::kTiles; ++t) {
-    limit_overlap<E, T::kTiles>();
-    mma(state[t], values, load_operand<E, true>(rk + t * kTile, T::kStride));
-  }
-  add_tokens(sum, load_operand<E, true>(fk + team.own(), T::kStride));
-}
-
-// Where the state before a segment is, or that of a bidirectional sequence; null: it is zero.
-template <typename E, int kHead>
-__device__ const float* state_before(const Team<E, kHead>& team) {
-  const RelaPlan& p = team.p;
-  if (!p.causal || team.segment.count > 1) return team.state(p.key_state);
-  return p.initial_state ? team.sequence_state(p.initial_state) : nullptr;
+  return c;
 }
 
 template <typename E, int kHead>
@@ -122,42 +82,56 @@ __global__ void __launch_bounds__(Team<E, kHead>::kThreads, Team<E, kHead>::kFor
   team.load_state(state_before(team), state);
   team.load_sum(state_before(team), sum);
 
-  auto copy = [&](int64_t chunk, int stage) {
-    const int64_t t0 = segment.begin + chunk * kTile;
+  Sources<E, kHead> from;
+  from.find(team, 0);
+  Target<E, kHead> y(team, p.y, 0);
+  const float* angle = find_angle(team, 0);
+  const int rows = team.rows();
+  auto copy = [&](int i, int stage) {
     auto& m = memory.stages[stage];
-    team.copy_chunk(m.q, p.q, t0);
-    if (p.causal) team.copy_chunk(m.k, p.k, t0);
-    team.copy_values(m.v, t0);
-    if (p.g.data) team.copy_chunk(m.g, p.g, t0);
+    const int n = rows - i * kTile;
+    team.copy_chunk(m.q, from.q, p.q, n);
+    if (p.causal) team.copy_chunk(m.k, from.k, p.k, n);
+    team.copy_values(m.v, from.v, i == 0 && segment.index == 0, n);
+    if (p.g.data) team.copy_chunk(m.g, from.g, p.g, n);
+    from.move(team, 1);
   };
-  auto use = [&](int64_t chunk, int stage) {
-    const int64_t t0 = segment.begin + chunk * kTile;
-    const int n = static_cast<int>(segment.end - t0 < kTile ? segment.end - t0 : kTile);
+  auto use = [&](int i, int stage) {
     auto& m = memory.stages[stage];
-    team.features(t0, n, m.q, memory.fq, p.causal ? m.k : nullptr, memory.fk);
-    if constexpr (T::kTiles > 1) team.publish(memory.z, sum);
+    const int n = rows - i * kTile;
+    const Angles angles = load_angles(team, angle, n);
+    Features<E, kHead, kHead == kTile> queries, keys;
+    make_features(team, queries, m.q, memory.fq, angles, n, kHead > kTile);
+    if (p.causal) make_features(team, keys, m.k, memory.fk, angles, n);
+    const float count = team.chunk_count(i), factor = fast_reciprocal(count);
+    if constexpr (T::kTiles > 1) team.publish(memory.z, sum, factor);
     team.sync();
 
-    Acc y;
+    Acc out;
     RowPair inverse;
-    attend(team, t0, m.q, memory.fq, m.k, memory.fk, m.v, memory.z, sum, state, y, inverse);
+    attend<true>(
+        team, n, count, queries, keys, m.v, [&](int t) { return to_operand<E>(state[t], factor); },
+        [&](int t) {
+          if constexpr (T::kTiles > 1) return team.row_vector(memory.z + t * kTile);
+          return RowVector{{factor * sum.x[0], factor * sum.x[1], factor * sum.x[2], factor * sum.x[3]}};
+        },
+        out, inverse, [](int, const Operand<E>&) {});
     if (p.conv_width > 0) {
-      Acc c;
-      team.convolve(c, m.v, memory.taps);
+      const Acc c = convolve(team, m.v, memory.taps);
 #pragma unroll
-      for (int i = 0; i < 8; ++i) y.x[i / 4][i % 4] += c.x[i / 4][i % 4] * sigmoid(c.x[i / 4][i % 4]);
+      for (int i = 0; i < 8; ++i) out.x[i / 4][i % 4] += c.x[i / 4][i % 4] * sigmoid(c.x[i / 4][i % 4]);
     }
     if (p.g.data) {
-      Acc g;
-      team.load_pairs(g, m.g);
-#pragma unroll
-      for (int i = 0; i < 8; ++i) y.x[i / 4][i % 4] *= g.x[i / 4][i % 4] * sigmoid(g.x[i / 4][i % 4]);
+      Acc gate;
+      team.load_pairs(gate, m.g);
+      out = gated(out, gate);
     }
-    team.store_pairs(p.y, t0, n, y);
-    if (p.causal) add_keys(team, m.k, memory.fk, m.v, state, sum);
+    y.store(team, n, out, 1);
+    if (p.causal) add_keys(team, keys, m.v, state, sum);
+    if (angle) angle += kTile * static_cast<int>(p.width());
   };
   team.sync();
-  pipeline(team, (segment.end - segment.begin + kTile - 1) / kTile, false, copy, use);
+  pipeline(team, team.chunks(), copy, use);
 
   if (p.final_state && segment.index + 1 == segment.count) {
     float* const out = team.sequence_state(p.final_state);

@@ -4,9 +4,8 @@
 
 #include <type_traits>
 
-#include "kernels/rela_backward.cuh"
 #include "kernels/rela_forward.cuh"
-#include "kernels/rela_sums.cuh"
+#include "kernels/rela_backward.cuh"
 
 namespace recgrela::cuda {
 
@@ -36,8 +35,14 @@ cudaError_t launch_rela(const RelaPlan& p, cudaStream_t stream, F kernel_of) {
 }
 
 template <typename E>
-cudaError_t RelaKernels<E>::sums(const RelaPlan& plan, cudaStream_t stream) {
-  return launch_rela<E, SumsMemory>(plan, stream, [](auto head) { return &sums_kernel<E, decltype(head)::value>; });
+cudaError_t RelaKernels<E>::key_sums(const RelaPlan& plan, cudaStream_t stream) {
+  return launch_rela<E, KeySumsMemory>(plan, stream,
+                                       [](auto head) { return &key_sums_kernel<E, decltype(head)::value>; });
+}
+template <typename E>
+cudaError_t RelaKernels<E>::query_sums(const RelaPlan& plan, cudaStream_t stream) {
+  return launch_rela<E, QuerySumsMemory>(plan, stream,
+                                         [](auto head) { return &query_sums_kernel<E, decltype(head)::value>; });
 }
 template <typename E>
 cudaError_t RelaKernels<E>::forward(const RelaPlan& plan, cudaStream_t stream) {
@@ -46,14 +51,8 @@ cudaError_t RelaKernels<E>::forward(const RelaPlan& plan, cudaStream_t stream) {
 }
 template <typename E>
 cudaError_t RelaKernels<E>::backward(const RelaPlan& plan, cudaStream_t stream) {
-  return launch_rela<E, BackwardMemory>(plan, stream, [&](auto head) {
-    constexpr int kHead = decltype(head)::value;
-    if constexpr (kHead <= kMostFused) {
-      return &backward_kernel<E, kHead, Sweeps::kBoth>;
-    } else {
-      return plan.second ? &backward_kernel<E, kHead, Sweeps::kKeys> : &backward_kernel<E, kHead, Sweeps::kQueries>;
-    }
-  });
+  return launch_rela<E, BackwardMemory>(plan, stream,
+                                        [](auto head) { return &backward_kernel<E, decltype(head)::value>; });
 }
 
 }  // namespace recgrela::cuda

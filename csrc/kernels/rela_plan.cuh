@@ -9,7 +9,6 @@ namespace recgrela::cuda {
 
 constexpr int kHalo = 3;  // rows before a chunk that the convolution needs, at most
 constexpr int kMaxTaps = 4;
-constexpr int kMostFused = 64;  // the widest head whose backward is one kernel
 
 // A call's parameters and what the host makes of them.
 struct RelaPlan : GatedRelaParams {
@@ -17,13 +16,17 @@ struct RelaPlan : GatedRelaParams {
   int64_t num_slots = 0;          // places for segments; not all are taken
   float* key_state = nullptr;     // [slots, H, d + 1, d] sums of R phi(k) (x) v and phi(k)
   float* query_state = nullptr;   // likewise of R phi(q) (x) (gradient of the numerator) and d(denominator) phi(q)
-  float* row_scales = nullptr;    // [T, H, 2] of each chunk's count n: n / denominator, n d(denominator)
   float* conv_partial = nullptr;  // [slots, D, 5] gradients of the taps (the last one last) and the bias
-  bool queries = false;           // the sums kernel makes query_state, else key_state
-  bool second = false;            // the second of the backward's launches
+  // The state of keys before each chunk of a causal segment, or of each bidirectional one, over the chunk's count: the
+  // first part in tiles of value by key channels [places, H, tiles, tiles, 256] of dtype, the second [places, H, d].
+  int64_t num_places = 0;
+  void* chunk_states = nullptr;
+  float* chunk_sums = nullptr;
+  void* exchange = nullptr;  // [slots, H, tiles, tiles, 256] of dtype, for heads of several tiles
 
   __host__ __device__ int64_t state_size() const { return int64_t{head_dim} * (head_dim + 1); }
   __host__ __device__ int64_t width() const { return int64_t{num_heads} * head_dim; }
+  __host__ __device__ int64_t tiles() const { return (head_dim + kTile - 1) / kTile; }
 };
 
 // Rows of one sequence that a team takes. Segments of sequence b have the slots offset(b) / segment_rows + b + 0, 1 ..:
@@ -75,7 +78,8 @@ inline __device__ bool find_segment(const RelaPlan& p, int64_t slot, Segment& se
 // The kernels of one element type; each launches what the plan asks for.
 template <typename E>
 struct RelaKernels {
-  static cudaError_t sums(const RelaPlan& plan, cudaStream_t stream);
+  static cudaError_t key_sums(const RelaPlan& plan, cudaStream_t stream);
+  static cudaError_t query_sums(const RelaPlan& plan, cudaStream_t stream);
   static cudaError_t forward(const RelaPlan& plan, cudaStream_t stream);
   static cudaError_t backward(const RelaPlan& plan, cudaStream_t stream);
 };

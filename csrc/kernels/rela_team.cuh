@@ -1,26 +1,29 @@
 // What the kernels of gated_rela share: the team of warps that takes one head of one segment in chunks of 16 tokens.
 //
 // A team has a warp for each 16 channels of the head. A warp owns its 16 value channels and the key channels of the
-// same numbers. Heads of up to 16 channels have teams of one warp, four in a block, which never wait for each other.
+// same numbers. Heads of up to 16 channels have teams of one warp, two in a block, which never wait for each other.
 #pragma once
 
 #include "kernels/rela_plan.cuh"
 
 namespace recgrela::cuda {
 
+// From a chunk's rows to the next one's.
+inline __device__ int chunk_stride(const Rows& rows) { return kTile * static_cast<int>(rows.stride); }
+
 template <typename E, int kHead>
 struct Team {
   static constexpr int kTiles = kHead / kTile;
   static constexpr int kWarps = kTiles;
-  static constexpr int kTeams = kWarps == 1 ? 4 : 1;  // in a block
+  static constexpr int kTeams = kWarps == 1 ? 2 : 1;  // in a block
   static constexpr int kThreads = 32 * kWarps * kTeams;
   // A row's length in shared memory: 16 bytes more than needed, so that a tile's rows lie in different banks.
   static constexpr int kStride = kHead + 16 / static_cast<int>(sizeof(E));
   static constexpr int kTileSize = kTile * kStride;
   static constexpr int kHaloSize = kHalo * kStride;
   // Blocks to a multiprocessor that the compiler leaves registers for: as many as it can without spilling.
-  static constexpr int kForwardBlocks = kHead == 32 ? 8 : kHead == 128 ? 1 : 512 / kThreads - (kHead == 64);
-  static constexpr int kBackwardBlocks = kHead == 32 ? 6 : kHead == 128 ? 1 : kHead == 64 ? 2 : 3;
+  static constexpr int kForwardBlocks = kHead == 128 ? 1 : kHead == 64 ? 3 : 8;
+  static constexpr int kBackwardBlocks = kHead == 128 ? 1 : kHead == 64 ? 2 : kHead == 32 && sizeof(E) == 4 ? 4 : 6;
   static constexpr int kStages = kHead == 128 ? 1 : 2;  // one leaves enough registers and shared memory
 
   const RelaPlan& p;
@@ -60,108 +63,54 @@ struct Team {
 
   __device__ int own() const { return warp * kTile; }  // the first of the warp's own channels
   __device__ int64_t head_channel() const { return int64_t{head} * p.head_dim; }
-
-  __device__ float* state(float* states) const { return states + (segment.slot * p.num_heads + head) * p.state_size(); }
-  template <typename S>
-  __device__ S* sequence_state(S* states) const {
-    return states + (segment.sequence * p.num_heads + head) * p.state_size();
-  }
-
-  // By how much the sums of a chunk are divided where they would outgrow 16 bits, and as float32.
-  __device__ float chunk_count(int64_t t0) const {
-    return static_cast<float>(p.causal ? segment.before + t0 + kTile : segment.length);
-  }
-
   // Whether a channel of the padded head is one.
   __device__ bool in_head(int channel) const { return kHead > kTile || channel < p.head_dim; }
 
-  // Starts to copy kRows rows of the head to a tile; zeros but for the rows begin .. end - 1.
-  template <int kRows>
-  __device__ void copy_rows(E* tile, const E* rows, int stride, int begin, int end) const {
-    constexpr int kVector = 16 / sizeof(E), kVectors = kHead / kVector, kStep = 32 * kWarps / kVectors;
-    int row = thread / kVectors;
-    const int column = thread % kVectors * kVector;
-    const E* source = rows + row * stride + column;
+  __device__ int rows() const { return static_cast<int>(segment.end - segment.begin); }
+  __device__ int chunks() const { return (rows() + kTile - 1) / kTile; }
+  // The sequence's row where the segment's chunk i begins.
+  __device__ int64_t first_row(int i) const { return segment.begin + int64_t{i} * kTile; }
+  // Of the segment's chunk i, by how much sums are divided where they would outgrow 16 bits: the count of rows up to
+  // the chunk's last, or of all.
+  __device__ float chunk_count(int i) const {
+    if (!p.causal) return static_cast<float>(segment.length);
+    return static_cast<float>(segment.before + segment.begin) + static_cast<float>((i + 1) * kTile);
+  }
+
+  // ---- copies to shared memory ----
+
+  static constexpr int kVector = 16 / sizeof(E), kVectors = kHead / kVector, kRowsAtOnce = 32 * kWarps / kVectors;
+
+  // Where this thread copies the segment's chunk i from; null where there is nothing.
+  __device__ const E* source(const Rows& rows, int i) const {
+    if (!rows.data) return nullptr;
+    return static_cast<const E*>(rows.data) + (segment.row0 + first_row(i) + thread / kVectors) * rows.stride +
+           head_channel() + thread % kVectors * kVector;
+  }
+
+  // Starts to copy a chunk of n rows; zeros behind them.
+  __device__ void copy_chunk(E* tile, const E* source, const Rows& rows, int n) const {
+    const int row = thread / kVectors, column = thread % kVectors * kVector;
+    if (!in_head(column)) n = 0;
 #pragma unroll
-    for (int i = 0; i < (kRows + kStep - 1) / kStep; ++i) {
-      const bool valid = row >= begin && row < end && in_head(column);
-      if (kRows % kStep == 0 || row < kRows)
-        copy_async16(tile + row * kStride + column, valid ? source : p.v.data, valid);
-      row += kStep, source += kStep * stride;
+    for (int i = 0; i < kTile; i += kRowsAtOnce)
+      copy_async16(tile + (row + i) * kStride + column, source + i * static_cast<int>(rows.stride), row + i < n);
+  }
+
+  // The values and the kHalo rows before them, which for the sequence's first chunk are a state's, or zero.
+  __device__ void copy_values(E* tile, const E* source, bool first, int n) const {
+    copy_chunk(tile, source, p.v, n);
+    const int row = thread / kVectors, column = thread % kVectors * kVector;
+    if (p.conv_width == 0 || row >= kHalo) return;
+    bool valid = !first;
+    source -= kHalo * static_cast<int>(p.v.stride);
+    if (first && p.initial_values) {
+      const int history = p.conv_width - 1, place = row - (kHalo - history);
+      valid = place >= 0;
+      source = static_cast<const E*>(p.initial_values) + (segment.sequence * history + place) * p.width() +
+               head_channel() + column;
     }
-  }
-
-  // The chunk at t0, zeros behind the sequence's end.
-  __device__ void copy_chunk(E* tile, const Rows& rows, int64_t t0) const {
-    const int64_t left = segment.length - t0;
-    copy_rows<kTile>(tile, static_cast<const E*>(rows.data) + (segment.row0 + t0) * rows.stride + head_channel(),
-                     static_cast<int>(rows.stride), 0, left < kTile ? static_cast<int>(left) : kTile);
-  }
-
-  // The values in the chunk at t0 and in the kHalo rows before it, which may be a state's.
-  __device__ void copy_values(E* tile, int64_t t0) const {
-    copy_chunk(tile, p.v, t0);
-    if (p.conv_width == 0) return;
-    const E* rows = static_cast<const E*>(p.v.data) + head_channel();
-    int64_t stride = p.v.stride;
-    int begin = kHalo;  // zeros
-    if (t0 > 0) {
-      begin = 0, rows += (segment.row0 + t0 - kHalo) * stride;
-    } else if (p.initial_values) {
-      const int history = p.conv_width - 1;
-      begin = kHalo - history, stride = p.width();
-      rows = static_cast<const E*>(p.initial_values) + segment.sequence * history * stride + head_channel();
-      rows -= begin * stride;
-    }
-    copy_rows<kHalo>(tile - kHaloSize, rows, static_cast<int>(stride), begin, kHalo);
-  }
-
-  // Visits each thread's share of a tile: f(row, channel) for four neighbouring channels from `channel` on.
-  template <typename F>
-  __device__ void for_each_quad(F f) const {
-    constexpr int kQuads = kHead / 4;
-    static_assert(32 * kWarps / kQuads == 8, "rows at a time");
-    // Rows are taken in an order in which those that are accessed together lie in different banks.
-    int row = thread / kQuads;
-    if constexpr (kHead * sizeof(E) == 32) row = row % 4 * 2 + row / 4;
-    if constexpr (kHead * sizeof(E) == 64) row = row % 2 * 4 + row / 2;
-    f(row, thread % kQuads * 4);
-    f(row + 8, thread % kQuads * 4);
-  }
-
-  // phi(x) of the chunk's first n rows to f, R phi(x) in place of x, zeros in the other rows; and the same of x2.
-  // Null: not there.
-  __device__ void features(int64_t t0, int n, E* x, E* f, E* x2 = nullptr, E* f2 = nullptr) const {
-    const int width = static_cast<int>(p.width());
-    const float* const table = p.rotary ? p.rotary + (segment.before + t0) * width + head_channel() : nullptr;
-    for_each_quad([&](int row, int channel) {
-      const bool inside = row < n && in_head(channel);
-      float4 angles = make_float4(1.f, 0.f, 1.f, 0.f);
-      if (table && inside) angles = *reinterpret_cast<const float4*>(table + row * width + channel);
-      features_of(x, f, row * kStride + channel, inside, angles);
-      if (x2) features_of(x2, f2, row * kStride + channel, inside, angles);
-    });
-  }
-
-  // In place of dy: dy * SiLU(g), times its row's scale (stride 2); g may be null.
-  __device__ void gate_gradient(E* dy, const E* g, const float* scales) const {
-    for_each_quad([&](int row, int channel) {
-      const int place = row * kStride + channel;
-      const float s = scales[2 * row];
-      float4 a = load4(dy + place);
-      if (g) {
-        const float4 x = load4(g + place);
-        a = make_float4(a.x * x.x * sigmoid(x.x), a.y * x.y * sigmoid(x.y), a.z * x.z * sigmoid(x.z),
-                        a.w * x.w * sigmoid(x.w));
-      }
-      store4(dy + place, make_float4(a.x * s, a.y * s, a.z * s, a.w * s));
-    });
-  }
-
-  // The chunk's row scales, [16, 2], zero behind its n rows, to shared memory.
-  __device__ void load_scales(float* scales, int64_t t0, int n) const {
-    for (int i = thread; i < 2 * kTile; i += 32 * kWarps)
-      scales[i] = i / 2 < n ? p.row_scales[((segment.row0 + t0 + i / 2) * p.num_heads + head) * 2 + i % 2] : 0.f;
+    copy_async16(tile - kHaloSize + row * kStride + column, source, valid && in_head(column));
   }
 
   // The taps, [5, kHead]: that of the current row is the fourth; then the bias. To shared memory.
@@ -182,66 +131,78 @@ struct Team {
     }
   }
 
-  // bias + sum_w tap_w v[row - 3 + w] at this lane's places of the own channels
-  __device__ void convolve(Acc& c, const E* v, const float* taps) const {
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      const int column = own() + tile_col(lane, j, 0);
-      float2 w[kMaxTaps + 1];
-#pragma unroll
-      for (int i = 0; i <= kMaxTaps; ++i) w[i] = load2(taps + i * kHead + column);
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const E* const rows = v + (tile_row(lane, 2 * h) - kHalo) * kStride + column;
-        c.x[j][2 * h] = w[kMaxTaps].x, c.x[j][2 * h + 1] = w[kMaxTaps].y;
-#pragma unroll
-        for (int i = 0; i < kMaxTaps; ++i) {
-          const float2 x = load2(rows + i * kStride);
-          c.x[j][2 * h] += w[i].x * x.x, c.x[j][2 * h + 1] += w[i].y * x.y;
-        }
-      }
-    }
-  }
+  // ---- this lane's places of the own channels in a tile ----
 
-  // This lane's places of the own channels in a tile: f(row, channel, j, e) for the pairs x[j][e], x[j][e + 1].
+  // f(row, channel, j, e) for the pairs x[j][e], x[j][e + 1].
   template <typename F>
   __device__ void for_each_pair(F f) const {
 #pragma unroll
     for (int i = 0; i < 4; ++i) f(tile_row(lane, i % 2 * 2), own() + tile_col(lane, i / 2, 0), i / 2, i % 2 * 2);
   }
   __device__ void load_pairs(Acc& a, const E* tile) const {
-    for_each_pair([&](int row, int channel, int j, int e) {
-      const float2 x = load2(tile + row * kStride + channel);
-      a.x[j][e] = x.x, a.x[j][e + 1] = x.y;
-    });
+    if constexpr (sizeof(E) == 2) {
+      const Operand<E> packed = load_operand<E, false>(tile + own(), kStride);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float2 x = unpack2<E>(packed.r[i]);
+        a.x[i / 2][i % 2 * 2] = x.x, a.x[i / 2][i % 2 * 2 + 1] = x.y;
+      }
+    } else {
+      for_each_pair([&](int row, int channel, int j, int e) {
+        const float2 x = load2(tile + row * kStride + channel);
+        a.x[j][e] = x.x, a.x[j][e + 1] = x.y;
+      });
+    }
   }
   __device__ void store_pairs(E* tile, const Acc& a) const {
     for_each_pair(
         [&](int row, int channel, int j, int e) { store2(tile + row * kStride + channel, a.x[j][e], a.x[j][e + 1]); });
   }
-  // To the first n rows of the chunk at t0.
-  __device__ void store_pairs(const Rows& rows, int64_t t0, int n, const Acc& a) const {
-    E* const out = static_cast<E*>(rows.data) + (segment.row0 + t0) * rows.stride + head_channel();
-    const int stride = static_cast<int>(rows.stride);
-    // Two lanes give each other a pair, so that each stores four neighbours.
+
+  // Where this lane stores the segment's chunk i to; null where there is nothing.
+  __device__ E* target(const Rows& rows, int i) const {
+    if (!rows.data) return nullptr;
+    return static_cast<E*>(rows.data) + (segment.row0 + first_row(i) + lane / 4) * rows.stride + head_channel() +
+           own() + tile_col(lane & ~1, lane % 2, 0);
+  }
+
+  // Stores a chunk of n rows. Two lanes give each other a pair, so that each stores four neighbours of a row.
+  __device__ void store_chunk(E* target, const Rows& rows, int n, const Acc& a) const {
     const bool odd = lane % 2;
-    const int channel = own() + tile_col(lane & ~1, odd, 0);
+    if (!in_head(own() + tile_col(lane & ~1, odd, 0))) n = 0;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
+      E* const out = target + 8 * h * static_cast<int>(rows.stride);
+      const bool inside = lane / 4 + 8 * h < n;
       const float* const x = a.x[0] + 2 * h;
       const float* const y = a.x[1] + 2 * h;
-      const float2 kept = odd ? make_float2(y[0], y[1]) : make_float2(x[0], x[1]);
-      float2 other = odd ? make_float2(x[0], x[1]) : make_float2(y[0], y[1]);
-      other = exchange<E>(other);
-      const float4 quad =
-          odd ? make_float4(other.x, other.y, kept.x, kept.y) : make_float4(kept.x, kept.y, other.x, other.y);
-      const int row = tile_row(lane, 2 * h);
-      if (row < n && in_head(channel)) store4(out + row * stride + channel, quad);
+      if constexpr (sizeof(E) == 4) {
+        const float2 kept = odd ? make_float2(y[0], y[1]) : make_float2(x[0], x[1]);
+        const float2 given = odd ? make_float2(x[0], x[1]) : make_float2(y[0], y[1]);
+        const float2 other = make_float2(__shfl_xor_sync(0xffffffffu, given.x, 1),  //
+                                         __shfl_xor_sync(0xffffffffu, given.y, 1));
+        const float4 quad =
+            odd ? make_float4(other.x, other.y, kept.x, kept.y) : make_float4(kept.x, kept.y, other.x, other.y);
+        if (inside) *reinterpret_cast<float4*>(out) = quad;
+      } else {
+        const uint32_t first = pack2<E>(x[0], x[1]), second = pack2<E>(y[0], y[1]);
+        const uint32_t kept = odd ? second : first;
+        const uint32_t other = __shfl_xor_sync(0xffffffffu, odd ? first : second, 1);
+        if (inside) *reinterpret_cast<uint2*>(out) = odd ? make_uint2(other, kept) : make_uint2(kept, other);
+      }
     }
   }
 
-  // States as sums: of own value channels by all key channels, of own key channels by all value channels, and of own
-  // key channels. A missing state is zero.
+  // ---- states: [d + 1, d] float32, the sums by key and value channel, then those of keys ----
+
+  __device__ float* state(float* states) const { return states + (segment.slot * p.num_heads + head) * p.state_size(); }
+  template <typename S>
+  __device__ S* sequence_state(S* states) const {
+    return states + (segment.sequence * p.num_heads + head) * p.state_size();
+  }
+
+  // As sums of own value channels by all key channels, of own key channels by all value channels, and of own key
+  // channels. A missing state is zero.
   __device__ void load_state(const float* state, Acc (&by_value)[kTiles]) const {
     visit(by_value, [&](float& x, int value, int key) { x = state ? state[key * p.head_dim + value] : 0.f; });
   }
@@ -257,30 +218,25 @@ struct Team {
   __device__ void store_sum(float* state, RowVector& sum) const {
     if (lane < 4) visit(sum, [&](float& x, int key) { state[p.head_dim * p.head_dim + key] = x; });
   }
-  // to shared memory, [kHead]
-  __device__ void publish(float* shared, RowVector& sum) const {
+  // factor * the sum, to [kHead].
+  __device__ void publish(float* place, const RowVector& sum, float factor) const {
     if (lane >= 4) return;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) shared[own() + tile_col(lane, i / 2, i % 2)] = sum.x[i];
+    for (int j = 0; j < 2; ++j)
+      store2(place + own() + tile_col(lane, j, 0), factor * sum.x[2 * j], factor * sum.x[2 * j + 1]);
   }
   // This lane's four of 16 numbers.
-  __device__ RowVector row_vector(const float* shared, int stride = 1) const {
+  __device__ RowVector row_vector(const float* numbers) const {
     RowVector row;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) row.x[i] = shared[tile_col(lane, i / 2, i % 2) * stride];
+    for (int j = 0; j < 2; ++j) {
+      const float2 x = load2(numbers + tile_col(lane, j, 0));
+      row.x[2 * j] = x.x, row.x[2 * j + 1] = x.y;
+    }
     return row;
   }
 
  private:
-  __device__ static void features_of(E* x, E* f, int place, bool inside, const float4& a) {
-    float4 y = load4(x + place);
-    y = make_float4(phi(y.x), phi(y.y), phi(y.z), phi(y.w));
-    if (!inside) y = make_float4(0.f, 0.f, 0.f, 0.f);
-    store4(f + place, y);
-    store4(x + place,
-           make_float4(y.x * a.x - y.y * a.y, y.x * a.y + y.y * a.x, y.z * a.z - y.w * a.w, y.z * a.w + y.w * a.z));
-  }
-
   template <typename F>
   __device__ void visit(Acc (&a)[kTiles], F f) const {
 #pragma unroll
@@ -301,58 +257,64 @@ struct Team {
   }
 };
 
+// Where a thread copies a chunk's rows from.
+template <typename E, int kHead>
+struct Sources {
+  using T = Team<E, kHead>;
+  const E *q, *k, *v, *g, *dy;
+
+  // The segment's chunk i.
+  __device__ void find(const T& team, int i) {
+    const RelaPlan& p = team.p;
+    q = team.source(p.q, i), k = team.source(p.k, i), v = team.source(p.v, i), g = team.source(p.g, i);
+    dy = team.source(p.dy, i);
+  }
+  __device__ void move(const T& team, int chunks) {
+    const RelaPlan& p = team.p;
+    q += chunks * chunk_stride(p.q), k += chunks * chunk_stride(p.k), v += chunks * chunk_stride(p.v);
+    g += chunks * chunk_stride(p.g), dy += chunks * chunk_stride(p.dy);
+  }
+};
+
+// Where a lane stores a chunk's rows to.
+template <typename E, int kHead>
+struct Target {
+  const Rows& rows;
+  E* at;
+
+  __device__ Target(const Team<E, kHead>& team, const Rows& rows, int i) : rows(rows), at(team.target(rows, i)) {}
+  // Stores n rows, and goes on by so many chunks.
+  __device__ void store(const Team<E, kHead>& team, int n, const Acc& a, int chunks) {
+    team.store_chunk(at, rows, n, a);
+    at += chunks * chunk_stride(rows);
+  }
+};
+
 // The team's part of the block's shared memory.
 template <typename Memory, typename T>
 __device__ Memory& team_memory() {
   return reinterpret_cast<Memory*>(dynamic_shared())[threadIdx.x / (32 * T::kWarps)];
 }
 
-// A tile of weights [i <= j] or [i >= j] for tokens i, j of a chunk.
-inline __device__ void keep_lower(Acc& a, int lane) {
-#pragma unroll
-  for (int i = 0; i < 8; ++i)
-    if (tile_col(lane, i / 4, i % 4) > tile_row(lane, i % 4)) a.x[i / 4][i % 4] = 0.f;
-}
-inline __device__ void keep_upper(Acc& a, int lane) {
-#pragma unroll
-  for (int i = 0; i < 8; ++i)
-    if (tile_col(lane, i / 4, i % 4) < tile_row(lane, i % 4)) a.x[i / 4][i % 4] = 0.f;
-}
-
-// R^-1 at this lane's places of the own channels, for the n rows at t0.
-template <typename E, int kHead>
-__device__ void rotate_back(const Team<E, kHead>& team, Acc& a, int64_t t0, int n) {
-  if (!team.p.rotary) return;
-  const int width = static_cast<int>(team.p.width());
-  const float* const table = team.p.rotary + (team.segment.before + t0) * width + team.head_channel();
-  team.for_each_pair([&](int row, int channel, int j, int e) {
-    if (row >= n || !team.in_head(channel)) return;
-    const float2 angle = *reinterpret_cast<const float2*>(table + row * width + channel);
-    const float x = a.x[j][e], y = a.x[j][e + 1];
-    a.x[j][e] = x * angle.x + y * angle.y, a.x[j][e + 1] = y * angle.x - x * angle.y;
-  });
-}
-
-// Calls use(chunk, stage) for `chunks` chunks in turn, whose copies copy(chunk, stage) started a chunk ahead where
-// there are two stages.
+// Calls use(i, stage) for `chunks` chunks in turn, whose copies copy(i, stage) started a chunk ahead where there are
+// two stages.
 template <typename T, typename Copy, typename Use>
-__device__ void pipeline(const T& team, int64_t chunks, bool reverse, Copy copy, Use use) {
-  auto chunk = [&](int64_t i) { return reverse ? chunks - 1 - i : i; };
-  if (chunks > 0) copy(chunk(0), 0);
+__device__ void pipeline(const T& team, int chunks, Copy copy, Use use) {
+  if (chunks > 0) copy(0, 0);
   copies_commit();
-  for (int64_t i = 0; i < chunks; ++i) {
+  for (int i = 0; i < chunks; ++i) {
     if constexpr (T::kStages == 2) {
-      if (i + 1 < chunks) copy(chunk(i + 1), static_cast<int>((i + 1) % 2));
+      if (i + 1 < chunks) copy(i + 1, (i + 1) % 2);
       copies_commit();
       copies_wait<1>();
     } else {
       copies_wait<0>();
     }
     team.sync();
-    use(chunk(i), T::kStages == 2 ? static_cast<int>(i % 2) : 0);
+    use(i, T::kStages == 2 ? i % 2 : 0);
     team.sync();
     if constexpr (T::kStages == 1) {
-      if (i + 1 < chunks) copy(chunk(i + 1), 0);
+      if (i + 1 < chunks) copy(i + 1, 0);
       copies_commit();
     }
   }

@@ -8,8 +8,8 @@
 //
 // float32 operands are split into two TF32 numbers each, and three products of them summed: the error is that of
 // float32. Tensor cores truncate their sums; so float32 sums of many tiles are made by ordinary additions. 16-bit
-// operands are taken as they are; a float32 sum that becomes an operand is rounded or, where it is a long-lived state,
-// split into two.
+// operands are taken as they are, and a float32 sum that becomes an operand is rounded; but the denominator's, which
+// all channels are divided by, is split into two.
 #pragma once
 
 #include "kernels/device.cuh"
@@ -127,36 +127,83 @@ inline __device__ void scale_rows(Acc& a, const RowPair& factor) {
 #pragma unroll
   for (int i = 0; i < 8; ++i) a.x[i / 4][i % 4] *= factor.x[i / 2 % 2];
 }
+// Of a tile of weights between tokens, those of columns up to the row, or from the row on; zeros elsewhere.
+inline __device__ void keep_lower(Acc& a) {
+  const int row = threadIdx.x % 32 / 4, col = threadIdx.x % 4 * 2;
+#pragma unroll
+  for (int e = 0; e < 2; ++e) {
+    if (col + e > row) a.x[0][e] = a.x[1][2 + e] = 0.f;
+    a.x[1][e] = 0.f;
+  }
+}
+inline __device__ void keep_upper(Acc& a) {
+  const int row = threadIdx.x % 32 / 4, col = threadIdx.x % 4 * 2;
+#pragma unroll
+  for (int e = 0; e < 2; ++e) {
+    if (col + e < row) a.x[0][e] = a.x[1][2 + e] = 0.f;
+    a.x[0][2 + e] = 0.f;
+  }
+}
 inline __device__ void add_scaled(Acc& d, const Acc& a, float factor) {
 #pragma unroll
   for (int i = 0; i < 8; ++i) d.x[i / 4][i % 4] += factor * a.x[i / 4][i % 4];
 }
 
-// A float32 tile as an operand that keeps twice the digits of E.
+// factor A, rounded to E unless that is float32.
 template <typename E>
-struct SplitOperand {
-  Operand<E> high, low;
+__device__ Operand<E> to_operand(const Acc& a, float factor) {
+  Acc x = a;
+  scale(x, factor);
+  return to_operand<E>(x);
+}
 
-  __device__ SplitOperand(const Acc& a, float factor) {
-    Acc x = a;
-    scale(x, factor);
-    high = to_operand<E>(x);
-    if constexpr (sizeof(E) == 2) {
+// The operand M^T of 16-bit numbers.
+template <typename E>
+__device__ Operand<E> transpose(const Operand<E>& m) {
+  static_assert(sizeof(E) == 2);
+  return {{transpose_matrix(m.r[0]), transpose_matrix(m.r[2]), transpose_matrix(m.r[1]), transpose_matrix(m.r[3])}};
+}
+
+// Tiles in global memory in the order in which lanes hold them: kPackedTile numbers in vectors of 16 bytes.
+constexpr int kPackedTile = kTile * kTile;
+
+template <typename E>
+__device__ void store_packed(E* place, const Acc& a, float factor) {
+  const int lane = threadIdx.x % 32;
+  if constexpr (sizeof(E) == 4) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float2 rounded = unpack2<E>(high.r[i]);
-        low.r[i] = pack2<E>(x.x[i / 2][i % 2 * 2] - rounded.x, x.x[i / 2][i % 2 * 2 + 1] - rounded.y);
-      }
+    for (int j = 0; j < 2; ++j)
+      reinterpret_cast<float4*>(place)[32 * j + lane] =
+          make_float4(a.x[j][0] * factor, a.x[j][1] * factor, a.x[j][2] * factor, a.x[j][3] * factor);
+  } else {
+    const Operand<E> m = to_operand<E>(a, factor);
+    reinterpret_cast<uint4*>(place)[lane] = make_uint4(m.r[0], m.r[1], m.r[2], m.r[3]);
+  }
+}
+
+// The operand M, or M^T, of a tile that the warp, or before a barrier its block, has stored.
+template <typename E, bool kTranspose>
+__device__ Operand<E> load_packed(const E* place) {
+  const int lane = threadIdx.x % 32;
+  Operand<E> operand;
+  if constexpr (sizeof(E) == 2) {
+    const uint4 r = reinterpret_cast<const uint4*>(place)[lane];
+    operand.r[0] = r.x, operand.r[1] = r.y, operand.r[2] = r.z, operand.r[3] = r.w;
+    if constexpr (kTranspose) operand = transpose(operand);
+  } else if constexpr (kTranspose) {
+    // M^T[row][col] is with lane 4 (col % 8) + row % 8 / 2, among its numbers j = row / 8, e = 2 (col / 8) + row % 2.
+    const float* const first = place + lane % 4 * 32 + lane / 8 * 4 + lane / 4 % 2;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) set_element(operand, i / 4, i % 4, first[i / 2 % 2 * 128 + i % 2 * 16 + i / 4 * 2]);
+  } else {
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const float4 x = reinterpret_cast<const float4*>(place)[32 * j + lane];
+      set_element(operand, j, 0, x.x), set_element(operand, j, 1, x.y);
+      set_element(operand, j, 2, x.z), set_element(operand, j, 3, x.w);
     }
   }
-};
-
-// d += A (factor B)^T
-template <typename E>
-__device__ void mma_split(Acc& d, const Operand<E>& a, const Acc& b, float factor) {
-  const SplitOperand<E> split(b, factor);
-  if constexpr (sizeof(E) == 2) mma(d, a, split.low);
-  mma(d, a, split.high);
+  return operand;
 }
 
 // Of a tile's columns, this lane's four (2 (l % 4), + 1, + 8, + 9): a tile whose rows are all the same.
@@ -176,10 +223,10 @@ __device__ Operand<E> to_operand(const RowVector& row) {
   }
   return operand;
 }
-// d += A (factor row)^T, the same in all columns, for this lane's rows d[0] and d[2].
+// d += A row^T, the same in all columns, for this lane's rows d[0] and d[2].
 template <typename E>
-__device__ void mma_row(float (&d)[4], const Operand<E>& a, const RowVector& row, float factor) {
-  const float x[4] = {row.x[0] * factor, row.x[1] * factor, row.x[2] * factor, row.x[3] * factor};
+__device__ void mma_row(float (&d)[4], const Operand<E>& a, const RowVector& row) {
+  const auto& x = row.x;
   if constexpr (sizeof(E) == 4) {
     Operand<E> operand;  // its upper half is not used
 #pragma unroll
@@ -213,11 +260,10 @@ __device__ void add_tokens(RowVector& sum, const Operand<E>& m) {
   for (int i = 0; i < 4; ++i) sum.x[i] += d.x[i / 2][i % 2];
 }
 
-// Between the tiles of a wide head in float32, whose operands take many registers: the compiler does not begin with the
-// next before.
-template <typename E, int kTiles>
+// Between products in float32, whose operands take many registers: the compiler does not begin with the next before.
+template <typename E, bool kLimit = true>
 __device__ void limit_overlap() {
-  if constexpr (sizeof(E) == 4 && kTiles > 4) __syncwarp();
+  if constexpr (sizeof(E) == 4 && kLimit) __syncwarp();
 }
 
 // Of the four lanes that share a tile's rows.
@@ -259,18 +305,9 @@ __device__ void store4(E* p, float4 x) {
     *reinterpret_cast<uint2*>(p) = make_uint2(pack2<E>(x.x, x.y), pack2<E>(x.z, x.w));
 }
 
-// A pair of the lane beside this one, rounded to E.
-template <typename E>
-__device__ float2 exchange(float2 x) {
-  if constexpr (sizeof(E) == 4)
-    return make_float2(__shfl_xor_sync(0xffffffffu, x.x, 1), __shfl_xor_sync(0xffffffffu, x.y, 1));
-  else
-    return unpack2<E>(__shfl_xor_sync(0xffffffffu, pack2<E>(x.x, x.y), 1));
-}
-
 inline __device__ float sigmoid(float x) { return fast_reciprocal(1.f + fast_exp2(-1.44269504f * x)); }
-// of SiLU, where s = sigmoid(x)
-inline __device__ float silu_grad(float x, float s) { return s * (1.f + x * (1.f - s)); }
+// The derivative of SiLU, from s = sigmoid(x) and y = x s.
+inline __device__ float silu_grad(float s, float y) { return s + y * (1.f - s); }
 // phi(x) = elu(x) + 1
 inline __device__ float phi(float x) { return where_positive(x, x + 1.f, fast_exp2(1.44269504f * x)); }
 // its derivative, from f = phi(x)

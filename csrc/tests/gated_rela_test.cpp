@@ -200,7 +200,7 @@ Named reference(const RelaCase& c, const RelaData& data) {
 // The gradients of q and k are differences of terms as large as dv; where a query has few keys they all but cancel.
 double scale_of(const RelaCase& c, const Named& want, size_t i) {
   const bool cancels = (i == 1 || i == 2) && sum_of(c.lengths) < 50;
-  return cancels ? 0.03 * largest_of(want[3].second) : 0;
+  return cancels ? 0.04 * largest_of(want[3].second) : 0;
 }
 
 NamedTensors run(const RelaCase& c, const RelaData& data) {

@@ -285,6 +285,19 @@ bool matrices_are_right() {
   return true;
 }
 
+void transposed(Args p) {
+  const uint32_t lane = threadIdx.x, at = lane / 4 * 8 + lane % 4 * 2;
+  const uint32_t y = transpose_matrix(at | (at + 1) << 16);
+  p.out[at] = static_cast<float>(y & 0xffffu), p.out[at + 1] = static_cast<float>(y >> 16);
+}
+bool transpose_is_right() {
+  std::vector<float> out(64);
+  launch(transposed, 1, 32, 0, nullptr, Args{0, out.data(), nullptr});
+  for (int i = 0; i < 64; ++i)
+    if (out[i] != static_cast<float>(i % 8 * 8 + i / 8)) return false;
+  return true;
+}
+
 // A number of 16 bits by its definition.
 double value_of(uint32_t bits, int mantissa_bits, int bias) {
   const uint32_t exponent = (bits & 0x7fffu) >> mantissa_bits, mantissa = bits & ((1u << mantissa_bits) - 1);
@@ -445,6 +458,7 @@ int main() {
   check("mma of tf32", [] { return product_is_right<float>(8, 1 / 64.f); });
   check("ldmatrix", matrices_are_right<false>);
   check("ldmatrix, transposed", matrices_are_right<true>);
+  check("movmatrix", transpose_is_right);
   check("ldmatrix of rows that other lanes have not been waited for", [] {
     bool wrong = true;
     for (simt::Order order : kOrders) {

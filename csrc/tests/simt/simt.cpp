@@ -172,10 +172,10 @@ struct Warp {
 };
 
 const char* name(Collective kind) {
-  static const char* const names[] = {"__syncwarp",           "__shfl_sync",        "__shfl_xor_sync",
-                                      "__shfl_up_sync",       "__shfl_down_sync",   "__ballot_sync",
-                                      "mma16816<bf16>",       "mma16816<fp16>",     "mma1688_tf32",
-                                      "load_matrices<false>", "load_matrices<true>"};
+  static const char* const names[] = {"__syncwarp",       "__shfl_sync",          "__shfl_xor_sync",
+                                      "__shfl_up_sync",   "__shfl_down_sync",     "__ballot_sync",
+                                      "mma16816<bf16>",   "mma16816<fp16>",       "mma1688_tf32",
+                                      "transpose_matrix", "load_matrices<false>", "load_matrices<true>"};
   return names[static_cast<int>(kind)];
 }
 
@@ -425,6 +425,14 @@ void load_matrices(void* const* operands, bool transposed) {
   }
 }
 
+void transpose_matrix(void* const* operands) {
+  uint16_t matrix[8][8];
+  for (int lane = 0; lane < kLanes; ++lane) std::memcpy(&matrix[lane / 4][lane % 4 * 2], operands[lane], 4);
+  for (int lane = 0; lane < kLanes; ++lane)
+    *static_cast<uint32_t*>(operands[lane]) =
+        matrix[lane % 4 * 2][lane / 4] | static_cast<uint32_t>(matrix[lane % 4 * 2 + 1][lane / 4]) << 16;
+}
+
 RECGRELA_NO_SANITIZE void shuffle_lanes(void* const* operands, Collective kind, uint32_t lanes) {
   for (unsigned lane = 0; lane < kLanes; ++lane) {
     if (!(lanes >> lane & 1)) continue;
@@ -466,6 +474,8 @@ void carry_out(Warp& w, Collective kind, uint32_t lanes) {
       return mma<Collective::kMmaFp16>(w.operands);
     case Collective::kMmaTf32:
       return mma<Collective::kMmaTf32>(w.operands);
+    case Collective::kTransposeMatrix:
+      return transpose_matrix(w.operands);
     case Collective::kLoadMatrices:
     case Collective::kLoadMatricesTransposed:
       return load_matrices(w.operands, kind == Collective::kLoadMatricesTransposed);

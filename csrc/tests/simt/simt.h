@@ -40,6 +40,7 @@ enum class Collective {
   kMmaBf16,
   kMmaFp16,
   kMmaTf32,
+  kTransposeMatrix,
   kLoadMatrices,
   kLoadMatricesTransposed,
 };
@@ -319,6 +320,11 @@ void load_matrices(uint32_t (&r)[4], const void* row) {
   simt::MatrixOperands operands{r, row, {}};
   simt::collective(kTranspose ? simt::Collective::kLoadMatricesTransposed : simt::Collective::kLoadMatrices,
                    0xffffffffu, &operands);
+}
+
+inline uint32_t transpose_matrix(uint32_t x) {
+  simt::collective(simt::Collective::kTransposeMatrix, 0xffffffffu, &x);
+  return x;
 }
 
 void copy_async16(void* shared, const void* global, bool valid);
