@@ -27,7 +27,8 @@ struct BackwardMemory {
     struct {
       Stage stages[T::kStages];
       E fq[T::kTileSize], fk[T::kTileSize];
-      float taps[kHead * (kMaxTaps + 1)], d_denominator[kTile], row_sums[T::kWarps > 1 ? T::kWarps * kTile : 4];
+      float taps[kHead * (kMaxTaps + 1)], d_denominator[kTile];
+      RowSums<E, kHead> denominators, dots;
       ConvGradient<kHead> conv;
     };
     KeySumsMemory<E, kHead> keys;  // of the sweep before
@@ -107,6 +108,7 @@ __device__ void sweep_back(const Team<E, kHead>& team, BackwardMemory<E, kHead>&
   const float* angle = find_angle(team, last);
   Target<E, kHead> dq(team, p.dq, last), dk(team, p.dk, last), dv(team, p.dv, last);
   Target<E, kHead> dg(team, p.dg, last);
+  constexpr bool kOne = T::kTiles == 1;
   auto use = [&](int i, int stage) {
     auto& m = memory.stages[stage];
     const int chunk = chunks - 1 - i;  // of the segment
@@ -115,32 +117,35 @@ __device__ void sweep_back(const Team<E, kHead>& team, BackwardMemory<E, kHead>&
     const float count = team.chunk_count(chunk), factor = fast_reciprocal(count);
     const ChunkState<E, kHead> key_state(team, p.causal ? chunk : 0);
     Angles angles;
-    Features<E, kHead, false> queries, keys;
-    Acc o;
+    Features<E, kHead> queries, keys;
+    Acc o, running;
     RowPair inverse;
     Products for_values;
+    auto add_value_products = [&](int t, const Operand<E>& query) {
+      const Operand<E> key = keys.operand(t);
+      if (p.causal) mma<kOne>(for_values.tokens, key, query);
+      mma<kOne>(for_values.state, key, to_operand<E>(state[t]));
+    };
     if (own_rows) {
       angles = load_angles(team, angle, n);
-      make_features(team, queries, m.q, memory.fq, angles, n);
+      const Acc plain = make_features(team, queries, m.q, memory.fq, angles, n);
       make_features(team, keys, m.k, memory.fk, angles, n);
+      __syncwarp();
+      running = with_state(running_keys(team, keys), team.row_vector(key_state.sums + team.own()), factor);
+      RowPair denominator = memory.denominators.put(team, plain, running);
       team.sync();
-      auto add_value_products = [&](int t, const Operand<E>& query) {
-        const Operand<E> key = keys.rotated_operand(t);
-        if (p.causal) mma(for_values.tokens, key, query);
-        mma(for_values.state, key, to_operand<E>(state[t]));
-      };
-      attend<false>(
-          team, n, count, queries, keys, m.v,
-          [&](int t) { return load_packed<E, false>(key_state.tile(team.warp, t)); },
-          [&](int t) { return team.row_vector(key_state.sums + t * kTile); }, o, inverse,
+      denominator = memory.denominators.get(team, denominator);
+      o = attend<false>(
+          team, n, count, denominator, queries, keys, m.v,
+          [&](int t) { return load_packed<E, false>(key_state.tile(team.warp, t)); }, inverse,
           [&](int, const Operand<E>& query) {
-            if constexpr (T::kTiles == 1) add_value_products(0, query);
+            if constexpr (kOne) add_value_products(0, query);
           });
-      if constexpr (T::kTiles > 1) {
+      if constexpr (!kOne) {
 #pragma unroll
         for (int t = 0; t < T::kTiles; ++t) {
           limit_overlap<E>();
-          add_value_products(t, queries.rotated_operand(t));
+          add_value_products(t, queries.operand(t));
         }
       }
     }
@@ -165,13 +170,13 @@ __device__ void sweep_back(const Team<E, kHead>& team, BackwardMemory<E, kHead>&
         for (int i = 0; i < 8; ++i) d_gate.x[i / 4][i % 4] *= o.x[i / 4][i % 4] + silu.x[i / 4][i % 4];
         dg.store(team, n, d_gate, -1);
       }
-      const RowPair d_denominator = scale_gradient(team, a, o, inverse, m.dy, memory.d_denominator, memory.row_sums);
+      const RowPair d_denominator = scale_gradient(team, a, o, inverse, m.dy, memory.d_denominator, memory.dots);
       const TransposedState<E, kHead> transposed(team, state, m.g);
       team.sync();
 
       {
         const Operand<E> gradients = load_operand<E, true>(m.dy + team.own(), T::kStride);
-        Acc d_value = apply_products<E, kHead>(for_values, gradients, factor, p.causal);
+        Acc d_value = value_gradient(team, for_values, gradients, factor);
         if (convolves) add_conv_gradient(team, d_value, memory.taps, memory.conv);
         if (convolves && p.final_values_grad) add_final_gradient(team, d_value, team.first_row(chunk));
         dv.store(team, n, d_value, -1);
@@ -184,18 +189,18 @@ __device__ void sweep_back(const Team<E, kHead>& team, BackwardMemory<E, kHead>&
       for (int t = 0; t < T::kTiles; ++t) {
         const Operand<E> u = load_operand<E, false>(m.dy + t * kTile, T::kStride);
         const Operand<E> v = load_operand<E, false>(m.v + t * kTile, T::kStride);
-        if (p.causal) mma(for_queries.tokens, u, v), mma(for_keys.tokens, v, u);
+        if (p.causal) mma<kOne>(for_queries.tokens, u, v), mma<kOne>(for_keys.tokens, v, u);
         limit_overlap<E>();
-        mma(for_queries.state, u, load_packed<E, true>(key_state.tile(t, team.warp)));
+        mma<kOne>(for_queries.state, u, load_packed<E, true>(key_state.tile(t, team.warp)));
         limit_overlap<E>();
-        mma(for_keys.state, v, transposed.operand(team, t));
+        mma<kOne>(for_keys.state, v, transposed.operand(team, t));
       }
-      const RowVector key_sum = team.row_vector(key_state.sums + team.own());
-      dq.store(team, n, query_gradient(team, for_queries, key_sum, queries, keys, d_denominator, angles, factor), -1);
+      if constexpr (!kOne)
+        running = with_state(running_keys(team, keys), team.row_vector(key_state.sums + team.own()), factor);
+      dq.store(team, n, query_gradient(team, for_queries, running, queries, keys, d_denominator, angles, factor), -1);
       limit_overlap<E>();
       dk.store(team, n, key_gradient(team, for_keys, sum, queries, keys, memory.d_denominator, angles, factor), -1);
       if (angle) angle -= kTile * static_cast<int>(p.width());
-      if (p.causal) add_query_sum(team, queries, memory.d_denominator, factor, sum);
     }
     if (convolves) {
       __syncwarp();

@@ -55,37 +55,29 @@ inline __device__ Acc rotate_back(const Acc& x, Angles angles) {
   return rotate(x, angles);
 }
 
-// phi(x) and R phi(x) of a chunk by rows: in shared memory, where they are after a barrier or, kInRegisters, those of
-// the own channels in registers as well, which for a head of one tile are all.
-template <typename E, int kHead, bool kInRegisters>
+// phi(x) and R phi(x) of a chunk by rows, in shared memory, where they are after a barrier; the latter, kInRegisters,
+// of a head of one tile in registers as well.
+template <typename E, int kHead, bool kInRegisters = false>
 struct Features {
-  const E *plain_tile, *rotated_tile;
-  Acc plain_own, rotated_own;
+  static_assert(!kInRegisters || kHead == kTile);
+  const E *plain, *rotated;
+  Acc rotated_own;
 
-  __device__ Operand<E> plain_operand(int t) const { return operand(plain_own, plain_tile, t); }
-  __device__ Operand<E> rotated_operand(int t) const { return operand(rotated_own, rotated_tile, t); }
-  // phi(x) of the own channels
-  __device__ Acc plain(const Team<E, kHead>& team) const {
-    if constexpr (kInRegisters) return plain_own;
-    Acc f;
-    team.load_pairs(f, plain_tile);
-    return f;
-  }
-
- private:
-  __device__ static Operand<E> operand(const Acc& own, const E* tile, int t) {
-    if constexpr (kInRegisters && kHead == kTile)
-      return to_operand<E>(own);
+  // Tile t of R phi(x) by rows.
+  __device__ Operand<E> operand(int t) const {
+    if constexpr (kInRegisters)
+      return to_operand<E>(rotated_own);
     else
-      return load_operand<E, false>(tile + t * kTile, Team<E, kHead>::kStride);
+      return load_operand<E, false>(rotated + t * kTile, Team<E, kHead>::kStride);
   }
 };
 
-// Of the n rows of x, zeros in the others; R phi(x) takes the place of x, where they are in shared memory.
+// Of the n rows of x, zeros in the others; R phi(x) takes the place of x. Null `plain`: phi(x) is not needed in shared
+// memory, nor R phi(x) where it is in registers. Returns phi(x) of the own channels.
 template <typename E, int kHead, bool kInRegisters>
-__device__ void make_features(const Team<E, kHead>& team, Features<E, kHead, kInRegisters>& f, E* x, E* plain,
-                              const Angles& angles, int n, bool shared = true) {
-  f.plain_tile = plain, f.rotated_tile = x;
+__device__ Acc make_features(const Team<E, kHead>& team, Features<E, kHead, kInRegisters>& f, E* x, E* plain,
+                             const Angles& angles, int n) {
+  f.plain = plain, f.rotated = x;
   Acc y;
   team.load_pairs(y, x);
 #pragma unroll
@@ -98,73 +90,112 @@ __device__ void make_features(const Team<E, kHead>& team, Features<E, kHead, kIn
     }
   }
   const Acc z = rotate(y, angles);
-  if (shared) {
-    team.store_pairs(plain, y);
-    team.store_pairs(x, z);
+  if (plain) team.store_pairs(plain, y);
+  if (plain || !kInRegisters) team.store_pairs(x, z);
+  if constexpr (kInRegisters) f.rotated_own = z;
+  return y;
+}
+
+// The sum over all of the head's channels, from what each warp has of its own, for this lane's rows.
+template <typename E, int kHead>
+struct RowSums {
+  static constexpr int kWarps = Team<E, kHead>::kWarps;
+  float shared[kWarps > 1 ? kWarps * kTile : 1];
+
+  // a . b of own channels; after a barrier, `get` gives the sums.
+  __device__ RowPair put(const Team<E, kHead>& team, const Acc& a, const Acc& b) {
+    RowPair sum;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) sum.x[i / 2 % 2] += a.x[i / 4][i % 4] * b.x[i / 4][i % 4];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) sum.x[h] = quad_sum(sum.x[h]);
+    if constexpr (kWarps > 1) {
+      if (team.lane % 4 == 0) {
+        shared[team.warp * kTile + team.lane / 4] = sum.x[0];
+        shared[team.warp * kTile + team.lane / 4 + 8] = sum.x[1];
+      }
+    }
+    return sum;
   }
-  if constexpr (kInRegisters) f.plain_own = y, f.rotated_own = z;
+  __device__ RowPair get(const Team<E, kHead>& team, RowPair own) const {
+    if constexpr (kWarps == 1) return own;
+    RowPair sum;
+#pragma unroll 1
+    for (int w = 0; w < kWarps; ++w) {
+      sum.x[0] += shared[w * kTile + team.lane / 4];
+      sum.x[1] += shared[w * kTile + team.lane / 4 + 8];
+    }
+    return sum;
+  }
+};
+
+// For each token of a chunk the sum of phi(k) up to it in the chunk, of own key channels; zero in the bidirectional
+// form.
+template <typename E, int kHead, typename F>
+__device__ Acc running_keys(const Team<E, kHead>& team, const F& k) {
+  Acc running;
+  if (team.p.causal) {
+    Acc lower;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) lower.x[i / 4][i % 4] = 1.f;
+    keep_lower(lower);
+    running = product<true>(to_operand<E>(lower), load_operand<E, true>(k.plain + team.own(), Team<E, kHead>::kStride));
+  }
+  return running;
+}
+// And in a state whose sum is `sum`, times the factor: what a query's denominator is made of.
+inline __device__ Acc with_state(Acc running, const RowVector& sum, float factor) {
+#pragma unroll
+  for (int i = 0; i < 8; ++i) running.x[i / 4][i % 4] = sum.x[i / 4 * 2 + i % 2] + factor * running.x[i / 4][i % 4];
+  return running;
 }
 
 // A chunk's attention of own value channels, and n / denominator of each of its `rows` rows, zero for others; n is the
-// chunk's count. Of a state of keys over n, state_of(t) is the operand of own value channels by tile t of key channels,
-// sum_of(t) the sum of those. also(t, R phi(q)) is called with each tile of the queries. kUnroll: these need to know t
-// when they are compiled.
+// chunk's count, of which `denominator` has the features' part. Of a state of keys over n, state_of(t) is the operand
+// of own value channels by tile t of key channels. also(t, R phi(q)) is called with each tile of the queries. kUnroll:
+// these need to know t when they are compiled.
 // The weights within a chunk are multiplied by n / denominator before they become an operand of 16 bits.
-template <bool kUnroll, typename E, int kHead, typename F, typename StateOf, typename SumOf, typename Also>
-__device__ void attend(const Team<E, kHead>& team, int rows, float n, const F& q, const F& k, const E* v,
-                       StateOf state_of, SumOf sum_of, Acc& o, RowPair& inverse, Also also) {
+template <bool kUnroll, typename E, int kHead, typename F, typename StateOf, typename Also>
+__device__ Acc attend(const Team<E, kHead>& team, int rows, float n, const RowPair& denominator, const F& q, const F& k,
+                      const E* v, StateOf state_of, RowPair& inverse, Also also) {
   using T = Team<E, kHead>;
+  constexpr bool kOne = T::kTiles == 1;
   const bool causal = team.p.causal;
   const float factor = fast_reciprocal(n);
-  Acc rotated, plain;
-  float from_state[4] = {};
+  Acc o, weights;
 #pragma unroll(kUnroll ? T::kTiles : 1)
   for (int t = 0; t < T::kTiles; ++t) {
     limit_overlap<E, (T::kTiles > 2)>();
-    const Operand<E> rq = q.rotated_operand(t);
-    if (causal) mma(rotated, rq, k.rotated_operand(t));
-    mma(o, rq, state_of(t));
-    also(t, rq);
-    limit_overlap<E, (T::kTiles > 2)>();
-    const Operand<E> fq = q.plain_operand(t);
-    if (causal) mma(plain, fq, k.plain_operand(t));
-    mma_row(from_state, fq, sum_of(t));
+    const Operand<E> query = q.operand(t);
+    if (causal) mma<kOne>(weights, query, k.operand(t));
+    mma<kOne>(o, query, state_of(t));
+    also(t, query);
   }
-  if (causal) keep_lower(plain);
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    float denominator = from_state[2 * h];
-    float count = n;
-    if (causal) {
-      denominator +=
-          factor * quad_sum(plain.x[0][2 * h] + plain.x[0][2 * h + 1] + plain.x[1][2 * h] + plain.x[1][2 * h + 1]);
-      count = n - static_cast<float>(kTile - 1 - tile_row(team.lane, 2 * h));
-    }
-    inverse.x[h] = fast_reciprocal(denominator + team.p.eps * (count * factor));
-    if (tile_row(team.lane, 2 * h) >= rows) inverse.x[h] = 0.f;
+    const int row = tile_row(team.lane, 2 * h);
+    const float count = causal ? n - static_cast<float>(kTile - 1 - row) : n;
+    inverse.x[h] = row < rows ? fast_reciprocal(denominator.x[h] + team.p.eps * (count * factor)) : 0.f;
   }
   scale_rows(o, inverse);
   if (causal) {
-    keep_lower(rotated);
-    scale_rows(rotated, inverse);
-    Acc part;
-    mma(part, to_operand<E>(rotated), load_operand<E, true>(v + team.own(), T::kStride));
-    add_scaled(o, part, factor);
+    keep_lower(weights);
+    scale_rows(weights, inverse);
+    add_scaled(o, product(to_operand<E>(weights), load_operand<E, true>(v + team.own(), T::kStride)), factor);
   }
+  return o;
 }
 
-// Moves a causal state on by a chunk.
+// Adds a chunk's keys, R phi(k) (x) v, to their state of own value channels.
 template <typename E, int kHead, typename F>
-__device__ void add_keys(const Team<E, kHead>& team, const F& k, const E* v, Acc (&state)[Team<E, kHead>::kTiles],
-                         RowVector& sum) {
+__device__ void add_keys(const Team<E, kHead>& team, const F& k, const E* v, Acc (&state)[Team<E, kHead>::kTiles]) {
   using T = Team<E, kHead>;
   const Operand<E> values = load_operand<E, true>(v + team.own(), T::kStride);
 #pragma unroll
   for (int t = 0; t < T::kTiles; ++t) {
     limit_overlap<E, (T::kTiles > 2)>();
-    mma(state[t], values, load_operand<E, true>(k.rotated_tile + t * kTile, T::kStride));
+    mma(state[t], values, load_operand<E, true>(k.rotated + t * kTile, T::kStride));
   }
-  add_tokens(sum, load_operand<E, true>(k.plain_tile + team.own(), T::kStride));
 }
 
 // Where the state before a segment is, or that of a bidirectional sequence; null: it is zero.

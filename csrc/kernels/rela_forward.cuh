@@ -19,8 +19,9 @@ struct ForwardMemory {
   };
   Segment segment;
   Stage stages[T::kStages];
-  E fq[T::kTileSize], fk[T::kTileSize];
-  float z[T::kWarps > 1 ? kHead : 4], taps[kHead * (kMaxTaps + 1)];
+  E fk[T::kTileSize];
+  RowSums<E, kHead> denominators;
+  float taps[kHead * (kMaxTaps + 1)];
 };
 
 // bias + sum_w tap_w v[row - 3 + w] at this lane's places of the own channels
@@ -101,21 +102,19 @@ __global__ void __launch_bounds__(Team<E, kHead>::kThreads, Team<E, kHead>::kFor
     const int n = rows - i * kTile;
     const Angles angles = load_angles(team, angle, n);
     Features<E, kHead, kHead == kTile> queries, keys;
-    make_features(team, queries, m.q, memory.fq, angles, n, kHead > kTile);
+    const Acc plain = make_features(team, queries, m.q, static_cast<E*>(nullptr), angles, n);
     if (p.causal) make_features(team, keys, m.k, memory.fk, angles, n);
     const float count = team.chunk_count(i), factor = fast_reciprocal(count);
-    if constexpr (T::kTiles > 1) team.publish(memory.z, sum, factor);
+    __syncwarp();
+    const Acc running = running_keys(team, keys);
+    RowPair denominator = memory.denominators.put(team, plain, with_state(running, scaled(sum, factor), factor));
     team.sync();
+    denominator = memory.denominators.get(team, denominator);
 
-    Acc out;
     RowPair inverse;
-    attend<true>(
-        team, n, count, queries, keys, m.v, [&](int t) { return to_operand<E>(state[t], factor); },
-        [&](int t) {
-          if constexpr (T::kTiles > 1) return team.row_vector(memory.z + t * kTile);
-          return RowVector{{factor * sum.x[0], factor * sum.x[1], factor * sum.x[2], factor * sum.x[3]}};
-        },
-        out, inverse, [](int, const Operand<E>&) {});
+    Acc out = attend<true>(
+        team, n, count, denominator, queries, keys, m.v, [&](int t) { return to_operand<E>(state[t], factor); },
+        inverse, [](int, const Operand<E>&) {});
     if (p.conv_width > 0) {
       const Acc c = convolve(team, m.v, memory.taps);
 #pragma unroll
@@ -127,7 +126,10 @@ __global__ void __launch_bounds__(Team<E, kHead>::kThreads, Team<E, kHead>::kFor
       out = gated(out, gate);
     }
     y.store(team, n, out, 1);
-    if (p.causal) add_keys(team, keys, m.v, state, sum);
+    if (p.causal) {
+      add_keys(team, keys, m.v, state);
+      add_scaled(sum, row_of<kTile - 1>(running), 1.f);
+    }
     if (angle) angle += kTile * static_cast<int>(p.width());
   };
   team.sync();

@@ -35,11 +35,12 @@ __device__ void sweep_keys(const Team<E, kHead>& team, KeySumsMemory<E, kHead>& 
     auto& m = memory.stages[stage];
     const int n = rows - i * kTile;
     before(i);
-    Features<E, kHead, false> keys;
+    Features<E, kHead> keys;
     make_features(team, keys, m.k, memory.fk, load_angles(team, angle, n), n);
     if (angle) angle += kTile * static_cast<int>(p.width());
     team.sync();
-    add_keys(team, keys, m.v, state, sum);
+    add_keys(team, keys, m.v, state);
+    add_tokens(sum, load_operand<E, true>(keys.plain + team.own(), Team<E, kHead>::kStride));
   };
   pipeline(team, team.chunks() - kept, copy, use);
 }

@@ -86,11 +86,11 @@ __device__ Operand<E> load_operand(const E* tile, int stride) {
   return operand;
 }
 
-// d += the columns 8 j .. 8 j + 7 of A B^T. kExact: A's elements fit into TF32, or E.
-template <bool kExact, typename E>
+// The columns 8 j .. 8 j + 7 of A B^T, added to d (kAdd) or in its place. kExact: A's elements fit into TF32, or E.
+template <bool kExact, bool kAdd, typename E>
 __device__ void mma_columns(float (&d)[4], const Operand<E>& a, const Operand<E>& b, int j) {
+  float part[4] = {};
   if constexpr (sizeof(E) == 4) {
-    float part[4] = {};
 #pragma unroll
     for (int s = 0; s < 2; ++s) {
       const uint32_t ah[4] = {a.high[s][0], a.high[s][2], a.high[s][1], a.high[s][3]};
@@ -102,17 +102,31 @@ __device__ void mma_columns(float (&d)[4], const Operand<E>& a, const Operand<E>
       mma1688_tf32(part, ah, bh);
     }
 #pragma unroll
-    for (int i = 0; i < 4; ++i) d[i] += part[i];
+    for (int i = 0; i < 4; ++i) d[i] = kAdd ? d[i] + part[i] : part[i];
   } else {
     const uint32_t b2[2] = {b.r[j], b.r[2 + j]};
-    mma16816<E>(d, a.r, b2);
+    if constexpr (kAdd) {
+      mma16816<E>(d, a.r, b2);
+    } else {
+      mma16816<E>(part, a.r, b2);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) d[i] = part[i];
+    }
   }
 }
 
-template <bool kExact = false, typename E>
+// d += A B^T or, where this is the first, d = A B^T.
+template <bool kFirst = false, typename E>
 __device__ void mma(Acc& d, const Operand<E>& a, const Operand<E>& b) {
-  mma_columns<kExact>(d.x[0], a, b, 0);
-  mma_columns<kExact>(d.x[1], a, b, 1);
+  mma_columns<false, !kFirst>(d.x[0], a, b, 0);
+  mma_columns<false, !kFirst>(d.x[1], a, b, 1);
+}
+template <bool kExact = false, typename E>
+__device__ Acc product(const Operand<E>& a, const Operand<E>& b) {
+  Acc d;
+  mma_columns<kExact, false>(d.x[0], a, b, 0);
+  mma_columns<kExact, false>(d.x[1], a, b, 1);
+  return d;
 }
 
 inline __device__ void scale(Acc& a, float factor) {
@@ -223,39 +237,34 @@ __device__ Operand<E> to_operand(const RowVector& row) {
   }
   return operand;
 }
-// d += A row^T, the same in all columns, for this lane's rows d[0] and d[2].
-template <typename E>
-__device__ void mma_row(float (&d)[4], const Operand<E>& a, const RowVector& row) {
-  const auto& x = row.x;
-  if constexpr (sizeof(E) == 4) {
-    Operand<E> operand;  // its upper half is not used
+// A row of a tile.
+template <int kRow>
+__device__ RowVector row_of(const Acc& a) {
+  RowVector row;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      set_element(operand, i / 2, i % 2, x[i]);
-      operand.high[i / 2][2 + i % 2] = operand.low[i / 2][2 + i % 2] = 0;
-    }
-    mma_columns<false>(d, a, operand, 0);
-  } else {
-    const uint32_t high[2] = {pack2<E>(x[0], x[1]), pack2<E>(x[2], x[3])};
-    const float2 h0 = unpack2<E>(high[0]), h1 = unpack2<E>(high[1]);
-    const uint32_t low[2] = {pack2<E>(x[0] - h0.x, x[1] - h0.y), pack2<E>(x[2] - h1.x, x[3] - h1.y)};
-    mma16816<E>(d, a.r, low);
-    mma16816<E>(d, a.r, high);
-  }
+  for (int i = 0; i < 4; ++i)
+    row.x[i] = __shfl_sync(0xffffffffu, a.x[i / 2][kRow / 8 * 2 + i % 2], kRow % 8 * 4 + threadIdx.x % 4);
+  return row;
+}
+inline __device__ RowVector scaled(RowVector row, float factor) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) row.x[i] *= factor;
+  return row;
+}
+inline __device__ void add_scaled(RowVector& sum, const RowVector& row, float factor) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) sum.x[i] += factor * row.x[i];
 }
 // sum += factor * the sum over the tokens of weight[token] M[channel][token], where M is an operand.
 template <typename E>
 __device__ void add_weighted(RowVector& sum, const RowVector& weights, const Operand<E>& m, float factor) {
-  Acc d;
-  mma(d, to_operand<E>(weights), m);
-#pragma unroll
-  for (int i = 0; i < 4; ++i) sum.x[i] += factor * d.x[i / 2][i % 2];
+  const Acc d = product(to_operand<E>(weights), m);
+  add_scaled(sum, RowVector{{d.x[0][0], d.x[0][1], d.x[1][0], d.x[1][1]}}, factor);
 }
 // sum += the sum over the tokens of M[channel][token].
 template <typename E>
 __device__ void add_tokens(RowVector& sum, const Operand<E>& m) {
-  Acc d;
-  mma<true>(d, to_operand<E>(RowVector{{1.f, 1.f, 1.f, 1.f}}), m);
+  const Acc d = product<true>(to_operand<E>(RowVector{{1.f, 1.f, 1.f, 1.f}}), m);
 #pragma unroll
   for (int i = 0; i < 4; ++i) sum.x[i] += d.x[i / 2][i % 2];
 }
