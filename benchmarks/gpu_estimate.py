@@ -27,7 +27,8 @@ from rich.table import Table
 ROOT = Path(__file__).parents[1]
 TILE = 16  # tokens of a chunk, and the width of the heads that are counted
 SIZES = {"float32": 4, "bfloat16": 2}
-# Tensors of [T, D] that the kernels read and write; the floor's are those that any kernel must.
+# Tensors of [T, D] that the kernels read and write; the floor's are those that any kernel must. The
+# backward reads keys and values twice, and writes and reads states of about a tensor's size.
 TENSORS = {"forward": (5, 5), "backward": (9, 13)}
 
 
