@@ -97,7 +97,7 @@ RelaPlan make_plan(const GatedRelaParams& params) {
   p.segment_rows = std::min((p.segment_rows + kTile - 1) / kTile * kTile, kMost);
   p.cut = longest > p.segment_rows;
   p.num_slots = count == 0 ? 0 : p.cut ? rows / p.segment_rows + count : count;
-  p.num_places = p.num_slots + (p.causal ? rows / kTile : 0);
+  p.room_chunks = p.causal ? std::max<int64_t>(1, (std::min(longest, p.segment_rows) + kTile - 1) / kTile) : 1;
   return p;
 }
 
@@ -117,11 +117,15 @@ size_t lay_out(RelaPlan& p, bool backward) {
   take(p.key_state, sums ? states : 0);
   if (!backward) return used;
   take(p.query_state, sums ? states : 0);
-  const int64_t places = p.num_places * p.num_heads, element = p.dtype == DType::kFloat32 ? 4 : 2;
-  p.chunk_states = take_bytes(places * p.tiles() * p.tiles() * kPackedTile * element);
-  const int64_t tiles = p.tiles() > 1 ? p.num_slots * p.num_heads * p.tiles() * p.tiles() : 0;
-  p.exchange = take_bytes(tiles * kPackedTile * element);
-  take(p.chunk_sums, places * p.tiles() * kTile);
+  // Rooms for as many teams as run at a time, of up to 12 warps to a multiprocessor; blocks have one or two.
+  const int64_t tile = kPackedTile * (p.dtype == DType::kFloat32 ? 4 : 2);
+  const int64_t state = p.tiles() * p.tiles() * tile, sum = p.tiles() * kTile * int64_t{sizeof(float)};
+  const int64_t room = (p.room_chunks + 1) * state + p.room_chunks * sum;
+  const int64_t most =
+      std::max((p.room_bytes > 0 ? p.room_bytes : int64_t{128} << 20) / room, 12 / p.tiles() * multiprocessors());
+  p.num_rooms = (std::min(p.works(), most) + 1) / 2 * 2;
+  p.chunk_states = take_bytes(p.num_rooms * (p.room_chunks + 1) * state);
+  take(p.chunk_sums, p.num_rooms * p.room_chunks * p.tiles() * kTile);
   take(p.conv_partial, p.conv_width > 0 ? p.num_slots * p.width() * (kMaxTaps + 1) : 0);
   return used;
 }

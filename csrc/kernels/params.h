@@ -68,6 +68,9 @@ struct GatedRelaParams {
 
   // Rows that a team of threads takes one after the other; longer sequences are cut. 0: chosen by the device's size.
   int64_t segment_rows = 0;
+  // Of the backward's workspace, what grows with the teams that run at a time: about, and more where fewer would run
+  // than the device can. Others run in launches of their own. 0: 128 MiB.
+  int64_t room_bytes = 0;
   void* workspace = nullptr;  // as many bytes as the functions below say, aligned to 256
 };
 

@@ -27,7 +27,7 @@ struct BackwardMemory {
     struct {
       Stage stages[T::kStages];
       E fq[T::kTileSize], fk[T::kTileSize];
-      float taps[kHead * (kMaxTaps + 1)], d_denominator[kTile];
+      alignas(16) float taps[kHead * (kMaxTaps + 1)], d_denominator[kTile];
       RowSums<E, kHead> denominators, dots;
       ConvGradient<kHead> conv;
     };
@@ -47,8 +47,7 @@ struct TransposedState {
   // After a barrier behind this the operands are there. `free`: room for a tile in shared memory.
   __device__ TransposedState(const Team<E, kHead>& team, const Acc (&state)[kTiles], E* free) : tiles(free) {
     if constexpr (kTiles > 1)
-      tiles = static_cast<E*>(team.p.exchange) +
-              (team.segment.slot * team.p.num_heads + team.head) * (kTiles * kTiles * kPackedTile);
+      tiles = static_cast<E*>(team.segment.chunk_states) + team.p.room_chunks * (kTiles * kTiles * kPackedTile);
     if constexpr (kTiles == 1) __syncwarp();  // for those that read what was there
     if constexpr (kInMemory) {
 #pragma unroll
@@ -90,13 +89,15 @@ __device__ void sweep_back(const Team<E, kHead>& team, BackwardMemory<E, kHead>&
   // The convolution's gradient at the segment's last rows needs the kHalo rows behind them: a chunk of their own.
   const int behind = history > 0 && segment.end < segment.length;
   const int chunks = team.chunks() + behind;
-  const int64_t left = segment.length - team.first_row(chunks - 1);
-  const int rows = left < kTile ? static_cast<int>(left) : kTile;  // of the last
   Sources<E, kHead> from;
   from.find(team, chunks - 1);
+  auto rows_of = [&](int chunk) {
+    const int64_t left = segment.length - team.first_row(chunk);
+    return left < kTile ? static_cast<int>(left) : kTile;
+  };
   auto copy = [&](int i, int stage) {
     auto& m = memory.stages[stage];
-    const int n = i == 0 ? rows : kTile;
+    const int n = rows_of(chunks - 1 - i);
     team.copy_chunk(m.q, from.q, p.q, n);
     team.copy_chunk(m.k, from.k, p.k, n);
     team.copy_values(m.v, from.v, i == chunks - 1 && segment.index == 0, n);
@@ -113,9 +114,9 @@ __device__ void sweep_back(const Team<E, kHead>& team, BackwardMemory<E, kHead>&
     auto& m = memory.stages[stage];
     const int chunk = chunks - 1 - i;  // of the segment
     const bool own_rows = chunk < team.chunks();
-    const int n = i == 0 ? rows : kTile;
+    const int n = rows_of(chunk);
     const float count = team.chunk_count(chunk), factor = fast_reciprocal(count);
-    const ChunkState<E, kHead> key_state(team, p.causal ? chunk : 0);
+    const ChunkState<E, kHead> key_state(team, chunk);
     Angles angles;
     Features<E, kHead> queries, keys;
     Acc o, running;
@@ -170,7 +171,7 @@ __device__ void sweep_back(const Team<E, kHead>& team, BackwardMemory<E, kHead>&
         for (int i = 0; i < 8; ++i) d_gate.x[i / 4][i % 4] *= o.x[i / 4][i % 4] + silu.x[i / 4][i % 4];
         dg.store(team, n, d_gate, -1);
       }
-      const RowPair d_denominator = scale_gradient(team, a, o, inverse, m.dy, memory.d_denominator, memory.dots);
+      scale_gradient(team, a, o, inverse, m.dy, memory.d_denominator, memory.dots);
       const TransposedState<E, kHead> transposed(team, state, m.g);
       team.sync();
 
@@ -195,9 +196,11 @@ __device__ void sweep_back(const Team<E, kHead>& team, BackwardMemory<E, kHead>&
         limit_overlap<E>();
         mma<kOne>(for_keys.state, v, transposed.operand(team, t));
       }
-      if constexpr (!kOne)
-        running = with_state(running_keys(team, keys), team.row_vector(key_state.sums + team.own()), factor);
-      dq.store(team, n, query_gradient(team, for_queries, running, queries, keys, d_denominator, angles, factor), -1);
+      // Made and loaded again, which is cheaper than the registers until here.
+      running = with_state(running_keys(team, keys), team.row_vector(key_state.sums + team.own()), factor);
+      if constexpr (sizeof(E) == 4) angles = load_angles(team, angle, n);
+      dq.store(team, n, query_gradient(team, for_queries, running, queries, keys, memory.d_denominator, angles, factor),
+               -1);
       limit_overlap<E>();
       dk.store(team, n, key_gradient(team, for_keys, sum, queries, keys, memory.d_denominator, angles, factor), -1);
       if (angle) angle -= kTile * static_cast<int>(p.width());
@@ -229,19 +232,15 @@ __global__ void __launch_bounds__(Team<E, kHead>::kThreads, Team<E, kHead>::kBac
   using T = Team<E, kHead>;
   auto& memory = team_memory<BackwardMemory<E, kHead>, T>();
   T team(p, memory.segment);
-  if (!team.find_work(memory.segment)) {
-    if (team.head < p.num_heads && p.conv_width > 0) {
-      // No segment: its place among the partial sums is zero.
-      float* const out = p.conv_partial + (team.segment.slot * p.width() + team.head_channel()) * (kMaxTaps + 1);
-      for (int i = team.thread; i < p.head_dim * (kMaxTaps + 1); i += 32 * T::kWarps) out[i] = 0.f;
-    }
-    return;
-  }
-  if (p.causal && !p.cut) {  // else the kernel before has
+  if (team.find_work(memory.segment)) {
     store_key_states(team, memory.keys);
     team.sync();
+    sweep_back(team, memory);
+  } else if (p.conv_width > 0 && p.first_work + team.number() < p.works()) {
+    // No segment: its place among the partial sums is zero.
+    float* const out = p.conv_partial + (team.segment.slot * p.width() + team.head_channel()) * (kMaxTaps + 1);
+    for (int i = team.thread; i < p.head_dim * (kMaxTaps + 1); i += 32 * T::kWarps) out[i] = 0.f;
   }
-  sweep_back(team, memory);
 }
 
 }  // namespace recgrela::cuda

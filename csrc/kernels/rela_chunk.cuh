@@ -1,9 +1,16 @@
 // What is made of a chunk's queries and keys: features, and the attention within the chunk and to a state.
 #pragma once
 
+#include <type_traits>
+
 #include "kernels/rela_team.cuh"
 
 namespace recgrela::cuda {
+
+// What the backward's u = a / Z is multiplied by in float16, whose range is small: n / Z is about one over the number
+// of channels. And what products that are sums over channels are divided by before they enter another.
+template <typename E, int kHead>
+constexpr float kRange = std::is_same_v<E, fp16> ? kHead : 1;
 
 // (cos, sin) for this lane's pairs of the own channels.
 struct Angles {

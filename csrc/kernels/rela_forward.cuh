@@ -20,8 +20,8 @@ struct ForwardMemory {
   Segment segment;
   Stage stages[T::kStages];
   E fk[T::kTileSize];
+  alignas(16) float taps[kHead * (kMaxTaps + 1)];
   RowSums<E, kHead> denominators;
-  float taps[kHead * (kMaxTaps + 1)];
 };
 
 // bias + sum_w tap_w v[row - 3 + w] at this lane's places of the own channels

@@ -1,16 +1,9 @@
 // The gradients of a chunk's queries, keys and values.
 #pragma once
 
-#include <type_traits>
-
 #include "kernels/rela_chunk.cuh"
 
 namespace recgrela::cuda {
-
-// By how much products of features, and of values with gradients, are divided before they enter a product in 16 bits:
-// float16 is left by sums over channels of what is itself near 1.
-template <typename E, int kHead>
-constexpr float kRange = std::is_same_v<E, fp16> ? kHead : 1;
 
 // Products of a chunk's tokens with each other and with states. Those with tokens are masked: row i, column j is of
 // tokens j <= i in the query's, j >= i in the key's and value's. Columns of the others are own channels.
@@ -30,18 +23,21 @@ __device__ Acc apply_products(const Products& products, const Operand<E>& m, flo
 // `running` is what the denominator has of keys.
 template <typename E, int kHead, typename F>
 __device__ Acc query_gradient(const Team<E, kHead>& team, Products& products, const Acc& running, const F& q,
-                              const F& k, const RowPair& d_denominator, const Angles& angles, float factor) {
+                              const F& k, const float* d_denominator, const Angles& angles, float factor) {
+  scale(products.state, 1.f / kRange<E, kHead>);
   if (team.p.causal) {
     keep_lower(products.tokens);
+    scale(products.tokens, 1.f / kRange<E, kHead>);
     products.state =
         apply_products(products, load_operand<E, true>(k.rotated + team.own(), Team<E, kHead>::kStride), factor);
   }
   Acc d = rotate_back(products.state, angles), f;
   team.load_pairs(f, q.plain);
+  const float dz[2] = {d_denominator[team.lane / 4], d_denominator[team.lane / 4 + 8]};
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
     const int j = i / 4, e = i % 4;
-    d.x[j][e] += d_denominator.x[i / 2 % 2] * running.x[j][e];
+    d.x[j][e] += dz[i / 2 % 2] * running.x[j][e];
     d.x[j][e] *= phi_grad(f.x[j][e]);
   }
   return d;
@@ -55,7 +51,7 @@ __device__ Acc value_gradient(const Team<E, kHead>& team, Products& products, co
   if (!team.p.causal) return products.state;
   keep_upper(products.tokens);
   scale(products.tokens, 1.f / kRange<E, kHead>);
-  return apply_products(products, gradients, factor * kRange<E, kHead>);
+  return apply_products(products, gradients, factor);
 }
 
 // Those of keys, of own key channels: products are of values with u and with the state of queries, whose sum of
@@ -74,8 +70,7 @@ __device__ Acc key_gradient(const Team<E, kHead>& team, Products& products, RowV
     d_phi = product(to_operand<E>(weights), load_operand<E, true>(q.plain + team.own(), kStride));
     keep_upper(products.tokens);
     scale(products.tokens, 1.f / kRange<E, kHead>);
-    products.state =
-        apply_products(products, load_operand<E, true>(q.rotated + team.own(), kStride), factor * kRange<E, kHead>);
+    products.state = apply_products(products, load_operand<E, true>(q.rotated + team.own(), kStride), factor);
   }
   Acc d = rotate_back(products.state, angles), f;
   team.load_pairs(f, k.plain);

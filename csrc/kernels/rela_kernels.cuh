@@ -2,6 +2,7 @@
 // they compile side by side.
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
 
 #include "kernels/rela_forward.cuh"
@@ -9,17 +10,24 @@
 
 namespace recgrela::cuda {
 
-// Heads of 8 channels are half of a tile; the other half is zero.
+// Heads of 8 channels are half of a tile; the other half is zero. In launches of num_rooms teams, if there are rooms.
 template <typename E, template <typename, int> class Memory, typename F>
-cudaError_t launch_rela(const RelaPlan& p, cudaStream_t stream, F kernel_of) {
+cudaError_t launch_rela(const RelaPlan& plan, cudaStream_t stream, F kernel_of) {
   auto run = [&](auto head) {
     constexpr int kHead = decltype(head)::value;
     using T = Team<E, kHead>;
     constexpr size_t kBytes = T::kTeams * sizeof(Memory<E, kHead>);
     static_assert(kBytes <= 99 * 1024, "as much as a block can have on every GPU from sm_80 on");
-    return launch(kernel_of(head), T::blocks(p), T::kThreads, kBytes, stream, p);
+    const int64_t works = plan.works(), step = plan.num_rooms > 0 ? plan.num_rooms : works;
+    RelaPlan p = plan;
+    for (; p.first_work < works; p.first_work += step) {
+      const int64_t blocks = (std::min(works - p.first_work, step) + T::kTeams - 1) / T::kTeams;
+      const cudaError_t error = launch(kernel_of(head), blocks, T::kThreads, kBytes, stream, p);
+      if (error != cudaSuccess) return error;
+    }
+    return cudaSuccess;
   };
-  switch (p.head_dim) {
+  switch (plan.head_dim) {
     case 8:
     case 16:
       return run(std::integral_constant<int, 16>{});

@@ -14,12 +14,9 @@ struct ChunkState {
 
   // For the segment's chunk i.
   __device__ ChunkState(const Team<E, kHead>& team, int i) {
-    const RelaPlan& p = team.p;
-    int64_t place = team.segment.slot;
-    if (p.causal) place += (team.segment.row0 + team.segment.begin) / kTile + i;
-    place = place * p.num_heads + team.head;
-    tiles = static_cast<E*>(p.chunk_states) + place * (kTiles * kTiles * kPackedTile);
-    sums = p.chunk_sums + place * kHead;
+    if (!team.p.causal) i = 0;
+    tiles = static_cast<E*>(team.segment.chunk_states) + int64_t{i} * (kTiles * kTiles * kPackedTile);
+    sums = team.segment.chunk_sums + i * kHead;
   }
   __device__ E* tile(int value, int key) const { return tiles + (value * kTiles + key) * kPackedTile; }
 

@@ -17,15 +17,18 @@ struct RelaPlan : GatedRelaParams {
   float* key_state = nullptr;     // [slots, H, d + 1, d] sums of R phi(k) (x) v and phi(k)
   float* query_state = nullptr;   // likewise of R phi(q) (x) (gradient of the numerator) and d(denominator) phi(q)
   float* conv_partial = nullptr;  // [slots, D, 5] gradients of the taps (the last one last) and the bias
-  // The state of keys before each chunk of a causal segment, or of each bidirectional one, over the chunk's count: the
-  // first part in tiles of value by key channels [places, H, tiles, tiles, 256] of dtype, the second [places, H, d].
-  int64_t num_places = 0;
+
+  // Teams number their work, the heads of the slots, from first_work on. The backward's launches are of num_rooms
+  // teams. Each has room for the state of keys over the chunk's count, before every chunk of a causal segment or of the
+  // whole bidirectional one: the sums by value and key channels in tiles [rooms, chunks + 1, tiles, tiles, 256] of
+  // dtype, the last for an exchange between the team's warps, and those of keys [rooms, chunks, d].
+  int64_t first_work = 0, num_rooms = 0, room_chunks = 0;
   void* chunk_states = nullptr;
   float* chunk_sums = nullptr;
-  void* exchange = nullptr;  // [slots, H, tiles, tiles, 256] of dtype, for heads of several tiles
 
   __host__ __device__ int64_t state_size() const { return int64_t{head_dim} * (head_dim + 1); }
   __host__ __device__ int64_t width() const { return int64_t{num_heads} * head_dim; }
+  __host__ __device__ int64_t works() const { return num_slots * num_heads; }
   __host__ __device__ int64_t tiles() const { return (head_dim + kTile - 1) / kTile; }
 };
 
@@ -37,6 +40,8 @@ struct Segment {
   int64_t begin, end;              // rows of the sequence
   int64_t index, count;            // among the sequence's segments
   int64_t slot;
+  void* chunk_states;  // the team's room in the plan's
+  float* chunk_sums;
 };
 
 // Of sequence b, or a later one.

@@ -6,12 +6,12 @@
 
 namespace recgrela::cuda {
 
-// From a = dy through the gate, with n / denominator: u n = a n / denominator to the tile `u`. And from a . o, o the
-// attention's output, n d(denominator) of each row to d_denominator, [16], and as the result. They are there after a
-// barrier; rows behind the sequence's end are zero.
+// From a = dy through the gate, with n / denominator: u n = a n / denominator, times kRange, to the tile `u`. And from
+// a . o, o the attention's output, n d(denominator) of each row to d_denominator, [16]. They are there after a barrier;
+// rows behind the sequence's end are zero.
 template <typename E, int kHead>
-__device__ RowPair scale_gradient(const Team<E, kHead>& team, Acc a, const Acc& o, const RowPair& inverse, E* u,
-                                  float* d_denominator, RowSums<E, kHead>& sums) {
+__device__ void scale_gradient(const Team<E, kHead>& team, Acc a, const Acc& o, const RowPair& inverse, E* u,
+                               float* d_denominator, RowSums<E, kHead>& sums) {
   RowPair d = sums.put(team, a, o);
   if constexpr (Team<E, kHead>::kWarps > 1) team.sync();
   d = sums.get(team, d);
@@ -21,8 +21,8 @@ __device__ RowPair scale_gradient(const Team<E, kHead>& team, Acc a, const Acc& 
     if (team.warp == 0 && team.lane % 4 == 0) d_denominator[team.lane / 4 + 8 * h] = d.x[h];
   }
   scale_rows(a, inverse);
+  scale(a, kRange<E, kHead>);
   team.store_pairs(u, a);
-  return d;
 }
 
 // Adds a chunk's R phi(q) (x) u to their state of own value channels; `gradients` is the operand u^T of those.
@@ -35,7 +35,7 @@ __device__ void add_queries(const F& q, const Operand<E>& gradients, float facto
     limit_overlap<E, (T::kTiles > 2)>();
     Acc part;
     mma<true>(part, gradients, load_operand<E, true>(q.rotated + t * kTile, T::kStride));
-    add_scaled(state[t], part, factor);
+    add_scaled(state[t], part, factor / kRange<E, kHead>);
   }
 }
 template <typename E, int kHead>
@@ -49,7 +49,7 @@ struct QuerySumsMemory {
     struct {
       Stage stages[T::kStages];
       E fq[T::kTileSize], fk[T::kTileSize];
-      float d_denominator[kTile];
+      alignas(16) float d_denominator[kTile];
       RowSums<E, kHead> denominators, dots;
     };
     KeySumsMemory<E, kHead> keys;  // of the sweep before
@@ -57,17 +57,9 @@ struct QuerySumsMemory {
 };
 
 template <typename E, int kHead>
-__global__ void __launch_bounds__(Team<E, kHead>::kThreads, Team<E, kHead>::kBackwardBlocks)
-    query_sums_kernel(const RelaPlan p) {
+__device__ void sum_queries(const Team<E, kHead>& team, QuerySumsMemory<E, kHead>& memory) {
   using T = Team<E, kHead>;
-  auto& memory = team_memory<QuerySumsMemory<E, kHead>, T>();
-  T team(p, memory.segment);
-  if (!team.find_work(memory.segment)) return;
-  const Segment& segment = team.segment;
-  store_key_states(team, memory.keys);
-  team.sync();
-  if (p.causal && segment.index == 0) return;  // nobody comes before these queries
-
+  const RelaPlan& p = team.p;
   Acc state[T::kTiles];
   RowVector sum;
   Sources<E, kHead> from;
@@ -91,7 +83,7 @@ __global__ void __launch_bounds__(Team<E, kHead>::kThreads, Team<E, kHead>::kBac
     const Acc plain = make_features(team, queries, m.q, memory.fq, angles, n);
     if (p.causal) make_features(team, keys, m.k, memory.fk, angles, n);
     const float count = team.chunk_count(i), factor = fast_reciprocal(count);
-    const ChunkState<E, kHead> key_state(team, p.causal ? i : 0);
+    const ChunkState<E, kHead> key_state(team, i);
     __syncwarp();
     const RowVector key_sum = team.row_vector(key_state.sums + team.own());
     RowPair denominator = memory.denominators.put(team, plain, with_state(running_keys(team, keys), key_sum, factor));
@@ -120,6 +112,19 @@ __global__ void __launch_bounds__(Team<E, kHead>::kThreads, Team<E, kHead>::kBac
   float* const out = team.state(p.query_state);
   team.store_state(out, state);
   team.store_sum(out, sum);
+}
+
+template <typename E, int kHead>
+__global__ void __launch_bounds__(Team<E, kHead>::kThreads, Team<E, kHead>::kBackwardBlocks)
+    query_sums_kernel(const RelaPlan p) {
+  using T = Team<E, kHead>;
+  auto& memory = team_memory<QuerySumsMemory<E, kHead>, T>();
+  T team(p, memory.segment);
+  // In the causal form nobody comes before a sequence's first queries.
+  if (!team.find_work(memory.segment) || (p.causal && team.segment.index == 0)) return;
+  store_key_states(team, memory.keys);
+  team.sync();
+  sum_queries(team, memory);
 }
 
 }  // namespace recgrela::cuda

@@ -23,7 +23,7 @@ struct Team {
   static constexpr int kHaloSize = kHalo * kStride;
   // Blocks to a multiprocessor that the compiler leaves registers for: as many as it can without spilling.
   static constexpr int kForwardBlocks = kHead == 128 ? 1 : kHead == 64 ? 3 : 8;
-  static constexpr int kBackwardBlocks = kHead == 128 ? 1 : kHead == 64 ? 2 : kHead == 32 && sizeof(E) == 4 ? 4 : 6;
+  static constexpr int kBackwardBlocks = kHead == 128 ? 1 : kHead == 64 ? 2 : kHead == 32 ? 4 : 6;
   static constexpr int kStages = kHead == 128 ? 1 : 2;  // one leaves enough registers and shared memory
 
   const RelaPlan& p;
@@ -38,18 +38,23 @@ struct Team {
         lane(threadIdx.x % 32),
         thread(threadIdx.x % (32 * kWarps)) {}
 
-  __host__ __device__ static int64_t blocks(const RelaPlan& p) {
-    return p.num_slots * ((p.num_heads + kTeams - 1) / kTeams);
-  }
+  __device__ int64_t number() const { return int64_t{blockIdx.x} * kTeams + threadIdx.x / (32 * kWarps); }
 
-  // Finds the team's work by the block's number and puts it where `segment` is. False: there is none.
+  // Finds the team's work by its number and puts it where `segment` is. False: there is none.
   __device__ bool find_work(Segment& out) {
-    const int groups = (p.num_heads + kTeams - 1) / kTeams;
-    const int64_t slot = blockIdx.x / groups;
-    head = static_cast<int>(blockIdx.x % groups) * kTeams + static_cast<int>(threadIdx.x) / (32 * kWarps);
+    const int64_t work = p.first_work + number();
+    if (work >= p.works()) return false;
+    head = static_cast<int>(work % p.num_heads);
     Segment found;
-    const bool any = find_segment(p, slot, found) && head < p.num_heads;
-    if (thread == 0) out = found;
+    const bool any = find_segment(p, work / p.num_heads, found);
+    if (thread == 0) {
+      if (p.chunk_states) {
+        const int64_t room = number() * kTiles * kTile;
+        found.chunk_states = static_cast<E*>(p.chunk_states) + room * (p.room_chunks + 1) * kHead;
+        found.chunk_sums = p.chunk_sums + room * p.room_chunks;
+      }
+      out = found;
+    }
     sync();
     return any;
   }

@@ -44,7 +44,10 @@ inline Tensor aligned_rows(const Tensor& x) {
 }
 inline OptTensor aligned_rows(const OptTensor& x) { return x ? OptTensor(aligned_rows(*x)) : x; }
 
-inline cuda::Rows cuda_rows(const Tensor& x) { return {const_cast<void*>(x.const_data_ptr()), x.stride(0)}; }
+// A single row may have any stride.
+inline cuda::Rows cuda_rows(const Tensor& x) {
+  return {const_cast<void*>(x.const_data_ptr()), x.size(0) <= 1 ? x.size(1) : x.stride(0)};
+}
 
 inline cuda::Sequences cuda_sequences(const Tensor& cu_seqlens, int64_t num_rows) {
   cuda::Sequences s;

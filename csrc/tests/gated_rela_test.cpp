@@ -15,7 +15,7 @@ struct RelaCase {
   int head_dim = 16, heads = 2, conv = 4;
   bool causal = true, rotary = true, gate = true, wide = true, strided = false, sparse = false, bounded = false;
   double eps = 1e-6;
-  int64_t segment_rows = 0;
+  int64_t segment_rows = 0, room_bytes = 0;
   Lengths lengths;
 
   int64_t width() const { return int64_t{head_dim} * heads; }
@@ -109,7 +109,7 @@ struct RelaRun {
       p.initial_state = static_cast<const float*>(initial.sums.data()), p.initial_values = initial.values.data();
       p.initial_count = reinterpret_cast<const int64_t*>(initial.counts->memory.data);
     }
-    p.segment_rows = c.segment_rows;
+    p.segment_rows = c.segment_rows, p.room_bytes = c.room_bytes;
     return p;
   }
 
@@ -359,6 +359,15 @@ void add_gated_rela(std::vector<Case>& cases) {
         c.segment_rows = causal == (head_dim == 16) ? 16 : 0, c.conv = 4;
         add(c.name() + "/schedules", [c] { check_schedules(c); });
       }
+  // More heads of sequences than the backward has room for at a time: 12 for each of 4 multiprocessors.
+  for (DType type : types)
+    for (bool causal : {true, false}) {
+      RelaCase c;
+      c.type = type, c.causal = causal, c.heads = 5, c.lengths = {1, 40, 3, 2, 17, 33, 0, 5, 8, 21, 3},
+      c.room_bytes = 1;
+      c.segment_rows = causal && type == DType::kFloat16 ? 16 : 0;
+      add(c.name() + "/launches", [c] { check(c); });
+    }
   for (DType type : types)
     for (bool causal : {true, false}) {
       RelaCase c;
