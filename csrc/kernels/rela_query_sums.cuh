@@ -38,6 +38,7 @@ __device__ void add_queries(const F& q, const Operand<E>& gradients, float facto
     add_scaled(state[t], part, factor / kRange<E, kHead>);
   }
 }
+
 template <typename E, int kHead>
 struct QuerySumsMemory {
   using T = Team<E, kHead>;

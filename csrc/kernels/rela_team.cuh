@@ -206,13 +206,9 @@ struct Team {
     return states + (segment.sequence * p.num_heads + head) * p.state_size();
   }
 
-  // As sums of own value channels by all key channels, of own key channels by all value channels, and of own key
-  // channels. A missing state is zero.
+  // As sums of own value channels by all key channels, and of own key channels. A missing state is zero.
   __device__ void load_state(const float* state, Acc (&by_value)[kTiles]) const {
     visit(by_value, [&](float& x, int value, int key) { x = state ? state[key * p.head_dim + value] : 0.f; });
-  }
-  __device__ void load_state_by_key(const float* state, Acc (&by_key)[kTiles]) const {
-    visit(by_key, [&](float& x, int key, int value) { x = state ? state[key * p.head_dim + value] : 0.f; });
   }
   __device__ void store_state(float* state, Acc (&by_value)[kTiles]) const {
     visit(by_value, [&](float& x, int value, int key) { state[key * p.head_dim + value] = x; });

@@ -8,8 +8,7 @@
 //
 // float32 operands are split into two TF32 numbers each, and three products of them summed: the error is that of
 // float32. Tensor cores truncate their sums; so float32 sums of many tiles are made by ordinary additions. 16-bit
-// operands are taken as they are, and a float32 sum that becomes an operand is rounded; but the denominator's, which
-// all channels are divided by, is split into two.
+// operands are taken as they are, and a float32 sum that becomes an operand is rounded.
 #pragma once
 
 #include "kernels/device.cuh"
@@ -281,7 +280,7 @@ inline __device__ float quad_sum(float x) {
   return x + __shfl_xor_sync(0xffffffffu, x, 2);
 }
 
-// Two or four neighbours in memory, aligned to their size.
+// Two neighbours in memory, aligned to their size.
 template <typename E>
 __device__ float2 load2(const E* p) {
   if constexpr (sizeof(E) == 4)
@@ -295,23 +294,6 @@ __device__ void store2(E* p, float x, float y) {
     *reinterpret_cast<float2*>(p) = make_float2(x, y);
   else
     *reinterpret_cast<uint32_t*>(p) = pack2<E>(x, y);
-}
-template <typename E>
-__device__ float4 load4(const E* p) {
-  if constexpr (sizeof(E) == 4) {
-    return *reinterpret_cast<const float4*>(p);
-  } else {
-    const uint2 packed = *reinterpret_cast<const uint2*>(p);
-    const float2 a = unpack2<E>(packed.x), b = unpack2<E>(packed.y);
-    return make_float4(a.x, a.y, b.x, b.y);
-  }
-}
-template <typename E>
-__device__ void store4(E* p, float4 x) {
-  if constexpr (sizeof(E) == 4)
-    *reinterpret_cast<float4*>(p) = x;
-  else
-    *reinterpret_cast<uint2*>(p) = make_uint2(pack2<E>(x.x, x.y), pack2<E>(x.z, x.w));
 }
 
 inline __device__ float sigmoid(float x) { return fast_reciprocal(1.f + fast_exp2(-1.44269504f * x)); }
