@@ -7,17 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
-def autocast_enabled(device_type: str) -> bool:
-    """Whether operands on such a device are cast by autocast."""
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
-
-
 # What the kernels compute in, by the type of device.
 KERNEL_DTYPES = {
     "cpu": (torch.float32, torch.float64),
     "cuda": (torch.float32, torch.float16, torch.bfloat16),
 }
+
+
+def autocast_enabled(device_type: str) -> bool:
+    """Whether operands on such a device are cast by autocast."""
+    # Not torch.amp.is_autocast_available, which torch 2.10 cannot compile.
+    return device_type in KERNEL_DTYPES and torch.is_autocast_enabled(device_type)
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
