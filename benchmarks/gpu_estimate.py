@@ -34,13 +34,15 @@ TENSORS = {"forward": (5, 5), "backward": (9, 13)}
 
 def ptx_of(nvcc: str, dtype: str) -> str:
     """The kernels of one element type as PTX for sm_90."""
+    text = ""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "kernels.ptx"
-        source = ROOT / "csrc" / "kernels" / f"gated_rela_{dtype}.cu"
-        target = "-gencode=arch=compute_90,code=compute_90"
-        command = [nvcc, "-std=c++17", "-O3", f"-I{ROOT / 'csrc'}", target, "-ptx", source, "-o", out]
-        subprocess.run(command, check=True)
-        return out.read_text()
+        for source in sorted(ROOT.glob(f"csrc/kernels/gated_rela_{dtype}*.cu")):
+            target = "-gencode=arch=compute_90,code=compute_90"
+            command = [nvcc, "-std=c++17", "-O3", f"-I{ROOT / 'csrc'}", target, "-ptx", source, "-o", out]
+            subprocess.run(command, check=True)
+            text += out.read_text()
+    return text
 
 
 def loops(body: str) -> Iterator[list[str]]:

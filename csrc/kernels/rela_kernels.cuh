@@ -1,5 +1,5 @@
-// The kernels of gated_rela for one element type, for all head widths. Included by one source per type, so that
-// they compile side by side.
+// The kernels of gated_rela for one element type, for all head widths. Included by two sources per type, so that they
+// compile side by side, and one of them in little time.
 #pragma once
 
 #include <algorithm>

@@ -34,9 +34,8 @@ class Mutation:
     cases: str  # parts of their names
 
 
-CONV, RELA, BF16, F32 = (
-    f"{name}.cu" for name in ("causal_conv1d", "gated_rela", "gated_rela_bfloat16", "gated_rela_float32")
-)
+CONV, RELA, F32 = "causal_conv1d.cu", "gated_rela.cu", "gated_rela_float32.cu"
+BF16, BF16_BACKWARD = "gated_rela_bfloat16.cu", "gated_rela_bfloat16_backward.cu"
 MUTATIONS = [
     Mutation(
         "the notes are read before all are written",
@@ -121,7 +120,7 @@ MUTATIONS = [
     Mutation(
         "the denominator's gradient by the queries is forgotten",
         "rela_gradients.cuh",
-        BF16,
+        BF16_BACKWARD,
         "d.x[j][e] += dz[i / 2 % 2] * running",
         "d.x[j][e] += 0.f * running",
         "gated_rela bfloat16/d=16/H=2/K=0 alone",
@@ -129,7 +128,7 @@ MUTATIONS = [
     Mutation(
         "the denominator's gradient by the keys of a chunk is forgotten",
         "rela_gradients.cuh",
-        BF16,
+        BF16_BACKWARD,
         " + factor * d_phi.x[j][e];",
         ";",
         "gated_rela/causal/bfloat16/d=16/H=2/K=0 alone",
@@ -161,7 +160,7 @@ MUTATIONS = [
     Mutation(
         "the gradient of a value handed on is forgotten",
         "rela_conv_gradient.cuh",
-        BF16,
+        BF16_BACKWARD,
         "if (last < 0 || last",
         "if (last <= 0 || last",
         "gated_rela/causal/bfloat16/d=16 parts",
@@ -169,7 +168,7 @@ MUTATIONS = [
     Mutation(
         "the scaled gradients are read before they are written",
         "rela_backward.cuh",
-        BF16,
+        BF16_BACKWARD,
         "transposed(team, state, m.g);\n      team.sync();",
         "transposed(team, state, m.g);",
         "gated_rela/causal/bfloat16/d=64",
@@ -185,7 +184,7 @@ MUTATIONS = [
     Mutation(
         "a launch takes the work of the one before",
         "rela_team.cuh",
-        BF16,
+        BF16_BACKWARD,
         "work = p.first_work + number();",
         "work = number();",
         "gated_rela bfloat16 launches",
@@ -193,7 +192,7 @@ MUTATIONS = [
     Mutation(
         "a chunk finds the state behind it",
         "rela_key_sums.cuh",
-        BF16,
+        BF16_BACKWARD,
         "    before(i);\n",
         "    before(i + 1);\n",
         "gated_rela/causal/bfloat16/d=16 L=33,2,18",
@@ -201,7 +200,7 @@ MUTATIONS = [
     Mutation(
         "two teams leave their chunks' states in one room",
         "rela_team.cuh",
-        BF16,
+        BF16_BACKWARD,
         "room = number() * kTiles * kTile;",
         "room = 0;",
         "gated_rela/causal/bfloat16/d=16 L=33,2,18",
