@@ -1,5 +1,4 @@
-// What the tests of the CUDA kernels on the SIMT host share: tensors in memory of their own, random numbers,
-// comparison.
+// What the tests of the CUDA kernels share: tensors in memory of their own, random numbers, comparison.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +10,7 @@
 #include <vector>
 
 #include "kernels/params.h"
-#include "tests/simt/simt.h"
+#include "tests/place.h"
 
 namespace recgrela::tests {
 
@@ -94,11 +93,7 @@ void expect_close(const std::string& tensor, const Doubles& got, const Doubles& 
 double largest_of(const Doubles& values);
 void expect(bool holds, const std::string& what);
 void expect_same_bytes(const NamedTensors& a, const NamedTensors& b, const std::string& when);
-void expect_fault(const std::function<void()>& f, const std::string& part);  // a simt::Error with this text
+void expect_fault(const std::function<void()>& f, const std::string& part);  // an error with this text
 void expect_success(cudaError_t error);
-
-// What the host does that the hardware may do otherwise: which thread first, when copies take place.
-constexpr int kSchedules = 4;
-void set_schedule(int schedule);
 
 }  // namespace recgrela::tests

@@ -239,7 +239,7 @@ void add_causal_conv1d(std::vector<Case>& cases) {
     add(c.name(), [c] { check(c); });
   }
   for (bool wide : {true, false}) {
-    const std::string name = std::string("causal_conv1d/offsets/") + (wide ? "int64" : "int32");
+    const std::string name = std::string("causal_conv1d/refusals/") + (wide ? "int64" : "int32");
     add(name, [wide] {
       check_offsets({1, 3, 7}, wide, "cu_seqlens must start at 0");
       check_offsets({0, 3, 6}, wide, "cu_seqlens must end at the number of rows");

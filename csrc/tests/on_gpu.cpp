@@ -1,0 +1,46 @@
+// The tests on a GPU: the same cases, in managed memory.
+#include <algorithm>
+#include <stdexcept>
+
+#include "tests/place.h"
+
+namespace recgrela::tests {
+
+std::string obstacle() {
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error != cudaSuccess) return cudaGetErrorString(error);
+  return count ? "" : "there is no GPU";
+}
+
+int multiprocessors() {
+  int count = 0;
+  return cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, 0) == cudaSuccess ? count : 0;
+}
+
+// A failed check of the kernels ends the CUDA context, and with it all other cases; rows that are gigabytes apart may
+// be more than the machine has.
+bool runs_here(const std::string& name) {
+  for (const char* part : {"/refusals", "/sparse"})
+    if (name.find(part) != std::string::npos) return false;
+  return true;
+}
+
+void* allocate(size_t bytes) {
+  void* memory = nullptr;
+  const cudaError_t error = cudaMallocManaged(&memory, std::max<size_t>(bytes, 1));
+  if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
+  return memory;
+}
+void release(void* memory) { cudaFree(memory); }
+
+std::string fault_of(const std::function<void()>& f) {
+  f();
+  return wait() == cudaSuccess ? "" : cudaGetErrorString(cudaGetLastError());
+}
+
+cudaError_t wait() { return cudaDeviceSynchronize(); }
+
+void set_schedule(int) {}  // the hardware's own
+
+}  // namespace recgrela::tests
