@@ -108,11 +108,14 @@ def run_logged(
 
 def environment() -> Any:
     """What `python -m recgrela.env` says, or why it does not."""
-    said = text_of([sys.executable, "-m", "recgrela.env", "--json"], 60)
+    command = [sys.executable, "-m", "recgrela.env", "--json"]  # the exit code says no more than the text
     try:
-        return json.loads(said)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        return json.loads(done.stdout)
+    except subprocess.TimeoutExpired as error:
+        return f"[{error}]"
     except ValueError:
-        return said
+        return f"[exit code {done.returncode}: {tail(done.stderr, 3)}]"
 
 
 def facts(settings: Settings) -> Outcome:

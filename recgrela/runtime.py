@@ -10,19 +10,19 @@ from typing import Any
 import torch
 
 from recgrela.errors import ConfigError
-from recgrela.ops import has_kernels
+from recgrela.gpu import gpu_obstacle
 from recgrela.suggest import near_miss
 
 
 def pick_device(name: str) -> torch.device:
-    """ "auto" is the GPU where there is one and this build has kernels for it, else the CPU.
+    """ "auto" is the GPU where PyTorch sees one, else the CPU.
 
     Raises:
         ConfigError: the name is not a device, this machine or build of PyTorch has no such device, or this
-            build of recgrela has no kernels for it.
+            build of recgrela has no kernels for it; a GPU is not passed over in silence.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() and has_kernels("cuda") else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, index = name.partition(":")
     if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
         hint = near_miss(name.lower().replace("gpu", "cuda"), ["auto", "cpu", "cuda"])
@@ -31,10 +31,8 @@ def pick_device(name: str) -> torch.device:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if int(index or 0) >= count:
             raise ConfigError(f"device {name!r}: the number of CUDA devices that PyTorch sees is {count}")
-        if not has_kernels("cuda"):
-            raise ConfigError(
-                f"device {name!r}: recgrela was built without CUDA kernels; use --train.device cpu"
-            )
+        if obstacle := gpu_obstacle(int(index or 0)):
+            raise ConfigError(f"device {name!r}: {obstacle}; or take the device cpu")
     return torch.device(name)
 
 
