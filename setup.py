@@ -1,103 +1,125 @@
-"""Builds the extension recgrela._C: C++ always, CUDA where csrc/kernels has sources and nvcc can be found.
+"""Builds the extension recgrela._C: C++ always, CUDA where torch has it or nvcc is found (build_backend).
 
-The library uses libtorch's stable ABI only, so it is not tied to the torch that built it (any torch >= 2.10).
-RECGRELA_CUDA=0 builds without CUDA on purpose; TORCH_CUDA_ARCH_LIST and MAX_JOBS are honoured.
+RECGRELA_CUDA, TORCH_CUDA_ARCH_LIST, MAX_JOBS, CUDA_HOME and CXX are honoured. The library uses libtorch's
+stable ABI only, so it is not tied to the torch that built it (any torch >= 2.10).
 """
 
 import os
 import re
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
-import torch
 from setuptools import setup
-from torch.utils import cpp_extension
+
+from build_backend.objects import remove_outdated
+from build_backend.plan import Plan, make_plan
+from build_backend.target import import_torch
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"', (ROOT / "recgrela/__init__.py").read_text(), re.M)[1]
+INCLUDE = ROOT / "build" / "include"
 TARGET_TORCH = "0x020a000000000000"  # 2.10
-# Code for 8.0 also runs on 8.6 and 8.9, and PTX on what comes after 9.0: few targets keep the build short.
-CUDA_ARCHITECTURES = "8.0;9.0+PTX"
-# Enough of a toolkit.
-CUDA_PACKAGES = [
-    f"nvidia-{name}==13.0.*" for name in ("cuda-nvcc", "cuda-crt", "nvvm", "cuda-cccl", "cuda-runtime")
-]
-LIBRARY_DIRS = ("lib64", "lib", "targets/x86_64-linux/lib", "lib/x86_64-linux-gnu")
+COMPILING = {"build", "build_ext", "bdist", "bdist_wheel", "editable_wheel", "install", "develop"}
 
 
 def find(pattern: str) -> list[str]:
     return sorted(str(p.relative_to(ROOT)) for p in ROOT.glob(pattern))
 
 
-def find_cuda_home() -> Path | None:
-    """The toolkit's folder: CUDA_HOME, that of nvcc on PATH, of the pip packages, or the usual place."""
-    candidates = [os.environ.get("CUDA_HOME")]
-    if nvcc := shutil.which("nvcc"):
-        candidates.append(str(Path(nvcc).resolve().parent.parent))  # a wrapper script may stand elsewhere
-    candidates += [os.path.join(folder, "nvidia", "cu13") for folder in sys.path]
-    candidates.append("/usr/local/cuda")
-    for home in map(Path, filter(None, candidates)):
-        # A CUDA build of torch brings some of the pip packages: runtime and headers without nvcc.
-        if (
-            (home / "bin" / "nvcc").exists()
-            and (home / "include" / "cuda_runtime.h").exists()
-            and any((home / lib / "libcudart_static.a").exists() for lib in LIBRARY_DIRS)
-        ):
-            return home
-    return None
+def sources(plan: Plan) -> list[str]:
+    files = ["csrc/module.cpp", *find("csrc/cpu/*.cpp"), *find("csrc/ops/*.cpp"), *find("csrc/kernels/*.cu")]
+    return [file for file in files if plan.toolkit or not file.endswith((".cu", "_cuda.cpp"))]
 
 
-def cuda_release(home: Path) -> str:
-    output = subprocess.run([home / "bin" / "nvcc", "--version"], capture_output=True, text=True, check=True)
-    return re.search(r"release ([\d.]+)", output.stdout)[1]
+def headers(name: str, folder: str | Path | None) -> str:
+    """A path to a package's headers that is the same in all builds of this tree; of nothing without a folder.
+
+    Isolated builds have their packages in another folder each time: by one path, only what includes a changed
+    header is compiled anew.
+    """
+    link = INCLUDE / name
+    link.unlink(missing_ok=True)
+    if folder:
+        link.symlink_to(folder)
+    return str(link)
 
 
-def extension() -> cpp_extension.CppExtension:
-    sources = ["csrc/module.cpp", *find("csrc/ops/*.cpp"), *find("csrc/cpu/*.cpp")]
-    cuda_ops = find("csrc/ops/*_cuda.cpp")
-    sources = [source for source in sources if source not in cuda_ops]
-    kernels = find("csrc/kernels/*.cu")
-    include_dirs = [str(ROOT / "csrc")]
-    macros = {
-        "TORCH_TARGET_VERSION": TARGET_TORCH,
-        "RECGRELA_VERSION": VERSION,
-        "RECGRELA_TORCH_VERSION": torch.__version__,
-    }
-    flags = {"cxx": ["-O3", "-std=c++17", "-Wall", "-Wextra", "-fvisibility=hidden", "-g0"]}
+def write_facts(plan: Plan) -> None:
+    """What csrc/module.cpp hands out; untouched if it says so already, for then nothing is compiled anew."""
+    facts = {"VERSION": VERSION, "TORCH_VERSION": plan.torch.version}
+    if plan.toolkit:
+        facts |= {
+            "CUDA_VERSION": plan.toolkit.release,
+            "CUDA_ARCHITECTURES": " ".join(map(str, plan.archs)),
+        }
+    text = "".join(f'#define RECGRELA_{name} "{value}"\n' for name, value in facts.items())
+    file = INCLUDE / "recgrela_build.h"
+    if not file.exists() or file.read_text() != text:
+        file.write_text(text)
+
+
+def commands(plan: Plan) -> dict[str, object]:
+    """The extension and the command that builds it, for setup()."""
+    import_torch(plan.torch)
+    import pybind11
+    from torch.utils import cpp_extension
+
+    os.environ["MAX_JOBS"] = str(plan.jobs)
+    INCLUDE.mkdir(parents=True, exist_ok=True)
+    write_facts(plan)
     link: dict[str, list[str]] = {}
-    if kernels and os.environ.get("RECGRELA_CUDA") != "0":
-        home = find_cuda_home()
-        if home is None and torch.version.cuda:
-            raise SystemExit(
-                "recgrela: this torch has CUDA, but no nvcc with cuda_runtime.h and libcudart_static.a was "
-                "found: put nvcc on PATH, set CUDA_HOME or "
-                f"pip install {' '.join(CUDA_PACKAGES)}; RECGRELA_CUDA=0 builds the CPU kernels alone"
-            )
-        if home is not None:
-            # With a CPU-only torch cpp_extension sets no CUDA_HOME; the compiler needs none of torch's CUDA.
-            cpp_extension.CUDA_HOME = str(home)
-            sources += [*cuda_ops, *kernels]
-            include_dirs.append(str(home / "include"))
-            link = {
-                "library_dirs": [str(home / lib) for lib in LIBRARY_DIRS],
-                "libraries": ["cudart_static", "dl", "rt", "pthread"],
-            }
-            archs = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
-            # The first is for torch's headers.
-            macros |= {"USE_CUDA": "1", "RECGRELA_CUDA_ARCHITECTURES": archs.replace(";", " ")}
-            macros["RECGRELA_CUDA_VERSION"] = cuda_release(home)
-            flags["nvcc"] = ["-O3", "-std=c++17", "-Xptxas", "-v"]  # benchmarks/ptxas.py reads what -v says
-    return cpp_extension.CppExtension(
+    flags = {"cxx": ["-O3", "-std=c++17", "-Wall", "-Wextra", "-fvisibility=hidden", "-g0"]}
+    include_dirs = [str(ROOT / "csrc"), str(INCLUDE), headers("pybind11", pybind11.get_include())]
+    include_dirs.append(headers("cuda", plan.toolkit and plan.toolkit.include_folder))
+    if plan.toolkit:
+        # With a CPU-only torch cpp_extension sets no CUDA_HOME; the compiler needs none of torch's CUDA.
+        cpp_extension.CUDA_HOME = str(plan.toolkit.home)
+        link = {
+            "library_dirs": plan.toolkit.library_folders,
+            "libraries": ["cudart_static", "dl", "rt", "pthread"],
+        }
+        # benchmarks/ptxas.py reads what -v says. The architectures of one file are compiled side by side.
+        flags["nvcc"] = ["-O3", "-std=c++17", "-Xptxas", "-v", "--threads", str(min(4, len(plan.archs)))]
+        flags["nvcc"] += [flag for arch in plan.archs for flag in arch.flags]
+        flags["nvcc"].append(f"-DRECGRELA_NVCC={plan.toolkit.release}")  # another one compiles all anew
+    extension = cpp_extension.CppExtension(
         "recgrela._C",
-        sources,
+        sources(plan),
         include_dirs=include_dirs,
-        define_macros=list(macros.items()),
+        define_macros=[("TORCH_TARGET_VERSION", TARGET_TORCH)],
         extra_compile_args=flags,
-        py_limited_api=False,
         **link,
     )
+    of_torch = plan.torch.folder / "include"
+    link_to_torch = headers("torch", of_torch)
+    extension.include_dirs = [path.replace(str(of_torch), link_to_torch) for path in extension.include_dirs]
+
+    class BuildExtension(cpp_extension.BuildExtension):
+        """Keeps objects in one folder, also for an editable install: only what changed is compiled again."""
+
+        def finalize_options(self) -> None:
+            super().finalize_options()
+            # A virtual environment's own, which has nothing for us and is another in each isolated build.
+            own = os.path.join(sys.exec_prefix, "include")
+            self.include_dirs = [folder for folder in self.include_dirs if folder != own]
+            self.build_temp = os.path.join("build", f"temp.{self.plat_name}-{sys.implementation.cache_tag}")
+
+        def build_extensions(self) -> None:
+            release = plan.toolkit.release if plan.toolkit else ""
+            packages = f"torch {plan.torch.version}, pybind11 {pybind11.__version__}, CUDA {release}\n"
+            remove_outdated(ROOT / self.build_temp, extension.sources, packages)
+            super().build_extensions()
+
+    return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildExtension}}
 
 
-setup(ext_modules=[extension()], cmdclass={"build_ext": cpp_extension.BuildExtension})
+def main() -> None:
+    if not COMPILING & set(sys.argv):  # an sdist, metadata: torch is not needed
+        setup()
+        return
+    plan = make_plan()
+    print(plan, flush=True)
+    setup(**commands(plan))
+
+
+main()

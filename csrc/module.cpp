@@ -2,18 +2,16 @@
 #include <pybind11/pybind11.h>
 
 #include "cpu/params.h"
-
-#define RECGRELA_STRING_(x) #x
-#define RECGRELA_STRING(x) RECGRELA_STRING_(x)
+#include "recgrela_build.h"  // written by setup.py
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled kernels of recgrela and the facts of their build.";
-  m.attr("version") = RECGRELA_STRING(RECGRELA_VERSION);
-  m.attr("torch_version") = RECGRELA_STRING(RECGRELA_TORCH_VERSION);  // whose headers built it
+  m.attr("version") = RECGRELA_VERSION;
+  m.attr("torch_version") = RECGRELA_TORCH_VERSION;  // whose headers built it
   m.attr("compiler") = __VERSION__;
 #ifdef RECGRELA_CUDA_VERSION
-  m.attr("cuda_version") = RECGRELA_STRING(RECGRELA_CUDA_VERSION);
-  m.attr("cuda_architectures") = RECGRELA_STRING(RECGRELA_CUDA_ARCHITECTURES);
+  m.attr("cuda_version") = RECGRELA_CUDA_VERSION;
+  m.attr("cuda_architectures") = RECGRELA_CUDA_ARCHITECTURES;
 #else
   m.attr("cuda_version") = pybind11::none();
   m.attr("cuda_architectures") = pybind11::none();

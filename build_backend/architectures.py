@@ -1,0 +1,95 @@
+"""Which GPUs the kernels are compiled for."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from dataclasses import dataclass
+
+from build_backend.errors import CPU_ONLY, BuildError
+from build_backend.toolkit import Toolkit
+
+# Code for 8.0 also runs on 8.6 and 8.9, and PTX on what comes after 9.0: few targets keep the build short.
+DEFAULT = "8.0;9.0+PTX"
+OLDEST = (8, 0)  # bfloat16 tensor cores, asynchronous copies
+# As torch names them.
+NAMES = {
+    "Kepler+Tegra": "3.7",
+    "Kepler": "3.5",
+    "Maxwell+Tegra": "5.3",
+    "Maxwell": "5.0",
+    "Pascal": "6.0",
+    "Volta+Tegra": "7.2",
+    "Volta": "7.0",
+    "Turing": "7.5",
+    "Ampere+Tegra": "8.7",
+    "Ampere": "8.0 8.6",
+    "Ada": "8.9",
+    "Hopper": "9.0",
+    "Blackwell+Tegra": "11.0",
+    "Blackwell": "10.0 12.0",
+}
+FORM = "numbers such as 8.0 or 9.0a, +PTX behind one for what comes later, ; or a space between them"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A compute capability, such as 9.0, 9.0a (that one alone), 9.0+PTX (also what comes later)."""
+
+    major: int
+    minor: int
+    suffix: str = ""
+    ptx: bool = False
+
+    @property
+    def code(self) -> str:
+        return f"{self.major}{self.minor}{self.suffix}"
+
+    def __str__(self) -> str:
+        return f"{self.major}.{self.minor}{self.suffix}{'+PTX' if self.ptx else ''}"
+
+    @property
+    def flags(self) -> list[str]:
+        codes = [f"sm_{self.code}"] + ([f"compute_{self.code}"] if self.ptx else [])
+        return [flag for code in codes for flag in ("-gencode", f"arch=compute_{self.code},code={code}")]
+
+
+def parse(text: str) -> list[Architecture]:
+    """The architectures of a TORCH_CUDA_ARCH_LIST.
+
+    Those too old for the kernels are left out while others remain: such lists are often set for all packages.
+    """
+    numbers = text
+    for name, capabilities in NAMES.items():
+        numbers = re.sub(rf"\b{re.escape(name)}\b", capabilities, numbers)
+    archs = []
+    for item in re.split(r"[;,\s]+", numbers.strip(";, \n")):
+        match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", item)
+        if not match:
+            raise BuildError(f"TORCH_CUDA_ARCH_LIST={text}: what is {item!r}?", f"write {FORM}; {CPU_ONLY}")
+        archs.append(Architecture(int(match[1]), int(match[2]), match[3], match[4] is not None))
+    usable = [arch for arch in dict.fromkeys(archs) if (arch.major, arch.minor) >= OLDEST]
+    if not usable:
+        raise BuildError(
+            f"TORCH_CUDA_ARCH_LIST={text} has nothing that the kernels run on",
+            f"add {OLDEST[0]}.{OLDEST[1]} or newer, or unset it for {DEFAULT}; {CPU_ONLY}",
+        )
+    return usable
+
+
+def choose(toolkit: Toolkit) -> list[Architecture]:
+    """Those of TORCH_CUDA_ARCH_LIST, or the default; all known to nvcc."""
+    text = os.environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT
+    archs = parse(text)
+    done = subprocess.run([toolkit.nvcc, "--list-gpu-code"], capture_output=True, text=True)
+    known = sorted(map(int, re.findall(r"sm_(\d+)", done.stdout)))
+    if unknown := [arch for arch in archs if 10 * arch.major + arch.minor not in known]:
+        choice = ", ".join(
+            f"{code // 10}.{code % 10}" for code in known if code >= 10 * OLDEST[0] + OLDEST[1]
+        )
+        raise BuildError(
+            f"TORCH_CUDA_ARCH_LIST={text}: {toolkit} does not know {', '.join(map(str, unknown))}",
+            f"choose among {choice}, or take a newer nvcc (CUDA_HOME); {CPU_ONLY}",
+        )
+    return archs

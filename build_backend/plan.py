@@ -1,0 +1,151 @@
+"""What a build will do, decided and checked before anything is compiled."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sysconfig
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from build_backend import architectures
+from build_backend.architectures import Architecture
+from build_backend.compilers import check_cxx, check_nvcc, choose_jobs
+from build_backend.errors import CPU_ONLY, BuildError
+from build_backend.target import TORCH_REQUIREMENT, Torch, find_torch
+from build_backend.toolkit import (
+    DEFAULT_RELEASE,
+    EXPECTED_MAJOR,
+    OLDEST_MAJOR,
+    Toolkit,
+    find_toolkits,
+    has_packages,
+    named_toolkit,
+    requirement,
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A build that can start."""
+
+    torch: Torch
+    toolkit: Toolkit | None  # None: the CPU kernels alone
+    archs: tuple[Architecture, ...]
+    jobs: int
+
+    def __str__(self) -> str:
+        cuda = "without CUDA"
+        if self.toolkit:
+            cuda = f"with {self.toolkit} for {', '.join(map(str, self.archs))}"
+        return f"recgrela: {self.torch}; {cuda}; {self.jobs} compilations at a time"
+
+
+def cuda_setting() -> bool | None:
+    """RECGRELA_CUDA: True and False were asked for, None leaves it to what is found."""
+    text = os.environ.get("RECGRELA_CUDA", "")
+    if text not in ("", "0", "1"):
+        raise BuildError(
+            f"RECGRELA_CUDA={text}",
+            "1 builds the CUDA kernels, 0 the CPU kernels alone; unset, torch and nvcc decide",
+        )
+    return {"": None, "0": False, "1": True}[text]
+
+
+def choose_toolkit(torch: Torch | None) -> Toolkit | None:
+    """The toolkit to build with, of the same major version as torch's CUDA; None if none is wanted or found.
+
+    Raises:
+        BuildError: The one that CUDA_HOME names is of another.
+    """
+    setting = cuda_setting()
+    if setting is False:
+        return None
+    toolkits = find_toolkits(torch.search_path if torch else ())
+    if named_toolkit():
+        if torch and torch.cuda_major not in (None, toolkits[0].major):
+            raise no_toolkit(torch)
+        return toolkits[0]
+    major = torch.cuda_major if torch else EXPECTED_MAJOR
+    if torch and torch.cuda is None and setting is None:
+        # Packages may have come for a torch that turned out to have no CUDA.
+        toolkits = [toolkit for toolkit in toolkits if not toolkit.from_packages]
+    fitting = (t for t in toolkits if t.major >= OLDEST_MAJOR and major in (None, t.major))
+    return next(fitting, None)
+
+
+def no_toolkit(torch: Torch) -> BuildError:
+    """The error that no toolkit fits, with those that do not."""
+    release = f" of CUDA {torch.cuda_major}" if torch.cuda else ""
+    cause = f"RECGRELA_CUDA=1 and {torch}" if cuda_setting() else str(torch)
+    cause += f", but no nvcc{release} with cuda_runtime.h and libcudart_static.a"
+    if others := find_toolkits(torch.search_path):
+        cause += f", only {', '.join(map(str, others))}"
+    remedies = [f"set CUDA_HOME to a toolkit{release}"]
+    if name := named_toolkit():
+        remedies.append(f"unset {name}")
+    else:
+        remedies.append(f"put nvcc{release} on PATH")
+        if has_packages(torch.cuda_major):
+            remedies.append(f"pip install '{requirement(torch.cuda or DEFAULT_RELEASE)}'")
+    if not has_packages(torch.cuda_major):
+        remedies.append(f"install a torch of CUDA {EXPECTED_MAJOR}, whose nvcc the package index has")
+    return BuildError(cause, f"{', or '.join(remedies)}; {CPU_ONLY}")
+
+
+def requirements() -> list[str]:
+    """What an isolated build needs besides what pyproject.toml names: torch and nvcc, if wanted and absent.
+
+    Raises:
+        BuildError: What is there already shows that the build would fail.
+    """
+    check_cxx()
+    torch = find_torch()
+    if torch and not torch.is_supported:
+        torch = None
+    needed = [] if torch else [TORCH_REQUIREMENT]
+    if toolkit := choose_toolkit(torch):
+        architectures.choose(toolkit)
+    elif torch is None:
+        # The torch that comes has CUDA, unless it is from an index that has others.
+        if cuda_setting() is not False and has_packages(None):
+            needed.append(requirement(str(EXPECTED_MAJOR)))
+    elif wants_cuda(torch):
+        if not has_packages(torch.cuda_major):
+            raise no_toolkit(torch)
+        needed.append(requirement(torch.cuda or DEFAULT_RELEASE))
+    return needed
+
+
+def wants_cuda(torch: Torch) -> bool:
+    """Whether to build without CUDA would be wrong."""
+    setting = cuda_setting()
+    return torch.cuda is not None if setting is None else setting
+
+
+def make_plan() -> Plan:
+    """Finds torch, nvcc and the compiler and tries them.
+
+    Raises:
+        BuildError: Something is missing, too old, or does not go with the rest.
+    """
+    torch = find_torch()
+    if torch is None:
+        raise BuildError("there is no torch", f"pip install '{TORCH_REQUIREMENT}', or build with isolation")
+    if not torch.is_supported:
+        raise BuildError(f"{torch} is too old", f"pip install '{TORCH_REQUIREMENT}'")
+    if find_spec("pybind11") is None:
+        raise BuildError("there is no pybind11", "pip install pybind11, or build with isolation")
+    # pip of an environment that is not active: its programs are beside its python.
+    os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), sysconfig.get_path("scripts")])
+    if shutil.which("ninja") is None:
+        raise BuildError("there is no ninja on PATH", "pip install ninja, or build with isolation")
+    check_cxx()
+    toolkit = choose_toolkit(torch)
+    archs: list[Architecture] = []
+    if toolkit:
+        archs = architectures.choose(toolkit)
+        check_nvcc(toolkit, archs)
+    elif wants_cuda(torch):
+        raise no_toolkit(torch)
+    return Plan(torch, toolkit, tuple(archs), choose_jobs())

@@ -1,0 +1,128 @@
+"""Finds nvcc, or says which packages bring it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from build_backend.errors import CPU_ONLY, BuildError
+
+# What compiles a kernel: torch's own CUDA packages come from the same one, so that all are of one release.
+TOOLKIT_PACKAGE = "cuda-toolkit[nvcc,crt,nvvm,cccl,cudart]"
+DEFAULT_RELEASE = "13.0"  # for a torch without CUDA: what the most drivers run
+# Of the torch that comes where none was named; also the oldest whose packages have nvcc.
+EXPECTED_MAJOR = 13
+OLDEST_MAJOR = 12  # that knows every architecture of the default
+USUAL_PLACES = ("/usr/local/cuda", "/opt/cuda")
+# NVIDIA's own, the pip packages; conda; Debian.
+INCLUDE_FOLDERS = ("include", "targets/x86_64-linux/include", "targets/sbsa-linux/include")
+LIBRARY_FOLDERS = (
+    "lib64",
+    "lib",
+    "targets/x86_64-linux/lib",
+    "targets/sbsa-linux/lib",
+    "lib/x86_64-linux-gnu",
+    "lib/aarch64-linux-gnu",
+)
+
+
+@dataclass(frozen=True)
+class Toolkit:
+    """Enough of a CUDA toolkit: nvcc, the runtime's headers and its static library."""
+
+    home: Path
+    release: str  # such as "13.0"
+    from_packages: bool = False  # of a Python environment
+
+    @property
+    def version(self) -> tuple[int, ...]:
+        return tuple(map(int, self.release.split(".")))
+
+    @property
+    def major(self) -> int:
+        return self.version[0]
+
+    @property
+    def nvcc(self) -> Path:
+        return self.home / "bin" / "nvcc"
+
+    @property
+    def include_folder(self) -> Path:
+        return next(self.home / f for f in INCLUDE_FOLDERS if (self.home / f / "cuda_runtime.h").exists())
+
+    @property
+    def library_folders(self) -> list[str]:
+        return [str(self.home / folder) for folder in LIBRARY_FOLDERS if (self.home / folder).is_dir()]
+
+    def __str__(self) -> str:
+        return f"nvcc {self.release} in {self.home}"
+
+
+def toolkit_at(home: Path, from_packages: bool = False) -> Toolkit | None:
+    """The toolkit in a folder. None if it lacks a part: torch's CUDA packages are a toolkit without nvcc."""
+    nvcc = home / "bin" / "nvcc"
+    if (
+        not os.access(nvcc, os.X_OK)
+        or not any((home / folder / "cuda_runtime.h").exists() for folder in INCLUDE_FOLDERS)
+        or not any((home / folder / "libcudart_static.a").exists() for folder in LIBRARY_FOLDERS)
+    ):
+        return None
+    try:
+        done = subprocess.run([nvcc, "--version"], capture_output=True, text=True)
+    except OSError:  # of another kind of machine
+        return None
+    release = re.search(r"release ([\d.]+)", done.stdout)
+    return Toolkit(home, release[1], from_packages) if release else None
+
+
+def named_toolkit() -> str | None:
+    """The variable that names a toolkit, if one does."""
+    return next((name for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)), None)
+
+
+def find_toolkits(search_path: tuple[str, ...] = ()) -> list[Toolkit]:
+    """All toolkits, the one that comes first in use first.
+
+    CUDA_HOME (or CUDA_PATH) alone if it is set, else that of the nvcc on PATH, those of the pip packages on
+    sys.path and `search_path`, the usual places.
+    """
+    if name := named_toolkit():
+        home = os.environ[name]
+        if toolkit := toolkit_at(Path(home)):
+            return [toolkit]
+        raise BuildError(
+            f"{name}={home} has not all of bin/nvcc, cuda_runtime.h and libcudart_static.a",
+            f"set {name} to a whole CUDA toolkit or unset it; {CPU_ONLY}",
+        )
+    found = []
+    if nvcc := shutil.which("nvcc"):
+        # Debian's is a link out of its toolkit, others link into theirs.
+        found += [toolkit_at(path.parent.parent) for path in (Path(nvcc), Path(nvcc).resolve())]
+    for folder in [*sys.path, *search_path]:
+        found += [toolkit_at(home, True) for home in sorted(Path(folder or ".").glob("nvidia/cu[0-9]*"))]
+    found += [toolkit_at(Path(place).resolve()) for place in USUAL_PLACES]
+    beside = [home for place in USUAL_PLACES for home in Path(place).parent.glob("cuda-[0-9]*")]
+    newest_first = sorted(
+        filter(None, map(toolkit_at, beside)), key=lambda toolkit: toolkit.version, reverse=True
+    )
+    found += newest_first
+    unique: dict[Path, Toolkit] = {}
+    for toolkit in found:
+        if toolkit:
+            unique.setdefault(toolkit.home.resolve(), toolkit)
+    return list(unique.values())
+
+
+def has_packages(cuda_major: int | None) -> bool:
+    """Whether the package index has an nvcc of this major version; None: of any."""
+    return sys.platform == "linux" and (cuda_major is None or cuda_major >= EXPECTED_MAJOR)
+
+
+def requirement(release: str) -> str:
+    """What brings nvcc of a release, such as "13" or "13.0", from the package index."""
+    return f"{TOOLKIT_PACKAGE}=={release}.*"
