@@ -18,9 +18,9 @@ def mapped() -> list[str]:
     folder, paths = "", []
     for line in block[1].splitlines():
         indent, name = re.match(r"( *)(\S+)", line).groups()
-        if name.endswith("/"):
+        if name.endswith("/") and not indent:
             folder = name
-        paths.append(name if name.endswith("/") or not indent else folder + name)
+        paths.append(folder + name if indent else name)
     return paths
 
 
@@ -36,7 +36,9 @@ def test_every_source_has_a_line() -> None:
     ).stdout.splitlines()
     entries = mapped()
     sources = [
-        p for p in tracked if p.startswith(("csrc/", "recgrela/", "benchmarks/")) and "results/" not in p
+        p
+        for p in tracked
+        if p.startswith(("csrc/", "recgrela/", "benchmarks/", "build_backend/")) and "results/" not in p
     ]
     assert sources
     assert not [p for p in sources if p not in entries and Path(p).name != "__init__.py"]
