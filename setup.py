@@ -6,6 +6,7 @@ stable ABI only, so it is not tied to the torch that built it (any torch >= 2.10
 
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -38,6 +39,8 @@ def headers(name: str, folder: str | Path | None) -> str:
     header is compiled anew.
     """
     link = INCLUDE / name
+    if link.is_dir() and not link.is_symlink():  # a copy of this tree that followed links
+        shutil.rmtree(link)
     link.unlink(missing_ok=True)
     if folder:
         link.symlink_to(folder)
