@@ -14,11 +14,12 @@ from build_backend.compilers import check_cxx, check_nvcc, choose_jobs
 from build_backend.errors import CPU_ONLY, BuildError
 from build_backend.target import TORCH_REQUIREMENT, Torch, find_torch
 from build_backend.toolkit import (
-    DEFAULT_RELEASE,
     EXPECTED_MAJOR,
     OLDEST_MAJOR,
+    PACKAGES_BESIDE_TORCH,
     Toolkit,
     find_toolkits,
+    first_release,
     has_packages,
     named_toolkit,
     requirement,
@@ -87,7 +88,9 @@ def no_toolkit(torch: Torch) -> BuildError:
     else:
         remedies.append(f"put nvcc{release} on PATH")
         if has_packages(torch.cuda_major):
-            remedies.append(f"pip install '{requirement(torch.cuda or DEFAULT_RELEASE)}'")
+            # In one environment with torch: of the release that its own packages are of.
+            release = torch.cuda or first_release(None)
+            remedies.append(f"pip install '{requirement(release)}'")
     if not has_packages(torch.cuda_major):
         remedies.append(f"install a torch of CUDA {EXPECTED_MAJOR}, whose nvcc the package index has")
     return BuildError(cause, f"{', or '.join(remedies)}; {CPU_ONLY}")
@@ -109,11 +112,11 @@ def requirements() -> list[str]:
     elif torch is None:
         # The torch that comes has CUDA, unless it is from an index that has others.
         if cuda_setting() is not False and has_packages(None):
-            needed.append(requirement(str(EXPECTED_MAJOR)))
+            needed += PACKAGES_BESIDE_TORCH
     elif wants_cuda(torch):
         if not has_packages(torch.cuda_major):
             raise no_toolkit(torch)
-        needed.append(requirement(torch.cuda or DEFAULT_RELEASE))
+        needed.append(requirement(first_release(torch.cuda_major)))
     return needed
 
 

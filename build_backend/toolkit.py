@@ -12,11 +12,19 @@ from pathlib import Path
 
 from build_backend.errors import CPU_ONLY, BuildError
 
-# What compiles a kernel: torch's own CUDA packages come from the same one, so that all are of one release.
+# What compiles a kernel.
 TOOLKIT_PACKAGE = "cuda-toolkit[nvcc,crt,nvvm,cccl,cudart]"
-DEFAULT_RELEASE = "13.0"  # for a torch without CUDA: what the most drivers run
-# Of the torch that comes where none was named; also the oldest whose packages have nvcc.
+# Of the torch that comes where none is there; also the oldest whose packages have nvcc.
 EXPECTED_MAJOR = 13
+# The same where a torch comes along, in one environment with it: torch names the exact releases of the last
+# two. They are not known before it is chosen, and pip would rather choose another torch than another toolkit.
+PACKAGES_BESIDE_TORCH = (
+    f"nvidia-cuda-nvcc=={EXPECTED_MAJOR}.0.*",
+    f"nvidia-cuda-crt=={EXPECTED_MAJOR}.0.*",
+    f"nvidia-nvvm=={EXPECTED_MAJOR}.0.*",
+    f"nvidia-cuda-runtime>={EXPECTED_MAJOR},<{EXPECTED_MAJOR + 1}",
+    f"nvidia-cuda-cccl>={EXPECTED_MAJOR},<{EXPECTED_MAJOR + 1}",
+)
 OLDEST_MAJOR = 12  # that knows every architecture of the default
 USUAL_PLACES = ("/usr/local/cuda", "/opt/cuda")
 # NVIDIA's own, the pip packages; conda; Debian.
@@ -124,5 +132,10 @@ def has_packages(cuda_major: int | None) -> bool:
 
 
 def requirement(release: str) -> str:
-    """What brings nvcc of a release, such as "13" or "13.0", from the package index."""
+    """What brings nvcc of a release, such as "13.0", from the package index."""
     return f"{TOOLKIT_PACKAGE}=={release}.*"
+
+
+def first_release(cuda_major: int | None) -> str:
+    """The release of a major version that the most drivers run, PTX included."""
+    return f"{cuda_major or EXPECTED_MAJOR}.0"

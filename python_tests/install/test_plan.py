@@ -12,6 +12,7 @@ from fake_machine import make_toolkit
 from build_backend import architectures
 from build_backend.compilers import available_memory
 from build_backend.errors import BuildError
+from build_backend.toolkit import PACKAGES_BESIDE_TORCH
 
 TOOLKIT = "cuda-toolkit[nvcc,crt,nvvm,cccl,cudart]"
 CUDA_13 = ("2.11.0+cu130", "13.0")
@@ -30,11 +31,14 @@ CPU = ("2.13.0+cpu", None)
         (CUDA_13, None, "0", []),
         (CUDA_13, "13.2", "", []),
         (CUDA_13, "12.4", "", [f"{TOOLKIT}==13.0.*"]),  # an old toolkit is not in the way
-        (("2.15.0", "13.2"), None, "", [f"{TOOLKIT}==13.2.*"]),
+        (("2.15.0", "13.2"), None, "", [f"{TOOLKIT}==13.0.*"]),  # what the most drivers run
+        (("3.0.0", "14.1"), None, "", [f"{TOOLKIT}==14.0.*"]),
         (CUDA_12, "12.4", "", []),
         (("2.4.1", "12.1"), "13.0", "", ["torch>=2.10"]),
         (("2.9.1", None), None, "0", ["torch>=2.10"]),
-        (None, None, "", ["torch>=2.10", f"{TOOLKIT}==13.*"]),
+        (None, None, "", ["torch>=2.10", *PACKAGES_BESIDE_TORCH]),
+        (None, "12.4", "", ["torch>=2.10", *PACKAGES_BESIDE_TORCH]),
+        (None, None, "1", ["torch>=2.10", *PACKAGES_BESIDE_TORCH]),
         (None, "13.0", "", ["torch>=2.10"]),
         (None, None, "0", ["torch>=2.10"]),
     ],
@@ -152,6 +156,7 @@ def test_max_jobs(machine: Any) -> None:
         (lambda m: m.with_torch(*CPU).with_variables(CXX="false"), "false does not compile C++17", "GCC 9"),
         (lambda m: m.with_torch(*CUDA_13), "no nvcc of CUDA 13", f"pip install '{TOOLKIT}==13.0.*'"),
         (lambda m: m.with_torch(*CUDA_13), "torch 2.11.0+cu130 (CUDA 13.0)", "RECGRELA_CUDA=0"),
+        (lambda m: m.with_torch("2.15.0", "13.2"), "no nvcc of CUDA 13", f"pip install '{TOOLKIT}==13.2.*'"),
         (lambda m: m.with_torch(*CUDA_12), "no nvcc of CUDA 12", "a torch of CUDA 13"),
         (lambda m: m.with_torch(*CUDA_12).with_nvcc("13.0"), "only nvcc 13.0", "CUDA 12"),
         (lambda m: m.with_torch(*CPU).with_variables(RECGRELA_CUDA="1"), "RECGRELA_CUDA=1", "pip install"),
