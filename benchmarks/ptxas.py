@@ -21,6 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT))
+from build_backend.toolkit import find_toolkits  # noqa: E402
+
 ARCHITECTURES = ("80", "90")
 # A failed check calls __assert_fail, whose arguments may go through the stack; it takes no time until then.
 STACK_ALLOWED = ("check_sequences_kernel",)
@@ -91,13 +94,9 @@ def demangle(kernels: list[Kernel]) -> None:
 
 
 def find_nvcc() -> str | None:
-    """As setup.py finds it: CUDA_HOME, PATH, the pip packages, the usual place."""
-    homes = [f"{folder}/nvidia/cu13" for folder in sys.path] + ["/usr/local/cuda"]
-    if os.environ.get("CUDA_HOME"):
-        homes = [os.environ["CUDA_HOME"]]
-    elif on_path := shutil.which("nvcc"):
-        return on_path
-    return next((nvcc for home in homes if os.access(nvcc := f"{home}/bin/nvcc", os.X_OK)), None)
+    """As a build finds it."""
+    toolkits = find_toolkits()
+    return str(toolkits[0].nvcc) if toolkits else None
 
 
 def compile_all(nvcc: str) -> str:
