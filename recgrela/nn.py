@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recgrela.ops import dropout, gated_rela, mlp, rotary_table
+from recgrela.ops import dropout, gated_rela, gated_rela_last, mlp, rotary_table
 from recgrela.ops.mlp import ACTIVATIONS
 
 Activation = Literal["silu", "relu", "gelu"]
@@ -75,12 +75,13 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = rate
 
-    def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
-        """x: [T, D] -> [T, D]."""
+    def forward(self, x: Tensor, sequences: Sequences | None) -> Tensor:
+        """x: [T, D], rows of the sequences, or (None) [B, D], a row of each -> the same shape."""
         if not self.training or self.rate == 0:
             return x
-        keep = x.new_empty(sequences.cu_seqlens.shape[0] - 1).bernoulli_(1 - self.rate) / (1 - self.rate)
-        return x * keep[sequences.index, None]
+        batch = len(x) if sequences is None else sequences.cu_seqlens.shape[0] - 1
+        keep = x.new_empty(batch).bernoulli_(1 - self.rate) / (1 - self.rate)
+        return x * (keep if sequences is None else keep[sequences.index])[:, None]
 
 
 class RotaryTable:
@@ -147,25 +148,27 @@ class GatedRotaryLinearAttention(nn.Module):
         self.out_proj = nn.Linear(d, d)
         self.rotary = None if rotary_base is None else RotaryTable(d, rotary_base)
 
-    def forward(self, u: Tensor, sequences: Sequences) -> Tensor:
-        """u: [T, D] -> [T, D]."""
+    def forward(self, u: Tensor, sequences: Sequences, rows: Tensor | None = None) -> Tensor:
+        """u: [T, D] -> [T, D]; or with `rows` [B], one of each sequence (its last, if causal), -> [B, D]."""
         x = u if self.in_proj is None else self.in_proj(u)
         v = x if self.v_proj is None else self.v_proj(x)
-        gate = None if self.gate_proj is None else self.gate_proj(u)
+        gate = None if self.gate_proj is None else self.gate_proj(u if rows is None else u[rows])
         fused_gate = gate if self.gate_activation == "silu" else None
-        y = gated_rela(
-            self.qk_proj(x),
-            None,
-            v,
-            fused_gate,
-            sequences.cu_seqlens,
-            num_heads=self.num_heads,
-            causal=self.causal,
-            rotary=None if self.rotary is None else self.rotary(sequences.max_seqlen, u),
-            conv_weight=None if self.conv is None else self.conv.weight.squeeze(1),
-            conv_bias=None if self.conv is None else self.conv.bias,
-            eps=self.eps,
-        )
+        options: dict[str, Any] = {
+            "num_heads": self.num_heads,
+            "rotary": None if self.rotary is None else self.rotary(sequences.max_seqlen, u),
+            "conv_weight": None if self.conv is None else self.conv.weight.squeeze(1),
+            "conv_bias": None if self.conv is None else self.conv.bias,
+            "eps": self.eps,
+        }
+        if rows is None:
+            qk = self.qk_proj(x)
+            y = gated_rela(qk, None, v, fused_gate, sequences.cu_seqlens, causal=self.causal, **options)
+        else:
+            d = len(self.qk_proj.bias) // 2
+            q = F.linear(x[rows], self.qk_proj.weight[:d], self.qk_proj.bias[:d])
+            k = F.linear(x, self.qk_proj.weight[d:], self.qk_proj.bias[d:])
+            y = gated_rela_last(q, k, v, fused_gate, sequences.cu_seqlens, rows, **options)
         if gate is not None and fused_gate is None:
             y = y * ACTIVATIONS[self.gate_activation](gate)
         return self.out_proj(y)

@@ -11,12 +11,14 @@ constexpr int64_t kChunk = 64;  // tokens: the operands of a head of width 16 fi
 #include "dropout.inl"
 #include "gated_rela.inl"
 #include "gemm.inl"
+#include "key_sums.inl"
 #include "linear_cross_entropy.inl"
 #include "mlp.inl"
 
 template <typename T>
 Kernels<T> make_kernels() {
   return {{gated_rela_scratch<T>, gated_rela_worker<T, false>, gated_rela_worker<T, true>},
+          {gated_rela_scratch<T>, key_sums_worker<T, false>, key_sums_worker<T, true>},
           {causal_conv1d_scratch<T>, causal_conv1d_worker<T, false>, causal_conv1d_worker<T, true>},
           {MlpBlock<T>::scratch, mlp_worker<T, false>, mlp_worker<T, true>},
           dropout_worker<T>,

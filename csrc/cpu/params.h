@@ -196,6 +196,7 @@ struct Kernels {
     void (*backward)(const Params&, T* scratch);
   };
   Op<GatedRelaParams<T>> gated_rela;
+  Op<GatedRelaParams<T>> key_sums;  // of k and v alone: final_sums, and dk and dv from final_sums_grad
   Op<CausalConv1dParams<T>> causal_conv1d;
   Op<MlpParams<T>> mlp;
 

@@ -114,9 +114,11 @@ class Block(nn.Module):
         self.mlp = MLP(d, c.mlp_ratio, c.mlp_activation, c.dropout)
         self.residual = c.num_layers > 1 or c.single_block_residual
 
-    def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
-        """x: [T, D] -> [T, D]."""
-        a = self.drop_path(self.attention(self.norm1(x), sequences), sequences)
+    def forward(self, x: Tensor, sequences: Sequences, rows: Tensor | None = None) -> Tensor:
+        """x: [T, D] -> [T, D]; or with `rows` [B], one of each sequence (its last, if causal), -> [B, D]."""
+        a = self.attention(self.norm1(x), sequences, rows)
+        a = self.drop_path(a, sequences if rows is None else None)
+        x = x if rows is None else x[rows]
         x = x + a if self.residual else a
         m = self.mlp(self.norm2(x))
         return x + m if self.residual else m
@@ -165,9 +167,10 @@ class RecGRELA(SequenceModel):
         elif self.config.position == "sinusoidal":
             x = x + sinusoids(sequences.max_seqlen, x)[sequences.positions()]
         x = self.norm(self.dropout(x))
-        for block in self.blocks:
+        *blocks, last = self.blocks
+        for block in blocks:
             x = block(x, sequences)
-        return x if rows is None else x[rows]
+        return last(x, sequences, rows)
 
     def _pad(self, items: Tensor, sequences: Sequences) -> tuple[Tensor, Sequences, Tensor]:
         """Every sequence filled up to max_len with item 0; also where the real items went, [T]."""

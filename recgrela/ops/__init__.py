@@ -7,6 +7,7 @@ from recgrela.ops._library import has_kernels
 from recgrela.ops.causal_conv1d import causal_conv1d, causal_conv1d_reference
 from recgrela.ops.dropout import dropout, dropout_reference
 from recgrela.ops.gated_rela import RelaState, gated_rela, gated_rela_reference
+from recgrela.ops.gated_rela_last import gated_rela_last, gated_rela_last_reference
 from recgrela.ops.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
 from recgrela.ops.mlp import mlp, mlp_reference
 from recgrela.ops.rotary import rotary_table, rotate
@@ -18,6 +19,8 @@ __all__ = [
     "dropout",
     "dropout_reference",
     "gated_rela",
+    "gated_rela_last",
+    "gated_rela_last_reference",
     "gated_rela_reference",
     "has_kernels",
     "linear_cross_entropy",

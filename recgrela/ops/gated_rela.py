@@ -44,6 +44,15 @@ class RelaState(NamedTuple):
     position: Tensor
 
 
+def check_heads(op: str, v: Tensor, num_heads: int) -> None:
+    """`num_heads` must divide the width of v into heads that its device's kernels take. Raises ValueError."""
+    d = v.shape[-1]
+    if num_heads < 1 or d < 1 or d % num_heads or d // num_heads % 2:
+        raise ValueError(f"{op}: num_heads={num_heads} must divide the width {d} into heads of an even width")
+    if v.is_cuda and (head := d // num_heads) not in CUDA_HEAD_WIDTHS:
+        raise ValueError(f"{op}: on cuda a head must have {CUDA_HEAD_WIDTHS} channels, got {head}")
+
+
 def gated_rela_reference(
     q: Tensor,
     k: Tensor | None,
@@ -199,8 +208,7 @@ def gated_rela(
     op, shape = "gated_rela", v.shape
     cu_seqlens = sequences_of(op, "v", v, cu_seqlens)
     *rows, d = shape
-    if num_heads < 1 or d < 1 or d % num_heads or d // num_heads % 2:
-        raise ValueError(f"{op}: num_heads={num_heads} must divide the width {d} into heads of an even width")
+    check_heads(op, v, num_heads)
     if (conv_weight is None) != (conv_bias is None):
         raise ValueError(f"{op}: conv_weight and conv_bias go together")
     if not causal and (initial_state is not None or return_state):
@@ -208,8 +216,6 @@ def gated_rela(
     check_cu_seqlens(op, cu_seqlens, v)
     head, batch = d // num_heads, cu_seqlens.shape[0] - 1
     taps = 0 if conv_weight is None else number_of_taps(op, "conv_weight", conv_weight, d)
-    if v.is_cuda and head not in CUDA_HEAD_WIDTHS:
-        raise ValueError(f"{op}: on cuda a head must have {CUDA_HEAD_WIDTHS} channels, got {head}")
     if v.is_cuda and taps > CUDA_MOST_TAPS:
         raise ValueError(f"{op}: on cuda conv_weight has at most {CUDA_MOST_TAPS} taps, got {taps}")
     sums, values, position = (None, None, None) if initial_state is None else initial_state
