@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+
+from recgrela.ops import has_kernels
+
+NO_GPU = not (torch.cuda.is_available() and has_kernels("cuda"))
+
+
+def needs_gpu(test: Any) -> Any:
+    """Marks a test `gpu`, which is skipped without one."""
+    why = "needs a GPU, a PyTorch for CUDA and a build with CUDA kernels"
+    return pytest.mark.gpu(pytest.mark.skipif(NO_GPU, reason=why)(test))
 
 
 def shared_file(relative: str) -> Path:

@@ -223,6 +223,6 @@ def test_ranking_restores_the_models_mode(run: Path, training: bool) -> None:
     saved = load_run(run, None, CPU)
     batches = EvalBatches(load_data(saved), "valid", 50, 32)
     saved.model.train(training)
-    first = evaluate.rank_all(saved.model, batches, CPU)
+    first = evaluate.rank_all(saved.model, batches, CPU, 100)
     assert saved.model.training is training
-    assert evaluate.rank_all(saved.model, batches, CPU) == first  # without dropout
+    assert evaluate.rank_all(saved.model, batches, CPU, 100) == first  # without dropout

@@ -16,7 +16,7 @@ LAYERS = [
     ["recgrela", "recgrela.errors", "recgrela.suggest", "recgrela._C"],
     ["recgrela.files", "recgrela.ops"],
     ["recgrela.nn", "recgrela.data", "recgrela.gpu"],
-    ["recgrela.models"],
+    ["recgrela.models", "recgrela.losses"],
     ["recgrela.metrics", "recgrela.runtime", "recgrela.cli", "recgrela.config"],
     [
         "recgrela.checkpoint",
@@ -25,7 +25,7 @@ LAYERS = [
         "recgrela.report",
         "recgrela.options",
     ],
-    ["recgrela.progress", "recgrela.saved", "recgrela.session", "recgrela.state"],
+    ["recgrela.progress", "recgrela.saved", "recgrela.session", "recgrela.state", "recgrela.step"],
     ["recgrela.evaluate", "recgrela.recommend", "recgrela.env"],
     ["recgrela.train"],
 ]

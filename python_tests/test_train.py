@@ -72,7 +72,7 @@ def test_the_protocol_is_written(whole: Path) -> None:
     assert data["filter"]["min_user_events"] == 5
     assert protocol["max_len"] == 50
     assert len(data["packed_sha256"]) == 64
-    assert (protocol["model"]["num_layers"], protocol["settings"]["train.batch_size"]) == (2, 8)
+    assert (protocol["model"]["num_layers"], protocol["settings"]["train.batch_size"]) == (2, 128)
     assert protocol["changed_from_preset"]["model.num_layers"] == 2
     assert "train.output" not in protocol["changed_from_preset"]
     assert "train.epochs" not in protocol["settings"]
@@ -125,7 +125,7 @@ def test_max_steps_and_resume_give_the_same_bits(whole: Path, tmp_path: Path, st
 
 
 def test_sigterm_leaves_a_run_to_go_on_with(tmp_path: Path) -> None:
-    more = ["--data.synthetic_users=300", "--data.max_len=15", "--train.batch_size=4", "--train.epochs=3"]
+    more = ["--data.synthetic_users=300", "--data.max_len=15", "--train.batch_size=60", "--train.epochs=3"]
     run = tmp_path / "stopped"
     process = subprocess.Popen(
         [sys.executable, "-m", "recgrela.train", *options(tmp_path, "stopped", *more)],

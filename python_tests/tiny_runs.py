@@ -22,7 +22,7 @@ PLAIN = ["--train.tensorboard=off", "--train.device=cpu", "--train.threads=1"]
 def options(output: Path, name: str, *more: str) -> list[str]:
     """A command line of `recgrela.train` for the run `output/name` of 8 steps an epoch."""
     where = [f"--train.output={output}", f"--train.name={name}"]
-    return [*DATA, *MODEL, *PLAIN, *where, "--train.batch_size=8", "--train.epochs=2", *more]
+    return [*DATA, *MODEL, *PLAIN, *where, "--train.batch_size=128", "--train.epochs=2", *more]
 
 
 def run_train(*argv: str) -> int:

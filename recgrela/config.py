@@ -13,12 +13,14 @@ from recgrela.cli import MAX_COUNT, MAX_THREADS, check_range
 from recgrela.data import DataConfig
 from recgrela.errors import ConfigError
 from recgrela.files import given_path
+from recgrela.losses import LossName
 from recgrela.suggest import near_miss
 
 DEFAULT_PRESET = "causal"
 
 Objective = Literal["last", "all"]
 TensorBoard = Literal["auto", "on", "off"]
+Decay = Literal["none", "linear", "cosine"]
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,21 @@ class TrainConfig:
             (causal models only).
         epochs: Most epochs.
         max_steps: Stop after this many optimisation steps in all, even inside an epoch; no limit by default.
-        batch_size: Sequences in a step.
+        batch_size: Targets in a step. With objective "last" that is sequences, with "all" items, of as many
+            windows as that takes.
         max_tokens: Most items (padding slots included) in one forward and backward pass; a larger batch is
             done in parts whose gradients add up. 16,384 on a CPU and no limit on a GPU by default.
-        lr: Adam's learning rate.
+        lr: Adam's learning rate, the highest.
+        warmup_steps: Steps in which the learning rate rises to lr.
+        lr_decay: How the learning rate falls, to zero at the end of epochs: none, linear or cosine.
+        loss: softmax over every item; or, for very large catalogues, on negatives drawn in each step:
+            sampled_softmax (corrected by the log of their probability) or gbce.
+        label_smoothing: Share of the target's probability that goes to all items alike (loss softmax).
+        negatives: Items drawn in a step (losses sampled_softmax and gbce).
+        gbce_t: Calibration of gbce: 0 is plain binary cross-entropy, 1 undoes the effect of sampling.
         amp: Run the forward pass in bfloat16 where that is safe (autocast); the weights stay float32.
+        compile: Compile what lies between the ops with torch.compile.
+        cuda_graphs: Launch a step as one CUDA graph (objective "all").
         eval_batch_size: Users ranked at a time.
         patience: Stop at more than this many epochs without an improvement of NDCG@10 on the valid split.
         seed: Seed of weights, dropout and the order of samples.
@@ -50,10 +62,18 @@ class TrainConfig:
     objective: Objective = "all"
     epochs: int = 300
     max_steps: int | None = None
-    batch_size: int = 8
+    batch_size: int = 6400
     max_tokens: int | None = None
     lr: float = 1e-3
+    warmup_steps: int = 0
+    lr_decay: Decay = "none"
+    loss: LossName = "softmax"
+    label_smoothing: float = 0.0
+    negatives: int = 1024
+    gbce_t: float = 0.75
     amp: bool = False
+    compile: bool = False
+    cuda_graphs: bool = False
     eval_batch_size: int = 256
     patience: int = 20
     seed: int = 2020
@@ -67,16 +87,40 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Raises ConfigError for a value out of its range."""
-        for name, allowed in (("objective", get_args(Objective)), ("tensorboard", get_args(TensorBoard))):
+        for name, allowed in (
+            ("objective", get_args(Objective)),
+            ("lr_decay", get_args(Decay)),
+            ("loss", get_args(LossName)),
+            ("tensorboard", get_args(TensorBoard)),
+        ):
             value = getattr(self, name)
             if value not in allowed:
                 known = ", ".join(allowed)
                 hint = near_miss(str(value), allowed)
                 raise ConfigError(f"train.{name}: {value!r} is not one of {known}{hint}")
-        for name in ("epochs", "max_steps", "batch_size", "max_tokens", "eval_batch_size", "log_every"):
+        for name in (
+            "epochs",
+            "max_steps",
+            "batch_size",
+            "max_tokens",
+            "negatives",
+            "eval_batch_size",
+            "log_every",
+        ):
             check_range(f"train.{name}", getattr(self, name), 1, MAX_COUNT)
-        for name in ("patience", "save_minutes"):
+        for name in ("warmup_steps", "patience", "save_minutes"):
             check_range(f"train.{name}", getattr(self, name), 0, MAX_COUNT)
+        for name in ("label_smoothing", "gbce_t"):
+            check_range(f"train.{name}", getattr(self, name), 0, 1)
+        if self.label_smoothing and self.loss != "softmax":
+            raise ConfigError(f"train.label_smoothing goes with train.loss softmax, not with {self.loss}")
+        if self.cuda_graphs and self.objective != "all":
+            raise ConfigError("train.cuda_graphs goes with train.objective all, whose batches have one size")
+        if self.cuda_graphs and self.max_tokens is not None and self.max_tokens < self.batch_size:
+            raise ConfigError(
+                f"train.cuda_graphs needs the whole batch in one pass: train.max_tokens {self.max_tokens} is "
+                f"below train.batch_size {self.batch_size}"
+            )
         check_range("train.threads", self.threads, 1, MAX_THREADS)
         check_range("train.seed", self.seed, 0, 2**64 - 1)
         if not (0 < self.lr < math.inf):

@@ -15,7 +15,7 @@ from recgrela.files import given_path
 from recgrela.metrics import Ranking, RankingSums
 from recgrela.models import SequenceModel
 from recgrela.report import say, show_rankings
-from recgrela.runtime import pick_device
+from recgrela.runtime import max_tokens_of, pick_device
 from recgrela.saved import SavedRun, load_data, load_run
 
 Split = Literal["valid", "test"]
@@ -26,6 +26,7 @@ def rank_all(
     model: SequenceModel,
     batches: EvalBatches,
     device: torch.device,
+    max_tokens: int,
     after_batch: Callable[[], None] | None = None,
 ) -> Ranking:
     """Rank every user of a split, with and without the items seen before.
@@ -36,6 +37,7 @@ def rank_all(
         model: in any mode; its mode is restored.
         batches: the split.
         device: where model and batches are.
+        max_tokens: most item slots in one forward pass.
         after_batch: called after each batch; may raise to stop.
 
     Raises:
@@ -46,7 +48,12 @@ def rank_all(
     try:
         sums = RankingSums(device)
         for batch in batches:
-            scores = model.score_packed(batch.items, batch.cu_seqlens, batch.max_seqlen)
+            scores = torch.cat(
+                [
+                    model.score_packed(part.items, part.cu_seqlens, part.max_seqlen)
+                    for part in batch.parts(max_tokens, model.padded_len)
+                ]
+            )
             sums.add(scores, batch.target, batches.seen(batch))
             if after_batch is not None:
                 after_batch()
@@ -66,8 +73,8 @@ def evaluate(
     on_device = data.to(run.device)
     rankings: dict[str, Ranking] = {}
     for split in splits:
-        batches = EvalBatches(on_device, split, run.config.data.max_len, batch_size, run.device)
-        rankings[split] = rank_all(run.model, batches, run.device)
+        batches = EvalBatches(on_device, split, run.config.data.history_len, batch_size, run.device)
+        rankings[split] = rank_all(run.model, batches, run.device, max_tokens_of(run.config, run.device))
     return rankings
 
 

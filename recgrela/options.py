@@ -191,6 +191,11 @@ def _parse_resume(argv: Sequence[str], given: argparse.Namespace) -> Request:
                 f"--{key}: a resumed run keeps its settings (here {old[key]!r}); only "
                 f"{', '.join(sorted(RESUMABLE))} may change"
             )
+    if new["train.epochs"] != old["train.epochs"] and new["train.lr_decay"] != "none":
+        raise ConfigError(
+            f"--train.epochs: a resumed run keeps its {old['train.epochs']} epochs, at whose end its "
+            "learning rate is to be zero"
+        )
     return Request(after, folder.path)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from recgrela import _C
-from recgrela.config import INDIFFERENT, RESUMABLE, RunConfig
+from recgrela.config import INDIFFERENT, RESUMABLE, RunConfig, TrainConfig
 from recgrela.data import Interactions, TrainBatches
 from recgrela.metrics import NAMES
 from recgrela.options import preset_config
@@ -33,7 +33,8 @@ def describe(
         samples = "one target per prefix: up to max_len items predict the next"
     else:
         samples = (
-            "windows of up to max_len items, each position predicts its next; cut points move every epoch"
+            "windows of up to max_len items, cut where a batch is full; each position predicts its next; cut "
+            "points move every epoch"
         )
     return {
         "created": _now(),
@@ -44,14 +45,16 @@ def describe(
         "data": {"sha256": data.sha256, "packed_sha256": packed_sha256(data), **data.description},
         "split": "leave one out per user: last event test, second last valid; users of 1 or 2 only train",
         "max_len": config.data.max_len,
+        "eval_max_len": config.data.history_len,
         "training": {
             "objective": train.objective,
             "samples": samples,
             "targets_per_epoch": batches.num_targets,
             "batch_size": train.batch_size,
             "max_tokens_a_pass": max_tokens,
-            "loss": "cross-entropy over every row of the item table, the padding row included",
-            "optimiser": f"Adam, lr {train.lr}, betas 0.9 and 0.999, eps 1e-8; no decay, clipping, schedule",
+            "loss": describe_loss(train),
+            "optimiser": f"Adam, lr {train.lr}, betas 0.9 and 0.999, eps 1e-8; no weight decay, no clipping",
+            "schedule": f"warm-up over {train.warmup_steps} steps, then decay: {train.lr_decay}",
             "precision": "bfloat16 autocast" if train.amp else "float32",
             "early_stopping": f"valid {EARLY_STOPPING_METRIC} (unmasked) rounded to 4 decimals; an equal "
             f"score is an improvement; stop at more than {train.patience} epochs without one",
@@ -82,6 +85,16 @@ def describe(
             "platform": platform.platform(),
         },
     }
+
+
+def describe_loss(train: TrainConfig) -> str:
+    """What a step minimises, in words."""
+    if train.loss == "softmax":
+        smoothing = f", label smoothing {train.label_smoothing}" if train.label_smoothing else ""
+        return f"cross-entropy over every row of the item table, the padding row included{smoothing}"
+    if train.loss == "sampled_softmax":
+        return f"sampled softmax of {train.negatives} negatives a step, corrected by log of probability"
+    return f"gBCE of {train.negatives} negatives a step, t {train.gbce_t}"
 
 
 def changed_from_preset(config: RunConfig) -> dict[str, Any]:

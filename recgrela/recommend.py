@@ -34,21 +34,22 @@ class Recommendation:
 
 @torch.no_grad()
 def recommend(
-    model: SequenceModel, history: Sequence[int], k: int = 10, seen: bool = False
+    model: SequenceModel, history: Sequence[int], k: int = 10, seen: bool = False, max_len: int | None = None
 ) -> list[Recommendation]:
     """The k items with the highest scores after a history; of equal scores the lower id first.
 
     Args:
         model: in eval mode.
-        history: item ids, oldest first; the last `model.max_len` are used. Not empty.
+        history: item ids, oldest first. Not empty.
         k: how many; fewer come back where the catalogue has fewer.
         seen: whether items of the history may be among them.
+        max_len: so many of the last items are used; None: `model.max_len`.
 
     Returns:
         Up to k items, best first; never padding.
     """
     device = next(model.parameters()).device
-    items = torch.tensor(history[-model.max_len :], dtype=torch.int64, device=device)
+    items = torch.tensor(history[-(max_len or model.max_len) :], dtype=torch.int64, device=device)
     lengths = torch.tensor([0, len(items)], device=device)
     scores = model.score_packed(items, lengths, len(items))[0]
     scores[0] = -torch.inf
@@ -134,7 +135,9 @@ def command(argv: Sequence[str]) -> int:
     table = Table()
     for heading in ("rank", "score", "item", "title"):
         table.add_column(heading, justify="right" if heading in ("rank", "score") else "left")
-    for rank, found in enumerate(recommend(run.model, history, options.k, options.seen), 1):
+    history_len = run.config.data.history_len
+    best = recommend(run.model, history, options.k, options.seen, history_len)
+    for rank, found in enumerate(best, 1):
         cells = (str(rank), f"{found.score:.3f}", items.tokens[found.item], items.titles[found.item] or "")
         table.add_row(*(Text(cell) for cell in cells))  # a title may hold what rich takes for markup
     console.print(table)

@@ -9,9 +9,19 @@ from typing import Any
 
 import torch
 
+from recgrela.config import RunConfig
 from recgrela.errors import ConfigError
 from recgrela.gpu import gpu_obstacle
 from recgrela.suggest import near_miss
+
+# A pass of this size keeps its tensors in a CPU's caches and in memory that is used again; a whole published
+# batch, 409,600 slots, spends its time on fresh pages from the system. A GPU wants whole batches.
+DEFAULT_MAX_TOKENS = {"cpu": 16_384, "cuda": 1 << 62}
+
+
+def max_tokens_of(config: RunConfig, device: torch.device) -> int:
+    """Most item slots in one pass over the model."""
+    return config.train.max_tokens or DEFAULT_MAX_TOKENS[device.type]
 
 
 def pick_device(name: str) -> torch.device:

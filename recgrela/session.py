@@ -7,20 +7,19 @@ from dataclasses import dataclass, replace
 
 import torch
 from rich.console import Console
+from torch import nn
 
 from recgrela import protocol
 from recgrela.config import RunConfig, with_absolute_path
 from recgrela.data import EvalBatches, Interactions, TrainBatches, load
 from recgrela.errors import ConfigError
 from recgrela.files import given_path
+from recgrela.losses import make_loss
 from recgrela.models import SequenceModel, build
 from recgrela.report import check_tensorboard, say
 from recgrela.run_folder import RunFolder, stem_of
-from recgrela.runtime import pick_device
-
-# A pass of this size keeps its tensors in a CPU's caches and in memory that is used again; a whole published
-# batch, 409,600 slots, spends its time on fresh pages from the system. A GPU wants whole batches.
-DEFAULT_MAX_TOKENS = {"cpu": 16_384, "cuda": 1 << 62}
+from recgrela.runtime import max_tokens_of, pick_device
+from recgrela.step import GraphedStep, TrainStep
 
 
 @dataclass(frozen=True)
@@ -32,10 +31,9 @@ class Session:
         device: where model and batches are.
         data: the interactions, on the CPU.
         model: with fresh weights from the seed.
-        optimizer: Adam as published.
+        step: moves the model on by a batch, with Adam.
         batches: for training.
         splits: "valid" and "test".
-        max_tokens: most item slots in one forward and backward pass.
         use_tensorboard: whether to write TensorBoard events.
     """
 
@@ -43,10 +41,9 @@ class Session:
     device: torch.device
     data: Interactions
     model: SequenceModel
-    optimizer: torch.optim.Adam
+    step: TrainStep
     batches: TrainBatches
     splits: dict[str, EvalBatches]
-    max_tokens: int
     use_tensorboard: bool
 
 
@@ -73,21 +70,39 @@ def open_session(config: RunConfig) -> Session:
             f"train.objective: {train.objective!r} does not go with this {config.model.name}, which "
             f"trains on: {known}; use that, or for 'all' a causal model (--model.mode causal)"
         )
+    if model.bounded and config.data.history_len > max_len:
+        raise ConfigError(
+            f"data.eval_max_len: {config.data.history_len} is above data.max_len {max_len}, and this "
+            f"{config.model.name} has no positions beyond it; a causal model with rotary positions has"
+        )
+    loss = make_loss(train.loss, train.label_smoothing, train.negatives, train.gbce_t, on_device)
+    batches = TrainBatches(on_device, train.objective, max_len, train.batch_size, train.seed, device)
     return Session(
         config=config,
         device=device,
         data=data,
         model=model,
-        # As published: no decay, no clipping, no schedule. "fused" is the same arithmetic in one pass.
-        optimizer=torch.optim.Adam(model.parameters(), lr=train.lr, fused=True),
-        batches=TrainBatches(on_device, train.objective, max_len, train.batch_size, train.seed, device),
+        step=_make_step(model, loss, config),
+        batches=batches,
         splits={
-            "valid": EvalBatches(on_device, "valid", max_len, train.eval_batch_size, device),
-            "test": EvalBatches(on_device, "test", max_len, train.eval_batch_size, device),
+            split: EvalBatches(on_device, split, config.data.history_len, train.eval_batch_size, device)
+            for split in ("valid", "test")
         },
-        max_tokens=train.max_tokens or DEFAULT_MAX_TOKENS[device.type],
         use_tensorboard=use_tensorboard,
     )
+
+
+def _make_step(model: SequenceModel, loss: nn.Module, config: RunConfig) -> TrainStep:
+    """With Adam as published: no decay, no clipping; "fused" is the same arithmetic in one pass."""
+    train, device = config.train, next(model.parameters()).device
+    if not train.cuda_graphs:
+        optimizer = torch.optim.Adam(model.parameters(), lr=train.lr, fused=True)
+        return TrainStep(model, optimizer, loss, train, max_tokens_of(config, device))
+    if device.type != "cuda":
+        raise ConfigError("train.cuda_graphs needs a GPU; the device of this run is the CPU")
+    lr = torch.tensor(train.lr, device=device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True, capturable=True)
+    return GraphedStep(model, optimizer, loss, train, config.data.max_len)
 
 
 def create_folder(session: Session, console: Console) -> RunFolder:
@@ -97,7 +112,7 @@ def create_folder(session: Session, console: Console) -> RunFolder:
         RunError: the name is taken, or the files cannot be written; no folder is left then.
     """
     config, data = session.config, session.data
-    content = protocol.describe(config, data, session.batches, session.device, session.max_tokens)
+    content = protocol.describe(config, data, session.batches, session.device, session.step.max_tokens)
     stem = stem_of(config.data.path, config.preset) + "-modified" * bool(content["changed_from_preset"])
     folder = RunFolder.create(given_path(config.train.output, "train.output"), config.train.name, stem)
     try:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-import torch
 from rich.console import Console
 
 from recgrela import checkpoint, cli, protocol
@@ -35,6 +34,7 @@ from recgrela.runtime import Stopped, StopSignals
 from recgrela.saved import check_data, check_settings, describe_state
 from recgrela.session import Session, create_folder, open_session
 from recgrela.state import TrainState
+from recgrela.step import learning_rate
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -97,10 +97,8 @@ class Trainer:
     ) -> None:
         self.session, self.folder, self.console, self.signals = session, folder, console, signals
         self.settings, self.device = session.config.train, session.device
-        self.model, self.optimizer = session.model, session.optimizer
+        self.model, self.step = session.model, session.step
         self.state = TrainState()
-        # The sum stays on the device: reading it after every step would make the host wait for each.
-        self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self.last_save = time.perf_counter()
         unit = "samples" if self.settings.objective == "last" else "targets"
         self.display = stack.enter_context(ProgressDisplay(console, unit))
@@ -115,8 +113,8 @@ class Trainer:
         """
         folder, config = self.folder, self.session.config
         path = folder.find_checkpoint("last")
-        self.state = TrainState.from_dict(checkpoint.load(path, self.model, self.optimizer), path)
-        self.loss_sum.fill_(self.state.loss_sum)
+        self.state = TrainState.from_dict(checkpoint.load(path, self.model, self.step.optimizer), path)
+        self.step.loss_sum.fill_(self.state.loss_sum)
         if self.state.best_score is not None:
             checkpoint.check(folder.find_checkpoint("best"), self.model)
         content, records = folder.read_protocol(), folder.first_epochs(self.state.epoch)
@@ -154,22 +152,13 @@ class Trainer:
     def _train_epoch(self) -> bool:
         """Train to the end of the epoch in hand (True) or to max_steps, whichever comes first."""
         state, settings = self.state, self.settings
-        steps = self.session.batches.num_steps(state.epoch)
+        steps = self.session.batches.num_steps
         self.display.start(f"epoch {state.epoch + 1}/{settings.epochs}", steps, state.step)
         self.model.train()
         before, began = state.seconds, time.perf_counter()
         for batch in self.session.batches.epoch(state.epoch, start_step=state.step):
-            self.optimizer.zero_grad(set_to_none=True)
-            for part in batch.parts(self.session.max_tokens, self.model.padded_len):
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.amp):
-                    mean = self.model.loss_packed(
-                        part.items, part.cu_seqlens, part.target, part.max_seqlen, settings.objective
-                    )
-                loss = mean * (part.target.numel() / batch.target.numel())
-                loss.backward()
-                self.loss_sum += loss.detach()
-            self.optimizer.step()
-
+            lr = learning_rate(settings, state.epoch, state.step, steps, state.total_steps)
+            self.step(batch, lr)
             state.step += 1
             state.total_steps += 1
             state.samples += batch.size
@@ -195,7 +184,7 @@ class Trainer:
         improved = self.state.is_improvement(score)
         record = self.state.record("epoch", ranking, eval_seconds, improved)
         self.state.finish_epoch(score)
-        self.loss_sum.zero_()
+        self.step.loss_sum.zero_()
         if improved:
             checkpoint.save(self.folder.checkpoint_path("best"), self.model, self.state.as_dict())
         self.folder.append_metrics(record)
@@ -221,10 +210,7 @@ class Trainer:
         """Test once, with the weights chosen on the valid split; write and show what a run leaves."""
         path = self.folder.checkpoint_path(which)
         state = TrainState.from_dict(checkpoint.load(path, self.model), path)
-        rankings = {
-            split: rank_all(self.model, batches, self.device, self.signals.check)
-            for split, batches in self.session.splits.items()
-        }
+        rankings = {split: self._rank(split) for split in self.session.splits}
         results = {
             "checkpoint": which,
             "epoch": state.epoch + (state.step > 0),
@@ -241,8 +227,12 @@ class Trainer:
 
     def _rank_valid(self) -> tuple[Ranking, float]:
         began = time.perf_counter()
-        ranking = rank_all(self.model, self.session.splits["valid"], self.device, self.signals.check)
+        ranking = self._rank("valid")
         return ranking, time.perf_counter() - began
+
+    def _rank(self, split: str) -> Ranking:
+        batches, most = self.session.splits[split], self.step.max_tokens
+        return rank_all(self.model, batches, self.device, most, self.signals.check)
 
     def _sync_loss(self) -> None:
         """Read the loss from the device.
@@ -250,7 +240,7 @@ class Trainer:
         Raises:
             RunError: it is not finite; no checkpoint is written, so the last good one stays.
         """
-        self.state.loss_sum = float(self.loss_sum)
+        self.state.loss_sum = float(self.step.loss_sum)
         if not math.isfinite(self.state.loss_sum):
             before = [which for which in get_args(Which) if self.folder.checkpoint_path(which).is_file()]
             left = f"{' and '.join(before)}.safetensors of before" if before else "no checkpoint"
@@ -270,7 +260,9 @@ class Trainer:
     def save_last(self) -> None:
         """Write the checkpoint to go on from."""
         self._sync_loss()
-        checkpoint.save(self.folder.checkpoint_path("last"), self.model, self.state.as_dict(), self.optimizer)
+        checkpoint.save(
+            self.folder.checkpoint_path("last"), self.model, self.state.as_dict(), self.step.optimizer
+        )
         self.last_save = time.perf_counter()
 
     def draw(self) -> None:

@@ -49,7 +49,7 @@ def test_last_gives_every_prefix_once(make_interactions, max_len, batch_size):
     batches = TrainBatches(data, "last", max_len, batch_size, seed=3)
     assert batches.num_targets == len(expected)
     made = list(batches.epoch(0))
-    assert len(made) == batches.num_steps(0) == -(-len(expected) // batch_size)
+    assert len(made) == batches.num_steps == -(-len(expected) // batch_size)
     assert [batch.step for batch in made] == list(range(len(made)))
     found = [
         (user, tuple(items), target)
@@ -65,13 +65,13 @@ def test_all_gives_every_target_once_an_epoch(make_interactions, max_len):
     data = make_interactions(COUNTS)  # every event has an item of its own: items tell positions
     split = naive_split(data)
     expected = sorted(item for train, _ in split for item in train[1:])
-    batches = TrainBatches(data, "all", max_len, 4, seed=1)
+    batches = TrainBatches(data, "all", max_len, 1000, seed=1)
     assert batches.num_targets == len(expected)
     plans = set()
     for epoch in range(6):
         targets, windows = [], []
         made = list(batches.epoch(epoch))
-        assert len(made) == batches.num_steps(epoch)
+        assert len(made) == batches.num_steps
         for batch in made:
             assert batch.target.shape == batch.items.shape
             at = 0
@@ -96,9 +96,25 @@ def test_all_gives_every_target_once_an_epoch(make_interactions, max_len):
     assert len(plans) > 1 if cut and max_len > 1 else len(plans) == 1
 
 
+@pytest.mark.parametrize("batch_size", [1, 7, 21, 50, 146, 147, 148])
+def test_a_batch_of_all_has_as_many_targets_as_asked_for(make_interactions, batch_size):
+    """Windows are cut where a batch is full, and what is behind the cut begins the next batch."""
+    whole = next(TrainBatches(make_interactions(COUNTS), "all", 20, 1000, seed=1).epoch(3))
+    batches = TrainBatches(make_interactions(COUNTS), "all", 20, batch_size, seed=1)
+    made = list(batches.epoch(3))
+    assert len(made) == batches.num_steps == -(-147 // batch_size)
+    assert [batch.num_tokens for batch in made[:-1]] == [batch_size] * (len(made) - 1)
+    for name in ("items", "target"):  # the cuts change nothing else
+        assert torch.equal(torch.cat([getattr(batch, name) for batch in made]), getattr(whole, name))
+    at = itertools.accumulate((batch.num_tokens for batch in made), initial=0)
+    ends = {begin + end for begin, batch in zip(at, made, strict=False) for end in batch.offsets.tolist()}
+    assert ends == {*whole.offsets.tolist(), *range(0, 147, batch_size)}
+    assert all(len(sequences(batch)) == batch.size for batch in made)
+
+
 def test_cuts_are_uniform(make_interactions):
     """The first window's length is each of 1..max_len about equally often: no place is special."""
-    batch = next(TrainBatches(make_interactions([40] * 2000), "all", 10, 10_000, seed=0).epoch(0))
+    batch = next(TrainBatches(make_interactions([40] * 2000), "all", 10, 10**6, seed=0).epoch(0))
     first = batch.cu_seqlens.diff()[(batch.items[batch.cu_seqlens[:-1]] - 1) % 40 == 0]
     assert first.numel() == 2000
     counts = torch.bincount(first, minlength=11)

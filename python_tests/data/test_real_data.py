@@ -28,9 +28,9 @@ def test_ml_1m(order):
     assert {name: data.description[name] for name in counts} == data.description["published"] == counts
     assert data.n_items == 3417 and data.n_users == 6040
     last = TrainBatches(data, "last", 200, 2048, 2020)
-    assert last.num_targets == 981_491 and last.num_steps(0) == 480
-    every = TrainBatches(data, "all", 200, 32, 2020)
-    assert sum(batch.num_tokens for batch in every.epoch(0)) == every.num_targets == 981_491
+    assert last.num_targets == 981_491 and last.num_steps == 480
+    every = TrainBatches(data, "all", 200, 6400, 2020)
+    assert [batch.num_tokens for batch in every.epoch(0)] == [6400] * 153 + [981_491 - 153 * 6400]
     assert (
         EvalBatches(data, "valid", 200, 256).num_users
         == EvalBatches(data, "test", 200, 256).num_users
@@ -44,7 +44,7 @@ def test_ml_100k():
     data = load(DataConfig(path=shared("ml-100k.inter.gz"), order="recbole"))
     assert (data.n_users, data.n_items, data.n_events) == (943, 1350, 99_287)
     last = TrainBatches(data, "last", 50, 2048, 2020)
-    assert last.num_targets == 99_287 - 3 * 943 and last.num_steps(0) == 48
+    assert last.num_targets == 99_287 - 3 * 943 and last.num_steps == 48
     assert data.titles[data.item_ids.index("242")] == "Kolya"
 
 

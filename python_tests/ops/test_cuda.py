@@ -9,20 +9,12 @@ from typing import Any
 import pytest
 import torch
 from cuda_case import DTYPES, RATIOS, UNEVEN, Case
-from support import assert_close, cu_seqlens_of
+from support import assert_close, cu_seqlens_of, needs_gpu
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from recgrela.models import RecGRELAConfig, build
-from recgrela.ops import causal_conv1d, gated_rela, has_kernels, rotary_table
-
-NO_GPU = not (torch.cuda.is_available() and has_kernels("cuda"))
-
-
-def needs_gpu(test: Any) -> Any:
-    """Marks a test `gpu`, which is skipped without one."""
-    why = "needs a GPU, a PyTorch for CUDA and a build with CUDA kernels"
-    return pytest.mark.gpu(pytest.mark.skipif(NO_GPU, reason=why)(test))
+from recgrela.ops import causal_conv1d, gated_rela, rotary_table
 
 
 def check(case: Case, **how: Any) -> None:

@@ -106,6 +106,47 @@ print(peak() - before)
     assert float(done.stdout) < 60
 
 
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_the_gradient_of_the_table_is_made_once(scale: float) -> None:
+    """A million items: the backward may not copy it where it is the gradient already, and else only once."""
+    code = f"""
+import resource, torch
+from recgrela.ops import linear_cross_entropy
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+hidden, weight = torch.randn(48, 64).requires_grad_(), torch.randn(1_000_000, 64).requires_grad_()
+loss = linear_cross_entropy(hidden, weight, torch.randint(1_000_000, (48,)))
+before = peak()
+(loss * {scale}).backward()
+print(peak() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    table = 1_000_000 * 64 * 4 / 2**20
+    assert float(done.stdout) < (0.3 if scale == 1 else 1.3) * table
+
+
+def test_the_backward_can_be_repeated() -> None:
+    hidden, weight, target = operands(30, 40)
+    loss = linear_cross_entropy(hidden, weight, target)
+    loss.backward(retain_graph=True)
+    first = weight.grad.clone()
+    loss.backward()
+    assert torch.equal(weight.grad, 2 * first)
+
+
+@pytest.mark.parametrize("label_smoothing", [0.1, 1.0])
+def test_label_smoothing(label_smoothing: float) -> None:
+    hidden, weight, target = operands(70, 300)
+    losses = [
+        op(hidden, weight, target, label_smoothing=label_smoothing)
+        for op in (linear_cross_entropy_reference, linear_cross_entropy)
+    ]
+    assert_close("loss", *losses, 1e-13)
+    for a, b in zip(*(torch.autograd.grad(loss, [hidden, weight]) for loss in losses), strict=True):
+        assert_close("gradient", a, b, 1e-12)
+    with pytest.raises(ValueError, match=r"label_smoothing must be within 0 \.\. 1, got 1.5"):
+        linear_cross_entropy(hidden, weight, target, label_smoothing=1.5)
+
+
 @pytest.mark.parametrize("max_logits", MAX_LOGITS)
 def test_not_a_number_stays_so(max_logits: int) -> None:
     for bad in (float("nan"), float("inf")):

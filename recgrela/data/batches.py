@@ -93,20 +93,32 @@ class _Windows(NamedTuple):
     def take(self, rows: np.ndarray | slice) -> _Windows:
         return _Windows(*(column[rows] for column in self))
 
+    def cut_every(self, size: int) -> _Windows:
+        """The same, end to end, with a cut after every ``size`` items."""
+        ends = np.cumsum(self.lengths)
+        begins = ends - self.lengths
+        pieces = np.union1d(begins, np.arange(0, ends[-1], size))  # where a piece begins
+        rows = np.searchsorted(begins, pieces, side="right") - 1
+        starts = self.starts[rows] + pieces - begins[rows]
+        return _Windows(self.users[rows], starts, np.diff(pieces, append=ends[-1]))
+
 
 class TrainBatches:
     """Training batches of every user's training events, shuffled anew each epoch.
 
+    Every target occurs exactly once per epoch, and a batch has `batch_size` of them but for the last one.
+
     Objective "last": a sample is (user, end): up to ``max_len`` items before ``end`` predict the item there.
     Objective "all": windows of up to ``max_len`` items of which each predicts its next. A user with more
-    targets than ``max_len`` gives several windows, cut at a random place and then every ``max_len``: every
-    target occurs exactly once per epoch, and the cuts move from epoch to epoch.
+    targets than ``max_len`` gives several windows, cut at a random place and then every ``max_len``; the cuts
+    move from epoch to epoch. A window that does not fit whole into what is left of a batch is cut there, so
+    that every batch has the same number of items, whatever the windows' lengths.
 
     Args:
         data: the interactions; moved to ``device`` if they are elsewhere.
         objective: "last" or "all".
         max_len: longest input sequence.
-        batch_size: sequences per batch; the last, partial batch of an epoch is kept.
+        batch_size: targets per batch; the last, partial batch of an epoch is kept.
         seed: an epoch's batches are a pure function of (seed, epoch).
         device: where the batches are made.
 
@@ -144,24 +156,30 @@ class TrainBatches:
                 f"{data.description['source']}: no user has two training events, nothing to predict"
             )
 
-    def num_steps(self, epoch: int) -> int:
+    @property
+    def num_steps(self) -> int:
         """Batches in an epoch."""
-        return -(-self._count(epoch) // self.batch_size)
+        return -(-self.num_targets // self.batch_size)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from ``start_step`` on; those before it cost nothing."""
-        windows = self._whole_windows(epoch) if self.objective == "all" else None
-        size = self.num_targets if windows is None else windows.users.size
-        order = self._random(epoch, "order").permutation(
-            np.arange(size, dtype=np.int32 if size < 2**31 else np.int64)
-        )
-        for step in range(start_step, -(-size // self.batch_size)):
-            chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
-            picked = self._prefix_windows(chosen) if windows is None else windows.take(chosen)
-            yield _make_batch(self._items, picked, self.objective, step)
-
-    def _count(self, epoch: int) -> int:
-        return self.num_targets if self.objective == "last" else self._whole_windows(epoch).users.size
+        random = self._random(epoch, "order")
+        if self.objective == "all":
+            windows = self._whole_windows(epoch)
+            windows = windows.take(random.permutation(windows.users.size)).cut_every(self.batch_size)
+            # The windows of a batch are those that end within it.
+            ends = np.searchsorted(
+                np.cumsum(windows.lengths), np.arange(1, self.num_steps + 1) * self.batch_size, side="right"
+            )
+            for step in range(start_step, self.num_steps):
+                first = ends[step - 1] if step else 0
+                yield _make_batch(self._items, windows.take(slice(first, ends[step])), self.objective, step)
+        else:
+            size = self.num_targets
+            order = random.permutation(np.arange(size, dtype=np.int32 if size < 2**31 else np.int64))
+            for step in range(start_step, self.num_steps):
+                chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
+                yield _make_batch(self._items, self._prefix_windows(chosen), self.objective, step)
 
     def _random(self, epoch: int, use: Literal["cuts", "order"]) -> np.random.Generator:
         return np.random.default_rng([self.seed, epoch, ("cuts", "order").index(use)])

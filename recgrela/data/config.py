@@ -33,6 +33,8 @@ class DataConfig:
         order: "time" sorts by the exact time, "recbole" by the time as float32 (steps of 64 s near 1e9), as
             for the published numbers; ties keep the file's order in both.
         max_len: Histories are cut to their last max_len items.
+        eval_max_len: The same in evaluation and for recommendations, max_len by default: a causal model with
+            rotary positions also takes longer histories than those it was trained on.
         synthetic_seed: Seed of the synthetic set.
         synthetic_users: Users of the synthetic set.
         synthetic_items: Items of the synthetic set.
@@ -50,10 +52,16 @@ class DataConfig:
     max_item_events: int | None = None
     order: Order = "time"
     max_len: int = 200
+    eval_max_len: int | None = None
     synthetic_seed: int = 0
     synthetic_users: int = 1000
     synthetic_items: int = 500
     synthetic_events: int = 60
+
+    @property
+    def history_len(self) -> int:
+        """Items that a history is cut to where nothing is trained."""
+        return self.eval_max_len or self.max_len
 
     def __post_init__(self) -> None:
         """Raises ConfigError for a value out of its range."""
@@ -75,12 +83,15 @@ class DataConfig:
             ("min_user_events", 0, None),
             ("min_item_events", 0, None),
             ("max_len", 1, 2**31 - 1),
+            ("eval_max_len", 1, 2**31 - 1),
             ("synthetic_seed", 0, 2**64 - 1),
             ("synthetic_users", 1, None),
             ("synthetic_items", 20, 2**24),
             ("synthetic_events", 5, None),
         ):
             value = getattr(self, name)
+            if value is None:
+                continue
             if value < low:
                 raise ConfigError(f"data.{name}: {value} is below {low}")
             if high is not None and value > high:

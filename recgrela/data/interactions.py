@@ -78,6 +78,13 @@ class Interactions:
         """``offsets`` as an int64 array on the host: a copy and a wait if they are on another device."""
         return self.offsets.cpu().numpy()
 
+    def train_items(self) -> torch.Tensor:
+        """[n_train] int32, the items of all training events, user after user."""
+        counts = np.diff(self.host_offsets())
+        place = np.arange(self.n_events) - np.repeat(np.cumsum(counts) - counts, counts)
+        is_train = torch.from_numpy(place < np.repeat(train_counts(counts), counts))
+        return self.items[is_train.to(self.items.device)]
+
 
 def train_counts(event_counts: np.ndarray) -> np.ndarray:
     """How many of each user's first events are for training: [n_users] events -> [n_users]."""

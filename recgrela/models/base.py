@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
@@ -14,6 +15,7 @@ from recgrela.ops import linear_cross_entropy
 from recgrela.suggest import near_miss
 
 Objective = Literal["last", "all"]
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def check_choices(config: Any) -> None:
@@ -39,12 +41,14 @@ class SequenceModel(nn.Module, ABC):
         n_items: rows of the item table, the padding row included.
         max_len: the length that histories are cut to.
         trains_on: the objectives that make sense for it.
+        bounded: whether no sequence may be longer than `max_len`.
         padded_len: what every sequence is padded to, for a model that computes padding slots; else None.
     """
 
     item_embedding: nn.Embedding
     trains_on: tuple[Objective, ...]
     padded_len: int | None = None
+    bounded: bool = False
 
     def __init__(self, config: Any, n_items: int, max_len: int) -> None:
         super().__init__()
@@ -87,12 +91,14 @@ class SequenceModel(nn.Module, ABC):
         target: Tensor,
         max_seqlen: int,
         objective: Objective = "last",
+        loss: Loss = linear_cross_entropy,
     ) -> Tensor:
-        """Mean cross-entropy over every row of the item table.
+        """Mean loss of the next items; by default cross-entropy over every row of the item table.
 
         Args:
             items, cu_seqlens, max_seqlen: as for `score_packed`.
             target: int64 item ids, [B] for objective "last", [T] for "all" (each row's next item).
+            loss: of hidden rows, item table and targets; see `recgrela.losses`.
 
         Raises:
             ConfigError: if the model cannot be trained on this objective.
@@ -103,7 +109,7 @@ class SequenceModel(nn.Module, ABC):
                 f"{', '.join(self.trains_on)}"
             )
         hidden = self.hidden_states(items, cu_seqlens, max_seqlen, objective == "last")
-        return linear_cross_entropy(hidden, self.item_embedding.weight, target)
+        return loss(hidden, self.item_embedding.weight, target)
 
     # ---- padded: [B, L], right-padded with 0
 

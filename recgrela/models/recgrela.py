@@ -139,6 +139,7 @@ class RecGRELA(SequenceModel):
         self.norm = nn.LayerNorm(d, eps=1e-12)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.trains_on = ("last", "all") if config.mode == "causal" else ("last",)
+        self.bounded = config.padding == "attend" or config.position == "learned"
         self.padded_len = max_len if config.padding == "attend" else None
         self.reset_parameters()
 
@@ -151,8 +152,7 @@ class RecGRELA(SequenceModel):
                 nn.init.zeros_(module.bias)
 
     def hidden_states(self, items: Tensor, cu_seqlens: Tensor, max_seqlen: int, last_only: bool) -> Tensor:
-        bounded = self.config.padding == "attend" or self.position_embedding is not None
-        if bounded and max_seqlen > self.max_len:
+        if self.bounded and max_seqlen > self.max_len:
             raise ValueError(
                 f"a sequence of {max_seqlen} items does not fit this model's max_len={self.max_len}"
             )

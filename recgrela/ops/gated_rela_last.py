@@ -74,8 +74,8 @@ def gated_rela_last(
 ) -> Tensor:
     """`gated_rela` of one row of each sequence, which sees the whole sequence.
 
-    The others are not computed: they need no queries, gates or outputs, only keys and values. For the last row
-    of a sequence the causal and the bidirectional form are the same.
+    The others are not computed: they need no queries, gates or outputs, only keys and values. For the last
+    row of a sequence the causal and the bidirectional form are the same.
 
     Args:
         q: [B, D], the row's query.

@@ -12,14 +12,23 @@ from torch import Tensor
 from recgrela.ops._library import NO_SECOND_DERIVATIVE
 from recgrela.ops.checks import autocast_enabled, check_devices, check_operands
 
-# Scores held at a time. Four MiB in float32: they stay in a CPU's caches from one product to the next.
-MAX_LOGITS = 1 << 20
+# Scores held at a time. On a CPU four MiB in float32, which stay in its caches from one product to the next;
+# on a GPU 256 MiB, so that each product is large.
+MAX_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 26}
 NO_INDEX = -(1 << 62)  # for torch's cross-entropy, which insists on an index to ignore
 
 
-def linear_cross_entropy_reference(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+def max_logits_of(device_type: str) -> int:
+    """Scores held at a time on such a device, unless told otherwise."""
+    return MAX_LOGITS.get(device_type, MAX_LOGITS["cpu"])
+
+
+def linear_cross_entropy_reference(
+    hidden: Tensor, weight: Tensor, target: Tensor, *, label_smoothing: float = 0.0
+) -> Tensor:
     """The definition of `linear_cross_entropy` in plain PyTorch."""
-    return F.cross_entropy(hidden @ weight.T, target, ignore_index=NO_INDEX)
+    scores = hidden @ weight.T
+    return F.cross_entropy(scores, target, ignore_index=NO_INDEX, label_smoothing=label_smoothing)
 
 
 def _chunked(
@@ -63,22 +72,33 @@ def _fake(
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     _, d_hidden, d_weight = output
     ctx.mark_non_differentiable(d_hidden, d_weight)
+    ctx.set_materialize_grads(False)  # the unused one of d_weight would be as large as the table
     ctx.grads = inputs[4:]
     ctx.save_for_backward(d_hidden, d_weight)
 
 
-def _backward(ctx: Any, d_loss: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, d_loss: Tensor | None, *unused: None) -> tuple[Tensor | None, ...]:
+    if d_loss is None:
+        return (None,) * 6
     if torch.is_grad_enabled():  # with create_graph: the saved gradients would count as constants
         raise NotImplementedError(NO_SECOND_DERIVATIVE)
+    # Mostly 1, which costs nothing to know on the CPU: no copy then. While tracing there is no value.
+    is_one = type(d_loss) is Tensor and d_loss.device.type == "cpu" and d_loss.item() == 1
     made = zip(ctx.saved_tensors, ctx.grads, strict=True)
-    return *(d * d_loss.to(d.dtype) if there else None for d, there in made), None, None, None, None
+    grads = ((d if is_one else d * d_loss.to(d.dtype)) if there else None for d, there in made)
+    return *grads, None, None, None, None
 
 
 torch.library.register_autograd("recgrela::linear_cross_entropy", _backward, setup_context=_setup)
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, target: Tensor, *, max_logits: int = MAX_LOGITS
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    *,
+    label_smoothing: float = 0.0,
+    max_logits: int | None = None,
 ) -> Tensor:
     """Mean cross-entropy of the scores `hidden @ weight.T`, never holding more than `max_logits` of them.
 
@@ -86,8 +106,9 @@ def linear_cross_entropy(
         hidden: [T, D] floating point, T > 0.
         weight: [n_items, D], of one dtype with `hidden`.
         target: [T] int64, each 0 .. n_items - 1.
+        label_smoothing: the share of the target's probability that goes to all items alike, within 0 .. 1.
         max_logits: scores held at a time, but at least 48 rows by two vectors of items on the CPU,
-            and one row elsewhere.
+            and one row elsewhere. None: `MAX_LOGITS` of the device.
 
     Returns:
         A scalar; float32 for half-precision operands.
@@ -103,6 +124,10 @@ def linear_cross_entropy(
             f"{op}: hidden must be [T, D] and weight [n_items, D], none of them empty, got "
             f"{tuple(hidden.shape)} and {tuple(weight.shape)}"
         )
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"{op}: label_smoothing must be within 0 .. 1, got {label_smoothing}")
+    if max_logits is None:
+        max_logits = max_logits_of(hidden.device.type)
     if max_logits < 1:
         raise ValueError(f"{op}: max_logits must be at least 1, got {max_logits}")
     check_operands(op, "hidden", hidden, any_float=True, weight=(weight, ("n_items", hidden.shape[1])))
@@ -118,12 +143,16 @@ def linear_cross_entropy(
         dtype = torch.float32
     with_grad = torch.is_grad_enabled()
     with torch.autocast(device_type, enabled=False) if autocast else nullcontext():
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
         loss, _, _ = torch.ops.recgrela.linear_cross_entropy(
-            hidden.to(dtype),
-            weight.to(dtype),
+            hidden,
+            weight,
             target,
             max_logits,
             with_grad and hidden.requires_grad,
             with_grad and weight.requires_grad,
         )
+        if label_smoothing:  # log Z - (1 - a) s[target] - a mean(s), the mean of all scores being one product
+            away = F.embedding(target, weight) - weight.mean(0)
+            loss = loss + label_smoothing * (hidden * away).to(loss.dtype).sum(1).mean()
     return loss
