@@ -1,106 +1,170 @@
-"""A training step of the published model, objective "all", against the same model on eager PyTorch ops.
+"""A training step of the published setting (4 blocks, D 64, 4 heads, L 200) against plain PyTorch.
 
-Eager means torch's own MLP, dropout and cross-entropy and the faster plain form of the attention op.
+A step is: make the batch, forward, backward, Adam. The peer is benchmarks/published.py: padded, all positions
+in every block, dense scores, DataLoader. Three cases:
 
-python benchmarks/train_step.py [--batch 32 --length 200 --items 3417 --threads 2 --rounds 15]
+  last, attend  the published model and objective: padding slots take part in attention
+  last, mask    the same without them, which the padded peer cannot leave out
+  all, causal   every position of a window is a target; as many targets a step for both
+
+python benchmarks/train_step.py [--data ml-1m.inter.gz --batch 256 --windows 32 --threads 2 --rounds 5]
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from unittest import mock
 
 import eager
+import published
 import torch
-import torch.nn.functional as F
-from timing import gate, medians, record
+from timing import gate, medians, peak_memory, record
 from torch import Tensor
+from torch.utils.data import DataLoader
 
-from recgrela.models import RecGRELAConfig, build
-from recgrela.nn import Dropout
-from recgrela.ops import linear_cross_entropy_reference
+from recgrela.config import TrainConfig
+from recgrela.data import Batch, DataConfig, Interactions, TrainBatches, load
+from recgrela.losses import FullSoftmax
+from recgrela.models import RecGRELAConfig, SequenceModel, build
+from recgrela.runtime import DEFAULT_MAX_TOKENS
+from recgrela.step import TrainStep
+
+LENGTH = 200
+OURS = "recgrela"
+CASES: dict[str, tuple[RecGRELAConfig, list[Callable[..., Tensor]]]] = {
+    "last, attend": (RecGRELAConfig(mode="bidirectional", padding="attend"), eager.FORMS["bidirectional"]),
+    "last, mask": (RecGRELAConfig(mode="bidirectional", padding="mask"), eager.FORMS["bidirectional"]),
+    "all, causal": (RecGRELAConfig(mode="causal"), eager.FORMS["causal"]),
+}
 
 
-@contextmanager
-def eager_ops(form: Callable[..., Tensor], batch: int) -> Iterator[None]:
-    """The model's ops replaced by plain PyTorch, for batches of equal lengths."""
+def load_data(path: str) -> Interactions:
+    """The file's events, or (synthetic) as many users, items and events as MovieLens-1M has."""
+    return load(DataConfig(path, synthetic_users=6040, synthetic_items=3416, synthetic_events=165))
 
-    def op(qk: Tensor, k: None, v: Tensor, g: Tensor, cu_seqlens: Tensor, **kw) -> Tensor:
-        q, k, v, g = (x.unflatten(0, (batch, -1)) for x in (*qk.chunk(2, dim=-1), v, g))
-        table = kw["rotary"]
-        return eager.gated_rela(
-            form, q, k, v, g, table, kw["conv_weight"], kw["conv_bias"], kw["num_heads"]
-        ).flatten(0, 1)
 
-    def dropout(self: Dropout, x: Tensor) -> Tensor:
-        return F.dropout(x, self.rate, self.training)
+def endless(loader: DataLoader) -> Iterator[list[Tensor]]:
+    while True:
+        yield from loader
 
-    with (
-        mock.patch("recgrela.nn.gated_rela", op),
-        mock.patch("recgrela.models.base.linear_cross_entropy", linear_cross_entropy_reference),
-        mock.patch.object(Dropout, "forward", dropout),
-        mock.patch("recgrela.nn.takes_kernel", lambda x: False),
-    ):
-        yield
+
+def our_batches(case: str, data: Interactions, size: int) -> Iterator[Batch]:
+    objective = "last" if case.startswith("last") else "all"
+    batches = TrainBatches(data, objective, LENGTH, size, 0)
+    return itertools.chain.from_iterable(batches.epoch(epoch) for epoch in itertools.count())
+
+
+def make(
+    case: str, variant: str, data_path: str, size: int, targets: int, threads: int
+) -> Callable[[], None]:
+    """What takes one step. `size`: sequences in the peer's batch; `targets`: in ours."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    data = load_data(data_path)
+    config, forms = CASES[case]
+    if variant == OURS:
+        model = build(config, data.n_items, LENGTH)
+        optimizer = torch.optim.Adam(model.parameters(), fused=True)
+        objective = "last" if case.startswith("last") else "all"
+        settings = TrainConfig(objective=objective, batch_size=targets)
+        step = TrainStep(model, optimizer, FullSoftmax(), settings, DEFAULT_MAX_TOKENS["cpu"])
+        batches = our_batches(case, data, targets)
+        return lambda: step(next(batches), 1e-3)
+
+    form = {f.__name__: f for f in forms}[variant]
+    peer = published.Published(form, data.n_items, LENGTH)
+    adam = torch.optim.Adam(peer.parameters())
+    last = case.startswith("last")
+    dataset = published.Prefixes(data, LENGTH) if last else published.Windows(data, LENGTH)
+    loader = endless(DataLoader(dataset, size, shuffle=True))
+
+    def run() -> None:
+        adam.zero_grad()
+        batch = next(loader)
+        loss = peer.loss_last(*batch) if last else peer.loss_all(*batch)
+        loss.backward()
+        adam.step()
+
+    return run
+
+
+def agree(case: str, form: Callable[..., Tensor], data: Interactions, size: int) -> float:
+    """The largest relative error of loss and gradients, on one batch without dropout; none is too large."""
+    torch.manual_seed(0)
+    config, _ = CASES[case]
+    model = build(config, data.n_items, LENGTH).eval()
+    peer = published.Published(form, data.n_items, LENGTH).eval()
+    peer.load_state_dict(model.state_dict())
+    batch = next(our_batches(case, data, size))
+    loss = _our_loss(model, batch, case)
+    loss.backward()
+    lengths = batch.cu_seqlens.diff()
+    place = torch.arange(LENGTH) < lengths[:, None]
+
+    def padded(x: Tensor) -> Tensor:
+        return torch.zeros(batch.size, LENGTH, dtype=torch.int64).masked_scatter(place, x)
+
+    if case.startswith("last"):
+        theirs = peer.loss_last(padded(batch.items), lengths, batch.target)
+    else:
+        theirs = peer.loss_all(padded(batch.items), padded(batch.target))
+    theirs.backward()
+    names = [name for name, _ in model.named_parameters()]
+    gradients = [torch.cat([m.get_parameter(name).grad.flatten() for name in names]) for m in (peer, model)]
+    return max(
+        gate(f"{case}, {form.__name__}, loss", theirs, loss, 1e-5),
+        gate(f"{case}, {form.__name__}, gradient", *gradients, 1e-3),
+    )
+
+
+def _our_loss(model: SequenceModel, batch: Batch, case: str) -> Tensor:
+    objective = "last" if case.startswith("last") else "all"
+    return model.loss_packed(batch.items, batch.cu_seqlens, batch.target, batch.max_seqlen, objective)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    for name, default in (("batch", 32), ("length", 200), ("items", 3417), ("threads", 2), ("rounds", 15)):
+    parser.add_argument("--data", default="synthetic")
+    for name, default in (("batch", 256), ("windows", 32), ("threads", 2), ("rounds", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    model = build(RecGRELAConfig(), args.items, args.length)
-    optimizer = torch.optim.Adam(model.parameters(), fused=True)
-    tokens = args.batch * args.length
-    items, target = (torch.randint(1, args.items, (tokens,)) for _ in range(2))
-    cu_seqlens = torch.arange(args.batch + 1) * args.length
-
-    def backward() -> Tensor:
-        optimizer.zero_grad(set_to_none=True)
-        loss = model.loss_packed(items, cu_seqlens, target, args.length, "all")
-        loss.backward()
-        return loss.detach()
-
-    def step() -> None:
-        backward()
-        optimizer.step()
-
-    forms = {f.__name__: f for f in eager.FORMS["causal"]}
-
-    def eager_step(form: Callable[..., Tensor]) -> Callable[[], None]:
-        def run() -> None:
-            with eager_ops(form, args.batch):
-                step()
-
-        return run
-
-    model.eval()  # no dropout: the two must agree
-    loss, grads = backward(), [p.grad.clone() for p in model.parameters()]
-    errors = []
-    for name, form in forms.items():
-        with eager_ops(form, args.batch):
-            errors.append(gate(f"loss, {name}", backward(), loss, 1e-5))
-        whole = torch.cat([p.grad.flatten() for p in model.parameters()])
-        errors.append(gate(f"gradient, {name}", whole, torch.cat([g.flatten() for g in grads]), 1e-3))
-    model.train()
-
-    seconds = medians({"recgrela": step} | {name: eager_step(f) for name, f in forms.items()}, args.rounds)
-    best = min(forms, key=seconds.__getitem__)
-    ratio = seconds[best] / seconds["recgrela"]
-    print(f"{tokens} tokens, {args.items} items; largest relative error against eager {max(errors):.1e}")
-    for name, s in seconds.items():
-        print(f"  {name:15s} {1e3 * s:8.1f} ms a step  {tokens / s:10,.0f} tokens/s")
-    print(f"  {ratio:.2f} times faster than {best}")
-    result = {
-        "max_relative_error": max(errors),
-        "milliseconds": {name: round(1e3 * s, 1) for name, s in seconds.items()},
-        "times_faster_than_the_faster_eager": round(ratio, 2),
-    }
-    record("train_step", vars(args), [result])
+    data = load_data(args.data)
+    windows = published.Windows(data, LENGTH)
+    targets_per_window = sum(end - begin for begin, end in windows.windows) / len(windows)
+    results = []
+    for case, (_, forms) in CASES.items():
+        last = case.startswith("last")
+        size = args.batch if last else args.windows
+        targets = size if last else round(size * targets_per_window)
+        # With padding masked the two are not the same function; the peer's is the published one.
+        errors = [agree(case, form, data, min(targets, 2000)) for form in forms if case != "last, mask"]
+        names = [OURS, *(form.__name__ for form in forms)]
+        arguments = {name: (case, name, args.data, size, targets, args.threads) for name in names}
+        seconds = medians({name: make(*a) for name, a in arguments.items()}, args.rounds, warm_up=1)
+        small = ("synthetic", 2, 4, args.threads)
+        memory = {name: peak_memory(make, (case, name, *small), a) for name, a in arguments.items()}
+        best = min(names[1:], key=seconds.__getitem__)
+        faster, share = seconds[best] / seconds[OURS], memory[OURS] / memory[best]
+        print(f"{case}: {targets} targets a step" + (f", largest error {max(errors):.1e}" if errors else ""))
+        for name in names:
+            rate = targets / seconds[name]
+            print(f"  {name:15s} {1e3 * seconds[name]:9.1f} ms", end="")
+            print(f"  {memory[name] / 1e6:8.1f} MB  {rate:8,.0f} targets/s")
+        print(f"  {faster:.2f} times faster than {best}, with {share:.3f} of its memory")
+        results.append(
+            {
+                "case": case,
+                "targets": targets,
+                "max_relative_error": max(errors, default=None),
+                "milliseconds": {name: round(1e3 * s, 1) for name, s in seconds.items()},
+                "peak_megabytes": {name: round(m / 1e6, 1) for name, m in memory.items()},
+                "times_faster_than_the_faster_eager": round(faster, 2),
+                "share_of_its_peak_memory": round(share, 4),
+            }
+        )
+    record("train_step", vars(args), results)
 
 
 if __name__ == "__main__":

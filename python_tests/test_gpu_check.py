@@ -330,11 +330,28 @@ def epoch(loss: float) -> dict[str, Any]:
 
 def test_training_must_learn_and_agree_with_the_cpu(gpu: Any) -> None:
     judge = gpu.steps.judge_training
-    assert judge([epoch(6.0), epoch(5.0)], [epoch(6.1)])[0] == "passed"
-    assert "1,000 targets/s" in judge([epoch(6.0), epoch(5.0)], [])[1]
-    assert judge([epoch(5.0), epoch(6.0)], [])[0] == "failed"
-    assert judge([epoch(6.0), epoch(float("nan"))], [])[0] == "failed"
-    assert judge([epoch(6.0), epoch(5.0)], [epoch(7.0)])[0] == "failed"
+    assert judge([epoch(6.0), epoch(5.0)], {"on the CPU": [epoch(6.1)]})[0] == "passed"
+    assert "1,000 targets/s" in judge([epoch(6.0), epoch(5.0)], {})[1]
+    assert judge([epoch(5.0), epoch(6.0)], {})[0] == "failed"
+    assert judge([epoch(6.0), epoch(float("nan"))], {})[0] == "failed"
+    status, said = judge([epoch(6.0), epoch(5.0)], {"on the CPU": [epoch(7.0)], "twice": [epoch(6.0)]})
+    assert status == "failed" and "first epoch on the CPU 7.0000 (14.3% away), 1,000 targets/s" in said
+
+
+def test_training_runs_in_every_way(gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the CPU in the GPU's place, and a graphed run that fails as it must there."""
+    whole = gpu.steps.train_once
+    calls = []
+
+    def on_cpu(device: str, epochs: int, seconds: float, **more: object) -> Any:
+        calls.append((device, epochs, more))
+        return whole("cpu", epochs, seconds, **more, batch_size=1 << 20)  # an epoch is a step
+
+    monkeypatch.setattr(gpu.steps, "train_once", on_cpu)
+    settings = gpu.steps.Settings(tmp_path, limit=200, quick=True)
+    status, said, _ = gpu.steps.training(settings)
+    assert calls == [("cuda", 2, {}), ("cuda", 2, {"cuda_graphs": "true"})]
+    assert status == "failed" and "with CUDA graphs: exit code 2" in said and "needs a GPU" in said
 
 
 def test_benchmarks_fail_when_a_check_does(gpu: Any) -> None:

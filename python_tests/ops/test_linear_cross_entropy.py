@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from support import assert_close
+from support import assert_close, needs_gpu
 
 from recgrela.ops import linear_cross_entropy, linear_cross_entropy_reference
 from recgrela.ops.linear_cross_entropy import _chunked
@@ -204,6 +204,34 @@ def test_the_form_for_other_devices(max_logits: int) -> None:
     assert_close("loss", expected, loss, 1e-13)
     for a, b in zip(torch.autograd.grad(expected, [hidden, weight]), (d_hidden, d_weight), strict=True):
         assert_close("gradient", a, b, 1e-12)
+
+
+def test_the_form_for_other_devices_sums_half_precision_in_float32() -> None:
+    hidden, weight, target = operands(100, 17)
+    half = [x.detach().bfloat16() for x in (hidden, weight)]
+    loss, *grads = _chunked(*half, target, 200, True, True)
+    wide = [x.double().requires_grad_() for x in half]
+    expected = linear_cross_entropy_reference(*wide, target)
+    assert loss.dtype == torch.float32 and grads[0].dtype == grads[1].dtype == torch.bfloat16
+    assert_close("loss", expected, loss, 1e-6)  # the scores are not rounded to bfloat16
+    for a, b in zip(torch.autograd.grad(expected, wide), grads, strict=True):
+        assert_close("gradient", a, b, 1e-2)
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_on_a_gpu(dtype: torch.dtype) -> None:
+    hidden, weight, target = operands(1000, 3000, 64)
+    with torch.no_grad():
+        weight.mul_(0.2)
+    there = [x.detach().to("cuda", dtype).requires_grad_() for x in (hidden, weight)]
+    wide = [x.detach().double().cpu().requires_grad_() for x in there]
+    loss = linear_cross_entropy(*there, target.cuda(), max_logits=1 << 20)
+    expected = linear_cross_entropy_reference(*wide, target)
+    assert_close("loss", expected, loss.cpu(), 1e-5)
+    grads = (torch.autograd.grad(expected, wide), torch.autograd.grad(loss, there))
+    for a, b in zip(*grads, strict=True):
+        assert_close("gradient", a, b.cpu(), 1e-4 if dtype == torch.float32 else 2e-2)
 
 
 def test_float64_stays_float64_under_autocast() -> None:

@@ -31,6 +31,13 @@ def linear_cross_entropy_reference(
     return F.cross_entropy(scores, target, ignore_index=NO_INDEX, label_smoothing=label_smoothing)
 
 
+def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """a @ b in a wider dtype, which half-precision operands are summed in but not rounded to theirs."""
+    if a.dtype == dtype:
+        return a @ b
+    return torch.mm(a, b, out_dtype=dtype) if a.is_cuda else a.to(dtype) @ b.to(dtype)
+
+
 def _chunked(
     hidden: Tensor, weight: Tensor, target: Tensor, max_logits: int, hidden_grad: bool, weight_grad: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -42,7 +49,7 @@ def _chunked(
     d_weight = weight.new_zeros(weight.shape, dtype=wide) if weight_grad else weight.new_empty(0)
     for start in range(0, hidden.shape[0], rows):
         h, t = hidden[start : start + rows], target[start : start + rows, None]
-        scores = (h @ weight.T).to(wide)
+        scores = _product(h, weight.T, wide)
         log_sum = scores.logsumexp(1, keepdim=True)
         loss += (log_sum - scores.gather(1, t)).sum()
         if not (hidden_grad or weight_grad):
@@ -51,7 +58,7 @@ def _chunked(
         if hidden_grad:
             d_hidden[start : start + rows] = p @ weight
         if weight_grad:
-            d_weight += p.T @ h
+            d_weight += _product(p.T, h, wide)
     n = hidden.shape[0]
     return loss / n, d_hidden / n, (d_weight / n).to(weight.dtype)
 
