@@ -22,7 +22,7 @@ def test_the_default_is_the_causal_preset() -> None:
     config = parse()
     assert config == parse("--preset", "causal") == parse("--preset=causal")
     assert (config.preset, config.model.mode, config.model.padding) == ("causal", "causal", "mask")
-    assert (config.train.objective, config.train.batch_size, config.train.lr) == ("all", 1600, 1e-3)
+    assert (config.train.objective, config.train.batch_size, config.train.lr) == ("all", 3200, 8e-3)
     assert config.data.order == "time"
     assert config.data.path == "synthetic"
 

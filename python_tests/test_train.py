@@ -124,6 +124,51 @@ def test_max_steps_and_resume_give_the_same_bits(whole: Path, tmp_path: Path, st
         assert records(run)[-1][split] == records(whole)[-1][split]
 
 
+@pytest.mark.parametrize("steps", [3, 11])
+def test_a_schedule_goes_on_where_it_was(tmp_path: Path, steps: int) -> None:
+    schedule = ["--train.lr_decay=cosine", "--train.warmup_steps=5", "--train.lr=1e-2"]
+    whole = make_run(tmp_path, "whole", *schedule)
+    cut = make_run(tmp_path, "cut", *schedule, f"--train.max_steps={steps}")
+    assert run_train("--resume", str(cut), "--train.max_steps", "null") == 0
+    assert_same_tensors(whole / "last.safetensors", cut / "last.safetensors")
+
+
+def test_a_falling_learning_rate_fixes_the_epochs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path, "run", "--train.lr_decay=linear")
+    assert run_train("--resume", str(run), "--train.epochs=3") == 2
+    assert "--train.epochs: a resumed run keeps its settings (here 2)" in capsys.readouterr().err
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("epochs: 2", "epochs: 3"))
+    assert run_train("--resume", str(run)) == 2
+    assert "train.epochs is 3, the run began with 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("loss", ["sampled_softmax", "gbce"])
+def test_losses_of_sampled_negatives_train(tmp_path: Path, loss: str) -> None:
+    run = make_run(tmp_path, loss, f"--train.loss={loss}", "--train.negatives=16", "--train.lr=1e-2")
+    first, second, _ = records(run)
+    assert first["loss"] > second["loss"] > 0
+    again = make_run(tmp_path, "cut", f"--train.loss={loss}", "--train.negatives=16", "--train.lr=1e-2",
+                     "--train.max_steps=5")  # fmt: skip
+    assert run_train("--resume", str(again), "--train.max_steps", "null") == 0
+    assert_same_tensors(run / "last.safetensors", again / "last.safetensors")
+    said = json.loads((run / "protocol.json").read_text())["training"]["loss"]
+    assert "16 negatives" in said
+
+
+def test_longer_histories_in_evaluation(tmp_path: Path) -> None:
+    """They change what is ranked, not what is trained."""
+    more = ["--data.max_len=5", "--train.lr=3e-2"]
+    short, long = (
+        make_run(tmp_path, "short", *more),
+        make_run(tmp_path, "long", *more, "--data.eval_max_len=50"),
+    )
+    assert_same_tensors(short / "last.safetensors", long / "last.safetensors")
+    one, other = (records(run)[0]["valid"] for run in (short, long))
+    assert one != other
+    assert json.loads((long / "protocol.json").read_text())["eval_max_len"] == 50
+
+
 def test_sigterm_leaves_a_run_to_go_on_with(tmp_path: Path) -> None:
     more = ["--data.synthetic_users=300", "--data.max_len=15", "--train.batch_size=60", "--train.epochs=3"]
     run = tmp_path / "stopped"

@@ -16,13 +16,14 @@ DATA = [
     "--data.max_len=50",
 ]
 MODEL = ["--model.num_layers=2", "--model.hidden_size=16", "--model.num_heads=2"]
+TRAIN = ["--train.batch_size=128", "--train.lr=1e-3", "--train.warmup_steps=0", "--train.lr_decay=none"]
 PLAIN = ["--train.tensorboard=off", "--train.device=cpu", "--train.threads=1"]
 
 
 def options(output: Path, name: str, *more: str) -> list[str]:
     """A command line of `recgrela.train` for the run `output/name` of 8 steps an epoch."""
     where = [f"--train.output={output}", f"--train.name={name}"]
-    return [*DATA, *MODEL, *PLAIN, *where, "--train.batch_size=128", "--train.epochs=2", *more]
+    return [*DATA, *MODEL, *PLAIN, *TRAIN, *where, "--train.epochs=2", *more]
 
 
 def run_train(*argv: str) -> int:

@@ -144,6 +144,12 @@ RESUMABLE = INDIFFERENT - {"train.output", "train.name"} | {
 }
 
 
+def resumable(train: TrainConfig) -> frozenset[str]:
+    """The settings, by dotted key, that may change when a run goes on."""
+    # A learning rate that falls to zero at the end of the epochs depends on their number.
+    return RESUMABLE if train.lr_decay == "none" else RESUMABLE - {"train.epochs"}
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """Everything that decides a run. `model` is the configuration class of the model `model.name`."""

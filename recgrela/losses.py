@@ -67,7 +67,8 @@ class SampledLoss(nn.Module, ABC):
         # One look-up: each makes a gradient as large as the table.
         own, others = F.embedding(torch.cat([target, negatives]), weight).split([len(target), len(negatives)])
         losses = [
-            checkpoint(self._sum, *part, others, negatives, use_reentrant=False)
+            # It draws nothing, and a CUDA graph cannot keep a generator's state.
+            checkpoint(self._sum, *part, others, negatives, use_reentrant=False, preserve_rng_state=False)
             for part in zip(hidden.split(rows), own.split(rows), target.split(rows), strict=True)
         ]
         return torch.stack(losses).sum() / len(target)

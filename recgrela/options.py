@@ -13,7 +13,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from recgrela import cli
-from recgrela.config import DEFAULT_PRESET, RESUMABLE, RunConfig, TrainConfig, flatten
+from recgrela.config import DEFAULT_PRESET, RunConfig, TrainConfig, flatten, resumable
 from recgrela.data import DataConfig
 from recgrela.errors import ConfigError
 from recgrela.files import given_path
@@ -185,17 +185,13 @@ def _parse_resume(argv: Sequence[str], given: argparse.Namespace) -> Request:
     content = before.as_dict()
     after = _parse_layers(argv, before.preset, {}, [(str(folder.config_path), content)], None)
     old, new = before.flat(), after.flat()
+    free = resumable(before.train)
     for key, value in new.items():
-        if value != old[key] and key not in RESUMABLE:
+        if value != old[key] and key not in free:
             raise ConfigError(
                 f"--{key}: a resumed run keeps its settings (here {old[key]!r}); only "
-                f"{', '.join(sorted(RESUMABLE))} may change"
+                f"{', '.join(sorted(free))} may change"
             )
-    if new["train.epochs"] != old["train.epochs"] and new["train.lr_decay"] != "none":
-        raise ConfigError(
-            f"--train.epochs: a resumed run keeps its {old['train.epochs']} epochs, at whose end its "
-            "learning rate is to be zero"
-        )
     return Request(after, folder.path)
 
 

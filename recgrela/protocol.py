@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from recgrela import _C
-from recgrela.config import INDIFFERENT, RESUMABLE, RunConfig, TrainConfig
+from recgrela.config import INDIFFERENT, RunConfig, TrainConfig, resumable
 from recgrela.data import Interactions, TrainBatches
 from recgrela.metrics import NAMES
 from recgrela.options import preset_config
@@ -110,7 +110,7 @@ def changed_from_preset(config: RunConfig) -> dict[str, Any]:
 
 def fixed_settings(config: RunConfig) -> dict[str, Any]:
     """The settings, by dotted key, that no resumed run may change."""
-    return {key: value for key, value in config.flat().items() if key not in RESUMABLE}
+    return {key: value for key, value in config.flat().items() if key not in resumable(config.train)}
 
 
 def packed_sha256(data: Interactions) -> str:

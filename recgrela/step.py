@@ -54,7 +54,9 @@ class TrainStep:
         self.max_tokens = max_tokens
         self.device = next(model.parameters()).device
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        self._loss_packed = torch.compile(model.loss_packed) if config.compile else model.loss_packed
+        # The numbers of rows and sequences differ from batch to batch: compiled once, for any.
+        compiled = torch.compile(model.loss_packed, dynamic=True) if config.compile else None
+        self._loss_packed = compiled or model.loss_packed
 
     def __call__(self, batch: Batch, lr: float) -> None:
         """Move the weights on by one batch."""
@@ -125,6 +127,7 @@ class GraphedStep(TrainStep):
         self._target = torch.zeros_like(self._items)
         self._graphs: dict[int, tuple[Tensor, Callable[[], None]]] = {}
         self._steps = 0
+        self._side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
     def __call__(self, batch: Batch, lr: float) -> None:
         size = -(-batch.size // self.ROOM) * self.ROOM
@@ -152,11 +155,11 @@ class GraphedStep(TrainStep):
 
     def _aside(self, body: Callable[[], None]) -> None:
         """Run on a stream of its own, as PyTorch asks of what precedes a capture."""
-        if self.device.type != "cuda":
+        if self._side is None:
             body()
             return
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        here = torch.cuda.current_stream(self.device)
+        self._side.wait_stream(here)
+        with torch.cuda.stream(self._side):
             body()
-        torch.cuda.current_stream().wait_stream(stream)
+        here.wait_stream(self._side)
