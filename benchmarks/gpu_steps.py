@@ -275,8 +275,9 @@ def judge_training(records: list[dict[str, Any]], others: dict[str, list[dict[st
     said = f"loss {losses[0]:.4f} to {losses[-1]:.4f} in {len(losses)} epochs, {rate:,.0f} targets/s"
     fine = all(map(math.isfinite, losses)) and (len(losses) == 1 or losses[-1] < losses[0])
     for name, other in others.items():
-        away = abs(losses[0] - other[0]["loss"]) / other[0]["loss"]
-        said += f"; first epoch {name} {other[0]['loss']:.4f} ({100 * away:.1f}% away), "
+        epoch = min(len(other), len(losses)) - 1  # the last that both have
+        away = abs(losses[epoch] - other[epoch]["loss"]) / other[epoch]["loss"]
+        said += f"; epoch {epoch + 1} {name} {other[epoch]['loss']:.4f} ({100 * away:.1f}% away), "
         said += f"{max(record['targets_per_second'] for record in other):,.0f} targets/s"
         fine = fine and away <= LOSS_TOLERANCE
     return ("passed" if fine else "failed"), said
@@ -303,8 +304,8 @@ def training(settings: Settings) -> Outcome:
         code, output, found = train_once(device, number, ends - time.monotonic(), **more)
         details[name] = {"exit_code": code, "epochs": found, "tail": tail(output)}
         settings.save(details)
+        if code:
+            return "failed", f"recgrela.train {name}: exit code {code}: {tail(output, 1)}", details
         if found:
             others[name] = found
-        elif code is not None:
-            return "failed", f"recgrela.train {name}: exit code {code}: {tail(output, 1)}", details
     return (*judge_training(records, others), details)

@@ -74,7 +74,7 @@ def make(
 
     form = {f.__name__: f for f in forms}[variant]
     peer = published.Published(form, data.n_items, LENGTH)
-    adam = torch.optim.Adam(peer.parameters())
+    adam = torch.optim.Adam(peer.parameters(), fused=True)
     last = case.startswith("last")
     dataset = published.Prefixes(data, LENGTH) if last else published.Windows(data, LENGTH)
     loader = endless(DataLoader(dataset, size, shuffle=True))

@@ -9,6 +9,7 @@ from support import assert_close
 from torch import Tensor
 
 from recgrela.data import Interactions
+from recgrela.errors import ConfigError
 from recgrela.losses import GBCE, FullSoftmax, SampledLoss, SampledSoftmax, make_loss
 from recgrela.ops import linear_cross_entropy_reference
 
@@ -80,7 +81,8 @@ def test_negatives_are_half_frequent_half_uniform() -> None:
     uniform = torch.full((N_ITEMS,), 1 / (N_ITEMS - 1)).index_fill(0, torch.tensor([0]), 0)
     assert drawn[0] == 0
     assert (drawn - (counts + uniform) / 2).abs().max() < 0.005
-    plain = torch.bincount(GBCE(items, N_ITEMS, 200_000, 0.5).draw(), minlength=N_ITEMS) / 200_000
+    gbce = GBCE(items, N_ITEMS, 25, 0.5)
+    plain = torch.bincount(torch.cat([gbce.draw() for _ in range(8000)]), minlength=N_ITEMS) / 200_000
     assert (plain - uniform).abs().max() < 0.005
 
 
@@ -102,6 +104,11 @@ def test_a_calibration_of_nothing_is_binary_cross_entropy() -> None:
     assert loss.beta == pytest.approx(1)
     full = GBCE(skewed_items(), N_ITEMS, 10, 1.0)
     assert full.beta == pytest.approx(10 / (N_ITEMS - 1))
+
+
+def test_more_negatives_than_items_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"gbce draws from 29 items, 30 are more; .* train.loss softmax"):
+        GBCE(skewed_items(), N_ITEMS, 30, 0.5)
 
 
 def test_losses_by_name() -> None:

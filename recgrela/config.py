@@ -39,10 +39,10 @@ class TrainConfig:
         lr: Adam's learning rate, the highest.
         warmup_steps: Steps in which the learning rate rises to lr.
         lr_decay: How the learning rate falls, to zero at the end of epochs: none, linear or cosine.
-        loss: softmax over every item; or, for very large catalogues, on negatives drawn in each step:
+        loss: softmax over every item; or, for very large catalogues, on negatives drawn in each pass:
             sampled_softmax (corrected by the log of their probability) or gbce.
         label_smoothing: Share of the target's probability that goes to all items alike (loss softmax).
-        negatives: Items drawn in a step (losses sampled_softmax and gbce).
+        negatives: Items drawn in a pass over the model (losses sampled_softmax and gbce).
         gbce_t: Calibration of gbce: 0 is plain binary cross-entropy, 1 undoes the effect of sampling.
         amp: Run the forward pass in bfloat16 where that is safe (autocast); the weights stay float32.
         compile: Compile what lies between the ops with torch.compile.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from recgrela.data import Interactions
+from recgrela.errors import ConfigError
 from recgrela.ops import linear_cross_entropy
 from recgrela.ops.linear_cross_entropy import max_logits_of
 
@@ -31,7 +32,7 @@ class FullSoftmax(nn.Module):
 
 
 class SampledLoss(nn.Module, ABC):
-    """A loss of each row's target and of negatives that all rows of a step share.
+    """A loss of each row's target and of negatives that all rows of a pass over the model share.
 
     Half of the negatives are items of random training events, so frequent items come often; half are uniform,
     so that every item comes. A negative that is a row's target does not count for that row. Scores are held
@@ -40,7 +41,7 @@ class SampledLoss(nn.Module, ABC):
     Args:
         items: [n_events] item ids of the training events, on the training device.
         n_items: rows of the item table, the padding row (never drawn) included.
-        num_negatives: drawn in a step, with replacement.
+        num_negatives: drawn in a pass, with replacement.
     """
 
     items: Tensor
@@ -74,8 +75,12 @@ class SampledLoss(nn.Module, ABC):
         return torch.stack(losses).sum() / len(target)
 
     def _sum(self, hidden: Tensor, own: Tensor, target: Tensor, others: Tensor, negatives: Tensor) -> Tensor:
-        positive = (hidden.float() * own.float()).sum(1)
-        return self.loss(positive, (hidden @ others.T).float(), target, negatives).sum()
+        with torch.autocast(
+            hidden.device.type, enabled=False
+        ):  # scores rounded to bfloat16 would be of little use
+            hidden = hidden.float()
+            positive = (hidden * own.float()).sum(1)
+            return self.loss(positive, hidden @ others.float().T, target, negatives).sum()
 
     @abstractmethod
     def loss(self, positive: Tensor, negative: Tensor, target: Tensor, negatives: Tensor) -> Tensor:
@@ -115,6 +120,11 @@ class GBCE(SampledLoss):
 
     def __init__(self, items: Tensor, n_items: int, num_negatives: int, t: float) -> None:
         super().__init__(items, n_items, num_negatives)
+        if num_negatives >= n_items:
+            raise ConfigError(
+                f"train.negatives: gbce draws from {n_items - 1} items, {num_negatives} are more; "
+                f"so few items need no sampling, take train.loss softmax"
+            )
         alpha = num_negatives / (n_items - 1)
         self.beta = alpha * (t * (1 - 1 / alpha) + 1 / alpha)
 

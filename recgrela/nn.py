@@ -85,24 +85,28 @@ class DropPath(nn.Module):
 
 
 class RotaryTable:
-    """The rotary table for positions 0 .. length - 1, made anew only when it is too short or of another type.
+    """Rotary tables, kept: one for sequences of up to `max_len` rows, and one for the longest beyond.
 
-    Not a buffer: `module.double()` must give float64 angles, not rounded ones.
+    The first is the same tensor for as long as type and device are: a CUDA graph holds its address, and on
+    CUDA the length of a table decides how sequences are cut, so the rounding. Not a buffer: `module.double()`
+    must give float64 angles, not rounded ones.
     """
 
-    def __init__(self, dim: int, base: float) -> None:
-        self.dim, self.base = dim, base
-        self._table: Tensor | None = None
+    def __init__(self, dim: int, base: float, max_len: int) -> None:
+        self.dim, self.base, self.max_len = dim, base, max_len
+        self._tables: list[Tensor | None] = [None, None]
 
     def __call__(self, length: int, like: Tensor) -> Tensor:
         """[>= length, dim / 2, 2] on the device of `like`, float64 for float64 and float32 for all else."""
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-        t = self._table
+        which = int(length > self.max_len)
+        t = self._tables[which]
         if t is None or t.shape[0] < length or t.dtype != dtype or t.device != like.device:
+            rows = max(length, self.max_len)
             with torch.inference_mode(False):  # a table made while serving must also do for training
-                t = rotary_table(length, self.dim, self.base, dtype=dtype, device=like.device)
+                t = rotary_table(rows, self.dim, self.base, dtype=dtype, device=like.device)
             if type(t) is Tensor:  # not the fake one that tracing makes
-                self._table = t
+                self._tables[which] = t
         return t
 
 
@@ -115,6 +119,7 @@ class GatedRotaryLinearAttention(nn.Module):
         causal: prefix sums instead of the whole sequence.
         conv_width: taps of the local shortcut; 0 leaves it out.
         rotary_base: None leaves the rotation out.
+        max_len: the longest sequence in training.
         gate, gate_activation: the gate and its activation.
         input_projection: u Win before everything else but the gate.
         value_projection: a value matrix of its own; without it the values are the projected input.
@@ -129,6 +134,7 @@ class GatedRotaryLinearAttention(nn.Module):
         causal: bool,
         conv_width: int,
         rotary_base: float | None,
+        max_len: int,
         gate: bool,
         gate_activation: Activation,
         input_projection: bool,
@@ -146,7 +152,7 @@ class GatedRotaryLinearAttention(nn.Module):
         # Only its parameters are used: the op convolves.
         self.conv = nn.Conv1d(d, d, conv_width, groups=d) if conv_width else None
         self.out_proj = nn.Linear(d, d)
-        self.rotary = None if rotary_base is None else RotaryTable(d, rotary_base)
+        self.rotary = None if rotary_base is None else RotaryTable(d, rotary_base, max_len)
 
     def forward(self, u: Tensor, sequences: Sequences, rows: Tensor | None = None) -> Tensor:
         """u: [T, D] -> [T, D]; or with `rows` [B], one of each sequence (its last, if causal), -> [B, D]."""

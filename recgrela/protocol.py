@@ -93,8 +93,8 @@ def describe_loss(train: TrainConfig) -> str:
         smoothing = f", label smoothing {train.label_smoothing}" if train.label_smoothing else ""
         return f"cross-entropy over every row of the item table, the padding row included{smoothing}"
     if train.loss == "sampled_softmax":
-        return f"sampled softmax of {train.negatives} negatives a step, corrected by log of probability"
-    return f"gBCE of {train.negatives} negatives a step, t {train.gbce_t}"
+        return f"sampled softmax of {train.negatives} negatives a pass, corrected by log of probability"
+    return f"gBCE of {train.negatives} negatives a pass, t {train.gbce_t}"
 
 
 def changed_from_preset(config: RunConfig) -> dict[str, Any]:

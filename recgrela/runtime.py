@@ -25,7 +25,7 @@ def max_tokens_of(config: RunConfig, device: torch.device) -> int:
 
 
 def pick_device(name: str) -> torch.device:
-    """ "auto" is the GPU where PyTorch sees one, else the CPU.
+    """ "auto" is the GPU where PyTorch sees one, else the CPU. A GPU becomes PyTorch's current one.
 
     Raises:
         ConfigError: the name is not a device, this machine or build of PyTorch has no such device, or this
@@ -43,6 +43,7 @@ def pick_device(name: str) -> torch.device:
             raise ConfigError(f"device {name!r}: the number of CUDA devices that PyTorch sees is {count}")
         if obstacle := gpu_obstacle(int(index or 0)):
             raise ConfigError(f"device {name!r}: {obstacle}; or take the device cpu")
+        torch.cuda.set_device(int(index or 0))  # CUDA graphs are captured there
     return torch.device(name)
 
 

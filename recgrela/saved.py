@@ -95,7 +95,10 @@ def check_settings(folder: RunFolder, config: RunConfig) -> None:
     recorded = content["settings"] | flatten({"model": content["model"]})
     for key, value in fixed_settings(config).items():
         if key not in recorded:
-            raise RunError(f"{folder.protocol_path}: damaged: the setting {key} is missing")
+            raise RunError(
+                f"{folder.protocol_path}: the setting {key} is missing: the run was made by another version of "
+                "recgrela, or the file is damaged; start a new run"
+            )
         if value != recorded[key]:
             raise RunError(
                 f"{folder.config_path}: {key} is {value!r}, the run began with {recorded[key]!r}; "

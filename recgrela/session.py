@@ -102,6 +102,8 @@ def _make_step(model: SequenceModel, loss: nn.Module, config: RunConfig) -> Trai
         raise ConfigError("train.cuda_graphs needs a GPU; the device of this run is the CPU")
     lr = torch.tensor(train.lr, device=device)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True, capturable=True)
+    # The first steps are not captured, on purpose, of which it would warn.
+    optimizer._warned_capturable_if_run_uncaptured = True
     return GraphedStep(model, optimizer, loss, train, config.data.max_len)
 
 

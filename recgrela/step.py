@@ -88,12 +88,18 @@ class TrainStep:
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
 
 
-def cuda_graph(body: Callable[[], None]) -> Callable[[], None]:
-    """What repeats the body's kernels in one launch; the body is captured, not run."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        body()
-    return graph.replay
+class CudaGraphs:
+    """Turns bodies into CUDA graphs, which share their memory: nothing in it has to outlive a replay."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, body: Callable[[], None]) -> Callable[[], None]:
+        """What repeats the body's kernels in one launch; the body is captured, not run."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            body()
+        return graph.replay
 
 
 class GraphedStep(TrainStep):
@@ -101,12 +107,12 @@ class GraphedStep(TrainStep):
 
     A batch of the full size always has the same number of items. Its number of sequences varies: it is filled
     up with empty ones to a multiple of `ROOM`, and every such size has a graph of its own. The first steps,
-    and an epoch's last and smaller batch, go kernel by kernel. Adam must be capturable, its learning rate a
-    tensor.
+    the first batch of a size, and an epoch's last and smaller batch go kernel by kernel. Adam must be
+    capturable, its learning rate a tensor.
 
     Args:
         max_seqlen: the longest sequence of any batch.
-        capture: turns a body into its replay; for tests.
+        capture: turns a body into its replay; by default `CudaGraphs`.
     """
 
     ROOM = 64
@@ -119,21 +125,24 @@ class GraphedStep(TrainStep):
         loss: nn.Module,
         config: TrainConfig,
         max_seqlen: int,
-        capture: Capture = cuda_graph,
+        capture: Capture | None = None,
     ) -> None:
         super().__init__(model, optimizer, loss, config, config.batch_size)
-        self.max_seqlen, self._capture = max_seqlen, capture
+        self.max_seqlen, self._capture = max_seqlen, capture or CudaGraphs()
         self._items = torch.zeros(config.batch_size, dtype=torch.int64, device=self.device)
         self._target = torch.zeros_like(self._items)
         self._graphs: dict[int, tuple[Tensor, Callable[[], None]]] = {}
         self._steps = 0
+        self._sizes: set[int] = set()  # that have run
         self._side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
     def __call__(self, batch: Batch, lr: float) -> None:
         size = -(-batch.size // self.ROOM) * self.ROOM
         offsets = torch.nn.functional.pad(batch.cu_seqlens, (0, size - batch.size), value=batch.num_tokens)
         self._steps += 1
-        if self._steps <= self.WARM_UP or batch.num_tokens != self.config.batch_size:
+        is_new = size not in self._sizes  # kernels to load, code to compile: not inside a capture
+        if is_new or self._steps <= self.WARM_UP or batch.num_tokens != self.config.batch_size:
+            self._sizes.add(size)
             self._set_lr(lr)
             self._aside(lambda: self._whole(batch.items, offsets, batch.target))
             return

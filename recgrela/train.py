@@ -30,7 +30,7 @@ from recgrela.report import (
     write_scalars,
 )
 from recgrela.run_folder import RunFolder, Which
-from recgrela.runtime import Stopped, StopSignals
+from recgrela.runtime import Stopped, StopSignals, max_tokens_of
 from recgrela.saved import check_data, check_settings, describe_state
 from recgrela.session import Session, create_folder, open_session
 from recgrela.state import TrainState
@@ -231,7 +231,7 @@ class Trainer:
         return ranking, time.perf_counter() - began
 
     def _rank(self, split: str) -> Ranking:
-        batches, most = self.session.splits[split], self.step.max_tokens
+        batches, most = self.session.splits[split], max_tokens_of(self.session.config, self.device)
         return rank_all(self.model, batches, self.device, most, self.signals.check)
 
     def _sync_loss(self) -> None:

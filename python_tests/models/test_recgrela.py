@@ -14,7 +14,8 @@ from torch import Tensor
 from recgrela.errors import ConfigError
 from recgrela.models import RecGRELAConfig, SequenceModel, build, from_official
 from recgrela.models.recgrela import own_name
-from recgrela.ops import gated_rela_reference
+from recgrela.nn import RotaryTable
+from recgrela.ops import gated_rela_last_reference, gated_rela_reference
 
 TINY = Path(__file__).parents[1] / "golden" / "recgrela_tiny.npz"
 SMALL = RecGRELAConfig(hidden_size=16, num_heads=2, num_layers=2)
@@ -29,6 +30,7 @@ def ops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The model on the compiled op, and on its definition."""
     if request.param == "reference":
         monkeypatch.setattr("recgrela.nn.gated_rela", gated_rela_reference)
+        monkeypatch.setattr("recgrela.nn.gated_rela_last", gated_rela_last_reference)
     return request.param
 
 
@@ -50,6 +52,42 @@ def test_equals_the_authors_arrays(name: str, dtype: torch.dtype, ratio: float, 
     assert {own_name(n) for n in expected} == set(gradients)
     for n, grad in expected.items():
         assert_close(n, grad, gradients[own_name(n)], ratio)
+
+
+@pytest.mark.parametrize("position", ["rotary", "learned", "none"])
+@pytest.mark.parametrize(
+    "mode, padding", [("causal", "mask"), ("bidirectional", "mask"), ("bidirectional", "attend")]
+)
+def test_the_last_rows_alone_are_those_of_all(mode: Any, padding: Any, position: Any) -> None:
+    """The last block makes them in another way, and for training with another gradient of the same values."""
+    config = replace(SMALL, mode=mode, padding=padding, position=position)
+    model = build(config, 30, 12).double().eval()
+    cu_seqlens = cu_seqlens_of([5, 1, 12])
+    items = torch.randint(1, 30, (18,))
+    everything = model.hidden_states(items, cu_seqlens, 12, last_only=False)
+    assert everything.shape == (18, 16)
+    last = model.hidden_states(items, cu_seqlens, 12, last_only=True)
+    assert_close("last rows", everything[cu_seqlens[1:] - 1], last, 1e-12)
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    d = torch.randn_like(last)
+    grads = [
+        torch.autograd.grad(rows, parameters, d, allow_unused=True)
+        for rows in (everything[cu_seqlens[1:] - 1], last)
+    ]
+    for name, a, b in zip(names, *grads, strict=True):
+        if a is not None:
+            assert_close(name, a, b, 1e-10)
+
+
+def test_the_rotary_table_of_training_stays() -> None:
+    """A CUDA graph holds its address, and its length may change the rounding."""
+    table, x = RotaryTable(8, 1e4, max_len=20), torch.zeros(1)
+    first = table(5, x)
+    assert len(first) == 20 and table(20, x) is first
+    longer = table(50, x)
+    assert len(longer) == 50 and table(21, x) is longer
+    assert len(table(60, x)) == 60 and table(7, x) is first
+    assert table(7, x.double()).dtype == torch.float64
 
 
 def tiny_model(arrays: Any, case: str) -> SequenceModel:

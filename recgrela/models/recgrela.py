@@ -93,7 +93,7 @@ class RecGRELAConfig:
 class Block(nn.Module):
     """x + DropPath(attention(LN1 x)), then x + MLP(LN2 x)."""
 
-    def __init__(self, config: RecGRELAConfig) -> None:
+    def __init__(self, config: RecGRELAConfig, max_len: int) -> None:
         super().__init__()
         c, d = config, config.hidden_size
         self.norm1 = nn.LayerNorm(d, eps=1e-12)
@@ -103,6 +103,7 @@ class Block(nn.Module):
             causal=c.mode == "causal",
             conv_width=c.conv_width,
             rotary_base=c.rotary_base if c.position == "rotary" else None,
+            max_len=max_len,
             gate=c.gate,
             gate_activation=c.gate_activation,
             input_projection=c.input_projection,
@@ -137,7 +138,7 @@ class RecGRELA(SequenceModel):
         self.position_embedding = nn.Embedding(max_len, d) if config.position == "learned" else None
         self.dropout = Dropout(config.dropout)
         self.norm = nn.LayerNorm(d, eps=1e-12)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.blocks = nn.ModuleList(Block(config, max_len) for _ in range(config.num_layers))
         self.trains_on = ("last", "all") if config.mode == "causal" else ("last",)
         self.bounded = config.padding == "attend" or config.position == "learned"
         self.padded_len = max_len if config.padding == "attend" else None
@@ -157,10 +158,11 @@ class RecGRELA(SequenceModel):
                 f"a sequence of {max_seqlen} items does not fit this model's max_len={self.max_len}"
             )
         sequences = Sequences.of(cu_seqlens, items.shape[0], max_seqlen)
-        rows = sequences.last() if last_only else None
+        real = None
+        rows = sequences.last()
         if self.config.padding == "attend":
             items, sequences, real = self._pad(items, sequences)
-            rows = real if rows is None else real[rows]
+            rows = real[rows]
         x = F.embedding(items, self.item_embedding.weight, padding_idx=0)
         if self.position_embedding is not None:
             x = x + self.position_embedding(sequences.positions())
@@ -170,7 +172,10 @@ class RecGRELA(SequenceModel):
         *blocks, last = self.blocks
         for block in blocks:
             x = block(x, sequences)
-        return last(x, sequences, rows)
+        if last_only:
+            return last(x, sequences, rows)
+        x = last(x, sequences)
+        return x if real is None else x[real]
 
     def _pad(self, items: Tensor, sequences: Sequences) -> tuple[Tensor, Sequences, Tensor]:
         """Every sequence filled up to max_len with item 0; also where the real items went, [T]."""

@@ -160,6 +160,6 @@ def linear_cross_entropy(
             with_grad and weight.requires_grad,
         )
         if label_smoothing:  # log Z - (1 - a) s[target] - a mean(s), the mean of all scores being one product
-            away = F.embedding(target, weight) - weight.mean(0)
-            loss = loss + label_smoothing * (hidden * away).to(loss.dtype).sum(1).mean()
+            away = F.embedding(target, weight) - weight.mean(0, dtype=loss.dtype)
+            loss = loss + label_smoothing * (hidden.to(loss.dtype) * away).sum(1).mean()
     return loss
