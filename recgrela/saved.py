@@ -96,8 +96,8 @@ def check_settings(folder: RunFolder, config: RunConfig) -> None:
     for key, value in fixed_settings(config).items():
         if key not in recorded:
             raise RunError(
-                f"{folder.protocol_path}: the setting {key} is missing: the run was made by another version of "
-                "recgrela, or the file is damaged; start a new run"
+                f"{folder.protocol_path}: the setting {key} is missing: the run was made by another version "
+                "of recgrela, or the file is damaged; start a new run"
             )
         if value != recorded[key]:
             raise RunError(
