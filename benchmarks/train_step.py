@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import eager
 import published
@@ -164,7 +165,7 @@ def main() -> None:
                 "share_of_its_peak_memory": round(share, 4),
             }
         )
-    record("train_step", vars(args), results)
+    record("train_step", vars(args) | {"data": Path(args.data).name}, results)
 
 
 if __name__ == "__main__":

@@ -118,8 +118,7 @@ class GatedRotaryLinearAttention(nn.Module):
         num_heads: divides D into heads of an even width.
         causal: prefix sums instead of the whole sequence.
         conv_width: taps of the local shortcut; 0 leaves it out.
-        rotary_base: None leaves the rotation out.
-        max_len: the longest sequence in training.
+        rotary: the angles, which the blocks of a model share; None leaves the rotation out.
         gate, gate_activation: the gate and its activation.
         input_projection: u Win before everything else but the gate.
         value_projection: a value matrix of its own; without it the values are the projected input.
@@ -133,8 +132,7 @@ class GatedRotaryLinearAttention(nn.Module):
         *,
         causal: bool,
         conv_width: int,
-        rotary_base: float | None,
-        max_len: int,
+        rotary: RotaryTable | None,
         gate: bool,
         gate_activation: Activation,
         input_projection: bool,
@@ -152,7 +150,7 @@ class GatedRotaryLinearAttention(nn.Module):
         # Only its parameters are used: the op convolves.
         self.conv = nn.Conv1d(d, d, conv_width, groups=d) if conv_width else None
         self.out_proj = nn.Linear(d, d)
-        self.rotary = None if rotary_base is None else RotaryTable(d, rotary_base, max_len)
+        self.rotary = rotary
 
     def forward(self, u: Tensor, sequences: Sequences, rows: Tensor | None = None) -> Tensor:
         """u: [T, D] -> [T, D]; or with `rows` [B], one of each sequence (its last, if causal), -> [B, D]."""

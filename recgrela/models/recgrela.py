@@ -13,7 +13,15 @@ from torch import Tensor, nn
 
 from recgrela.errors import ConfigError
 from recgrela.models.base import SequenceModel, check_choices
-from recgrela.nn import MLP, Activation, Dropout, DropPath, GatedRotaryLinearAttention, Sequences
+from recgrela.nn import (
+    MLP,
+    Activation,
+    Dropout,
+    DropPath,
+    GatedRotaryLinearAttention,
+    RotaryTable,
+    Sequences,
+)
 
 
 @dataclass(frozen=True)
@@ -93,7 +101,7 @@ class RecGRELAConfig:
 class Block(nn.Module):
     """x + DropPath(attention(LN1 x)), then x + MLP(LN2 x)."""
 
-    def __init__(self, config: RecGRELAConfig, max_len: int) -> None:
+    def __init__(self, config: RecGRELAConfig, rotary: RotaryTable | None) -> None:
         super().__init__()
         c, d = config, config.hidden_size
         self.norm1 = nn.LayerNorm(d, eps=1e-12)
@@ -102,8 +110,7 @@ class Block(nn.Module):
             c.num_heads,
             causal=c.mode == "causal",
             conv_width=c.conv_width,
-            rotary_base=c.rotary_base if c.position == "rotary" else None,
-            max_len=max_len,
+            rotary=rotary,
             gate=c.gate,
             gate_activation=c.gate_activation,
             input_projection=c.input_projection,
@@ -138,7 +145,8 @@ class RecGRELA(SequenceModel):
         self.position_embedding = nn.Embedding(max_len, d) if config.position == "learned" else None
         self.dropout = Dropout(config.dropout)
         self.norm = nn.LayerNorm(d, eps=1e-12)
-        self.blocks = nn.ModuleList(Block(config, max_len) for _ in range(config.num_layers))
+        rotary = RotaryTable(d, config.rotary_base, max_len) if config.position == "rotary" else None
+        self.blocks = nn.ModuleList(Block(config, rotary) for _ in range(config.num_layers))
         self.trains_on = ("last", "all") if config.mode == "causal" else ("last",)
         self.bounded = config.padding == "attend" or config.position == "learned"
         self.padded_len = max_len if config.padding == "attend" else None
