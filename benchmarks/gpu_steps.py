@@ -26,7 +26,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 # What chooses the tests that need a GPU.
-CUDA_TESTS = ("python_tests/ops", "-m", "gpu")
+CUDA_TESTS = ("python_tests/ops", "python_tests/test_step.py", "-m", "gpu")
 SANITIZERS = {
     "memcheck": r"ERROR SUMMARY: (\d+) error",
     "racecheck": r"RACECHECK SUMMARY: (\d+) hazard",
