@@ -20,7 +20,10 @@ import matplotlib.pyplot as plt
 
 from recgrela.run_folder import RunFolder
 
-COLUMNS = ("epoch", "targets", "loss", "valid_hr10", "valid_ndcg10", "train_seconds", "eval_seconds")
+COLUMNS = (
+    *("epoch", "targets", "loss", "valid_hr10", "valid_ndcg10", "valid_ndcg10_seen_removed"),
+    *("train_seconds", "eval_seconds"),
+)
 EPOCHS = (1, 2, 3, 5, 10, 15, 20, 25, 30, 40, 50, 64, 80, 97, 118)
 
 
@@ -30,8 +33,9 @@ def rows_of_run(path: Path) -> list[dict[str, float]]:
     targets = 0
     for record in RunFolder.open(path).epoch_records():
         targets += record["targets"]
-        valid = record["valid"]["unmasked"]
-        values = (record["loss"], valid["HR@10"], valid["NDCG@10"], record["seconds"], record["eval_seconds"])
+        valid, removed = record["valid"]["unmasked"], record["valid"]["masked"]
+        scores = (valid["HR@10"], valid["NDCG@10"], removed["NDCG@10"])
+        values = (record["loss"], *scores, record["seconds"], record["eval_seconds"])
         rows.append(dict(zip(COLUMNS, (record["epoch"], targets, *values), strict=True)))
     return rows
 

@@ -75,9 +75,8 @@ class SampledLoss(nn.Module, ABC):
         return torch.stack(losses).sum() / len(target)
 
     def _sum(self, hidden: Tensor, own: Tensor, target: Tensor, others: Tensor, negatives: Tensor) -> Tensor:
-        with torch.autocast(
-            hidden.device.type, enabled=False
-        ):  # scores rounded to bfloat16 would be of little use
+        # Scores rounded to bfloat16 would be of little use.
+        with torch.autocast(hidden.device.type, enabled=False):
             hidden = hidden.float()
             positive = (hidden * own.float()).sum(1)
             return self.loss(positive, hidden @ others.float().T, target, negatives).sum()
@@ -123,7 +122,7 @@ class GBCE(SampledLoss):
         if num_negatives >= n_items:
             raise ConfigError(
                 f"train.negatives: gbce draws from {n_items - 1} items, {num_negatives} are more; "
-                f"so few items need no sampling, take train.loss softmax"
+                "so few items need no sampling, take train.loss softmax"
             )
         alpha = num_negatives / (n_items - 1)
         self.beta = alpha * (t * (1 - 1 / alpha) + 1 / alpha)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 import recgrela.ops
 from recgrela.ops import causal_conv1d, checks, rotary_table
+from recgrela.ops.gated_rela_last import _key_sums_backward_cuda, _key_sums_cuda
 
 OPS = ("gated_rela", "causal_conv1d")
 # recgrela.ops names the functions; these are their modules.
@@ -68,6 +69,25 @@ def check(simt: Any, case: Case, **how: Any) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_head_width(simt: Any, dtype: torch.dtype, head: int, causal: bool) -> None:
     check(simt, Case([1, 33, 0, 18], head, 3 if head < 64 else 1, causal=causal, dtype=dtype))
+
+
+@pytest.mark.parametrize("rotary", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_key_sums(simt: Any, dtype: torch.dtype, rotary: bool) -> None:
+    """Their form on CUDA, which takes the state of gated_rela, with k in the place of q too."""
+    lengths, heads = [1, 33, 18], 2
+    k, v = (torch.randn(52, 32).to(dtype) for _ in range(2))
+    table = rotary_table(33, 32) if rotary else None
+    cu_seqlens, d_sums = cu_seqlens_of(lengths), torch.randn(3, heads, 17, 16)
+    wide = (k.double(), v.double(), cu_seqlens, None if table is None else table.double(), heads)
+    sums = torch.ops.recgrela.key_sums(*wide)
+    grads = torch.ops.recgrela.key_sums_backward(d_sums.double(), *wide)
+    with simt():
+        args = (k, v, cu_seqlens, table, heads)
+        assert_close("sums", sums, _key_sums_cuda(*args), 1e-2 if dtype == torch.bfloat16 else 2e-3)
+        for name, a, b in zip(("dk", "dv"), grads, _key_sums_backward_cuda(d_sums, *args), strict=True):
+            assert b.dtype == dtype
+            assert_close(name, a, b, 4e-2 if dtype == torch.bfloat16 else 5e-3)
 
 
 @pytest.mark.parametrize("causal", [True, False])

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import assert_close, cu_seqlens_of
+from support import assert_close, cu_seqlens_of, needs_gpu
 from torch import Tensor
 
 from recgrela.ops import gated_rela, gated_rela_last, gated_rela_last_reference, rotary_table
@@ -217,6 +217,19 @@ def test_bad_input(change: dict[str, Any], error: type[Exception], message: str)
     }
     with pytest.raises(error, match=message):
         gated_rela_last(**(operands | change))
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_a_gpu(dtype: torch.dtype) -> None:
+    case = Case(UNEVEN)
+    expected = case.gradients()
+    for name, x in case.inputs.items():
+        case.inputs[name] = x.detach().to("cuda", dtype).requires_grad_()
+    case.options["rotary"] = case.options["rotary"].to("cuda", torch.float32)
+    case.cu_seqlens, case.rows, case.dy = case.cu_seqlens.cuda(), case.rows.cuda(), case.dy.to("cuda", dtype)
+    for name, value in case.gradients().items():
+        assert_close(name, expected[name], value.cpu(), 1e-4 if dtype == torch.float32 else 6e-2, scale=1.0)
 
 
 def test_the_form_for_cuda_gives_the_same() -> None:
