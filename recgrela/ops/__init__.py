@@ -9,8 +9,10 @@ from recgrela.ops.dropout import dropout, dropout_reference
 from recgrela.ops.gated_rela import RelaState, gated_rela, gated_rela_reference
 from recgrela.ops.gated_rela_last import gated_rela_last, gated_rela_last_reference
 from recgrela.ops.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
+from recgrela.ops.linear_scan import linear_scan, linear_scan_reference
 from recgrela.ops.mlp import mlp, mlp_reference
 from recgrela.ops.rotary import rotary_table, rotate
+from recgrela.ops.selective_scan import selective_scan, selective_scan_reference
 
 __all__ = [
     "RelaState",
@@ -25,8 +27,12 @@ __all__ = [
     "has_kernels",
     "linear_cross_entropy",
     "linear_cross_entropy_reference",
+    "linear_scan",
+    "linear_scan_reference",
     "mlp",
     "mlp_reference",
     "rotary_table",
     "rotate",
+    "selective_scan",
+    "selective_scan_reference",
 ]
