@@ -103,6 +103,76 @@ struct CausalConv1dParams {
   int64_t num_items() const { return groups.count; }
 };
 
+// Elements are real: a complex number is a pair (re, im) of them.
+template <typename T>
+struct LinearScanParams {
+  static constexpr int64_t kPart = 32;  // elements of a row that an item of work takes
+
+  Groups groups;
+  int64_t width = 0;  // elements of a row
+  bool complex = false;
+
+  const int64_t* cu_seqlens = nullptr;
+  Rows<const T> x;                   // forward only
+  Rows<const T> a;                   // of stride 0 where it is the same at every step
+  const T* initial_state = nullptr;  // [B, width]; null: zeros
+  Rows<T> h;                         // forward only
+  T* final_state = nullptr;          // [B, width]; may be null
+
+  Rows<const T> dh, saved_h;  // from here on: backward only
+  const T* final_state_grad = nullptr;
+  T* initial_state_grad = nullptr;
+  Rows<T> dx;
+  Rows<T> da;               // of each step, or
+  T* da_partial = nullptr;  // [groups, width], zero at first
+
+  std::atomic<int64_t>* next = nullptr;
+  int64_t num_parts() const { return (width + kPart - 1) / kPart; }
+  int64_t num_items() const { return groups.count * num_parts(); }
+};
+
+// Rows between the states that the forward of selective_scan keeps for the backward: those before row
+// kCheckpointRows * j of sequence b are number cu_seqlens[b] / kCheckpointRows + b + j.
+inline constexpr int64_t kCheckpointRows = 32;
+
+template <typename T>
+struct SelectiveScanParams {
+  Groups groups;
+  int64_t num_rows = 0, channels = 0, num_states = 0;
+  int64_t part_channels = 0;  // what an item of work takes of them
+  bool softplus = false;
+
+  const int64_t* cu_seqlens = nullptr;
+  Rows<const T> u, delta, z;                    // [T, I]; z may be absent
+  Rows<const T> B, C;                           // [T, N]
+  const T* A = nullptr;                         // [I, N]
+  const T *D = nullptr, *delta_bias = nullptr;  // [I] or null
+  const T* initial_state = nullptr;             // [B, I, N]; null: zeros
+  Rows<T> y;                                    // forward only
+  T *final_state = nullptr, *kept = nullptr;    // [B, I, N], [checkpoints, I, N]; may be null
+
+  Rows<const T> dy;          // from here on: backward only
+  const T* saved = nullptr;  // what the forward kept
+  const T* final_state_grad = nullptr;
+  T* initial_state_grad = nullptr;
+  Rows<T> du, ddelta, dz;
+  T *dB = nullptr, *dC = nullptr;                          // [parts, T, N] partial sums
+  T *dA = nullptr, *dD = nullptr, *ddelta_bias = nullptr;  // [groups, I, N], [groups, I] partial sums
+
+  // Parts that depend on the batch alone, as the groups do: several where there are few sequences, but not narrow ones,
+  // for each costs partial sums of its own.
+  void set_parts() {
+    constexpr int64_t kItems = 64, kNarrow = 64, kAlign = 16;
+    const int64_t wanted = (kItems + groups.count - 1) / std::max<int64_t>(1, groups.count);
+    const int64_t parts = std::max<int64_t>(1, std::min(wanted, channels / kNarrow));
+    part_channels = std::max<int64_t>(1, ((channels + parts - 1) / parts + kAlign - 1) / kAlign) * kAlign;
+  }
+
+  std::atomic<int64_t>* next = nullptr;
+  int64_t num_parts() const { return std::max<int64_t>(1, (channels + part_channels - 1) / part_channels); }
+  int64_t num_items() const { return groups.count * num_parts(); }
+};
+
 template <typename T>
 struct Dropout {
   uint64_t seed = 0;
@@ -198,6 +268,9 @@ struct Kernels {
   Op<GatedRelaParams<T>> gated_rela;
   Op<GatedRelaParams<T>> key_sums;  // of k and v alone: final_sums, and dk and dv from final_sums_grad
   Op<CausalConv1dParams<T>> causal_conv1d;
+  Op<SelectiveScanParams<T>> selective_scan;
+  void (*linear_scan)(const LinearScanParams<T>&, T* scratch);
+  void (*linear_scan_backward)(const LinearScanParams<T>&, T* scratch);
   Op<MlpParams<T>> mlp;
 
   void (*dropout)(const DropoutParams<T>&, T* scratch);

@@ -24,6 +24,21 @@ RECGRELA_INLINE void store(T* p, Vec<T, N> v) {
   *reinterpret_cast<typename VecOf<T, N>::unaligned*>(p) = v;
 }
 
+// Of n elements, where the vector is longer than what is left: the other lanes are zero, or not stored.
+template <typename T, int N>
+RECGRELA_INLINE Vec<T, N> load_some(const T* p, int64_t n) {
+  if (n >= N) return load<T, N>(p);
+  Vec<T, N> v{};
+  for (int64_t i = 0; i < n; ++i) v[i] = p[i];
+  return v;
+}
+
+template <typename T, int N>
+RECGRELA_INLINE void store_some(T* p, Vec<T, N> v, int64_t n) {
+  if (n >= N) return store<T, N>(p, v);
+  for (int64_t i = 0; i < n; ++i) p[i] = v[i];
+}
+
 template <typename T, int N>
 RECGRELA_INLINE Vec<T, N> splat(T x) {
   return x - Vec<T, N>{};  // not 0 + x, which makes +0 of -0 and so costs an addition
@@ -83,9 +98,62 @@ RECGRELA_INLINE Vec<T, N> exp(Vec<T, N> x) {
   return p * (V)((exponent + kBias) << kMantissa);
 }
 
+// ln(2)^k / k!, the coefficients of 2^r
+template <typename T>
+constexpr T exp2_coefficient(int k) {
+  double c = 1;
+  for (int i = 1; i <= k; ++i) c *= 0.69314718055994530942 / i;
+  return T(c);
+}
+
+// 2^x likewise: here r = x - n is exact.
+template <typename T, int N>
+RECGRELA_INLINE Vec<T, N> exp2(Vec<T, N> x) {
+  using V = Vec<T, N>;
+  using I = typename VecOf<T, N>::mask;
+  constexpr bool kFloat = sizeof(T) == 4;
+  constexpr T kLow = kFloat ? T(-126.0) : T(-1022.0), kHigh = kFloat ? T(127.0) : T(1023.0);
+  constexpr T kMagic = kFloat ? T(12582912.0) : T(6755399441055744.0);
+  constexpr int kMantissa = kFloat ? 23 : 52, kBias = kFloat ? 127 : 1023, kDegree = kFloat ? 6 : 13;
+  x = x < kLow ? splat<T, N>(kLow) : x;
+  x = x > kHigh ? splat<T, N>(kHigh) : x;
+  const V shifted = x + kMagic;
+  const I exponent = (I)shifted - (I)splat<T, N>(kMagic);
+  const V r = x - (shifted - kMagic), r2 = r * r;
+  // even and odd powers apart, for a short chain of dependent operations
+  V even = splat<T, N>(exp2_coefficient<T>(kDegree & ~1)), odd = splat<T, N>(exp2_coefficient<T>((kDegree - 1) | 1));
+  for (int k = (kDegree & ~1) - 2; k >= 0; k -= 2) even = even * r2 + exp2_coefficient<T>(k);
+  for (int k = ((kDegree - 1) | 1) - 2; k >= 1; k -= 2) odd = odd * r2 + exp2_coefficient<T>(k);
+  return (odd * r + even) * (V)((exponent + kBias) << kMantissa);
+}
+
+// log(1 + e), 0 <= e <= 1, to full relative accuracy: 2 atanh(t), t = e / (2 + e) <= 1/3, by its series.
+template <typename T, int N>
+RECGRELA_INLINE Vec<T, N> log1p(Vec<T, N> e) {
+  constexpr int kTerms = sizeof(T) == 4 ? 8 : 17;
+  const Vec<T, N> t = e / (T(2) + e), t2 = t * t;
+  Vec<T, N> series = splat<T, N>(T(1) / T(2 * kTerms - 1));
+  for (int k = kTerms - 2; k >= 0; --k) series = series * t2 + T(1) / T(2 * k + 1);
+  return T(2) * t * series;
+}
+
+// log(1 + exp(x)), and x itself from where PyTorch's softplus takes it so.
+constexpr int kSoftplusThreshold = 20;
+
+template <typename T, int N>
+RECGRELA_INLINE Vec<T, N> softplus(Vec<T, N> x) {
+  const Vec<T, N> positive = x > T(0) ? x : Vec<T, N>{}, tail = log1p<T, N>(exp<T, N, false>(x > T(0) ? -x : x));
+  return x > T(kSoftplusThreshold) ? x : positive + tail;
+}
+
 template <typename T, int N>
 RECGRELA_INLINE Vec<T, N> sigmoid(Vec<T, N> x) {
   return T(1) / (T(1) + exp<T, N>(-x));
+}
+
+template <typename T, int N>
+RECGRELA_INLINE Vec<T, N> softplus_grad(Vec<T, N> x) {
+  return x > T(kSoftplusThreshold) ? splat<T, N>(T(1)) : sigmoid<T, N>(x);
 }
 
 // d silu(x) / dx, given s = sigmoid(x)

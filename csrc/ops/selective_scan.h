@@ -15,7 +15,7 @@ inline constexpr const char* kSelectiveScanSchemas[] = {
 
 struct SelectiveScanArgs {
   static constexpr int64_t kMostStates = 256;
-  static constexpr int64_t kCheckpointRows = 32;  // as in recgrela/ops/selective_scan.py
+  static constexpr int64_t kCheckpointRows = cpu::kCheckpointRows;  // as in recgrela/ops/selective_scan.py
 
   Tensor u, delta, A, B, C;
   OptTensor D, z, delta_bias;

@@ -44,6 +44,7 @@ def check_operands(
     first_name: str,
     first: Tensor,
     any_float: bool = False,
+    complex_too: bool = False,
     **others: tuple[Tensor | None, tuple[Any, ...]] | tuple[Tensor | None, tuple[Any, ...], torch.dtype],
 ) -> None:
     """`first` and the others must have their shapes, one floating dtype (or one of their own) and one device.
@@ -54,6 +55,7 @@ def check_operands(
         op: the op's name, for the messages.
         first_name, first: the operand that sets dtype and device.
         any_float: the op runs in any floating dtype, not only in those of the CPU kernels.
+        complex_too: the op runs in complex dtypes too.
         others: name = (tensor or None, expected shape[, dtype other than that of `first`]); an entry of the
             shape that is a string, such as "K", stands for any size.
 
@@ -75,7 +77,7 @@ def check_operands(
             raise TypeError(
                 f"{op}: {name} is {x.dtype}; with {first_name} in {first.dtype} it must be {own_dtype[0]}"
             )
-        if not own_dtype and not x.is_floating_point():
+        if not own_dtype and not (x.is_floating_point() or (complex_too and x.is_complex())):
             raise TypeError(f"{op}: {name} must be floating point, got {x.dtype}")
         if x.device != first.device:
             raise ValueError(

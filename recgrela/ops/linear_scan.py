@@ -114,6 +114,7 @@ def linear_scan(
         "x",
         x,
         any_float=True,
+        complex_too=True,
         a=(a, (channels,) if a.dim() == 1 else tuple(shape), dtype),
         initial_state=(initial_state, (cu_seqlens.shape[0] - 1, channels), dtype),
     )
