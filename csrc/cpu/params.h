@@ -132,7 +132,8 @@ struct LinearScanParams {
 };
 
 // Rows between the states that the forward of selective_scan keeps for the backward: those before row
-// kCheckpointRows * j of sequence b are number cu_seqlens[b] / kCheckpointRows + b + j.
+// kCheckpointRows * j of sequence b are number cu_seqlens[b] / kCheckpointRows + b + j; numbers that no row has are
+// zero.
 inline constexpr int64_t kCheckpointRows = 32;
 
 template <typename T>

@@ -169,6 +169,15 @@ struct SelectiveScan {
     }
     if (p.final_state)
       for (int64_t b = 0; b < blocks; ++b) write(at(state, b), b, of_sequence(p.final_state, seq));
+    if (p.kept) clear_unused();
+  }
+
+  // The checkpoints between those of this sequence and of the next one.
+  void clear_unused() const {
+    const int64_t end = p.cu_seqlens[seq + 1] / kRows + seq + 1;
+    const int64_t channels = std::min(p.part_channels, p.channels - first);
+    for (int64_t i = checkpoint(num_chunks()); i < end; ++i)
+      std::fill_n(of_sequence(p.kept, i) + first * num_states, channels * num_states, T(0));
   }
 
   void begin_gradients() const {

@@ -190,7 +190,10 @@ def selective_scan(
 
 
 def checkpoints_shape(u: Tensor, A: Tensor, cu_seqlens: Tensor) -> tuple[int, int, int]:
-    """Of the kept states: those before row 32 j of sequence b are number cu_seqlens[b] // 32 + b + j."""
+    """Of the kept states: those before row 32 j of sequence b are number cu_seqlens[b] // 32 + b + j.
+
+    The numbers that no row has are zero.
+    """
     return u.shape[0] // CHECKPOINT_ROWS + cu_seqlens.shape[0] - 1, A.shape[0], A.shape[1]
 
 
@@ -249,7 +252,7 @@ def _backward(
     ctx: Any, dy: Tensor | None, d_state: Tensor | None, _: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     if not ctx.keeps_states:
-        raise RuntimeError("selective_scan: called with keep_states=False, which leaves nothing for a backward")
+        raise RuntimeError("selective_scan: a backward needs keep_states=True in the forward")
     tensors = ctx.saved_tensors
     grads = torch.ops.recgrela.selective_scan_backward(
         torch.zeros_like(tensors[0]) if dy is None else dy,

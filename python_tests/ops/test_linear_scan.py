@@ -1,0 +1,298 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from support import assert_close, cu_seqlens_of
+from torch import Tensor
+
+from recgrela.ops import linear_scan, linear_scan_reference
+
+UNEVEN = [1, 65, 0, 31, 32, 2, 33]
+DTYPES = [torch.float64, torch.complex128]
+
+
+def draw(*shape: int, dtype: torch.dtype = torch.float64, largest: float | None = None) -> Tensor:
+    """Random numbers; with `largest` of at most that modulus, as of coefficients that do not explode."""
+    x = torch.randn(*shape, dtype=dtype)
+    return (x if largest is None else x / (x.abs() / largest).clamp(min=1)).requires_grad_()
+
+
+def operands(
+    lengths: list[int], channels: int, dtype: torch.dtype = torch.float64, *, per_step: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x, a and the states before."""
+    rows = sum(lengths)
+    a = draw(*([rows] if per_step else []), channels, dtype=dtype, largest=0.99)
+    return draw(rows, channels, dtype=dtype), a, draw(len(lengths), channels, dtype=dtype)
+
+
+def real(x: Tensor) -> Tensor:
+    return torch.view_as_real(x) if x.is_complex() else x
+
+
+def results(op: Any, inputs: list[Tensor], cu_seqlens: Tensor, grads: tuple[Tensor, Tensor]) -> list[Tensor]:
+    """h, the states behind and the gradients."""
+    x, a, *before = inputs
+    h, behind = op(x, a, cu_seqlens, initial_state=before[0] if before else None, return_state=True)
+    return [h.detach(), behind.detach(), *torch.autograd.grad([h, behind], inputs, list(grads))]
+
+
+def check(lengths: list[int], channels: int, dtype: torch.dtype, *, per_step: bool, state: bool) -> None:
+    x, a, before = operands(lengths, channels, dtype, per_step=per_step)
+    inputs, cu_seqlens = [x, a, before] if state else [x, a], cu_seqlens_of(lengths)
+    grads = (torch.randn_like(x), torch.randn_like(before))
+    expected, got = (results(op, inputs, cu_seqlens, grads) for op in (linear_scan_reference, linear_scan))
+    names = ("h", "state", "dx", "da", "d_initial_state")
+    for name, e, g in zip(names, expected, got, strict=False):
+        assert_close(name, real(e), real(g), 1e-12, scale=1.0)
+
+
+@pytest.mark.parametrize("lengths", [[1], [2], [31], [32], [33], [65], [199], UNEVEN])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("per_step", [True, False])
+def test_equals_reference_at_odd_lengths(
+    lengths: list[int], dtype: torch.dtype, per_step: bool, isa: str
+) -> None:
+    check(lengths, 16, dtype, per_step=per_step, state=True)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 8, 31, 50, 100, 128])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("per_step", [True, False])
+def test_equals_reference_at_any_number_of_channels(
+    channels: int, dtype: torch.dtype, per_step: bool, isa: str
+) -> None:
+    check([7, 0, 3], channels, dtype, per_step=per_step, state=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+def test_single_precision(dtype: torch.dtype, isa: str) -> None:
+    wide = torch.complex128 if dtype.is_complex else torch.float64
+    x, a, before = (t.detach() for t in operands(UNEVEN, 50, wide))
+    cu_seqlens = cu_seqlens_of(UNEVEN)
+    expected = linear_scan_reference(x, a, cu_seqlens, before)
+    got = linear_scan(x.to(dtype), a.to(dtype), cu_seqlens, initial_state=before.to(dtype))
+    assert got.dtype == dtype
+    assert_close("h", real(expected), real(got), 2e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("per_step", [True, False])
+def test_gradcheck(dtype: torch.dtype, per_step: bool) -> None:
+    lengths = [5, 2, 0, 1]
+    cu_seqlens = cu_seqlens_of(lengths)
+
+    def f(x: Tensor, a: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        return linear_scan(x, a, cu_seqlens, initial_state=before, return_state=True)
+
+    assert torch.autograd.gradcheck(f, operands(lengths, 3, dtype, per_step=per_step))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("state", [True, False])
+def test_opcheck(dtype: torch.dtype, state: bool) -> None:
+    x, a, before = operands([3, 4], 8, dtype, per_step=state)
+    args = (x, a, cu_seqlens_of([3, 4]), before if state else None, state)
+    torch.library.opcheck(torch.ops.recgrela.linear_scan.default, args)
+    dh, d_state = torch.randn_like(x), torch.randn_like(before) if state else None
+    detached = [t.detach() if isinstance(t, Tensor) else t for t in args[1:-1]]
+    backward = torch.ops.recgrela.linear_scan_backward.default
+    torch.library.opcheck(backward, (dh, d_state, *detached, torch.randn_like(x).detach()))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_compiles_without_a_graph_break(dtype: torch.dtype) -> None:
+    inputs, cu_seqlens = operands([3, 4], 8, dtype), cu_seqlens_of([3, 4])
+
+    def f(x: Tensor, a: Tensor, before: Tensor) -> Tensor:
+        h, behind = linear_scan(x, a, cu_seqlens, initial_state=before, return_state=True)
+        return h.abs().square().sum() + behind.abs().sum()
+
+    expected = torch.autograd.grad(f(*inputs), inputs)
+    got = torch.autograd.grad(torch.compile(f, fullgraph=True, backend="aot_eager")(*inputs), inputs)
+    for a, b in zip(expected, got, strict=True):
+        assert_close("gradient", real(a), real(b), 1e-12)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("per_step", [True, False])
+def test_strides_do_not_matter(dtype: torch.dtype, per_step: bool) -> None:
+    lengths = [20, 0, 4]
+    inputs, cu_seqlens = list(operands(lengths, 8, dtype, per_step=per_step)), cu_seqlens_of(lengths)
+    dh, d_state = torch.randn_like(inputs[0]), torch.randn_like(inputs[2])
+    expected = results(linear_scan, inputs, cu_seqlens, (dh, d_state))
+    columns = [t.detach().repeat_interleave(2, dim=-1)[..., ::2].requires_grad_() for t in inputs]
+    got = results(linear_scan, columns, cu_seqlens, (dh.t().contiguous().t(), d_state.t().contiguous().t()))
+    assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
+    slices = [torch.cat([t, t], dim=-1).detach()[..., :8].requires_grad_() for t in inputs]
+    got = results(linear_scan, slices, cu_seqlens, (torch.cat([dh, dh], dim=-1)[:, 8:], d_state))
+    assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
+
+
+def test_conjugates_that_torch_has_not_computed() -> None:
+    x, a, _ = (t.detach() for t in operands([9], 4, torch.complex128))
+    cu_seqlens = cu_seqlens_of([9])
+    assert x.conj().is_conj()
+    expected = linear_scan(x.conj().resolve_conj(), a.conj().resolve_conj(), cu_seqlens)
+    assert torch.equal(linear_scan(x.conj(), a.conj(), cu_seqlens), expected)
+
+
+def test_a_row_of_coefficients_spread_over_the_steps_equals_a_constant() -> None:
+    x, a, _ = operands(UNEVEN, 8, per_step=False)
+    cu_seqlens, dh = cu_seqlens_of(UNEVEN), torch.randn_like(x)
+    h, spread = linear_scan(x, a, cu_seqlens), linear_scan(x, a.expand(len(x), -1), cu_seqlens)
+    assert torch.equal(h, spread)
+    (da,), (d_spread,) = torch.autograd.grad(h, a, dh), torch.autograd.grad(spread, a, dh)
+    assert_close("da", da, d_spread, 1e-12)
+
+
+@pytest.mark.parametrize("per_step", [True, False])
+def test_dense_equals_packed(per_step: bool) -> None:
+    x, a, _ = operands([6, 6], 8, per_step=per_step)
+    packed = linear_scan(x, a, cu_seqlens_of([6, 6]))
+    dense = linear_scan(x.view(2, 6, 8), a.view(2, 6, 8) if per_step else a)
+    assert torch.equal(dense.flatten(0, 1), packed)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_parts_with_the_state_handed_on_equal_the_whole(dtype: torch.dtype) -> None:
+    x, a, _ = operands([40], 5, dtype)
+    state, outs = None, []
+    for part, steps in zip(x.split([1, 33, 6]), a.split([1, 33, 6]), strict=True):
+        h, state = linear_scan(
+            part, steps, cu_seqlens_of([len(part)]), initial_state=state, return_state=True
+        )
+        outs.append(h)
+    whole = linear_scan(x, a, cu_seqlens_of([40]))
+    assert torch.equal(whole, torch.cat(outs))
+    dh = torch.randn_like(x)
+    for e, g in zip(
+        torch.autograd.grad(whole, [x, a], dh), torch.autograd.grad(torch.cat(outs), [x, a], dh), strict=True
+    ):
+        assert_close("gradient", real(e), real(g), 1e-13)
+
+
+def test_gradient_through_the_states_alone() -> None:
+    x, a, before = operands([4, 0, 2], 3)
+    cu_seqlens, d_state = cu_seqlens_of([4, 0, 2]), torch.randn(3, 3, dtype=torch.float64)
+    grads = []
+    for op in (linear_scan_reference, linear_scan):
+        _, behind = op(x, a, cu_seqlens, initial_state=before, return_state=True)
+        grads.append(torch.autograd.grad(behind, [x, a, before], d_state))
+    for e, g in zip(*grads, strict=True):
+        assert_close("gradient", e, g, 1e-13)
+    assert torch.equal(grads[1][2][1], d_state[1])  # an empty sequence hands its state through
+
+
+@pytest.mark.parametrize("lengths", [[], [0, 0]])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("per_step", [True, False])
+def test_empty_batch(lengths: list[int], dtype: torch.dtype, per_step: bool) -> None:
+    x, a, before = operands(lengths, 4, dtype, per_step=per_step)
+    cu_seqlens = cu_seqlens_of(lengths)
+    h, behind = linear_scan(x, a, cu_seqlens, initial_state=before, return_state=True)
+    assert h.shape == (0, 4) and torch.equal(behind, before)
+    dx, da, d_before = torch.autograd.grad(
+        [h, behind], [x, a, before], [torch.zeros_like(h), before.detach()]
+    )
+    assert dx.shape == (0, 4) and not da.any() and torch.equal(d_before, before)
+    _, behind = linear_scan(x, a, cu_seqlens, return_state=True)
+    assert behind.shape == before.shape and not behind.any()
+
+
+def test_autocast_computes_in_float32() -> None:
+    x, a, before = (t.detach().bfloat16() for t in operands([6, 3], 8))
+    cu_seqlens = cu_seqlens_of([6, 3])
+    with torch.autocast("cpu", torch.bfloat16):
+        h = linear_scan(x, a.float(), cu_seqlens, initial_state=before)
+    expected = linear_scan(x.float(), a.float(), cu_seqlens, initial_state=before.float())
+    assert h.dtype == torch.float32 and torch.equal(h, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex64])
+def test_autocast_leaves_other_dtypes_alone(dtype: torch.dtype) -> None:
+    x, a, _ = operands([6, 3], 8, dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        h = linear_scan(x, a, cu_seqlens_of([6, 3]))
+    assert torch.equal(h, linear_scan(x, a, cu_seqlens_of([6, 3])))
+
+
+@pytest.mark.parametrize("lengths", [[2000], [40] * 70])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+@pytest.mark.parametrize("per_step", [True, False])
+def test_same_bits_with_any_number_of_threads(lengths: list[int], dtype: torch.dtype, per_step: bool) -> None:
+    x, a, before = operands(lengths, 50, dtype, per_step=per_step)
+    cu_seqlens, grads = cu_seqlens_of(lengths), (torch.randn_like(x), torch.randn_like(before))
+    threads, runs = torch.get_num_threads(), []
+    for number in (1, 2):
+        torch.set_num_threads(number)
+        runs.append(results(linear_scan, [x, a, before], cu_seqlens, grads))
+    torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+def test_second_derivatives_are_refused() -> None:
+    x, a, _ = operands([3], 2)
+    (grad,) = torch.autograd.grad(linear_scan(x, a, cu_seqlens_of([3])).sum(), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="second derivatives"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        ({"x": torch.randn(7)}, ValueError, r"with cu_seqlens x must be \[T, D\]"),
+        ({"x": torch.randn(7, 4).half()}, TypeError, "on cpu x must be float32 or float64 or complex64"),
+        ({"x": torch.ones(7, 4, dtype=torch.int64)}, TypeError, "on cpu x must be float32"),
+        ({"x": torch.randn(7, 4, dtype=torch.complex64)}, TypeError, "a is torch.float32; with x in"),
+        ({"a": torch.randn(3)}, ValueError, r"a must be \[4\]"),
+        ({"a": torch.randn(6, 4)}, ValueError, r"a must be \[7, 4\]"),
+        ({"a": torch.randn(4).double()}, TypeError, "a is torch.float64; with x in"),
+        ({"a": torch.randn(4, device="meta")}, ValueError, "a is on meta"),
+        ({"initial_state": torch.randn(3, 4)}, ValueError, r"initial_state must be \[2, 4\]"),
+        ({"initial_state": torch.randn(2, 4).double()}, TypeError, "initial_state is torch.float64"),
+        ({"cu_seqlens": None}, ValueError, "need cu_seqlens"),
+        ({"cu_seqlens": torch.tensor([0.0, 7.0])}, TypeError, "cu_seqlens must be int32 or int64"),
+        ({"cu_seqlens": torch.tensor([0, 8])}, RuntimeError, "end at 7"),
+        ({"cu_seqlens": torch.tensor([0, 2**63 - 1, -(2**63), 7])}, RuntimeError, "must not decrease"),
+        ({"cu_seqlens": torch.tensor([0, 9, 7])}, RuntimeError, "must not decrease"),
+    ],
+)
+def test_bad_input(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    args: dict[str, Any] = {
+        "x": torch.randn(7, 4),
+        "a": torch.randn(4),
+        "cu_seqlens": torch.tensor([0, 3, 7]),
+    }
+    with pytest.raises(error, match=message):
+        linear_scan(**(args | change))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"a": torch.randn(5)}, "a must have the shape"),
+        ({"a": torch.randn(6, 4)}, "a must have the shape"),
+        ({"a": torch.randn(4).double()}, "a must have the shape"),
+        ({"initial_state": torch.randn(2, 3)}, "initial_state must have the shape"),
+        ({"h": torch.randn(6, 4)}, "dh must have the shape"),
+        ({"cu_seqlens": torch.tensor([0, 3, 8])}, "end at 7"),
+        ({"cu_seqlens": torch.tensor([0.0, 3, 7])}, "cu_seqlens must be"),
+        ({"dh": torch.randn(7, 3)}, "dh must have the shape"),
+        ({"d_state": torch.randn(1, 4)}, "the state's gradient must have the shape"),
+    ],
+)
+def test_the_operator_itself_refuses_what_does_not_fit(change: dict[str, Any], message: str) -> None:
+    """Whoever calls it without the public function must not reach memory that is not there."""
+    args: dict[str, Any] = {
+        "dh": torch.randn(7, 4),
+        "d_state": torch.randn(2, 4),
+        "a": torch.randn(4),
+        "cu_seqlens": torch.tensor([0, 3, 7]),
+        "initial_state": torch.randn(2, 4),
+        "h": torch.randn(7, 4),
+    }
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.recgrela.linear_scan_backward(*(args | change).values())

@@ -1,0 +1,398 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from support import assert_close, cu_seqlens_of
+from torch import Tensor
+
+from recgrela.ops import selective_scan, selective_scan_reference
+
+UNEVEN = [1, 65, 0, 31, 32, 2, 33]
+NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
+OPTIONAL = ("D", "z", "delta_bias", "initial_state")
+
+
+def operands(
+    lengths: list[int],
+    channels: int,
+    states: int,
+    *,
+    without: tuple[str, ...] = (),
+    dtype: torch.dtype = torch.float64,
+) -> dict[str, Tensor | None]:
+    rows = (sum(lengths),)
+    shapes = dict.fromkeys(("u", "delta", "z"), (*rows, channels))
+    shapes |= dict.fromkeys(("B", "C"), (*rows, states))
+    shapes |= {"A": (channels, states), "D": (channels,), "delta_bias": (channels,)}
+    shapes["initial_state"] = (len(lengths), channels, states)
+    drawn: dict[str, Tensor | None] = dict.fromkeys(NAMES)
+    for name in NAMES:
+        if name not in without:
+            x = torch.randn(*shapes[name], dtype=dtype)
+            drawn[name] = (-x.abs() if name == "A" else x).requires_grad_()
+    return drawn
+
+
+def results(
+    op: Any,
+    inputs: dict[str, Tensor | None],
+    cu_seqlens: Tensor,
+    grads: tuple[Tensor, Tensor],
+    softplus: bool = True,
+) -> dict[str, Tensor]:
+    """y, the states behind and the gradients, by name."""
+    y, behind = op(**inputs, cu_seqlens=cu_seqlens, delta_softplus=softplus, return_state=True)
+    present = {name: x for name, x in inputs.items() if x is not None}
+    gradients = torch.autograd.grad([y, behind], list(present.values()), list(grads))
+    named = zip((f"d_{name}" for name in present), gradients, strict=True)
+    return {"y": y.detach(), "state": behind.detach(), **dict(named)}
+
+
+def grads_for(inputs: dict[str, Tensor | None], batch: int) -> tuple[Tensor, Tensor]:
+    u, A = inputs["u"], inputs["A"]
+    assert u is not None and A is not None
+    return torch.randn_like(u), torch.randn(batch, *A.shape, dtype=A.dtype)
+
+
+def check(
+    lengths: list[int], channels: int, states: int, without: tuple[str, ...] = (), softplus: bool = True
+) -> None:
+    inputs, cu_seqlens = operands(lengths, channels, states, without=without), cu_seqlens_of(lengths)
+    if not softplus:  # a step is positive
+        inputs["delta"] = inputs["delta"].detach().abs().requires_grad_()  # type: ignore[union-attr]
+        inputs["delta_bias"] = None
+    grads = grads_for(inputs, len(lengths))
+    expected = results(selective_scan_reference, inputs, cu_seqlens, grads, softplus)
+    got = results(selective_scan, inputs, cu_seqlens, grads, softplus)
+    for name, e in expected.items():
+        assert_close(name, e, got[name], 1e-12, scale=1.0)
+
+
+@pytest.mark.parametrize("lengths", [[1], [2], [31], [32], [33], [65], [199], UNEVEN])
+@pytest.mark.parametrize("without", [(), OPTIONAL])
+def test_equals_reference_at_odd_lengths(lengths: list[int], without: tuple[str, ...], isa: str) -> None:
+    check(lengths, 12, 5, without)
+
+
+@pytest.mark.parametrize("states", [1, 2, 3, 16, 32, 256])
+def test_equals_reference_at_any_number_of_states(states: int, isa: str) -> None:
+    check([34, 0, 3], 5, states)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 8, 31, 100, 200])
+def test_equals_reference_at_any_number_of_channels(channels: int, isa: str) -> None:
+    """Of which 200 are taken in several parts."""
+    check([34, 3], channels, 3)
+
+
+@pytest.mark.parametrize("without", [(name,) for name in OPTIONAL])
+@pytest.mark.parametrize("softplus", [True, False])
+def test_optional_operands(without: tuple[str, ...], softplus: bool) -> None:
+    check([40, 5], 6, 4, without, softplus)
+
+
+def test_float32(isa: str) -> None:
+    inputs, cu_seqlens = operands(UNEVEN, 50, 16), cu_seqlens_of(UNEVEN)
+    grads = grads_for(inputs, len(UNEVEN))
+    expected = results(selective_scan_reference, inputs, cu_seqlens, grads)
+    single = {k: None if x is None else x.detach().float().requires_grad_() for k, x in inputs.items()}
+    got = results(selective_scan, single, cu_seqlens, (grads[0].float(), grads[1].float()))
+    for name, e in expected.items():
+        assert got[name].dtype == torch.float32
+        assert_close(name, e, got[name], 5e-6)
+
+
+def test_steps_of_any_size(isa: str) -> None:
+    """exp(delta A) from 1 down to 0, without overflow; softplus to full accuracy, however small."""
+    delta = torch.tensor([-1e30, -80, -30, -10, -1, -1e-3, 0, 1e-3, 1, 19.9, 20.1, 100, 1e5, 1e30]).double()
+    inputs = operands([len(delta)], 1, 2, without=OPTIONAL)
+    inputs["delta"] = delta[:, None].requires_grad_()
+    inputs["C"] = torch.ones_like(inputs["C"])  # type: ignore[arg-type]
+    cu_seqlens = cu_seqlens_of([len(delta)])
+    y = selective_scan(**inputs, cu_seqlens=cu_seqlens)  # type: ignore[arg-type]
+    expected = selective_scan_reference(**inputs, cu_seqlens=cu_seqlens)  # type: ignore[arg-type]
+    torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-300)  # relative, for each row
+    grads = torch.autograd.grad(y.sum(), [x for x in inputs.values() if x is not None and x.requires_grad])
+    assert all(grad.isfinite().all() for grad in grads)
+
+
+def test_float32_softplus_is_accurate_where_it_is_small(isa: str) -> None:
+    """From no state a single step yields softplus(delta) u, where B C = 1."""
+    delta = torch.linspace(-80, 30, 1001)[:, None]
+    ones = torch.ones_like(delta)
+    cu_seqlens = torch.arange(len(delta) + 1)
+    y = selective_scan(ones, delta, -torch.ones(1, 1), ones, ones, cu_seqlens=cu_seqlens)
+    torch.testing.assert_close(y.double(), torch.nn.functional.softplus(delta.double()), rtol=2e-6, atol=0.0)
+
+
+def test_no_decay_is_a_sum(isa: str) -> None:
+    inputs, cu_seqlens = operands([50], 8, 3, without=OPTIONAL), cu_seqlens_of([50])
+    inputs["A"] = torch.zeros(8, 3, dtype=torch.float64, requires_grad=True)
+    grads = grads_for(inputs, 1)
+    got = results(selective_scan, inputs, cu_seqlens, grads)
+    for name, e in results(selective_scan_reference, inputs, cu_seqlens, grads).items():
+        assert_close(name, e, got[name], 1e-12)
+
+
+@pytest.mark.parametrize("without", [(), OPTIONAL])
+def test_gradcheck(without: tuple[str, ...]) -> None:
+    lengths = [5, 2, 0, 1]
+    inputs, cu_seqlens = operands(lengths, 3, 2, without=without), cu_seqlens_of(lengths)
+    names = [name for name, x in inputs.items() if x is not None]
+
+    def f(*values: Tensor) -> tuple[Tensor, Tensor]:
+        present: dict[str, Any] = dict(zip(names, values, strict=True))
+        return selective_scan(**present, cu_seqlens=cu_seqlens, return_state=True)
+
+    assert torch.autograd.gradcheck(f, [inputs[name] for name in names])
+
+
+@pytest.mark.parametrize("without", [(), OPTIONAL])
+@pytest.mark.parametrize("lengths", [[3, 4], [40, 0, 70]])
+def test_opcheck(without: tuple[str, ...], lengths: list[int]) -> None:
+    *inputs, before = operands(lengths, 8, 3, without=without).values()
+    args = (*inputs, cu_seqlens_of(lengths), before, True, not without, True)
+    torch.library.opcheck(torch.ops.recgrela.selective_scan.default, args)
+    detached = [t.detach() if isinstance(t, Tensor) else t for t in args]
+    kept = torch.ops.recgrela.selective_scan(*detached)[2]
+    dy = torch.randn(sum(lengths), 8, dtype=torch.float64)
+    d_state = None if without else torch.randn(len(lengths), 8, 3, dtype=torch.float64)
+    backward = torch.ops.recgrela.selective_scan_backward.default
+    torch.library.opcheck(backward, (dy, d_state, *detached[:10], kept, True))
+
+
+def test_compiles_without_a_graph_break() -> None:
+    inputs, cu_seqlens = operands([3, 40], 8, 3), cu_seqlens_of([3, 40])
+
+    def f(inputs: dict[str, Any]) -> Tensor:
+        y, behind = selective_scan(**inputs, cu_seqlens=cu_seqlens, return_state=True)
+        return y.square().sum() + behind.sum()
+
+    values = list(inputs.values())
+    expected = torch.autograd.grad(f(inputs), values)
+    got = torch.autograd.grad(torch.compile(f, fullgraph=True, backend="aot_eager")(inputs), values)
+    for a, b in zip(expected, got, strict=True):
+        assert_close("gradient", a, b, 1e-12)
+
+
+def test_strides_do_not_matter() -> None:
+    lengths = [40, 0, 4]
+    inputs, cu_seqlens = operands(lengths, 8, 4), cu_seqlens_of(lengths)
+    dy, d_state = grads_for(inputs, len(lengths))
+    expected = results(selective_scan, inputs, cu_seqlens, (dy, d_state))
+    present = {name: x.detach() for name, x in inputs.items() if x is not None}
+    strided: dict[str, dict[str, Tensor | None]] = {
+        "columns": {k: x.repeat_interleave(2, dim=-1)[..., ::2].requires_grad_() for k, x in present.items()},
+        "slices": {
+            k: torch.cat([x, x], dim=-1)[..., : x.shape[-1]].requires_grad_() for k, x in present.items()
+        },
+    }
+    grads = {
+        "columns": (dy.t().contiguous().t(), d_state.mT.contiguous().mT),
+        "slices": (torch.cat([dy, dy], dim=-1)[:, 8:], d_state),
+    }
+    for kind, values in strided.items():
+        got = results(selective_scan, values, cu_seqlens, grads[kind])
+        assert all(torch.equal(e, got[name]) for name, e in expected.items()), kind
+
+
+def test_a_gradient_of_one_number() -> None:
+    """y.sum().backward() hands in a gradient all of whose strides are 0."""
+    inputs, cu_seqlens = operands([5], 3, 2, without=OPTIONAL), cu_seqlens_of([5])
+    (got,) = torch.autograd.grad(selective_scan(**inputs, cu_seqlens=cu_seqlens).sum(), inputs["u"])  # type: ignore
+    expected = selective_scan_reference(**inputs, cu_seqlens=cu_seqlens).sum()  # type: ignore
+    assert_close("du", torch.autograd.grad(expected, inputs["u"])[0], got, 1e-12)
+
+
+def test_dense_equals_packed() -> None:
+    inputs = operands([6, 6], 8, 4)
+    packed = selective_scan(**inputs, cu_seqlens=cu_seqlens_of([6, 6]))  # type: ignore[arg-type]
+    rows = ("u", "delta", "B", "C", "z")
+    dense = {k: x.unflatten(0, (2, 6)) if k in rows and x is not None else x for k, x in inputs.items()}
+    assert torch.equal(selective_scan(**dense).flatten(0, 1), packed)  # type: ignore[arg-type]
+
+
+def test_parts_with_the_state_handed_on_equal_the_whole() -> None:
+    inputs = operands([75], 5, 3, without=("initial_state",))
+    state, outs, start = None, [], 0
+    for n in (1, 33, 41):
+        part: dict[str, Any] = dict(inputs)
+        for name in ("u", "delta", "B", "C", "z"):
+            part[name] = part[name][start : start + n]
+        part["initial_state"] = state
+        y, state = selective_scan(**part, cu_seqlens=cu_seqlens_of([n]), return_state=True)
+        outs.append(y)
+        start += n
+    whole = selective_scan(**inputs, cu_seqlens=cu_seqlens_of([75]))  # type: ignore[arg-type]
+    assert_close("y", whole, torch.cat(outs), 1e-13)
+    wanted = [x for x in inputs.values() if x is not None]
+    dy = torch.randn_like(whole)
+    for e, g in zip(
+        torch.autograd.grad(whole, wanted, dy), torch.autograd.grad(torch.cat(outs), wanted, dy), strict=True
+    ):
+        assert_close("gradient", e, g, 1e-12)
+
+
+def test_gradient_through_the_states_alone() -> None:
+    lengths = [40, 0, 2]
+    inputs, cu_seqlens = operands(lengths, 3, 2), cu_seqlens_of(lengths)
+    _, d_state = grads_for(inputs, 3)
+    wanted = [x for name, x in inputs.items() if name not in ("C", "D", "z")]
+    grads = []
+    for op in (selective_scan_reference, selective_scan):
+        _, behind = op(**inputs, cu_seqlens=cu_seqlens, return_state=True)  # type: ignore[operator]
+        grads.append(torch.autograd.grad(behind, wanted, d_state))
+    for e, g in zip(*grads, strict=True):
+        assert_close("gradient", e, g, 1e-12)
+    assert torch.equal(grads[1][-1][1], d_state[1])  # an empty sequence hands its state through
+
+
+@pytest.mark.parametrize("lengths", [[], [0, 0]])
+def test_empty_batch(lengths: list[int]) -> None:
+    inputs, cu_seqlens = operands(lengths, 4, 3), cu_seqlens_of(lengths)
+    grads = grads_for(inputs, len(lengths))
+    got = results(selective_scan, inputs, cu_seqlens, grads)
+    before = inputs["initial_state"]
+    assert before is not None
+    assert got["y"].shape == (0, 4) and torch.equal(got["state"], before)
+    assert torch.equal(got["d_initial_state"], grads[1])
+    assert got["d_B"].shape == (0, 3)
+    assert not any(got[name].any() for name in ("d_A", "d_D", "d_delta_bias"))
+
+
+def test_keeps_states_only_where_a_gradient_is_wanted() -> None:
+    inputs, cu_seqlens = operands([70, 3], 4, 2), cu_seqlens_of([70, 3])
+    *values, before = inputs.values()
+    op, seen = torch.ops.recgrela.selective_scan, []
+
+    class Kept(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            if func is op.default:
+                seen.append(tuple(out[2].shape))
+            return out
+
+    with Kept():
+        y = selective_scan(*values, cu_seqlens, initial_state=before)  # type: ignore[arg-type]
+        with torch.no_grad():
+            y_alone = selective_scan(*values, cu_seqlens, initial_state=before)  # type: ignore[arg-type]
+    assert seen == [(73 // 32 + 2, 4, 2), (0,)]
+    assert torch.equal(y, y_alone)
+
+
+def test_a_backward_without_kept_states_is_refused() -> None:
+    *inputs, before = operands([3], 4, 2).values()
+    y, _, _ = torch.ops.recgrela.selective_scan(*inputs, cu_seqlens_of([3]), before, True, False, False)
+    with pytest.raises(RuntimeError, match="needs keep_states=True"):
+        y.sum().backward()
+
+
+def test_autocast_computes_in_float32() -> None:
+    inputs, cu_seqlens = operands([6, 3], 8, 4), cu_seqlens_of([6, 3])
+    half = {k: None if x is None else x.detach().bfloat16() for k, x in inputs.items()}
+    single = {k: None if x is None else x.float() for k, x in half.items()}
+    # as they would come out of modules: projections in the half type, parameters in float32
+    mixed = half | {k: single[k] for k in ("A", "D", "delta_bias", "initial_state")}
+    with torch.autocast("cpu", torch.bfloat16):
+        y = selective_scan(**mixed, cu_seqlens=cu_seqlens)  # type: ignore[arg-type]
+    assert y.dtype == torch.float32
+    assert torch.equal(y, selective_scan(**single, cu_seqlens=cu_seqlens))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("lengths", [[700], [20] * 70])
+def test_same_bits_with_any_number_of_threads(lengths: list[int]) -> None:
+    inputs = operands(lengths, 150, 5, dtype=torch.float32)
+    cu_seqlens, grads = cu_seqlens_of(lengths), grads_for(inputs, len(lengths))
+    threads, runs = torch.get_num_threads(), []
+    for number in (1, 2):
+        torch.set_num_threads(number)
+        runs.append(results(selective_scan, inputs, cu_seqlens, grads))
+    torch.set_num_threads(threads)
+    assert all(torch.equal(e, runs[1][name]) for name, e in runs[0].items())
+
+
+def test_second_derivatives_are_refused() -> None:
+    inputs = operands([3], 2, 2)
+    y = selective_scan(**inputs, cu_seqlens=cu_seqlens_of([3]))  # type: ignore[arg-type]
+    (grad,) = torch.autograd.grad(y.sum(), inputs["u"], create_graph=True)  # type: ignore[arg-type]
+    with pytest.raises(NotImplementedError, match="second derivatives"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        ({"u": torch.randn(7)}, ValueError, r"with cu_seqlens u must be \[T, D\]"),
+        ({"u": torch.randn(7, 4).half()}, TypeError, "delta is torch.float32, u is torch.float16"),
+        ({"delta": torch.randn(6, 4)}, ValueError, r"delta must be \[7, 4\]"),
+        ({"A": torch.randn(4)}, ValueError, r"A must be \[4, N\] with N from 1 to 256"),
+        ({"A": torch.randn(4, 0)}, ValueError, r"A must be \[4, N\] with N from 1 to 256"),
+        ({"A": torch.randn(4, 257)}, ValueError, r"A must be \[4, N\] with N from 1 to 256"),
+        ({"A": torch.randn(5, 3)}, ValueError, r"A must be \[4, 3\]"),
+        ({"A": torch.randn(4, 3).double()}, TypeError, "A is torch.float64; with u in torch.float32"),
+        ({"B": torch.randn(7, 2)}, ValueError, r"B must be \[7, 3\]"),
+        ({"C": torch.randn(7, 3).double()}, TypeError, "C is torch.float64"),
+        ({"D": torch.randn(3)}, ValueError, r"D must be \[4\]"),
+        ({"D": torch.randn(4, device="meta")}, ValueError, "D is on meta"),
+        ({"z": torch.randn(7, 3)}, ValueError, r"z must be \[7, 4\]"),
+        ({"delta_bias": torch.randn(5)}, ValueError, r"delta_bias must be \[4\]"),
+        ({"initial_state": torch.randn(1, 4, 3)}, ValueError, r"initial_state must be \[2, 4, 3\]"),
+        ({"cu_seqlens": None}, ValueError, "need cu_seqlens"),
+        ({"cu_seqlens": torch.tensor([0, 8])}, RuntimeError, "end at 7"),
+        ({"cu_seqlens": torch.tensor([0, 2**63 - 1, -(2**63), 7])}, RuntimeError, "must not decrease"),
+        ({"cu_seqlens": torch.tensor([0, 9, 7])}, RuntimeError, "must not decrease"),
+    ],
+)
+def test_bad_input(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    args: dict[str, Any] = {
+        "u": torch.randn(7, 4),
+        "delta": torch.randn(7, 4),
+        "A": torch.randn(4, 3),
+        "B": torch.randn(7, 3),
+        "C": torch.randn(7, 3),
+        "cu_seqlens": torch.tensor([0, 3, 7]),
+    }
+    with pytest.raises(error, match=message):
+        selective_scan(**(args | change))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"dy": torch.randn(7, 3)}, "dy must have the shape"),
+        ({"d_state": torch.randn(1, 4, 3)}, "the state's gradient must have the shape"),
+        ({"delta": torch.randn(7, 3)}, "delta must have the shape"),
+        ({"A": torch.randn(3, 3)}, "A must have the shape"),
+        ({"A": torch.randn(4, 0)}, "A must have 1 to 256 states, not 0"),
+        ({"B": torch.randn(6, 3)}, "B must have the shape"),
+        ({"C": torch.randn(7, 2)}, "C must have the shape"),
+        ({"D": torch.randn(3)}, "D must have the shape"),
+        ({"z": torch.randn(6, 4)}, "z must have the shape"),
+        ({"delta_bias": torch.randn(4).double()}, "delta_bias must have the shape"),
+        ({"cu_seqlens": torch.tensor([0, 3, 8])}, "end at 7"),
+        ({"initial_state": torch.randn(2, 3, 4)}, "initial_state must have the shape"),
+        ({"kept": torch.randn(1, 4, 3)}, "kept must have the shape"),
+    ],
+)
+def test_the_operator_itself_refuses_what_does_not_fit(change: dict[str, Any], message: str) -> None:
+    """Whoever calls it without the public function must not reach memory that is not there."""
+    args: dict[str, Any] = {
+        "dy": torch.randn(7, 4),
+        "d_state": torch.randn(2, 4, 3),
+        "u": torch.randn(7, 4),
+        "delta": torch.randn(7, 4),
+        "A": torch.randn(4, 3),
+        "B": torch.randn(7, 3),
+        "C": torch.randn(7, 3),
+        "D": torch.randn(4),
+        "z": torch.randn(7, 4),
+        "delta_bias": torch.randn(4),
+        "cu_seqlens": torch.tensor([0, 3, 7]),
+        "initial_state": torch.randn(2, 4, 3),
+        "kept": torch.randn(2, 4, 3),
+        "delta_softplus": True,
+    }
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.recgrela.selective_scan_backward(*(args | change).values())
