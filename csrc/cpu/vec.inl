@@ -106,25 +106,24 @@ constexpr T exp2_coefficient(int k) {
   return T(c);
 }
 
-// 2^x likewise: here r = x - n is exact.
+// 2^x likewise: here r = x - n is exact. The number that rounds x brings the exponent's bias along.
 template <typename T, int N>
 RECGRELA_INLINE Vec<T, N> exp2(Vec<T, N> x) {
   using V = Vec<T, N>;
   using I = typename VecOf<T, N>::mask;
   constexpr bool kFloat = sizeof(T) == 4;
   constexpr T kLow = kFloat ? T(-126.0) : T(-1022.0), kHigh = kFloat ? T(127.0) : T(1023.0);
-  constexpr T kMagic = kFloat ? T(12582912.0) : T(6755399441055744.0);
-  constexpr int kMantissa = kFloat ? 23 : 52, kBias = kFloat ? 127 : 1023, kDegree = kFloat ? 6 : 13;
+  constexpr T kMagic = kFloat ? T(12582912.0 + 127) : T(6755399441055744.0 + 1023);
+  constexpr int kMantissa = kFloat ? 23 : 52, kDegree = kFloat ? 6 : 13;
   x = x < kLow ? splat<T, N>(kLow) : x;
   x = x > kHigh ? splat<T, N>(kHigh) : x;
   const V shifted = x + kMagic;
-  const I exponent = (I)shifted - (I)splat<T, N>(kMagic);
   const V r = x - (shifted - kMagic), r2 = r * r;
   // even and odd powers apart, for a short chain of dependent operations
   V even = splat<T, N>(exp2_coefficient<T>(kDegree & ~1)), odd = splat<T, N>(exp2_coefficient<T>((kDegree - 1) | 1));
   for (int k = (kDegree & ~1) - 2; k >= 0; k -= 2) even = even * r2 + exp2_coefficient<T>(k);
   for (int k = ((kDegree - 1) | 1) - 2; k >= 1; k -= 2) odd = odd * r2 + exp2_coefficient<T>(k);
-  return (odd * r + even) * (V)((exponent + kBias) << kMantissa);
+  return (odd * r + even) * (V)((I)shifted << kMantissa);
 }
 
 // log(1 + e), 0 <= e <= 1, to full relative accuracy: 2 atanh(t), t = e / (2 + e) <= 1/3, by its series.

@@ -4,6 +4,9 @@
 namespace recgrela::ops {
 namespace {
 
+// A row of a scan is a few operations on memory: threads pay from so many elements on as of another op's times this.
+constexpr int64_t kElementsPerUnit = 4;
+
 // Calls f(T{}) with the type of the elements, which for complex operands are the halves of a number.
 template <typename F>
 void dispatch_elements(const Tensor& x, F&& f) {
@@ -42,7 +45,7 @@ std::tuple<Tensor, Tensor> linear_scan(const Tensor& x, const Tensor& a, const T
     p.x = element_rows<const T>(args.x);
     p.h = element_rows<T>(out.h);
     if (return_state) p.final_state = mutable_data<T>(out.state);
-    run<T>(cpu::kernels<T>().linear_scan, p, p.num_items(), args.x.numel(), 0);
+    run<T>(cpu::kernels<T>().linear_scan, p, p.num_items(), args.x.numel() / kElementsPerUnit, 0);
   });
   return {out.h, out.state};
 }
@@ -67,7 +70,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_scan_backward(const Tensor& dh, const 
       p.da_partial = da_partial.data();
     }
     if (initial_state) p.initial_state_grad = mutable_data<T>(grads.d_initial_state);
-    run<T>(cpu::kernels<T>().linear_scan_backward, p, p.num_items(), args.x.numel(), 0);
+    run<T>(cpu::kernels<T>().linear_scan_backward, p, p.num_items(), args.x.numel() / kElementsPerUnit, 0);
     if (!args.per_step()) add_groups(da_partial, p.width, grads.da);
   });
   return {grads.dx, grads.da, grads.d_initial_state};

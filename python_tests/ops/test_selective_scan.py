@@ -21,13 +21,13 @@ def operands(
     *,
     without: tuple[str, ...] = (),
     dtype: torch.dtype = torch.float64,
-) -> dict[str, Tensor | None]:
+) -> dict[str, Any]:
     rows = (sum(lengths),)
     shapes = dict.fromkeys(("u", "delta", "z"), (*rows, channels))
     shapes |= dict.fromkeys(("B", "C"), (*rows, states))
     shapes |= {"A": (channels, states), "D": (channels,), "delta_bias": (channels,)}
     shapes["initial_state"] = (len(lengths), channels, states)
-    drawn: dict[str, Tensor | None] = dict.fromkeys(NAMES)
+    drawn: dict[str, Any] = dict.fromkeys(NAMES)
     for name in NAMES:
         if name not in without:
             x = torch.randn(*shapes[name], dtype=dtype)
@@ -37,7 +37,7 @@ def operands(
 
 def results(
     op: Any,
-    inputs: dict[str, Tensor | None],
+    inputs: dict[str, Any],
     cu_seqlens: Tensor,
     grads: tuple[Tensor, Tensor],
     softplus: bool = True,
@@ -50,9 +50,8 @@ def results(
     return {"y": y.detach(), "state": behind.detach(), **dict(named)}
 
 
-def grads_for(inputs: dict[str, Tensor | None], batch: int) -> tuple[Tensor, Tensor]:
+def grads_for(inputs: dict[str, Any], batch: int) -> tuple[Tensor, Tensor]:
     u, A = inputs["u"], inputs["A"]
-    assert u is not None and A is not None
     return torch.randn_like(u), torch.randn(batch, *A.shape, dtype=A.dtype)
 
 
@@ -61,7 +60,7 @@ def check(
 ) -> None:
     inputs, cu_seqlens = operands(lengths, channels, states, without=without), cu_seqlens_of(lengths)
     if not softplus:  # a step is positive
-        inputs["delta"] = inputs["delta"].detach().abs().requires_grad_()  # type: ignore[union-attr]
+        inputs["delta"] = inputs["delta"].detach().abs().requires_grad_()
         inputs["delta_bias"] = None
     grads = grads_for(inputs, len(lengths))
     expected = results(selective_scan_reference, inputs, cu_seqlens, grads, softplus)
@@ -109,10 +108,10 @@ def test_steps_of_any_size(isa: str) -> None:
     delta = torch.tensor([-1e30, -80, -30, -10, -1, -1e-3, 0, 1e-3, 1, 19.9, 20.1, 100, 1e5, 1e30]).double()
     inputs = operands([len(delta)], 1, 2, without=OPTIONAL)
     inputs["delta"] = delta[:, None].requires_grad_()
-    inputs["C"] = torch.ones_like(inputs["C"])  # type: ignore[arg-type]
+    inputs["C"] = torch.ones_like(inputs["C"])
     cu_seqlens = cu_seqlens_of([len(delta)])
-    y = selective_scan(**inputs, cu_seqlens=cu_seqlens)  # type: ignore[arg-type]
-    expected = selective_scan_reference(**inputs, cu_seqlens=cu_seqlens)  # type: ignore[arg-type]
+    y = selective_scan(**inputs, cu_seqlens=cu_seqlens)
+    expected = selective_scan_reference(**inputs, cu_seqlens=cu_seqlens)
     torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-300)  # relative, for each row
     grads = torch.autograd.grad(y.sum(), [x for x in inputs.values() if x is not None and x.requires_grad])
     assert all(grad.isfinite().all() for grad in grads)
@@ -183,7 +182,7 @@ def test_strides_do_not_matter() -> None:
     dy, d_state = grads_for(inputs, len(lengths))
     expected = results(selective_scan, inputs, cu_seqlens, (dy, d_state))
     present = {name: x.detach() for name, x in inputs.items() if x is not None}
-    strided: dict[str, dict[str, Tensor | None]] = {
+    strided = {
         "columns": {k: x.repeat_interleave(2, dim=-1)[..., ::2].requires_grad_() for k, x in present.items()},
         "slices": {
             k: torch.cat([x, x], dim=-1)[..., : x.shape[-1]].requires_grad_() for k, x in present.items()
@@ -201,17 +200,17 @@ def test_strides_do_not_matter() -> None:
 def test_a_gradient_of_one_number() -> None:
     """y.sum().backward() hands in a gradient all of whose strides are 0."""
     inputs, cu_seqlens = operands([5], 3, 2, without=OPTIONAL), cu_seqlens_of([5])
-    (got,) = torch.autograd.grad(selective_scan(**inputs, cu_seqlens=cu_seqlens).sum(), inputs["u"])  # type: ignore
-    expected = selective_scan_reference(**inputs, cu_seqlens=cu_seqlens).sum()  # type: ignore
+    (got,) = torch.autograd.grad(selective_scan(**inputs, cu_seqlens=cu_seqlens).sum(), inputs["u"])
+    expected = selective_scan_reference(**inputs, cu_seqlens=cu_seqlens).sum()
     assert_close("du", torch.autograd.grad(expected, inputs["u"])[0], got, 1e-12)
 
 
 def test_dense_equals_packed() -> None:
     inputs = operands([6, 6], 8, 4)
-    packed = selective_scan(**inputs, cu_seqlens=cu_seqlens_of([6, 6]))  # type: ignore[arg-type]
+    packed = selective_scan(**inputs, cu_seqlens=cu_seqlens_of([6, 6]))
     rows = ("u", "delta", "B", "C", "z")
     dense = {k: x.unflatten(0, (2, 6)) if k in rows and x is not None else x for k, x in inputs.items()}
-    assert torch.equal(selective_scan(**dense).flatten(0, 1), packed)  # type: ignore[arg-type]
+    assert torch.equal(selective_scan(**dense).flatten(0, 1), packed)
 
 
 def test_parts_with_the_state_handed_on_equal_the_whole() -> None:
@@ -225,7 +224,7 @@ def test_parts_with_the_state_handed_on_equal_the_whole() -> None:
         y, state = selective_scan(**part, cu_seqlens=cu_seqlens_of([n]), return_state=True)
         outs.append(y)
         start += n
-    whole = selective_scan(**inputs, cu_seqlens=cu_seqlens_of([75]))  # type: ignore[arg-type]
+    whole = selective_scan(**inputs, cu_seqlens=cu_seqlens_of([75]))
     assert_close("y", whole, torch.cat(outs), 1e-13)
     wanted = [x for x in inputs.values() if x is not None]
     dy = torch.randn_like(whole)
@@ -242,7 +241,7 @@ def test_gradient_through_the_states_alone() -> None:
     wanted = [x for name, x in inputs.items() if name not in ("C", "D", "z")]
     grads = []
     for op in (selective_scan_reference, selective_scan):
-        _, behind = op(**inputs, cu_seqlens=cu_seqlens, return_state=True)  # type: ignore[operator]
+        _, behind = op(**inputs, cu_seqlens=cu_seqlens, return_state=True)
         grads.append(torch.autograd.grad(behind, wanted, d_state))
     for e, g in zip(*grads, strict=True):
         assert_close("gradient", e, g, 1e-12)
@@ -254,9 +253,7 @@ def test_empty_batch(lengths: list[int]) -> None:
     inputs, cu_seqlens = operands(lengths, 4, 3), cu_seqlens_of(lengths)
     grads = grads_for(inputs, len(lengths))
     got = results(selective_scan, inputs, cu_seqlens, grads)
-    before = inputs["initial_state"]
-    assert before is not None
-    assert got["y"].shape == (0, 4) and torch.equal(got["state"], before)
+    assert got["y"].shape == (0, 4) and torch.equal(got["state"], inputs["initial_state"])
     assert torch.equal(got["d_initial_state"], grads[1])
     assert got["d_B"].shape == (0, 3)
     assert not any(got[name].any() for name in ("d_A", "d_D", "d_delta_bias"))
@@ -275,9 +272,9 @@ def test_keeps_states_only_where_a_gradient_is_wanted() -> None:
             return out
 
     with Kept():
-        y = selective_scan(*values, cu_seqlens, initial_state=before)  # type: ignore[arg-type]
+        y = selective_scan(*values, cu_seqlens, initial_state=before)
         with torch.no_grad():
-            y_alone = selective_scan(*values, cu_seqlens, initial_state=before)  # type: ignore[arg-type]
+            y_alone = selective_scan(*values, cu_seqlens, initial_state=before)
     assert seen == [(73 // 32 + 2, 4, 2), (0,)]
     assert torch.equal(y, y_alone)
 
@@ -296,9 +293,9 @@ def test_autocast_computes_in_float32() -> None:
     # as they would come out of modules: projections in the half type, parameters in float32
     mixed = half | {k: single[k] for k in ("A", "D", "delta_bias", "initial_state")}
     with torch.autocast("cpu", torch.bfloat16):
-        y = selective_scan(**mixed, cu_seqlens=cu_seqlens)  # type: ignore[arg-type]
+        y = selective_scan(**mixed, cu_seqlens=cu_seqlens)
     assert y.dtype == torch.float32
-    assert torch.equal(y, selective_scan(**single, cu_seqlens=cu_seqlens))  # type: ignore[arg-type]
+    assert torch.equal(y, selective_scan(**single, cu_seqlens=cu_seqlens))
 
 
 @pytest.mark.parametrize("lengths", [[700], [20] * 70])
@@ -315,8 +312,8 @@ def test_same_bits_with_any_number_of_threads(lengths: list[int]) -> None:
 
 def test_second_derivatives_are_refused() -> None:
     inputs = operands([3], 2, 2)
-    y = selective_scan(**inputs, cu_seqlens=cu_seqlens_of([3]))  # type: ignore[arg-type]
-    (grad,) = torch.autograd.grad(y.sum(), inputs["u"], create_graph=True)  # type: ignore[arg-type]
+    y = selective_scan(**inputs, cu_seqlens=cu_seqlens_of([3]))
+    (grad,) = torch.autograd.grad(y.sum(), inputs["u"], create_graph=True)
     with pytest.raises(NotImplementedError, match="second derivatives"):
         grad.sum().backward()
 
