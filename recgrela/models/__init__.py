@@ -8,7 +8,16 @@ from torch import Tensor
 
 from recgrela.errors import ConfigError
 from recgrela.models.base import SequenceModel
+from recgrela.models.echomamba4rec import EchoMamba4Rec, EchoMamba4RecConfig
+from recgrela.models.eulerformer import EulerFormer, EulerFormerConfig
+from recgrela.models.linrec import LinRec, LinRecConfig
+from recgrela.models.lrurec import LRURec, LRURecConfig
+from recgrela.models.mamba4rec import Mamba4Rec, Mamba4RecConfig
+from recgrela.models.official import load_official
+from recgrela.models.recblr import RecBLR, RecBLRConfig
 from recgrela.models.recgrela import RecGRELA, RecGRELAConfig
+from recgrela.models.sasrec import SASRec, SASRecConfig
+from recgrela.models.sigma import SIGMA, SIGMAConfig
 
 
 class ModelEntry(NamedTuple):
@@ -20,6 +29,14 @@ class ModelEntry(NamedTuple):
 
 MODELS: dict[str, ModelEntry] = {
     "RecGRELA": ModelEntry(RecGRELAConfig, RecGRELA),
+    "SASRec": ModelEntry(SASRecConfig, SASRec),
+    "LinRec": ModelEntry(LinRecConfig, LinRec),
+    "LRURec": ModelEntry(LRURecConfig, LRURec),
+    "Mamba4Rec": ModelEntry(Mamba4RecConfig, Mamba4Rec),
+    "EchoMamba4Rec": ModelEntry(EchoMamba4RecConfig, EchoMamba4Rec),
+    "EulerFormer": ModelEntry(EulerFormerConfig, EulerFormer),
+    "RecBLR": ModelEntry(RecBLRConfig, RecBLR),
+    "SIGMA": ModelEntry(SIGMAConfig, SIGMA),
 }
 
 
@@ -55,7 +72,7 @@ def from_official(name: str, state_dict: dict[str, Tensor], config: dict[str, An
     Raises:
         ConfigError: on an unknown name, a missing or unknown parameter, a wrong shape, a missing setting.
     """
-    return _entry(name).model.from_official(state_dict, config)
+    return load_official(_entry(name).model, state_dict, config)
 
 
 __all__ = ["MODELS", "ModelEntry", "RecGRELA", "RecGRELAConfig", "SequenceModel", "build", "from_official"]

@@ -4,51 +4,47 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recgrela.errors import ConfigError
+from recgrela.models.official import renamed
+from recgrela.nn import Dropout, Sequences
 from recgrela.ops import linear_cross_entropy
-from recgrela.suggest import near_miss
 
 Objective = Literal["last", "all"]
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-def check_choices(config: Any) -> None:
-    """Every field of a configuration that is a Literal holds one of its values. Raises ConfigError."""
-    for name, kind in get_type_hints(type(config)).items():
-        if get_origin(kind) is Literal:
-            value, allowed = getattr(config, name), get_args(kind)
-            if value not in allowed:
-                hint = near_miss(str(value), map(str, allowed))
-                raise ConfigError(
-                    f"model.{name}: {value!r} is not one of {', '.join(map(str, allowed))}{hint}"
-                )
+Encode = Callable[[Tensor, Sequences, "Tensor | None"], tuple[Tensor, "Tensor | None"]]
 
 
 class SequenceModel(nn.Module, ABC):
-    """A next-item model over packed histories.
+    """A next-item model over packed histories: embeddings, an encoder, products with the item table.
 
-    A subclass makes `item_embedding` and `hidden_states`; row 0 of the item table is the padding item. Scores
-    are products with the item table, over every row of it.
+    A subclass makes `encode`, the way from embedded rows to the states behind them. Its configuration has at
+    least name, hidden_size and dropout. Row 0 of the item table is the padding item; scores are over every
+    row.
 
-    Attributes:
+    Args:
         config: its typed configuration.
         n_items: rows of the item table, the padding row included.
         max_len: the length that histories are cut to.
+
+    Attributes:
         trains_on: the objectives that make sense for it.
         bounded: whether no sequence may be longer than `max_len`.
         padded_len: what every sequence is padded to, for a model that computes padding slots; else None.
+        item_bias: [n_items] added to the scores, or None.
+        norm_eps: of the LayerNorm behind the embeddings.
     """
 
-    item_embedding: nn.Embedding
     trains_on: tuple[Objective, ...]
     padded_len: int | None = None
     bounded: bool = False
+    item_bias: Tensor | None
+    norm_eps: float = 1e-12
 
     def __init__(self, config: Any, n_items: int, max_len: int) -> None:
         super().__init__()
@@ -59,15 +55,96 @@ class SequenceModel(nn.Module, ABC):
         if max_len < 1:
             raise ConfigError(f"max_len must be at least 1, got {max_len}")
         self.config, self.n_items, self.max_len = config, n_items, max_len
+        # The padding row is scored and trained as an output row, but not through look-ups.
+        self.item_embedding = nn.Embedding(n_items, config.hidden_size, padding_idx=0)
+        self.dropout = Dropout(config.dropout)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=self.norm_eps)
+        self.register_parameter("item_bias", None)
+
+    def reset_parameters(self) -> None:
+        """N(0, 0.02) for every Linear and Embedding, the padding row too; PyTorch's default for the rest.
+
+        A subclass calls it when all of its modules are there.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
 
     @abstractmethod
-    def hidden_states(self, items: Tensor, cu_seqlens: Tensor, max_seqlen: int, last_only: bool) -> Tensor:
-        """The state behind each item, [T, D], or behind the last item of each sequence, [B, D]."""
+    def encode(self, x: Tensor, sequences: Sequences, rows: Tensor | None) -> Tensor:
+        """Embedded rows x [T, D] -> the states behind them [T, D], or behind `rows` [B] alone, [B, D].
+
+        `rows`, where given, are the last items of the sequences: the last block can do without the others.
+        """
+
+    def encode_for_loss(
+        self, x: Tensor, sequences: Sequences, rows: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """`encode`, and what to add to the loss."""
+        return self.encode(x, sequences, rows), None
+
+    def embed(self, items: Tensor, sequences: Sequences) -> Tensor:
+        """[T] int64 item ids -> [T, D]."""
+        return self.norm(self.dropout(F.embedding(items, self.item_embedding.weight, padding_idx=0)))
+
+    # ---- the authors' weights; see `recgrela.models.from_official`
+
+    OFFICIAL_NAMES: ClassVar[list[tuple[str, str]]]  # theirs (a pattern) -> ours
+    OFFICIAL_UNUSED: ClassVar[str] = r"$^"  # a pattern: theirs that no score depends on
 
     @classmethod
     @abstractmethod
-    def from_official(cls, state_dict: dict[str, Tensor], config: dict[str, Any]) -> SequenceModel:
-        """See `recgrela.models.from_official`."""
+    def official_config(cls, state: dict[str, Tensor], settings: dict[str, Any]) -> Any:
+        """Our configuration, from the authors' parameters and settings. KeyError: what is missing."""
+
+    @classmethod
+    def own_state(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The authors' parameters, or their gradients, under our names and in our layout."""
+        return renamed(state, cls.OFFICIAL_NAMES)
+
+    # ---- packed rows to states
+
+    def hidden_states(self, items: Tensor, cu_seqlens: Tensor, max_seqlen: int, last_only: bool) -> Tensor:
+        """The state behind each item, [T, D], or behind the last item of each sequence, [B, D].
+
+        Args:
+            items, cu_seqlens, max_seqlen: as for `score_packed`.
+            last_only: of the last items alone, which costs less.
+
+        Raises:
+            ValueError: if a sequence is longer than a bounded model takes.
+        """
+
+        def encode(x: Tensor, sequences: Sequences, rows: Tensor | None) -> tuple[Tensor, Tensor | None]:
+            return self.encode(x, sequences, rows), None
+
+        return self._hidden(encode, items, cu_seqlens, max_seqlen, last_only)[0]
+
+    def _hidden(
+        self, encode: Encode, items: Tensor, cu_seqlens: Tensor, max_seqlen: int, last_only: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        if self.bounded and max_seqlen > self.max_len:
+            raise ValueError(
+                f"a sequence of {max_seqlen} items does not fit this model's max_len={self.max_len}"
+            )
+        sequences, real = Sequences.of(cu_seqlens, items.shape[0], max_seqlen), None
+        if self.padded_len is not None:
+            sequences, real = sequences.padded(self.padded_len)
+            items = items.new_zeros(sequences.num_rows).index_copy(0, real, items)
+        hidden, extra = encode(
+            self.embed(items, sequences), sequences, sequences.last() if last_only else None
+        )
+        return hidden if real is None or last_only else hidden[real], extra
+
+    def _output(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows and an item table whose products are the scores: the biases are a column more."""
+        weight = self.item_embedding.weight
+        if self.item_bias is None:
+            return hidden, weight
+        ones = hidden.new_ones(hidden.shape[0], 1)
+        return torch.cat([hidden, ones], dim=1), torch.cat([weight, self.item_bias[:, None]], dim=1)
 
     # ---- packed: rows of all sequences end to end
 
@@ -82,7 +159,8 @@ class SequenceModel(nn.Module, ABC):
         Returns:
             [B, n_items], column 0 being the padding item.
         """
-        return self.hidden_states(items, cu_seqlens, max_seqlen, True) @ self.item_embedding.weight.T
+        hidden, weight = self._output(self.hidden_states(items, cu_seqlens, max_seqlen, True))
+        return hidden @ weight.T
 
     def loss_packed(
         self,
@@ -108,8 +186,10 @@ class SequenceModel(nn.Module, ABC):
                 f"objective {objective!r} does not go with this {self.config.name}; it trains on: "
                 f"{', '.join(self.trains_on)}"
             )
-        hidden = self.hidden_states(items, cu_seqlens, max_seqlen, objective == "last")
-        return loss(hidden, self.item_embedding.weight, target)
+        last_only = objective == "last"
+        hidden, extra = self._hidden(self.encode_for_loss, items, cu_seqlens, max_seqlen, last_only)
+        mean = loss(*self._output(hidden), target)
+        return mean if extra is None else mean + extra
 
     # ---- padded: [B, L], right-padded with 0
 

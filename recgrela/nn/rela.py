@@ -1,87 +1,17 @@
-"""Modules made of the ops, on packed rows."""
+"""The mixing half of a RecGRELA block."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recgrela.ops import dropout, gated_rela, gated_rela_last, mlp, rotary_table
+from recgrela.nn.basic import Activation
+from recgrela.nn.sequences import Sequences
+from recgrela.ops import gated_rela, gated_rela_last, rotary_table
 from recgrela.ops.mlp import ACTIVATIONS
-
-Activation = Literal["silu", "relu", "gelu"]
-
-
-def takes_kernel(x: Tensor) -> bool:
-    """Whether the CPU's `mlp` takes x: not in half precision, not under autocast."""
-    return (
-        x.device.type == "cpu"
-        and x.dtype in (torch.float32, torch.float64)
-        and not torch.is_autocast_enabled("cpu")
-    )
-
-
-@dataclass(frozen=True)
-class Sequences:
-    """How packed rows [T, ...] fall into B sequences.
-
-    Attributes:
-        cu_seqlens: [B + 1] int64, sequence b is rows cu_seqlens[b] .. cu_seqlens[b + 1].
-        index: [T] int64, the sequence of each row.
-        max_seqlen: the longest sequence, known on the host.
-    """
-
-    cu_seqlens: Tensor
-    index: Tensor
-    max_seqlen: int
-
-    @staticmethod
-    def of(cu_seqlens: Tensor, num_rows: int, max_seqlen: int) -> Sequences:
-        batch = torch.arange(cu_seqlens.shape[0] - 1, device=cu_seqlens.device)
-        index = torch.repeat_interleave(batch, cu_seqlens.diff(), output_size=num_rows)
-        return Sequences(cu_seqlens, index, max_seqlen)
-
-    def positions(self) -> Tensor:
-        """[T] int64, the place of each row in its sequence, from 0."""
-        rows = torch.arange(self.index.shape[0], device=self.index.device)
-        return rows - self.cu_seqlens[self.index]
-
-    def last(self) -> Tensor:
-        """[B] int64, the last row of each sequence."""
-        return self.cu_seqlens[1:] - 1
-
-
-class Dropout(nn.Module):
-    """Zeroes each element with probability `rate` and scales the others up to keep the mean."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: any shape -> the same."""
-        if not self.training:
-            return x
-        return dropout(x, self.rate) if x.device.type == "cpu" else F.dropout(x, self.rate)
-
-
-class DropPath(nn.Module):
-    """Stochastic depth: drops a whole sequence's branch with probability `rate`, scales the others up."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor, sequences: Sequences | None) -> Tensor:
-        """x: [T, D], rows of the sequences, or (None) [B, D], a row of each -> the same shape."""
-        if not self.training or self.rate == 0:
-            return x
-        batch = len(x) if sequences is None else sequences.cu_seqlens.shape[0] - 1
-        keep = x.new_empty(batch).bernoulli_(1 - self.rate) / (1 - self.rate)
-        return x * (keep if sequences is None else keep[sequences.index])[:, None]
 
 
 class RotaryTable:
@@ -176,25 +106,3 @@ class GatedRotaryLinearAttention(nn.Module):
         if gate is not None and fused_gate is None:
             y = y * ACTIVATIONS[self.gate_activation](gate)
         return self.out_proj(y)
-
-
-class MLP(nn.Module):
-    """D -> ratio D -> D with dropout behind the activation and behind the output.
-
-    On the CPU, in float32 and float64, it is one op.
-    """
-
-    def __init__(self, hidden_size: int, ratio: int, activation: Activation, dropout: float) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(hidden_size, ratio * hidden_size)
-        self.fc2 = nn.Linear(ratio * hidden_size, hidden_size)
-        self.activation = activation
-        self.dropout = Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [T, D] -> [T, D]."""
-        if takes_kernel(x):
-            weights = (self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
-            rate = self.dropout.rate if self.training else 0.0
-            return mlp(x, *weights, activation=self.activation, dropout=rate)
-        return self.dropout(self.fc2(self.dropout(ACTIVATIONS[self.activation](self.fc1(x)))))

@@ -1,0 +1,42 @@
+"""Checks that the models' configurations share. All raise ConfigError with the setting's name."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from recgrela.errors import ConfigError
+from recgrela.suggest import near_miss
+
+
+def check_choices(config: Any) -> None:
+    """Every field of a configuration that is a Literal holds one of its values."""
+    for name, kind in get_type_hints(type(config)).items():
+        if get_origin(kind) is Literal:
+            value, allowed = getattr(config, name), get_args(kind)
+            if value not in allowed:
+                hint = near_miss(str(value), map(str, allowed))
+                raise ConfigError(
+                    f"model.{name}: {value!r} is not one of {', '.join(map(str, allowed))}{hint}"
+                )
+
+
+def check_counts(config: Any, *fields: str) -> None:
+    """These fields are at least 1."""
+    for field in fields:
+        if getattr(config, field) < 1:
+            raise ConfigError(f"model.{field} must be at least 1, got {getattr(config, field)}")
+
+
+def check_rates(config: Any, *fields: str) -> None:
+    """These fields are rates of dropout."""
+    for field in fields:
+        if not 0 <= getattr(config, field) < 1:
+            raise ConfigError(f"model.{field} must be at least 0 and below 1, got {getattr(config, field)}")
+
+
+def check_heads(config: Any, even: bool = False) -> None:
+    """The heads divide the width, or with `even` divide it into even parts."""
+    size, heads = config.hidden_size, config.num_heads
+    if size % heads or (even and size // heads % 2):
+        parts = " into heads of an even width" if even else ""
+        raise ConfigError(f"model.num_heads={heads} must divide model.hidden_size={size}{parts}")

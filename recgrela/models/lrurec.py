@@ -1,0 +1,151 @@
+"""LRURec, linear recurrent units for sequential recommendation (arXiv 2310.02367)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from recgrela.models.base import SequenceModel
+from recgrela.models.checks import check_choices, check_counts, check_rates
+from recgrela.models.official import count_of, renamed
+from recgrela.nn import Dropout, FeedForward, Sequences
+from recgrela.ops import linear_scan
+
+NORM_EPS = 1e-5  # PyTorch's, where the other models take 1e-12
+
+
+@dataclass(frozen=True)
+class LRURecConfig:
+    """Settings of LRURec.
+
+    Args:
+        name: the model's name.
+        hidden_size: embedding width D; the recurrence has 2 D complex states.
+        num_layers: blocks.
+        dropout: rate at the embedding and in the blocks.
+        r_min, r_max: the ring in which the recurrence's eigenvalues start.
+    """
+
+    name: Literal["LRURec"] = "LRURec"
+    hidden_size: int = 64
+    num_layers: int = 2
+    dropout: float = 0.2
+    r_min: float = 0.8
+    r_max: float = 0.99
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        check_counts(self, "hidden_size", "num_layers")
+        check_rates(self, "dropout", "r_min", "r_max")
+
+
+class LRU(nn.Module):
+    """LN(Drop(real(C h)) + x) with h_t = lambda h_{t-1} + gamma (W x_t + b), complex and diagonal.
+
+    lambda = exp(-exp(nu) + i exp(theta)); nu, theta and gamma are kept as logarithms. Complex matrices are
+    held as real ones whose rows or columns take turns at real and imaginary parts: only real products are
+    needed, with half of the work.
+    """
+
+    def __init__(self, config: LRURecConfig) -> None:
+        super().__init__()
+        d, states = config.hidden_size, 2 * config.hidden_size
+        low, high = config.r_min**2, config.r_max**2
+        # Uniform on the ring, gamma such that white input gives states of unit size (arXiv 2303.06349, 3.4).
+        nu = -0.5 * (torch.rand(states) * (high - low) + low).log()
+        theta = torch.rand(states) * (2 * math.pi)
+        gamma = (1 - torch.exp(-2 * nu)).sqrt()
+        self.params_log = nn.Parameter(torch.stack([nu, theta, gamma]).log())
+        self.in_proj = nn.Linear(d, 2 * states)
+        self.out_proj = nn.Linear(2 * states, d)
+        self.dropout = Dropout(config.dropout)
+        self.norm = nn.LayerNorm(d, eps=NORM_EPS)
+
+    def forward(self, x: Tensor, sequences: Sequences, rows: Tensor | None = None) -> Tensor:
+        """x: [T, D] -> [T, D]; or with `rows` [B], the last of each sequence, -> [B, D]."""
+        nu, theta, gamma = self.params_log.exp()
+        driven = self.in_proj(x).to(nu.dtype).unflatten(1, (-1, 2)) * gamma[:, None]
+        coefficients = torch.polar(torch.exp(-nu), theta)
+        h = linear_scan(torch.view_as_complex(driven), coefficients, sequences.cu_seqlens)
+        h, x = (h, x) if rows is None else (h[rows], x[rows])
+        return self.norm(self.dropout(self.out_proj(torch.view_as_real(h).flatten(1))) + x)
+
+
+class LRUBlock(nn.Module):
+    """The recurrence, then a feed-forward network."""
+
+    def __init__(self, config: LRURecConfig) -> None:
+        super().__init__()
+        self.lru = LRU(config)
+        d = config.hidden_size
+        self.ffn = FeedForward(d, 4 * d, "gelu", config.dropout, eps=NORM_EPS)
+
+    def forward(self, x: Tensor, sequences: Sequences, rows: Tensor | None = None) -> Tensor:
+        """x: [T, D] -> [T, D]; or with `rows` [B], the last of each sequence, -> [B, D]."""
+        return self.ffn(self.lru(x, sequences, rows))
+
+
+class LRURec(SequenceModel):
+    """Scores have a bias for each item.
+
+    The authors pad on the left to a power of two and keep the padding's state from the items; packed rows
+    give the same without it.
+    """
+
+    config: LRURecConfig
+    trains_on = ("last", "all")
+    norm_eps = NORM_EPS
+
+    def __init__(self, config: LRURecConfig, n_items: int, max_len: int) -> None:
+        super().__init__(config, n_items, max_len)
+        self.blocks = nn.ModuleList(LRUBlock(config) for _ in range(config.num_layers))
+        self.item_bias = nn.Parameter(torch.empty(n_items))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """N(0, 0.02) cut at two standard deviations, biases too, for all but norms and eigenvalues."""
+        for name, parameter in self.named_parameters():
+            if "norm" not in name and "params_log" not in name:
+                nn.init.trunc_normal_(parameter, std=0.02, a=-0.04, b=0.04)
+
+    def encode(self, x: Tensor, sequences: Sequences, rows: Tensor | None) -> Tensor:
+        *blocks, last = self.blocks
+        for block in blocks:
+            x = block(x, sequences)
+        return last(x, sequences, rows)
+
+    OFFICIAL_NAMES: ClassVar = [
+        (r"^bias$", "item_bias"),
+        (r"^encoder\.lru_blocks\.", "blocks."),
+        (r"\.lru_layer\.", ".lru."),
+        (r"\.feed_forward\.w_([12])\.", r".ffn.mlp.fc\1."),
+        (r"\.feed_forward\.", ".ffn."),
+        (r"(^|\.)layer_norm\.", r"\1norm."),
+    ]
+
+    @classmethod
+    def own_state(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        ours = {}
+        for name, x in renamed(state, cls.OFFICIAL_NAMES).items():
+            if name.endswith("in_proj.weight"):
+                x = torch.view_as_real(x).transpose(1, 2).flatten(0, 1)
+            elif name.endswith("in_proj.bias"):
+                x = torch.view_as_real(x).flatten()
+            elif name.endswith("out_proj.weight"):  # real(C h) = Re C Re h - Im C Im h
+                x = torch.view_as_real(x.conj().resolve_conj()).flatten(1)
+            elif name.endswith("out_proj.bias"):
+                x = x.real.contiguous()  # the imaginary part goes nowhere
+            ours[name] = x
+        return ours
+
+    @classmethod
+    def official_config(cls, state: dict[str, Tensor], settings: dict[str, Any]) -> LRURecConfig:
+        return LRURecConfig(
+            hidden_size=state["item_embedding.weight"].shape[1],
+            num_layers=count_of(state, r"lru_blocks\.(\d+)\."),
+            dropout=float(settings.get("dropout_prob", LRURecConfig.dropout)),
+        )
