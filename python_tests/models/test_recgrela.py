@@ -13,7 +13,6 @@ from torch import Tensor
 
 from recgrela.errors import ConfigError
 from recgrela.models import RecGRELAConfig, SequenceModel, build, from_official
-from recgrela.models.recgrela import own_name
 from recgrela.nn import RotaryTable
 from recgrela.ops import gated_rela_last_reference, gated_rela_reference
 
@@ -29,8 +28,8 @@ def tensors(arrays: Any, prefix: str, dtype: torch.dtype) -> dict[str, Tensor]:
 def ops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The model on the compiled op, and on its definition."""
     if request.param == "reference":
-        monkeypatch.setattr("recgrela.nn.gated_rela", gated_rela_reference)
-        monkeypatch.setattr("recgrela.nn.gated_rela_last", gated_rela_last_reference)
+        monkeypatch.setattr("recgrela.nn.rela.gated_rela", gated_rela_reference)
+        monkeypatch.setattr("recgrela.nn.rela.gated_rela_last", gated_rela_last_reference)
     return request.param
 
 

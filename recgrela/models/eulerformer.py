@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recgrela.errors import ConfigError
-from recgrela.models.transformer import TransformerModel, check_transformer
+from recgrela.models.transformer import TransformerBlock, TransformerModel, check_transformer
 from recgrela.nn import CausalAttention, Sequences
 from recgrela.ops import rotate
 
@@ -147,9 +147,10 @@ class EulerFormer(TransformerModel):
     def encode_for_loss(
         self, x: Tensor, sequences: Sequences, rows: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        total, last = x.new_zeros(()), len(self.blocks) - 1
-        for i, block in enumerate(self.blocks):
-            x, loss = block.attention.with_contrastive_loss(x, sequences, rows if i == last else None)
+        total, blocks = x.new_zeros(()), [cast(TransformerBlock, block) for block in self.blocks]
+        for block in blocks:
+            attention = cast(EulerAttention, block.attention)
+            x, loss = attention.with_contrastive_loss(x, sequences, rows if block is blocks[-1] else None)
             x, total = block.ffn(x), total + loss
         return x, self.config.contrastive_weight * total
 

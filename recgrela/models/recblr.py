@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -78,7 +78,7 @@ class GatedRecurrence(nn.Module):
         if self.warm_up_rows == 0:
             return None
         # The convolution of zeros is its bias.
-        alpha, driven = self.gated(F.silu(self.conv.bias)[None])
+        alpha, driven = self.gated(F.silu(cast(Tensor, self.conv.bias))[None])
         rows = driven.expand(self.warm_up_rows, -1)
         offsets = torch.tensor([0, self.warm_up_rows], device=rows.device)
         _, state = linear_scan(rows, alpha[0], offsets, return_state=True)
