@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from recgrela.errors import ConfigError
+from recgrela.ops.selective_scan import MOST_STATES
 from recgrela.suggest import near_miss
 
 
@@ -25,6 +26,15 @@ def check_counts(config: Any, *fields: str) -> None:
     for field in fields:
         if getattr(config, field) < 1:
             raise ConfigError(f"model.{field} must be at least 1, got {getattr(config, field)}")
+
+
+def check_mamba(config: Any) -> None:
+    """Choices, counts and rates of a configuration with Mamba blocks."""
+    check_choices(config)
+    check_counts(config, "hidden_size", "num_layers", "state_size", "conv_width", "expand")
+    check_rates(config, "dropout")
+    if config.state_size > MOST_STATES:
+        raise ConfigError(f"model.state_size must be at most {MOST_STATES}, got {config.state_size}")
 
 
 def check_rates(config: Any, *fields: str) -> None:

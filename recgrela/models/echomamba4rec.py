@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from recgrela.models.base import SequenceModel
-from recgrela.models.checks import check_choices, check_counts, check_rates
+from recgrela.models.checks import check_mamba
 from recgrela.models.mamba4rec import mamba_sizes
 from recgrela.models.official import count_of, renamed
 from recgrela.nn import Dropout, Mamba, Sequences
@@ -42,9 +42,7 @@ class EchoMamba4RecConfig:
     padding: Literal["attend", "mask"] = "attend"
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        check_counts(self, "hidden_size", "num_layers", "state_size", "conv_width", "expand")
-        check_rates(self, "dropout")
+        check_mamba(self)
 
 
 class FrequencyFilter(nn.Module):

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from recgrela.errors import ConfigError
 from recgrela.models.base import SequenceModel
 from recgrela.models.checks import check_choices, check_counts, check_rates
 from recgrela.models.official import count_of, renamed
@@ -40,7 +41,11 @@ class LRURecConfig:
     def __post_init__(self) -> None:
         check_choices(self)
         check_counts(self, "hidden_size", "num_layers")
-        check_rates(self, "dropout", "r_min", "r_max")
+        check_rates(self, "dropout")
+        if not 0 <= self.r_min < self.r_max < 1:
+            raise ConfigError(
+                f"model.r_min={self.r_min} and model.r_max={self.r_max} must be 0 <= r_min < r_max < 1"
+            )
 
 
 class LRU(nn.Module):

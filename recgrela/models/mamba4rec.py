@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from recgrela.models.base import SequenceModel
-from recgrela.models.checks import check_choices, check_counts, check_rates
+from recgrela.models.checks import check_mamba
 from recgrela.models.official import count_of
 from recgrela.nn import Dropout, FeedForward, Mamba, Sequences
 
@@ -38,9 +38,7 @@ class Mamba4RecConfig:
     single_layer_residual: bool = False
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        check_counts(self, "hidden_size", "num_layers", "state_size", "conv_width", "expand")
-        check_rates(self, "dropout")
+        check_mamba(self)
 
 
 class MambaLayer(nn.Module):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recgrela.models.base import SequenceModel
-from recgrela.models.checks import check_choices, check_counts, check_rates
+from recgrela.models.checks import check_counts, check_mamba
 from recgrela.models.mamba4rec import mamba_sizes
 from recgrela.models.official import count_of
 from recgrela.nn import Dropout, FeedForward, Mamba, Sequences
@@ -46,9 +46,8 @@ class SIGMAConfig:
     single_layer_residual: bool = False
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        check_counts(self, "hidden_size", "num_layers", "state_size", "conv_width", "expand", "flip")
-        check_rates(self, "dropout")
+        check_mamba(self)
+        check_counts(self, "flip")
 
 
 class GatedMamba(nn.Module):
