@@ -68,7 +68,7 @@ def test_equals_the_authors_arrays(name: str, dtype: torch.dtype, ratio: float, 
 
 
 # As published, less what no score depends on: EchoMamba4Rec's block that is never called (125,184),
-# EulerFormer's frozen angles (25,600), the imaginary parts of LRURec's output biases (128; 355,993 with them).
+# EulerFormer's frozen angles (25,600), the imaginary parts of LRURec's output biases (128 of 355,993).
 PUBLISHED_SIZES = {
     "LinRec": 728_192,
     "LRURec": 355_993 - 128,

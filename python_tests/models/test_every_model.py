@@ -229,10 +229,11 @@ class Loss(torch.nn.Module):
 def test_everything_it_makes_is_on_its_device(form: str) -> None:
     """On a GPU that is not there: shapes and devices alone."""
     model = build(FORMS[form], N_ITEMS, MAX_LEN)
+    shapes = {f"model.{name}": x.shape for name, x in model.state_dict().items()}
     with FakeTensorMode(), torch.no_grad():
         ids = {"dtype": torch.int64, "device": "cuda"}
         items, cu_seqlens = torch.empty(sum(LENGTHS), **ids), torch.empty(len(LENGTHS) + 1, **ids)
-        weights = {f"model.{n}": torch.empty(x.shape, device="cuda") for n, x in model.state_dict().items()}
+        weights = {name: torch.empty(shape, device="cuda") for name, shape in shapes.items()}
         for objective in model.trains_on:
             target = torch.empty(len(LENGTHS) if objective == "last" else len(items), **ids)
             loss = torch.func.functional_call(Loss(model), weights, (items, cu_seqlens, target, objective))
