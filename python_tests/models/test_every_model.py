@@ -217,7 +217,7 @@ def test_compiles(name: str) -> None:
 
 @pytest.mark.parametrize("form", [form for form in FORMS if not form.startswith("RecGRELA")])
 def test_everything_it_makes_is_on_its_device(form: str) -> None:
-    """On a device of shapes alone, which no tensor of the CPU goes with; autocast, in RecGRELA's op, neither."""
+    """On a device of shapes alone, which no tensor of the CPU goes with (nor autocast, in RecGRELA's op)."""
     model = build(FORMS[form], N_ITEMS, MAX_LEN).to("meta")
     items, cu_seqlens = (torch.empty(n, dtype=torch.int64, device="meta") for n in (sum(LENGTHS), 5))
     for objective in model.trains_on:
