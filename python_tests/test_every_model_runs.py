@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import fields
 from pathlib import Path
+from types import ModuleType
 from typing import get_args
 
 import pytest
@@ -12,7 +14,8 @@ import torch
 from tiny_runs import DATA, PLAIN, TRAIN, assert_same_tensors, run_train
 
 from recgrela import evaluate, recommend
-from recgrela.models import MODELS
+from recgrela.errors import ConfigError
+from recgrela.models import MODELS, ModelEntry, build, from_official
 from recgrela.models.base import Objective
 from recgrela.run_folder import RunFolder
 from recgrela.saved import load_data, load_run
@@ -67,6 +70,26 @@ def test_trains_in_bfloat16_on_the_last_position(name: str, tmp_path: Path) -> N
     assert train(name, "last", tmp_path, "low", *more) == 0
     first, final = RunFolder.open(tmp_path / "low").read_metrics()
     assert 0 < first["loss"] < 5 and final["test"]["users"] == 60
+
+
+def test_the_model_of_the_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    docs = Path(__file__).parents[1] / "docs" / "new-model.md"
+    source = docs.read_text().split("```python\n")[1].split("```")[0]
+    module = ModuleType("recgrela.models.mean_pool")
+    monkeypatch.setitem(sys.modules, module.__name__, module)  # dataclasses look it up
+    exec(compile(source, str(docs), "exec"), module.__dict__)
+    monkeypatch.setitem(MODELS, "MeanPool", ModelEntry(module.MeanPoolConfig, module.MeanPool))
+    assert train("MeanPool", "all", tmp_path, "pool") == 0
+    first, second, _ = RunFolder.open(tmp_path / "pool").read_metrics()
+    assert first["loss"] > second["loss"] > 0
+    model = build(module.MeanPoolConfig(hidden_size=8), 20, 10).eval()
+    items = torch.tensor([3, 5, 7])
+    pooled = model.norm(model.item_embedding.weight[items]).mean(0)
+    torch.testing.assert_close(
+        model.hidden_states(items, torch.tensor([0, 3]), 3, True)[0], model.layers[0](pooled[None])[0]
+    )
+    with pytest.raises(ConfigError, match="MeanPool has no authors' weights"):
+        from_official("MeanPool", {"item_embedding.weight": torch.zeros(3, 2)}, {})
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in EVERY_POSITION])

@@ -91,13 +91,13 @@ class SequenceModel(nn.Module, ABC):
 
     # ---- the authors' weights; see `recgrela.models.from_official`
 
-    OFFICIAL_NAMES: ClassVar[list[tuple[str, str]]]  # theirs (a pattern) -> ours
+    OFFICIAL_NAMES: ClassVar[list[tuple[str, str]]] = []  # theirs (a pattern) -> ours
     OFFICIAL_UNUSED: ClassVar[str] = r"$^"  # a pattern: theirs that no score depends on
 
     @classmethod
-    @abstractmethod
     def official_config(cls, state: dict[str, Tensor], settings: dict[str, Any]) -> Any:
         """Our configuration, from the authors' parameters and settings. KeyError: what is missing."""
+        raise ConfigError(f"{cls.__name__} has no authors' weights to read")
 
     @classmethod
     def own_state(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
