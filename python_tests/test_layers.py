@@ -15,7 +15,7 @@ PACKAGE = Path(recgrela.__file__).parent
 LAYERS = [
     ["recgrela", "recgrela.errors", "recgrela.suggest", "recgrela._C"],
     ["recgrela.files", "recgrela.ops"],
-    ["recgrela.nn", "recgrela.data", "recgrela.gpu"],
+    ["recgrela.nn", "recgrela.data", "recgrela.gpu", "recgrela.memory"],
     ["recgrela.models", "recgrela.losses"],
     ["recgrela.metrics", "recgrela.runtime", "recgrela.cli", "recgrela.config"],
     [
