@@ -1,0 +1,383 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.numpy import load_file, save_file
+from tiny_runs import DATA, PLAIN, TRAIN
+
+from recgrela import evaluate
+from recgrela.compare import runs
+from recgrela.compare.__main__ import main
+from recgrela.compare.options import parse_args
+from recgrela.compare.plan import make_plan
+from recgrela.compare.runs import describe_failure
+from recgrela.metrics import NAMES
+from recgrela.run_folder import RunFolder
+
+LABELS, SEEDS = ("RecGRELA", "narrow"), (1, 2)
+SIZES = [f"--model.{label}.{key}" for label in LABELS for key in ("num_layers=2", "num_heads=2")]
+SIZES += ["--model.RecGRELA.hidden_size=16", "--model.narrow.hidden_size=4"]
+MODELS = ["--models", "RecGRELA", "narrow=RecGRELA"]
+SHARED = [*DATA, *PLAIN, *TRAIN, "--train.epochs=2"]
+ASKED = [*MODELS, *SIZES, *SHARED, "--train.lr=1e-2", "--seeds", "1", "2"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished comparison of two models and two seeds."""
+    out = tmp_path_factory.mktemp("compared") / "out"
+    assert main([*ASKED, f"--out={out}"]) == 0
+    return out
+
+
+@pytest.fixture
+def copied(whole: Path, tmp_path: Path) -> Path:
+    """The same comparison, to be changed."""
+    return Path(shutil.copytree(whole, tmp_path / "out"))
+
+
+@pytest.fixture
+def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*arguments: object, **options: object) -> None:
+        raise AssertionError("a run was started")
+
+    monkeypatch.setattr(runs.subprocess, "Popen", refused)
+
+
+def folders(out: Path) -> dict[tuple[str, int], RunFolder]:
+    return {(label, s): RunFolder.open(out / "runs" / label / str(s)) for label in LABELS for s in SEEDS}
+
+
+def files(out: Path) -> dict[Path, tuple[int, bytes]]:
+    return {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in sorted(out.rglob("*")) if p.is_file()}
+
+
+def table(out: Path) -> dict[str, dict[str, str]]:
+    with (out / "table.csv").open(newline="") as file:
+        return {line["label"]: line for line in csv.DictReader(file)}
+
+
+def test_the_table_is_the_runs_own_numbers(whole: Path) -> None:
+    lines, made = table(whole), folders(whole)
+    assert list(lines) == list(LABELS)
+    for label, line in lines.items():
+        finals = [made[label, seed].read_metrics()[-1]["test"]["unmasked"] for seed in SEEDS]
+        for name in NAMES:
+            values = [final[name] for final in finals]
+            assert float(line[name]) == pytest.approx(statistics.mean(values), abs=1e-12)
+            assert float(line[f"{name} sd"]) == pytest.approx(np.std(values, ddof=1), abs=1e-12)
+            assert float(line[f"{name} low"]) <= float(line[name]) <= float(line[f"{name} high"])
+        records = [record for seed in SEEDS for record in made[label, seed].epoch_records()]
+        assert float(line["epoch_seconds"]) == statistics.median(r["seconds"] for r in records)
+        assert int(line["peak_memory"]) == max(r["peak_memory"] for r in records) > 1e7
+        assert line["epochs"] == "2 2" and line["seeds"] == "1 2" and line["failed_seeds"] == ""
+        best = [made[label, seed].read_json(made[label, seed].results_path)["epoch"] for seed in SEEDS]
+        assert line["best_epochs"] == " ".join(map(str, best))
+        assert (line["model"], line["objective"]) == ("RecGRELA", "all")
+    assert lines["RecGRELA"]["p NDCG@10"] == "" and 0 < float(lines["narrow"]["p NDCG@10"]) <= 1
+    for column in ("parameters", "flops", "flops_scores"):
+        assert int(lines["RecGRELA"][column]) > int(lines["narrow"][column]) > 0
+
+
+def test_the_files_of_a_comparison(whole: Path) -> None:
+    assert sorted(path.name for path in whole.iterdir()) == sorted(
+        ["bubbles.png", "comparison.yaml", "runs", "table.csv", "table.md"]
+    )
+    assert (whole / "bubbles.png").read_bytes().startswith(b"\x89PNG")
+    quality = [line.split(" | ") for line in (whole / "table.md").read_text().splitlines()[2:4]]
+    lines = table(whole)
+    for column, name in enumerate(NAMES, 1):
+        means = [f"{float(lines[label][name]):.4f}" for label in LABELS]
+        best = max(means)
+        for cells, mean in zip(quality, means, strict=True):
+            marked = f"**{mean}**" if mean == best else f"<u>{mean}</u>"
+            low, high = (float(lines[cells[0].strip("| ")][f"{name} {end}"]) for end in ("low", "high"))
+            sd = float(lines[cells[0].strip("| ")][f"{name} sd"])
+            assert cells[column] == f"{marked} ± {sd:.4f}<br>({low:.4f}, {high:.4f})"
+
+
+def test_a_run_of_a_comparison_is_a_run(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = folders(whole)["narrow", 2]
+    assert evaluate.main([str(run.path), "--split=test"]) == 0
+    expected = run.read_json(run.results_path)["test"]["unmasked"]["NDCG@10"]
+    assert f"{expected:.4f}" in capsys.readouterr().out
+    assert run.read_protocol()["seeds"]["train"] == 2
+
+
+@pytest.mark.usefixtures("no_training")
+def test_nothing_is_repeated(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = files(copied)
+    assert main([*ASKED, f"--out={copied}"]) == 0
+    assert capsys.readouterr().out.count("finished before") == 4
+    after = files(copied)
+    assert {path: text for path, (_, text) in after.items()} == {p: text for p, (_, text) in before.items()}
+    in_runs = [path for path in before if "runs" in path.relative_to(copied).parts]
+    assert len(in_runs) == 4 * 9
+    assert all(after[path] == before[path] for path in in_runs)
+    assert main([f"--config={copied / 'comparison.yaml'}", f"--out={copied}"]) == 0
+    assert {path: text for path, (_, text) in files(copied).items()} == {p: t for p, (_, t) in after.items()}
+
+
+@pytest.mark.usefixtures("no_training")
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--train.lr=0.5"], "comparison.yaml: train.lr is 0.01 there, and 0.5 is asked for"),
+        (["--train.epochs=3"], "comparison.yaml: train.epochs is 2 there"),
+        (["--train.objective=last"], "comparison.yaml: train.objective is 'auto' there"),
+        (["--train.threads=2"], "comparison.yaml: train.threads is 1 there"),
+        (["--data.synthetic_seed=4"], "comparison.yaml: data.synthetic_seed is 0 there"),
+        (["--model.narrow.num_layers=1"], "comparison.yaml: model.narrow.num_layers is 2 there"),
+    ],
+)
+def test_another_comparison_in_the_folder_is_an_error(
+    whole: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
+) -> None:
+    before = files(whole)
+    assert main([*ASKED, *more, f"--out={whole}"]) == 2
+    err = capsys.readouterr().err
+    assert message in err and "another --out" in err and err.count("\n") == 1
+    assert files(whole) == before
+
+
+@pytest.mark.usefixtures("no_training")
+def test_a_run_of_other_settings_or_data_is_not_taken(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copied / "comparison.yaml").unlink()
+    assert main([*ASKED, f"--out={copied}"]) == 2
+    assert "not empty, and not a comparison" in capsys.readouterr().err
+    only_seeds = {"seeds": [1, 2]}
+    (copied / "comparison.yaml").write_text(yaml.safe_dump(only_seeds))
+    assert main([*ASKED, "--train.lr=0.5", f"--out={copied}"]) == 2
+    assert "runs/RecGRELA/1/config.yaml: train.lr is 0.01 there" in capsys.readouterr().err
+    protocol = folders(copied)["narrow", 1].protocol_path
+    content = json.loads(protocol.read_text())
+    content["data"]["packed_sha256"] = "0" * 64
+    protocol.write_text(json.dumps(content))
+    assert main([*ASKED, f"--out={copied}"]) == 2
+    assert "not the events of this run" in capsys.readouterr().err
+    folders(copied)["RecGRELA", 1].ranks_path.unlink()
+    folders(copied)["RecGRELA", 1].checkpoint_path("last").unlink()
+    assert main([*ASKED, f"--out={copied}"]) == 2
+    assert "has results, but neither ranks.safetensors nor a last checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_training")
+def test_runs_that_ranked_different_users_do_not_compare(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = folders(copied)["narrow", 2].ranks_path
+    arrays = load_file(path)
+    save_file(arrays | {"test/users": arrays["test/users"][::-1].copy()}, path)
+    assert main([*ASKED, f"--out={copied}"]) == 2
+    assert "not the users of" in capsys.readouterr().err
+    path.write_bytes(path.read_bytes()[:100])
+    assert main([*ASKED, f"--out={copied}"]) == 2
+    assert "ranks.safetensors: damaged" in capsys.readouterr().err
+
+
+def test_another_model_joins_and_one_that_fails_is_reported(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A model that diverges, and one that does not, beside those that were finished before."""
+    make = runs.train_options
+    monkeypatch.setattr(
+        runs, "train_options", lambda run: make(run) + ["--train.lr=1e30"] * (run.label == "wild")
+    )
+    before = {path: text for path, text in files(copied).items() if "runs" in path.parts}
+    joined = ["--models", "RecGRELA", "wild=RecGRELA", "narrow=RecGRELA", "third=RecGRELA"]
+    sizes = ["--model.third.num_layers=1", "--model.wild.num_layers=1"]
+    asked = [word for word in ASKED if word not in MODELS]
+    assert main([*joined, *sizes, *asked[:-1], f"--out={copied}"]) == 1  # and one seed less
+    out, err = capfd.readouterr()
+    assert "wild, seed 1 (2 of 4): failed: training diverged" in out
+    assert "error: training diverged" in err
+    lines = table(copied)
+    assert list(lines) == ["RecGRELA", "wild", "narrow", "third"]
+    assert (lines["wild"]["failed_seeds"], lines["wild"]["NDCG@10"]) == ("1", "")
+    assert int(lines["wild"]["parameters"]) > 0
+    assert lines["third"]["seeds"] == lines["narrow"]["seeds"] == "1"
+    assert float(lines["third"]["NDCG@10"]) > 0 and lines["third"]["NDCG@10 sd"] == ""
+    markdown = (copied / "table.md").read_text()
+    assert "| wild | failed |" in markdown and "FAILED: wild, seed 1: training diverged" in markdown
+    assert {path: text for path, text in files(copied).items() if path in before} == before
+
+    monkeypatch.setattr(runs, "train_options", make)  # what failed is tried again, the rest is not
+    assert main([*joined, *sizes, *asked[:-1], f"--out={copied}"]) == 0
+    assert capfd.readouterr().out.count("finished before") == 3
+    assert table(copied)["wild"]["NDCG@10"] == table(copied)["third"]["NDCG@10"]
+
+
+def test_a_comparison_without_its_first_model_has_no_test(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its only other run fails too: a table of failures."""
+    monkeypatch.setattr(runs, "train_options", lambda run: ["--train.nothing"])
+    asked = [word for word in ASKED if word != "2"]
+    assert main([*asked, f"--out={tmp_path / 'out'}"]) == 1
+    assert {line["NDCG@10"] for line in table(tmp_path / "out").values()} == {""}
+    assert "unknown option --train.nothing" in (tmp_path / "out" / "table.md").read_text()
+    assert not (tmp_path / "out" / "bubbles.png").exists()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_leaves_a_comparison_to_go_on_with(tmp_path: Path, signum: signal.Signals) -> None:
+    out = tmp_path / "out"
+    long = ["--models", "RecGRELA", "--seeds", "1", "--train.epochs=40", *DATA, *PLAIN, *TRAIN[:1]]
+    argv = [sys.executable, "-m", "recgrela.compare", *long, f"--out={out}"]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    folder = RunFolder(out / "runs" / "RecGRELA" / "1")
+    deadline = time.monotonic() + 120
+    while not folder.checkpoint_path("last").exists() and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signum)
+    text, err = process.communicate(timeout=120)
+    assert process.returncode == 128 + signum, text + err
+    assert f"stopped by {signum.name}, 0 of 1 runs finished" in text
+    assert "go on with the same command" in text and err == ""
+    done = len(folder.epoch_records())
+    assert 0 < done < 40 and not folder.results_path.exists()
+    if signum == signal.SIGTERM:  # the same three ways lead to one checkpoint
+        first = folder.epoch_records()
+        assert main([*argv[3:]]) == 0
+        assert folder.epoch_records()[:done] == first and len(folder.epoch_records()) == 40
+        assert len(folder.read_protocol()["resumed"]) == 1
+
+
+def test_a_run_without_a_checkpoint_begins_anew(copied: Path) -> None:
+    folder = folders(copied)["narrow", 1]
+    expected = folder.results_path.read_text()
+    for path in folder.path.iterdir():
+        if path != folder.config_path:
+            path.unlink()
+    assert main([*ASKED, f"--out={copied}"]) == 0
+    assert folder.results_path.read_text() == expected
+
+
+def test_what_ended_a_run() -> None:
+    assert describe_failure(2, "a warning\nerror: out of memory: more\n") == "out of memory: more"
+    assert describe_failure(1, "Traceback\n  x\nKeyError: 'bug'\n") == "KeyError: 'bug'"
+    assert describe_failure(1, "") == "exit code 1"
+    assert describe_failure(-signal.SIGKILL, "") == "ended by SIGKILL (the system may have run out of memory)"
+    assert describe_failure(-signal.SIGSEGV, "x") == "ended by SIGSEGV"
+    assert describe_failure(143, "").startswith("stopped by SIGTERM")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--models", "RecGRELAs"], "--models: 'RecGRELAs' is not one of RecGRELA"),
+        (["--models", "RecGRELAs"], "did you mean 'RecGRELA'?"),
+        (["--models", "RecGRELA", "RecGRELA"], "'RecGRELA' comes twice; give one a label: LABEL=RecGRELA"),
+        (["--models", "../x=RecGRELA"], "a label is letters, digits and _"),
+        (["--models"], "--models needs a value"),
+        ([], "--models: name at least one of"),
+        (["--models", "RecGRELA", "--seeds"], "--seeds needs a value"),
+        (["--models", "RecGRELA", "--seeds", "1", "2", "1"], "--seeds: 1 comes twice"),
+        (["--models", "RecGRELA", "--seeds", "x"], "seeds: 'x' is not a whole number"),
+        (["--models", "RecGRELA", "--seeds=-1"], "--seeds: -1 is below 0"),
+        (["--models", "RecGRELA", "--train.seed=3"], "--train.seed: the runs of a comparison have their own"),
+        (["--models", "RecGRELA", "--model.hidden_size=8"], "did you mean '--model.RecGRELA.hidden_size'?"),
+        (["--models", "RecGRELA", "--model.RecGRELA.num_heads=7"], "RecGRELA: model.num_heads=7 must divide"),
+        (["--models", "RecGRELA", "--model.RecGRELA.num_heads=x"], "model.RecGRELA.num_heads: 'x' is not a"),
+        (["--models", "RecGRELA", "--data.path=nowhere.csv"], "nowhere.csv"),
+        (["--models", "RecGRELA", "--train.device=gpu"], "device 'gpu' is not one of"),
+        (
+            ["--models", "x=RecGRELA", "--model.x.mode=bidirectional", "--train.objective=all"],
+            "x: train.objective: 'all' does not go with this RecGRELA, which trains on: last",
+        ),
+    ],
+)
+def test_errors_are_one_line_and_leave_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], argv: list[str], message: str
+) -> None:
+    assert main([*argv, f"--out={tmp_path / 'out'}"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and message in err and err.count("\n") == 1, err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_of_seeds_and_models_is_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "c.yaml"
+    for text, message in {
+        "seeds: 3": "seeds: 3 is not a list of whole numbers",
+        "seeds: []": "seeds: [] is not a list of whole numbers",
+        "models: [3]": "models: [3] is not a list of names",
+        "models: [RecGRELA]\ntrain: {seed: 3}": "train.seed: the runs of a comparison have their own",
+        "models: [RecGRELA]\nmodel: {Rec: {num_heads: 2}}": "unknown key model.Rec.num_heads",
+    }.items():
+        path.write_text(text)
+        assert main([f"--config={path}", f"--out={tmp_path / 'out'}"]) == 2
+        err = capsys.readouterr().err
+        assert message in err and str(path) in err
+    assert main(["--models", "RecGRELA"]) == 2
+    assert "--out: name the folder" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert main(["--models", "RecGRELA", f"--out={tmp_path / 'file'}"]) == 2
+    assert "is a file; --out names the folder" in capsys.readouterr().err
+
+
+def test_each_model_has_the_objective_that_it_can(tmp_path: Path) -> None:
+    models = ["--models", "RecGRELA", "both=RecGRELA", "--model.both.mode=bidirectional"]
+    asked = [*models, *DATA, f"--out={tmp_path / 'out'}"]
+    causal, both = make_plan(parse_args(asked)).contenders
+    assert {run.config.train.objective for run in causal.runs} == {"all"}
+    assert {run.config.train.objective for run in both.runs} == {"last"}
+    shared = [contender.runs[0].config for contender in (causal, both)]
+    assert shared[0].data == shared[1].data
+    free = {"train.objective", "train.output"}
+    one, two = ({k: v for k, v in c.flat().items() if k.startswith("train.")} for c in shared)
+    assert {key for key in one if one[key] != two[key]} == free
+
+
+def test_presets_and_files_come_before_the_command_line(tmp_path: Path) -> None:
+    paper = parse_args(["--preset=paper", "--models", "x=RecGRELA", "--out=o"])
+    assert (paper.objective, paper.train.batch_size, paper.data.order) == ("last", 2048, "recbole")
+    assert (paper.models["x"].mode, paper.models["x"].padding) == ("bidirectional", "attend")
+    path = tmp_path / "c.yaml"
+    text = "seeds: [4, 5]\nmodels: [x=RecGRELA]\nmodel: {x: {num_layers: 3}}\ntrain: {lr: 0.5, epochs: 7}\n"
+    path.write_text(text)
+    request = parse_args([f"--config={path}", "--train.lr=0.25", "--out=o"])
+    assert (request.seeds, request.models["x"].num_layers) == ((4, 5), 3)
+    assert (request.train.lr, request.train.epochs, request.objective) == (0.25, 7, "auto")
+    assert parse_args([f"--config={path}", "--seeds", "6", "--out=o"]).seeds == (6,)
+    run = request.run_config("x", "all", 5)
+    assert (run.train.output, run.train.name, run.train.seed) == (os.path.join("o", "runs", "x"), "5", 5)
+
+
+def test_help_lists_the_settings_of_the_models(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--models", "x=RecGRELA", "--help"])
+    text = capsys.readouterr().out
+    assert end.value.code == 0
+    for option in (
+        "--models",
+        "--seeds",
+        "--out",
+        "--model.x.hidden_size",
+        "--train.objective",
+        "--data.path",
+    ):
+        assert option in text
+    assert "--train.seed" not in text
+
+
+def test_counting_leaves_the_random_numbers_alone(tmp_path: Path) -> None:
+    before = torch.get_rng_state()
+    make_plan(parse_args(["--models", "RecGRELA", *DATA, f"--out={tmp_path / 'out'}"]))
+    assert torch.equal(torch.get_rng_state(), before)
