@@ -23,9 +23,11 @@ from recgrela.compare import runs
 from recgrela.compare.__main__ import main
 from recgrela.compare.options import parse_args
 from recgrela.compare.plan import make_plan
-from recgrela.compare.runs import describe_failure
+from recgrela.compare.runs import Runner, describe_failure
+from recgrela.compare.table import make_rows
 from recgrela.metrics import NAMES
 from recgrela.run_folder import RunFolder
+from recgrela.runtime import Stopped
 
 LABELS, SEEDS = ("RecGRELA", "narrow"), (1, 2)
 SIZES = [f"--model.{label}.{key}" for label in LABELS for key in ("num_layers=2", "num_heads=2")]
@@ -193,10 +195,10 @@ def test_runs_that_ranked_different_users_do_not_compare(
 def test_another_model_joins_and_one_that_fails_is_reported(
     copied: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A model that diverges, and one that does not, beside those that were finished before."""
+    """One that cannot begin, and one that can, beside those that were finished before."""
     make = runs.train_options
     monkeypatch.setattr(
-        runs, "train_options", lambda run: make(run) + ["--train.lr=1e30"] * (run.label == "wild")
+        runs, "train_options", lambda run: make(run) + ["--train.nothing"] * (run.label == "wild")
     )
     before = {path: text for path, text in files(copied).items() if "runs" in path.parts}
     joined = ["--models", "RecGRELA", "wild=RecGRELA", "narrow=RecGRELA", "third=RecGRELA"]
@@ -204,8 +206,8 @@ def test_another_model_joins_and_one_that_fails_is_reported(
     asked = [word for word in ASKED if word not in MODELS]
     assert main([*joined, *sizes, *asked[:-1], f"--out={copied}"]) == 1  # and one seed less
     out, err = capfd.readouterr()
-    assert "wild, seed 1 (2 of 4): failed: training diverged" in out
-    assert "error: training diverged" in err
+    assert "wild, seed 1 (2 of 4): failed: unknown option --train.nothing" in out
+    assert "error: unknown option --train.nothing" in err
     lines = table(copied)
     assert list(lines) == ["RecGRELA", "wild", "narrow", "third"]
     assert (lines["wild"]["failed_seeds"], lines["wild"]["NDCG@10"]) == ("1", "")
@@ -213,7 +215,7 @@ def test_another_model_joins_and_one_that_fails_is_reported(
     assert lines["third"]["seeds"] == lines["narrow"]["seeds"] == "1"
     assert float(lines["third"]["NDCG@10"]) > 0 and lines["third"]["NDCG@10 sd"] == ""
     markdown = (copied / "table.md").read_text()
-    assert "| wild | failed |" in markdown and "FAILED: wild, seed 1: training diverged" in markdown
+    assert "| wild | failed |" in markdown and "FAILED: wild, seed 1: unknown option" in markdown
     assert {path: text for path, text in files(copied).items() if path in before} == before
 
     monkeypatch.setattr(runs, "train_options", make)  # what failed is tried again, the rest is not
@@ -222,22 +224,36 @@ def test_another_model_joins_and_one_that_fails_is_reported(
     assert table(copied)["wild"]["NDCG@10"] == table(copied)["third"]["NDCG@10"]
 
 
-def test_a_comparison_without_its_first_model_has_no_test(
+def test_a_comparison_without_a_finished_run_is_a_table_of_failures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its only other run fails too: a table of failures."""
-    monkeypatch.setattr(runs, "train_options", lambda run: ["--train.nothing"])
-    asked = [word for word in ASKED if word != "2"]
-    assert main([*asked, f"--out={tmp_path / 'out'}"]) == 1
+    monkeypatch.setattr(runs.Runner, "make", lambda runner, run: "out of memory")
+    assert main([*ASKED, f"--out={tmp_path / 'out'}"]) == 1
     assert {line["NDCG@10"] for line in table(tmp_path / "out").values()} == {""}
-    assert "unknown option --train.nothing" in (tmp_path / "out" / "table.md").read_text()
+    assert (tmp_path / "out" / "table.md").read_text().count(": out of memory") == 4
     assert not (tmp_path / "out" / "bubbles.png").exists()
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_leaves_a_comparison_to_go_on_with(tmp_path: Path, signum: signal.Signals) -> None:
+def test_without_the_first_model_there_is_nothing_to_test_against(copied: Path) -> None:
+    contenders = make_plan(parse_args([*ASKED, f"--out={copied}"])).contenders
+    first, second = make_rows(contenders, {("RecGRELA", 1): "why", ("RecGRELA", 2): "why"})
+    assert first.quality is None and first.failures == {1: "why", 2: "why"}
+    assert second.quality is not None and second.quality.p_value is None
+
+
+def test_a_signal_leaves_a_comparison_to_go_on_with(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    long = ["--models", "RecGRELA", "--seeds", "1", "--train.epochs=40", *DATA, *PLAIN, *TRAIN[:1]]
+    long = [
+        "--models",
+        "RecGRELA",
+        "--seeds",
+        "1",
+        "--train.epochs=20",
+        *SIZES[:2],
+        *DATA,
+        *PLAIN,
+        *TRAIN[:1],
+    ]
     argv = [sys.executable, "-m", "recgrela.compare", *long, f"--out={out}"]
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     folder = RunFolder(out / "runs" / "RecGRELA" / "1")
@@ -245,18 +261,62 @@ def test_a_signal_leaves_a_comparison_to_go_on_with(tmp_path: Path, signum: sign
     while not folder.checkpoint_path("last").exists() and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
-    process.send_signal(signum)
+    process.send_signal(signal.SIGTERM)
     text, err = process.communicate(timeout=120)
-    assert process.returncode == 128 + signum, text + err
-    assert f"stopped by {signum.name}, 0 of 1 runs finished" in text
+    assert process.returncode == 143, text + err
+    assert "stopped by SIGTERM, 0 of 1 runs finished" in text
     assert "go on with the same command" in text and err == ""
-    done = len(folder.epoch_records())
-    assert 0 < done < 40 and not folder.results_path.exists()
-    if signum == signal.SIGTERM:  # the same three ways lead to one checkpoint
-        first = folder.epoch_records()
-        assert main([*argv[3:]]) == 0
-        assert folder.epoch_records()[:done] == first and len(folder.epoch_records()) == 40
-        assert len(folder.read_protocol()["resumed"]) == 1
+    first = folder.epoch_records()
+    assert 0 < len(first) < 20 and not folder.results_path.exists()
+
+    assert main(argv[3:]) == 0
+    assert folder.epoch_records()[: len(first)] == first and len(folder.epoch_records()) == 20
+    assert len(folder.read_protocol()["resumed"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("received", "sent"),
+    [
+        ([signal.SIGINT], [signal.SIGINT]),
+        ([signal.SIGHUP], [signal.SIGTERM]),
+        ([signal.SIGTERM, signal.SIGTERM], [signal.SIGTERM, signal.SIGTERM]),
+    ],
+)
+@pytest.mark.parametrize("is_early", [False, True])
+def test_each_signal_reaches_the_run_once(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    received: list[signal.Signals],
+    sent: list[signal.Signals],
+    is_early: bool,
+) -> None:
+    """Whether it comes while the process is made or while it runs; and nothing is begun after it."""
+    begun: list[object] = []
+    got: list[signal.Signals] = []
+
+    class Process:
+        def __init__(self, command: list[str], **options: object) -> None:
+            begun.append(command)
+            if is_early:
+                os.kill(os.getpid(), received[0])
+
+        def send_signal(self, signum: signal.Signals) -> None:
+            got.append(signum)
+
+        def wait(self) -> int:
+            for signum in received[is_early:]:
+                os.kill(os.getpid(), signum)
+            return 128 + sent[-1]
+
+    monkeypatch.setattr(runs.subprocess, "Popen", Process)
+    handlers = [signal.getsignal(signum) for signum in received]
+    plan = make_plan(parse_args([*ASKED, f"--out={tmp_path / 'out'}"]))
+    with Runner() as runner:
+        for run in plan.runs:
+            with pytest.raises(Stopped):
+                runner.make(run)
+    assert (len(begun), got) == (1, sent)
+    assert [signal.getsignal(signum) for signum in received] == handlers
 
 
 def test_a_run_without_a_checkpoint_begins_anew(copied: Path) -> None:

@@ -93,7 +93,8 @@ def write_all(plan: Plan, failures: Mapping[tuple[str, int], str], console: Cons
     if draw_bubbles(figure, rows):
         written.append(figure)
     for part in to_tables(rows):
-        console.print(part)
+        wide = console.measure(part, options=console.options.update(max_width=1000)).maximum
+        console.print(part, width=wide, crop=False)  # a narrow terminal wraps it, and cuts no number
     for note in notes:
         say(console, note)
     return written
