@@ -65,7 +65,8 @@ def draw_bubbles(path: Path, rows: Sequence[Row]) -> bool:
     axes = figure.subplots()
     colours = colormaps["tab10"]
     for index, bubble in enumerate(bubbles):
-        look = {"color": colours(index % 10), "alpha": 0.55, "lw": 0, "zorder": 3 - bubble.area / LARGEST}
+        look: dict[str, Any] = {"color": colours(index % 10), "alpha": 0.55, "lw": 0}
+        look["zorder"] = 3 - bubble.area / LARGEST  # the small ones above
         axes.scatter(bubble.memory, bubble.quality, s=bubble.area, **look)
     axes.margins(0.2)
     axes.grid(alpha=0.3)

@@ -20,7 +20,7 @@ from recgrela.models import build
 from recgrela.options import load_config, read_yaml
 from recgrela.report import check_tensorboard
 from recgrela.run_folder import RunFolder
-from recgrela.runtime import pick_device
+from recgrela.runtime import find_device
 from recgrela.saved import check_data
 from recgrela.session import check_model
 
@@ -103,7 +103,7 @@ def make_plan(request: Request) -> Plan:
     request = replace(request, data=with_absolute_path(request.data))
     _check_folder(request)
     check_tensorboard(request.train.tensorboard)
-    pick_device(request.train.device)
+    find_device(request.train.device)  # not picked: the runs alone take memory on a GPU
     data = load(request.data)
     plan = Plan(request, data, tuple(_contender(request, label, data) for label in request.models))
     for run in plan.runs:
