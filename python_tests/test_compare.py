@@ -95,7 +95,7 @@ def test_the_table_is_the_runs_own_numbers(whole: Path) -> None:
 
 def test_the_files_of_a_comparison(whole: Path) -> None:
     assert sorted(path.name for path in whole.iterdir()) == sorted(
-        ["bubbles.png", "comparison.yaml", "runs", "table.csv", "table.md"]
+        [".lock", "bubbles.png", "comparison.yaml", "runs", "table.csv", "table.md"]
     )
     assert (whole / "bubbles.png").read_bytes().startswith(b"\x89PNG")
     quality = [line.split(" | ") for line in (whole / "table.md").read_text().splitlines()[2:4]]
@@ -310,12 +310,43 @@ def test_each_signal_reaches_the_run_once(
     monkeypatch.setattr(runs.subprocess, "Popen", Process)
     handlers = [signal.getsignal(signum) for signum in received]
     plan = make_plan(parse_args([*ASKED, f"--out={tmp_path / 'out'}"]))
-    with Runner() as runner:
+    with Runner(tmp_path / "out") as runner:
         for run in plan.runs:
             with pytest.raises(Stopped):
                 runner.make(run)
     assert (len(begun), got) == (1, sent)
     assert [signal.getsignal(signum) for signum in received] == handlers
+
+
+@pytest.mark.usefixtures("no_training")
+def test_one_comparison_at_a_time_in_a_folder(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Runner(copied):
+        assert main([*ASKED, f"--out={copied}"]) == 2
+        assert f"{copied}: another comparison is at work there" in capsys.readouterr().err
+    assert main([*ASKED, f"--out={copied}"]) == 0
+
+
+def test_the_lock_lasts_as_long_as_a_run_that_was_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A process that holds the lock after the one that took it is gone."""
+    out = tmp_path / "out"
+    plan = make_plan(parse_args([*ASKED, f"--out={out}"]))
+    popen = subprocess.Popen
+    left: list[subprocess.Popen[bytes]] = []
+
+    def leave(command: list[str], **options: object) -> object:
+        left.append(popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, **options))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs.subprocess, "Popen", leave)
+    with pytest.raises(KeyboardInterrupt), Runner(out) as runner:
+        runner.make(plan.runs[0])
+    assert main([*ASKED, f"--out={out}"]) == 2
+    assert "or a run that it left" in capsys.readouterr().err
+    left[0].communicate(b"\n")
+    with Runner(out):
+        pass
 
 
 def test_a_run_without_a_checkpoint_begins_anew(copied: Path) -> None:

@@ -31,7 +31,7 @@ def train_all(plan: Plan, console: Console) -> dict[tuple[str, int], str]:
         Stopped: a signal arrived; the run in hand can go on where it was.
     """
     failures = {}
-    with Runner() as runner:
+    with Runner(plan.request.out) as runner:
         for number, run in enumerate(plan.runs, 1):
             name = f"{run.label}, seed {run.seed} ({number} of {len(plan.runs)})"
             if run.status == "finished":

@@ -5,12 +5,14 @@ So a run is what it would be alone, its peak of memory is its own, and what ends
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -18,6 +20,7 @@ from recgrela import cli
 from recgrela.compare.plan import Run
 from recgrela.config import TrainConfig
 from recgrela.data import DataConfig
+from recgrela.errors import RunError
 from recgrela.models import MODELS
 from recgrela.options import to_options
 from recgrela.runtime import Stopped
@@ -28,15 +31,31 @@ class Runner:
 
     A process is in a session of its own: a terminal's Ctrl-C would reach it too, and it takes a second signal
     for the wish to end at once. A signal in between two processes counts as well.
+
+    Only one may be at work in a folder. The lock is the process's too: it outlives this one where that is
+    killed, for as long as the run goes on.
+
+    Args:
+        out: the comparison's folder.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, out: Path) -> None:
+        self._lock = (out / ".lock").open("w")
         self._signum: int | None = None
         self._pending: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Runner:
+        """Raises RunError if another process makes runs in the folder."""
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._lock.close()
+            raise RunError(
+                f"{Path(self._lock.name).parent}: another comparison is at work there, or a run that it "
+                "left; wait for it, or end it"
+            ) from error
         if threading.current_thread() is not threading.main_thread():  # Python allows no handlers there
             return self
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -47,6 +66,7 @@ class Runner:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._lock.close()
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
 
@@ -61,7 +81,9 @@ class Runner:
         with tempfile.TemporaryFile() as errors:
             self._check()
             command = [sys.executable, "-m", "recgrela.train", *train_options(run)]
-            self._process = subprocess.Popen(command, stderr=errors, start_new_session=True)
+            self._process = subprocess.Popen(
+                command, stderr=errors, start_new_session=True, pass_fds=[self._lock.fileno()]
+            )
             if self._pending is not None:  # since the check
                 self._process.send_signal(self._pending)
             code = self._process.wait()
