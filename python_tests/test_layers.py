@@ -13,11 +13,11 @@ PACKAGE = Path(recgrela.__file__).parent
 
 # From the ground up; a module may import from its own line and those above it in this list.
 LAYERS = [
-    ["recgrela", "recgrela.errors", "recgrela.suggest", "recgrela._C"],
+    ["recgrela", "recgrela.errors", "recgrela.suggest", "recgrela.statistics", "recgrela._C"],
     ["recgrela.files", "recgrela.ops"],
-    ["recgrela.nn", "recgrela.data", "recgrela.gpu"],
+    ["recgrela.nn", "recgrela.data", "recgrela.gpu", "recgrela.memory"],
     ["recgrela.models", "recgrela.losses"],
-    ["recgrela.metrics", "recgrela.runtime", "recgrela.cli", "recgrela.config"],
+    ["recgrela.metrics", "recgrela.runtime", "recgrela.cli", "recgrela.config", "recgrela.flops"],
     [
         "recgrela.checkpoint",
         "recgrela.run_folder",
@@ -27,7 +27,7 @@ LAYERS = [
     ],
     ["recgrela.progress", "recgrela.saved", "recgrela.session", "recgrela.state", "recgrela.step"],
     ["recgrela.evaluate", "recgrela.recommend", "recgrela.env"],
-    ["recgrela.train"],
+    ["recgrela.train", "recgrela.compare"],
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 

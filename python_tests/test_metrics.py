@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from recgrela.errors import RunError
-from recgrela.metrics import NAMES, RankingSums, target_ranks
+from recgrela.metrics import NAMES, RankingSums, metrics_of, target_ranks
 
 CPU = torch.device("cpu")
 
@@ -44,15 +44,17 @@ def test_equals_a_naive_ranking_with_ties_and_seen_items() -> None:
         sums.add(scores[start : start + 20], target[start : start + 20], (index[0], index[1]))
     result = sums.result()
 
-    for removed, values, ties in (
-        ([set() for _ in seen], result.values, result.ties),
-        ([set(items) for items in seen], result.masked, result.masked_ties),
+    for removed, values, ties, ranks in (
+        ([set() for _ in seen], result.values, result.ties, result.ranks[0]),
+        ([set(items) for items in seen], result.masked, result.masked_ties, result.ranks[1]),
     ):
         pairs = [naive_ranks(scores[u].tolist(), int(target[u]), removed[u]) for u in range(users)]
         expected = naive_metrics([worst for worst, _ in pairs])
         assert set(values) == set(NAMES) == set(expected)
         for name in NAMES:
             assert values[name] == pytest.approx(expected[name], abs=1e-12), name
+        assert metrics_of(ranks).mean(0).tolist() == pytest.approx([values[name] for name in NAMES])
+        assert ranks.tolist() == [worst for worst, _ in pairs]
         assert ties == sum(best <= 10 and best != worst for worst, best in pairs) > 0
     assert result.users == users
     assert result.masked != result.values

@@ -22,13 +22,13 @@ from tiny_runs import assert_same_tensors, make_run, options, run_train
 import recgrela.train
 from recgrela import checkpoint
 from recgrela.config import TrainConfig
-from recgrela.metrics import NAMES
+from recgrela.metrics import NAMES, metrics_of
 from recgrela.options import parse_args
 from recgrela.run_folder import RunFolder
 from recgrela.state import TrainState
 
 FILES = ["config.yaml", "protocol.json", "items.parquet", "metrics.jsonl", "curves.png", "results.json"]
-FILES += ["best.safetensors", "last.safetensors"]
+FILES += ["best.safetensors", "last.safetensors", "ranks.safetensors"]
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +42,9 @@ def records(run: Path) -> list[dict]:
 
 
 def weights_part(record: dict) -> dict:
-    """What a resumed run must repeat exactly: everything but times."""
-    return {key: value for key, value in record.items() if "second" not in key and key != "loss_curve"}
+    """What a resumed run must repeat exactly: everything but times and memory."""
+    free = ("loss_curve", "peak_memory")
+    return {key: value for key, value in record.items() if "second" not in key and key not in free}
 
 
 def test_a_run_leaves_its_folder(whole: Path) -> None:
@@ -56,12 +57,19 @@ def test_a_run_leaves_its_folder(whole: Path) -> None:
         assert record["loss"] == pytest.approx(record["loss_sum"] / 8)
         assert set(record["valid"]["unmasked"]) == set(record["valid"]["masked"]) == set(NAMES)
         assert record["seconds"] > 0 and record["targets_per_second"] > 0
+        assert record["peak_memory"] >= 0
     assert epochs[0]["loss"] > epochs[1]["loss"] > 0
     results = json.loads((whole / "results.json").read_text())
     assert {key: value for key, value in final.items() if key != "kind"} == results
     best = max(epochs, key=lambda record: (round(record["valid"]["unmasked"]["NDCG@10"], 4), record["epoch"]))
     assert results["epoch"] == best["epoch"]
     assert results["valid"] == best["valid"]
+    for split in ("valid", "test"):
+        ranks = RunFolder.open(whole).read_ranks(split)
+        assert ranks.users.tolist() == list(range(60))
+        for kind in ("unmasked", "masked"):
+            means = metrics_of(torch.from_numpy(getattr(ranks, kind))).mean(0).tolist()
+            assert means == pytest.approx([results[split][kind][name] for name in NAMES])
 
 
 def test_the_protocol_is_written(whole: Path) -> None:

@@ -7,7 +7,7 @@ in one pass, among all items and with the seen items removed: readers compare wi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ class Ranking:
 
     `values` and `masked` map "HR@5" ... "MRR@10" to the figure with all items ranked and with the seen items
     removed. `ties` and `masked_ties` count the users whose figures would be higher had ties gone their way.
+    `ranks` [2, users] int32, on the CPU, is each user's rank (from 1) with all items ranked and with the seen
+    items removed.
     """
 
     users: int
@@ -32,6 +34,7 @@ class Ranking:
     masked: dict[str, float]
     ties: int
     masked_ties: int
+    ranks: Tensor = field(compare=False, repr=False)
 
     def as_dict(self) -> dict[str, object]:
         """Plain values for JSON."""
@@ -72,6 +75,7 @@ class RankingSums:
 
     def __init__(self, device: torch.device) -> None:
         self.users = 0
+        self._ranks: list[Tensor] = []  # [2, B] of each batch
         self._sums = torch.zeros(2, len(NAMES), dtype=torch.float64, device=device)
         self._ties = torch.zeros(2, dtype=torch.int64, device=device)
         self._nan_users = torch.zeros((), dtype=torch.int64, device=device)
@@ -87,11 +91,14 @@ class RankingSums:
         """
         removed = torch.zeros_like(scores, dtype=torch.bool)
         removed[seen] = True
+        ranks = []
         for variant, mask in enumerate((None, removed)):
             rank, ties = target_ranks(scores, target, mask)
-            self._sums[variant] += _metrics_of(rank).sum(0)
+            ranks.append(rank)
+            self._sums[variant] += metrics_of(rank).sum(0)
             # The best rank these ties allow is inside the widest cut, so the way they fall decides a figure.
             self._ties[variant] += ((ties > 0) & (rank - ties <= max(CUTOFFS))).sum()
+        self._ranks.append(torch.stack(ranks).int())
         self._nan_users += scores[:, 1:].isnan().any(1).sum()
         self.users += len(target)
 
@@ -115,11 +122,12 @@ class RankingSums:
             masked=dict(zip(NAMES, masked, strict=True)),
             ties=ties,
             masked_ties=masked_ties,
+            ranks=torch.cat(self._ranks, 1).cpu(),
         )
 
 
-def _metrics_of(rank: Tensor) -> Tensor:
-    """[B] ranks -> [B, len(NAMES)] float64, in the order of NAMES."""
+def metrics_of(rank: Tensor) -> Tensor:
+    """[B] ranks from 1 -> each one's metrics, [B, len(NAMES)] float64, in the order of NAMES."""
     position = rank.double()
     columns = []
     for k in CUTOFFS:

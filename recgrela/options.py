@@ -157,9 +157,9 @@ def _parse_layers(
     types_of: dict[str, object] = {"preset": str}
     for prefix, kind in (("model", model_class), ("data", DataConfig), ("train", TrainConfig)):
         types_of |= cli.dataclass_types(kind, prefix)
-    options = _to_options(base, "", types_of)
+    options = to_options(base, "", types_of)
     for source, content in layers:
-        from_file = _to_options(content, source, types_of)
+        from_file = to_options(content, source, types_of)
         cli.parse(parser, from_file, types_of, source)
         options += from_file
     parsed = cli.parse(parser, [*options, *argv], types_of)
@@ -195,8 +195,8 @@ def _parse_resume(argv: Sequence[str], given: argparse.Namespace) -> Request:
     return Request(after, folder.path)
 
 
-def _to_options(content: Mapping[str, Any], source: str, types_of: Mapping[str, object]) -> list[str]:
-    """A configuration file as command-line options. Raises ConfigError for an unknown key."""
+def to_options(content: Mapping[str, Any], source: str, types_of: Mapping[str, object]) -> list[str]:
+    """Nested settings as command-line options. Raises ConfigError, naming `source`, for an unknown key."""
     for section in ("model", "data", "train"):
         if section in content and content[section] is not None and not isinstance(content[section], Mapping):
             raise ConfigError(f"{source}: {section}: expected a section with keys, not {content[section]!r}")

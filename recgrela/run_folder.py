@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
 from recgrela.data import Interactions
 from recgrela.errors import RunError
@@ -33,6 +36,21 @@ class Items:
 
 
 @dataclass(frozen=True)
+class Ranks:
+    """The rank (from 1) of each user's target in a split.
+
+    Attributes:
+        users: [U] int64, rows of the data.
+        unmasked: [U] int32, all items ranked.
+        masked: [U] int32, the seen items removed.
+    """
+
+    users: np.ndarray
+    unmasked: np.ndarray
+    masked: np.ndarray
+
+
+@dataclass(frozen=True)
 class RunFolder:
     """Paths and small files of a run.
 
@@ -43,6 +61,7 @@ class RunFolder:
     curves.png        loss and NDCG@10
     best.safetensors  weights of the best epoch
     last.safetensors  all that is needed to go on
+    ranks.safetensors the ranks that the final table is made of
     results.json      the final table
     """
 
@@ -105,6 +124,10 @@ class RunFolder:
     @property
     def results_path(self) -> Path:
         return self.path / "results.json"
+
+    @property
+    def ranks_path(self) -> Path:
+        return self.path / "ranks.safetensors"
 
     @property
     def curves_path(self) -> Path:
@@ -208,6 +231,28 @@ class RunFolder:
     def rewrite_metrics(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Keep these records only: what a resumed run repeats is written again."""
         self.write_text(self.metrics_path, "".join(json.dumps(record) + "\n" for record in records))
+
+    def write_ranks(self, ranks: Mapping[str, Ranks]) -> None:
+        """Write ranks.safetensors, so that statistics over users need no second evaluation."""
+        arrays = {
+            f"{split}/{name}": value
+            for split, of_split in ranks.items()
+            for name, value in vars(of_split).items()
+        }
+        atomic_write(self.ranks_path, lambda temporary: save_file(arrays, temporary))
+
+    def read_ranks(self, split: str) -> Ranks:
+        """The ranks of a split. Raises RunError if the file is missing or damaged."""
+        if not self.ranks_path.is_file():
+            raise RunError(f"{self.ranks_path}: there is no such file")
+        try:
+            arrays = load_file(self.ranks_path)
+            ranks = Ranks(*(arrays[f"{split}/{field.name}"] for field in fields(Ranks)))
+        except (OSError, SafetensorError, KeyError) as error:
+            raise RunError(f"{self.ranks_path}: damaged: {error}") from error
+        if not len(ranks.users) == len(ranks.unmasked) == len(ranks.masked) > 0:
+            raise RunError(f"{self.ranks_path}: damaged: users and ranks differ in number")
+        return ranks
 
     def write_items(self, data: Interactions) -> None:
         """Write items.parquet, so that recommendations have titles without the data."""

@@ -25,7 +25,19 @@ def max_tokens_of(config: RunConfig, device: torch.device) -> int:
 
 
 def pick_device(name: str) -> torch.device:
-    """ "auto" is the GPU where PyTorch sees one, else the CPU. A GPU becomes PyTorch's current one.
+    """`find_device`, and a GPU becomes PyTorch's current one, for which memory is taken on it.
+
+    Raises:
+        ConfigError: as `find_device`.
+    """
+    device = find_device(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device.index or 0)  # CUDA graphs are captured there
+    return device
+
+
+def find_device(name: str) -> torch.device:
+    """ "auto" is the GPU where PyTorch sees one, else the CPU.
 
     Raises:
         ConfigError: the name is not a device, this machine or build of PyTorch has no such device, or this
@@ -43,7 +55,6 @@ def pick_device(name: str) -> torch.device:
             raise ConfigError(f"device {name!r}: the number of CUDA devices that PyTorch sees is {count}")
         if obstacle := gpu_obstacle(int(index or 0)):
             raise ConfigError(f"device {name!r}: {obstacle}; or take the device cpu")
-        torch.cuda.set_device(int(index or 0))  # CUDA graphs are captured there
     return torch.device(name)
 
 

@@ -64,17 +64,7 @@ def open_session(config: RunConfig) -> Session:
     on_device = data.to(device)
     torch.manual_seed(train.seed)
     model = build(config.model, data.n_items, max_len).to(device)
-    if train.objective not in model.trains_on:
-        known = ", ".join(model.trains_on)
-        raise ConfigError(
-            f"train.objective: {train.objective!r} does not go with this {config.model.name}, which "
-            f"trains on: {known}; use that, or for 'all' a causal model (--model.mode causal)"
-        )
-    if model.bounded and config.data.history_len > max_len:
-        raise ConfigError(
-            f"data.eval_max_len: {config.data.history_len} is above data.max_len {max_len}, and this "
-            f"{config.model.name} has no positions beyond it; a causal model with rotary positions has"
-        )
+    check_model(model, config)
     loss = make_loss(train.loss, train.label_smoothing, train.negatives, train.gbce_t, on_device)
     batches = TrainBatches(on_device, train.objective, max_len, train.batch_size, train.seed, device)
     return Session(
@@ -90,6 +80,22 @@ def open_session(config: RunConfig) -> Session:
         },
         use_tensorboard=use_tensorboard,
     )
+
+
+def check_model(model: SequenceModel, config: RunConfig) -> None:
+    """Raises ConfigError for a model that cannot be trained or evaluated in the way of `config`."""
+    objective, max_len = config.train.objective, config.data.max_len
+    if objective not in model.trains_on:
+        known = ", ".join(model.trains_on)
+        raise ConfigError(
+            f"train.objective: {objective!r} does not go with this {config.model.name}, which "
+            f"trains on: {known}; use that, or for 'all' a causal model (--model.mode causal)"
+        )
+    if model.bounded and config.data.history_len > max_len:
+        raise ConfigError(
+            f"data.eval_max_len: {config.data.history_len} is above data.max_len {max_len}, and this "
+            f"{config.model.name} has no positions beyond it; a causal model with rotary positions has"
+        )
 
 
 def _make_step(model: SequenceModel, loss: nn.Module, config: RunConfig) -> TrainStep:

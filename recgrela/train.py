@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from rich.console import Console
 
@@ -19,6 +19,7 @@ from recgrela import checkpoint, cli, protocol
 from recgrela.config import RunConfig
 from recgrela.errors import RunError
 from recgrela.evaluate import rank_all
+from recgrela.memory import PeakMemory
 from recgrela.metrics import Ranking
 from recgrela.options import parse_args
 from recgrela.progress import ProgressDisplay
@@ -29,7 +30,7 @@ from recgrela.report import (
     show_rankings,
     write_scalars,
 )
-from recgrela.run_folder import RunFolder, Which
+from recgrela.run_folder import Ranks, RunFolder, Which
 from recgrela.runtime import Stopped, StopSignals, max_tokens_of
 from recgrela.saved import check_data, check_settings, describe_state
 from recgrela.session import Session, create_folder, open_session
@@ -65,7 +66,7 @@ def train(config: RunConfig, resume: Path | None = None, console: Console | None
     Raises:
         ConfigError, DataError, RunError: in one line, before anything is made where that can be known before.
     """
-    console = console or Console()
+    console, memory = console or Console(), PeakMemory()
     old = RunFolder.open(resume) if resume is not None else None
     if old is not None:
         check_settings(old, config)
@@ -74,7 +75,7 @@ def train(config: RunConfig, resume: Path | None = None, console: Console | None
         check_data(old, session.data)
     with StopSignals() as signals, ExitStack() as stack:
         folder = old or create_folder(session, console)
-        trainer = Trainer(session, folder, console, signals, stack)
+        trainer = Trainer(session, folder, console, signals, stack, memory)
         if old is not None:
             trainer.take_up()
         try:
@@ -94,10 +95,11 @@ class Trainer:
         console: Console,
         signals: StopSignals,
         stack: ExitStack,
+        memory: PeakMemory,
     ) -> None:
         self.session, self.folder, self.console, self.signals = session, folder, console, signals
         self.settings, self.device = session.config.train, session.device
-        self.model, self.step = session.model, session.step
+        self.model, self.step, self.memory = session.model, session.step, memory
         self.state = TrainState()
         self.last_save = time.perf_counter()
         unit = "samples" if self.settings.objective == "last" else "targets"
@@ -121,7 +123,8 @@ class Trainer:
 
         entry = protocol.resumption(config, self.state.total_steps, self.device)
         resumed = {"resumed": [*content.get("resumed", []), entry]}
-        folder.results_path.unlink(missing_ok=True)  # of weights that are about to change
+        for result in (folder.results_path, folder.ranks_path):  # of weights that are about to change
+            result.unlink(missing_ok=True)
         folder.rewrite_metrics(records)
         folder.write_json(folder.protocol_path, content | resumed)
         folder.write_text(folder.config_path, config.to_yaml())
@@ -182,7 +185,7 @@ class Trainer:
         ranking, eval_seconds = self._rank_valid()
         score = ranking.values[protocol.EARLY_STOPPING_METRIC]
         improved = self.state.is_improvement(score)
-        record = self.state.record("epoch", ranking, eval_seconds, improved)
+        record = self._record("epoch", ranking, eval_seconds, improved)
         self.state.finish_epoch(score)
         self.step.loss_sum.zero_()
         if improved:
@@ -201,7 +204,7 @@ class Trainer:
         self.save_last()
         ranking, eval_seconds = self._rank_valid()
         improved = self.state.is_improvement(ranking.values[protocol.EARLY_STOPPING_METRIC])
-        record = self.state.record("partial", ranking, eval_seconds, improved)
+        record = self._record("partial", ranking, eval_seconds, improved)
         self.folder.append_metrics(record)
         self.display.epoch_done(record)
         return "last" if improved else "best"
@@ -218,12 +221,21 @@ class Trainer:
             "reason": reason,
             **{split: ranking.as_dict() for split, ranking in rankings.items()},
         }
+        splits = self.session.splits
+        self.folder.write_ranks(
+            {split: Ranks(splits[split].users, *rankings[split].ranks.numpy()) for split in splits}
+        )
         self.folder.append_metrics({"kind": "final", **results})
         self.folder.write_json(self.folder.results_path, results)
         self.draw()
         title = f"{self.folder.path.name}, {path.name} ({describe_state(state)})"
         show_rankings(self.console, rankings, title)
         return Result(self.folder, self.state, rankings)
+
+    def _record(self, kind: str, valid: Ranking, eval_seconds: float, improved: bool) -> dict[str, Any]:
+        """A line of metrics.jsonl for the epoch in hand."""
+        record = self.state.record(kind, valid, eval_seconds, improved)
+        return record | {"peak_memory": self.memory.read(self.device)}
 
     def _rank_valid(self) -> tuple[Ranking, float]:
         began = time.perf_counter()

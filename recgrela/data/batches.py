@@ -220,6 +220,9 @@ class EvalBatches:
     Raises:
         ConfigError: a setting out of range.
         DataError: no user has three events.
+
+    Attributes:
+        users: [num_users] int64, the row of each user in the data, in the order of the batches.
     """
 
     def __init__(
@@ -246,6 +249,7 @@ class EvalBatches:
         lengths = np.minimum(history, max_len)
         self._cut = _Windows(users, offsets[users] + history - lengths, lengths)
         self.num_users = users.size
+        self.users = users
 
     def __len__(self) -> int:
         return -(-self.num_users // self.batch_size)

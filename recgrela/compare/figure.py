@@ -1,0 +1,133 @@
+"""Quality against memory, a bubble a model, its area the operations of scoring a history."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recgrela.compare.table import TESTED, Row
+from recgrela.files import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.text import Annotation
+    from matplotlib.transforms import Bbox
+
+LARGEST = 2400.0  # area of the largest bubble, in square points
+SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (0.7, 0.7), (-0.7, 0.7), (0.7, -0.7), (-0.7, -0.7))
+GAPS = (3.0, 12.0, 24.0, 40.0)  # points between a bubble and its label
+
+
+@dataclass(frozen=True)
+class Bubble:
+    """A model's: memory in MB, quality, and area in square points."""
+
+    label: str
+    memory: float
+    quality: float
+    area: float
+
+    @property
+    def radius(self) -> float:
+        """In points."""
+        return math.sqrt(self.area / math.pi)
+
+
+def draw_bubbles(path: Path, rows: Sequence[Row]) -> bool:
+    """Draw the models that have a quality and a peak of memory; returns whether there was one.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    from matplotlib import colormaps  # slow to import, and needed once
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    most = max(row.contender.flops.total for row in rows)
+    bubbles = [
+        Bubble(
+            row.contender.label,
+            row.cost.peak_memory / 1e6,
+            row.quality.mean[TESTED],
+            LARGEST * row.contender.flops.total / most,
+        )
+        for row in rows
+        if row.quality and row.cost and row.cost.peak_memory is not None
+    ]
+    if not bubbles:
+        return False
+    figure = Figure(figsize=(8, 5.5), dpi=130, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    colours = colormaps["tab10"]
+    for index, bubble in enumerate(bubbles):
+        look: dict[str, Any] = {"color": colours(index % 10), "alpha": 0.55, "lw": 0}
+        look["zorder"] = 3 - bubble.area / LARGEST  # the small ones above
+        axes.scatter(bubble.memory, bubble.quality, s=bubble.area, **look)
+    axes.margins(0.2)
+    axes.grid(alpha=0.3)
+    axes.set(
+        title=f"Area: FLOPs of scoring one history, {most / 1e6:,.1f} M the largest",
+        xlabel="peak memory of training, MB",
+        ylabel=f"{TESTED}, test split",
+    )
+    canvas.draw()  # lays the axes out, so that places on the page are known
+    _write_labels(axes, bubbles)
+    atomic_write(path, lambda temporary: figure.savefig(temporary, format="png"))
+    return True
+
+
+def _write_labels(axes: Axes, bubbles: Sequence[Bubble]) -> None:
+    """Write each label where it covers the least of other labels and bubbles, and near its own."""
+    taken = [_box_of(axes, bubble) for bubble in bubbles]
+    frame = axes.get_window_extent()
+    for bubble in bubbles:
+        tried: list[tuple[float, Annotation]] = []
+        for gap, side in itertools.product(GAPS, SIDES):
+            text = _annotate(axes, bubble, gap, side)
+            box = text.get_window_extent()
+            outside = box.width * box.height - _overlap(box, frame)
+            covered = sum(_overlap(box, other) for other in taken)
+            tried.append((covered + 10 * outside + gap, text))
+            text.set_visible(False)
+        _, best = min(tried, key=lambda pair: pair[0])
+        best.set_visible(True)
+        taken.append(best.get_window_extent())
+        for _, text in tried:
+            if text is not best:
+                text.remove()
+
+
+def _annotate(axes: Axes, bubble: Bubble, gap: float, side: tuple[float, float]) -> Annotation:
+    """The label at a side of its bubble, with a thin line to it."""
+    across, up = side
+    away = bubble.radius + gap
+    options: dict[str, Any] = {
+        "ha": "center" if across == 0 else "left" if across > 0 else "right",
+        "va": "center" if up == 0 else "bottom" if up > 0 else "top",
+        "arrowprops": {"arrowstyle": "-", "lw": 0.5, "color": "grey", "shrinkA": 0, "shrinkB": 0},
+        "in_layout": False,
+        "fontsize": 9,
+    }
+    place, offset = (bubble.memory, bubble.quality), (away * across, away * up)
+    return axes.annotate(bubble.label, place, offset, textcoords="offset points", **options)
+
+
+def _box_of(axes: Axes, bubble: Bubble) -> Bbox:
+    """A bubble's place on the page, in pixels."""
+    from matplotlib.transforms import Bbox
+
+    x, y = axes.transData.transform((bubble.memory, bubble.quality))
+    radius = bubble.radius * axes.get_figure(root=True).dpi / 72  # type: ignore[union-attr]
+    return Bbox.from_extents(x - radius, y - radius, x + radius, y + radius)
+
+
+def _overlap(first: Bbox, second: Bbox) -> float:
+    """Square pixels that two boxes share."""
+    width = min(first.x1, second.x1) - max(first.x0, second.x0)
+    height = min(first.y1, second.y1) - max(first.y0, second.y0)
+    return max(0.0, width) * max(0.0, height)
