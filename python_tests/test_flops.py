@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-import recgrela.flops
 from recgrela.flops import count_flops
 from recgrela.models import RecGRELAConfig, build
-from recgrela.ops import causal_conv1d, gated_rela, linear_cross_entropy, mlp
+from recgrela.ops import causal_conv1d, gated_rela, linear_cross_entropy, linear_scan, mlp, selective_scan
 
 T, D, H, K = 7, 16, 2, 4
 W = D // H
@@ -71,17 +70,12 @@ def test_linear_cross_entropy_with_its_gradients() -> None:
 
 
 def test_scans() -> None:
-    states = (D, 5)
-    assert recgrela.flops.linear_scan((T, D), (T, D), (3,), None, False) == 2 * T * D
-    rows = [(T, D), (T, D), states, (T, 5), (T, 5)]
-    assert recgrela.flops.selective_scan(*rows, None, None, None, (3,)) == 9 * T * D * 5
-    assert recgrela.flops.selective_scan(*rows, (D,), (T, D), (D,), (3,)) == 9 * T * D * 5 + 2 * T * D
-
-
-@pytest.mark.parametrize("name", ["linear_scan", "selective_scan"])
-def test_scans_are_registered_where_they_are_built(name: str) -> None:
-    packet = getattr(torch.ops.recgrela, name, None)
-    assert (packet in recgrela.flops.flop_registry) is (packet is not None)
+    x, cu_seqlens = torch.randn(T, D), torch.tensor([0, T])
+    assert counted(lambda: linear_scan(x, x, cu_seqlens)) == 2 * T * D
+    assert counted(lambda: linear_scan(x.cfloat(), x[0].cfloat(), cu_seqlens)) == 8 * T * D
+    a, b, d = torch.randn(D, 5), torch.randn(T, 5), torch.randn(D)
+    assert counted(lambda: selective_scan(x, x, a, b, b, cu_seqlens=cu_seqlens)) == 9 * T * D * 5
+    assert counted(lambda: selective_scan(x, x, a, b, b, d, x, d, cu_seqlens)) == 9 * T * D * 5 + 2 * T * D
 
 
 def test_ffts() -> None:

@@ -17,7 +17,7 @@ The convention, of the forward pass:
     gated_rela            with heads W wide: 4 T D W, keys x values into the state and queries x state; 4 T D,
                           the sum of keys and queries x sum; 2 T D taps, its convolution
     key_sums              2 T D W and 2 T D, the keys' half of it
-    linear_scan           2 T D, h = a h + x
+    linear_scan           2 T D, h = a h + x; 8 T D complex
     selective_scan        9 T D N of N states a channel, and T D each for the skip and the gate, as Mamba's
                           papers count it (that count has its discretisation, which is elementwise, in it)
     FFT of n points       5 n log2 n complex, half of that real, as FFTW's authors count it
@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_flop_formula
 
 from recgrela.models import SequenceModel
@@ -122,8 +123,8 @@ def key_sums(
     return math.prod(v) * (2 * (v[-1] // num_heads) + 2)
 
 
-def linear_scan(x: Shape, *args: Any, **kwargs: Any) -> int:
-    return 2 * math.prod(x)
+def linear_scan(x: Tensor, *args: Any, **kwargs: Any) -> int:
+    return x.numel() * (8 if x.is_complex() else 2)
 
 
 def selective_scan(
@@ -166,15 +167,14 @@ def _fft(each: float, shape: Shape, dim: Sequence[int]) -> int:
     return round(each * math.prod(shape) * math.log2(points)) if points else 0
 
 
-def _register(op: Any, formula: Callable[..., int]) -> None:
+def _register(op: Any, formula: Callable[..., int], get_raw: bool = False) -> None:
     if op not in flop_registry:  # a later PyTorch may have a formula of its own
-        register_flop_formula(op)(formula)
+        register_flop_formula(op, get_raw=get_raw)(formula)
 
 
-# The scans are there in builds that have models of them.
-for _formula in (mlp, linear_cross_entropy, causal_conv1d, gated_rela, key_sums, linear_scan, selective_scan):
-    if hasattr(torch.ops.recgrela, _formula.__name__):
-        _register(getattr(torch.ops.recgrela, _formula.__name__), _formula)
+for _formula in (mlp, linear_cross_entropy, causal_conv1d, gated_rela, key_sums, selective_scan):
+    _register(getattr(torch.ops.recgrela, _formula.__name__), _formula)
+_register(torch.ops.recgrela.linear_scan, linear_scan, get_raw=True)  # its type counts
 _register(torch.ops.aten._fft_c2c, fft_complex)
 _register(torch.ops.aten._fft_r2c, fft_from_real)
 _register(torch.ops.aten._fft_c2r, fft_to_real)
