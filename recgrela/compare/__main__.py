@@ -92,9 +92,11 @@ def write_all(plan: Plan, failures: Mapping[tuple[str, int], str], console: Cons
     written = [markdown, table]
     if draw_bubbles(figure, rows):
         written.append(figure)
-    for part in to_tables(rows):
-        wide = console.measure(part, options=console.options.update(max_width=1000)).maximum
-        console.print(part, width=wide, crop=False)  # a narrow terminal wraps it, and cuts no number
+    tables = to_tables(rows)
+    options = console.options.update(max_width=1000)
+    # A narrow terminal wraps the lines of a table: no number is cut.
+    console.width = max(console.width, *(console.measure(part, options=options).maximum for part in tables))
+    console.print(*tables)
     for note in notes:
         say(console, note)
     return written
