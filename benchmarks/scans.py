@@ -95,9 +95,17 @@ def case(name: str, variant: str, sizes: Sizes, threads: int) -> Callable[[], li
     return run
 
 
-def compare(name: str, sizes: Sizes, threads: int, rounds: int) -> dict[str, Any]:
-    """The gate, then time and memory of all forms of one op."""
-    variants = [OURS, *(f.__name__ for f in FORMS[name])]
+def measure_memory(name: str, sizes: Sizes, threads: int) -> dict[str, int]:
+    small = (2, 8, *sizes[2:])
+    return {
+        variant: peak_memory(case, (name, variant, small, threads), (name, variant, sizes, threads))
+        for variant in (OURS, *(f.__name__ for f in FORMS[name]))
+    }
+
+
+def compare(name: str, sizes: Sizes, threads: int, rounds: int, memory: dict[str, int]) -> dict[str, Any]:
+    """The gate, then the time of all forms of one op."""
+    variants = list(memory)
     runs = {variant: case(name, variant, sizes, threads) for variant in variants}
     outputs = {variant: run() for variant, run in runs.items()}
     errors = [
@@ -107,11 +115,6 @@ def compare(name: str, sizes: Sizes, threads: int, rounds: int) -> dict[str, Any
     ]
     del outputs
     seconds = medians(runs, rounds)
-    small = (2, 8, *sizes[2:])
-    memory = {
-        variant: peak_memory(case, (name, variant, small, threads), (name, variant, sizes, threads))
-        for variant in variants
-    }
     best = min(variants[1:], key=seconds.__getitem__)
     print(f"{name}, {threads} threads: largest relative error against eager {max(errors):.1e}")
     for variant in variants:
@@ -139,7 +142,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     args = parser.parse_args()
     sizes = (args.batch, args.length, args.channels, args.states)
-    results = [compare(name, sizes, threads, args.rounds) for name in FORMS for threads in args.threads]
+    results = []
+    for name in FORMS:
+        memory = measure_memory(name, sizes, max(args.threads))
+        results += [compare(name, sizes, threads, args.rounds, memory) for threads in args.threads]
     record("scans", vars(args), results)
 
 
