@@ -1,12 +1,13 @@
 """linear_scan and selective_scan, forward + backward, against plain PyTorch: time and peak memory.
 
-python benchmarks/scans.py [--batch 32 --length 200 --channels 128 --states 32 --threads 2 --rounds 10]
+python benchmarks/scans.py [--batch 32 --length 200 --channels 128 --states 32 --threads 1 2 --rounds 10]
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -88,56 +89,63 @@ def case(name: str, variant: str, sizes: Sizes, threads: int) -> Callable[[], li
 
     def run() -> list[Tensor]:
         y = op(*inputs)
-        return [torch.view_as_real(x) if x.is_complex() else x
-                for x in (y.detach(), *torch.autograd.grad(y, inputs, dy))]  # fmt: skip
+        results = (y.detach(), *torch.autograd.grad(y, inputs, dy))
+        return [torch.view_as_real(x) if x.is_complex() else x for x in results]
 
     return run
 
 
+def measure_memory(name: str, sizes: Sizes, threads: int) -> dict[str, int]:
+    small = (2, 8, *sizes[2:])
+    return {
+        variant: peak_memory(case, (name, variant, small, threads), (name, variant, sizes, threads))
+        for variant in (OURS, *(f.__name__ for f in FORMS[name]))
+    }
+
+
+def compare(name: str, sizes: Sizes, threads: int, rounds: int, memory: dict[str, int]) -> dict[str, Any]:
+    """The gate, then the time of all forms of one op."""
+    variants = list(memory)
+    runs = {variant: case(name, variant, sizes, threads) for variant in variants}
+    outputs = {variant: run() for variant, run in runs.items()}
+    errors = [
+        gate(f"{name}, {variant}", e, o, 1e-3)
+        for variant in variants[1:]
+        for e, o in zip(outputs[variant], outputs[OURS], strict=True)
+    ]
+    del outputs
+    seconds = medians(runs, rounds)
+    best = min(variants[1:], key=seconds.__getitem__)
+    print(f"{name}, {threads} threads: largest relative error against eager {max(errors):.1e}")
+    for variant in variants:
+        print(f"  {variant:16s} {1e3 * seconds[variant]:8.2f} ms  {memory[variant] / 1e6:8.1f} MB peak")
+    print(
+        f"  {seconds[best] / seconds[OURS]:.1f} times faster than {best}, "
+        f"with {memory[OURS] / memory[best]:.2f} of its memory"
+    )
+    return {
+        "case": name,
+        "threads": threads,
+        "max_relative_error": max(errors),
+        "milliseconds": {variant: round(1e3 * s, 3) for variant, s in seconds.items()},
+        "peak_megabytes": {variant: round(m / 1e6, 1) for variant, m in memory.items()},
+        "times_faster_than_the_faster_eager": round(seconds[best] / seconds[OURS], 2),
+        "share_of_its_peak_memory": round(memory[OURS] / memory[best], 3),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    defaults = {"batch": 32, "length": 200, "channels": 128, "states": 32, "threads": 2, "rounds": 10}
+    defaults = {"batch": 32, "length": 200, "channels": 128, "states": 32, "rounds": 10}
     for option, default in defaults.items():
         parser.add_argument(f"--{option}", type=int, default=default)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     args = parser.parse_args()
     sizes = (args.batch, args.length, args.channels, args.states)
     results = []
-    for name, forms in FORMS.items():
-        variants = [OURS, *(f.__name__ for f in forms)]
-        runs = {variant: case(name, variant, sizes, args.threads) for variant in variants}
-        outputs = {variant: run() for variant, run in runs.items()}
-        errors = [
-            gate(f"{name}, {variant}", e, o, 1e-3)
-            for variant in variants[1:]
-            for e, o in zip(outputs[variant], outputs[OURS], strict=True)
-        ]
-        del outputs
-        seconds = medians(runs, args.rounds)
-        small = (2, 8, args.channels, args.states)
-        memory = {
-            variant: peak_memory(
-                case, (name, variant, small, args.threads), (name, variant, sizes, args.threads)
-            )
-            for variant in variants
-        }
-        best = min(variants[1:], key=seconds.__getitem__)
-        results.append(
-            {
-                "case": name,
-                "max_relative_error": max(errors),
-                "milliseconds": {variant: round(1e3 * s, 3) for variant, s in seconds.items()},
-                "peak_megabytes": {variant: round(m / 1e6, 1) for variant, m in memory.items()},
-                "times_faster_than_the_faster_eager": round(seconds[best] / seconds[OURS], 2),
-                "share_of_its_peak_memory": round(memory[OURS] / memory[best], 3),
-            }
-        )
-        print(f"{name}: largest relative error against eager {max(errors):.1e}")
-        for variant in variants:
-            print(f"  {variant:16s} {1e3 * seconds[variant]:8.2f} ms  {memory[variant] / 1e6:8.1f} MB peak")
-        print(
-            f"  {seconds[best] / seconds[OURS]:.1f} times faster than {best}, "
-            f"with {memory[OURS] / memory[best]:.2f} of its memory"
-        )
+    for name in FORMS:
+        memory = measure_memory(name, sizes, max(args.threads))
+        results += [compare(name, sizes, threads, args.rounds, memory) for threads in args.threads]
     record("scans", vars(args), results)
 
 

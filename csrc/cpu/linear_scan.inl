@@ -66,12 +66,18 @@ struct LinearScan {
           da[k] += step;
         }
       }
+      if (p.da_partial && (t - start) % kChunk == 0) add(p.da_partial + group * p.width, da);
     }
     if (p.initial_state_grad)
       for (int k = 0; k < K; ++k) put(p.initial_state_grad + seq * p.width, k, g[k]);
-    if (!p.da_partial) return;
-    T* const sums = p.da_partial + group * p.width;
-    for (int k = 0; k < K; ++k) put(sums, k, get(sums, k) + da[k]);
+  }
+
+  // What a chunk of rows sums up to: long sums lose less in two steps.
+  void add(T* sums, V (&terms)[K]) const {
+    for (int k = 0; k < K; ++k) {
+      put(sums, k, get(sums, k) + terms[k]);
+      terms[k] = V{};
+    }
   }
 
   template <bool kBackward>

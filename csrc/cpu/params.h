@@ -163,7 +163,7 @@ struct SelectiveScanParams {
   // Parts that depend on the batch alone, as the groups do: several where there are few sequences, but not narrow ones,
   // for each costs partial sums of its own.
   void set_parts() {
-    constexpr int64_t kItems = 64, kNarrow = 64, kAlign = 16;
+    constexpr int64_t kItems = 64, kNarrow = 32, kAlign = 16;
     const int64_t wanted = (kItems + groups.count - 1) / std::max<int64_t>(1, groups.count);
     const int64_t parts = std::max<int64_t>(1, std::min(wanted, channels / kNarrow));
     part_channels = std::max<int64_t>(1, ((channels + parts - 1) / parts + kAlign - 1) / kAlign) * kAlign;

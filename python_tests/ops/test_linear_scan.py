@@ -78,6 +78,16 @@ def test_single_precision(dtype: torch.dtype, isa: str) -> None:
     assert_close("h", real(expected), real(got), 2e-6)
 
 
+def test_the_gradient_of_a_constant_stays_accurate_over_many_rows() -> None:
+    x, a = torch.rand(1 << 17, 32), 0.9 * torch.rand(32)
+    grads = []
+    for dtype in (torch.float64, torch.float32):
+        constant = a.to(dtype).requires_grad_()
+        h = linear_scan(x.to(dtype), constant, cu_seqlens_of([len(x)]))
+        grads.append(torch.autograd.grad(h.sum(), constant)[0])
+    assert_close("da", *grads, 5e-6)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("per_step", [True, False])
 def test_gradcheck(dtype: torch.dtype, per_step: bool) -> None:
