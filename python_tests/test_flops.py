@@ -72,7 +72,10 @@ def test_linear_cross_entropy_with_its_gradients() -> None:
 
 def test_scans() -> None:
     states = (D, 5)
-    assert recgrela.flops.linear_scan((T, D), (T, D), (3,), None, False) == 2 * T * D
+    real = torch.zeros(T, D)
+    assert recgrela.flops.linear_scan(real, real, OFFSETS, None, False, out_val=real) == 2 * T * D
+    # a complex product is four products and two sums, a complex sum is two
+    assert recgrela.flops.linear_scan(real + 0j, real, OFFSETS, None, False, out_val=real) == 8 * T * D
     rows = [(T, D), (T, D), states, (T, 5), (T, 5)]
     assert recgrela.flops.selective_scan(*rows, None, None, None, (3,)) == 9 * T * D * 5
     assert recgrela.flops.selective_scan(*rows, (D,), (T, D), (D,), (3,)) == 9 * T * D * 5 + 2 * T * D
@@ -82,6 +85,9 @@ def test_scans() -> None:
 def test_scans_are_registered_where_they_are_built(name: str) -> None:
     packet = getattr(torch.ops.recgrela, name, None)
     assert (packet in recgrela.flops.flop_registry) is (packet is not None)
+    if packet is not None and name == "linear_scan":
+        x = torch.randn(T, D, dtype=torch.complex64)
+        assert counted(lambda: packet(x, x, OFFSETS, None, False)) == 8 * T * D
 
 
 def test_ffts() -> None:

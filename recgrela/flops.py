@@ -5,7 +5,7 @@ Importing this module registers formulas for recgrela's ops, for FFTs and for at
 
 The convention, of the forward pass:
 
-- a multiply-add is 2, whether it is in a matrix product, attention, a convolution or a scan;
+- a multiply-add is 2 (of complex numbers 8), in a matrix product, attention, a convolution or a scan;
 - elementwise work (activations, norms, rotations, gates, biases, divisions) is not counted, inside a fused op
   no more than outside, so that fusing changes no count; nor are look-ups and sums over a row;
 - attention is counted as PyTorch counts it: every query with every key, whatever the mask.
@@ -17,7 +17,7 @@ The convention, of the forward pass:
     gated_rela            with heads W wide: 4 T D W, keys x values into the state and queries x state; 4 T D,
                           the sum of keys and queries x sum; 2 T D taps, its convolution
     key_sums              2 T D W and 2 T D, the keys' half of it
-    linear_scan           2 T D, h = a h + x
+    linear_scan           2 T D, h = a h + x; complex 8 T D
     selective_scan        9 T D N of N states a channel, and T D each for the skip and the gate, as Mamba's
                           papers count it (that count has its discretisation, which is elementwise, in it)
     FFT of n points       5 n log2 n complex, half of that real, as FFTW's authors count it
@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_flop_formula
 
 from recgrela.models import SequenceModel
@@ -122,8 +123,8 @@ def key_sums(
     return math.prod(v) * (2 * (v[-1] // num_heads) + 2)
 
 
-def linear_scan(x: Shape, *args: Any, **kwargs: Any) -> int:
-    return 2 * math.prod(x)
+def linear_scan(x: Tensor, *args: Any, **kwargs: Any) -> int:
+    return (8 if x.is_complex() else 2) * x.numel()
 
 
 def selective_scan(
@@ -168,7 +169,8 @@ def _fft(each: float, shape: Shape, dim: Sequence[int]) -> int:
 
 def _register(op: Any, formula: Callable[..., int]) -> None:
     if op not in flop_registry:  # a later PyTorch may have a formula of its own
-        register_flop_formula(op)(formula)
+        # This one looks at the tensor's type, the others at shapes alone.
+        register_flop_formula(op, get_raw=formula is linear_scan)(formula)
 
 
 # The scans are there in builds that have models of them.
