@@ -15,6 +15,7 @@ from recgrela.files import atomic_write
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.backend_bases import RendererBase
+    from matplotlib.figure import Figure
     from matplotlib.text import Annotation
     from matplotlib.transforms import Bbox
 
@@ -44,6 +45,14 @@ def draw_bubbles(path: Path, rows: Sequence[Row]) -> bool:
     Raises:
         RunError: the file cannot be written.
     """
+    figure = make_figure(rows)
+    if figure is not None:
+        atomic_write(path, lambda temporary: figure.savefig(temporary, format="png"))
+    return figure is not None
+
+
+def make_figure(rows: Sequence[Row]) -> Figure | None:
+    """The figure, None without a model to draw."""
     from matplotlib import colormaps  # slow to import, and needed once
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -60,7 +69,7 @@ def draw_bubbles(path: Path, rows: Sequence[Row]) -> bool:
         if row.quality and row.cost and row.cost.peak_memory is not None
     ]
     if not bubbles:
-        return False
+        return None
     figure = Figure(figsize=(8, 5.5), dpi=130, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -78,8 +87,7 @@ def draw_bubbles(path: Path, rows: Sequence[Row]) -> bool:
     )
     canvas.draw()  # lays the axes out, so that places on the page are known
     _write_labels(axes, bubbles, canvas.get_renderer())
-    atomic_write(path, lambda temporary: figure.savefig(temporary, format="png"))
-    return True
+    return figure
 
 
 def _write_labels(axes: Axes, bubbles: Sequence[Bubble], renderer: RendererBase) -> None:
