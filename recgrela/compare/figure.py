@@ -14,6 +14,8 @@ from recgrela.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.backend_bases import RendererBase
+    from matplotlib.figure import Figure
     from matplotlib.text import Annotation
     from matplotlib.transforms import Bbox
 
@@ -43,6 +45,14 @@ def draw_bubbles(path: Path, rows: Sequence[Row]) -> bool:
     Raises:
         RunError: the file cannot be written.
     """
+    figure = make_figure(rows)
+    if figure is not None:
+        atomic_write(path, lambda temporary: figure.savefig(temporary, format="png"))
+    return figure is not None
+
+
+def make_figure(rows: Sequence[Row]) -> Figure | None:
+    """The figure, None without a model to draw."""
     from matplotlib import colormaps  # slow to import, and needed once
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -59,7 +69,7 @@ def draw_bubbles(path: Path, rows: Sequence[Row]) -> bool:
         if row.quality and row.cost and row.cost.peak_memory is not None
     ]
     if not bubbles:
-        return False
+        return None
     figure = Figure(figsize=(8, 5.5), dpi=130, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -76,27 +86,29 @@ def draw_bubbles(path: Path, rows: Sequence[Row]) -> bool:
         ylabel=f"{TESTED}, test split",
     )
     canvas.draw()  # lays the axes out, so that places on the page are known
-    _write_labels(axes, bubbles)
-    atomic_write(path, lambda temporary: figure.savefig(temporary, format="png"))
-    return True
+    _write_labels(axes, bubbles, canvas.get_renderer())
+    return figure
 
 
-def _write_labels(axes: Axes, bubbles: Sequence[Bubble]) -> None:
+def _write_labels(axes: Axes, bubbles: Sequence[Bubble], renderer: RendererBase) -> None:
     """Write each label where it covers the least of other labels and bubbles, and near its own."""
+    from matplotlib.text import Text
+
     taken = [_box_of(axes, bubble) for bubble in bubbles]
     frame = axes.get_window_extent()
     for bubble in bubbles:
         tried: list[tuple[float, Annotation]] = []
         for gap, side in itertools.product(GAPS, SIDES):
             text = _annotate(axes, bubble, gap, side)
-            box = text.get_window_extent()
+            text.update_positions(renderer)
+            box = Text.get_window_extent(text)  # the annotation's own has its line in it
             outside = box.width * box.height - _overlap(box, frame)
             covered = sum(_overlap(box, other) for other in taken)
             tried.append((covered + 10 * outside + gap, text))
             text.set_visible(False)
         _, best = min(tried, key=lambda pair: pair[0])
         best.set_visible(True)
-        taken.append(best.get_window_extent())
+        taken.append(Text.get_window_extent(best))
         for _, text in tried:
             if text is not best:
                 text.remove()
