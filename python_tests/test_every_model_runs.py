@@ -17,8 +17,10 @@ from recgrela import evaluate, recommend
 from recgrela.errors import ConfigError
 from recgrela.models import MODELS, ModelEntry, build, from_official
 from recgrela.models.base import Objective
+from recgrela.options import parse_args
 from recgrela.run_folder import RunFolder
 from recgrela.saved import load_data, load_run
+from recgrela.session import check_model
 
 SIZES = {"num_layers": 2, "hidden_size": 16, "num_heads": 2, "inner_size": 32, "state_size": 4, "flip": 9}
 
@@ -90,6 +92,15 @@ def test_the_model_of_the_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     )
     with pytest.raises(ConfigError, match="MeanPool has no authors' weights"):
         from_official("MeanPool", {"item_embedding.weight": torch.zeros(3, 2)}, {})
+
+
+def test_cuda_graphs_need_a_model_without_padding() -> None:
+    """Their batches are filled up with empty sequences."""
+    argv = ["--model.name=EulerFormer", "--train.cuda_graphs=true", "--train.device=cpu", *DATA]
+    padded, clean = (parse_args([*argv, f"--model.padding={p}"]).config for p in ("attend", "mask"))
+    with pytest.raises(ConfigError, match=r"cuda_graphs .* goes with --model.padding mask"):
+        check_model(build(padded.model, 40, 50), padded)
+    check_model(build(clean.model, 40, 50), clean)
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in EVERY_POSITION])

@@ -5,7 +5,7 @@ Importing this module registers formulas for recgrela's ops, for FFTs and for at
 
 The convention, of the forward pass:
 
-- a multiply-add is 2, whether it is in a matrix product, attention, a convolution or a scan;
+- a multiply-add is 2 (of complex numbers 8), in a matrix product, attention, a convolution or a scan;
 - elementwise work (activations, norms, rotations, gates, biases, divisions) is not counted, inside a fused op
   no more than outside, so that fusing changes no count; nor are look-ups and sums over a row;
 - attention is counted as PyTorch counts it: every query with every key, whatever the mask.

@@ -87,9 +87,15 @@ def check_model(model: SequenceModel, config: RunConfig) -> None:
     objective, max_len = config.train.objective, config.data.max_len
     if objective not in model.trains_on:
         known = ", ".join(model.trains_on)
+        causal = "--model.mode causal" if hasattr(config.model, "mode") else "such as SASRec or RecGRELA"
         raise ConfigError(
             f"train.objective: {objective!r} does not go with this {config.model.name}, which "
-            f"trains on: {known}; use that, or for 'all' a causal model (--model.mode causal)"
+            f"trains on: {known}; use that, or for 'all' a causal model ({causal})"
+        )
+    if config.train.cuda_graphs and model.padded_len is not None:
+        raise ConfigError(
+            "train.cuda_graphs fills batches up with empty sequences, whose padding slots would take part in "
+            f"this {config.model.name}: it goes with --model.padding mask"
         )
     if model.bounded and config.data.history_len > max_len:
         raise ConfigError(
