@@ -26,6 +26,7 @@ The convention, of the forward pass:
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -57,22 +58,17 @@ def count_flops(model: SequenceModel, length: int | None = None) -> Flops:
     """Count the operations of scoring every item after one history.
 
     Args:
-        model: in any mode; its mode is restored.
+        model: in any mode, on any device; a copy on the CPU is counted.
         length: items of the history; None: `model.max_len`.
     """
-    device = next(model.parameters()).device
+    model = copy.deepcopy(model).cpu().eval()  # a GPU's fused ops, such as cuDNN's GRU, have no formulas
     length = length or model.max_len
-    items = torch.arange(length, device=device) % (model.n_items - 1) + 1
-    cu_seqlens = torch.tensor([0, length], device=device)
-    was_training = model.training
-    model.eval()
-    try:
-        with FlopCounterMode(display=False) as whole:
-            model.score_packed(items, cu_seqlens, length)
-        with FlopCounterMode(display=False) as encoder:
-            model.hidden_states(items, cu_seqlens, length, True)
-    finally:
-        model.train(was_training)
+    items = torch.arange(length) % (model.n_items - 1) + 1
+    cu_seqlens = torch.tensor([0, length])
+    with FlopCounterMode(display=False) as whole:
+        model.score_packed(items, cu_seqlens, length)
+    with FlopCounterMode(display=False) as encoder:
+        model.hidden_states(items, cu_seqlens, length, True)
     counted = encoder.get_total_flops()
     return Flops(counted, whole.get_total_flops() - counted)
 

@@ -62,7 +62,7 @@ class TrainStep:
         """Move the weights on by one batch."""
         self._set_lr(lr)
         self.optimizer.zero_grad(set_to_none=True)
-        for part in batch.parts(self.max_tokens, self.model.padded_len):
+        for part in batch.parts(self.max_tokens, self.model.counted_len, self.model.dense):
             share = part.target.numel() / batch.target.numel()
             self._backward(part.items, part.cu_seqlens, part.target, part.max_seqlen, share)
         self.optimizer.step()

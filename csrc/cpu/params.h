@@ -160,12 +160,13 @@ struct SelectiveScanParams {
   T *dB = nullptr, *dC = nullptr;                          // [parts, T, N] partial sums
   T *dA = nullptr, *dD = nullptr, *ddelta_bias = nullptr;  // [groups, I, N], [groups, I] partial sums
 
-  // Parts that depend on the batch alone, as the groups do: several where there are few sequences, but not narrow ones,
-  // for each costs partial sums of its own.
+  // Parts that depend on the batch alone, as the groups do: several where there are few sequences, but not narrow ones
+  // nor more than there is room for, since each has partial sums of its own.
   void set_parts() {
-    constexpr int64_t kItems = 64, kNarrow = 32, kAlign = 16;
+    constexpr int64_t kItems = 64, kNarrow = 32, kAlign = 16, kMaxElements = int64_t{1} << 24;
     const int64_t wanted = (kItems + groups.count - 1) / std::max<int64_t>(1, groups.count);
-    const int64_t parts = std::max<int64_t>(1, std::min(wanted, channels / kNarrow));
+    const int64_t room = kMaxElements / std::max<int64_t>(1, num_rows * num_states);
+    const int64_t parts = std::max<int64_t>(1, std::min({wanted, channels / kNarrow, room}));
     part_channels = std::max<int64_t>(1, ((channels + parts - 1) / parts + kAlign - 1) / kAlign) * kAlign;
   }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -255,16 +256,23 @@ def test_settings(make_interactions):
 
 
 @pytest.mark.parametrize("objective", ["last", "all"])
-@pytest.mark.parametrize("max_tokens, padded_len", [(1, None), (40, None), (40, 20), (10**6, None)])
-def test_parts_make_up_the_batch(make_interactions, objective, max_tokens, padded_len):
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("max_tokens, counted_len", [(1, None), (40, None), (40, 20), (10**6, None)])
+def test_parts_make_up_the_batch(make_interactions, objective, max_tokens, counted_len, dense):
     batches = TrainBatches(make_interactions(COUNTS), objective, 20, 30, seed=3)
     for batch in batches.epoch(0):
-        parts = list(batch.parts(max_tokens, padded_len))
+        parts = list(batch.parts(max_tokens, counted_len, dense))
         assert [s for part in parts for s in sequences(part)] == sequences(batch)
         assert torch.equal(torch.cat([part.target for part in parts]), batch.target)
         for part in parts:
             assert part.cu_seqlens.tolist() == part.offsets.tolist()
-            slots = part.num_tokens if padded_len is None else part.size * padded_len
+            slots = part.size * (counted_len or part.max_seqlen)
+            slots = slots if dense or counted_len else part.num_tokens
             assert slots <= max_tokens or part.size == 1
+        # None could have taken one sequence more.
+        for part, other in itertools.pairwise(parts):
+            lengths = [*np.diff(part.offsets), np.diff(other.offsets)[0]]
+            sizes = [counted_len or n for n in lengths]
+            assert (max(sizes) * len(sizes) if dense else sum(sizes)) > max_tokens
         if max_tokens == 10**6:
             assert parts[0] is batch

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from recgrela.errors import ConfigError
 from recgrela.models import MODELS, SequenceModel, build
+from recgrela.nn import Sequences
 
 N_ITEMS, MAX_LEN = 30, 12
 LENGTHS = [12, 1, 7, 2]
@@ -224,6 +225,63 @@ def test_everything_it_makes_is_on_its_device(form: str) -> None:
         target = torch.empty(4 if objective == "last" else len(items), dtype=torch.int64, device="meta")
         model.loss_packed(items, cu_seqlens, target, MAX_LEN, objective).backward()
     assert all(p.grad is None or p.grad.shape == p.shape for p in model.parameters())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_no_sequences_and_narrow_offsets(form: str) -> None:
+    model, (items, cu_seqlens, longest) = make(form), packed()
+    assert model.score_packed(items[:0], cu_seqlens[:1], 0).shape == (0, N_ITEMS)
+    scores = model.score_packed(items, cu_seqlens.int(), longest)
+    assert torch.equal(scores, model.score_packed(items, cu_seqlens, longest))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_batch_in_parts_has_the_same_gradients(form: str) -> None:
+    """Also those of losses that are not of the targets alone."""
+    weight = {"contrastive_weight": 1.0} if form.startswith("EulerFormer") else {}
+    model, (items, cu_seqlens, longest) = make(form, **weight), packed()
+    target = torch.tensor([3, 5, 7, 9])
+    whole = model.loss_packed(items, cu_seqlens, target, longest)
+    cut = int(cu_seqlens[1])
+    first = model.loss_packed(items[:cut], cu_seqlens[:2], target[:1], cut)
+    rest = model.loss_packed(items[cut:], cu_seqlens[1:] - cut, target[1:], 7)
+    assert_close("loss", whole, 0.25 * first + 0.75 * rest, 1e-11)
+
+
+def test_rows_of_zeros_have_gradients() -> None:
+    """Dropout makes such rows, and with biases of zero EulerFormer's queries and keys are zero there."""
+    model = build(FORMS["EulerFormer-mask"], N_ITEMS, MAX_LEN).double()
+    sequences = Sequences.of(cu_seqlens_of([4]), 4, 4)
+    x = torch.randn(4, 16, dtype=torch.float64)
+    x[1] = 0
+    hidden, extra = model.encode_for_loss(x.requires_grad_(), sequences, None)
+    grads = torch.autograd.grad(hidden.sum() + extra, [x, *model.blocks.parameters()])
+    assert all(grad.isfinite().all() for grad in grads)
+
+
+@needs_gpu
+@pytest.mark.parametrize("form", [form for form in CAUSAL if not form.endswith("-attend")])
+def test_a_step_can_be_captured(form: str) -> None:
+    """As `train.cuda_graphs` does: nothing in it comes from the host or waits for the device."""
+    config = FORMS[form] if FORMS[form].name != "EulerFormer" else replace(FORMS[form], padding="mask")
+    model = build(config, N_ITEMS, MAX_LEN).cuda()
+    items, cu_seqlens, longest = (x.cuda() if isinstance(x, Tensor) else x for x in packed())
+
+    def step() -> None:
+        model.zero_grad()
+        model.loss_packed(items, cu_seqlens, items, longest, "all").backward()
+
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    graph.replay()
+    torch.cuda.synchronize()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
 @needs_gpu

@@ -52,19 +52,21 @@ class Batch:
         """T, the number of items."""
         return self.items.numel()
 
-    def parts(self, max_tokens: int, padded_len: int | None = None) -> Iterator[Batch]:
+    def parts(self, max_tokens: int, counted_len: int | None = None, dense: bool = False) -> Iterator[Batch]:
         """The batch cut between sequences into parts of at most `max_tokens` items (or of one sequence).
 
         Args:
             max_tokens: most items in a part.
-            padded_len: count every sequence as this long, for a model that pads them.
+            counted_len: count every sequence as this long, for a model that pads them.
+            dense: count every sequence as long as the part's longest, for one that puts them side by side.
         """
         lengths = np.diff(self.offsets)
-        ends = np.cumsum(lengths if padded_len is None else np.full_like(lengths, padded_len))
+        lengths = lengths if counted_len is None else np.full_like(lengths, counted_len)
         first = 0
         while first < self.size:
-            done = ends[first - 1] if first else 0
-            last = max(int(np.searchsorted(ends, done + max_tokens, side="right")), first + 1)
+            left = lengths[first:]
+            sizes = np.maximum.accumulate(left) * np.arange(1, len(left) + 1) if dense else np.cumsum(left)
+            last = first + max(int(np.searchsorted(sizes, max_tokens, side="right")), 1)
             yield self if (first, last) == (0, self.size) else self._slice(first, last)
             first = last
 

@@ -36,12 +36,15 @@ class SequenceModel(nn.Module, ABC):
         trains_on: the objectives that make sense for it.
         bounded: whether no sequence may be longer than `max_len`.
         padded_len: what every sequence is padded to, for a model that computes padding slots; else None.
+        counted_len: what every sequence takes room for, whatever its length; else None.
+        dense: whether a module puts sequences side by side, each as long as the longest.
         item_bias: [n_items] added to the scores, or None.
         norm_eps: of the LayerNorm behind the embeddings.
     """
 
     trains_on: tuple[Objective, ...]
     padded_len: int | None = None
+    dense: bool = False
     bounded: bool = False
     item_bias: Tensor | None
     norm_eps: float = 1e-12
@@ -89,6 +92,10 @@ class SequenceModel(nn.Module, ABC):
         """[T] int64 item ids -> [T, D]."""
         return self.norm(self.dropout(F.embedding(items, self.item_embedding.weight, padding_idx=0)))
 
+    @property
+    def counted_len(self) -> int | None:
+        return self.padded_len
+
     # ---- the authors' weights; see `recgrela.models.from_official`
 
     OFFICIAL_NAMES: ClassVar[list[tuple[str, str]]] = []  # theirs (a pattern) -> ours
@@ -129,6 +136,8 @@ class SequenceModel(nn.Module, ABC):
             raise ValueError(
                 f"a sequence of {max_seqlen} items does not fit this model's max_len={self.max_len}"
             )
+        if items.shape[0] == 0:
+            return self.item_embedding.weight[:0], None
         sequences, real = Sequences.of(cu_seqlens, items.shape[0], max_seqlen), None
         if self.padded_len is not None:
             sequences, real = sequences.padded(self.padded_len)
@@ -159,8 +168,8 @@ class SequenceModel(nn.Module, ABC):
         Returns:
             [B, n_items], column 0 being the padding item.
         """
-        hidden, weight = self._output(self.hidden_states(items, cu_seqlens, max_seqlen, True))
-        return hidden @ weight.T
+        scores = self.hidden_states(items, cu_seqlens, max_seqlen, True) @ self.item_embedding.weight.T
+        return scores if self.item_bias is None else scores + self.item_bias
 
     def loss_packed(
         self,

@@ -133,6 +133,10 @@ class EchoMamba4Rec(SequenceModel):
         self.padded_len = max_len if config.padding == "attend" else None
         self.reset_parameters()
 
+    @property
+    def counted_len(self) -> int:
+        return self.max_len  # the filter sees so many slots of each sequence
+
     def encode(self, x: Tensor, sequences: Sequences, rows: Tensor | None) -> Tensor:
         order = sequences.reversed_rows()
         *layers, last = self.layers

@@ -61,6 +61,18 @@ class EulerFormerConfig:
             raise ConfigError(f"model.contrastive_weight must not be negative, got {self.contrastive_weight}")
 
 
+def polar(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Modulus and angle of pairs of channels, [T, D] -> [T, D / 2] each; of a pair of zeros without gradient.
+
+    Dropout makes such pairs, and the gradients of the root and of the angle there are not numbers.
+    """
+    real, imaginary = x.unflatten(1, (-1, 2)).unbind(2)
+    square = real.square() + imaginary.square()
+    zero = square == 0
+    modulus = square.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)
+    return modulus, torch.atan2(imaginary.masked_fill(zero, 0), real.masked_fill(zero, 1))
+
+
 class EulerAttention(CausalAttention):
     """Causal attention of queries and keys whose pairs of channels are turned in polar form.
 
@@ -81,10 +93,9 @@ class EulerAttention(CausalAttention):
 
     def turn(self, x: Tensor, positions: Tensor, bias: Tensor | None) -> Tensor:
         """x [T, D] at positions [T] -> [T, D]."""
-        real, imaginary = x.to(self.delta.dtype).unflatten(1, (-1, 2)).unbind(2)
-        angle = torch.atan2(imaginary, real) * self.delta + self.angles[positions]
+        modulus, angle = polar(x.to(self.delta.dtype))
+        angle = angle * self.delta + self.angles[positions]
         angle = angle if bias is None else angle + bias
-        modulus = torch.sqrt(real.square() + imaginary.square())
         return torch.stack([modulus * angle.cos(), modulus * angle.sin()], dim=2).flatten(1).to(x.dtype)
 
     def forward(self, x: Tensor, sequences: Sequences, rows: Tensor | None = None) -> Tensor:
@@ -93,24 +104,23 @@ class EulerAttention(CausalAttention):
         q = self.turn(q, positions if rows is None else positions[rows], self.query_bias)
         return self.attend(q, self.turn(k, positions, None), v, x, sequences, rows)
 
-    def with_contrastive_loss(
+    def with_contrastive_losses(
         self, x: Tensor, sequences: Sequences, rows: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """The same, and the contrastive loss of all queries and of all keys."""
+        """The same, and the contrastive losses of each row's query and key, [T]."""
         positions = sequences.positions()
         q, k, v = self.project(x, None)
         q, k = self.turn(q, positions, self.query_bias), self.turn(k, positions, None)
-        loss = self.contrastive_loss(q, sequences) + self.contrastive_loss(k, sequences)
-        return self.attend(q if rows is None else q[rows], k, v, x, sequences, rows), loss
+        losses = self.contrastive_losses(q, sequences) + self.contrastive_losses(k, sequences)
+        return self.attend(q if rows is None else q[rows], k, v, x, sequences, rows), losses
 
-    def contrastive_loss(self, x: Tensor, sequences: Sequences) -> Tensor:
-        """Mean over rows [T, D] of -log(e_ii / (sum_j e_ij + eps)), e the exponential of two rows' likeness.
+    def contrastive_losses(self, x: Tensor, sequences: Sequences) -> Tensor:
+        """-log(e_ii / (sum_j e_ij + eps)) of rows [T, D] -> [T], e the exponential of two rows' likeness.
 
         Likeness is the sum of the scaled cosines of the angles' differences, by temperature; in training one
         side's angles are dropped at random.
         """
-        real, imaginary = x.to(self.delta.dtype).unflatten(1, (-1, 2)).unbind(2)
-        angle = torch.atan2(imaginary, real)
+        _, angle = polar(x.to(self.delta.dtype))
         other = F.dropout(angle, CONTRASTIVE_DROPOUT, self.training)
         scale = self.contrastive_scale / self.temperature
         a = torch.cat([angle.cos() * scale, angle.sin() * scale], dim=1)
@@ -118,8 +128,8 @@ class EulerAttention(CausalAttention):
         likeness = sequences.to_dense(a) @ sequences.to_dense(b).transpose(1, 2)  # [B, L, L]
         if sequences.lengths is None:
             likeness = likeness.masked_fill(~sequences.items(likeness.shape[2])[:, None], -math.inf)
-        total = torch.logaddexp(likeness.logsumexp(2), likeness.new_tensor(math.log(CONTRASTIVE_EPS)))
-        return (sequences.to_rows(total) - (a * b).sum(1)).mean()
+        total = torch.logaddexp(likeness.logsumexp(2), likeness.new_full((), math.log(CONTRASTIVE_EPS)))
+        return sequences.to_rows(total) - (a * b).sum(1)
 
 
 class EulerFormer(TransformerModel):
@@ -147,12 +157,19 @@ class EulerFormer(TransformerModel):
     def encode_for_loss(
         self, x: Tensor, sequences: Sequences, rows: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        total, blocks = x.new_zeros(()), [cast(TransformerBlock, block) for block in self.blocks]
+        if self.config.contrastive_weight == 0:
+            return self.encode(x, sequences, rows), None
+        blocks = [cast(TransformerBlock, block) for block in self.blocks]
+        total = x.new_zeros(len(x))
         for block in blocks:
             attention = cast(EulerAttention, block.attention)
-            x, loss = attention.with_contrastive_loss(x, sequences, rows if block is blocks[-1] else None)
-            x, total = block.ffn(x), total + loss
-        return x, self.config.contrastive_weight * total
+            x, losses = attention.with_contrastive_losses(x, sequences, rows if block is blocks[-1] else None)
+            x, total = block.ffn(x), total + losses
+        if rows is None:  # a target is a row
+            mean = total.mean()
+        else:  # a target is a sequence: each counts the same, however a batch is cut
+            mean = (total / sequences.cu_seqlens.diff()[sequences.index]).sum() / sequences.batch
+        return x, self.config.contrastive_weight * mean
 
     OFFICIAL_NAMES: ClassVar = [
         (r"\.multi_head_attention\.w$", ".attention.contrastive_scale"),

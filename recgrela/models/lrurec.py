@@ -61,8 +61,9 @@ class LRU(nn.Module):
         d, states = config.hidden_size, 2 * config.hidden_size
         low, high = config.r_min**2, config.r_max**2
         # Uniform on the ring, gamma such that white input gives states of unit size (arXiv 2303.06349, 3.4).
-        nu = -0.5 * (torch.rand(states) * (high - low) + low).log()
-        theta = torch.rand(states) * (2 * math.pi)
+        draws = torch.rand(2, states).clamp(min=1e-6)  # the logarithm of 0 would stay for good
+        nu = -0.5 * (draws[0] * (high - low) + low).log()
+        theta = draws[1] * (2 * math.pi)
         gamma = (1 - torch.exp(-2 * nu)).sqrt()
         self.params_log = nn.Parameter(torch.stack([nu, theta, gamma]).log())
         self.in_proj = nn.Linear(d, 2 * states)

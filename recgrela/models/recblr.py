@@ -80,7 +80,7 @@ class GatedRecurrence(nn.Module):
         # The convolution of zeros is its bias.
         alpha, driven = self.gated(F.silu(cast(Tensor, self.conv.bias))[None])
         rows = driven.expand(self.warm_up_rows, -1)
-        offsets = torch.tensor([0, self.warm_up_rows], device=rows.device)
+        offsets = torch.arange(2, device=rows.device) * self.warm_up_rows  # made there: a CUDA graph holds it
         _, state = linear_scan(rows, alpha[0], offsets, return_state=True)
         return state.expand(batch, -1)
 

@@ -110,6 +110,7 @@ class SIGMA(SequenceModel):
 
     config: SIGMAConfig
     trains_on = ("last",)
+    dense = True
 
     def __init__(self, config: SIGMAConfig, n_items: int, max_len: int) -> None:
         super().__init__(config, n_items, max_len)

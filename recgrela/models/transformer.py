@@ -39,13 +39,15 @@ class TransformerBlock(nn.Module):
 class TransformerModel(SequenceModel):
     """Learned positions and blocks; a subclass makes the blocks' attention."""
 
+    dense = True
+    bounded = True  # by the positions
+
     def __init__(self, config: Any, n_items: int, max_len: int) -> None:
         super().__init__(config, n_items, max_len)
         self.position_embedding = nn.Embedding(max_len, config.hidden_size)
         self.blocks = nn.ModuleList(
             TransformerBlock(config, self.make_attention()) for _ in range(config.num_layers)
         )
-        self.bounded = True  # by the positions
         self.reset_parameters()
 
     def make_attention(self) -> nn.Module:

@@ -27,6 +27,7 @@ class Sequences:
     @staticmethod
     def of(cu_seqlens: Tensor, num_rows: int, max_seqlen: int, lengths: Tensor | None = None) -> Sequences:
         """Of sequences without padding, or (with `lengths`) of padded ones."""
+        cu_seqlens = cu_seqlens.to(torch.int64)
         batch = torch.arange(cu_seqlens.shape[0] - 1, device=cu_seqlens.device)
         index = torch.repeat_interleave(batch, cu_seqlens.diff(), output_size=num_rows)
         return Sequences(cu_seqlens, index, max_seqlen, lengths)
