@@ -109,4 +109,31 @@ size_t causal_conv1d_backward_workspace(const CausalConv1dParams& params);
 cudaError_t causal_conv1d_forward(const CausalConv1dParams& params, cudaStream_t stream);
 cudaError_t causal_conv1d_backward(const CausalConv1dParams& params, cudaStream_t stream);
 
+// h_i = a_i h_{i-1} + x_i in each channel. Complex numbers are pairs of floats, of dtype float32.
+struct LinearScanParams {
+  DType dtype = DType::kFloat32;
+  bool complex = false;
+  Sequences sequences;
+  int64_t channels = 0;  // strides and channels count complex numbers where those are
+
+  Rows x, h;              // [T, C]; h is the forward's output, and what the backward reads in the place of x
+  bool per_step = false;  // a is [T, C], else one row
+  Rows a;                 // float32, as the states and the gradient of a
+  const void* initial_state = nullptr;  // [B, C] before each sequence; null: zeros
+  void* final_state = nullptr;          // behind it; may be null
+
+  // backward only
+  Rows dh, dx, da;
+  const void* final_state_grad = nullptr;  // null: zero
+  void* initial_state_grad = nullptr;      // may be null
+
+  int64_t segment_rows = 0;  // that a thread takes one after the other; 0: chosen by the device's size
+  void* workspace = nullptr;
+};
+
+size_t linear_scan_forward_workspace(const LinearScanParams& params);
+size_t linear_scan_backward_workspace(const LinearScanParams& params);
+cudaError_t linear_scan_forward(const LinearScanParams& params, cudaStream_t stream);
+cudaError_t linear_scan_backward(const LinearScanParams& params, cudaStream_t stream);
+
 }  // namespace recgrela::cuda

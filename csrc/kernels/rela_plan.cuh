@@ -32,8 +32,7 @@ struct RelaPlan : GatedRelaParams {
   __host__ __device__ int64_t tiles() const { return (head_dim + kTile - 1) / kTile; }
 };
 
-// Rows of one sequence that a team takes. Segments of sequence b have the slots offset(b) / segment_rows + b + 0, 1 ..:
-// no two share one, and no list needs to be made.
+// Rows of one sequence that a team takes.
 struct Segment {
   int64_t sequence, row0, length;  // row0: the sequence's first
   int64_t before;                  // rows before it, in a state that it begins from
@@ -46,25 +45,12 @@ struct Segment {
 
 // Of sequence b, or a later one.
 inline __device__ int64_t first_slot(const RelaPlan& p, int64_t b) {
-  return sequence_rows(p.sequences, b).begin / p.segment_rows + b;
+  return first_slot(p.sequences, p.segment_rows, b);
 }
 
 // All lanes of the warp take part. False: the slot is not taken.
 inline __device__ bool find_segment(const RelaPlan& p, int64_t slot, Segment& segment) {
-  int64_t b = slot;
-  if (p.cut) {
-    // The last b whose first slot is not after ours: 32 places at a time.
-    int64_t low = 0, size = p.sequences.count;
-    while (size > 1) {
-      const int64_t step = (size + 31) / 32, probe = low + step * (threadIdx.x % 32);
-      const bool before = probe < low + size && first_slot(p, probe) <= slot;
-      const int found = __popc(__ballot_sync(0xffffffffu, before));
-      const int64_t next = low + step * (found > 0 ? found - 1 : 0);
-      size = step < low + size - next ? step : low + size - next;
-      low = next;
-    }
-    b = low;
-  }
+  const int64_t b = p.cut ? sequence_of_slot(p.sequences, p.segment_rows, slot) : slot;
   const RowRange rows = sequence_rows(p.sequences, b);
   segment.sequence = b, segment.slot = slot;
   segment.row0 = rows.begin, segment.length = rows.end - rows.begin;

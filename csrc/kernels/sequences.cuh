@@ -39,6 +39,26 @@ inline __device__ int64_t first_offset_from(const Sequences& s, int64_t row) {
   return low;
 }
 
+// Sequences that are cut into segments of a number of rows: those of sequence b have the slots
+// offset(b) / segment_rows + b + 0, 1 ..: no two share one, and no list needs to be made.
+inline __device__ int64_t first_slot(const Sequences& s, int64_t segment_rows, int64_t b) {
+  return sequence_rows(s, b).begin / segment_rows + b;
+}
+
+// The last sequence whose first slot is not after this one. By a whole warp, 32 places at a time.
+inline __device__ int64_t sequence_of_slot(const Sequences& s, int64_t segment_rows, int64_t slot) {
+  int64_t low = 0, size = s.count;
+  while (size > 1) {
+    const int64_t step = (size + 31) / 32, probe = low + step * (threadIdx.x % 32);
+    const bool before = probe < low + size && first_slot(s, segment_rows, probe) <= slot;
+    const int found = __popc(__ballot_sync(0xffffffffu, before));
+    const int64_t next = low + step * (found > 0 ? found - 1 : 0);
+    size = step < low + size - next ? step : low + size - next;
+    low = next;
+  }
+  return low;
+}
+
 constexpr int kCheckThreads = 1024;
 
 struct SequenceChecks {

@@ -12,7 +12,7 @@ from simt_build import ROOT, run
 sys.path.append(str(ROOT))
 from build_backend.toolkit import find_toolkits
 
-SOURCES = ("on_gpu.cpp", "ops_test.cpp", "gated_rela_test.cpp", "causal_conv1d_test.cpp")
+SOURCES = ("on_gpu.cpp", "ops_test.cpp", "gated_rela_test.cpp", "causal_conv1d_test.cpp", "linear_scan_test.cpp")
 
 
 @pytest.mark.parametrize("source", SOURCES)

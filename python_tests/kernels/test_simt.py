@@ -19,7 +19,7 @@ def build() -> Path:
     return build_simt("simt_selftest", "ops_test")
 
 
-@pytest.mark.parametrize("test", ["simt_selftest", "causal_conv1d", "gated_rela"])
+@pytest.mark.parametrize("test", ["simt_selftest", "causal_conv1d", "gated_rela", "linear_scan"])
 def test_kernels(build: Path, test: str) -> None:
     run(program("ctest") or "ctest", "--output-on-failure", "--no-tests=error", "-R", f"^{test}$", cwd=build)
 
@@ -35,6 +35,7 @@ class Mutation:
 
 
 CONV, RELA, F32 = "causal_conv1d.cu", "gated_rela.cu", "gated_rela_float32.cu"
+SCAN = "linear_scan.cu"
 BF16, BF16_BACKWARD = "gated_rela_bfloat16.cu", "gated_rela_bfloat16_backward.cu"
 MUTATIONS = [
     Mutation(
@@ -204,6 +205,46 @@ MUTATIONS = [
         "room = number() * kTiles * kTile;",
         "room = 0;",
         "gated_rela/causal/bfloat16/d=16 L=33,2,18",
+    ),
+    Mutation(
+        "the segments are read before they are found",
+        "linear_scan.cu",
+        SCAN,
+        "found[run] = s;\n    }\n    __syncthreads();",
+        "found[run] = s;\n    }",
+        "linear_scan schedules",
+    ),
+    Mutation(
+        "a scan's state fades no more behind the next segment",
+        "linear_scan.cu",
+        SCAN,
+        "load_each(products + k * stride, i + k + 1 < count ? N : 0, product[k]);",
+        "load_each(products + k * stride, 0, product[k]);",
+        "linear_scan segments=16",
+    ),
+    Mutation(
+        "the coefficients' conjugates are forgotten",
+        "linear_scan.cu",
+        SCAN,
+        "kConjugate ? -a[i + 1] : a[i + 1]",
+        "a[i + 1]",
+        "linear_scan/complex",
+    ),
+    Mutation(
+        "the first coefficient's gradient does not see the state before",
+        "linear_scan.cu",
+        SCAN,
+        "if (row == row0) {",
+        "if (row < 0) {",
+        "linear_scan/float32 per_step/state",
+    ),
+    Mutation(
+        "the runs' sums are read before all are written",
+        "linear_scan.cu",
+        SCAN,
+        "= a_grad[i];\n    __syncthreads();",
+        "= a_grad[i];",
+        "linear_scan constant schedules",
     ),
 ]
 
