@@ -136,4 +136,47 @@ size_t linear_scan_backward_workspace(const LinearScanParams& params);
 cudaError_t linear_scan_forward(const LinearScanParams& params, cudaStream_t stream);
 cudaError_t linear_scan_backward(const LinearScanParams& params, cudaStream_t stream);
 
+// y_i = (sum_n C_i[n] h_i[n] + D u_i) SiLU(z_i) of h_i[n] = exp(d_i A[n]) h_{i-1}[n] + d_i B_i[n] u_i in each channel,
+// where d_i = softplus(delta_i + delta_bias).
+struct SelectiveScanParams {
+  static constexpr int kMostStates = 256;
+  static constexpr int kKeptRows = 32;
+
+  DType dtype = DType::kFloat32;
+  Sequences sequences;
+  int64_t channels = 0;
+  int states = 0;  // N, of a channel; 1 to kMostStates
+  bool delta_softplus = true;
+
+  Rows u, delta, z;                   // [T, C] of dtype; z may be absent
+  Rows B, C;                          // [T, N] of dtype
+  const float* A = nullptr;           // [C, N]
+  const float* D = nullptr;           // [C]; may be null
+  const float* delta_bias = nullptr;  // [C]; may be null
+  Rows y;                             // forward only
+
+  const float* initial_state = nullptr;  // [B, C, N] before each sequence; null: zeros
+  float* final_state = nullptr;          // behind it; may be null
+  // The states before row 32 j of sequence b are number cu_seqlens[b] / 32 + b + j of [T / 32 + B, C, N]. The forward
+  // leaves them unless it is null, the backward reads them.
+  float* kept = nullptr;
+
+  // backward only
+  Rows dy, du, ddelta, dz, dB, dC;          // dz absent when z is
+  float* dA = nullptr;                      // [C, N]
+  float* dD = nullptr;                      // [C]; null when D is
+  float* ddelta_bias = nullptr;             // [C]; null when delta_bias is
+  const float* final_state_grad = nullptr;  // null: zero
+  float* initial_state_grad = nullptr;      // may be null
+
+  int64_t segment_rows =
+      0;  // that a block takes one after the other, in multiples of 32; 0: chosen by the device's size
+  void* workspace = nullptr;
+};
+
+size_t selective_scan_forward_workspace(const SelectiveScanParams& params);
+size_t selective_scan_backward_workspace(const SelectiveScanParams& params);
+cudaError_t selective_scan_forward(const SelectiveScanParams& params, cudaStream_t stream);
+cudaError_t selective_scan_backward(const SelectiveScanParams& params, cudaStream_t stream);
+
 }  // namespace recgrela::cuda

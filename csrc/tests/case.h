@@ -26,6 +26,7 @@ struct Case {
 void add_causal_conv1d(std::vector<Case>& cases);
 void add_gated_rela(std::vector<Case>& cases);
 void add_linear_scan(std::vector<Case>& cases);
+void add_selective_scan(std::vector<Case>& cases);
 
 const char* name_of(DType type);
 int64_t size_of(DType type);

@@ -256,6 +256,7 @@ int main(int argc, char** argv) {
   add_causal_conv1d(cases);
   add_gated_rela(cases);
   add_linear_scan(cases);
+  add_selective_scan(cases);
   bool list = false;
   std::vector<std::string> parts;
   for (int i = 1; i < argc; ++i) {

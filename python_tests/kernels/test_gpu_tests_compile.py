@@ -12,7 +12,9 @@ from simt_build import ROOT, run
 sys.path.append(str(ROOT))
 from build_backend.toolkit import find_toolkits
 
-SOURCES = ("on_gpu.cpp", "ops_test.cpp", "gated_rela_test.cpp", "causal_conv1d_test.cpp", "linear_scan_test.cpp")
+SOURCES = ("on_gpu.cpp", "ops_test.cpp") + tuple(
+    f"{op}_test.cpp" for op in ("gated_rela", "causal_conv1d", "linear_scan", "selective_scan")
+)
 
 
 @pytest.mark.parametrize("source", SOURCES)

@@ -19,7 +19,7 @@ def build() -> Path:
     return build_simt("simt_selftest", "ops_test")
 
 
-@pytest.mark.parametrize("test", ["simt_selftest", "causal_conv1d", "gated_rela", "linear_scan"])
+@pytest.mark.parametrize("test", ["simt_selftest", "causal_conv1d", "gated_rela", "linear_scan", "selective_scan"])
 def test_kernels(build: Path, test: str) -> None:
     run(program("ctest") or "ctest", "--output-on-failure", "--no-tests=error", "-R", f"^{test}$", cwd=build)
 
@@ -35,7 +35,7 @@ class Mutation:
 
 
 CONV, RELA, F32 = "causal_conv1d.cu", "gated_rela.cu", "gated_rela_float32.cu"
-SCAN = "linear_scan.cu"
+SCAN, SELECTIVE, SELECTIVE_F32 = "linear_scan.cu", "selective_scan.cu", "selective_scan_float32.cu"
 BF16, BF16_BACKWARD = "gated_rela_bfloat16.cu", "gated_rela_bfloat16_backward.cu"
 MUTATIONS = [
     Mutation(
@@ -245,6 +245,62 @@ MUTATIONS = [
         "= a_grad[i];\n    __syncthreads();",
         "= a_grad[i];",
         "linear_scan constant schedules",
+    ),
+    Mutation(
+        "a selective scan's state fades no more behind the next segment",
+        "selective_scan.cu",
+        SELECTIVE,
+        "state = fast_exp2(step[k] * a) * state + sum[k];",
+        "state = state + sum[k];",
+        "selective_scan segments=32",
+    ),
+    Mutation(
+        "a tile is prepared while the one before is read",
+        "selective_backward.cuh",
+        SELECTIVE_F32,
+        "team.put(team.before(t + 1), state);\n        __syncthreads();",
+        "team.put(team.before(t + 1), state);",
+        "selective_scan/float32 schedules",
+    ),
+    Mutation(
+        "the sums are read before all warps have put theirs",
+        "selective_backward.cuh",
+        SELECTIVE_F32,
+        "__syncthreads();\n        team.finish(",
+        "team.finish(",
+        "selective_scan/float32 schedules",
+    ),
+    Mutation(
+        "a warp's channels but half are left out",
+        "selective_backward.cuh",
+        SELECTIVE_F32,
+        "values[i] = own + __shfl_xor_sync(0xffffffffu, sent, kOffset);",
+        "values[i] = own + 0.f * __shfl_xor_sync(0xffffffffu, sent, kOffset);",
+        "selective_scan/float32 N=16",
+    ),
+    Mutation(
+        "a kept state is that of the sequence before",
+        "selective_forward.cuh",
+        SELECTIVE_F32,
+        "team.store_states(p.kept, number++, state)",
+        "team.store_states(p.kept, --number, state)",
+        "selective_scan/float32 L=70",
+    ),
+    Mutation(
+        "the steps' gradients do not see A",
+        "selective_backward.cuh",
+        SELECTIVE_F32,
+        "sums[2 * kRows * this->channels] = step_grad * kLn2;",
+        "sums[2 * kRows * this->channels] = 0.f * step_grad;",
+        "selective_scan/float32 L=33",
+    ),
+    Mutation(
+        "the columns launched before are forgotten",
+        "selective_backward.cuh",
+        SELECTIVE_F32,
+        "p.first_column ? p.row_sums[i] : 0.f",
+        "0.f",
+        "selective_scan/float32 launches",
     ),
 ]
 
