@@ -12,9 +12,8 @@ from simt_build import ROOT, run
 sys.path.append(str(ROOT))
 from build_backend.toolkit import find_toolkits
 
-SOURCES = ("on_gpu.cpp", "ops_test.cpp") + tuple(
-    f"{op}_test.cpp" for op in ("gated_rela", "causal_conv1d", "linear_scan", "selective_scan")
-)
+OPS = ("gated_rela", "causal_conv1d", "linear_scan", "selective_scan")
+SOURCES = ("on_gpu.cpp", "ops_test.cpp", *(f"{op}_test.cpp" for op in OPS))
 
 
 @pytest.mark.parametrize("source", SOURCES)

@@ -19,7 +19,9 @@ def build() -> Path:
     return build_simt("simt_selftest", "ops_test")
 
 
-@pytest.mark.parametrize("test", ["simt_selftest", "causal_conv1d", "gated_rela", "linear_scan", "selective_scan"])
+@pytest.mark.parametrize(
+    "test", ["simt_selftest", "causal_conv1d", "gated_rela", "linear_scan", "selective_scan"]
+)
 def test_kernels(build: Path, test: str) -> None:
     run(program("ctest") or "ctest", "--output-on-failure", "--no-tests=error", "-R", f"^{test}$", cwd=build)
 
