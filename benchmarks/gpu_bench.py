@@ -27,6 +27,7 @@ from gpu_ops import (
     results,
 )
 from gpu_peers import Call, Peer, compiled_peer, describe, eager_peers, package_peers, time_limit
+from gpu_scans import LinearScanCase, SelectiveScanCase
 
 OURS = "recgrela"
 COPY_BYTES = 1 << 30
@@ -249,7 +250,7 @@ class Plan:
 
 
 def plans(quick: bool) -> list[Plan]:
-    """The published size first, then the convolution, long sequences and head widths."""
+    """The published size first, then the convolution, the scans, long sequences and head widths."""
     batch, long, wide = (256, 4096, 128) if quick else (2048, 16384, 1024)
     many, few = (10, 5) if quick else (40, 12)
     chosen = [
@@ -258,6 +259,19 @@ def plans(quick: bool) -> list[Plan]:
         for causal in (False, True)
     ]
     chosen += [Plan(ConvCase(batch, 200, 64, d), many, compiled=not quick) for d in ("fp32", "bf16")]
+    chosen += [
+        Plan(case, few)
+        for case in (
+            LinearScanCase(batch, 200, 64, "fp32", complex=True),
+            LinearScanCase(batch, 200, 64, "fp32"),
+            LinearScanCase(batch, 200, 64, "bf16"),
+            SelectiveScanCase(batch, 200, 128, "fp32"),
+            SelectiveScanCase(batch, 200, 128, "bf16"),
+            SelectiveScanCase(batch, 200, 128, "bf16", states=32),
+            LinearScanCase(8, long, 64, "fp32"),
+            SelectiveScanCase(8, 4096, 128, "fp32"),
+        )
+    ]
     chosen += [
         Plan(RelaCase(8, long, 64, dtype, causal=causal), few)
         for dtype in ("bf16", "fp32")

@@ -250,7 +250,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--sanitize-target",
         action="store_true",
-        help="only run both ops once at small sizes, for compute-sanitizer",
+        help="only run the ops once at small sizes, for compute-sanitizer",
     )
     parser.add_argument("--run-step", choices=names, help=argparse.SUPPRESS)
     parser.add_argument("--limit", type=float, default=60.0, help=argparse.SUPPRESS)

@@ -8,6 +8,7 @@ from typing import Any
 
 import gpu_bench
 import gpu_ops
+import gpu_scans
 import torch
 from gpu_steps import SANITIZED, Outcome, Settings
 
@@ -26,6 +27,8 @@ def reference(settings: Settings) -> Outcome:
             for causal in (False, True)
         ]
         compared.append(gpu_ops.ConvCase(*few, dtype))
+        compared += [gpu_scans.LinearScanCase(*few, dtype), gpu_scans.SelectiveScanCase(*few, dtype)]
+    compared.append(gpu_scans.LinearScanCase(*few, "fp32", complex=True))
     for case in compared:
         errors = gpu_ops.compare_with_cpu(case, "cuda")
         fault = gpu_ops.fault_of(errors, gpu_ops.TOLERANCES[case.dtype])
@@ -37,6 +40,11 @@ def reference(settings: Settings) -> Outcome:
     for dtype in ("fp32", "bf16"):
         repeated += [gpu_ops.RelaCase(batch, 200, 64, dtype, causal=causal) for causal in (False, True)]
         repeated += [gpu_ops.RelaCase(2, 16384, 64, dtype), gpu_ops.ConvCase(batch, 200, 64, dtype)]
+        repeated += [gpu_scans.SelectiveScanCase(batch, 200, 128, dtype)]
+    repeated += [
+        gpu_scans.LinearScanCase(batch, 200, 64, "fp32", complex=True),
+        gpu_scans.SelectiveScanCase(2, 4096, 64, "fp32"),
+    ]
     for case in repeated:
         x = case.operands("cuda")
         first, second = (gpu_ops.results(case.ours(x), x) for _ in range(2))
@@ -72,7 +80,7 @@ def judge_benchmarks(details: dict[str, Any]) -> tuple[str, str]:
 
 
 def graph(settings: Settings) -> Outcome:
-    """gated_rela captured in a CUDA graph, replayed on new operands, equals the plain call; no host waits."""
+    """Ops captured in a CUDA graph, replayed on new operands, equal the plain call; no host waits."""
     faults: list[str] = []
     cases: list[gpu_ops.Case] = [
         gpu_ops.RelaCase(batch, length, 64, dtype, causal=causal)
@@ -80,6 +88,8 @@ def graph(settings: Settings) -> Outcome:
             ((64, 200), (2, 4096)), ("fp32", "bf16"), (True, False)
         )
     ]
+    cases += [gpu_scans.LinearScanCase(64, 200, 64, "fp32", complex=True)]
+    cases += [gpu_scans.SelectiveScanCase(*size, 64, "bf16") for size in ((64, 200), (2, 4096))]
     for case in cases:
         static, fresh = case.operands("cuda", 0), case.operands("cuda", 1)
         expected = gpu_ops.results(case.ours(fresh), fresh)
@@ -126,8 +136,8 @@ def capture(case: gpu_ops.Case, static: gpu_ops.Operands, fresh: gpu_ops.Operand
 
 
 def sanitize_target(device: str = "cuda", dtypes: Sequence[str] = ("fp32", "fp16", "bf16")) -> int:
-    """Forward and backward of both ops in every dtype and head width, small; returns how many."""
-    cases = gpu_ops.small_cases(dtypes)
+    """Forward and backward of all ops in every dtype and width, small; returns how many."""
+    cases = gpu_ops.small_cases(dtypes) + gpu_scans.small_cases(dtypes)
     for case in cases:
         x = case.operands(device)
         gpu_ops.results(case.ours(x), x)

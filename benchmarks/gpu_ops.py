@@ -41,7 +41,7 @@ class Operands:
         """A copy elsewhere, as leaves."""
 
         def to(x: Tensor) -> Tensor:
-            return x.detach().to(device, dtype)
+            return x.detach().to(device, dtype.to_complex() if x.is_complex() else dtype)
 
         return Operands(
             {name: to(x).requires_grad_() for name, x in self.inputs.items()},
@@ -247,7 +247,7 @@ def errors_of(expected: dict[str, Tensor], got: dict[str, Tensor]) -> dict[str, 
     """By name: |error| / |expected|, and the largest error / largest expected; of the rows expected."""
     errors = {}
     for name, want in expected.items():
-        have = got[name][: len(want)].to(want.device, torch.float64)
+        have = got[name][: len(want)].to(want.device, want.dtype)
         difference = have - want
         norm = (difference.norm() / want.norm()).item()
         errors[name] = (norm, (difference.abs().max() / want.abs().max()).item())

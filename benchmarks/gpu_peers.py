@@ -21,15 +21,19 @@ from gpu_ops import (
     RelaCase,
     shifted_conv,
 )
+from gpu_scans import LinearScanCase, ScanCase, SelectiveScanCase
+from scans import linear_by_row, selective_by_row
 from torch import Tensor
 
 from recgrela.ops import rotate
 
 NOT_INSTALLED = "not installed"
 LONGEST_MASKED = 2048  # beyond it nobody would make L x L products
+LONGEST_LOOP = 1024  # nor call kernels for each row
 EPS = 1e-6
 
 Call = Callable[[Operands], Tensor]
+Form = Callable[[dict[str, Tensor]], Tensor]  # of a scan's dense inputs by name
 
 
 @dataclass(frozen=True)
@@ -171,8 +175,74 @@ def fast_transformers_peer(case: RelaCase) -> Peer:
     return Peer(name, package_rela(case, product))
 
 
+def scan_call(case: ScanCase, form: Form) -> Call:
+    """A form of dense [B, L, ...] inputs by name; sums of rows stay in float32."""
+
+    def call(x: Operands) -> Tensor:
+        t = {n: v if n in case.parameters else dense(case, v) for n, v in x.inputs.items()}
+        return form(t).to(x.dy.dtype).flatten(0, 1)
+
+    return call
+
+
+def scan_by_row(case: ScanCase) -> Call:
+    if isinstance(case, LinearScanCase):
+        return scan_call(case, lambda t: linear_by_row(t["x"], t["a"]))
+    names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
+    wide = torch.promote_types(DTYPES[case.dtype], torch.float32)
+    return scan_call(case, lambda t: selective_by_row(*(t[name].to(wide) for name in names)))
+
+
+def eager_scans(case: ScanCase) -> list[Peer]:
+    """A loop over rows; of linear_scan also log2(L) steps, which would hold all states of the other."""
+    long = case.length > LONGEST_LOOP
+    note = f"{case.length} steps at L={case.length}" if long else ""
+    peers = [Peer("eager by_row", None if long else scan_by_row(case), note)]
+    if isinstance(case, LinearScanCase):
+        peers.append(Peer("eager by_doubling", scan_call(case, case.by_doubling)))
+    return peers
+
+
+def mamba_form() -> tuple[Form | None, str]:
+    """mamba_ssm's kernels, of [B, I, L]."""
+    fn, note = load("mamba_ssm.ops.selective_scan_interface", "selective_scan_fn")
+    if fn is None:
+        return None, note
+
+    def form(t: dict[str, Tensor]) -> Tensor:
+        u, delta, b, c, z = (t[name].mT.contiguous() for name in ("u", "delta", "B", "C", "z"))
+        return fn(u, delta, t["A"], b, c, t["D"], z, t["delta_bias"], delta_softplus=True).mT
+
+    return form, ""
+
+
+def accelerated_scan_form() -> tuple[Form | None, str]:
+    """accelerated_scan's kernels, of [B, C, L] where L is a power of 2."""
+    fn, note = load("accelerated_scan.warp", "scan")
+    if fn is None:
+        return None, note
+
+    def form(t: dict[str, Tensor]) -> Tensor:
+        length = t["x"].shape[1]
+        more = max(32, 1 << (length - 1).bit_length()) - length
+        a, x = (F.pad(t[name].to(t["x"].dtype).mT, (0, more)).contiguous() for name in ("a", "x"))
+        return fn(a, x)[..., :length].mT
+
+    return form, ""
+
+
+def package_scans(case: ScanCase) -> list[Peer]:
+    if isinstance(case, LinearScanCase) and case.complex:
+        return []  # the packages' scans are real
+    name = "mamba_ssm" if isinstance(case, SelectiveScanCase) else "accelerated_scan"
+    form, note = mamba_form() if name == "mamba_ssm" else accelerated_scan_form()
+    return [Peer(name, None if form is None else scan_call(case, form), note)]
+
+
 def eager_peers(case: Case) -> list[Peer]:
     """The natural forms in plain PyTorch."""
+    if isinstance(case, ScanCase):
+        return eager_scans(case)
     if isinstance(case, ConvCase):
         forms = {"eager conv1d": conv_by_torch, "eager shifts": conv_by_shifts}
         return [Peer(name, conv_call(case, conv)) for name, conv in forms.items()]
@@ -200,6 +270,8 @@ def compiled_peer(case: Case, eager_name: str) -> Peer:
 
 def package_peers(case: Case) -> list[Peer]:
     """Packages, installed or not."""
+    if isinstance(case, ScanCase):
+        return package_scans(case)
     if isinstance(case, ConvCase):
         conv, note = package_conv()
         return [Peer("causal_conv1d package", None if conv is None else conv_call(case, conv), note)]

@@ -19,7 +19,7 @@ from rich.console import Console
 from torch import Tensor
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-MODULES = ("gpu_ops", "gpu_peers", "gpu_bench", "gpu_steps", "gpu_numerics", "gpu_check")
+MODULES = ("gpu_ops", "gpu_scans", "gpu_peers", "gpu_bench", "gpu_steps", "gpu_numerics", "gpu_check")
 
 
 @pytest.fixture(scope="module")
@@ -507,16 +507,20 @@ def test_what_takes_too_long_is_stopped(gpu: Any) -> None:
 
 
 def test_the_sanitizers_target_covers_every_width(gpu: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    assert gpu.numerics.sanitize_target("cpu", ("fp32",)) == len(gpu.ops.small_cases(("fp32",)))
+    few = gpu.ops.small_cases(("fp32",)) + gpu.scans.small_cases(("fp32",))
+    assert gpu.numerics.sanitize_target("cpu", ("fp32",)) == len(few)
     assert capsys.readouterr().out.startswith(gpu.steps.SANITIZED)
     cases = gpu.ops.small_cases(("fp32", "fp16", "bf16"))
     rela = [case for case in cases if case.name == "gated_rela"]
     kinds = {(case.dtype, case.causal, case.dim // case.heads, max(case.lengths) > 256) for case in rela}
     assert len(kinds) == 3 * 2 * 5 * 2
+    scans = gpu.scans.small_cases(("fp32", "fp16", "bf16"))
+    selective = {(case.dtype, case.states) for case in scans if case.name == "selective_scan"}
+    assert len(selective) == 3 * 6
 
 
 def test_small_cases_equal_the_wide_kernels(gpu: Any) -> None:
-    for case in gpu.ops.small_cases(("fp32",)):
+    for case in gpu.ops.small_cases(("fp32",)) + gpu.scans.small_cases(("fp32",)):
         errors = gpu.ops.compare_with_cpu(case, "cpu")
         assert not gpu.ops.fault_of(errors, gpu.ops.TOLERANCES["fp32"]), str(case)
 

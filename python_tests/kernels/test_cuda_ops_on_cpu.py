@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from cuda_case import DTYPES, RATIOS, UNEVEN, Case
+from scan_case import LINEAR_DTYPES, SELECTIVE_DTYPES, LinearCase, ScanCase, SelectiveCase
 from simt_build import build_simt
 from support import assert_close, cu_seqlens_of
 from torch import Tensor
@@ -21,7 +22,7 @@ import recgrela.ops
 from recgrela.ops import causal_conv1d, checks, rotary_table
 from recgrela.ops.gated_rela_last import _key_sums_backward_cuda, _key_sums_cuda
 
-OPS = ("gated_rela", "causal_conv1d")
+OPS = ("gated_rela", "causal_conv1d", "linear_scan", "selective_scan")
 # recgrela.ops names the functions; these are their modules.
 MODULES = {name: sys.modules[f"recgrela.ops.{name}"] for name in OPS}
 
@@ -44,7 +45,8 @@ def simt(library: None, poisoned_memory: None, monkeypatch: pytest.MonkeyPatch) 
         for name in OPS:
             for op in (name, f"{name}_backward"):
                 patch.setattr(torch.ops.recgrela, op, getattr(torch.ops.recgrela_simt, op))
-        patch.setitem(checks.KERNEL_DTYPES, "cpu", checks.KERNEL_DTYPES["cuda"])
+        for dtypes in (checks.KERNEL_DTYPES, MODULES["linear_scan"].SCAN_DTYPES):
+            patch.setitem(dtypes, "cpu", dtypes["cuda"])
         return patch
 
     class Simt:
@@ -164,6 +166,61 @@ def test_causal_conv1d(simt: Any, dtype: torch.dtype, channels: int, width: int)
         got = results(dtype)
     for i, pair in enumerate(zip(expected, got, strict=True)):
         assert_close(f"result {i}", *pair, RATIOS[dtype], scale=0.3)
+
+
+def check_scan(simt: Any, case: ScanCase, **how: Any) -> None:
+    expected = case.results("cpu", wide=True)
+    with simt():
+        got = case.results("cpu", **how)
+    case.check(expected, got)
+
+
+@pytest.mark.parametrize("per_step", [True, False])
+@pytest.mark.parametrize("channels", [1, 60])
+@pytest.mark.parametrize("dtype", LINEAR_DTYPES)
+def test_linear_scan(simt: Any, dtype: torch.dtype, channels: int, per_step: bool) -> None:
+    check_scan(simt, LinearCase([*UNEVEN, 500], channels, dtype, per_step=per_step, offsets=torch.int32))
+
+
+@pytest.mark.parametrize("states", [1, 16, 40])
+@pytest.mark.parametrize("dtype", SELECTIVE_DTYPES)
+def test_selective_scan(simt: Any, dtype: torch.dtype, states: int) -> None:
+    check_scan(simt, SelectiveCase([1, 70, 0, 3, 33], 20, states, dtype, offsets=torch.int32))
+
+
+@pytest.mark.parametrize("softplus", [True, False])
+@pytest.mark.parametrize("without", [("D",), ("z",), ("delta_bias",), ("initial_state", "D", "z")])
+def test_selective_scan_with_parts_off(simt: Any, without: tuple[str, ...], softplus: bool) -> None:
+    check_scan(simt, SelectiveCase([40, 2], 9, 5, torch.float32, without=without, softplus=softplus))
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        lambda x: torch.cat([x, x], dim=-1)[..., : x.shape[-1]],
+        lambda x: x.repeat_interleave(2, dim=-1)[..., ::2],
+        lambda x: torch.cat([x[..., :1], x], dim=-1)[..., 1:],
+    ],
+)
+def test_scans_of_strided_and_unaligned_rows(simt: Any, layout: Any) -> None:
+    check_scan(simt, LinearCase([20, 3], 8, torch.bfloat16, per_step=True), layout=layout)
+    check_scan(simt, LinearCase([20, 3], 8, torch.complex64, per_step=False), layout=layout)
+    check_scan(simt, SelectiveCase([20, 3], 8, 16, torch.float16), layout=layout)
+
+
+@pytest.mark.parametrize("lengths", [[], [0, 0]])
+def test_scans_of_empty_batches(simt: Any, lengths: list[int]) -> None:
+    check_scan(simt, LinearCase(lengths, 8, torch.float32, per_step=False))
+    check_scan(simt, SelectiveCase(lengths, 8, 16, torch.float32))
+
+
+def test_bare_scans_refuse(simt: Any) -> None:
+    x, cu_seqlens = torch.randn(7, 4, dtype=torch.complex128), torch.tensor([0, 7])
+    with pytest.raises(RuntimeError, match="take complex64, not complex128"):
+        torch.ops.recgrela_simt.linear_scan(x, x[0], cu_seqlens, None, False)
+    x, a = torch.randn(7, 4), torch.rand(4)
+    with pytest.raises(RuntimeError, match="must end at the number of rows"):
+        torch.ops.recgrela_simt.linear_scan(x, a, torch.tensor([0, 6]), None, False)
 
 
 @pytest.mark.parametrize(
