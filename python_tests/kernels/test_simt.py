@@ -281,11 +281,11 @@ MUTATIONS = [
         "selective_scan/float32 N=16",
     ),
     Mutation(
-        "a kept state is that of the sequence before",
+        "a kept state is that before a later row",
         "selective_forward.cuh",
         SELECTIVE_F32,
-        "team.store_states(p.kept, number++, state)",
-        "team.store_states(p.kept, --number, state)",
+        "% p.kKeptRows == 0)",
+        "% p.kKeptRows == 8)",
         "selective_scan/float32 L=70",
     ),
     Mutation(
