@@ -69,7 +69,7 @@ inline SegmentPlan plan_segments(const Sequences& s, int64_t row_threads, int64_
   }
   p.rows = divide_up(p.rows, unit) * unit;
   const int64_t longest = s.longest > 0 ? std::min(s.longest, s.num_rows) : s.num_rows;
-  p.cut = longest > p.rows;
+  p.cut = s.count > 0 && longest > p.rows;
   p.slots = s.count == 0 ? 0 : p.cut ? s.num_rows / p.rows + s.count : s.count;
   return p;
 }

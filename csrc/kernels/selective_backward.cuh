@@ -1,8 +1,8 @@
 // selective_scan's backward: chunks of 32 rows from the last to the first, each from the state that the forward kept.
 //
 // A chunk is gone through in tiles of 4 rows: once to find the states before each tile, but for the last one, and then
-// from the last tile to the first. The rows of a tile are computed once more, with the decays and what they leave of
-// the states in registers, and gone back over with k_i = a_i g_i of g_i = dy_i C_i + k_{i+1}, where dy is the gradient
+// from the last tile to the first. The rows of a tile are computed once more, with the decays and the states behind
+// each row in registers, and gone back over with k_i = a_i g_i of g_i = dy_i C_i + k_{i+1}, where dy is the gradient
 // before the gate.
 #pragma once
 

@@ -9,35 +9,41 @@ namespace {
 constexpr int kCarryThreads = 128;
 constexpr int64_t kMostWalkers = 1024;  // bounds the parts of dA; fixed, so that sums have one order on every device
 
+struct CarryArgs {
+  SelectivePlan plan;
+  int64_t parts = 1;  // blocks to a sequence: few where there are many sequences, which then are seldom cut
+};
+
 // Leaves at each segment the state that it begins from: of h, or of the gradient from the last row to the first. What
-// is left of a state behind a segment is exp(A (the sum of its steps)). A thread takes a state of a sequence.
+// is left of a state behind a segment is exp(A (the sum of its steps)). A thread takes states of a sequence in turn.
 template <bool kReverse>
-__global__ void __launch_bounds__(kCarryThreads) carry_selective_states(const SelectivePlan p) {
+__global__ void __launch_bounds__(kCarryThreads) carry_selective_states(const CarryArgs args) {
   constexpr int kAtATime = 8;
-  const int64_t size = p.state_size(), number = int64_t{blockIdx.x} * kCarryThreads + threadIdx.x;
-  const int64_t b = number / size, place = number % size, channel = place / p.states;
-  if (b >= p.sequences.count) return;
+  const SelectivePlan& p = args.plan;
+  const int64_t b = blockIdx.x / args.parts, part = blockIdx.x % args.parts, size = p.state_size();
   const int64_t count = segments_of(p.segments, sequence_rows(p.sequences, b));
   if (count <= 1) return;
   const int64_t first = first_slot(p.segments, b) + (kReverse ? count - 1 : 0), direction = kReverse ? -1 : 1;
-  float* states = p.segment_states + first * size + place;
-  const float* steps = p.segment_steps + first * p.channels + channel;
   const float* const initial = kReverse ? p.final_state_grad : p.initial_state;
-  const float a = p.A[place] * kLog2E;
-  float state = initial ? initial[number] : 0.f;
-  for (int64_t i = 0; i < count; i += kAtATime) {
-    float sum[kAtATime], step[kAtATime];
+  for (int64_t place = part * kCarryThreads + threadIdx.x; place < size; place += args.parts * kCarryThreads) {
+    float* states = p.segment_states + first * size + place;
+    const float* steps = p.segment_steps + first * p.channels + place / p.states;
+    const float a = p.A[place] * kLog2E;
+    float state = initial ? initial[b * size + place] : 0.f;
+    for (int64_t i = 0; i < count; i += kAtATime) {
+      float sum[kAtATime], step[kAtATime];
 #pragma unroll
-    for (int k = 0; k < kAtATime; ++k) {  // the last one in order has none
-      sum[k] = i + k + 1 < count ? states[k * direction * size] : 0.f;
-      step[k] = i + k + 1 < count ? steps[k * direction * p.channels] : 0.f;
-    }
+      for (int k = 0; k < kAtATime; ++k) {  // the last one in order has none
+        sum[k] = i + k + 1 < count ? states[k * direction * size] : 0.f;
+        step[k] = i + k + 1 < count ? steps[k * direction * p.channels] : 0.f;
+      }
 #pragma unroll
-    for (int k = 0; k < kAtATime; ++k) {
-      if (i + k < count) states[k * direction * size] = state;
-      state = fast_exp2(step[k] * a) * state + sum[k];
+      for (int k = 0; k < kAtATime; ++k) {
+        if (i + k < count) states[k * direction * size] = state;
+        state = fast_exp2(step[k] * a) * state + sum[k];
+      }
+      states += kAtATime * direction * size, steps += kAtATime * direction * p.channels;
     }
-    states += kAtATime * direction * size, steps += kAtATime * direction * p.channels;
   }
 }
 
@@ -103,8 +109,12 @@ template <typename Kernels>
 cudaError_t find_segment_states(Kernels kernels, const SelectivePlan& p, bool reverse, cudaStream_t stream) {
   if (!p.segments.cut) return cudaSuccess;
   RECGRELA_RETURN_IF(kernels.sum_segments(p, reverse, stream));
-  return launch(reverse ? carry_selective_states<true> : carry_selective_states<false>,
-                divide_up(p.sequences.count * p.state_size(), kCarryThreads), kCarryThreads, 0, stream, p);
+  CarryArgs args;
+  args.plan = p;
+  args.parts =
+      std::clamp<int64_t>(4 * multiprocessors() / p.sequences.count, 1, divide_up(p.state_size(), kCarryThreads));
+  return launch(reverse ? carry_selective_states<true> : carry_selective_states<false>, p.sequences.count * args.parts,
+                kCarryThreads, 0, stream, args);
 }
 
 }  // namespace
