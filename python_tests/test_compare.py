@@ -18,13 +18,15 @@ from safetensors.numpy import load_file, save_file
 from tiny_runs import DATA, PLAIN, TRAIN
 
 from recgrela import evaluate
+from recgrela.compare import __main__ as compare
 from recgrela.compare import runs
 from recgrela.compare.__main__ import main
-from recgrela.compare.options import parse_args
-from recgrela.compare.plan import make_plan
+from recgrela.compare.options import Request, parse_args
+from recgrela.compare.plan import Plan, make_plan
 from recgrela.compare.runs import Runner, describe_failure
 from recgrela.compare.table import make_rows
 from recgrela.metrics import NAMES
+from recgrela.options import load_config
 from recgrela.run_folder import RunFolder
 from recgrela.runtime import Stopped
 
@@ -320,10 +322,49 @@ def test_each_signal_reaches_the_run_once(
 
 @pytest.mark.usefixtures("no_training")
 def test_one_comparison_at_a_time_in_a_folder(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = files(copied)
+    fewer = [*ASKED[:-1], "--train.save_minutes=7", f"--out={copied}"]
     with Runner(copied):
-        assert main([*ASKED, f"--out={copied}"]) == 2
+        assert main(fewer) == 2
         assert f"{copied}: another comparison is at work there" in capsys.readouterr().err
-    assert main([*ASKED, f"--out={copied}"]) == 0
+        assert files(copied) == before
+    assert main(fewer) == 0
+    assert yaml.safe_load((copied / "comparison.yaml").read_text())["seeds"] == [1]
+
+
+@pytest.mark.usefixtures("no_training")
+def test_a_comparison_that_came_in_between_is_seen(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that began and ended while the data was read."""
+    out = tmp_path / "out"
+
+    def plan_slowly(request: Request) -> Plan:
+        made = make_plan(request)
+        shutil.copytree(whole, out)
+        return made
+
+    monkeypatch.setattr(compare, "make_plan", plan_slowly)
+    assert main([*ASKED, "--train.lr=0.5", f"--out={out}"]) == 2
+    assert "comparison.yaml: train.lr is 0.01 there" in capsys.readouterr().err
+    assert (out / "comparison.yaml").read_bytes() == (whole / "comparison.yaml").read_bytes()
+
+
+def test_a_folder_that_holds_a_lock_alone_is_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As one has it that ended before comparison.yaml was there; what is not a comparison gets no lock."""
+    monkeypatch.setattr(runs.Runner, "make", lambda runner, run: "out of memory")
+    with Runner(tmp_path / "out"):
+        pass
+    assert main([*ASKED, f"--out={tmp_path / 'out'}"]) == 1
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    assert main([*ASKED, f"--out={tmp_path / 'other'}"]) == 2
+    assert "not empty, and not a comparison" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["file"]
+    assert main([*ASKED, f"--out={tmp_path / 'other' / 'file' / 'out'}"]) == 2
+    assert "cannot make the folder" in capsys.readouterr().err
 
 
 def test_the_lock_lasts_as_long_as_a_run_that_was_left(
@@ -347,6 +388,30 @@ def test_the_lock_lasts_as_long_as_a_run_that_was_left(
     left[0].communicate(b"\n")
     with Runner(out):
         pass
+
+
+def test_a_cut_run_goes_on_where_the_data_has_moved(tmp_path: Path) -> None:
+    """And with what else may change."""
+    rng = np.random.default_rng(0)
+    first, second = tmp_path / "a.inter", tmp_path / "b.inter"
+    events = [f"u{user}\ti{rng.integers(40)}\t{time}" for user in range(30) for time in range(12)]
+    first.write_text("\n".join(["user_id:token\titem_id:token\ttimestamp:float", *events]) + "\n")
+    sizes = [word for word in SIZES if ".RecGRELA." in word]
+    asked = ["--models", "RecGRELA", "--seeds", "1", *sizes, "--data.max_len=50", *PLAIN, *TRAIN]
+    asked += ["--train.epochs=2", f"--out={tmp_path / 'out'}"]
+    assert main([*asked, f"--data.path={first}"]) == 0
+    folder = RunFolder(tmp_path / "out" / "runs" / "RecGRELA" / "1")
+    expected = folder.read_json(folder.results_path)
+    folder.results_path.unlink()
+    folder.ranks_path.unlink()
+    first.rename(second)
+    free = ["--train.save_minutes=7", "--train.log_every=3", "--train.tensorboard=auto"]
+    assert main([*asked, *free, f"--data.path={second}"]) == 0
+    assert folder.read_json(folder.results_path)["test"] == expected["test"]
+    settings = load_config(folder.config_path)
+    assert settings.data.path == str(second)
+    train = settings.train
+    assert (train.save_minutes, train.log_every, train.tensorboard) == (7, 3, "auto")
 
 
 def test_a_run_without_a_checkpoint_begins_anew(copied: Path) -> None:

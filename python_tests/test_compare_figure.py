@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import itertools
 import random
+from pathlib import Path
 
 import pytest
 from matplotlib.text import Annotation, Text
 
-from recgrela.compare.figure import make_figure
+from recgrela.compare.figure import LARGEST, draw_bubbles, make_figure
 from recgrela.compare.plan import Contender
 from recgrela.compare.table import TESTED, Cost, Quality, Row
+from recgrela.errors import RunError
 from recgrela.flops import Flops
 
 LABELS = [
@@ -59,3 +61,23 @@ def test_a_model_whose_memory_is_not_known_has_no_bubble() -> None:
     assert make_figure([row("a", 0.1, None, 10)]) is None
     figure = make_figure([row("a", 0.1, None, 10), row("b", 0.2, 10**8, 40)])
     assert figure is not None and len(figure.axes[0].collections) == 1
+
+
+def test_the_largest_is_of_those_that_are_drawn() -> None:
+    failed = Row(Contender("b", "b", 1, Flops(10**9, 0), ()), [], {1: "why"}, None, None)
+    figure = make_figure([row("a", 0.1, 10**8, 10**7), failed, row("c", 0.1, None, 10**8)])
+    assert figure is not None
+    (axes,) = figure.axes
+    (bubble,) = axes.collections
+    assert bubble.get_sizes()[0] == pytest.approx(LARGEST)
+    assert "10.0 M the largest" in axes.get_title()
+
+
+def test_an_older_figure_does_not_stay_where_nothing_is_drawn(tmp_path: Path) -> None:
+    path = tmp_path / "bubbles.png"
+    assert draw_bubbles(path, [row("a", 0.1, 10**8, 10)]) and path.is_file()
+    assert not draw_bubbles(path, [row("a", 0.1, None, 10)]) and not path.exists()
+    assert not draw_bubbles(path, [row("a", 0.1, None, 10)])
+    path.mkdir()
+    with pytest.raises(RunError, match=r"cannot remove .*bubbles\.png"):
+        draw_bubbles(path, [row("a", 0.1, None, 10)])

@@ -12,7 +12,7 @@ from rich.console import Console
 from recgrela import cli
 from recgrela.compare.figure import draw_bubbles
 from recgrela.compare.options import parse_args
-from recgrela.compare.plan import Plan, make_plan
+from recgrela.compare.plan import Plan, claim_folder, make_plan
 from recgrela.compare.render import to_csv, to_markdown, to_tables
 from recgrela.compare.runs import Runner
 from recgrela.compare.table import TESTED, Row, make_rows, surroundings
@@ -28,10 +28,12 @@ def train_all(plan: Plan, console: Console) -> dict[tuple[str, int], str]:
     """Make the runs that are not finished; returns why some failed, by label and seed.
 
     Raises:
+        RunError: the folder holds something else, or another comparison is at work there.
         Stopped: a signal arrived; the run in hand can go on where it was.
     """
     failures = {}
     with Runner(plan.request.out) as runner:
+        claim_folder(plan)
         for number, run in enumerate(plan.runs, 1):
             name = f"{run.label}, seed {run.seed} ({number} of {len(plan.runs)})"
             if run.status == "finished":

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recgrela.compare.table import TESTED, Row
+from recgrela.errors import RunError
 from recgrela.files import atomic_write
 
 if TYPE_CHECKING:
@@ -42,13 +43,20 @@ class Bubble:
 def draw_bubbles(path: Path, rows: Sequence[Row]) -> bool:
     """Draw the models that have a quality and a peak of memory; returns whether there was one.
 
+    Without one a figure that is there is removed: it would be of an older table.
+
     Raises:
-        RunError: the file cannot be written.
+        RunError: the file cannot be written, or not removed.
     """
     figure = make_figure(rows)
     if figure is not None:
         atomic_write(path, lambda temporary: figure.savefig(temporary, format="png"))
-    return figure is not None
+        return True
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot remove {path}, which is of an older table: {error.strerror}") from error
+    return False
 
 
 def make_figure(rows: Sequence[Row]) -> Figure | None:
@@ -57,19 +65,18 @@ def make_figure(rows: Sequence[Row]) -> Figure | None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    most = max(row.contender.flops.total for row in rows)
-    bubbles = [
-        Bubble(
-            row.contender.label,
-            row.cost.peak_memory / 1e6,
-            row.quality.mean[TESTED],
-            LARGEST * row.contender.flops.total / most,
-        )
+    drawn = [
+        (row.contender, row.quality.mean[TESTED], row.cost.peak_memory / 1e6)
         for row in rows
         if row.quality and row.cost and row.cost.peak_memory is not None
     ]
-    if not bubbles:
+    if not drawn:
         return None
+    most = max(contender.flops.total for contender, _, _ in drawn)
+    bubbles = [
+        Bubble(contender.label, memory, quality, LARGEST * contender.flops.total / most)
+        for contender, quality, memory in drawn
+    ]
     figure = Figure(figsize=(8, 5.5), dpi=130, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.subplots()

@@ -25,6 +25,7 @@ from recgrela.saved import check_data
 from recgrela.session import check_model
 
 MANIFEST = "comparison.yaml"
+LOCK = ".lock"
 
 # What may differ from the last time. Device and threads may not: they decide the columns of time and memory.
 FREE = {"preset", "data.path", "train.output", "train.name"} | {
@@ -94,7 +95,7 @@ class Plan:
 
 
 def make_plan(request: Request) -> Plan:
-    """Read the data, build each model once, look at what is in the folder, and write comparison.yaml.
+    """Read the data and build each model once; writes nothing.
 
     Raises:
         ConfigError, DataError: settings that do not fit a model, the data or this machine.
@@ -105,11 +106,21 @@ def make_plan(request: Request) -> Plan:
     check_tensorboard(request.train.tensorboard)
     find_device(request.train.device)  # not picked: the runs alone take memory on a GPU
     data = load(request.data)
-    plan = Plan(request, data, tuple(_contender(request, label, data) for label in request.models))
+    return Plan(request, data, tuple(_contender(request, label, data) for label in request.models))
+
+
+def claim_folder(plan: Plan) -> None:
+    """Check what is in the folder, and write comparison.yaml; whoever calls it holds the folder's lock.
+
+    Raises:
+        RunError: the folder holds another comparison, or a run of other settings or data, or it cannot be
+            written.
+    """
+    _check_folder(plan.request)  # again: another comparison may have been there while the data was read
     for run in plan.runs:
-        _check_run(run, data)
-    _make_folder(request)
-    return plan
+        _check_run(run, plan.data)
+    manifest = yaml.safe_dump(plan.request.as_dict(), sort_keys=False)
+    atomic_write_text(plan.request.out / MANIFEST, manifest)
 
 
 def _contender(request: Request, label: str, data: Interactions) -> Contender:
@@ -134,7 +145,7 @@ def _check_folder(request: Request) -> None:
     if out.exists() and not out.is_dir():
         raise RunError(f"{out}: is a file; --out names the folder of the comparison")
     if not manifest.is_file():
-        if out.is_dir() and any(out.iterdir()):
+        if out.is_dir() and any(path.name != LOCK for path in out.iterdir()):
             raise RunError(
                 f"{out}: not empty, and not a comparison ({MANIFEST} missing); choose another --out"
             )
@@ -172,11 +183,3 @@ def _check_same(
                     f"{path}: {key} is {before.get(key)!r} there, and {now.get(key)!r} is asked for; give "
                     "the same, or another --out (or for a model another label: LABEL=NAME)"
                 )
-
-
-def _make_folder(request: Request) -> None:
-    try:
-        request.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot make the folder {request.out}: {error.strerror}") from error
-    atomic_write_text(request.out / MANIFEST, yaml.safe_dump(request.as_dict(), sort_keys=False))

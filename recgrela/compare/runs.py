@@ -17,8 +17,8 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from recgrela import cli
-from recgrela.compare.plan import Run
-from recgrela.config import TrainConfig
+from recgrela.compare.plan import FREE, LOCK, Run
+from recgrela.config import RESUMABLE, TrainConfig
 from recgrela.data import DataConfig
 from recgrela.errors import RunError
 from recgrela.models import MODELS
@@ -36,11 +36,18 @@ class Runner:
     killed, for as long as the run goes on.
 
     Args:
-        out: the comparison's folder.
+        out: the comparison's folder, made if it is not there.
+
+    Raises:
+        RunError: the folder cannot be made or written.
     """
 
     def __init__(self, out: Path) -> None:
-        self._lock = (out / ".lock").open("w")
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            self._lock = (out / LOCK).open("a")  # not "w", which would touch the lock of another
+        except OSError as error:
+            raise RunError(f"cannot make the folder {out}, or write in it: {error.strerror}") from error
         self._signum: int | None = None
         self._pending: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -108,13 +115,17 @@ class Runner:
 
 
 def train_options(run: Run) -> list[str]:
-    """The options of `recgrela.train` that make a run, or go on with it."""
-    if run.status == "cut":
-        return ["--resume", str(run.folder.path)]
+    """The options of `recgrela.train` that make a run, or go on with it.
+
+    A run that goes on has its other settings from its folder: they are the same, or it is refused before.
+    """
     types_of: dict[str, object] = {"preset": str}
     kinds = {"model": MODELS[run.config.model.name].config, "data": DataConfig, "train": TrainConfig}
     for prefix, kind in kinds.items():
         types_of |= cli.dataclass_types(kind, prefix)
+    if run.status == "cut":
+        asked = {key: value for key, value in run.config.flat().items() if key in FREE & RESUMABLE}
+        return ["--resume", str(run.folder.path), *to_options(asked, "", types_of)]
     return to_options(run.config.as_dict(), "", types_of)
 
 
