@@ -2,8 +2,8 @@
 
 Both models have the same sizes (D 128, 8 heads, 2 blocks) and differ in their attention alone; sequences are
 full, the last position is the target. Softmax attention is measured twice: as PyTorch fuses it, which keeps
-no matrix of weights, and written out, as the models that LinRec's own paper measures it against have it (there
-a third of the time and memory at 200 items).
+no matrix of weights, and written out, as the models that LinRec's own paper measures it against have it:
+there a third of the time and memory at 200 items.
 
 python benchmarks/attention_length.py [--tokens 16384 --threads 2 --rounds 5]
 """
