@@ -95,8 +95,8 @@ struct LinearScan {
 template <typename T, bool kBackward, bool kComplex>
 static void linear_scan_item(const LinearScanParams<T>& p, int64_t group, int64_t part) {
   constexpr int N = RECGRELA_VECTOR_BYTES / sizeof(T), K = 4;
-  int64_t i = part * LinearScanParams<T>::kPart;
-  const int64_t end = std::min(i + LinearScanParams<T>::kPart, p.width);
+  int64_t i = part * p.part;
+  const int64_t end = std::min(i + p.part, p.width);
   for (; i + K * N <= end; i += K * N) LinearScan<T, N, K, kComplex, true>{p, i, N}.template run<kBackward>(group);
   for (; i + N <= end; i += N) LinearScan<T, N, 1, kComplex, true>{p, i, N}.template run<kBackward>(group);
   if (i < end) LinearScan<T, N, 1, kComplex, false>{p, i, end - i}.template run<kBackward>(group);

@@ -106,10 +106,9 @@ struct CausalConv1dParams {
 // Elements are real: a complex number is a pair (re, im) of them.
 template <typename T>
 struct LinearScanParams {
-  static constexpr int64_t kPart = 32;  // elements of a row that an item of work takes
-
   Groups groups;
   int64_t width = 0;  // elements of a row
+  int64_t part = 0;   // of which an item of work takes so many
   bool complex = false;
 
   const int64_t* cu_seqlens = nullptr;
@@ -127,7 +126,12 @@ struct LinearScanParams {
   T* da_partial = nullptr;  // [groups, width], zero at first
 
   std::atomic<int64_t>* next = nullptr;
-  int64_t num_parts() const { return (width + kPart - 1) / kPart; }
+  // Whole rows where there are sequences enough: workers then share no page of memory.
+  void set_part() {
+    constexpr int64_t kMany = 16, kNarrow = 32;
+    part = std::max<int64_t>(1, groups.count >= kMany ? width : std::min(width, kNarrow));
+  }
+  int64_t num_parts() const { return (width + part - 1) / part; }
   int64_t num_items() const { return groups.count * num_parts(); }
 };
 

@@ -28,6 +28,7 @@ cpu::LinearScanParams<T> make_params(const LinearScanArgs& args, const Sequences
   p.complex = is_complex(args.x);
   p.width = args.channels() * (p.complex ? 2 : 1);
   p.groups = cpu::Groups::of(sequences.count(), p.width);
+  p.set_part();
   p.cu_seqlens = sequences.offsets.data();
   p.a = args.per_step() ? element_rows<const T>(args.a) : cpu::Rows<const T>{data<T>(args.a), 0};
   p.initial_state = data<T>(args.initial_state);
