@@ -12,7 +12,7 @@ from recgrela.models.base import SequenceModel
 from recgrela.models.checks import check_mamba
 from recgrela.models.mamba4rec import mamba_sizes
 from recgrela.models.official import count_of, renamed
-from recgrela.nn import Dropout, Mamba, Sequences
+from recgrela.nn import Dropout, Mamba, Sequences, through
 
 
 @dataclass(frozen=True)
@@ -139,10 +139,7 @@ class EchoMamba4Rec(SequenceModel):
 
     def encode(self, x: Tensor, sequences: Sequences, rows: Tensor | None) -> Tensor:
         order = sequences.reversed_rows()
-        *layers, last = self.layers
-        for layer in layers:
-            x = layer(x, sequences, order)
-        return last(x, sequences, order, rows)
+        return through(self.layers, x, sequences, order, rows=rows)
 
     OFFICIAL_NAMES: ClassVar = [
         (r"^LayerNorm\.", "norm."),

@@ -13,7 +13,7 @@ from recgrela.errors import ConfigError
 from recgrela.models.base import SequenceModel
 from recgrela.models.checks import check_choices, check_counts, check_rates
 from recgrela.models.official import count_of, renamed
-from recgrela.nn import Dropout, FeedForward, Sequences
+from recgrela.nn import Dropout, FeedForward, Sequences, through
 from recgrela.ops import linear_scan
 
 NORM_EPS = 1e-5  # PyTorch's, where the other models take 1e-12
@@ -119,10 +119,7 @@ class LRURec(SequenceModel):
                 nn.init.trunc_normal_(parameter, std=0.02, a=-0.04, b=0.04)
 
     def encode(self, x: Tensor, sequences: Sequences, rows: Tensor | None) -> Tensor:
-        *blocks, last = self.blocks
-        for block in blocks:
-            x = block(x, sequences)
-        return last(x, sequences, rows)
+        return through(self.blocks, x, sequences, rows=rows)
 
     OFFICIAL_NAMES: ClassVar = [
         (r"^bias$", "item_bias"),

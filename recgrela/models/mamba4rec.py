@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from recgrela.models.base import SequenceModel
 from recgrela.models.checks import check_mamba
 from recgrela.models.official import count_of
-from recgrela.nn import Dropout, FeedForward, Mamba, Sequences
+from recgrela.nn import Dropout, FeedForward, Mamba, Sequences, through
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,7 @@ class Mamba4Rec(SequenceModel):
         self.reset_parameters()
 
     def encode(self, x: Tensor, sequences: Sequences, rows: Tensor | None) -> Tensor:
-        *layers, last = self.layers
-        for layer in layers:
-            x = layer(x, sequences)
-        return last(x, sequences, rows)
+        return through(self.layers, x, sequences, rows=rows)
 
     OFFICIAL_NAMES: ClassVar = [
         (r"^LayerNorm\.", "norm."),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from recgrela.models.base import SequenceModel
 from recgrela.models.checks import check_choices, check_counts, check_rates
 from recgrela.models.official import count_of
-from recgrela.nn import Dropout, FeedForward, Sequences
+from recgrela.nn import Dropout, FeedForward, Sequences, through
 from recgrela.ops import causal_conv1d, linear_scan
 
 
@@ -123,10 +123,7 @@ class RecBLR(SequenceModel):
         self.reset_parameters()
 
     def encode(self, x: Tensor, sequences: Sequences, rows: Tensor | None) -> Tensor:
-        *layers, last = self.layers
-        for layer in layers:
-            x = layer(x, sequences)
-        return last(x, sequences, rows)
+        return through(self.layers, x, sequences, rows=rows)
 
     OFFICIAL_NAMES: ClassVar = [
         (r"^recurrent_layers\.", "layers."),

@@ -21,6 +21,7 @@ from recgrela.nn import (
     GatedRotaryLinearAttention,
     RotaryTable,
     Sequences,
+    through,
 )
 
 
@@ -149,10 +150,7 @@ class RecGRELA(SequenceModel):
         return self.norm(self.dropout(x))
 
     def encode(self, x: Tensor, sequences: Sequences, rows: Tensor | None) -> Tensor:
-        *blocks, last = self.blocks
-        for block in blocks:
-            x = block(x, sequences)
-        return last(x, sequences, rows)
+        return through(self.blocks, x, sequences, rows=rows)
 
     OFFICIAL_NAMES: ClassVar = [
         (r"^LayerNorm\.", "norm."),

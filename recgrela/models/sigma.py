@@ -13,7 +13,7 @@ from recgrela.models.base import SequenceModel
 from recgrela.models.checks import check_counts, check_mamba
 from recgrela.models.mamba4rec import mamba_sizes
 from recgrela.models.official import count_of
-from recgrela.nn import Dropout, FeedForward, Mamba, Sequences
+from recgrela.nn import Dropout, FeedForward, Mamba, Sequences, through
 
 
 @dataclass(frozen=True)
@@ -121,10 +121,7 @@ class SIGMA(SequenceModel):
 
     def encode(self, x: Tensor, sequences: Sequences, rows: Tensor | None) -> Tensor:
         order = sequences.reversed_rows(self.config.flip)
-        *layers, last = self.layers
-        for layer in layers:
-            x = layer(x, sequences, order)
-        return last(x, sequences, order, rows)
+        return through(self.layers, x, sequences, order, rows=rows)
 
     OFFICIAL_NAMES: ClassVar = [
         (r"^LayerNorm\.", "norm."),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from recgrela.models.base import SequenceModel
 from recgrela.models.checks import check_choices, check_counts, check_heads, check_rates
 from recgrela.models.official import count_of, joined, renamed
-from recgrela.nn import FeedForward, Sequences
+from recgrela.nn import FeedForward, Sequences, through
 
 
 def check_transformer(config: Any) -> None:
@@ -60,10 +60,7 @@ class TransformerModel(SequenceModel):
         return self.dropout(self.norm(x + self.position_embedding(sequences.positions())))
 
     def encode(self, x: Tensor, sequences: Sequences, rows: Tensor | None) -> Tensor:
-        *blocks, last = self.blocks
-        for block in blocks:
-            x = block(x, sequences)
-        return last(x, sequences, rows)
+        return through(self.blocks, x, sequences, rows=rows)
 
     OFFICIAL_NAMES: ClassVar = [
         (r"^LayerNorm\.", "norm."),

@@ -1,7 +1,7 @@
 """Modules made of ops, on packed rows."""
 
 from recgrela.nn.attention import CausalAttention, LinRecAttention, heads_of
-from recgrela.nn.basic import MLP, Activation, Dropout, DropPath, FeedForward, takes_kernel
+from recgrela.nn.basic import MLP, Activation, Dropout, DropPath, FeedForward, takes_kernel, through
 from recgrela.nn.mamba import Mamba
 from recgrela.nn.rela import GatedRotaryLinearAttention, RotaryTable
 from recgrela.nn.sequences import Sequences
@@ -20,4 +20,5 @@ __all__ = [
     "Sequences",
     "heads_of",
     "takes_kernel",
+    "through",
 ]

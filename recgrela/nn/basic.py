@@ -105,3 +105,11 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: [T, D] -> [T, D]."""
         return self.norm(self.dropout(self.mlp(x)) + x)
+
+
+def through(blocks: nn.ModuleList, x: Tensor, *how: object, rows: Tensor | None) -> Tensor:
+    """Rows [T, D] through blocks, each called with `how` too, the last one also with the `rows` wanted."""
+    *before, last = blocks
+    for block in before:
+        x = block(x, *how)
+    return last(x, *how, rows)
