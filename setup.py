@@ -28,7 +28,12 @@ def find(pattern: str) -> list[str]:
 
 
 def sources(plan: Plan) -> list[str]:
-    files = ["csrc/module.cpp", *find("csrc/cpu/*.cpp"), *find("csrc/ops/*.cpp"), *find("csrc/kernels/*.cu")]
+    files = [
+        "csrc/module.cpp",
+        *find("csrc/cpu/*.cpp"),
+        *find("csrc/ops/*.cpp"),
+        *find("csrc/kernels/**/*.cu"),
+    ]
     return [file for file in files if plan.toolkit or not file.endswith((".cu", "_cuda.cpp"))]
 
 
@@ -81,7 +86,7 @@ def commands(plan: Plan) -> dict[str, object]:
             "library_dirs": plan.toolkit.library_folders,
             "libraries": ["cudart_static", "dl", "rt", "pthread"],
         }
-        # benchmarks/ptxas.py reads what -v says. The architectures of one file are compiled side by side.
+        # tools/ptxas.py reads what -v says. The architectures of one file are compiled side by side.
         flags["nvcc"] = ["-O3", "-std=c++17", "-Xptxas", "-v", "--threads", str(min(4, len(plan.archs)))]
         flags["nvcc"] += [flag for arch in plan.archs for flag in arch.flags]
         flags["nvcc"].append(f"-DRECGRELA_NVCC={plan.toolkit.release}")  # another one compiles all anew

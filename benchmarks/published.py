@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import eager
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from benchmarks import eager
 from recgrela.data import Interactions
 from recgrela.data.interactions import train_counts
 from recgrela.ops import rotary_table

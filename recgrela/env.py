@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 import recgrela
-from recgrela import cli
+from recgrela.settings import cli
 
 NOT_USABLE = 1  # the exit code; 2 is a mistake in the command
 
@@ -52,7 +52,7 @@ def facts() -> dict[str, Any]:
 
 
 def _cuda() -> dict[str, Any]:
-    from recgrela import gpu
+    from recgrela.system import gpu
 
     driver = gpu.driver_cuda()
     gpus: list[dict[str, Any]] = []

@@ -3,79 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from rich.console import Console
 
-from recgrela import cli
-from recgrela.data import EvalBatches, Interactions
-from recgrela.files import given_path
-from recgrela.metrics import Ranking, RankingSums
-from recgrela.models import SequenceModel
-from recgrela.report import say, show_rankings
-from recgrela.runtime import max_tokens_of, pick_device
-from recgrela.saved import SavedRun, load_data, load_run
-
-Split = Literal["valid", "test"]
-
-
-@torch.no_grad()
-def rank_all(
-    model: SequenceModel,
-    batches: EvalBatches,
-    device: torch.device,
-    max_tokens: int,
-    after_batch: Callable[[], None] | None = None,
-) -> Ranking:
-    """Rank every user of a split, with and without the items seen before.
-
-    In float32 also after training in bfloat16, whose 8 bits would make ties of near scores.
-
-    Args:
-        model: in any mode; its mode is restored.
-        batches: the split.
-        device: where model and batches are.
-        max_tokens: most item slots in one forward pass.
-        after_batch: called after each batch; may raise to stop.
-
-    Raises:
-        RunError: the model gives NaN.
-    """
-    was_training = model.training
-    model.eval()
-    try:
-        sums = RankingSums(device)
-        for batch in batches:
-            scores = torch.cat(
-                [
-                    model.score_packed(part.items, part.cu_seqlens, part.max_seqlen)
-                    for part in batch.parts(max_tokens, model.counted_len, model.dense)
-                ]
-            )
-            sums.add(scores, batch.target, batches.seen(batch))
-            if after_batch is not None:
-                after_batch()
-        return sums.result()
-    finally:
-        model.train(was_training)
-
-
-def evaluate(
-    run: SavedRun, data: Interactions, splits: Sequence[Split] = ("valid", "test"), batch_size: int = 256
-) -> dict[str, Ranking]:
-    """Rank the splits with a saved run's model.
-
-    Returns:
-        A ranking by split.
-    """
-    on_device = data.to(run.device)
-    rankings: dict[str, Ranking] = {}
-    for split in splits:
-        batches = EvalBatches(on_device, split, run.config.data.history_len, batch_size, run.device)
-        rankings[split] = rank_all(run.model, batches, run.device, max_tokens_of(run.config, run.device))
-    return rankings
+from recgrela.runs.report import show_rankings
+from recgrela.runs.saved import Split, evaluate, load_data, load_run
+from recgrela.settings import cli
+from recgrela.system.console import say
+from recgrela.system.files import given_path
+from recgrela.system.runtime import pick_device
 
 
 def command(argv: Sequence[str]) -> int:

@@ -11,15 +11,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from recgrela import cli
-from recgrela.errors import ConfigError, DataError
-from recgrela.files import given_path
 from recgrela.models import SequenceModel
-from recgrela.report import say
-from recgrela.run_folder import Items
-from recgrela.runtime import pick_device
-from recgrela.saved import SavedRun, load_data, load_run
-from recgrela.suggest import near_miss
+from recgrela.runs.folder import Items
+from recgrela.runs.saved import SavedRun, load_data, load_run
+from recgrela.settings import cli
+from recgrela.system.console import say
+from recgrela.system.errors import ConfigError, DataError
+from recgrela.system.files import given_path
+from recgrela.system.runtime import pick_device
+from recgrela.system.suggest import near_miss
 
 TAIL = 10  # items of the history shown
 

@@ -4,10 +4,10 @@
 // and goes through it row by row with the last K - 1 rows in registers; a block takes the runs of up to 32 groups that
 // lie one below the other, and notes in shared memory where in its rows a sequence begins or ends. So many short
 // sequences and few long ones are the same work, and each row is read by whole cache lines.
-#include "kernels/device.cuh"
-#include "kernels/packed.cuh"
-#include "kernels/params.h"
-#include "kernels/sequences.cuh"
+#include "kernels/common/device.cuh"
+#include "kernels/common/packed.cuh"
+#include "kernels/common/params.h"
+#include "kernels/common/sequences.cuh"
 
 #include <algorithm>
 #include <type_traits>

@@ -8,7 +8,7 @@
 // da_i = g_i conj(h_{i-1}), and k of the first row is the gradient of the state before it.
 #include <algorithm>
 
-#include "kernels/scan_segments.cuh"
+#include "kernels/common/segments.cuh"
 
 namespace recgrela::cuda {
 namespace {

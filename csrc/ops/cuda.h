@@ -3,7 +3,7 @@
 #pragma once
 
 #include "common.h"
-#include "kernels/params.h"
+#include "kernels/common/params.h"
 
 #ifdef RECGRELA_SIMT_HOST  // tests: the same operators on CPU tensors, in a namespace of their own
 #define RECGRELA_CUDA_OPS recgrela_simt

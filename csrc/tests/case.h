@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "kernels/params.h"
+#include "kernels/common/params.h"
 #include "tests/place.h"
 
 namespace recgrela::tests {

@@ -13,7 +13,7 @@ import pytest
 from pyarrow import parquet
 
 from recgrela.data import DataConfig, load
-from recgrela.errors import ConfigError, DataError
+from recgrela.system.errors import ConfigError, DataError
 
 HEADER = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
 

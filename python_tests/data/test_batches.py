@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from recgrela.data import EvalBatches, TrainBatches
-from recgrela.errors import ConfigError, DataError
+from recgrela.system.errors import ConfigError, DataError
 
 COUNTS = [5, 1, 2, 3, 4, 30, 7, 103, 12, 6]  # events a user
 

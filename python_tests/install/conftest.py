@@ -4,7 +4,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from fake_machine import Machine
+
+from support.machine import Machine
 
 sys.path.append(str(Path(__file__).parents[2]))  # build_backend; behind an installed recgrela
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_machine import ROOT, Machine, write_program
+
+from support.machine import ROOT, Machine, write_program
 
 UV, BUILD = "/cache/builds-v0/.tmpabc", "/tmp/build-env-abc"
 DRIVER = """

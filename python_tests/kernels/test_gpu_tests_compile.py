@@ -7,7 +7,8 @@ import shutil
 import sys
 
 import pytest
-from simt_build import ROOT, run
+
+from support.simt import ROOT, run
 
 sys.path.append(str(ROOT))
 from build_backend.toolkit import find_toolkits

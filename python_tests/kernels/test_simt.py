@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from simt_build import ROOT, build_simt, program, run
+
+from support.simt import ROOT, build_simt, program, run
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +37,10 @@ class Mutation:
     cases: str  # parts of their names
 
 
-CONV, RELA, F32 = "causal_conv1d.cu", "gated_rela.cu", "gated_rela_float32.cu"
-SCAN, SELECTIVE, SELECTIVE_F32 = "linear_scan.cu", "selective_scan.cu", "selective_scan_float32.cu"
-BF16, BF16_BACKWARD = "gated_rela_bfloat16.cu", "gated_rela_bfloat16_backward.cu"
+CONV, SCAN = "causal_conv1d.cu", "linear_scan.cu"
+RELA, F32 = "gated_rela/gated_rela.cu", "gated_rela/gated_rela_float32.cu"
+SELECTIVE, SELECTIVE_F32 = "selective_scan/selective_scan.cu", "selective_scan/selective_scan_float32.cu"
+BF16, BF16_BACKWARD = "gated_rela/gated_rela_bfloat16.cu", "gated_rela/gated_rela_bfloat16_backward.cu"
 MUTATIONS = [
     Mutation(
         "the notes are read before all are written",
@@ -74,7 +76,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the last wait for copies is a group short",
-        "rela_team.cuh",
+        "gated_rela/team.cuh",
         BF16,
         "copies_wait<1>();",
         "copies_wait<2>();",
@@ -82,7 +84,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a stage is filled while it is read",
-        "rela_team.cuh",
+        "gated_rela/team.cuh",
         F32,
         "i % 2 : 0);\n    team.sync();",
         "i % 2 : 0);",
@@ -90,7 +92,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the denominators are read before all warps have put theirs",
-        "rela_forward.cuh",
+        "gated_rela/forward.cuh",
         BF16,
         "team.sync();\n    denominator =",
         "denominator =",
@@ -98,7 +100,7 @@ MUTATIONS = [
     ),
     Mutation(
         "features are read before they are written",
-        "rela_key_sums.cuh",
+        "gated_rela/key_sums.cuh",
         BF16,
         "team.sync();\n    add_keys(",
         "add_keys(",
@@ -106,7 +108,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the chunk's current row does not count",
-        "tile.cuh",
+        "common/tile.cuh",
         BF16,
         "if (col + e > row)",
         "if (col + e >= row)",
@@ -114,7 +116,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the convolution is a row late",
-        "rela_forward.cuh",
+        "gated_rela/forward.cuh",
         BF16,
         "(tile_row(team.lane, 2 * h) - kHalo) * T::kStride",
         "(tile_row(team.lane, 2 * h) - kHalo - 1) * T::kStride",
@@ -122,7 +124,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the denominator's gradient by the queries is forgotten",
-        "rela_gradients.cuh",
+        "gated_rela/gradients.cuh",
         BF16_BACKWARD,
         "d.x[j][e] += dz[i / 2 % 2] * running",
         "d.x[j][e] += 0.f * running",
@@ -130,7 +132,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the denominator's gradient by the keys of a chunk is forgotten",
-        "rela_gradients.cuh",
+        "gated_rela/gradients.cuh",
         BF16_BACKWARD,
         " + factor * d_phi.x[j][e];",
         ";",
@@ -138,7 +140,7 @@ MUTATIONS = [
     ),
     Mutation(
         "eps counts a row too few",
-        "rela_chunk.cuh",
+        "gated_rela/chunk.cuh",
         F32,
         "static_cast<float>(kTile - 1 - row)",
         "static_cast<float>(kTile - row)",
@@ -146,7 +148,7 @@ MUTATIONS = [
     ),
     Mutation(
         "segments see only the one before",
-        "gated_rela.cu",
+        "gated_rela/gated_rela.cu",
         RELA,
         "sum += part[k];",
         "sum = part[k];",
@@ -154,7 +156,7 @@ MUTATIONS = [
     ),
     Mutation(
         "positions begin anew behind a state",
-        "rela_chunk.cuh",
+        "gated_rela/chunk.cuh",
         BF16,
         "(team.segment.before + team.first_row(i)",
         "(team.first_row(i)",
@@ -162,7 +164,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the gradient of a value handed on is forgotten",
-        "rela_conv_gradient.cuh",
+        "gated_rela/conv_gradient.cuh",
         BF16_BACKWARD,
         "if (last < 0 || last",
         "if (last <= 0 || last",
@@ -170,7 +172,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the scaled gradients are read before they are written",
-        "rela_backward.cuh",
+        "gated_rela/backward.cuh",
         BF16_BACKWARD,
         "transposed(team, state, m.g);\n      team.sync();",
         "transposed(team, state, m.g);",
@@ -178,7 +180,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the dots are read before all warps have put theirs",
-        "rela_query_sums.cuh",
+        "gated_rela/query_sums.cuh",
         BF16,
         "if constexpr (Team<E, kHead>::kWarps > 1) team.sync();",
         "",
@@ -186,7 +188,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a launch takes the work of the one before",
-        "rela_team.cuh",
+        "gated_rela/team.cuh",
         BF16_BACKWARD,
         "work = p.first_work + number();",
         "work = number();",
@@ -194,7 +196,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a chunk finds the state behind it",
-        "rela_key_sums.cuh",
+        "gated_rela/key_sums.cuh",
         BF16_BACKWARD,
         "    before(i);\n",
         "    before(i + 1);\n",
@@ -202,7 +204,7 @@ MUTATIONS = [
     ),
     Mutation(
         "two teams leave their chunks' states in one room",
-        "rela_team.cuh",
+        "gated_rela/team.cuh",
         BF16_BACKWARD,
         "room = number() * kTiles * kTile;",
         "room = 0;",
@@ -250,7 +252,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a selective scan's state fades no more behind the next segment",
-        "selective_scan.cu",
+        "selective_scan/selective_scan.cu",
         SELECTIVE,
         "state = fast_exp2(step[k] * a) * state + sum[k];",
         "state = state + sum[k];",
@@ -258,7 +260,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a tile is prepared while the one before is read",
-        "selective_backward.cuh",
+        "selective_scan/backward.cuh",
         SELECTIVE_F32,
         "team.put(team.before(t + 1), state);\n        __syncthreads();",
         "team.put(team.before(t + 1), state);",
@@ -266,7 +268,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the sums are read before all warps have put theirs",
-        "selective_backward.cuh",
+        "selective_scan/backward.cuh",
         SELECTIVE_F32,
         "__syncthreads();\n        team.finish(",
         "team.finish(",
@@ -274,7 +276,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a warp's channels but half are left out",
-        "selective_backward.cuh",
+        "selective_scan/backward.cuh",
         SELECTIVE_F32,
         "values[i] = own + __shfl_xor_sync(0xffffffffu, sent, kOffset);",
         "values[i] = own + 0.f * __shfl_xor_sync(0xffffffffu, sent, kOffset);",
@@ -282,7 +284,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a kept state is that before a later row",
-        "selective_forward.cuh",
+        "selective_scan/forward.cuh",
         SELECTIVE_F32,
         "% p.kKeptRows == 0)",
         "% p.kKeptRows == 8)",
@@ -290,7 +292,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the steps' gradients do not see A",
-        "selective_backward.cuh",
+        "selective_scan/backward.cuh",
         SELECTIVE_F32,
         "sums[2 * kRows * this->channels] = step_grad * kLn2;",
         "sums[2 * kRows * this->channels] = 0.f * step_grad;",
@@ -298,7 +300,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the columns launched before are forgotten",
-        "selective_backward.cuh",
+        "selective_scan/backward.cuh",
         SELECTIVE_F32,
         "p.first_column ? p.row_sums[i] : 0.f",
         "0.f",

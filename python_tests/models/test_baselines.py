@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support import assert_close, shared_file
 from torch import Tensor
 
-from recgrela.errors import ConfigError
 from recgrela.models import MODELS, build, from_official
 from recgrela.ops import linear_scan_reference, selective_scan_reference
+from recgrela.system.errors import ConfigError
+from support import assert_close, shared_file
 
 BASELINES = ["LinRec", "LRURec", "Mamba4Rec", "EchoMamba4Rec", "EulerFormer", "RecBLR", "SIGMA"]
 

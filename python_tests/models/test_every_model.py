@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from support import assert_close, cu_seqlens_of, needs_gpu
 from torch import Tensor
 
-from recgrela.errors import ConfigError
 from recgrela.models import MODELS, SequenceModel, build
 from recgrela.nn import Sequences
+from recgrela.system.errors import ConfigError
+from support import assert_close, cu_seqlens_of, needs_gpu
 
 N_ITEMS, MAX_LEN = 30, 12
 LENGTHS = [12, 1, 7, 2]

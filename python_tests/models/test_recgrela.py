@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support import assert_close, cu_seqlens_of, shared_file
 from torch import Tensor
 
-from recgrela.errors import ConfigError
 from recgrela.models import RecGRELA, RecGRELAConfig, SequenceModel, build, from_official
 from recgrela.nn import RotaryTable
 from recgrela.ops import gated_rela_last_reference, gated_rela_reference
+from recgrela.system.errors import ConfigError
+from support import assert_close, cu_seqlens_of, shared_file
 
 TINY = Path(__file__).parents[1] / "golden" / "recgrela_tiny.npz"
 SMALL = RecGRELAConfig(hidden_size=16, num_heads=2, num_layers=2)

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from support import assert_close, cu_seqlens_of
 from torch import Tensor
 
 from recgrela.ops import causal_conv1d, causal_conv1d_reference
+from support import assert_close, cu_seqlens_of
 
 UNEVEN = [1, 257, 0, 3, 64, 2, 65]
 

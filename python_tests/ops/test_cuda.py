@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from cuda_case import DTYPES, RATIOS, UNEVEN, Case
-from support import assert_close, cu_seqlens_of, needs_gpu
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from cases.rela import DTYPES, RATIOS, UNEVEN, Case
 from recgrela.models import RecGRELAConfig, build
 from recgrela.ops import causal_conv1d, gated_rela, rotary_table
+from support import assert_close, cu_seqlens_of, needs_gpu
 
 
 def check(case: Case, **how: Any) -> None:

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from scan_case import LINEAR_DTYPES, SELECTIVE_DTYPES, LinearCase, ScanCase, SelectiveCase
-from support import cu_seqlens_of, needs_gpu
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from cases.scans import LINEAR_DTYPES, SELECTIVE_DTYPES, LinearCase, ScanCase, SelectiveCase
 from recgrela.ops import linear_scan, selective_scan
 from recgrela.ops.selective_scan import checkpoints_shape
+from support import cu_seqlens_of, needs_gpu
 
 UNEVEN = [1, 257, 0, 3, 64, 2, 65, 17, 16, 15]
 

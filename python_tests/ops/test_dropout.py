@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from support import assert_close
 
 from recgrela.ops import dropout, dropout_reference
+from support import assert_close
 
 
 def seed_of(n: int) -> torch.Tensor:

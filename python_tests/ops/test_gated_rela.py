@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from support import assert_close, cu_seqlens_of
 from torch import Tensor
 
 from recgrela.ops import RelaState, gated_rela, gated_rela_reference, rotary_table
+from support import assert_close, cu_seqlens_of
 
 UNEVEN = [1, 257, 0, 3, 64, 2, 65, 129]
 

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from support import assert_close, cu_seqlens_of
 from torch import Tensor
 
 from recgrela.ops import linear_scan, linear_scan_reference
+from support import assert_close, cu_seqlens_of
 
 UNEVEN = [1, 65, 0, 31, 32, 2, 33]
 DTYPES = [torch.float64, torch.complex128]

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from support import assert_close
 from torch import Tensor
 
 from recgrela.ops import mlp, mlp_reference
+from support import assert_close
 
 NAMES = ("x", "w1", "b1", "w2", "b2")
 SEED = torch.tensor([123456789012345, 987654321098765])

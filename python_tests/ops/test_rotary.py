@@ -4,9 +4,9 @@ import cmath
 
 import pytest
 import torch
-from support import assert_close
 
 from recgrela.ops import rotary_table, rotate
+from support import assert_close
 
 
 def test_rotate_is_complex_multiplication() -> None:

@@ -9,17 +9,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from recgrela import cli
 from recgrela.compare.figure import draw_bubbles
 from recgrela.compare.options import parse_args
 from recgrela.compare.plan import Plan, claim_folder, make_plan
 from recgrela.compare.render import to_csv, to_markdown, to_tables
 from recgrela.compare.runs import Runner
 from recgrela.compare.table import TESTED, Row, make_rows, surroundings
-from recgrela.files import atomic_write_text
-from recgrela.report import say
-from recgrela.runtime import Stopped
-from recgrela.statistics import RESAMPLES
+from recgrela.evaluation.statistics import RESAMPLES
+from recgrela.settings import cli
+from recgrela.system.console import say
+from recgrela.system.files import atomic_write_text
+from recgrela.system.runtime import Stopped
 
 EXIT_FAILED_RUN = 1
 

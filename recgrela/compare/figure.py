@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recgrela.compare.table import TESTED, Row
-from recgrela.errors import RunError
-from recgrela.files import atomic_write
+from recgrela.system.errors import RunError
+from recgrela.system.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

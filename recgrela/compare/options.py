@@ -11,14 +11,14 @@ from typing import Any, Literal, NamedTuple
 
 from jsonargparse import ArgumentParser
 
-from recgrela import cli
-from recgrela.config import DEFAULT_PRESET, Objective, RunConfig, TrainConfig, flatten
 from recgrela.data import DataConfig
-from recgrela.errors import ConfigError
-from recgrela.files import given_path
 from recgrela.models import MODELS
-from recgrela.options import PRESETS, read_preset, read_yaml, to_options
-from recgrela.suggest import near_miss
+from recgrela.settings import cli
+from recgrela.settings.config import DEFAULT_PRESET, Objective, RunConfig, TrainConfig, flatten
+from recgrela.settings.options import PRESETS, read_preset, read_yaml, to_options
+from recgrela.system.errors import ConfigError
+from recgrela.system.files import given_path
+from recgrela.system.suggest import near_miss
 
 AskedObjective = Literal["auto", "last", "all"]
 

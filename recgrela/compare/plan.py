@@ -10,19 +10,19 @@ from typing import Any, Literal
 import torch
 import yaml
 
+from recgrela.compare.flops import Flops, count_flops
 from recgrela.compare.options import Request
-from recgrela.config import RunConfig, flatten, with_absolute_path
 from recgrela.data import Interactions, load
-from recgrela.errors import ConfigError, RunError
-from recgrela.files import atomic_write_text
-from recgrela.flops import Flops, count_flops
 from recgrela.models import build
-from recgrela.options import load_config, read_yaml
-from recgrela.report import check_tensorboard
-from recgrela.run_folder import RunFolder
-from recgrela.runtime import find_device
-from recgrela.saved import check_data
-from recgrela.session import check_model
+from recgrela.runs.folder import RunFolder
+from recgrela.runs.report import check_tensorboard
+from recgrela.runs.saved import check_data
+from recgrela.settings.config import RunConfig, flatten, with_absolute_path
+from recgrela.settings.options import load_config, read_yaml
+from recgrela.system.errors import ConfigError, RunError
+from recgrela.system.files import atomic_write_text
+from recgrela.system.runtime import find_device
+from recgrela.training.session import check_model
 
 MANIFEST = "comparison.yaml"
 LOCK = ".lock"

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from recgrela.compare.table import TESTED, Cost, Quality, Row
-from recgrela.metrics import NAMES
+from recgrela.evaluation.metrics import NAMES
 
 COSTS = ("s/epoch", "best epoch", "epochs", "peak memory", "parameters", "FLOPs", "scoring items")
 Mark = Callable[[str, int], str]  # a cell's text and its place among the models, from 0

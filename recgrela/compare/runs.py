@@ -16,14 +16,14 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-from recgrela import cli
 from recgrela.compare.plan import FREE, LOCK, Run
-from recgrela.config import RESUMABLE, TrainConfig
 from recgrela.data import DataConfig
-from recgrela.errors import RunError
 from recgrela.models import MODELS
-from recgrela.options import to_options
-from recgrela.runtime import Stopped
+from recgrela.settings import cli
+from recgrela.settings.config import RESUMABLE, TrainConfig
+from recgrela.settings.options import to_options
+from recgrela.system.errors import RunError
+from recgrela.system.runtime import Stopped
 
 
 class Runner:

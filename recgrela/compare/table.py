@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from recgrela.compare.plan import Contender, Run
-from recgrela.errors import RunError
-from recgrela.metrics import NAMES, metrics_of
-from recgrela.protocol import started_in
-from recgrela.statistics import bootstrap_interval, holm, sign_flip_test
+from recgrela.evaluation.metrics import NAMES, metrics_of
+from recgrela.evaluation.statistics import bootstrap_interval, holm, sign_flip_test
+from recgrela.runs.protocol import started_in
+from recgrela.system.errors import RunError
 
 TESTED = "NDCG@10"
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from recgrela.data.batches import Batch, EvalBatches, TrainBatches
-from recgrela.data.config import DataConfig
 from recgrela.data.interactions import Interactions
 from recgrela.data.load import load
+from recgrela.settings.data import DataConfig
 
 __all__ = ["Batch", "DataConfig", "EvalBatches", "Interactions", "TrainBatches", "load"]

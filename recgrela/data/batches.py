@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from recgrela.data.interactions import Interactions, train_counts
-from recgrela.errors import ConfigError, DataError
+from recgrela.system.errors import ConfigError, DataError
 
 Objective = Literal["last", "all"]
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from recgrela.errors import DataError
+from recgrela.system.errors import DataError
 
 
 @dataclass(frozen=True)

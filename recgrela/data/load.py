@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from recgrela.data import synthetic
-from recgrela.data.config import DataConfig
 from recgrela.data.formats import read
 from recgrela.data.interactions import Interactions
 from recgrela.data.prepare import prepare
+from recgrela.settings.data import DataConfig
 
 
 def load(config: DataConfig) -> Interactions:

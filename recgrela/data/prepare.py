@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from recgrela.data.catalogue import find_known
-from recgrela.data.config import DataConfig, Order
 from recgrela.data.events import Events
 from recgrela.data.interactions import Interactions
-from recgrela.errors import DataError
+from recgrela.settings.data import DataConfig, Order
+from recgrela.system.errors import DataError
 
 
 def k_core(

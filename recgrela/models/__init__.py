@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from recgrela.errors import ConfigError
 from recgrela.models.base import SequenceModel
 from recgrela.models.echomamba4rec import EchoMamba4Rec, EchoMamba4RecConfig
 from recgrela.models.eulerformer import EulerFormer, EulerFormerConfig
@@ -18,6 +17,7 @@ from recgrela.models.recblr import RecBLR, RecBLRConfig
 from recgrela.models.recgrela import RecGRELA, RecGRELAConfig
 from recgrela.models.sasrec import SASRec, SASRecConfig
 from recgrela.models.sigma import SIGMA, SIGMAConfig
+from recgrela.system.errors import ConfigError
 
 
 class ModelEntry(NamedTuple):

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recgrela.errors import ConfigError
 from recgrela.models.official import renamed
 from recgrela.nn import Dropout, Sequences
 from recgrela.ops import linear_cross_entropy
+from recgrela.system.errors import ConfigError
 
 Objective = Literal["last", "all"]
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -185,7 +185,7 @@ class SequenceModel(nn.Module, ABC):
         Args:
             items, cu_seqlens, max_seqlen: as for `score_packed`.
             target: int64 item ids, [B] for objective "last", [T] for "all" (each row's next item).
-            loss: of hidden rows, item table and targets; see `recgrela.losses`.
+            loss: of hidden rows, item table and targets; see `recgrela.training.losses`.
 
         Raises:
             ConfigError: if the model cannot be trained on this objective.

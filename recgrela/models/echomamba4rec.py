@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from recgrela.models.base import SequenceModel
-from recgrela.models.checks import check_mamba
 from recgrela.models.mamba4rec import mamba_sizes
 from recgrela.models.official import count_of, renamed
 from recgrela.nn import Dropout, Mamba, Sequences, through
+from recgrela.settings.checks import check_mamba
 
 
 @dataclass(frozen=True)

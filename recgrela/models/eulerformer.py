@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recgrela.errors import ConfigError
 from recgrela.models.transformer import TransformerBlock, TransformerModel, check_transformer
 from recgrela.nn import CausalAttention, Sequences
 from recgrela.ops import rotate
+from recgrela.system.errors import ConfigError
 
 # Added to the contrastive loss's sum, and the rate at which its angles are dropped; fixed by the authors.
 CONTRASTIVE_EPS, CONTRASTIVE_DROPOUT = 1e-5, 0.5

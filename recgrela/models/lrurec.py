@@ -9,12 +9,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from recgrela.errors import ConfigError
 from recgrela.models.base import SequenceModel
-from recgrela.models.checks import check_choices, check_counts, check_rates
 from recgrela.models.official import count_of, renamed
 from recgrela.nn import Dropout, FeedForward, Sequences, through
 from recgrela.ops import linear_scan
+from recgrela.settings.checks import check_choices, check_counts, check_rates
+from recgrela.system.errors import ConfigError
 
 NORM_EPS = 1e-5  # PyTorch's, where the other models take 1e-12
 

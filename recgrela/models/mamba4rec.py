@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from recgrela.models.base import SequenceModel
-from recgrela.models.checks import check_mamba
 from recgrela.models.official import count_of
 from recgrela.nn import Dropout, FeedForward, Mamba, Sequences, through
+from recgrela.settings.checks import check_mamba
 
 
 @dataclass(frozen=True)

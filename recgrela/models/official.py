@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from recgrela.errors import ConfigError
+from recgrela.system.errors import ConfigError
 
 if TYPE_CHECKING:
     from recgrela.models.base import SequenceModel

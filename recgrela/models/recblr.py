@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recgrela.models.base import SequenceModel
-from recgrela.models.checks import check_choices, check_counts, check_rates
 from recgrela.models.official import count_of
 from recgrela.nn import Dropout, FeedForward, Sequences, through
 from recgrela.ops import causal_conv1d, linear_scan
+from recgrela.settings.checks import check_choices, check_counts, check_rates
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recgrela.errors import ConfigError
 from recgrela.models.base import SequenceModel
-from recgrela.models.checks import check_choices, check_counts, check_heads, check_rates
 from recgrela.models.official import count_of
 from recgrela.nn import (
     MLP,
@@ -23,6 +21,8 @@ from recgrela.nn import (
     Sequences,
     through,
 )
+from recgrela.settings.checks import check_choices, check_counts, check_heads, check_rates
+from recgrela.system.errors import ConfigError
 
 
 @dataclass(frozen=True)

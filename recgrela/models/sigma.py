@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recgrela.models.base import SequenceModel
-from recgrela.models.checks import check_counts, check_mamba
 from recgrela.models.mamba4rec import mamba_sizes
 from recgrela.models.official import count_of
 from recgrela.nn import Dropout, FeedForward, Mamba, Sequences, through
+from recgrela.settings.checks import check_counts, check_mamba
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recgrela.models.base import SequenceModel
-from recgrela.models.checks import check_choices, check_counts, check_heads, check_rates
 from recgrela.models.official import count_of, joined, renamed
 from recgrela.nn import FeedForward, Sequences, through
+from recgrela.settings.checks import check_choices, check_counts, check_heads, check_rates
 
 
 def check_transformer(config: Any) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import posixpath
 
-from recgrela.data.config import DataConfig
 from recgrela.data.events import Events
 from recgrela.data.formats import movielens, recbole, table
 from recgrela.data.formats.source import Source, open_source
-from recgrela.errors import DataError
+from recgrela.settings.data import DataConfig
+from recgrela.system.errors import DataError
 
 _READERS = {
     "recbole": recbole.read,

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recgrela.errors import DataError
-from recgrela.suggest import near_miss
+from recgrela.system.errors import DataError
+from recgrela.system.suggest import near_miss
 
 _MISSING = r"\s*|nan|NaN|NAN|null|NULL|NA"  # how tools write that there is no value
 _BAD_ID = rf"^({_MISSING}|-[0-9]+(\.[0-9]*)?)$"  # missing, or a number below 0

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from recgrela.data.config import DataConfig
 from recgrela.data.formats.columns import Arrays, Names
 from recgrela.data.formats.source import Source
 from recgrela.data.formats.text import Layout, header_layout, read_events, read_titles
-from recgrela.errors import ConfigError, DataError
+from recgrela.settings.data import DataConfig
+from recgrela.system.errors import ConfigError, DataError
 
 
 class _Release(NamedTuple):

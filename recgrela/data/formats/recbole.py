@@ -8,10 +8,10 @@ import re
 
 import pyarrow as pa
 
-from recgrela.data.config import DataConfig
 from recgrela.data.formats.columns import Arrays, Names
 from recgrela.data.formats.source import Source
 from recgrela.data.formats.text import Layout, header_layout, read_events, read_titles
+from recgrela.settings.data import DataConfig
 
 
 def read(data: pa.Buffer, source: Source, name: str, config: DataConfig) -> tuple[Arrays, dict[str, str]]:

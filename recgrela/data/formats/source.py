@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from recgrela.errors import DataError
-from recgrela.suggest import near_file
+from recgrela.system.errors import DataError
+from recgrela.system.suggest import near_file
 
 
 @dataclass(frozen=True)

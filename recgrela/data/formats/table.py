@@ -5,11 +5,11 @@ from __future__ import annotations
 import pyarrow as pa
 from pyarrow import parquet
 
-from recgrela.data.config import DataConfig
 from recgrela.data.formats.columns import Arrays, Columns, Names, find_columns, to_arrays, value_fault
 from recgrela.data.formats.source import Source
 from recgrela.data.formats.text import header_layout, read_events
-from recgrela.errors import DataError
+from recgrela.settings.data import DataConfig
+from recgrela.system.errors import DataError
 
 
 def read_csv(data: pa.Buffer, source: Source, name: str, config: DataConfig) -> tuple[Arrays, dict[str, str]]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from pyarrow import csv as arrow_csv
 
 from recgrela.data.formats.columns import Arrays, Columns, Names, find_columns, to_arrays, value_fault
-from recgrela.errors import DataError
+from recgrela.system.errors import DataError
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,75 @@
+// Groups of neighbouring channels of a row, which a thread loads and stores at once where they are aligned.
+#pragma once
+
+#include "kernels/common/device.cuh"
+#include "kernels/common/params.h"
+
+namespace recgrela::cuda {
+
+// N neighbouring channels of a row as they lie in memory.
+template <typename E, int N>
+struct alignas(N * sizeof(E)) Packed {
+  static_assert(N % 2 == 0 && N * sizeof(E) <= 16, "one load");
+  uint32_t words[N * sizeof(E) / 4];
+};
+
+template <typename E, int N>
+__device__ void unpack(const Packed<E, N>& packed, float (&out)[N]) {
+#pragma unroll
+  for (int i = 0; i < N / 2; ++i) {
+    if constexpr (sizeof(E) == 4) {
+      out[2 * i] = bits_float(packed.words[2 * i]);
+      out[2 * i + 1] = bits_float(packed.words[2 * i + 1]);
+    } else {
+      const float2 pair = unpack2<E>(packed.words[i]);
+      out[2 * i] = pair.x, out[2 * i + 1] = pair.y;
+    }
+  }
+}
+
+template <typename E, int N>
+__device__ Packed<E, N> pack(const float (&values)[N]) {
+  Packed<E, N> packed;
+#pragma unroll
+  for (int i = 0; i < N / 2; ++i) {
+    if constexpr (sizeof(E) == 4) {
+      packed.words[2 * i] = float_bits(values[2 * i]);
+      packed.words[2 * i + 1] = float_bits(values[2 * i + 1]);
+    } else {
+      packed.words[i] = pack2<E>(values[2 * i], values[2 * i + 1]);
+    }
+  }
+  return packed;
+}
+
+// One channel at a time, zero from `valid` on: where a row ends inside the group, or rows are not aligned.
+template <typename E, int N>
+__device__ void load_each(const E* from, int valid, float (&out)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) out[i] = i < valid ? to_float(from[i]) : 0.f;
+}
+
+template <typename E, int N>
+__device__ void store_row(E* to, int valid, bool whole, const float (&values)[N]) {
+  if (whole) {
+    const Packed<E, N> packed = pack<E>(values);
+    if constexpr (sizeof(packed) == 16) {  // by name: the compiler splits most plain stores into words
+      __stcg(reinterpret_cast<uint4*>(to),
+             make_uint4(packed.words[0], packed.words[1], packed.words[2], packed.words[3]));
+    } else {
+      __stcg(reinterpret_cast<uint2*>(to), make_uint2(packed.words[0], packed.words[1]));
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; ++i)
+      if (i < valid) to[i] = from_float<E>(values[i]);
+  }
+}
+
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+inline bool is_aligned(const Rows& rows, int64_t element_size, int64_t bytes) {
+  return reinterpret_cast<uintptr_t>(rows.data) % bytes == 0 && rows.stride * element_size % bytes == 0;
+}
+
+}  // namespace recgrela::cuda

@@ -1,0 +1,307 @@
+// Products of 16 x 16 tiles by one warp, on tensor cores.
+//
+// One layout serves for sums and for operands: lane l holds the rows l / 4 and l / 4 + 8 of a tile at the columns
+// 2 (l % 4), 2 (l % 4) + 1 and these + 8. It is what mma.m16n8k16 gives and takes, so that a sum can be an operand
+// of the next product without moving; for TF32, whose k8 fragments are laid out otherwise, the order of the inner
+// dimension is permuted alike in both operands. An operand is the matrix M[i][k], k the inner dimension: A as it is,
+// B transposed, so a product is D[m][n] = sum_k A[m][k] B[n][k].
+//
+// float32 operands are split into two TF32 numbers each, and three products of them summed: the error is that of
+// float32. Tensor cores truncate their sums; so float32 sums of many tiles are made by ordinary additions. 16-bit
+// operands are taken as they are, and a float32 sum that becomes an operand is rounded.
+#pragma once
+
+#include "kernels/common/device.cuh"
+
+namespace recgrela::cuda {
+
+constexpr int kTile = 16;
+
+// x[j][e]: row l / 4 + 8 (e / 2), column 2 (l % 4) + e % 2 + 8 j.
+struct Acc {
+  float x[2][4] = {};
+};
+
+inline __device__ int tile_row(int lane, int e) { return lane / 4 + 8 * (e / 2); }
+inline __device__ int tile_col(int lane, int j, int e) { return 2 * (lane % 4) + e % 2 + 8 * j; }
+
+template <typename E>
+struct Operand {
+  uint32_t r[4];
+};
+template <>
+struct Operand<float> {
+  uint32_t high[2][4], low[2][4];
+};
+
+// The upper 19 bits, rounded.
+inline __device__ uint32_t round_tf32(float x) { return (float_bits(x) + 0x1000u) & 0xffffe000u; }
+
+inline __device__ void set_element(Operand<float>& operand, int j, int e, float x) {
+  operand.high[j][e] = round_tf32(x);
+  operand.low[j][e] = float_bits(x - bits_float(operand.high[j][e]));
+}
+
+// Rounds to E, unless that is float32.
+template <typename E>
+__device__ Operand<E> to_operand(const Acc& a) {
+  Operand<E> operand;
+  if constexpr (sizeof(E) == 4) {
+#pragma unroll
+    for (int j = 0; j < 2; ++j)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) set_element(operand, j, e, a.x[j][e]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) operand.r[i] = pack2<E>(a.x[i / 2][i % 2 * 2], a.x[i / 2][i % 2 * 2 + 1]);
+  }
+  return operand;
+}
+
+// M[i][k] = tile[i * stride + k], or tile[k * stride + i] if transposed; tile rows aligned to 16 bytes.
+template <typename E, bool kTranspose>
+__device__ Operand<E> load_operand(const E* tile, int stride) {
+  Operand<E> operand;
+  const int lane = threadIdx.x % 32;
+  if constexpr (sizeof(E) == 4) {
+#pragma unroll
+    for (int j = 0; j < 2; ++j)
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int i = tile_row(lane, 2 * h), k = tile_col(lane, j, 0);
+        if constexpr (kTranspose) {
+          set_element(operand, j, 2 * h, tile[k * stride + i]);
+          set_element(operand, j, 2 * h + 1, tile[(k + 1) * stride + i]);
+        } else {
+          const float2 pair = *reinterpret_cast<const float2*>(tile + i * stride + k);
+          set_element(operand, j, 2 * h, pair.x);
+          set_element(operand, j, 2 * h + 1, pair.y);
+        }
+      }
+  } else {
+    const int i = 8 * (lane / 8 % 2), k = 8 * (lane / 16), r = lane % 8;
+    load_matrices<kTranspose>(operand.r, kTranspose ? tile + (k + r) * stride + i : tile + (i + r) * stride + k);
+  }
+  return operand;
+}
+
+// The columns 8 j .. 8 j + 7 of A B^T, added to d (kAdd) or in its place. kExact: A's elements fit into TF32, or E.
+template <bool kExact, bool kAdd, typename E>
+__device__ void mma_columns(float (&d)[4], const Operand<E>& a, const Operand<E>& b, int j) {
+  float part[4] = {};
+  if constexpr (sizeof(E) == 4) {
+#pragma unroll
+    for (int s = 0; s < 2; ++s) {
+      const uint32_t ah[4] = {a.high[s][0], a.high[s][2], a.high[s][1], a.high[s][3]};
+      const uint32_t al[4] = {a.low[s][0], a.low[s][2], a.low[s][1], a.low[s][3]};
+      const uint32_t bh[2] = {b.high[s][2 * j], b.high[s][2 * j + 1]};
+      const uint32_t bl[2] = {b.low[s][2 * j], b.low[s][2 * j + 1]};
+      if constexpr (!kExact) mma1688_tf32(part, al, bh);
+      mma1688_tf32(part, ah, bl);
+      mma1688_tf32(part, ah, bh);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) d[i] = kAdd ? d[i] + part[i] : part[i];
+  } else {
+    const uint32_t b2[2] = {b.r[j], b.r[2 + j]};
+    if constexpr (kAdd) {
+      mma16816<E>(d, a.r, b2);
+    } else {
+      mma16816<E>(part, a.r, b2);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) d[i] = part[i];
+    }
+  }
+}
+
+// d += A B^T or, where this is the first, d = A B^T.
+template <bool kFirst = false, typename E>
+__device__ void mma(Acc& d, const Operand<E>& a, const Operand<E>& b) {
+  mma_columns<false, !kFirst>(d.x[0], a, b, 0);
+  mma_columns<false, !kFirst>(d.x[1], a, b, 1);
+}
+template <bool kExact = false, typename E>
+__device__ Acc product(const Operand<E>& a, const Operand<E>& b) {
+  Acc d;
+  mma_columns<kExact, false>(d.x[0], a, b, 0);
+  mma_columns<kExact, false>(d.x[1], a, b, 1);
+  return d;
+}
+
+inline __device__ void scale(Acc& a, float factor) {
+#pragma unroll
+  for (int i = 0; i < 8; ++i) a.x[i / 4][i % 4] *= factor;
+}
+// Of this lane's two rows, l / 4 and l / 4 + 8.
+struct RowPair {
+  float x[2] = {};
+};
+inline __device__ void scale_rows(Acc& a, const RowPair& factor) {
+#pragma unroll
+  for (int i = 0; i < 8; ++i) a.x[i / 4][i % 4] *= factor.x[i / 2 % 2];
+}
+// Of a tile of weights between tokens, those of columns up to the row, or from the row on; zeros elsewhere.
+inline __device__ void keep_lower(Acc& a) {
+  const int row = threadIdx.x % 32 / 4, col = threadIdx.x % 4 * 2;
+#pragma unroll
+  for (int e = 0; e < 2; ++e) {
+    if (col + e > row) a.x[0][e] = a.x[1][2 + e] = 0.f;
+    a.x[1][e] = 0.f;
+  }
+}
+inline __device__ void keep_upper(Acc& a) {
+  const int row = threadIdx.x % 32 / 4, col = threadIdx.x % 4 * 2;
+#pragma unroll
+  for (int e = 0; e < 2; ++e) {
+    if (col + e < row) a.x[0][e] = a.x[1][2 + e] = 0.f;
+    a.x[0][2 + e] = 0.f;
+  }
+}
+inline __device__ void add_scaled(Acc& d, const Acc& a, float factor) {
+#pragma unroll
+  for (int i = 0; i < 8; ++i) d.x[i / 4][i % 4] += factor * a.x[i / 4][i % 4];
+}
+
+// factor A, rounded to E unless that is float32.
+template <typename E>
+__device__ Operand<E> to_operand(const Acc& a, float factor) {
+  Acc x = a;
+  scale(x, factor);
+  return to_operand<E>(x);
+}
+
+// The operand M^T of 16-bit numbers.
+template <typename E>
+__device__ Operand<E> transpose(const Operand<E>& m) {
+  static_assert(sizeof(E) == 2);
+  return {{transpose_matrix(m.r[0]), transpose_matrix(m.r[2]), transpose_matrix(m.r[1]), transpose_matrix(m.r[3])}};
+}
+
+// Tiles in global memory in the order in which lanes hold them: kPackedTile numbers in vectors of 16 bytes.
+constexpr int kPackedTile = kTile * kTile;
+
+template <typename E>
+__device__ void store_packed(E* place, const Acc& a, float factor) {
+  const int lane = threadIdx.x % 32;
+  if constexpr (sizeof(E) == 4) {
+#pragma unroll
+    for (int j = 0; j < 2; ++j)
+      reinterpret_cast<float4*>(place)[32 * j + lane] =
+          make_float4(a.x[j][0] * factor, a.x[j][1] * factor, a.x[j][2] * factor, a.x[j][3] * factor);
+  } else {
+    const Operand<E> m = to_operand<E>(a, factor);
+    reinterpret_cast<uint4*>(place)[lane] = make_uint4(m.r[0], m.r[1], m.r[2], m.r[3]);
+  }
+}
+
+// The operand M, or M^T, of a tile that the warp, or before a barrier its block, has stored.
+template <typename E, bool kTranspose>
+__device__ Operand<E> load_packed(const E* place) {
+  const int lane = threadIdx.x % 32;
+  Operand<E> operand;
+  if constexpr (sizeof(E) == 2) {
+    const uint4 r = reinterpret_cast<const uint4*>(place)[lane];
+    operand.r[0] = r.x, operand.r[1] = r.y, operand.r[2] = r.z, operand.r[3] = r.w;
+    if constexpr (kTranspose) operand = transpose(operand);
+  } else if constexpr (kTranspose) {
+    // M^T[row][col] is with lane 4 (col % 8) + row % 8 / 2, among its numbers j = row / 8, e = 2 (col / 8) + row % 2.
+    const float* const first = place + lane % 4 * 32 + lane / 8 * 4 + lane / 4 % 2;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) set_element(operand, i / 4, i % 4, first[i / 2 % 2 * 128 + i % 2 * 16 + i / 4 * 2]);
+  } else {
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const float4 x = reinterpret_cast<const float4*>(place)[32 * j + lane];
+      set_element(operand, j, 0, x.x), set_element(operand, j, 1, x.y);
+      set_element(operand, j, 2, x.z), set_element(operand, j, 3, x.w);
+    }
+  }
+  return operand;
+}
+
+// Of a tile's columns, this lane's four (2 (l % 4), + 1, + 8, + 9): a tile whose rows are all the same.
+struct RowVector {
+  float x[4] = {};
+};
+// As the operand A.
+template <typename E>
+__device__ Operand<E> to_operand(const RowVector& row) {
+  Operand<E> operand;
+  if constexpr (sizeof(E) == 4) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) set_element(operand, i / 4, i % 4, row.x[i / 4 * 2 + i % 2]);
+  } else {
+    operand.r[0] = operand.r[1] = pack2<E>(row.x[0], row.x[1]);
+    operand.r[2] = operand.r[3] = pack2<E>(row.x[2], row.x[3]);
+  }
+  return operand;
+}
+// A row of a tile.
+template <int kRow>
+__device__ RowVector row_of(const Acc& a) {
+  RowVector row;
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    row.x[i] = __shfl_sync(0xffffffffu, a.x[i / 2][kRow / 8 * 2 + i % 2], kRow % 8 * 4 + threadIdx.x % 4);
+  return row;
+}
+inline __device__ RowVector scaled(RowVector row, float factor) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) row.x[i] *= factor;
+  return row;
+}
+inline __device__ void add_scaled(RowVector& sum, const RowVector& row, float factor) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) sum.x[i] += factor * row.x[i];
+}
+// sum += factor * the sum over the tokens of weight[token] M[channel][token], where M is an operand.
+template <typename E>
+__device__ void add_weighted(RowVector& sum, const RowVector& weights, const Operand<E>& m, float factor) {
+  const Acc d = product(to_operand<E>(weights), m);
+  add_scaled(sum, RowVector{{d.x[0][0], d.x[0][1], d.x[1][0], d.x[1][1]}}, factor);
+}
+// sum += the sum over the tokens of M[channel][token].
+template <typename E>
+__device__ void add_tokens(RowVector& sum, const Operand<E>& m) {
+  const Acc d = product<true>(to_operand<E>(RowVector{{1.f, 1.f, 1.f, 1.f}}), m);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) sum.x[i] += d.x[i / 2][i % 2];
+}
+
+// Between products in float32, whose operands take many registers: the compiler does not begin with the next before.
+template <typename E, bool kLimit = true>
+__device__ void limit_overlap() {
+  if constexpr (sizeof(E) == 4 && kLimit) __syncwarp();
+}
+
+// Of the four lanes that share a tile's rows.
+inline __device__ float quad_sum(float x) {
+  x += __shfl_xor_sync(0xffffffffu, x, 1);
+  return x + __shfl_xor_sync(0xffffffffu, x, 2);
+}
+
+// Two neighbours in memory, aligned to their size.
+template <typename E>
+__device__ float2 load2(const E* p) {
+  if constexpr (sizeof(E) == 4)
+    return *reinterpret_cast<const float2*>(p);
+  else
+    return unpack2<E>(*reinterpret_cast<const uint32_t*>(p));
+}
+template <typename E>
+__device__ void store2(E* p, float x, float y) {
+  if constexpr (sizeof(E) == 4)
+    *reinterpret_cast<float2*>(p) = make_float2(x, y);
+  else
+    *reinterpret_cast<uint32_t*>(p) = pack2<E>(x, y);
+}
+
+inline __device__ float sigmoid(float x) { return fast_reciprocal(1.f + fast_exp2(-1.44269504f * x)); }
+// The derivative of SiLU, from s = sigmoid(x) and y = x s.
+inline __device__ float silu_grad(float s, float y) { return s + y * (1.f - s); }
+// phi(x) = elu(x) + 1
+inline __device__ float phi(float x) { return where_positive(x, x + 1.f, fast_exp2(1.44269504f * x)); }
+// its derivative, from f = phi(x)
+inline __device__ float phi_grad(float f) { return f > 1.f ? 1.f : f; }
+
+}  // namespace recgrela::cuda

@@ -1,0 +1,7 @@
+#include "kernels/gated_rela/kernels.cuh"
+
+namespace recgrela::cuda {
+
+template cudaError_t RelaKernels<fp16>::backward(const RelaPlan&, cudaStream_t);
+
+}  // namespace recgrela::cuda

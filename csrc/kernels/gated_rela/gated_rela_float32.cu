@@ -1,0 +1,9 @@
+#include "kernels/gated_rela/kernels.cuh"
+
+namespace recgrela::cuda {
+
+template cudaError_t RelaKernels<float>::forward(const RelaPlan&, cudaStream_t);
+template cudaError_t RelaKernels<float>::key_sums(const RelaPlan&, cudaStream_t);
+template cudaError_t RelaKernels<float>::query_sums(const RelaPlan&, cudaStream_t);
+
+}  // namespace recgrela::cuda

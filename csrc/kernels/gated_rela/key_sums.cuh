@@ -1,0 +1,65 @@
+// The sums over a segment's keys and values that others need: those behind it or, in the bidirectional form, all.
+#pragma once
+
+#include "kernels/gated_rela/chunk.cuh"
+
+namespace recgrela::cuda {
+
+template <typename E, int kHead>
+struct KeySumsMemory {
+  using T = Team<E, kHead>;
+  struct alignas(16) Stage {
+    E k[T::kTileSize], v[T::kTileSize];
+  };
+  Segment segment;
+  Stage stages[T::kStages];
+  E fk[T::kTileSize];
+};
+
+// Calls before(i) for each chunk of the segment but the last `kept`, then adds its keys to the state.
+template <typename E, int kHead, typename Before>
+__device__ void sweep_keys(const Team<E, kHead>& team, KeySumsMemory<E, kHead>& memory, int kept,
+                           Acc (&state)[Team<E, kHead>::kTiles], RowVector& sum, Before before) {
+  const RelaPlan& p = team.p;
+  Sources<E, kHead> from;
+  from.find(team, 0);
+  const float* angle = find_angle(team, 0);
+  const int rows = team.rows();
+  auto copy = [&](int i, int stage) {
+    auto& m = memory.stages[stage];
+    team.copy_chunk(m.k, from.k, p.k, rows - i * kTile);
+    team.copy_chunk(m.v, from.v, p.v, rows - i * kTile);
+    from.move(team, 1);
+  };
+  auto use = [&](int i, int stage) {
+    auto& m = memory.stages[stage];
+    const int n = rows - i * kTile;
+    before(i);
+    Features<E, kHead> keys;
+    make_features(team, keys, m.k, memory.fk, load_angles(team, angle, n), n);
+    if (angle) angle += kTile * static_cast<int>(p.width());
+    team.sync();
+    add_keys(team, keys, m.v, state);
+    add_tokens(sum, load_operand<E, true>(keys.plain + team.own(), Team<E, kHead>::kStride));
+  };
+  pipeline(team, team.chunks() - kept, copy, use);
+}
+
+template <typename E, int kHead>
+__global__ void __launch_bounds__(Team<E, kHead>::kThreads, Team<E, kHead>::kForwardBlocks)
+    key_sums_kernel(const RelaPlan p) {
+  using T = Team<E, kHead>;
+  auto& memory = team_memory<KeySumsMemory<E, kHead>, T>();
+  T team(p, memory.segment);
+  if (!team.find_work(memory.segment)) return;
+  // In the causal form nobody comes after a sequence's last keys.
+  if (p.causal && team.segment.index == team.segment.count - 1) return;
+  Acc state[T::kTiles];
+  RowVector sum;
+  sweep_keys(team, memory, 0, state, sum, [](int) {});
+  float* const out = team.state(p.key_state);
+  team.store_state(out, state);
+  team.store_sum(out, sum);
+}
+
+}  // namespace recgrela::cuda

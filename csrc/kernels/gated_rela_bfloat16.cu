@@ -1,9 +1,0 @@
-#include "kernels/rela_kernels.cuh"
-
-namespace recgrela::cuda {
-
-template cudaError_t RelaKernels<bf16>::forward(const RelaPlan&, cudaStream_t);
-template cudaError_t RelaKernels<bf16>::key_sums(const RelaPlan&, cudaStream_t);
-template cudaError_t RelaKernels<bf16>::query_sums(const RelaPlan&, cudaStream_t);
-
-}  // namespace recgrela::cuda

@@ -1,7 +1,0 @@
-#include "kernels/rela_kernels.cuh"
-
-namespace recgrela::cuda {
-
-template cudaError_t RelaKernels<fp16>::backward(const RelaPlan&, cudaStream_t);
-
-}  // namespace recgrela::cuda

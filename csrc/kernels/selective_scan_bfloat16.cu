@@ -1,5 +1,0 @@
-// The kernels of selective_scan for bfloat16.
-#include "kernels/selective_backward.cuh"
-#include "kernels/selective_forward.cuh"
-
-template struct recgrela::cuda::SelectiveKernels<recgrela::cuda::bf16>;

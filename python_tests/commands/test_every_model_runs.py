@@ -1,0 +1,112 @@
+"""Every model of the registry through the commands: train, resume, AMP, evaluate, recommend."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import fields
+from pathlib import Path
+from types import ModuleType
+from typing import get_args
+
+import pytest
+import torch
+
+from recgrela import evaluate, recommend
+from recgrela.models import MODELS, ModelEntry, build, from_official
+from recgrela.models.base import Objective
+from recgrela.runs.folder import RunFolder
+from recgrela.runs.saved import load_data, load_run
+from recgrela.settings.options import parse_args
+from recgrela.system.errors import ConfigError
+from recgrela.training.session import check_model
+from support.runs import DATA, PLAIN, TRAIN, assert_same_tensors, run_train
+
+SIZES = {"num_layers": 2, "hidden_size": 16, "num_heads": 2, "inner_size": 32, "state_size": 4, "flip": 9}
+
+
+def train(name: str, objective: Objective, output: Path, run: str, *more: str) -> int:
+    known = {field.name for field in fields(MODELS[name].config)}
+    model = [f"--model.{key}={value}" for key, value in SIZES.items() if key in known]
+    where = [f"--train.output={output}", f"--train.name={run}", "--data.max_len=16"]
+    argv = [f"--model.name={name}", f"--train.objective={objective}", *model, *DATA, *PLAIN, *TRAIN, *where]
+    return run_train(*argv, "--train.epochs=2", *more)
+
+
+def objective_of(name: str) -> Objective:
+    """All positions where the model can."""
+    return "all" if name in EVERY_POSITION else "last"
+
+
+EVERY_POSITION = ["RecGRELA", "SASRec", "LRURec", "Mamba4Rec", "EulerFormer", "RecBLR"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_trains_goes_on_and_is_evaluated(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    objective = objective_of(name)
+    assert train(name, objective, tmp_path, "whole") == 0
+    assert train(name, objective, tmp_path, "cut", "--train.max_steps=5") == 0
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert run_train("--resume", str(cut), "--train.max_steps", "null") == 0
+    for file in ("last.safetensors", "best.safetensors"):
+        assert_same_tensors(whole / file, cut / file)
+    first, second, _ = RunFolder.open(whole).read_metrics()
+    assert first["loss"] > second["loss"] > 0
+
+    saved = load_run(whole, None, torch.device("cpu"))
+    assert type(saved.model) is MODELS[name].model
+    rankings = evaluate.evaluate(saved, load_data(saved), batch_size=7)
+    results = json.loads((whole / "results.json").read_text())
+    for split in ("valid", "test"):
+        assert rankings[split].as_dict()["unmasked"] == pytest.approx(results[split]["unmasked"], abs=1e-12)
+    capsys.readouterr()
+    assert recommend.main([str(whole), "--user", "1", "--device", "cpu"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) >= 10
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_trains_in_bfloat16_on_the_last_position(name: str, tmp_path: Path) -> None:
+    more = ("--train.amp=true", "--train.epochs=1", "--train.max_tokens=700")
+    assert train(name, "last", tmp_path, "low", *more) == 0
+    first, final = RunFolder.open(tmp_path / "low").read_metrics()
+    assert 0 < first["loss"] < 5 and final["test"]["users"] == 60
+
+
+def test_the_model_of_the_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    docs = Path(__file__).parents[2] / "docs" / "new-model.md"
+    source = docs.read_text().split("```python\n")[1].split("```")[0]
+    module = ModuleType("recgrela.models.mean_pool")
+    monkeypatch.setitem(sys.modules, module.__name__, module)  # dataclasses look it up
+    exec(compile(source, str(docs), "exec"), module.__dict__)
+    monkeypatch.setitem(MODELS, "MeanPool", ModelEntry(module.MeanPoolConfig, module.MeanPool))
+    assert train("MeanPool", "all", tmp_path, "pool") == 0
+    first, second, _ = RunFolder.open(tmp_path / "pool").read_metrics()
+    assert first["loss"] > second["loss"] > 0
+    model = build(module.MeanPoolConfig(hidden_size=8), 20, 10).eval()
+    items = torch.tensor([3, 5, 7])
+    pooled = model.norm(model.item_embedding.weight[items]).mean(0)
+    torch.testing.assert_close(
+        model.hidden_states(items, torch.tensor([0, 3]), 3, True)[0], model.layers[0](pooled[None])[0]
+    )
+    with pytest.raises(ConfigError, match="MeanPool has no authors' weights"):
+        from_official("MeanPool", {"item_embedding.weight": torch.zeros(3, 2)}, {})
+
+
+def test_cuda_graphs_need_a_model_without_padding() -> None:
+    """Their batches are filled up with empty sequences."""
+    argv = ["--model.name=EulerFormer", "--train.cuda_graphs=true", "--train.device=cpu", *DATA]
+    padded, clean = (parse_args([*argv, f"--model.padding={p}"]).config for p in ("attend", "mask"))
+    with pytest.raises(ConfigError, match=r"cuda_graphs .* goes with --model.padding mask"):
+        check_model(build(padded.model, 40, 50), padded)
+    check_model(build(clean.model, 40, 50), clean)
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in EVERY_POSITION])
+def test_an_objective_that_a_model_lacks(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(name, "all", tmp_path, "no") == 2
+    assert "train.objective" in capsys.readouterr().err
+    assert set(get_args(Objective)) == {"last", "all"} and not (tmp_path / "no").exists()

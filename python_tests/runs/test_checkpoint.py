@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from recgrela.models import RecGRELAConfig, SequenceModel, build
+from recgrela.runs import checkpoint
+from recgrela.runs.state import TrainState
+from recgrela.system.errors import RunError
+from recgrela.system.files import atomic_write_text
+
+CONFIG = RecGRELAConfig(hidden_size=16, num_heads=2, num_layers=2)
+
+
+def make_model(config: RecGRELAConfig = CONFIG, n_items: int = 11) -> SequenceModel:
+    return build(config, n_items, 8)
+
+
+def take_step(model: SequenceModel, optimizer: torch.optim.Optimizer) -> float:
+    items, target = torch.tensor([1, 2, 3, 4, 5]), torch.tensor([2, 3, 4, 5, 6])
+    optimizer.zero_grad()
+    loss = model.loss_packed(items, torch.tensor([0, 3, 5]), target, 3, "all")
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+def make_optimizer(model: SequenceModel) -> torch.optim.Optimizer:
+    return torch.optim.Adam(model.parameters(), lr=0.01)
+
+
+def test_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    path = tmp_path / "last.safetensors"
+    model = make_model()
+    optimizer = make_optimizer(model)
+    for _ in range(3):
+        take_step(model, optimizer)
+    checkpoint.save(path, model, {"epoch": 3, "loss": 0.1 + 0.2}, optimizer)
+    losses = [take_step(model, optimizer) for _ in range(3)]
+
+    torch.manual_seed(99)  # other weights, other dropout
+    other = make_model()
+    other_optimizer = make_optimizer(other)
+    assert checkpoint.load(path, other, other_optimizer) == {"epoch": 3, "loss": 0.1 + 0.2}
+    assert [take_step(other, other_optimizer) for _ in range(3)] == losses
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name
+
+
+def test_weights_alone_cannot_be_resumed(tmp_path: Path) -> None:
+    path = tmp_path / "best.safetensors"
+    model = make_model()
+    checkpoint.save(path, model, {})
+    assert all(name.startswith("model/") for name in load_file(path))
+    with pytest.raises(RunError, match="holds weights only"):
+        checkpoint.load(path, model, make_optimizer(model))
+
+
+@pytest.mark.parametrize(
+    ("config", "n_items", "message"),
+    [
+        (replace(CONFIG, hidden_size=32), 11, r"another RecGRELA: hidden_size 16 \(here 32\)"),
+        (CONFIG, 12, r"items \(with padding\) 11 \(here 12\)"),
+        (replace(CONFIG, gate_activation="relu"), 11, "gate_activation silu"),
+    ],
+)
+def test_another_model_is_refused(tmp_path: Path, config: RecGRELAConfig, n_items: int, message: str) -> None:
+    path = tmp_path / "best.safetensors"
+    checkpoint.save(path, make_model(), {})
+    other = make_model(config, n_items)
+    before = {name: value.clone() for name, value in other.state_dict().items()}
+    with pytest.raises(RunError, match=message):
+        checkpoint.load(path, other)
+    assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
+
+
+def test_tensors_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "best.safetensors"
+    model = make_model()
+    checkpoint.save(path, model, {})
+    tensors = load_file(path)
+    meta = {"recgrela": _metadata(path)}
+    tensors["model/norm.weight"] = torch.zeros(5)
+    save_file(tensors, path, meta)
+    with pytest.raises(RunError, match=r"norm.weight is \[5\], the model has \[16\]"):
+        checkpoint.load(path, model)
+    del tensors["model/norm.weight"]
+    save_file(tensors, path, meta)
+    with pytest.raises(RunError, match="weight is nothing"):
+        checkpoint.load(path, model)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "its metadata is not JSON"),
+        ("[]", "its metadata is not an object"),
+        ('{"format": 1}', "its metadata has no model"),
+        ('{"format": 1, "model": {}, "n_items": 1, "max_len": 1, "state": {}}', "no model name"),
+        ('{"format": 1, "model": {"name": "x"}, "n_items": 1, "max_len": 1}', "no state"),
+    ],
+)
+def test_damaged_metadata(tmp_path: Path, text: str, message: str) -> None:
+    path, model = tmp_path / "best.safetensors", make_model()
+    checkpoint.save(path, model, {})
+    save_file(load_file(path), path, {"recgrela": text})
+    with pytest.raises(RunError, match=f"damaged: .*{message}"):
+        checkpoint.load(path, model)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("rng/cpu", "generator's state has another size"),
+        ("adam/norm.weight/exp_avg", "norm.weight is not whole"),
+    ],
+)
+def test_a_damaged_training_state_changes_nothing(tmp_path: Path, name: str, message: str) -> None:
+    path, model = tmp_path / "last.safetensors", make_model()
+    optimizer = make_optimizer(model)
+    take_step(model, optimizer)
+    checkpoint.save(path, model, {}, optimizer)
+    tensors = load_file(path)
+    if name == "rng/cpu":
+        tensors[name] = tensors[name][:-1].clone()
+    else:
+        del tensors[name]
+    save_file(tensors, path, {"recgrela": _metadata(path)})
+    take_step(model, optimizer)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(RunError, match=message):
+        checkpoint.load(path, model, optimizer)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_state_of_other_keys_is_damaged() -> None:
+    whole, path = TrainState(epoch=3).as_dict(), Path("last.safetensors")
+    assert TrainState.from_dict(whole, path) == TrainState(epoch=3)
+    for content, message in (
+        (whole | {"more": 1}, "an unknown key 'more'"),
+        ({key: value for key, value in whole.items() if key != "step"}, "no key 'step'"),
+        (whole | {"epoch": "3"}, "epoch '3'"),
+    ):
+        with pytest.raises(RunError, match=f"last.safetensors: damaged: its state has {message}"):
+            TrainState.from_dict(content, path)
+
+
+def _metadata(path: Path) -> str:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return file.metadata()["recgrela"]
+
+
+class Trap:
+    """Makes a file when unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, (str(self.path), "w")
+
+
+def test_no_pickle_is_ever_read(tmp_path: Path) -> None:
+    path, trapped = tmp_path / "best.safetensors", tmp_path / "trapped"
+    path.write_bytes(pickle.dumps(Trap(trapped)))
+    with pytest.raises(RunError, match="not a checkpoint"):
+        checkpoint.load(path, make_model())
+    assert not trapped.exists()
+
+
+def test_damaged_missing_and_foreign_files(tmp_path: Path) -> None:
+    path, model = tmp_path / "best.safetensors", make_model()
+    with pytest.raises(RunError, match="no such checkpoint"):
+        checkpoint.load(path, model)
+    checkpoint.save(path, model, {})
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(RunError, match="damaged"):
+        checkpoint.load(path, model)
+    save_file({"x": torch.zeros(1)}, path)
+    with pytest.raises(RunError, match="not a checkpoint of recgrela"):
+        checkpoint.load(path, model)
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, model = tmp_path / "last.safetensors", make_model()
+    checkpoint.save(path, model, {"epoch": 1})
+    good = path.read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunError, match="no space left on the disk; the one that was there is kept"):
+        checkpoint.save(path, model, {"epoch": 2})
+    assert path.read_bytes() == good
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_write_cut_short_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "config.yaml"
+    atomic_write_text(path, "old")
+
+    def interrupted(source: Path, target: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        atomic_write_text(path, "new")
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_files_have_the_usual_permissions(tmp_path: Path) -> None:
+    (tmp_path / "usual").touch()
+    checkpoint.save(tmp_path / "best.safetensors", make_model(), {})
+    assert (tmp_path / "best.safetensors").stat().st_mode == (tmp_path / "usual").stat().st_mode

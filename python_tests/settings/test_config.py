@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from recgrela.data import DataConfig
+from recgrela.models import RecGRELAConfig
+from recgrela.runs.protocol import changed_from_preset
+from recgrela.settings.config import RunConfig, TrainConfig, with_absolute_path
+from recgrela.settings.options import PRESETS, load_config, parse_args, read_preset
+from recgrela.system.errors import ConfigError
+
+
+def parse(*argv: str) -> RunConfig:
+    return parse_args(argv).config
+
+
+def test_the_default_is_the_causal_preset() -> None:
+    config = parse()
+    assert config == parse("--preset", "causal") == parse("--preset=causal")
+    assert (config.preset, config.model.mode, config.model.padding) == ("causal", "causal", "mask")
+    assert (config.train.objective, config.train.batch_size, config.train.lr) == ("all", 3200, 8e-3)
+    assert config.data.order == "time"
+    assert config.data.path == "synthetic"
+
+
+def test_the_paper_preset_is_the_published_setting() -> None:
+    config = parse("--preset", "paper")
+    assert config.model == RecGRELAConfig(
+        hidden_size=64,
+        num_heads=4,
+        num_layers=4,
+        mode="bidirectional",
+        padding="attend",
+        dropout=0.1,
+        drop_path=0.1,
+    )
+    assert config.data == DataConfig(order="recbole", max_len=200, min_user_events=5, min_item_events=5)
+    assert config.train == TrainConfig(
+        objective="last", batch_size=2048, lr=1e-3, epochs=300, patience=20, seed=2020
+    )
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_key_of_a_preset_is_in_force(name: str) -> None:
+    config = parse("--preset", name).as_dict()
+    for section, values in read_preset(name).items():
+        for key, value in values.items():
+            assert config[section][key] == value, f"{section}.{key}"
+
+
+def test_precedence(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    first.write_text("train: {lr: 1e-2, epochs: 7, batch_size: 3}\n")  # YAML takes 1e-2 for text
+    second.write_text("train:\n  epochs: 8\nmodel:\n  num_layers: 1\n")
+    config = parse("--train.batch_size", "4", "--config", str(first), "--config", str(second))
+    assert config.train.lr == 0.01  # file over preset
+    assert config.train.epochs == 8  # later file over earlier
+    assert config.train.batch_size == 4  # command line over files, wherever it stands
+    assert config.model.num_layers == 1
+    assert config.train.objective == "all"  # preset
+    assert config.train.seed == 2020  # default
+
+
+def test_a_file_can_choose_the_preset(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("preset: paper\ntrain: {batch_size: 5}\n")
+    config = parse("--config", str(path))
+    assert (config.preset, config.model.mode, config.train.batch_size) == ("paper", "bidirectional", 5)
+    config = parse("--config", str(path), "--preset", "causal")
+    assert (config.preset, config.model.mode, config.train.batch_size) == ("causal", "causal", 5)
+
+
+def test_null_and_booleans(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("train: {max_steps: 5, amp: true, name: null}\n")
+    config = parse("--config", str(path))
+    assert (config.train.max_steps, config.train.amp, config.train.name) == (5, True, None)
+    config = parse("--config", str(path), "--train.max_steps", "null", "--train.amp", "false")
+    assert (config.train.max_steps, config.train.amp) == (None, False)
+
+
+def test_written_configuration_reads_back(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    config = parse(
+        "--preset", "paper", "--train.max_steps", "3", "--train.lr", "3e-05", "--train.name", "123"
+    )
+    path.write_text(config.to_yaml())
+    assert load_config(path) == config
+    assert parse("--config", str(path)) == config
+    assert yaml.safe_load(path.read_text())["train"]["name"] == "123"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--train.lrr", "3"], "unknown option --train.lrr; did you mean '--train.lr'?"),
+        (["--lr=3"], "unknown option --lr; did you mean '--train.lr'?"),
+        (["--trian.epochs=3"], "unknown option --trian.epochs; did you mean '--train.epochs'?"),
+        (["--train.epo", "3"], "unknown option --train.epo; did you mean '--train.epochs'?"),
+        (["--train.lr", "abc"], "train.lr: 'abc' is not a number"),
+        (["--train.epochs", "1.5"], "train.epochs: '1.5' is not a whole number"),
+        (["--train.max_steps", "x"], "train.max_steps: 'x' is not a whole number or null"),
+        (["--train.amp", "3"], "train.amp: '3' is not true or false"),
+        (["--train.objective", "lst"], "'lst' is not one of last, all; did you mean 'last'?"),
+        (["--model.mode", "causl"], "not one of causal, bidirectional; did you mean 'causal'?"),
+        (["--model.name", "RecGREL"], "RecBLR, SIGMA; did you mean 'RecGRELA'?"),
+        (["--data.order", "recbol"], "did you mean 'recbole'?"),
+        (["--preset", "papr"], "preset 'papr' is not one of causal, paper; did you mean 'paper'?"),
+        (["--train.lr"], "--train.lr needs a value"),
+        (["--preset"], "--preset needs a value"),
+        (["--train.lr", "0"], "train.lr: 0.0 is not above 0"),
+        (["--train.epochs", "0"], "train.epochs: 0 is below 1"),
+        (["--train.patience", "-1"], "train.patience: -1 is below 0"),
+        (["--train.name", "a/b"], "train.name: 'a/b'"),
+        (["--model.num_heads", "5"], "model.num_heads=5"),
+        (["--learning_rate=1"], "unknown option --learning_rate; did you mean '--train.lr'?"),
+        (["--train.learning_rate=1"], "did you mean '--train.lr'?"),
+        (["--train.seed", str(2**64)], "train.seed: 18446744073709551616 is above 18446744073709551615"),
+        (["--train.threads", "1025"], "train.threads: 1025 is above 1024"),
+        (["--train.epochs", str(2**31)], "train.epochs: 2147483648 is above 2147483647"),
+        (["--train.patience", str(2**31)], "train.patience: 2147483648 is above"),
+        (["--train.save_minutes", ".nan"], "train.save_minutes: nan is above"),
+        (["--train.name", "a\0b"], "train.name: 'a\\x00b' is not a folder's name"),
+        (["--config", ""], "--config: '' is not a path"),
+        (
+            ["--preset", "paper", "--model.mode", "causal"],
+            "padding=attend goes with model.mode=bidirectional",
+        ),
+        (["stray"], "stray"),
+    ],
+)
+def test_wrong_options(argv: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(*argv)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("train:\n  lrr: 3\n", "a.yaml: unknown key train.lrr; did you mean 'train.lr'?"),
+        ("tran:\n  lr: 3\n", "a.yaml: unknown key tran.lr; did you mean 'train.lr'?"),
+        ("lr: 3\n", "a.yaml: unknown key lr; did you mean 'train.lr'?"),
+        ("train:\n  lr: fast\n", "a.yaml: train.lr: 'fast' is not a number"),
+        ("train:\n  epochs: null\n", "a.yaml: train.epochs: 'null' is not a whole number"),
+        ("train: 3\n", "a.yaml: train: expected a section with keys, not 3"),
+        ("- 3\n", "a.yaml: expected the sections model, data and train"),
+        ("train:\n  lr: [1\n", "a.yaml: line 3, column 1: not YAML"),
+        ("preset: papr\n", "preset 'papr'"),
+        ("model: {name: RecGREL}\n", "model.name: 'RecGREL'"),
+        ("model: {name: [x]}\n", "model.name: ['x'] is not one of RecGRELA"),
+        ("train:\n  lr: 1\n  lr: 2\n", "a.yaml: line 3, column 3: not YAML: the key 'lr' occurs twice"),
+        ("train: {lr: 1}\ntrain: {epochs: 2}\n", "line 2, column 1: not YAML: the key 'train' occurs twice"),
+        ("train: {optim: {}}\n", "a.yaml: unknown key train.optim"),
+        ("train: {name: [x]}\n", "a.yaml: train.name: expected one value, not ['x']"),
+        ("train: {name: {}}\n", "a.yaml: train.name: expected one value, not {}"),
+        ("train: &t\n  lr: *t\n", "a.yaml: nested without end"),
+        ("train: {name: &t [*t]}\n", "a.yaml: nested without end"),
+        ("train: {name: 2020-13-01}\n", "a.yaml: not YAML: month must be in 1..12"),
+    ],
+)
+def test_wrong_files(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        parse("--config", str(path))
+    assert message in str(caught.value)
+
+
+def test_missing_and_unreadable_files(tmp_path: Path) -> None:
+    (tmp_path / "settings.yaml").write_bytes(b"train: \xff\n")
+    with pytest.raises(ConfigError, match=r"no such file; did you mean 'settings.yaml'\?"):
+        parse("--config", str(tmp_path / "setings.yaml"))
+    with pytest.raises(ConfigError, match="cannot be read"):
+        parse("--config", str(tmp_path / "settings.yaml"))
+
+
+def test_wrong_values_given_in_python() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'last'"):
+        replace(TrainConfig(), objective="las")  # type: ignore[arg-type]
+
+
+def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert with_absolute_path(DataConfig(path="~/x.csv")).path == str(tmp_path / "x.csv")
+    (tmp_path / "a.yaml").write_text("train: {epochs: 7}\n")
+    assert parse("--config=~/a.yaml").train.epochs == 7
+
+
+def test_what_differs_from_the_preset() -> None:
+    where = ["--train.output=x", "--train.name=y", "--train.device=cpu", "--train.threads=2"]
+    loud = ["--train.log_every=1", "--train.save_minutes=1", "--train.tensorboard=off", "--data.path=z.csv"]
+    assert changed_from_preset(parse("--preset=paper", *where, *loud)) == {}
+    changed = changed_from_preset(parse("--preset=paper", "--train.lr=0.1", "--model.num_layers=1"))
+    assert changed == {"train.lr": 0.1, "model.num_layers": 1}

@@ -1,0 +1,20 @@
+"""Stand-ins for packages that are not installed."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+
+def install(monkeypatch: pytest.MonkeyPatch, path: str, **attributes: Any) -> None:
+    """A package of this name with these attributes."""
+    parts = path.split(".")
+    for i in range(len(parts)):
+        module = ModuleType(".".join(parts[: i + 1]))
+        module.__path__ = []
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    for name, value in attributes.items():
+        setattr(module, name, value)

@@ -1,0 +1,66 @@
+"""Builds csrc/tests with CMake, in build/simt."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BUILD = ROOT / "build" / "simt"
+
+
+def run(*command: str | Path, cwd: Path | None = None) -> str:
+    """A command's output; fails the test with it unless the exit code is 0."""
+    result = subprocess.run(command, cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert result.returncode == 0, f"{shlex.join(map(str, command))}\n{result.stdout[-8000:]}"
+    return result.stdout
+
+
+@cache
+def has_sanitizers() -> bool:
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    if compiler is None:
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "empty.cpp"
+        source.write_text("int main() {}\n")
+        flags = ["-fsanitize=address,undefined", "-o", Path(folder) / "empty"]
+        return subprocess.run([compiler, source, *flags], capture_output=True).returncode == 0
+
+
+def program(name: str) -> str | None:
+    """A program on PATH or beside this Python."""
+    return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
+
+
+def skip(why: str) -> NoReturn:
+    """Skips the test, or fails it where RECGRELA_REQUIRE_SIMT says that nothing may be skipped."""
+    if os.environ.get("RECGRELA_REQUIRE_SIMT"):
+        pytest.fail(why)
+    pytest.skip(why)
+
+
+def build_simt(*targets: str, **options: str | Path) -> Path:
+    """The build folder, with the targets (all, if none) up to date; skips the test where that cannot be."""
+    cmake, ninja = program("cmake"), program("ninja")
+    if cmake is None:
+        skip("needs cmake: pip install cmake")
+    if not has_sanitizers():
+        skip("needs a C++ compiler with AddressSanitizer and UBSan")
+    options = {"RECGRELA_CUDA": "OFF", "RECGRELA_TESTS": "ON", "RECGRELA_SANITIZE": "ON"} | options
+    generator = []
+    if ninja and not (BUILD / "CMakeCache.txt").exists():
+        generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+    run(cmake, "-S", ROOT, "-B", BUILD, *generator, *(f"-D{name}={value}" for name, value in options.items()))
+    jobs = os.environ.get("MAX_JOBS") or str(min(4, os.cpu_count() or 1))
+    run(cmake, "--build", BUILD, "--parallel", jobs, *(("--target", *targets) if targets else ()))
+    return BUILD

@@ -1,0 +1,1 @@
+"""Ranking of users, its metrics, and statistics over users."""

@@ -1,0 +1,149 @@
+"""protocol.json: what a reader needs to know to trust, compare or repeat a run's numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from dataclasses import asdict
+from datetime import datetime, timezone
+from typing import Any
+
+import numpy as np
+import torch
+
+from recgrela import _C
+from recgrela.data import Interactions, TrainBatches
+from recgrela.evaluation.metrics import NAMES
+from recgrela.settings.config import INDIFFERENT, RunConfig, TrainConfig, resumable
+from recgrela.settings.options import preset_config
+from recgrela.system.runtime import describe_device
+
+EARLY_STOPPING_METRIC = "NDCG@10"
+
+
+def describe(
+    config: RunConfig, data: Interactions, batches: TrainBatches, device: torch.device, max_tokens: int
+) -> dict[str, Any]:
+    """The content of protocol.json, of plain values.
+
+    Counts of users and items include the padding id, as the published tables do.
+    """
+    train = config.train
+    if train.objective == "last":
+        samples = "one target per prefix: up to max_len items predict the next"
+    else:
+        samples = (
+            "windows of up to max_len items, cut where a batch is full; each position predicts its next; cut "
+            "points move every epoch"
+        )
+    return {
+        "created": _now(),
+        "preset": config.preset,
+        "changed_from_preset": changed_from_preset(config),
+        "model": asdict(config.model),
+        "settings": fixed_settings(config),
+        "data": {"sha256": data.sha256, "packed_sha256": packed_sha256(data), **data.description},
+        "split": "leave one out per user: last event test, second last valid; users of 1 or 2 only train",
+        "max_len": config.data.max_len,
+        "eval_max_len": config.data.history_len,
+        "training": {
+            "objective": train.objective,
+            "samples": samples,
+            "targets_per_epoch": batches.num_targets,
+            "batch_size": train.batch_size,
+            "max_tokens_a_pass": max_tokens,
+            "loss": describe_loss(train),
+            "optimiser": f"Adam, lr {train.lr}, betas 0.9 and 0.999, eps 1e-8; no weight decay, no clipping",
+            "schedule": f"warm-up over {train.warmup_steps} steps, then decay: {train.lr_decay}",
+            "precision": "bfloat16 autocast" if train.amp else "float32",
+            "early_stopping": f"valid {EARLY_STOPPING_METRIC} (unmasked) rounded to 4 decimals; an equal "
+            f"score is an improvement; stop at more than {train.patience} epochs without one",
+            "test": "once, on the best epoch's weights",
+        },
+        "evaluation": {
+            "ranking": "full, over all items but the padding column",
+            "masking": "unmasked: every item is ranked; masked: items of the user's history are removed, the "
+            "target stays",
+            "ties": "against the model: an item with the target's score ranks before it; ties_at_cut counts "
+            "the users whose figures depend on that",
+            "metrics": list(NAMES),
+            "precision": "float32",
+        },
+        "seeds": {"train": train.seed, "weights, dropout, sample order": "all from train"},
+        "versions": {
+            "recgrela": _C.version,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "cuda": torch.version.cuda,
+        },
+        "machine": {
+            "device": str(device),
+            "device_name": describe_device(device),
+            "threads": torch.get_num_threads(),
+            "cpu_kernels": _C.cpu_isa(),
+            "platform": platform.platform(),
+        },
+    }
+
+
+def describe_loss(train: TrainConfig) -> str:
+    """What a step minimises, in words."""
+    if train.loss == "softmax":
+        smoothing = f", label smoothing {train.label_smoothing}" if train.label_smoothing else ""
+        return f"cross-entropy over every row of the item table, the padding row included{smoothing}"
+    if train.loss == "sampled_softmax":
+        return f"sampled softmax of {train.negatives} negatives a pass, corrected by log of probability"
+    return f"gBCE of {train.negatives} negatives a pass, t {train.gbce_t}"
+
+
+def changed_from_preset(config: RunConfig) -> dict[str, Any]:
+    """The settings, by dotted key, that differ from the preset and can decide a number."""
+    preset = preset_config(config.preset, config.model.name).flat()
+    own = config.flat()
+    return {
+        key: own[key]
+        for key in own
+        if key not in INDIFFERENT and (key not in preset or own[key] != preset[key])
+    }
+
+
+def fixed_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings, by dotted key, that no resumed run may change."""
+    return {key: value for key, value in config.flat().items() if key not in resumable(config.train)}
+
+
+def packed_sha256(data: Interactions) -> str:
+    """Hash of the events as they are learnt, so of filter, order and columns too."""
+    digest = hashlib.sha256()
+    for part, kind in ((data.items, np.int32), (data.offsets, np.int64)):
+        digest.update(np.ascontiguousarray(part.cpu().numpy(), dtype=kind).data)
+    return digest.hexdigest()
+
+
+def surroundings(device: torch.device) -> dict[str, Any]:
+    """What can change the rounding of a run."""
+    return {
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "cpu_kernels": _C.cpu_isa(),
+    }
+
+
+def started_in(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """The `surroundings` that the parts of a run so far had, out of its protocol.json."""
+    machine = content["machine"]
+    first = {key: machine.get(key) for key in ("device", "threads", "cpu_kernels")}
+    parts = [first | {"torch": content["versions"].get("torch")}, *content.get("resumed", [])]
+    return [{key: part.get(key) for key in ("device", "threads", "torch", "cpu_kernels")} for part in parts]
+
+
+def resumption(config: RunConfig, step: int, device: torch.device) -> dict[str, Any]:
+    """An entry of the list "resumed": where a run goes on, how far it may go, and on what."""
+    limits = {key: getattr(config.train, key) for key in ("epochs", "max_steps", "patience")}
+    return {"time": _now(), "step": step, **limits, **surroundings(device)}
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -1,0 +1,1 @@
+"""Settings: typed, validated, merged from defaults, a preset, files and the command line."""

@@ -1,0 +1,10 @@
+"""Lines printed to a console."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+
+def say(console: Console, text: str) -> None:
+    """Print one line as it is: no markup, colours or wrapping."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,146 @@
+"""What a step minimises: full softmax, or for very large catalogues a loss on sampled negatives."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from recgrela.data import Interactions
+from recgrela.ops import linear_cross_entropy
+from recgrela.ops.linear_cross_entropy import max_logits_of
+from recgrela.settings.config import LossName
+from recgrela.system.errors import ConfigError
+
+
+class FullSoftmax(nn.Module):
+    """Cross-entropy over every row of the item table; see `linear_cross_entropy`."""
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.label_smoothing = label_smoothing
+
+    def forward(self, hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+        """hidden [T, D], item table [n_items, D], target [T] int64 -> the mean loss."""
+        return linear_cross_entropy(hidden, weight, target, label_smoothing=self.label_smoothing)
+
+
+class SampledLoss(nn.Module, ABC):
+    """A loss of each row's target and of negatives that all rows of a pass over the model share.
+
+    Half of the negatives are items of random training events, so frequent items come often; half are uniform,
+    so that every item comes. A negative that is a row's target does not count for that row. Scores are held
+    for as many rows at a time as `linear_cross_entropy` holds, and made again in the backward.
+
+    Args:
+        items: [n_events] item ids of the training events, on the training device.
+        n_items: rows of the item table, the padding row (never drawn) included.
+        num_negatives: drawn in a pass, with replacement.
+    """
+
+    items: Tensor
+
+    def __init__(self, items: Tensor, n_items: int, num_negatives: int) -> None:
+        super().__init__()
+        self.n_items, self.num_negatives = n_items, num_negatives
+        self.register_buffer("items", items, persistent=False)
+
+    def draw(self) -> Tensor:
+        """[num_negatives] int64 items, from the device's random number generator."""
+        device, frequent = self.items.device, self.num_negatives // 2
+        events = torch.randint(len(self.items), (frequent,), device=device)
+        uniform = torch.randint(1, self.n_items, (self.num_negatives - frequent,), device=device)
+        return torch.cat([self.items[events].long(), uniform])
+
+    def forward(self, hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+        """hidden [T, D], item table [n_items, D], target [T] int64 -> the mean loss."""
+        return self.of_negatives(hidden, weight, target, self.draw())
+
+    def of_negatives(self, hidden: Tensor, weight: Tensor, target: Tensor, negatives: Tensor) -> Tensor:
+        """The mean loss with these negatives, [K] int64."""
+        rows = max(1, max_logits_of(hidden.device.type) // len(negatives))
+        # One look-up: each makes a gradient as large as the table.
+        own, others = F.embedding(torch.cat([target, negatives]), weight).split([len(target), len(negatives)])
+        losses = [
+            # It draws nothing, and a CUDA graph cannot keep a generator's state.
+            checkpoint(self._sum, *part, others, negatives, use_reentrant=False, preserve_rng_state=False)
+            for part in zip(hidden.split(rows), own.split(rows), target.split(rows), strict=True)
+        ]
+        return torch.stack(losses).sum() / len(target)
+
+    def _sum(self, hidden: Tensor, own: Tensor, target: Tensor, others: Tensor, negatives: Tensor) -> Tensor:
+        # Scores rounded to bfloat16 would be of little use.
+        with torch.autocast(hidden.device.type, enabled=False):
+            hidden = hidden.float()
+            positive = (hidden * own.float()).sum(1)
+            return self.loss(positive, hidden @ others.float().T, target, negatives).sum()
+
+    @abstractmethod
+    def loss(self, positive: Tensor, negative: Tensor, target: Tensor, negatives: Tensor) -> Tensor:
+        """The targets' scores [T] and the negatives' [T, K] -> each row's loss [T]."""
+
+
+class SampledSoftmax(SampledLoss):
+    """Softmax among the target and the negatives, each of these divided by how often it is drawn on average.
+
+    So the negatives' sum estimates that of all items but the target, which is there with certainty and needs
+    no correction. Source: Bengio and Senecal (2008); Yi et al. (RecSys 2019) correct the target too, against
+    which Khrylchenko et al., Correcting the LogQ correction (RecSys 2025).
+    """
+
+    log_q: Tensor
+
+    def __init__(self, items: Tensor, n_items: int, num_negatives: int) -> None:
+        super().__init__(items, n_items, num_negatives)
+        frequent = num_negatives // 2
+        count = torch.bincount(items, minlength=n_items).float() / len(items)
+        expected = frequent * count + (num_negatives - frequent) / (n_items - 1)
+        self.register_buffer("log_q", expected.log(), persistent=False)
+
+    def loss(self, positive: Tensor, negative: Tensor, target: Tensor, negatives: Tensor) -> Tensor:
+        negative = negative - self.log_q[negatives]
+        negative = negative.masked_fill(negatives == target[:, None], -math.inf)
+        return torch.logaddexp(positive, negative.logsumexp(1)) - positive
+
+
+class GBCE(SampledLoss):
+    """Binary cross-entropy whose positive term is to the power beta, against overconfidence from sampling.
+
+    beta = alpha (t (1 - 1/alpha) + 1/alpha) with alpha = K / (n_items - 1); t = 0 is plain binary
+    cross-entropy, t = 1 fully calibrated. Source: Petrov and Macdonald, gSASRec (RecSys 2023), where each row
+    draws negatives of its own.
+    """
+
+    def __init__(self, items: Tensor, n_items: int, num_negatives: int, t: float) -> None:
+        super().__init__(items, n_items, num_negatives)
+        if num_negatives >= n_items:
+            raise ConfigError(
+                f"train.negatives: gbce draws from {n_items - 1} items, {num_negatives} are more; "
+                "so few items need no sampling, take train.loss softmax"
+            )
+        alpha = num_negatives / (n_items - 1)
+        self.beta = alpha * (t * (1 - 1 / alpha) + 1 / alpha)
+
+    def draw(self) -> Tensor:
+        # Uniform, which is what beta is for.
+        return torch.randint(1, self.n_items, (self.num_negatives,), device=self.items.device)
+
+    def loss(self, positive: Tensor, negative: Tensor, target: Tensor, negatives: Tensor) -> Tensor:
+        others = F.softplus(negative).masked_fill(negatives == target[:, None], 0.0)
+        return (self.beta * F.softplus(-positive) + others.sum(1)) / (1 + len(negatives))
+
+
+def make_loss(
+    name: LossName, label_smoothing: float, negatives: int, gbce_t: float, data: Interactions
+) -> nn.Module:
+    """The loss of a name, for data on the training device; see the classes for the other arguments."""
+    if name == "softmax":
+        return FullSoftmax(label_smoothing)
+    items, n_items = data.train_items(), data.n_items
+    if name == "sampled_softmax":
+        return SampledSoftmax(items, n_items, negatives)
+    return GBCE(items, n_items, negatives, gbce_t)
