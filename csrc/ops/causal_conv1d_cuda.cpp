@@ -1,5 +1,6 @@
 // The operator causal_conv1d on CUDA.
 #include "causal_conv1d.h"
+#include "kernels/causal_conv1d/params.h"
 #include "cuda.h"
 
 namespace recgrela::ops {
@@ -13,10 +14,10 @@ struct CudaConvArgs {
     p.dtype = cuda_dtype(a.x);
     STD_TORCH_CHECK(a.width() <= 4, "the CUDA kernels take convolutions of up to 4 taps, not ", a.width());
     p.sequences = cuda_sequences(a.cu_seqlens, a.x.size(0));
-    p.channels = a.channels(), p.width = static_cast<int>(a.width()), p.silu = a.silu;
+    p.channels = a.channels(), p.kernel_size = static_cast<int>(a.width()), p.silu = a.silu;
     p.x = cuda_rows(a.x);
     p.weight = a.weight.const_data_ptr(), p.bias = data<char>(a.bias);
-    p.initial_values = data<char>(a.values);
+    p.initial_history = data<char>(a.values);
   }
 };
 
@@ -26,7 +27,7 @@ std::tuple<Tensor, Tensor> causal_conv1d(const Tensor& x, const Tensor& weight, 
   CudaConvArgs args(ConvArgs(x, weight, bias, cu_seqlens, initial_values, silu));
   const ConvOutputs out(args.a, return_final_values);
   args.p.y = cuda_rows(out.y);
-  if (return_final_values) args.p.final_values = out.values.mutable_data_ptr();
+  if (return_final_values) args.p.final_history = out.values.mutable_data_ptr();
   on_device(args.a.x, [&](cudaStream_t stream) { return cuda::causal_conv1d_forward(args.p, stream); });
   return {out.y, out.values};
 }
@@ -38,11 +39,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> causal_conv1d_backward(const Tensor& 
   CudaConvArgs args(ConvArgs(x, weight, bias, cu_seqlens, initial_values, silu));
   const ConvGradients grads(args.a, dy, d_final_values);
   cuda::CausalConv1dParams& p = args.p;
-  p.dy = cuda_rows(grads.dy), p.dx = cuda_rows(grads.dx);
-  p.weight_grad = grads.dw.mutable_data_ptr();
-  if (bias) p.bias_grad = grads.db.mutable_data_ptr();
-  p.final_values_grad = data<char>(grads.d_values);
-  if (args.a.values) p.initial_values_grad = grads.d_initial_values.mutable_data_ptr();
+  p.d_y = cuda_rows(grads.dy), p.d_x = cuda_rows(grads.dx);
+  p.d_weight = grads.dw.mutable_data_ptr();
+  if (bias) p.d_bias = grads.db.mutable_data_ptr();
+  p.d_final_history = data<char>(grads.d_values);
+  if (args.a.values) p.d_initial_history = grads.d_initial_values.mutable_data_ptr();
   on_device(args.a.x, [&](cudaStream_t stream) {
     const Tensor workspace = make_workspace(args.a.x, cuda::causal_conv1d_backward_workspace(p));
     p.workspace = workspace.mutable_data_ptr();

@@ -45,15 +45,15 @@ inline Tensor aligned_rows(const Tensor& x) {
 inline OptTensor aligned_rows(const OptTensor& x) { return x ? OptTensor(aligned_rows(*x)) : x; }
 
 // A single row may have any stride.
-inline cuda::Rows cuda_rows(const Tensor& x) {
+inline cuda::RowMatrix cuda_rows(const Tensor& x) {
   return {const_cast<void*>(x.const_data_ptr()), x.size(0) <= 1 ? x.size(1) : x.stride(0)};
 }
 
 inline cuda::Sequences cuda_sequences(const Tensor& cu_seqlens, int64_t num_rows) {
   cuda::Sequences s;
   s.offsets = cu_seqlens.const_data_ptr();
-  s.wide = cu_seqlens.scalar_type() == ScalarType::Long;
-  s.count = cu_seqlens.size(0) - 1;
+  s.is_int64 = cu_seqlens.scalar_type() == ScalarType::Long;
+  s.num_sequences = cu_seqlens.size(0) - 1;
   s.num_rows = num_rows;
   return s;
 }

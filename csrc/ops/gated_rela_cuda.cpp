@@ -1,6 +1,7 @@
 // The operator gated_rela on CUDA.
 #include "cuda.h"
 #include "gated_rela.h"
+#include "kernels/gated_rela/params.h"
 
 namespace recgrela::ops {
 namespace {
@@ -20,20 +21,20 @@ struct CudaRelaArgs {
     a.rotary = aligned(a.rotary), a.values = aligned(a.values);
     p.sequences = cuda_sequences(a.cu_seqlens, a.v.size(0));
     p.num_heads = static_cast<int>(a.num_heads), p.head_dim = static_cast<int>(d);
-    p.conv_width = static_cast<int>(a.conv_width());
+    p.kernel_size = static_cast<int>(a.conv_width());
     p.causal = a.causal, p.eps = static_cast<float>(a.eps);
     p.q = cuda_rows(a.q), p.v = cuda_rows(a.v);
     p.k = a.k ? cuda_rows(*a.k) : second_half(p.q);
     if (a.g) p.g = cuda_rows(*a.g);
     p.rotary = data<float>(a.rotary);
-    if (a.rotary) p.rotary_positions = p.sequences.longest = a.rotary->size(0);
+    if (a.rotary) p.rotary_positions = p.sequences.max_length = a.rotary->size(0);
     p.conv_weight = data<char>(a.conv_weight), p.conv_bias = data<char>(a.conv_bias);
-    p.initial_state = data<float>(a.sums), p.initial_values = data<char>(a.values);
-    p.initial_count = data<int64_t>(a.count);
+    p.initial_kv_state = data<float>(a.sums), p.initial_history = data<char>(a.values);
+    p.initial_position = data<int64_t>(a.count);
   }
 
   // k, where the rows hold q and k side by side
-  cuda::Rows second_half(const cuda::Rows& qk) const {
+  cuda::RowMatrix second_half(const cuda::RowMatrix& qk) const {
     return {static_cast<char*>(qk.data) + a.width() * a.v.element_size(), qk.stride};
   }
 
@@ -52,8 +53,8 @@ RelaResult gated_rela(const Tensor& q, const OptTensor& k, const Tensor& v, cons
   cuda::GatedRelaParams& p = args.p;
   p.y = cuda_rows(out.y);
   if (return_state) {
-    p.final_state = mutable_data<float>(out.sums), p.final_values = mutable_data<char>(out.values);
-    p.final_count = mutable_data<int64_t>(out.count);
+    p.final_kv_state = mutable_data<float>(out.sums), p.final_history = mutable_data<char>(out.values);
+    p.final_position = mutable_data<int64_t>(out.count);
   }
   on_device(args.a.v, [&](cudaStream_t stream) {
     const Tensor workspace = make_workspace(args.a.v, cuda::gated_rela_forward_workspace(p));
@@ -73,16 +74,15 @@ RelaGradientResult gated_rela_backward(const Tensor& dy, const OptTensor& d_sums
   RelaGradients grads(args.a, dy, d_sums, d_values);
   grads.dy = aligned_rows(grads.dy), grads.d_values = CudaRelaArgs::aligned(grads.d_values);
   cuda::GatedRelaParams& p = args.p;
-  p.dy = cuda_rows(grads.dy);
-  p.dq = cuda_rows(grads.dq), p.dv = cuda_rows(grads.dv);
-  p.dk = args.a.k ? cuda_rows(grads.dk) : args.second_half(p.dq);
-  if (args.a.g) p.dg = cuda_rows(grads.dg);
-  p.final_state_grad = data<float>(grads.d_sums), p.final_values_grad = data<char>(grads.d_values);
-  if (args.a.conv_weight)
-    p.conv_weight_grad = mutable_data<char>(grads.dw), p.conv_bias_grad = mutable_data<char>(grads.db);
+  p.d_y = cuda_rows(grads.dy);
+  p.d_q = cuda_rows(grads.dq), p.d_v = cuda_rows(grads.dv);
+  p.d_k = args.a.k ? cuda_rows(grads.dk) : args.second_half(p.d_q);
+  if (args.a.g) p.d_g = cuda_rows(grads.dg);
+  p.d_final_kv_state = data<float>(grads.d_sums), p.d_final_history = data<char>(grads.d_values);
+  if (args.a.conv_weight) p.d_conv_weight = mutable_data<char>(grads.dw), p.d_conv_bias = mutable_data<char>(grads.db);
   if (args.a.sums) {
-    p.initial_state_grad = mutable_data<float>(grads.d_initial_sums);
-    p.initial_values_grad = mutable_data<char>(grads.d_initial_values);
+    p.d_initial_kv_state = mutable_data<float>(grads.d_initial_sums);
+    p.d_initial_history = mutable_data<char>(grads.d_initial_values);
   }
   on_device(args.a.v, [&](cudaStream_t stream) {
     const Tensor workspace = make_workspace(args.a.v, cuda::gated_rela_backward_workspace(p));

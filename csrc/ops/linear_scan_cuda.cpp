@@ -1,6 +1,7 @@
 // The operator linear_scan on CUDA.
 #include "cuda.h"
 #include "linear_scan.h"
+#include "kernels/linear_scan/params.h"
 
 namespace recgrela::ops {
 namespace {
@@ -21,7 +22,7 @@ struct CudaScanArgs {
   }
 
   // Of a vector.
-  static cuda::Rows row(const Tensor& x) { return {const_cast<void*>(x.const_data_ptr()), x.size(0)}; }
+  static cuda::RowMatrix row(const Tensor& x) { return {const_cast<void*>(x.const_data_ptr()), x.size(0)}; }
 };
 
 std::tuple<Tensor, Tensor> linear_scan(const Tensor& x, const Tensor& a, const Tensor& cu_seqlens,
@@ -45,10 +46,10 @@ std::tuple<Tensor, Tensor, Tensor> linear_scan_backward(const Tensor& dh, const 
   CudaScanArgs args(LinearScanArgs(h, a, cu_seqlens, initial_state));
   const LinearScanGradients grads(args.a, dh, d_state);
   cuda::LinearScanParams& p = args.p;
-  p.h = cuda_rows(args.a.x), p.dh = cuda_rows(grads.dh), p.dx = cuda_rows(grads.dx);
-  p.da = p.per_step ? cuda_rows(grads.da) : CudaScanArgs::row(grads.da);
-  p.final_state_grad = data<char>(grads.d_state);
-  if (args.a.initial_state) p.initial_state_grad = grads.d_initial_state.mutable_data_ptr();
+  p.h = cuda_rows(args.a.x), p.d_h = cuda_rows(grads.dh), p.d_x = cuda_rows(grads.dx);
+  p.d_a = p.per_step ? cuda_rows(grads.da) : CudaScanArgs::row(grads.da);
+  p.d_final_state = data<char>(grads.d_state);
+  if (args.a.initial_state) p.d_initial_state = grads.d_initial_state.mutable_data_ptr();
   on_device(args.a.x, [&](cudaStream_t stream) {
     const Tensor workspace = make_workspace(args.a.x, cuda::linear_scan_backward_workspace(p));
     p.workspace = workspace.mutable_data_ptr();

@@ -1,6 +1,7 @@
 // The operator selective_scan on CUDA.
 #include "cuda.h"
 #include "selective_scan.h"
+#include "kernels/selective_scan/params.h"
 
 namespace recgrela::ops {
 namespace {
@@ -10,11 +11,11 @@ struct CudaSelectiveArgs {
   cuda::SelectiveScanParams p;
 
   explicit CudaSelectiveArgs(SelectiveScanArgs args) : a(std::move(args)) {
-    static_assert(SelectiveScanArgs::kMostStates == cuda::SelectiveScanParams::kMostStates &&
-                  SelectiveScanArgs::kCheckpointRows == cuda::SelectiveScanParams::kKeptRows);
+    static_assert(SelectiveScanArgs::kMostStates == cuda::SelectiveScanParams::kMaxStates &&
+                  SelectiveScanArgs::kCheckpointRows == cuda::SelectiveScanParams::kCheckpointRows);
     p.dtype = cuda_dtype(a.u);
     p.sequences = cuda_sequences(a.cu_seqlens, a.num_rows());
-    p.channels = a.channels(), p.states = static_cast<int>(a.states()), p.delta_softplus = a.delta_softplus;
+    p.channels = a.channels(), p.num_states = static_cast<int>(a.states()), p.delta_softplus = a.delta_softplus;
     p.u = cuda_rows(a.u), p.delta = cuda_rows(a.delta), p.B = cuda_rows(a.B), p.C = cuda_rows(a.C);
     if (a.z) p.z = cuda_rows(*a.z);
     p.A = data<float>(a.A), p.D = data<float>(a.D), p.delta_bias = data<float>(a.delta_bias);
@@ -33,7 +34,7 @@ std::tuple<Tensor, Tensor, Tensor> selective_scan(const Tensor& u, const Tensor&
   cuda::SelectiveScanParams& p = args.p;
   p.y = cuda_rows(out.y);
   if (return_state) p.final_state = mutable_data<float>(out.state);
-  if (keep_states) p.kept = mutable_data<float>(out.kept);
+  if (keep_states) p.checkpoints = mutable_data<float>(out.kept);
   on_device(args.a.u, [&](cudaStream_t stream) {
     const Tensor workspace = make_workspace(args.a.u, cuda::selective_scan_forward_workspace(p));
     p.workspace = workspace.mutable_data_ptr();
@@ -52,15 +53,15 @@ SelectiveScanGradients::Tuple selective_scan_backward(const Tensor& dy, const Op
       SelectiveScanArgs(u, delta, A, B, C, D, z, delta_bias, cu_seqlens, initial_state, delta_softplus));
   const SelectiveScanGradients grads(args.a, dy, d_state, kept);
   cuda::SelectiveScanParams& p = args.p;
-  p.dy = cuda_rows(grads.dy), p.du = cuda_rows(grads.du), p.ddelta = cuda_rows(grads.ddelta);
-  p.dB = cuda_rows(grads.dB), p.dC = cuda_rows(grads.dC);
-  if (args.a.z) p.dz = cuda_rows(grads.dz);
-  p.dA = mutable_data<float>(grads.dA);
-  if (args.a.D) p.dD = mutable_data<float>(grads.dD);
-  if (args.a.delta_bias) p.ddelta_bias = mutable_data<float>(grads.d_delta_bias);
-  p.final_state_grad = data<float>(grads.d_state);
-  if (args.a.initial_state) p.initial_state_grad = mutable_data<float>(grads.d_initial_state);
-  p.kept = static_cast<float*>(const_cast<void*>(grads.kept.const_data_ptr()));
+  p.d_y = cuda_rows(grads.dy), p.d_u = cuda_rows(grads.du), p.d_delta = cuda_rows(grads.ddelta);
+  p.d_B = cuda_rows(grads.dB), p.d_C = cuda_rows(grads.dC);
+  if (args.a.z) p.d_z = cuda_rows(grads.dz);
+  p.d_A = mutable_data<float>(grads.dA);
+  if (args.a.D) p.d_D = mutable_data<float>(grads.dD);
+  if (args.a.delta_bias) p.d_delta_bias = mutable_data<float>(grads.d_delta_bias);
+  p.d_final_state = data<float>(grads.d_state);
+  if (args.a.initial_state) p.d_initial_state = mutable_data<float>(grads.d_initial_state);
+  p.checkpoints = static_cast<float*>(const_cast<void*>(grads.kept.const_data_ptr()));
   on_device(args.a.u, [&](cudaStream_t stream) {
     const Tensor workspace = make_workspace(args.a.u, cuda::selective_scan_backward_workspace(p));
     p.workspace = workspace.mutable_data_ptr();

@@ -15,6 +15,7 @@
 namespace recgrela::tests {
 
 using cuda::DType;
+using cuda::size_of;
 using Doubles = std::vector<double>;
 using Lengths = std::vector<int64_t>;
 using Named = std::vector<std::pair<std::string, Doubles>>;
@@ -29,7 +30,6 @@ void add_linear_scan(std::vector<Case>& cases);
 void add_selective_scan(std::vector<Case>& cases);
 
 const char* name_of(DType type);
-int64_t size_of(DType type);
 std::string text_of(const Lengths& lengths);
 int64_t sum_of(const Lengths& lengths);
 
@@ -57,7 +57,7 @@ class Tensor {
 
   bool present() const { return memory_ != nullptr; }
   void* data() const { return present() ? memory_->data + offset_ * size_of(type_) : nullptr; }
-  cuda::Rows rows() const { return {data(), stride_}; }
+  cuda::RowMatrix rows() const { return {data(), stride_}; }
 
  private:
   double get(int64_t i) const;

@@ -4,6 +4,7 @@
 #include <random>
 
 #include "cpu/params.h"
+#include "kernels/causal_conv1d/params.h"
 #include "tests/case.h"
 
 namespace recgrela::tests {
@@ -66,16 +67,16 @@ struct ConvRun {
     cuda::CausalConv1dParams p;
     p.dtype = c.type;
     p.sequences = {offsets.memory.data, c.wide, static_cast<int64_t>(lengths.size()), rows, 0};
-    p.channels = c.channels, p.width = c.width, p.silu = c.silu;
+    p.channels = c.channels, p.kernel_size = c.width, p.silu = c.silu;
     p.x = x.rows(), p.weight = weight.data(), p.bias = c.bias ? bias.data() : nullptr;
-    p.initial_values = ends.initial.data();
+    p.initial_history = ends.initial.data();
     return p;
   }
 
   NamedTensors forward(const ConvEnds& ends) const {
     const Tensor y(c.type, rows, c.channels, c.stride(2), c.sparse);
     auto p = params(ends);
-    p.y = y.rows(), p.final_values = ends.final.data();
+    p.y = y.rows(), p.final_history = ends.final.data();
     expect_success(cuda::causal_conv1d_forward(p, nullptr));
     expect(c.sparse || y.gaps_are_untouched(), "y is written between its rows");
     return {{"y", y}};
@@ -85,8 +86,8 @@ struct ConvRun {
     const Tensor dx(c.type, rows, c.channels, c.stride(4), c.sparse), dw(c.type, c.channels, c.width);
     const Tensor db = c.bias ? Tensor(c.type, 1, c.channels) : Tensor();
     auto p = params(ends);
-    p.dy = dy.rows(), p.dx = dx.rows(), p.weight_grad = dw.data(), p.bias_grad = db.data();
-    p.final_values_grad = ends.final_grad.data(), p.initial_values_grad = ends.initial_grad.data();
+    p.d_y = dy.rows(), p.d_x = dx.rows(), p.d_weight = dw.data(), p.d_bias = db.data();
+    p.d_final_history = ends.final_grad.data(), p.d_initial_history = ends.initial_grad.data();
     const Memory workspace(cuda::causal_conv1d_backward_workspace(p));
     p.workspace = workspace.data;
     expect_success(cuda::causal_conv1d_backward(p, nullptr));

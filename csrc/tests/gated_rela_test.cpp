@@ -5,6 +5,7 @@
 #include <random>
 
 #include "cpu/params.h"
+#include "kernels/gated_rela/params.h"
 #include "tests/case.h"
 
 namespace recgrela::tests {
@@ -99,17 +100,17 @@ struct RelaRun {
     p.dtype = c.type;
     p.sequences = {offsets.memory.data, c.wide, count, rows, 0};
     if (c.bounded)
-      for (int64_t n : lengths) p.sequences.longest = std::max(p.sequences.longest, n);
-    p.num_heads = c.heads, p.head_dim = c.head_dim, p.conv_width = c.conv, p.causal = c.causal;
+      for (int64_t n : lengths) p.sequences.max_length = std::max(p.sequences.max_length, n);
+    p.num_heads = c.heads, p.head_dim = c.head_dim, p.kernel_size = c.conv, p.causal = c.causal;
     p.eps = static_cast<float>(c.eps);
     p.q = q.rows(), p.k = k.rows(), p.v = v.rows(), p.g = g.rows();
     p.rotary = static_cast<const float*>(rotary.data()), p.rotary_positions = c.rotary ? positions : 0;
     p.conv_weight = weight.data(), p.conv_bias = bias.data();
     if (initial.counts) {
-      p.initial_state = static_cast<const float*>(initial.sums.data()), p.initial_values = initial.values.data();
-      p.initial_count = reinterpret_cast<const int64_t*>(initial.counts->memory.data);
+      p.initial_kv_state = static_cast<const float*>(initial.sums.data()), p.initial_history = initial.values.data();
+      p.initial_position = reinterpret_cast<const int64_t*>(initial.counts->memory.data);
     }
-    p.segment_rows = c.segment_rows, p.room_bytes = c.room_bytes;
+    p.segment_rows = c.segment_rows, p.team_workspace_bytes = c.room_bytes;
     return p;
   }
 
@@ -118,8 +119,8 @@ struct RelaRun {
     auto p = params(initial);
     p.y = y.rows();
     if (final.counts) {
-      p.final_state = static_cast<float*>(final.sums.data()), p.final_values = final.values.data();
-      p.final_count = reinterpret_cast<int64_t*>(final.counts->memory.data);
+      p.final_kv_state = static_cast<float*>(final.sums.data()), p.final_history = final.values.data();
+      p.final_position = reinterpret_cast<int64_t*>(final.counts->memory.data);
     }
     const Memory workspace(cuda::gated_rela_forward_workspace(p));
     p.workspace = workspace.data;
@@ -135,19 +136,19 @@ struct RelaRun {
                         {"dk", c.strided ? qk.columns(d, 2 * d) : matrix(2)},
                         {"dv", matrix(3)}};
     auto p = params(initial);
-    p.dy = dy.rows(), p.dq = out[0].second.rows(), p.dk = out[1].second.rows(), p.dv = out[2].second.rows();
-    if (c.gate) out.push_back({"dg", matrix(2)}), p.dg = out.back().second.rows();
+    p.d_y = dy.rows(), p.d_q = out[0].second.rows(), p.d_k = out[1].second.rows(), p.d_v = out[2].second.rows();
+    if (c.gate) out.push_back({"dg", matrix(2)}), p.d_g = out.back().second.rows();
     if (c.conv) {
-      out.push_back({"dweight", Tensor(c.type, d, c.conv)}), p.conv_weight_grad = out.back().second.data();
-      out.push_back({"dbias", Tensor(c.type, 1, d)}), p.conv_bias_grad = out.back().second.data();
+      out.push_back({"dweight", Tensor(c.type, d, c.conv)}), p.d_conv_weight = out.back().second.data();
+      out.push_back({"dbias", Tensor(c.type, 1, d)}), p.d_conv_bias = out.back().second.data();
     }
     if (final_grad.counts) {
-      p.final_state_grad = static_cast<const float*>(final_grad.sums.data());
-      p.final_values_grad = final_grad.values.data();
+      p.d_final_kv_state = static_cast<const float*>(final_grad.sums.data());
+      p.d_final_history = final_grad.values.data();
     }
     if (initial_grad.counts) {
-      p.initial_state_grad = static_cast<float*>(initial_grad.sums.data());
-      p.initial_values_grad = initial_grad.values.data();
+      p.d_initial_kv_state = static_cast<float*>(initial_grad.sums.data());
+      p.d_initial_history = initial_grad.values.data();
     }
     const Memory workspace(cuda::gated_rela_backward_workspace(p));
     p.workspace = workspace.data;
@@ -287,7 +288,7 @@ void check_refusals() {
     const Integers wrong(offsets, true);
     auto other = p;
     other.sequences.offsets = wrong.memory.data, other.rotary_positions = positions;
-    other.sequences.longest = longest;
+    other.sequences.max_length = longest;
     expect_fault([&] { cuda::gated_rela_forward(other, nullptr); }, message);
   };
   with({1, 3, 7}, 4, 0, "cu_seqlens must start at 0");

@@ -3,6 +3,7 @@
 #include <memory>
 #include <random>
 
+#include "kernels/linear_scan/params.h"
 #include "tests/case.h"
 
 namespace recgrela::tests {
@@ -89,8 +90,8 @@ struct ScanRun {
     if (!c.state) return {};
     return {states(data.initial), states(), states(), states(data.final_grad)};
   }
-  cuda::Rows rows_of(const Tensor& tensor) const {
-    cuda::Rows rows = tensor.rows();
+  cuda::RowMatrix rows_of(const Tensor& tensor) const {
+    cuda::RowMatrix rows = tensor.rows();
     if (c.complex) rows.stride /= 2;
     return rows;
   }
@@ -115,8 +116,8 @@ struct ScanRun {
 
   void backward(const ScanEnds& ends) const {
     auto p = params(ends);
-    p.dh = rows_of(dh), p.dx = rows_of(dx), p.da = rows_of(da);
-    p.final_state_grad = ends.final_grad.data(), p.initial_state_grad = ends.initial_grad.data();
+    p.d_h = rows_of(dh), p.d_x = rows_of(dx), p.d_a = rows_of(da);
+    p.d_final_state = ends.final_grad.data(), p.d_initial_state = ends.initial_grad.data();
     const Memory workspace(cuda::linear_scan_backward_workspace(p));
     p.workspace = workspace.data;
     expect_success(cuda::linear_scan_backward(p, nullptr));

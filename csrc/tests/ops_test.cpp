@@ -24,7 +24,6 @@ double worst_error = 0;  // in tolerances
 const char* name_of(DType type) {
   return type == DType::kFloat32 ? "float32" : type == DType::kFloat16 ? "float16" : "bfloat16";
 }
-int64_t size_of(DType type) { return type == DType::kFloat32 ? 4 : 2; }
 
 std::string text_of(const Lengths& lengths) {
   std::string text;

@@ -2,12 +2,13 @@
 #include <memory>
 #include <random>
 
+#include "kernels/selective_scan/params.h"
 #include "tests/case.h"
 
 namespace recgrela::tests {
 namespace {
 
-constexpr int64_t kKeptRows = cuda::SelectiveScanParams::kKeptRows;
+constexpr int64_t kCheckpointRows = cuda::SelectiveScanParams::kCheckpointRows;
 
 struct SelectiveCase {
   DType type = DType::kFloat32;
@@ -83,7 +84,7 @@ struct SelectiveRun {
     if (c.bias) bias = wide(1, c.channels), bias.set(data.bias), dbias = wide(1, c.channels);
     y = empty(c.channels, 6), du = empty(c.channels, 7), ddelta = empty(c.channels, 8);
     dB = empty(c.states, 10), dC = empty(c.states, 11);
-    kept = wide((rows / kKeptRows + c.batch()) * c.channels, c.states);
+    kept = wide((rows / kCheckpointRows + c.batch()) * c.channels, c.states);
   }
 
   static Tensor wide(int64_t rows, int64_t columns) { return Tensor(DType::kFloat32, rows, columns); }
@@ -104,12 +105,12 @@ struct SelectiveRun {
     cuda::SelectiveScanParams p;
     p.dtype = c.type;
     p.sequences = {offsets.memory.data, c.wide, c.batch(), rows, 0};
-    p.channels = c.channels, p.states = static_cast<int>(c.states), p.delta_softplus = c.softplus;
+    p.channels = c.channels, p.num_states = static_cast<int>(c.states), p.delta_softplus = c.softplus;
     p.segment_rows = c.segment_rows;
     p.u = u.rows(), p.delta = delta.rows(), p.B = B.rows(), p.C = C.rows();
     if (c.gate) p.z = z.rows();
     p.A = floats(A), p.D = floats(D), p.delta_bias = floats(bias);
-    p.initial_state = floats(ends.initial), p.kept = mutable_floats(kept);
+    p.initial_state = floats(ends.initial), p.checkpoints = mutable_floats(kept);
     return p;
   }
 
@@ -124,10 +125,10 @@ struct SelectiveRun {
 
   void backward(const SelectiveEnds& ends) const {
     auto p = params(ends);
-    p.dy = dy.rows(), p.du = du.rows(), p.ddelta = ddelta.rows(), p.dB = dB.rows(), p.dC = dC.rows();
-    if (c.gate) p.dz = dz.rows();
-    p.dA = mutable_floats(dA), p.dD = mutable_floats(dD), p.ddelta_bias = mutable_floats(dbias);
-    p.final_state_grad = floats(ends.final_grad), p.initial_state_grad = mutable_floats(ends.initial_grad);
+    p.d_y = dy.rows(), p.d_u = du.rows(), p.d_delta = ddelta.rows(), p.d_B = dB.rows(), p.d_C = dC.rows();
+    if (c.gate) p.d_z = dz.rows();
+    p.d_A = mutable_floats(dA), p.d_D = mutable_floats(dD), p.d_delta_bias = mutable_floats(dbias);
+    p.d_final_state = floats(ends.final_grad), p.d_initial_state = mutable_floats(ends.initial_grad);
     const Memory workspace(cuda::selective_scan_backward_workspace(p));
     p.workspace = workspace.data;
     expect_success(cuda::selective_scan_backward(p, nullptr));

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tools import ptxas
 
 # As nvcc 13.0 prints it: one kernel that is fine, one that spills, the check with a stack.
 REPORT = """\
@@ -32,17 +29,7 @@ ptxas info    : Used 28 registers, used 0 barriers, 32 bytes cumulative stack si
 """
 
 
-@pytest.fixture(scope="module")
-def ptxas() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("ptxas", ROOT / "benchmarks" / "ptxas.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["ptxas"] = module  # dataclasses look it up
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_parser_reads_every_number(ptxas: ModuleType) -> None:
+def test_the_parser_reads_every_number() -> None:
     fine, spill, check = ptxas.parse(REPORT)
     assert (fine.architecture, fine.registers, fine.shared, fine.stack) == ("sm_80", 124, 5120, 0)
     assert (spill.architecture, spill.registers, spill.stack) == ("sm_90", 128, 24)
@@ -55,7 +42,7 @@ NO_SPILL = ("20 bytes spill stores, 28", "0 bytes spill stores, 0")
 
 @pytest.mark.parametrize("change", [None, NO_SPILL, "no kernel"])
 def test_a_spill_a_stack_and_an_empty_report_fail(
-    ptxas: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: object
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: object
 ) -> None:
     report = REPORT.replace(*change) if isinstance(change, tuple) else change or REPORT
     (tmp_path / "build.log").write_text(str(report))
@@ -64,17 +51,17 @@ def test_a_spill_a_stack_and_an_empty_report_fail(
     assert ("SPILLS" in printed, "STACK" in printed) == (change is None, isinstance(change, tuple))
 
 
-def test_a_report_without_faults_passes(ptxas: ModuleType, tmp_path: Path) -> None:
+def test_a_report_without_faults_passes(tmp_path: Path) -> None:
     (tmp_path / "build.log").write_text(REPORT[: REPORT.index("_ZN8recgrela4cuda5spill")])
     assert ptxas.main(["--report", str(tmp_path / "build.log")]) == 0
 
 
-def test_names_are_shortened(ptxas: ModuleType) -> None:
+def test_names_are_shortened() -> None:
     name = "void recgrela::cuda::(anonymous namespace)::fine<__half, (bool)1>(recgrela::cuda::ConvArgs)"
     assert ptxas.shorten(name) == "fine<__half, (bool)1>"
 
 
-def test_no_kernel_spills(ptxas: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_kernel_spills(capsys: pytest.CaptureFixture[str]) -> None:
     if not os.environ.get("RECGRELA_PTXAS_REPORT") and ptxas.find_nvcc() is None:
         pytest.skip("no nvcc: CUDA_HOME, PATH and the pip packages have none")
     failed = ptxas.main([])

@@ -37,14 +37,14 @@ class Mutation:
     cases: str  # parts of their names
 
 
-CONV, SCAN = "causal_conv1d.cu", "linear_scan.cu"
+CONV, SCAN = "causal_conv1d/causal_conv1d.cu", "linear_scan/linear_scan.cu"
 RELA, F32 = "gated_rela/gated_rela.cu", "gated_rela/gated_rela_float32.cu"
 SELECTIVE, SELECTIVE_F32 = "selective_scan/selective_scan.cu", "selective_scan/selective_scan_float32.cu"
 BF16, BF16_BACKWARD = "gated_rela/gated_rela_bfloat16.cu", "gated_rela/gated_rela_bfloat16_backward.cu"
 MUTATIONS = [
     Mutation(
         "the notes are read before all are written",
-        "causal_conv1d.cu",
+        "causal_conv1d/causal_conv1d.cu",
         CONV,
         "static_cast<int32_t>(i - 1);\n  }\n  __syncthreads();",
         "static_cast<int32_t>(i - 1);\n  }",
@@ -52,7 +52,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the sums are read before all are written",
-        "causal_conv1d.cu",
+        "causal_conv1d/causal_conv1d.cu",
         CONV,
         "sums[warp][lane] = sum;\n  __syncthreads();",
         "sums[warp][lane] = sum;",
@@ -60,7 +60,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the gradient's first row is left out",
-        "causal_conv1d.cu",
+        "causal_conv1d/causal_conv1d.cu",
         CONV,
         "if (row >= K - 1) store_row",
         "if (row > K - 1) store_row",
@@ -68,7 +68,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a gradient crosses into the sequence before",
-        "causal_conv1d.cu",
+        "causal_conv1d/causal_conv1d.cu",
         CONV,
         "depth = 0;\n          }",
         "depth = 1;\n          }",
@@ -118,8 +118,8 @@ MUTATIONS = [
         "the convolution is a row late",
         "gated_rela/forward.cuh",
         BF16,
-        "(tile_row(team.lane, 2 * h) - kHalo) * T::kStride",
-        "(tile_row(team.lane, 2 * h) - kHalo - 1) * T::kStride",
+        "(tile_row(team.lane, 2 * h) - kMaxHistory) * T::kStride",
+        "(tile_row(team.lane, 2 * h) - kMaxHistory - 1) * T::kStride",
         "gated_rela bfloat16/d=16/H=2/K=4 alone",
     ),
     Mutation(
@@ -212,7 +212,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the segments are read before they are found",
-        "linear_scan.cu",
+        "linear_scan/linear_scan.cu",
         SCAN,
         "found[run] = s;\n    }\n    __syncthreads();",
         "found[run] = s;\n    }",
@@ -220,7 +220,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a scan's state fades no more behind the next segment",
-        "linear_scan.cu",
+        "linear_scan/linear_scan.cu",
         SCAN,
         "load_each(products + k * stride, i + k + 1 < count ? N : 0, product[k]);",
         "load_each(products + k * stride, 0, product[k]);",
@@ -228,7 +228,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the coefficients' conjugates are forgotten",
-        "linear_scan.cu",
+        "linear_scan/linear_scan.cu",
         SCAN,
         "kConjugate ? -a[i + 1] : a[i + 1]",
         "a[i + 1]",
@@ -236,7 +236,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the first coefficient's gradient does not see the state before",
-        "linear_scan.cu",
+        "linear_scan/linear_scan.cu",
         SCAN,
         "if (row == row0) {",
         "if (row < 0) {",
@@ -244,10 +244,10 @@ MUTATIONS = [
     ),
     Mutation(
         "the runs' sums are read before all are written",
-        "linear_scan.cu",
+        "linear_scan/linear_scan.cu",
         SCAN,
-        "= a_grad[i];\n    __syncthreads();",
-        "= a_grad[i];",
+        "= d_a[i];\n    __syncthreads();",
+        "= d_a[i];",
         "linear_scan constant schedules",
     ),
     Mutation(
@@ -286,15 +286,15 @@ MUTATIONS = [
         "a kept state is that before a later row",
         "selective_scan/forward.cuh",
         SELECTIVE_F32,
-        "% p.kKeptRows == 0)",
-        "% p.kKeptRows == 8)",
+        "% p.kCheckpointRows == 0)",
+        "% p.kCheckpointRows == 8)",
         "selective_scan/float32 L=70",
     ),
     Mutation(
         "the steps' gradients do not see A",
         "selective_scan/backward.cuh",
         SELECTIVE_F32,
-        "sums[2 * kRows * this->channels] = step_grad * kLn2;",
+        "sums[2 * kRows * this->channels] = d_step * kLn2;",
         "sums[2 * kRows * this->channels] = 0.f * step_grad;",
         "selective_scan/float32 L=33",
     ),

@@ -66,9 +66,9 @@ __device__ void store_row(E* to, int valid, bool whole, const float (&values)[N]
   }
 }
 
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-inline bool is_aligned(const Rows& rows, int64_t element_size, int64_t bytes) {
+inline bool is_aligned(const RowMatrix& rows, int64_t element_size, int64_t bytes) {
   return reinterpret_cast<uintptr_t>(rows.data) % bytes == 0 && rows.stride * element_size % bytes == 0;
 }
 

@@ -65,12 +65,13 @@ inline SegmentPlan plan_segments(const Sequences& s, int64_t row_threads, int64_
     const int64_t threads = kThreads * multiprocessors();
     p.rows = std::max(kLeastRows, s.num_rows * row_threads / threads);
     // Where the sequences are work enough, only those far longer than the others are cut.
-    if (s.count * row_threads >= threads / 2) p.rows = std::max(p.rows, 4 * divide_up(s.num_rows, s.count));
+    if (s.num_sequences * row_threads >= threads / 2)
+      p.rows = std::max(p.rows, 4 * ceil_div(s.num_rows, s.num_sequences));
   }
-  p.rows = divide_up(p.rows, unit) * unit;
-  const int64_t longest = s.longest > 0 ? std::min(s.longest, s.num_rows) : s.num_rows;
-  p.cut = s.count > 0 && longest > p.rows;
-  p.slots = s.count == 0 ? 0 : p.cut ? s.num_rows / p.rows + s.count : s.count;
+  p.rows = ceil_div(p.rows, unit) * unit;
+  const int64_t longest = s.max_length > 0 ? std::min(s.max_length, s.num_rows) : s.num_rows;
+  p.cut = s.num_sequences > 0 && longest > p.rows;
+  p.slots = s.num_sequences == 0 ? 0 : p.cut ? s.num_rows / p.rows + s.num_sequences : s.num_sequences;
   return p;
 }
 
@@ -103,7 +104,7 @@ __global__ void __launch_bounds__(kThreads) add_parts_kernel(const AddArgs args)
 }
 
 inline cudaError_t add_parts(const float* parts, int64_t count, int64_t size, float* sums, cudaStream_t stream) {
-  return launch(add_parts_kernel<kAddThreads>, divide_up(size, 32), kAddThreads, kAddThreads * sizeof(float), stream,
+  return launch(add_parts_kernel<kAddThreads>, ceil_div(size, 32), kAddThreads, kAddThreads * sizeof(float), stream,
                 AddArgs{parts, count, size, sums});
 }
 
@@ -114,7 +115,7 @@ struct Workspace {
 
   float* take(int64_t floats) {
     float* const place = reinterpret_cast<float*>(static_cast<char*>(memory) + used);
-    used += divide_up(floats * int64_t{sizeof(float)}, 256) * 256;
+    used += ceil_div(floats * int64_t{sizeof(float)}, 256) * 256;
     return place;
   }
 };

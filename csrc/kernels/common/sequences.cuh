@@ -11,7 +11,7 @@ namespace recgrela::cuda {
 
 // As it stands, i in [0, B].
 inline __device__ int64_t sequence_offset(const Sequences& s, int64_t i) {
-  return s.wide ? static_cast<const int64_t*>(s.offsets)[i] : int64_t{static_cast<const int32_t*>(s.offsets)[i]};
+  return s.is_int64 ? static_cast<const int64_t*>(s.offsets)[i] : int64_t{static_cast<const int32_t*>(s.offsets)[i]};
 }
 
 struct RowRange {
@@ -29,7 +29,7 @@ inline __device__ RowRange sequence_rows(const Sequences& s, int64_t i) {
 // The first i in [0, B + 1] whose offset is not below `row`; B + 1 if all are. By a whole warp, 32 probes at a time.
 inline __device__ int64_t first_offset_from(const Sequences& s, int64_t row) {
   const int lane = static_cast<int>(threadIdx.x % 32);
-  int64_t low = 0, high = s.count + 1;
+  int64_t low = 0, high = s.num_sequences + 1;
   while (low < high) {
     const int64_t step = (high - low + 31) / 32, probe = low + (lane + 1) * step - 1;
     const bool below = probe < high && sequence_offset(s, probe) < row;
@@ -47,7 +47,7 @@ inline __device__ int64_t first_slot(const Sequences& s, int64_t segment_rows, i
 
 // The last sequence whose first slot is not after this one. By a whole warp, 32 places at a time.
 inline __device__ int64_t sequence_of_slot(const Sequences& s, int64_t segment_rows, int64_t slot) {
-  int64_t low = 0, size = s.count;
+  int64_t low = 0, size = s.num_sequences;
   while (size > 1) {
     const int64_t step = (size + 31) / 32, probe = low + step * (threadIdx.x % 32);
     const bool before = probe < low + size && first_slot(s, segment_rows, probe) <= slot;
@@ -73,23 +73,24 @@ __global__ void __launch_bounds__(kThreads) check_sequences_kernel(const Sequenc
   const int64_t first = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (first == 0) {
     RECGRELA_DEVICE_CHECK(sequence_offset(s, 0) == 0, "cu_seqlens must start at 0");
-    RECGRELA_DEVICE_CHECK(sequence_offset(s, s.count) == s.num_rows, "cu_seqlens must end at the number of rows");
+    RECGRELA_DEVICE_CHECK(sequence_offset(s, s.num_sequences) == s.num_rows,
+                          "cu_seqlens must end at the number of rows");
   }
-  for (int64_t i = first; i < s.count; i += int64_t{gridDim.x} * kThreads) {
+  for (int64_t i = first; i < s.num_sequences; i += int64_t{gridDim.x} * kThreads) {
     const int64_t begin = sequence_offset(s, i), end = sequence_offset(s, i + 1), length = end - begin;
     const int64_t before = checks.rows_before ? checks.rows_before[i] : 0;
     RECGRELA_DEVICE_CHECK(begin >= 0 && end >= begin, "cu_seqlens must not decrease");
     RECGRELA_DEVICE_CHECK(before >= 0, "the count of rows before a sequence must not be negative");
     RECGRELA_DEVICE_CHECK(checks.positions <= 0 || length <= checks.positions - before,
                           "a sequence is longer than the rotary table");
-    RECGRELA_DEVICE_CHECK(s.longest <= 0 || length <= s.longest, "a sequence is longer than it was said to be");
+    RECGRELA_DEVICE_CHECK(s.max_length <= 0 || length <= s.max_length, "a sequence is longer than it was said to be");
   }
 }
 
 // Stops the stream with an error if the offsets are not those of packed sequences.
 inline cudaError_t check_sequences(const Sequences& s, const int64_t* rows_before, int64_t positions,
                                    cudaStream_t stream) {
-  const int64_t blocks = std::min<int64_t>(s.count / (4 * kCheckThreads) + 1, 128);  // one is enough for most
+  const int64_t blocks = std::min<int64_t>(s.num_sequences / (4 * kCheckThreads) + 1, 128);  // one is enough for most
   return launch(check_sequences_kernel<kCheckThreads>, blocks, kCheckThreads, 0, stream,
                 SequenceChecks{s, rows_before, positions});
 }

@@ -1,6 +1,6 @@
 // The backward of gated_rela for a segment, from its raw inputs.
 //
-// With a = dy * SiLU(g), Z the denominator, o the attention's output and u = a / Z, dZ = -(a . o) / Z:
+// With a = d_y * SiLU(g), Z the denominator, o the attention's output and u = a / Z, dZ = -(a . o) / Z:
 //   d(R phi(q))_i = u_i S_i^T,      d phi(q)_i += dZ_i z_i
 //   d(R phi(k))_j = v_j U_j^T,      d phi(k)_j += w_j,        dv_j = R phi(k)_j U_j + the convolution's
 //   where U_j = sum_i R phi(q)_i (x) u_i, w_j = sum_i dZ_i phi(q)_i     over i >= j (causal) or all i
@@ -20,14 +20,14 @@ template <typename E, int kHead>
 struct BackwardMemory {
   using T = Team<E, kHead>;
   struct alignas(16) Stage {
-    E q[T::kTileSize], k[T::kTileSize], halo[T::kHaloSize], v[T::kTileSize], g[T::kTileSize], dy[T::kTileSize];
+    E q[T::kTileSize], k[T::kTileSize], history[T::kHistorySize], v[T::kTileSize], g[T::kTileSize], d_y[T::kTileSize];
   };
   Segment segment;
   union {
     struct {
       Stage stages[T::kStages];
       E fq[T::kTileSize], fk[T::kTileSize];
-      alignas(16) float taps[kHead * (kMaxTaps + 1)], d_denominator[kTile];
+      alignas(16) float taps[kHead * (kMaxKernelSize + 1)], d_denominator[kTile];
       RowSums<E, kHead> denominators, dots;
       ConvGradient<kHead> conv;
     };
@@ -70,14 +70,14 @@ __device__ void sweep_back(const Team<E, kHead>& team, BackwardMemory<E, kHead>&
   using T = Team<E, kHead>;
   const RelaPlan& p = team.p;
   const Segment& segment = team.segment;
-  const bool gates = p.g.data, convolves = p.conv_width > 0;
-  const int history = p.conv_width - 1;
+  const bool gates = p.g.data, convolves = p.kernel_size > 0;
+  const int history = p.kernel_size - 1;
 
   const float* behind_state = nullptr;
   if (!p.causal || segment.count > 1)
     behind_state = team.state(p.query_state);
-  else if (p.final_state_grad)
-    behind_state = team.sequence_state(p.final_state_grad);
+  else if (p.d_final_kv_state)
+    behind_state = team.sequence_state(p.d_final_kv_state);
   Acc state[T::kTiles];
   RowVector sum;
   team.load_state(behind_state, state);
@@ -86,7 +86,7 @@ __device__ void sweep_back(const Team<E, kHead>& team, BackwardMemory<E, kHead>&
   team.load_taps(memory.taps);
   move_conv_gradient(team, memory.conv, true);
 
-  // The convolution's gradient at the segment's last rows needs the kHalo rows behind them: a chunk of their own.
+  // The convolution's gradient at the segment's last rows needs the kMaxHistory rows behind them: a chunk of their own.
   const int behind = history > 0 && segment.end < segment.length;
   const int chunks = team.chunks() + behind;
   Sources<E, kHead> from;
@@ -102,13 +102,13 @@ __device__ void sweep_back(const Team<E, kHead>& team, BackwardMemory<E, kHead>&
     team.copy_chunk(m.k, from.k, p.k, n);
     team.copy_values(m.v, from.v, i == chunks - 1 && segment.index == 0, n);
     if (gates) team.copy_chunk(m.g, from.g, p.g, n);
-    team.copy_chunk(m.dy, from.dy, p.dy, n);
+    team.copy_chunk(m.d_y, from.d_y, p.d_y, n);
     from.move(team, -1);
   };
   const int last = chunks - 1 - behind;
   const float* angle = find_angle(team, last);
-  Target<E, kHead> dq(team, p.dq, last), dk(team, p.dk, last), dv(team, p.dv, last);
-  Target<E, kHead> dg(team, p.dg, last);
+  Target<E, kHead> d_q(team, p.d_q, last), d_k(team, p.d_k, last), d_v(team, p.d_v, last);
+  Target<E, kHead> d_g(team, p.d_g, last);
   constexpr bool kOne = T::kTiles == 1;
   auto use = [&](int i, int stage) {
     auto& m = memory.stages[stage];
@@ -150,8 +150,8 @@ __device__ void sweep_back(const Team<E, kHead>& team, BackwardMemory<E, kHead>&
         }
       }
     }
-    Acc a, d_gate;  // dy through the gate; the gradient of the gate's input, but for the factor of the output
-    team.load_pairs(a, m.dy);
+    Acc a, d_gate;  // d_y through the gate; the gradient of the gate's input, but for the factor of the output
+    team.load_pairs(a, m.d_y);
     if (gates) {
       Acc gate;
       team.load_pairs(gate, m.g);
@@ -169,18 +169,18 @@ __device__ void sweep_back(const Team<E, kHead>& team, BackwardMemory<E, kHead>&
       if (gates) {
 #pragma unroll
         for (int i = 0; i < 8; ++i) d_gate.x[i / 4][i % 4] *= o.x[i / 4][i % 4] + silu.x[i / 4][i % 4];
-        dg.store(team, n, d_gate, -1);
+        d_g.store(team, n, d_gate, -1);
       }
-      scale_gradient(team, a, o, inverse, m.dy, memory.d_denominator, memory.dots);
+      scale_gradient(team, a, o, inverse, m.d_y, memory.d_denominator, memory.dots);
       const TransposedState<E, kHead> transposed(team, state, m.g);
       team.sync();
 
       {
-        const Operand<E> gradients = load_operand<E, true>(m.dy + team.own(), T::kStride);
+        const Operand<E> gradients = load_operand<E, true>(m.d_y + team.own(), T::kStride);
         Acc d_value = value_gradient(team, for_values, gradients, factor);
         if (convolves) add_conv_gradient(team, d_value, memory.taps, memory.conv);
-        if (convolves && p.final_values_grad) add_final_gradient(team, d_value, team.first_row(chunk));
-        dv.store(team, n, d_value, -1);
+        if (convolves && p.d_final_history) add_final_gradient(team, d_value, team.first_row(chunk));
+        d_v.store(team, n, d_value, -1);
         if (p.causal) add_queries<E, kHead>(queries, gradients, factor, state);
       }
       limit_overlap<E>();
@@ -188,7 +188,7 @@ __device__ void sweep_back(const Team<E, kHead>& team, BackwardMemory<E, kHead>&
       Products for_queries, for_keys;
 #pragma unroll 1
       for (int t = 0; t < T::kTiles; ++t) {
-        const Operand<E> u = load_operand<E, false>(m.dy + t * kTile, T::kStride);
+        const Operand<E> u = load_operand<E, false>(m.d_y + t * kTile, T::kStride);
         const Operand<E> v = load_operand<E, false>(m.v + t * kTile, T::kStride);
         if (p.causal) mma<kOne>(for_queries.tokens, u, v), mma<kOne>(for_keys.tokens, v, u);
         limit_overlap<E>();
@@ -199,10 +199,10 @@ __device__ void sweep_back(const Team<E, kHead>& team, BackwardMemory<E, kHead>&
       // Made and loaded again, which is cheaper than the registers until here.
       running = with_state(running_keys(team, keys), team.row_vector(key_state.sums + team.own()), factor);
       if constexpr (sizeof(E) == 4) angles = load_angles(team, angle, n);
-      dq.store(team, n, query_gradient(team, for_queries, running, queries, keys, memory.d_denominator, angles, factor),
-               -1);
+      d_q.store(team, n,
+                query_gradient(team, for_queries, running, queries, keys, memory.d_denominator, angles, factor), -1);
       limit_overlap<E>();
-      dk.store(team, n, key_gradient(team, for_keys, sum, queries, keys, memory.d_denominator, angles, factor), -1);
+      d_k.store(team, n, key_gradient(team, for_keys, sum, queries, keys, memory.d_denominator, angles, factor), -1);
       if (angle) angle -= kTile * static_cast<int>(p.width());
     }
     if (convolves) {
@@ -215,14 +215,14 @@ __device__ void sweep_back(const Team<E, kHead>& team, BackwardMemory<E, kHead>&
 
   if (convolves) store_tap_gradients(team, taps);
   if (segment.index > 0) return;
-  if (p.initial_state_grad) {
-    float* const out = team.sequence_state(p.initial_state_grad);
+  if (p.d_initial_kv_state) {
+    float* const out = team.sequence_state(p.d_initial_kv_state);
     team.store_state(out, state);
     team.store_sum(out, sum);
   }
-  if (p.initial_values_grad && history > 0) {
+  if (p.d_initial_history && history > 0) {
     __syncwarp();
-    store_initial_values_gradient(team, memory.taps, memory.conv);
+    store_initial_history_gradient(team, memory.taps, memory.conv);
   }
 }
 
@@ -236,10 +236,10 @@ __global__ void __launch_bounds__(Team<E, kHead>::kThreads, Team<E, kHead>::kBac
     store_key_states(team, memory.keys);
     team.sync();
     sweep_back(team, memory);
-  } else if (p.conv_width > 0 && p.first_work + team.number() < p.works()) {
+  } else if (p.kernel_size > 0 && p.first_work + team.number() < p.works()) {
     // No segment: its place among the partial sums is zero.
-    float* const out = p.conv_partial + (team.segment.slot * p.width() + team.head_channel()) * (kMaxTaps + 1);
-    for (int i = team.thread; i < p.head_dim * (kMaxTaps + 1); i += 32 * T::kWarps) out[i] = 0.f;
+    float* const out = p.conv_partial + (team.segment.slot * p.width() + team.head_channel()) * (kMaxKernelSize + 1);
+    for (int i = team.thread; i < p.head_dim * (kMaxKernelSize + 1); i += 32 * T::kWarps) out[i] = 0.f;
   }
 }
 

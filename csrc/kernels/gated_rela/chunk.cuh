@@ -210,7 +210,7 @@ template <typename E, int kHead>
 __device__ const float* state_before(const Team<E, kHead>& team) {
   const RelaPlan& p = team.p;
   if (!p.causal || team.segment.count > 1) return team.state(p.key_state);
-  return p.initial_state ? team.sequence_state(p.initial_state) : nullptr;
+  return p.initial_kv_state ? team.sequence_state(p.initial_kv_state) : nullptr;
 }
 
 // x * SiLU(g)

@@ -5,25 +5,26 @@
 
 namespace recgrela::cuda {
 
-// The convolution's gradients of a chunk's rows and the kHalo behind them, in shared memory.
+// The convolution's gradients of a chunk's rows and the kMaxHistory behind them, in shared memory.
 template <int kHead>
 struct ConvGradient {
   static constexpr int kStride = kHead + 8;  // a quarter warp's rows in different banks
-  alignas(16) float x[(kTile + kHalo) * kStride];
+  alignas(16) float x[(kTile + kMaxHistory) * kStride];
 };
 
 // The gradients of the taps and the bias by this lane's rows, at its columns of the own channels.
 struct TapGradients {
-  float2 x[2][kMaxTaps + 1];
+  float2 x[2][kMaxKernelSize + 1];
 };
 inline __device__ TapGradients no_tap_gradients() {
   TapGradients taps;
 #pragma unroll
-  for (int i = 0; i < 2 * (kMaxTaps + 1); ++i) taps.x[i % 2][i / 2] = make_float2(0.f, 0.f);
+  for (int i = 0; i < 2 * (kMaxKernelSize + 1); ++i) taps.x[i % 2][i / 2] = make_float2(0.f, 0.f);
   return taps;
 }
 
-// From a = dy through the gate: SiLU(c), the gradients of c to `gradient` and, where the rows count, those of the taps.
+// From a = d_y through the gate: SiLU(c), the gradients of c to `gradient` and, where the rows count, those of the
+// taps.
 template <typename E, int kHead>
 __device__ Acc convolve_back(const Team<E, kHead>& team, const Acc& a, const E* v, const float* taps, bool counts,
                              ConvGradient<kHead>& gradient, TapGradients& tap_gradients) {
@@ -32,16 +33,16 @@ __device__ Acc convolve_back(const Team<E, kHead>& team, const Acc& a, const E* 
 #pragma unroll
   for (int j = 0; j < 2; ++j) {
     const int column = team.own() + tile_col(team.lane, j, 0);
-    float2 w[kMaxTaps + 1];
+    float2 w[kMaxKernelSize + 1];
 #pragma unroll
-    for (int i = 0; i <= kMaxTaps; ++i) w[i] = load2(taps + i * kHead + column);
+    for (int i = 0; i <= kMaxKernelSize; ++i) w[i] = load2(taps + i * kHead + column);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int row = tile_row(team.lane, 2 * h);
-      float2 x[kMaxTaps], c = w[kMaxTaps], d;
+      float2 x[kMaxKernelSize], c = w[kMaxKernelSize], d;
 #pragma unroll
-      for (int i = 0; i < kMaxTaps; ++i) {
-        x[i] = load2(v + (row - kHalo + i) * T::kStride + column);
+      for (int i = 0; i < kMaxKernelSize; ++i) {
+        x[i] = load2(v + (row - kMaxHistory + i) * T::kStride + column);
         c.x += w[i].x * x[i].x, c.y += w[i].y * x[i].y;
       }
       const float s = sigmoid(c.x), t = sigmoid(c.y);
@@ -51,11 +52,11 @@ __device__ Acc convolve_back(const Team<E, kHead>& team, const Acc& a, const E* 
       store2(gradient.x + row * ConvGradient<kHead>::kStride + column, d.x, d.y);
       if (!counts) continue;
 #pragma unroll
-      for (int i = 0; i < kMaxTaps; ++i) {
+      for (int i = 0; i < kMaxKernelSize; ++i) {
         float2& sum = tap_gradients.x[j][i];
         sum.x += d.x * x[i].x, sum.y += d.y * x[i].y;
       }
-      tap_gradients.x[j][kMaxTaps].x += d.x, tap_gradients.x[j][kMaxTaps].y += d.y;
+      tap_gradients.x[j][kMaxKernelSize].x += d.x, tap_gradients.x[j][kMaxKernelSize].y += d.y;
     }
   }
   return silu;
@@ -69,8 +70,8 @@ __device__ void add_conv_gradient(const Team<E, kHead>& team, Acc& d_value, cons
   for (int j = 0; j < 2; ++j) {
     const int column = team.own() + tile_col(team.lane, j, 0);
 #pragma unroll
-    for (int i = 0; i < kMaxTaps; ++i) {
-      const float2 w = load2(taps + (kHalo - i) * kHead + column);
+    for (int i = 0; i < kMaxKernelSize; ++i) {
+      const float2 w = load2(taps + (kMaxHistory - i) * kHead + column);
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         const float2 c = load2(gradient.x + (tile_row(team.lane, 2 * h) + i) * ConvGradient<kHead>::kStride + column);
@@ -84,8 +85,8 @@ __device__ void add_conv_gradient(const Team<E, kHead>& team, Acc& d_value, cons
 template <typename E, int kHead>
 __device__ void add_final_gradient(const Team<E, kHead>& team, Acc& d_value, int64_t t) {
   const RelaPlan& p = team.p;
-  const E* const final_grad = static_cast<const E*>(p.final_values_grad);
-  const int history = p.conv_width - 1;
+  const E* const final_grad = static_cast<const E*>(p.d_final_history);
+  const int history = p.kernel_size - 1;
   team.for_each_pair([&](int row, int channel, int j, int e) {
     const int64_t last = t + row - (team.segment.length - history);
     if (last < 0 || last >= history || !team.in_head(channel)) return;
@@ -100,7 +101,7 @@ template <typename E, int kHead>
 __device__ void move_conv_gradient(const Team<E, kHead>& team, ConvGradient<kHead>& gradient, bool zero) {
   constexpr int kStride = ConvGradient<kHead>::kStride;
   float* const own = gradient.x + team.own();
-  for (int i = team.lane; i < kHalo * kTile; i += 32) {
+  for (int i = team.lane; i < kMaxHistory * kTile; i += 32) {
     float* const row = own + i / kTile * kStride + i % kTile;
     row[kTile * kStride] = zero ? 0.f : row[0];
   }
@@ -113,16 +114,16 @@ __device__ void store_tap_gradients(const Team<E, kHead>& team, TapGradients tap
   for (int j = 0; j < 2; ++j) {
     const int channel = team.own() + tile_col(team.lane, j, 0);
     float* const out =
-        p.conv_partial + (team.segment.slot * p.width() + team.head_channel() + channel) * (kMaxTaps + 1);
+        p.conv_partial + (team.segment.slot * p.width() + team.head_channel() + channel) * (kMaxKernelSize + 1);
 #pragma unroll
-    for (int i = 0; i <= kMaxTaps; ++i) {
+    for (int i = 0; i <= kMaxKernelSize; ++i) {
       float2 sum = taps.x[j][i];
 #pragma unroll
       for (int lanes = 4; lanes < 32; lanes *= 2) {
         sum.x += __shfl_xor_sync(0xffffffffu, sum.x, lanes);
         sum.y += __shfl_xor_sync(0xffffffffu, sum.y, lanes);
       }
-      if (team.lane < 4 && channel < p.head_dim) out[i] = sum.x, out[kMaxTaps + 1 + i] = sum.y;
+      if (team.lane < 4 && channel < p.head_dim) out[i] = sum.x, out[kMaxKernelSize + 1 + i] = sum.y;
     }
   }
 }
@@ -130,21 +131,22 @@ __device__ void store_tap_gradients(const Team<E, kHead>& team, TapGradients tap
 // The gradients of the values before the sequence, from those of the convolution at its first rows, which are behind
 // the chunk before.
 template <typename E, int kHead>
-__device__ void store_initial_values_gradient(const Team<E, kHead>& team, const float* taps,
-                                              const ConvGradient<kHead>& gradient) {
+__device__ void store_initial_history_gradient(const Team<E, kHead>& team, const float* taps,
+                                               const ConvGradient<kHead>& gradient) {
   const RelaPlan& p = team.p;
-  const E* const final_grad = static_cast<const E*>(p.final_values_grad);
-  const int history = p.conv_width - 1;
+  const E* const final_grad = static_cast<const E*>(p.d_final_history);
+  const int history = p.kernel_size - 1;
   for (int i = team.lane; i < history * kTile; i += 32) {
     const int back = i / kTile + 1, column = team.own() + i % kTile;  // rows before the sequence's first
     if (column >= p.head_dim) continue;
     float d = 0.f;
     for (int s = back; s <= history; ++s)
-      d += taps[(kHalo - s) * kHead + column] * gradient.x[(kTile + s - back) * ConvGradient<kHead>::kStride + column];
+      d += taps[(kMaxHistory - s) * kHead + column] *
+           gradient.x[(kTile + s - back) * ConvGradient<kHead>::kStride + column];
     const int64_t channel = team.head_channel() + column, last = history - back - team.segment.length;
     const int64_t base = team.segment.sequence * history;
     if (final_grad && last >= 0) d += to_float(final_grad[(base + last) * p.width() + channel]);
-    static_cast<E*>(p.initial_values_grad)[(base + history - back) * p.width() + channel] = from_float<E>(d);
+    static_cast<E*>(p.d_initial_history)[(base + history - back) * p.width() + channel] = from_float<E>(d);
   }
 }
 

@@ -15,12 +15,12 @@ template <typename E, int kHead>
 struct ForwardMemory {
   using T = Team<E, kHead>;
   struct alignas(16) Stage {
-    E q[T::kTileSize], k[T::kTileSize], halo[T::kHaloSize], v[T::kTileSize], g[T::kTileSize];
+    E q[T::kTileSize], k[T::kTileSize], history[T::kHistorySize], v[T::kTileSize], g[T::kTileSize];
   };
   Segment segment;
   Stage stages[T::kStages];
   E fk[T::kTileSize];
-  alignas(16) float taps[kHead * (kMaxTaps + 1)];
+  alignas(16) float taps[kHead * (kMaxKernelSize + 1)];
   RowSums<E, kHead> denominators;
 };
 
@@ -32,15 +32,15 @@ __device__ Acc convolve(const Team<E, kHead>& team, const E* v, const float* tap
 #pragma unroll
   for (int j = 0; j < 2; ++j) {
     const int column = team.own() + tile_col(team.lane, j, 0);
-    float2 w[kMaxTaps + 1];
+    float2 w[kMaxKernelSize + 1];
 #pragma unroll
-    for (int i = 0; i <= kMaxTaps; ++i) w[i] = load2(taps + i * kHead + column);
+    for (int i = 0; i <= kMaxKernelSize; ++i) w[i] = load2(taps + i * kHead + column);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const E* const rows = v + (tile_row(team.lane, 2 * h) - kHalo) * T::kStride + column;
-      c.x[j][2 * h] = w[kMaxTaps].x, c.x[j][2 * h + 1] = w[kMaxTaps].y;
+      const E* const rows = v + (tile_row(team.lane, 2 * h) - kMaxHistory) * T::kStride + column;
+      c.x[j][2 * h] = w[kMaxKernelSize].x, c.x[j][2 * h + 1] = w[kMaxKernelSize].y;
 #pragma unroll
-      for (int i = 0; i < kMaxTaps; ++i) {
+      for (int i = 0; i < kMaxKernelSize; ++i) {
         const float2 x = load2(rows + i * T::kStride);
         c.x[j][2 * h] += w[i].x * x.x, c.x[j][2 * h + 1] += w[i].y * x.y;
       }
@@ -50,12 +50,12 @@ __device__ Acc convolve(const Team<E, kHead>& team, const E* v, const float* tap
 }
 
 template <typename E, int kHead>
-__device__ void store_final_values(const Team<E, kHead>& team) {
+__device__ void store_final_history(const Team<E, kHead>& team) {
   using T = Team<E, kHead>;
   const RelaPlan& p = team.p;
-  const int rows = p.conv_width - 1;
+  const int rows = p.kernel_size - 1;
   const int64_t width = p.width();
-  const E* const initial = static_cast<const E*>(p.initial_values);
+  const E* const initial = static_cast<const E*>(p.initial_history);
   for (int i = team.thread; i < rows * p.head_dim; i += 32 * T::kWarps) {
     const int row = i / p.head_dim;
     const int64_t channel = team.head_channel() + i % p.head_dim, t = team.segment.length - rows + row;
@@ -64,7 +64,7 @@ __device__ void store_final_values(const Team<E, kHead>& team) {
       x = static_cast<const E*>(p.v.data)[(team.segment.row0 + t) * p.v.stride + channel];
     else if (initial)
       x = initial[(team.segment.sequence * rows + rows + t) * width + channel];
-    static_cast<E*>(p.final_values)[(team.segment.sequence * rows + row) * width + channel] = x;
+    static_cast<E*>(p.final_history)[(team.segment.sequence * rows + row) * width + channel] = x;
   }
 }
 
@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(Team<E, kHead>::kThreads, Team<E, kHead>::kFor
     Acc out = attend<true>(
         team, n, count, denominator, queries, keys, m.v, [&](int t) { return to_operand<E>(state[t], factor); },
         inverse, [](int, const Operand<E>&) {});
-    if (p.conv_width > 0) {
+    if (p.kernel_size > 0) {
       const Acc c = convolve(team, m.v, memory.taps);
 #pragma unroll
       for (int i = 0; i < 8; ++i) out.x[i / 4][i % 4] += c.x[i / 4][i % 4] * sigmoid(c.x[i / 4][i % 4]);
@@ -135,12 +135,12 @@ __global__ void __launch_bounds__(Team<E, kHead>::kThreads, Team<E, kHead>::kFor
   team.sync();
   pipeline(team, team.chunks(), copy, use);
 
-  if (p.final_state && segment.index + 1 == segment.count) {
-    float* const out = team.sequence_state(p.final_state);
+  if (p.final_kv_state && segment.index + 1 == segment.count) {
+    float* const out = team.sequence_state(p.final_kv_state);
     team.store_state(out, state);
     team.store_sum(out, sum);
-    if (p.conv_width > 1) store_final_values(team);
-    if (team.head == 0 && team.thread == 0) p.final_count[segment.sequence] = segment.before + segment.length;
+    if (p.kernel_size > 1) store_final_history(team);
+    if (team.head == 0 && team.thread == 0) p.final_position[segment.sequence] = segment.before + segment.length;
   }
 }
 

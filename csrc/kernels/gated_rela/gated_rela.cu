@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(kScanThreads) scan_kernel(const ScanArgs args)
 template <typename E>
 __global__ void __launch_bounds__(kReduceThreads) reduce_taps_kernel(const RelaPlan p) {
   float* const parts = reinterpret_cast<float*>(dynamic_shared());
-  const int64_t places = p.width() * (kMaxTaps + 1);
+  const int64_t places = p.width() * (kMaxKernelSize + 1);
   const int64_t place = int64_t{blockIdx.x} * 8 + threadIdx.x % 8;
   float sum = 0.f;
   if (place < places) {
@@ -72,12 +72,12 @@ __global__ void __launch_bounds__(kReduceThreads) reduce_taps_kernel(const RelaP
   if (threadIdx.x >= 8 || place >= places) return;
   sum = 0.f;
   for (int i = 0; i < kReduceThreads / 8; ++i) sum += parts[i * 8 + threadIdx.x];
-  const int64_t channel = place / (kMaxTaps + 1);
-  const int tap = static_cast<int>(place % (kMaxTaps + 1)), w = tap - (kMaxTaps - p.conv_width);
-  if (tap == kMaxTaps)
-    static_cast<E*>(p.conv_bias_grad)[channel] = from_float<E>(sum);
+  const int64_t channel = place / (kMaxKernelSize + 1);
+  const int tap = static_cast<int>(place % (kMaxKernelSize + 1)), w = tap - (kMaxKernelSize - p.kernel_size);
+  if (tap == kMaxKernelSize)
+    static_cast<E*>(p.d_conv_bias)[channel] = from_float<E>(sum);
   else if (w >= 0)
-    static_cast<E*>(p.conv_weight_grad)[channel * p.conv_width + w] = from_float<E>(sum);
+    static_cast<E*>(p.d_conv_weight)[channel * p.kernel_size + w] = from_float<E>(sum);
 }
 
 size_t align(size_t bytes) { return (bytes + 255) / 256 * 256; }
@@ -85,8 +85,8 @@ size_t align(size_t bytes) { return (bytes + 255) / 256 * 256; }
 RelaPlan make_plan(const GatedRelaParams& params) {
   RelaPlan p;
   static_cast<GatedRelaParams&>(p) = params;
-  const int64_t rows = params.sequences.num_rows, count = params.sequences.count;
-  const int64_t longest = params.sequences.longest > 0 ? std::min(params.sequences.longest, rows) : rows;
+  const int64_t rows = params.sequences.num_rows, count = params.sequences.num_sequences;
+  const int64_t longest = params.sequences.max_length > 0 ? std::min(params.sequences.max_length, rows) : rows;
   if (p.segment_rows == 0) {
     // About 32 warps for each multiprocessor, but never segments so short that the sums of each weigh in.
     constexpr int64_t kLeast = 256, kWarps = 32;
@@ -121,12 +121,12 @@ size_t lay_out(RelaPlan& p, bool backward) {
   const int64_t tile = kPackedTile * (p.dtype == DType::kFloat32 ? 4 : 2);
   const int64_t state = p.tiles() * p.tiles() * tile, sum = p.tiles() * kTile * int64_t{sizeof(float)};
   const int64_t room = (p.room_chunks + 1) * state + p.room_chunks * sum;
-  const int64_t most =
-      std::max((p.room_bytes > 0 ? p.room_bytes : int64_t{128} << 20) / room, 12 / p.tiles() * multiprocessors());
+  const int64_t most = std::max((p.team_workspace_bytes > 0 ? p.team_workspace_bytes : int64_t{128} << 20) / room,
+                                12 / p.tiles() * multiprocessors());
   p.num_rooms = (std::min(p.works(), most) + 1) / 2 * 2;
   p.chunk_states = take_bytes(p.num_rooms * (p.room_chunks + 1) * state);
   take(p.chunk_sums, p.num_rooms * p.room_chunks * p.tiles() * kTile);
-  take(p.conv_partial, p.conv_width > 0 ? p.num_slots * p.width() * (kMaxTaps + 1) : 0);
+  take(p.conv_partial, p.kernel_size > 0 ? p.num_slots * p.width() * (kMaxKernelSize + 1) : 0);
   return used;
 }
 
@@ -153,7 +153,7 @@ cudaError_t scan(const RelaPlan& p, float* states, const float* initial, bool re
   ScanArgs args;
   args.plan = p, args.states = states, args.initial = initial, args.reverse = reverse;
   const int64_t parts = (p.state_size() + kScanThreads - 1) / kScanThreads;
-  return launch(scan_kernel, p.sequences.count * p.num_heads * parts, kScanThreads, 0, stream, args);
+  return launch(scan_kernel, p.sequences.num_sequences * p.num_heads * parts, kScanThreads, 0, stream, args);
 }
 
 // The states of keys before all segments, or of all keys.
@@ -161,7 +161,7 @@ template <typename Kernels>
 cudaError_t find_key_states(Kernels kernels, const RelaPlan& p, cudaStream_t stream) {
   if (p.causal && !p.cut) return cudaSuccess;
   RECGRELA_RETURN_IF(kernels.key_sums(p, stream));
-  return p.cut ? scan(p, p.key_state, p.initial_state, false, stream) : cudaSuccess;
+  return p.cut ? scan(p, p.key_state, p.initial_kv_state, false, stream) : cudaSuccess;
 }
 
 }  // namespace
@@ -179,7 +179,7 @@ size_t gated_rela_backward_workspace(const GatedRelaParams& params) {
 cudaError_t gated_rela_forward(const GatedRelaParams& params, cudaStream_t stream) {
   RelaPlan p = make_plan(params);
   lay_out(p, false);
-  RECGRELA_RETURN_IF(check_sequences(p.sequences, p.initial_count, p.rotary ? p.rotary_positions : 0, stream));
+  RECGRELA_RETURN_IF(check_sequences(p.sequences, p.initial_position, p.rotary ? p.rotary_positions : 0, stream));
   return with_kernels(p.dtype, [&](auto kernels, auto) {
     RECGRELA_RETURN_IF(find_key_states(kernels, p, stream));
     return kernels.forward(p, stream);
@@ -189,14 +189,14 @@ cudaError_t gated_rela_forward(const GatedRelaParams& params, cudaStream_t strea
 cudaError_t gated_rela_backward(const GatedRelaParams& params, cudaStream_t stream) {
   RelaPlan p = make_plan(params);
   lay_out(p, true);
-  RECGRELA_RETURN_IF(check_sequences(p.sequences, p.initial_count, p.rotary ? p.rotary_positions : 0, stream));
+  RECGRELA_RETURN_IF(check_sequences(p.sequences, p.initial_position, p.rotary ? p.rotary_positions : 0, stream));
   return with_kernels(p.dtype, [&](auto kernels, auto zero) {
     RECGRELA_RETURN_IF(find_key_states(kernels, p, stream));
     if (!p.causal || p.cut) RECGRELA_RETURN_IF(kernels.query_sums(p, stream));
-    if (p.cut) RECGRELA_RETURN_IF(scan(p, p.query_state, p.final_state_grad, true, stream));
+    if (p.cut) RECGRELA_RETURN_IF(scan(p, p.query_state, p.d_final_kv_state, true, stream));
     RECGRELA_RETURN_IF(kernels.backward(p, stream));
-    if (p.conv_width == 0) return cudaSuccess;
-    const int64_t places = p.width() * (kMaxTaps + 1);
+    if (p.kernel_size == 0) return cudaSuccess;
+    const int64_t places = p.width() * (kMaxKernelSize + 1);
     return launch(reduce_taps_kernel<decltype(zero)>, (places + 7) / 8, kReduceThreads, kReduceThreads * sizeof(float),
                   stream, p);
   });

@@ -1,14 +1,14 @@
 // A call of gated_rela as the host plans it, and the cut of its sequences into segments.
 #pragma once
 
-#include "kernels/common/params.h"
+#include "kernels/gated_rela/params.h"
 #include "kernels/common/sequences.cuh"
 #include "kernels/common/tile.cuh"
 
 namespace recgrela::cuda {
 
-constexpr int kHalo = 3;  // rows before a chunk that the convolution needs, at most
-constexpr int kMaxTaps = 4;
+constexpr int kMaxHistory = 3;  // rows before a chunk that the convolution needs, at most
+constexpr int kMaxKernelSize = 4;
 
 // A call's parameters and what the host makes of them.
 struct RelaPlan : GatedRelaParams {
@@ -54,7 +54,7 @@ inline __device__ bool find_segment(const RelaPlan& p, int64_t slot, Segment& se
   const RowRange rows = sequence_rows(p.sequences, b);
   segment.sequence = b, segment.slot = slot;
   segment.row0 = rows.begin, segment.length = rows.end - rows.begin;
-  segment.before = p.initial_count ? p.initial_count[b] : 0;
+  segment.before = p.initial_position ? p.initial_position[b] : 0;
   segment.index = 0, segment.count = 1;
   segment.begin = 0, segment.end = segment.length;
   if (p.cut) {

@@ -6,7 +6,7 @@
 
 namespace recgrela::cuda {
 
-// From a = dy through the gate, with n / denominator: u n = a n / denominator, times kRange, to the tile `u`. And from
+// From a = d_y through the gate, with n / denominator: u n = a n / denominator, times kRange, to the tile `u`. And from
 // a . o, o the attention's output, n d(denominator) of each row to d_denominator, [16]. They are there after a barrier;
 // rows behind the sequence's end are zero.
 template <typename E, int kHead>
@@ -43,7 +43,7 @@ template <typename E, int kHead>
 struct QuerySumsMemory {
   using T = Team<E, kHead>;
   struct alignas(16) Stage {
-    E q[T::kTileSize], k[T::kTileSize], v[T::kTileSize], g[T::kTileSize], dy[T::kTileSize];
+    E q[T::kTileSize], k[T::kTileSize], v[T::kTileSize], g[T::kTileSize], d_y[T::kTileSize];
   };
   Segment segment;
   union {
@@ -73,7 +73,7 @@ __device__ void sum_queries(const Team<E, kHead>& team, QuerySumsMemory<E, kHead
     team.copy_chunk(m.q, from.q, p.q, n);
     if (p.causal) team.copy_chunk(m.k, from.k, p.k, n), team.copy_chunk(m.v, from.v, p.v, n);
     if (p.g.data) team.copy_chunk(m.g, from.g, p.g, n);
-    team.copy_chunk(m.dy, from.dy, p.dy, n);
+    team.copy_chunk(m.d_y, from.d_y, p.d_y, n);
     from.move(team, 1);
   };
   auto use = [&](int i, int stage) {
@@ -96,15 +96,15 @@ __device__ void sum_queries(const Team<E, kHead>& team, QuerySumsMemory<E, kHead
         [&](int t) { return load_packed<E, false>(key_state.tile(team.warp, t)); }, inverse,
         [](int, const Operand<E>&) {});
     Acc a;
-    team.load_pairs(a, m.dy);
+    team.load_pairs(a, m.d_y);
     if (p.g.data) {
       Acc gate;
       team.load_pairs(gate, m.g);
       a = gated(a, gate);
     }
-    scale_gradient(team, a, o, inverse, m.dy, memory.d_denominator, memory.dots);
+    scale_gradient(team, a, o, inverse, m.d_y, memory.d_denominator, memory.dots);
     team.sync();
-    add_queries<E, kHead>(queries, load_operand<E, true>(m.dy + team.own(), T::kStride), factor, state);
+    add_queries<E, kHead>(queries, load_operand<E, true>(m.d_y + team.own(), T::kStride), factor, state);
     add_weighted(sum, team.row_vector(memory.d_denominator),
                  load_operand<E, true>(queries.plain + team.own(), T::kStride), factor);
     if (angle) angle += kTile * static_cast<int>(p.width());

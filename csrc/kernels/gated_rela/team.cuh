@@ -9,7 +9,7 @@
 namespace recgrela::cuda {
 
 // From a chunk's rows to the next one's.
-inline __device__ int chunk_stride(const Rows& rows) { return kTile * static_cast<int>(rows.stride); }
+inline __device__ int chunk_stride(const RowMatrix& rows) { return kTile * static_cast<int>(rows.stride); }
 
 template <typename E, int kHead>
 struct Team {
@@ -20,7 +20,7 @@ struct Team {
   // A row's length in shared memory: 16 bytes more than needed, so that a tile's rows lie in different banks.
   static constexpr int kStride = kHead + 16 / static_cast<int>(sizeof(E));
   static constexpr int kTileSize = kTile * kStride;
-  static constexpr int kHaloSize = kHalo * kStride;
+  static constexpr int kHistorySize = kMaxHistory * kStride;
   // Blocks to a multiprocessor that the compiler leaves registers for: as many as it can without spilling.
   static constexpr int kForwardBlocks = kHead == 128 ? 1 : kHead == 64 ? 3 : 8;
   static constexpr int kBackwardBlocks = kHead == 128 ? 1 : kHead == 64 ? 2 : kHead == 32 ? 4 : 6;
@@ -87,14 +87,14 @@ struct Team {
   static constexpr int kVector = 16 / sizeof(E), kVectors = kHead / kVector, kRowsAtOnce = 32 * kWarps / kVectors;
 
   // Where this thread copies the segment's chunk i from; null where there is nothing.
-  __device__ const E* source(const Rows& rows, int i) const {
+  __device__ const E* source(const RowMatrix& rows, int i) const {
     if (!rows.data) return nullptr;
     return static_cast<const E*>(rows.data) + (segment.row0 + first_row(i) + thread / kVectors) * rows.stride +
            head_channel() + thread % kVectors * kVector;
   }
 
   // Starts to copy a chunk of n rows; zeros behind them.
-  __device__ void copy_chunk(E* tile, const E* source, const Rows& rows, int n) const {
+  __device__ void copy_chunk(E* tile, const E* source, const RowMatrix& rows, int n) const {
     const int row = thread / kVectors, column = thread % kVectors * kVector;
     if (!in_head(column)) n = 0;
 #pragma unroll
@@ -102,35 +102,35 @@ struct Team {
       copy_async16(tile + (row + i) * kStride + column, source + i * static_cast<int>(rows.stride), row + i < n);
   }
 
-  // The values and the kHalo rows before them, which for the sequence's first chunk are a state's, or zero.
+  // The values and the kMaxHistory rows before them, which for the sequence's first chunk are a state's, or zero.
   __device__ void copy_values(E* tile, const E* source, bool first, int n) const {
     copy_chunk(tile, source, p.v, n);
     const int row = thread / kVectors, column = thread % kVectors * kVector;
-    if (p.conv_width == 0 || row >= kHalo) return;
+    if (p.kernel_size == 0 || row >= kMaxHistory) return;
     bool valid = !first;
-    source -= kHalo * static_cast<int>(p.v.stride);
-    if (first && p.initial_values) {
-      const int history = p.conv_width - 1, place = row - (kHalo - history);
+    source -= kMaxHistory * static_cast<int>(p.v.stride);
+    if (first && p.initial_history) {
+      const int history = p.kernel_size - 1, place = row - (kMaxHistory - history);
       valid = place >= 0;
-      source = static_cast<const E*>(p.initial_values) + (segment.sequence * history + place) * p.width() +
+      source = static_cast<const E*>(p.initial_history) + (segment.sequence * history + place) * p.width() +
                head_channel() + column;
     }
-    copy_async16(tile - kHaloSize + row * kStride + column, source, valid && in_head(column));
+    copy_async16(tile - kHistorySize + row * kStride + column, source, valid && in_head(column));
   }
 
   // The taps, [5, kHead]: that of the current row is the fourth; then the bias. To shared memory.
   __device__ void load_taps(float* taps) const {
     const E* const weight = static_cast<const E*>(p.conv_weight);
     const E* const bias = static_cast<const E*>(p.conv_bias);
-    for (int i = thread; i < kHead * (kMaxTaps + 1); i += 32 * kWarps) {
+    for (int i = thread; i < kHead * (kMaxKernelSize + 1); i += 32 * kWarps) {
       const int channel = i % kHead, tap = i / kHead;
-      const int w = tap - (kMaxTaps - p.conv_width);
+      const int w = tap - (kMaxKernelSize - p.kernel_size);
       float x = 0.f;
-      if (p.conv_width > 0 && channel < p.head_dim) {
-        if (tap == kMaxTaps)
+      if (p.kernel_size > 0 && channel < p.head_dim) {
+        if (tap == kMaxKernelSize)
           x = to_float(bias[head_channel() + channel]);
         else if (w >= 0)
-          x = to_float(weight[(head_channel() + channel) * p.conv_width + w]);
+          x = to_float(weight[(head_channel() + channel) * p.kernel_size + w]);
       }
       taps[i] = x;
     }
@@ -165,14 +165,14 @@ struct Team {
   }
 
   // Where this lane stores the segment's chunk i to; null where there is nothing.
-  __device__ E* target(const Rows& rows, int i) const {
+  __device__ E* target(const RowMatrix& rows, int i) const {
     if (!rows.data) return nullptr;
     return static_cast<E*>(rows.data) + (segment.row0 + first_row(i) + lane / 4) * rows.stride + head_channel() +
            own() + tile_col(lane & ~1, lane % 2, 0);
   }
 
   // Stores a chunk of n rows. Two lanes give each other a pair, so that each stores four neighbours of a row.
-  __device__ void store_chunk(E* target, const Rows& rows, int n, const Acc& a) const {
+  __device__ void store_chunk(E* target, const RowMatrix& rows, int n, const Acc& a) const {
     const bool odd = lane % 2;
     if (!in_head(own() + tile_col(lane & ~1, odd, 0))) n = 0;
 #pragma unroll
@@ -262,28 +262,28 @@ struct Team {
 template <typename E, int kHead>
 struct Sources {
   using T = Team<E, kHead>;
-  const E *q, *k, *v, *g, *dy;
+  const E *q, *k, *v, *g, *d_y;
 
   // The segment's chunk i.
   __device__ void find(const T& team, int i) {
     const RelaPlan& p = team.p;
     q = team.source(p.q, i), k = team.source(p.k, i), v = team.source(p.v, i), g = team.source(p.g, i);
-    dy = team.source(p.dy, i);
+    d_y = team.source(p.d_y, i);
   }
   __device__ void move(const T& team, int chunks) {
     const RelaPlan& p = team.p;
     q += chunks * chunk_stride(p.q), k += chunks * chunk_stride(p.k), v += chunks * chunk_stride(p.v);
-    g += chunks * chunk_stride(p.g), dy += chunks * chunk_stride(p.dy);
+    g += chunks * chunk_stride(p.g), d_y += chunks * chunk_stride(p.d_y);
   }
 };
 
 // Where a lane stores a chunk's rows to.
 template <typename E, int kHead>
 struct Target {
-  const Rows& rows;
+  const RowMatrix& rows;
   E* at;
 
-  __device__ Target(const Team<E, kHead>& team, const Rows& rows, int i) : rows(rows), at(team.target(rows, i)) {}
+  __device__ Target(const Team<E, kHead>& team, const RowMatrix& rows, int i) : rows(rows), at(team.target(rows, i)) {}
   // Stores n rows, and goes on by so many chunks.
   __device__ void store(const Team<E, kHead>& team, int n, const Acc& a, int chunks) {
     team.store_chunk(at, rows, n, a);

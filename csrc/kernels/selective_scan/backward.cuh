@@ -16,13 +16,13 @@ constexpr int kBackwardRows = 4;  // of a tile
 template <int kLanes>
 struct BackwardShared {
   static constexpr int kStates = kLanes * kThreadStates;
-  static constexpr int kTiles = SelectiveScanParams::kKeptRows / kBackwardRows;
+  static constexpr int kTiles = SelectiveScanParams::kCheckpointRows / kBackwardRows;
   SelectiveTile<kLanes, kBackwardRows> tile;
   float* parts;  // [warps, kBackwardRows, 2, kStates] of dB and dC
   float* sums;   // [3, kBackwardRows, channels] of C h, of B g and of A g a h over the states
   // Of each thread by itself, [.., kThreadStates / 4, threads]: the states before the tiles, A by log2(e), its
   // gradient. They would take registers that the way back needs.
-  float4 *before, *a, *a_grad;
+  float4 *before, *a, *d_a;
   float* totals;  // [2, threads] of the gradients of D and the bias, by who prepares
 
   static constexpr size_t bytes(int channels) {
@@ -36,8 +36,8 @@ struct BackwardShared {
     parts = reinterpret_cast<float*>(dynamic_shared()) + tile.size(channels);
     before = reinterpret_cast<float4*>(parts + threads / 32 * kBackwardRows * 2 * kStates);
     a = before + kTiles * kThreadStates / 4 * threads;
-    a_grad = a + kThreadStates / 4 * threads;
-    totals = reinterpret_cast<float*>(a_grad + kThreadStates / 4 * threads);
+    d_a = a + kThreadStates / 4 * threads;
+    totals = reinterpret_cast<float*>(d_a + kThreadStates / 4 * threads);
     sums = totals + 2 * threads;
   }
 };
@@ -77,7 +77,7 @@ struct BackwardTeam : SelectiveTeam<E, kLanes> {
     this->load_states(p.A, 0, a);
 #pragma unroll
     for (float& x : a) x *= kLog2E;
-    put(shared.a, a), put(shared.a_grad, zero);
+    put(shared.a, a), put(shared.d_a, zero);
     shared.totals[threadIdx.x] = shared.totals[p.threads + threadIdx.x] = 0.f;
   }
 
@@ -103,7 +103,7 @@ struct BackwardTeam : SelectiveTeam<E, kLanes> {
       const int i = r * this->channels + this->column;
       const float step = there ? this->step_at(at) : 0.f;
       shared.tile.step[i] = step;
-      shared.tile.driven[i] = there ? step * this->element(p.u, at) : 0.f;
+      shared.tile.delta_u[i] = there ? step * this->element(p.u, at) : 0.f;
       if constexpr (kBack) shared.tile.grad[i] = there ? this->gated_grad(at) : 0.f;
     });
     this->template load_rows<kRows>(p.B, row0, end, shared.tile.B);
@@ -117,11 +117,11 @@ struct BackwardTeam : SelectiveTeam<E, kLanes> {
 #pragma unroll 2
     for (int r = 0; r < kRows; ++r) {
       const int i = r * this->channels + this->channel();
-      const float step = shared.tile.step[i], driven = shared.tile.driven[i];
+      const float step = shared.tile.step[i], delta_u = shared.tile.delta_u[i];
       float b[kThreadStates];
       this->load_shared(shared.tile.B, r, b);
 #pragma unroll
-      for (int s = 0; s < kThreadStates; ++s) state[s] = fast_exp2(step * a[s]) * state[s] + driven * b[s];
+      for (int s = 0; s < kThreadStates; ++s) state[s] = fast_exp2(step * a[s]) * state[s] + delta_u * b[s];
     }
   }
 
@@ -136,23 +136,23 @@ struct BackwardTeam : SelectiveTeam<E, kLanes> {
     for (int r = 0; r < kRows; ++r) {
       __syncwarp();
       const int i = r * this->channels + this->channel();
-      const float step = shared.tile.step[i], driven = shared.tile.driven[i];
+      const float step = shared.tile.step[i], delta_u = shared.tile.delta_u[i];
       float b[kThreadStates];
       this->load_shared(shared.tile.B, r, b);
 #pragma unroll
       for (int s = 0; s < kThreadStates; ++s) {
         decay[r][s] = fast_exp2(step * a[s]);
-        before[s] = state[r][s] = decay[r][s] * before[s] + driven * b[s];
+        before[s] = state[r][s] = decay[r][s] * before[s] + delta_u * b[s];
       }
     }
-    float a_grad[kThreadStates];
+    float d_a[kThreadStates];
 #pragma unroll
     for (int r = kRows - 1; r >= 0; --r) {
       __syncwarp();
       const int i = r * this->channels + this->channel();
-      const float step = shared.tile.step[i], driven = shared.tile.driven[i], grad = shared.tile.grad[i];
+      const float step = shared.tile.step[i], delta_u = shared.tile.delta_u[i], grad = shared.tile.grad[i];
       float row[kThreadStates], by_state[kThreadStates];
-      float y = 0.f, driven_grad = 0.f, step_grad = 0.f;
+      float y = 0.f, d_delta_u = 0.f, d_step = 0.f;
       this->load_shared(shared.tile.C, r, row);
 #pragma unroll
       for (int s = 0; s < kThreadStates; ++s) {
@@ -165,31 +165,31 @@ struct BackwardTeam : SelectiveTeam<E, kLanes> {
       this->load_shared(shared.tile.B, r, row);
 #pragma unroll
       for (int s = 0; s < kThreadStates; ++s) {
-        driven_grad += row[s] * carried[s];
-        by_state[s] = driven * carried[s];
+        d_delta_u += row[s] * carried[s];
+        by_state[s] = delta_u * carried[s];
         carried[s] *= decay[r][s];
       }
       put_parts(2 * r, by_state);
       __syncwarp();
-      if (r == kRows - 1) get(shared.a_grad, a_grad);
+      if (r == kRows - 1) get(shared.d_a, d_a);
       if (r == 0) get(state_before, before);
       get(shared.a, row);
 #pragma unroll
       for (int s = 0; s < kThreadStates; ++s) {
         const float product = carried[s] * (r > 0 ? state[r > 0 ? r - 1 : 0][s] : before[s]);
-        step_grad += row[s] * product;
-        a_grad[s] += step * product;
+        d_step += row[s] * product;
+        d_a[s] += step * product;
       }
-      y = this->sum_of_lanes(y), driven_grad = this->sum_of_lanes(driven_grad);
-      step_grad = this->sum_of_lanes(step_grad);
+      y = this->sum_of_lanes(y), d_delta_u = this->sum_of_lanes(d_delta_u);
+      d_step = this->sum_of_lanes(d_step);
       if (this->lane() == 0) {
         float* const sums = shared.sums + i;
         sums[0] = y;
-        sums[kRows * this->channels] = driven_grad;
-        sums[2 * kRows * this->channels] = step_grad * kLn2;
+        sums[kRows * this->channels] = d_delta_u;
+        sums[2 * kRows * this->channels] = d_step * kLn2;
       }
     }
-    put(shared.a_grad, a_grad);
+    put(shared.d_a, d_a);
   }
 
   // The sums over the warp's channels to one of the [rows, 2] places of its parts.
@@ -209,18 +209,18 @@ struct BackwardTeam : SelectiveTeam<E, kLanes> {
       if (!there) return;
       const float* const sums = shared.sums + r * this->channels + this->column;
       const int next = kRows * this->channels;
-      const float u = this->element(p.u, at), dy = this->element(p.dy, at),
+      const float u = this->element(p.u, at), dy = this->element(p.d_y, at),
                   x = this->element(p.delta, at) + this->of_channel(p.delta_bias);
       const float step = p.delta_softplus ? softplus(x) : x, slope = p.delta_softplus ? sigmoid(x) : 1.f;
       float grad = dy;
       if (p.z.data) {
         const float z = this->element(p.z, at), gate = sigmoid(z);
         grad *= z * gate;
-        this->put_element(p.dz, at, dy * (sums[0] + this->of_channel(p.D) * u) * gate * (1.f + z * (1.f - gate)));
+        this->put_element(p.d_z, at, dy * (sums[0] + this->of_channel(p.D) * u) * gate * (1.f + z * (1.f - gate)));
       }
       const float delta_grad = (u * sums[next] + sums[2 * next]) * slope;
-      this->put_element(p.du, at, this->of_channel(p.D) * grad + step * sums[next]);
-      this->put_element(p.ddelta, at, delta_grad);
+      this->put_element(p.d_u, at, this->of_channel(p.D) * grad + step * sums[next]);
+      this->put_element(p.d_delta, at, delta_grad);
       shared.totals[threadIdx.x] += grad * u;
       shared.totals[p.threads + threadIdx.x] += delta_grad;
     });
@@ -230,32 +230,32 @@ struct BackwardTeam : SelectiveTeam<E, kLanes> {
       const int r = i / (2 * kStates), n = i % kStates;
       const bool is_C = i / kStates % 2;
       const int64_t at = row0 + r;
-      if (at >= end || n >= p.states) continue;
+      if (at >= end || n >= p.num_states) continue;
       float sum = 0.f;
       for (int w = 0; w < warps; ++w) sum += shared.parts[w * kRows * 2 * kStates + i];
       if (p.row_parts) {
         const int64_t column = this->first_channel / this->channels - p.first_column;
-        p.row_parts[(column * p.sequences.num_rows + at) * 2 * p.states + (is_C ? p.states : 0) + n] = sum;
+        p.row_parts[(column * p.sequences.num_rows + at) * 2 * p.num_states + (is_C ? p.num_states : 0) + n] = sum;
       } else {
-        const Rows& to = is_C ? p.dC : p.dB;
+        const RowMatrix& to = is_C ? p.d_C : p.d_B;
         static_cast<E*>(to.data)[at * to.stride + n] = from_float<E>(sum);
       }
     }
   }
 
   // The block's parts of the gradients of A, D and the bias, when it is through with all its segments.
-  __device__ void put_sums(int64_t walker) const {
-    float a_grad[kThreadStates];
-    get(shared.a_grad, a_grad);
-    this->store_states(p.A_parts, walker, a_grad);
+  __device__ void put_sums(int64_t persistent_block) const {
+    float d_a[kThreadStates];
+    get(shared.d_a, d_a);
+    this->store_states(p.A_parts, persistent_block, d_a);
     __syncthreads();
     if (this->row != 0 || this->first_channel + this->column >= p.channels) return;
     float skip_sum = 0.f, bias_sum = 0.f;
     for (int i = this->column; i < p.threads; i += this->channels)
       skip_sum += shared.totals[i], bias_sum += shared.totals[p.threads + i];
-    const int64_t at = walker * p.channels + this->first_channel + this->column;
-    if (p.dD) p.D_parts[at] = skip_sum;
-    if (p.ddelta_bias) p.bias_parts[at] = bias_sum;
+    const int64_t at = persistent_block * p.channels + this->first_channel + this->column;
+    if (p.d_D) p.D_parts[at] = skip_sum;
+    if (p.d_delta_bias) p.bias_parts[at] = bias_sum;
   }
 };
 
@@ -265,12 +265,12 @@ constexpr int kBackwardBlocks = kLanes < 8 ? 3 : 2;
 
 template <typename E, int kLanes>
 __global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks<kLanes>) selective_backward(const SelectivePlan p) {
-  constexpr int kRows = kBackwardRows, kChunk = SelectiveScanParams::kKeptRows, kTiles = kChunk / kRows;
+  constexpr int kRows = kBackwardRows, kChunk = SelectiveScanParams::kCheckpointRows, kTiles = kChunk / kRows;
   const int column = p.first_column + static_cast<int>(blockIdx.x % p.launch_columns);
-  const int walker = static_cast<int>(blockIdx.x / p.launch_columns);
+  const int persistent_block = static_cast<int>(blockIdx.x / p.launch_columns);
   BackwardTeam<E, kLanes> team(p, column);
 #pragma unroll 1
-  for (int slot = walker; slot < p.segments.slots; slot += static_cast<int>(p.walkers)) {
+  for (int slot = persistent_block; slot < p.segments.slots; slot += static_cast<int>(p.persistent_blocks)) {
     float carried[kThreadStates];
     int64_t row0, end;
     int chunks, number;  // number: of the kept states behind the chunk's
@@ -280,7 +280,7 @@ __global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks<kLanes>) sel
       if (segment.count > 1) {
         team.load_states(p.segment_states, slot, carried);
       } else {
-        team.load_states(p.final_state_grad, segment.sequence, carried);
+        team.load_states(p.d_final_state, segment.sequence, carried);
       }
       end = segment.end;
       chunks = static_cast<int>((end - segment.begin + kChunk - 1) / kChunk);
@@ -294,7 +294,7 @@ __global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks<kLanes>) sel
     for (; chunks > 0; --chunks, tiles = kTiles) {
       row0 -= kChunk, number -= 1;
       float state[kThreadStates];
-      team.load_states(p.kept, number, state);
+      team.load_states(p.checkpoints, number, state);
       team.put(team.before(0), state);
 #pragma unroll 1
       for (int t = 0; t + 1 < tiles; ++t) {
@@ -313,18 +313,18 @@ __global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks<kLanes>) sel
         team.finish(row0 + t * kRows, end);
       }
     }
-    if (p.initial_state_grad) {
+    if (p.d_initial_state) {
       const ScanSegment segment = find_segment(p.segments, slot);  // once more, or it would take registers until here
-      if (segment.first()) team.store_states(p.initial_state_grad, segment.sequence, carried);
+      if (segment.first()) team.store_states(p.d_initial_state, segment.sequence, carried);
     }
   }
-  team.put_sums(walker);
+  team.put_sums(persistent_block);
 }
 
 // A thread takes one number of a row of dB and dC side by side.
 template <typename E>
 __global__ void __launch_bounds__(kForwardThreads) selective_add_rows(const SelectivePlan p) {
-  const int64_t width = 2 * p.states, size = p.sequences.num_rows * width;
+  const int64_t width = 2 * p.num_states, size = p.sequences.num_rows * width;
   const int64_t i = int64_t{blockIdx.x} * kForwardThreads + threadIdx.x;
   if (i >= size) return;
   float sum = p.first_column ? p.row_sums[i] : 0.f;
@@ -333,24 +333,24 @@ __global__ void __launch_bounds__(kForwardThreads) selective_add_rows(const Sele
     p.row_sums[i] = sum;
   } else {
     const int64_t row = i / width, n = i % width;
-    const Rows& to = n < p.states ? p.dB : p.dC;
-    static_cast<E*>(to.data)[row * to.stride + n % p.states] = from_float<E>(sum);
+    const RowMatrix& to = n < p.num_states ? p.d_B : p.d_C;
+    static_cast<E*>(to.data)[row * to.stride + n % p.num_states] = from_float<E>(sum);
   }
 }
 
 template <typename E>
 cudaError_t SelectiveKernels<E>::backward(const SelectivePlan& p, cudaStream_t stream) {
-  return with_lanes(p.states, [&](auto lanes) {
+  return with_lanes(p.num_states, [&](auto lanes) {
     constexpr int kLanes = decltype(lanes)::value;
-    return launch(selective_backward<E, kLanes>, p.walkers * p.launch_columns, p.threads,
+    return launch(selective_backward<E, kLanes>, p.persistent_blocks * p.launch_columns, p.threads,
                   BackwardShared<kLanes>::bytes(p.block_channels), stream, p);
   });
 }
 
 template <typename E>
 cudaError_t SelectiveKernels<E>::add_rows(const SelectivePlan& p, cudaStream_t stream) {
-  return launch(selective_add_rows<E>, divide_up(p.sequences.num_rows * 2 * p.states, kForwardThreads), kForwardThreads,
-                0, stream, p);
+  return launch(selective_add_rows<E>, ceil_div(p.sequences.num_rows * 2 * p.num_states, kForwardThreads),
+                kForwardThreads, 0, stream, p);
 }
 
 }  // namespace recgrela::cuda

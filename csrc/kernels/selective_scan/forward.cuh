@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kForwardThreads, 2) selective_sum_segments(con
       if constexpr (kReverse) {
         tile.grad[i] = there ? team.gated_grad(at) : 0.f;
       } else {
-        tile.driven[i] = there ? step * team.element(p.u, at) : 0.f;
+        tile.delta_u[i] = there ? step * team.element(p.u, at) : 0.f;
       }
     });
     team.template load_rows<kRows>(kReverse ? p.C : p.B, row0, segment.end, tile.B);
@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(kForwardThreads, 2) selective_sum_segments(con
     for (int i = 0; i < kRows; ++i) {
       const int r = kReverse ? kRows - 1 - i : i;
       const float step = tile.step[r * team.channels + team.channel()];
-      const float x = (kReverse ? tile.grad : tile.driven)[r * team.channels + team.channel()];
+      const float x = (kReverse ? tile.grad : tile.delta_u)[r * team.channels + team.channel()];
       float by[kThreadStates];
       team.load_shared(tile.B, r, by);
       steps += step;
@@ -79,32 +79,33 @@ __global__ void __launch_bounds__(kForwardThreads, 2) selective_forward(const Se
   } else {
     team.load_states(p.initial_state, segment.sequence, state);
   }
-  // Segments begin at multiples of kKeptRows in their sequence.
+  // Segments begin at multiples of kCheckpointRows in their sequence.
   const int64_t sequence_row0 = segment.begin - segment.index * p.segments.rows;
-  int64_t number =
-      first_slot(p.sequences, p.kKeptRows, segment.sequence) + (segment.begin - sequence_row0) / p.kKeptRows;
+  int64_t number = first_slot(p.sequences, p.kCheckpointRows, segment.sequence) +
+                   (segment.begin - sequence_row0) / p.kCheckpointRows;
 #pragma unroll 1
   for (int64_t row0 = segment.begin; row0 < segment.end; row0 += kRows) {
     team.template each_element<kRows>(row0, segment.end, [&](int r, int64_t at, bool there) {
       const int i = r * team.channels + team.column;
       const float step = there ? team.step_at(at) : 0.f;
       tile.step[i] = step;
-      tile.driven[i] = there ? step * team.element(p.u, at) : 0.f;
+      tile.delta_u[i] = there ? step * team.element(p.u, at) : 0.f;
     });
     team.template load_rows<kRows>(p.B, row0, segment.end, tile.B);
     team.template load_rows<kRows>(p.C, row0, segment.end, tile.C);
     __syncthreads();
-    if (p.kept && (row0 - segment.begin) % p.kKeptRows == 0) team.store_states(p.kept, number++, state);
+    if (p.checkpoints && (row0 - segment.begin) % p.kCheckpointRows == 0)
+      team.store_states(p.checkpoints, number++, state);
 #pragma unroll 2
     for (int r = 0; r < kRows; ++r) {
       const float step = tile.step[r * team.channels + team.channel()];
-      const float driven = tile.driven[r * team.channels + team.channel()];
+      const float delta_u = tile.delta_u[r * team.channels + team.channel()];
       float b[kThreadStates], c[kThreadStates], y = 0.f;
       team.load_shared(tile.B, r, b);
       team.load_shared(tile.C, r, c);
 #pragma unroll
       for (int s = 0; s < kThreadStates; ++s) {
-        state[s] = fast_exp2(step * a[s]) * state[s] + driven * b[s];
+        state[s] = fast_exp2(step * a[s]) * state[s] + delta_u * b[s];
         y += c[s] * state[s];
       }
       y = team.sum_of_lanes(y);
@@ -126,7 +127,7 @@ __global__ void __launch_bounds__(kForwardThreads, 2) selective_forward(const Se
 
 template <typename E>
 cudaError_t SelectiveKernels<E>::sum_segments(const SelectivePlan& p, bool reverse, cudaStream_t stream) {
-  return with_lanes(p.states, [&](auto lanes) {
+  return with_lanes(p.num_states, [&](auto lanes) {
     constexpr int kLanes = decltype(lanes)::value;
     return launch(reverse ? selective_sum_segments<E, kLanes, true> : selective_sum_segments<E, kLanes, false>,
                   p.segments.slots * p.columns, p.threads, selective_forward_shared<kLanes>(p), stream, p);
@@ -135,7 +136,7 @@ cudaError_t SelectiveKernels<E>::sum_segments(const SelectivePlan& p, bool rever
 
 template <typename E>
 cudaError_t SelectiveKernels<E>::forward(const SelectivePlan& p, cudaStream_t stream) {
-  return with_lanes(p.states, [&](auto lanes) {
+  return with_lanes(p.num_states, [&](auto lanes) {
     constexpr int kLanes = decltype(lanes)::value;
     return launch(selective_forward<E, kLanes>, p.segments.slots * p.columns, p.threads,
                   selective_forward_shared<kLanes>(p), stream, p);

@@ -7,7 +7,8 @@ namespace recgrela::cuda {
 namespace {
 
 constexpr int kCarryThreads = 128;
-constexpr int64_t kMostWalkers = 1024;  // bounds the parts of dA; fixed, so that sums have one order on every device
+constexpr int64_t kMaxPersistentBlocks =
+    1024;  // bounds the parts of dA; fixed, so that sums have one order on every device
 
 struct CarryArgs {
   SelectivePlan plan;
@@ -24,10 +25,10 @@ __global__ void __launch_bounds__(kCarryThreads) carry_selective_states(const Ca
   const int64_t count = segments_of(p.segments, sequence_rows(p.sequences, b));
   if (count <= 1) return;
   const int64_t first = first_slot(p.segments, b) + (kReverse ? count - 1 : 0), direction = kReverse ? -1 : 1;
-  const float* const initial = kReverse ? p.final_state_grad : p.initial_state;
+  const float* const initial = kReverse ? p.d_final_state : p.initial_state;
   for (int64_t place = part * kCarryThreads + threadIdx.x; place < size; place += args.parts * kCarryThreads) {
     float* states = p.segment_states + first * size + place;
-    const float* steps = p.segment_steps + first * p.channels + place / p.states;
+    const float* steps = p.segment_steps + first * p.channels + place / p.num_states;
     const float a = p.A[place] * kLog2E;
     float state = initial ? initial[b * size + place] : 0.f;
     for (int64_t i = 0; i < count; i += kAtATime) {
@@ -48,24 +49,24 @@ __global__ void __launch_bounds__(kCarryThreads) carry_selective_states(const Ca
 }
 
 bool supported(const SelectiveScanParams& p) {
-  const int64_t kept = p.sequences.num_rows / p.kKeptRows + p.sequences.count;
-  return p.states >= 1 && p.states <= p.kMostStates && p.channels < (int64_t{1} << 25) && kept < INT32_MAX;
+  const int64_t kept = p.sequences.num_rows / p.kCheckpointRows + p.sequences.num_sequences;
+  return p.num_states >= 1 && p.num_states <= p.kMaxStates && p.channels < (int64_t{1} << 25) && kept < INT32_MAX;
 }
 
 SelectivePlan make_plan(const SelectiveScanParams& params, bool backward) {
   SelectivePlan p;
   static_cast<SelectiveScanParams&>(p) = params;
   int lanes = 1;
-  with_lanes(p.states, [&](auto count) { return lanes = count, cudaSuccess; });
+  with_lanes(p.num_states, [&](auto count) { return lanes = count, cudaSuccess; });
   const int most = backward ? kBackwardThreads : kForwardThreads;
-  const int64_t least_columns = std::max<int64_t>(1, divide_up(p.channels * lanes, most));
-  p.threads = static_cast<int>(divide_up(divide_up(p.channels, least_columns) * lanes, 32) * 32);
+  const int64_t least_columns = std::max<int64_t>(1, ceil_div(p.channels * lanes, most));
+  p.threads = static_cast<int>(ceil_div(ceil_div(p.channels, least_columns) * lanes, 32) * 32);
   p.threads = std::max(p.threads, 32);
   p.block_channels = p.threads / lanes;
-  p.columns = static_cast<int>(divide_up(p.channels, p.block_channels));
-  p.segments = plan_segments(p.sequences, p.channels * lanes, p.segment_rows, p.kKeptRows);
-  p.walkers = std::min(p.segments.slots, kMostWalkers);
-  p.launch_columns = static_cast<int>(std::clamp<int64_t>(2 * p.channels / p.states, 1, std::max(1, p.columns)));
+  p.columns = static_cast<int>(ceil_div(p.channels, p.block_channels));
+  p.segments = plan_segments(p.sequences, p.channels * lanes, p.segment_rows, p.kCheckpointRows);
+  p.persistent_blocks = std::min(p.segments.slots, kMaxPersistentBlocks);
+  p.launch_columns = static_cast<int>(std::clamp<int64_t>(2 * p.channels / p.num_states, 1, std::max(1, p.columns)));
   return p;
 }
 
@@ -75,11 +76,11 @@ size_t lay_out(SelectivePlan& p, bool backward) {
   p.segment_states = workspace.take(p.segments.cut ? p.segments.slots * p.state_size() : 0);
   p.segment_steps = workspace.take(p.segments.cut ? p.segments.slots * p.channels : 0);
   if (!backward) return workspace.used;
-  p.A_parts = workspace.take(p.walkers * p.state_size());
-  p.D_parts = workspace.take(p.dD ? p.walkers * p.channels : 0);
-  p.bias_parts = workspace.take(p.ddelta_bias ? p.walkers * p.channels : 0);
+  p.A_parts = workspace.take(p.persistent_blocks * p.state_size());
+  p.D_parts = workspace.take(p.d_D ? p.persistent_blocks * p.channels : 0);
+  p.bias_parts = workspace.take(p.d_delta_bias ? p.persistent_blocks * p.channels : 0);
   if (p.columns > 1) {
-    const int64_t size = p.sequences.num_rows * 2 * p.states;
+    const int64_t size = p.sequences.num_rows * 2 * p.num_states;
     p.row_parts = workspace.take(p.launch_columns * size);
     if (p.launch_columns < p.columns) p.row_sums = workspace.take(size);
   }
@@ -111,10 +112,10 @@ cudaError_t find_segment_states(Kernels kernels, const SelectivePlan& p, bool re
   RECGRELA_RETURN_IF(kernels.sum_segments(p, reverse, stream));
   CarryArgs args;
   args.plan = p;
-  args.parts =
-      std::clamp<int64_t>(4 * multiprocessors() / p.sequences.count, 1, divide_up(p.state_size(), kCarryThreads));
-  return launch(reverse ? carry_selective_states<true> : carry_selective_states<false>, p.sequences.count * args.parts,
-                kCarryThreads, 0, stream, args);
+  args.parts = std::clamp<int64_t>(4 * multiprocessors() / p.sequences.num_sequences, 1,
+                                   ceil_div(p.state_size(), kCarryThreads));
+  return launch(reverse ? carry_selective_states<true> : carry_selective_states<false>,
+                p.sequences.num_sequences * args.parts, kCarryThreads, 0, stream, args);
 }
 
 }  // namespace
@@ -158,9 +159,10 @@ cudaError_t selective_scan_backward(const SelectiveScanParams& params, cudaStrea
       RECGRELA_RETURN_IF(kernels.backward(p, stream));
       if (p.row_parts) RECGRELA_RETURN_IF(kernels.add_rows(p, stream));
     }
-    RECGRELA_RETURN_IF(add_parts(p.A_parts, p.walkers, p.state_size(), p.dA, stream));
-    if (p.dD) RECGRELA_RETURN_IF(add_parts(p.D_parts, p.walkers, p.channels, p.dD, stream));
-    return p.ddelta_bias ? add_parts(p.bias_parts, p.walkers, p.channels, p.ddelta_bias, stream) : cudaSuccess;
+    RECGRELA_RETURN_IF(add_parts(p.A_parts, p.persistent_blocks, p.state_size(), p.d_A, stream));
+    if (p.d_D) RECGRELA_RETURN_IF(add_parts(p.D_parts, p.persistent_blocks, p.channels, p.d_D, stream));
+    return p.d_delta_bias ? add_parts(p.bias_parts, p.persistent_blocks, p.channels, p.d_delta_bias, stream)
+                          : cudaSuccess;
   });
 }
 

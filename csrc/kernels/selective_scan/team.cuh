@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "kernels/common/segments.cuh"
+#include "kernels/selective_scan/params.h"
 
 namespace recgrela::cuda {
 
@@ -26,15 +27,16 @@ struct SelectivePlan : SelectiveScanParams {
 
   // The backward's blocks one below the other, each of which takes every so many-th slot: so many parts of dA, dD and
   // the bias's gradient there are.
-  int64_t walkers = 0;
-  float *A_parts = nullptr, *D_parts = nullptr, *bias_parts = nullptr;  // [walkers, C, N], [walkers, C]
+  int64_t persistent_blocks = 0;
+  float *A_parts = nullptr, *D_parts = nullptr,
+        *bias_parts = nullptr;  // [persistent_blocks, C, N], [persistent_blocks, C]
   // The columns' parts of dB and dC. As many columns run in a launch as take the room of about four float32 matrices
   // of the rows of u; what launches before have found is in row_sums. Neither where there is one column.
   int launch_columns = 0, first_column = 0;
   float* row_parts = nullptr;  // [launch_columns, T, 2 N]
   float* row_sums = nullptr;   // [T, 2 N]
 
-  __host__ __device__ int64_t state_size() const { return channels * states; }
+  __host__ __device__ int64_t state_size() const { return channels * num_states; }
 };
 
 inline __device__ float sigmoid(float x) { return fast_reciprocal(1.f + fast_exp2(x * -kLog2E)); }
@@ -46,13 +48,13 @@ template <int kLanes, int kRows>
 struct SelectiveTile {
   static constexpr int kStates = kLanes * kThreadStates;  // N, rounded up; zeros in between
   float *B, *C;                                           // [kRows, kStates]
-  float *step, *driven, *grad;                            // [kRows, channels]: d, d u, and y's gradient times the gate
+  float *step, *delta_u, *grad;                           // [kRows, channels]: d, d u, and y's gradient times the gate
 
   // The floats that the arrays take.
   static __host__ __device__ constexpr int size(int channels) { return kRows * (2 * kStates + 3 * channels); }
   __device__ SelectiveTile(float* shared, int channels) {
     B = shared, C = B + kRows * kStates;
-    step = C + kRows * kStates, driven = step + kRows * channels, grad = driven + kRows * channels;
+    step = C + kRows * kStates, delta_u = step + kRows * channels, grad = delta_u + kRows * channels;
   }
 };
 
@@ -80,15 +82,16 @@ struct SelectiveTeam {
   __device__ int state(int i) const { return i / 4 * 4 * kLanes + lane() * 4 + i % 4; }
   // This thread's states of matrix `number` of those of [C, N]; zeros where there are none.
   __device__ void load_states(const float* matrices, int64_t number, float (&out)[kThreadStates]) const {
-    const float* const from = matrices + number * p.state_size() + int64_t{first_channel + channel()} * p.states;
-#pragma unroll
-    for (int i = 0; i < kThreadStates; ++i) out[i] = matrices && there() && state(i) < p.states ? from[state(i)] : 0.f;
-  }
-  __device__ void store_states(float* matrices, int64_t number, const float (&values)[kThreadStates]) const {
-    float* const to = matrices + number * p.state_size() + int64_t{first_channel + channel()} * p.states;
+    const float* const from = matrices + number * p.state_size() + int64_t{first_channel + channel()} * p.num_states;
 #pragma unroll
     for (int i = 0; i < kThreadStates; ++i)
-      if (there() && state(i) < p.states) to[state(i)] = values[i];
+      out[i] = matrices && there() && state(i) < p.num_states ? from[state(i)] : 0.f;
+  }
+  __device__ void store_states(float* matrices, int64_t number, const float (&values)[kThreadStates]) const {
+    float* const to = matrices + number * p.state_size() + int64_t{first_channel + channel()} * p.num_states;
+#pragma unroll
+    for (int i = 0; i < kThreadStates; ++i)
+      if (there() && state(i) < p.num_states) to[state(i)] = values[i];
   }
   // This thread's share of a row of a tile.
   __device__ void load_shared(const float* matrix, int tile_row, float (&out)[kThreadStates]) const {
@@ -104,10 +107,10 @@ struct SelectiveTeam {
     return x;
   }
 
-  __device__ float element(const Rows& rows, int64_t at) const {
+  __device__ float element(const RowMatrix& rows, int64_t at) const {
     return to_float(static_cast<const E*>(rows.data)[at * rows.stride + first_channel + column]);
   }
-  __device__ void put_element(const Rows& rows, int64_t at, float x) const {
+  __device__ void put_element(const RowMatrix& rows, int64_t at, float x) const {
     static_cast<E*>(rows.data)[at * rows.stride + first_channel + column] = from_float<E>(x);
   }
   // Of a vector of the channels, which may be absent.
@@ -118,7 +121,7 @@ struct SelectiveTeam {
   }
   // y's gradient before the gate.
   __device__ float gated_grad(int64_t at) const {
-    float grad = element(p.dy, at);
+    float grad = element(p.d_y, at);
     if (p.z.data) {
       const float z = element(p.z, at);
       grad *= z * sigmoid(z);
@@ -140,11 +143,11 @@ struct SelectiveTeam {
 
   // Rows of B or C into a tile, zeros where there are none.
   template <int kRows>
-  __device__ void load_rows(const Rows& rows, int64_t tile_row0, int64_t end, float* to) const {
+  __device__ void load_rows(const RowMatrix& rows, int64_t tile_row0, int64_t end, float* to) const {
     for (int i = threadIdx.x; i < kRows * kStates; i += p.threads) {
       const int64_t at = tile_row0 + i / kStates;
       const int n = i % kStates;
-      to[i] = n < p.states && at < end ? to_float(static_cast<const E*>(rows.data)[at * rows.stride + n]) : 0.f;
+      to[i] = n < p.num_states && at < end ? to_float(static_cast<const E*>(rows.data)[at * rows.stride + n]) : 0.f;
     }
   }
 };

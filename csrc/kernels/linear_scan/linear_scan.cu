@@ -4,11 +4,12 @@
 // ahead; a block takes the segments of up to 32 groups. Complex numbers are two floats side by side, so a row of
 // complex channels is one of twice as many floats.
 //
-// The backward carries k_i = conj(a_i) g_i, of g_i = dh_i + k_{i+1}, from the last row to the first: then dx_i = g_i,
-// da_i = g_i conj(h_{i-1}), and k of the first row is the gradient of the state before it.
+// The backward carries k_i = conj(a_i) g_i, of g_i = d_h_i + k_{i+1}, from the last row to the first: then d_x_i = g_i,
+// d_a_i = g_i conj(h_{i-1}), and k of the first row is the gradient of the state before it.
 #include <algorithm>
 
 #include "kernels/common/segments.cuh"
+#include "kernels/linear_scan/params.h"
 
 namespace recgrela::cuda {
 namespace {
@@ -101,7 +102,7 @@ struct Work {
   }
 
   template <typename T>
-  __device__ Packed<T, N> load(const Rows& rows, int64_t row, bool wanted) const {
+  __device__ Packed<T, N> load(const RowMatrix& rows, int64_t row, bool wanted) const {
     if (!wanted) return {};
     const T* const from = static_cast<const T*>(rows.data) + row * rows.stride + channel;
     if (whole) return *reinterpret_cast<const Packed<T, N>*>(from);
@@ -110,7 +111,7 @@ struct Work {
     return pack<T>(values);
   }
   template <typename T>
-  __device__ void store(const Rows& rows, int64_t row, const float (&values)[N]) const {
+  __device__ void store(const RowMatrix& rows, int64_t row, const float (&values)[N]) const {
     store_row(static_cast<T*>(rows.data) + row * rows.stride + channel, valid, whole, values);
   }
   // Of a row of `width` floats side by side; zeros where there are none.
@@ -170,7 +171,7 @@ __global__ void __launch_bounds__(kThreads, 2) sum_segments(const ScanArgs args)
   constexpr int N = kGroup<E>;
   const Work<E> work(args);
   if (!work.there || (kReverse ? work.segment.first() : work.segment.last())) return;
-  const Rows& rows = kReverse ? args.p.dh : args.p.x;
+  const RowMatrix& rows = kReverse ? args.p.d_h : args.p.x;
   Coefficients<E, kPerStep> step_by(args, work);
   const float zero[N] = {};
   float state[N] = {}, product[N];
@@ -206,14 +207,14 @@ __global__ void __launch_bounds__(kThreads) carry_states(const ScanArgs args) {
   constexpr int kAtATime = 8, N = kComplex ? 2 : 1;
   const int64_t number = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   const int64_t b = number / args.p.channels, channel = number % args.p.channels * N;
-  if (b >= args.segments.sequences.count) return;
+  if (b >= args.segments.sequences.num_sequences) return;
   const int64_t count = segments_of(args.segments, sequence_rows(args.segments.sequences, b));
   if (count <= 1) return;
   const int64_t first = first_slot(args.segments, b) + (kReverse ? count - 1 : 0);
   const int64_t stride = kReverse ? -args.width : args.width;
   float* states = args.states + first * args.width + channel;
   const float* products = args.products + first * args.width + channel;
-  const void* const initial = kReverse ? args.p.final_state_grad : args.p.initial_state;
+  const void* const initial = kReverse ? args.p.d_final_state : args.p.initial_state;
   float state[N];
   load_each(static_cast<const float*>(initial) + b * args.width + channel, initial ? N : 0, state);
   for (int64_t i = 0; i < count; i += kAtATime, states += kAtATime * stride, products += kAtATime * stride) {
@@ -270,7 +271,7 @@ __global__ void __launch_bounds__(kThreads, 2) scan_backward(const ScanArgs args
   constexpr int N = kGroup<E>;
   const LinearScanParams& p = args.p;
   const Work<E> work(args);
-  float a_grad[N] = {};
+  float d_a[N] = {};
   if (work.there) {
     const ScanSegment& segment = work.segment;
     Coefficients<E, kPerStep> step_by(args, work);
@@ -280,12 +281,12 @@ __global__ void __launch_bounds__(kThreads, 2) scan_backward(const ScanArgs args
     if (segment.count > 1) {
       work.load_state(args.states, segment.slot, args.width, carried);
     } else {
-      work.load_state(p.final_state_grad, segment.sequence, args.width, carried);
+      work.load_state(p.d_final_state, segment.sequence, args.width, carried);
     }
     work.template walk<true>(
         [&](int64_t row, bool wanted) {
           Loaded<E> loaded{};
-          loaded.x = work.template load<E>(p.dh, row, wanted);
+          loaded.x = work.template load<E>(p.d_h, row, wanted);
           loaded.h = work.template load<E>(p.h, row - 1, wanted && row != row0);
           step_by.load(args, work, row, wanted, loaded);
           return loaded;
@@ -295,7 +296,7 @@ __global__ void __launch_bounds__(kThreads, 2) scan_backward(const ScanArgs args
           unpack(loaded.x, grad);
 #pragma unroll
           for (int i = 0; i < N; ++i) grad[i] += carried[i];
-          work.template store<E>(p.dx, row, grad);
+          work.template store<E>(p.d_x, row, grad);
           if (row == row0) {
             work.load_state(p.initial_state, segment.sequence, args.width, before);
           } else {
@@ -305,22 +306,22 @@ __global__ void __launch_bounds__(kThreads, 2) scan_backward(const ScanArgs args
           if constexpr (kPerStep) {
             float product[N] = {};
             add_product<kComplex>(grad, before, product);
-            work.template store<float>(p.da, row, product);
+            work.template store<float>(p.d_a, row, product);
           } else {
-            add_product<kComplex>(grad, before, a_grad);
+            add_product<kComplex>(grad, before, d_a);
           }
 #pragma unroll
           for (int i = 0; i < N; ++i) carried[i] = grad[i];
           step<kComplex, true>(step_by.a, zero, carried);
         });
-    if (segment.first() && p.initial_state_grad)
-      work.store_state(p.initial_state_grad, segment.sequence, args.width, carried);
+    if (segment.first() && p.d_initial_state)
+      work.store_state(p.d_initial_state, segment.sequence, args.width, carried);
   }
   if constexpr (!kPerStep) {                                         // the sums of the runs, added in their order
     __syncthreads();                                                 // the segments have been read
     float* const sums = reinterpret_cast<float*>(dynamic_shared());  // [N, thread]
 #pragma unroll
-    for (int i = 0; i < N; ++i) sums[i * kThreads + threadIdx.x] = a_grad[i];
+    for (int i = 0; i < N; ++i) sums[i * kThreads + threadIdx.x] = d_a[i];
     __syncthreads();
     const int64_t first = int64_t{blockIdx.x % args.columns} * args.block_groups;
     for (int i = threadIdx.x; i < N * args.block_groups; i += kThreads) {
@@ -345,17 +346,18 @@ ScanArgs make_plan(const LinearScanParams& params) {
   const int64_t size = p.dtype == DType::kFloat32 ? 4 : 2, group = 8 / size;
   a.width = p.complex ? 2 * p.channels : p.channels;
   if (p.complex)
-    for (Rows* rows : {&p.x, &p.h, &p.a, &p.dh, &p.dx, &p.da}) rows->stride *= 2;
+    for (RowMatrix* rows : {&p.x, &p.h, &p.a, &p.d_h, &p.d_x, &p.d_a}) rows->stride *= 2;
   a.aligned = true;
-  for (const Rows* rows : {&p.x, &p.h, &p.dh, &p.dx}) a.aligned = a.aligned && is_aligned(*rows, size, group * size);
+  for (const RowMatrix* rows : {&p.x, &p.h, &p.d_h, &p.d_x})
+    a.aligned = a.aligned && is_aligned(*rows, size, group * size);
   if (p.per_step)
-    for (const Rows* rows : {&p.a, &p.da}) a.aligned = a.aligned && is_aligned(*rows, 4, group * 4);
-  a.groups = static_cast<int>(divide_up(a.width, group));
-  a.columns = std::max(1, static_cast<int>(divide_up(a.groups, kMaxGroups)));
-  a.block_groups = std::max(1, static_cast<int>(divide_up(a.groups, a.columns)));
+    for (const RowMatrix* rows : {&p.a, &p.d_a}) a.aligned = a.aligned && is_aligned(*rows, 4, group * 4);
+  a.groups = static_cast<int>(ceil_div(a.width, group));
+  a.columns = std::max(1, static_cast<int>(ceil_div(a.groups, kMaxGroups)));
+  a.block_groups = std::max(1, static_cast<int>(ceil_div(a.groups, a.columns)));
   a.runs = kThreads / a.block_groups;
   a.segments = plan_segments(p.sequences, a.groups, p.segment_rows, 1);
-  a.row_blocks = divide_up(a.segments.slots, a.runs);
+  a.row_blocks = ceil_div(a.segments.slots, a.runs);
   return a;
 }
 
@@ -379,13 +381,13 @@ cudaError_t run(const ScanArgs& a, bool backward, cudaStream_t stream) {
         start(backward ? sum_segments<E, kComplex, kPerStep, true> : sum_segments<E, kComplex, kPerStep, false>);
     if (error != cudaSuccess) return error;
     error = launch(backward ? carry_states<kComplex, true> : carry_states<kComplex, false>,
-                   divide_up(a.p.sequences.count * a.p.channels, kThreads), kThreads, 0, stream, a);
+                   ceil_div(a.p.sequences.num_sequences * a.p.channels, kThreads), kThreads, 0, stream, a);
     if (error != cudaSuccess) return error;
   }
   if (!backward) return start(scan_forward<E, kComplex, kPerStep>);
   const cudaError_t error = start(scan_backward<E, kComplex, kPerStep>);
   if (error != cudaSuccess || kPerStep) return error;
-  return add_parts(a.partial, a.row_blocks, a.width, static_cast<float*>(a.p.da.data), stream);
+  return add_parts(a.partial, a.row_blocks, a.width, static_cast<float*>(a.p.d_a.data), stream);
 }
 
 template <typename E, bool kComplex>

@@ -6,7 +6,7 @@
 // sequences and few long ones are the same work, and each row is read by whole cache lines.
 #include "kernels/common/device.cuh"
 #include "kernels/common/packed.cuh"
-#include "kernels/common/params.h"
+#include "kernels/causal_conv1d/params.h"
 #include "kernels/common/sequences.cuh"
 
 #include <algorithm>
@@ -20,7 +20,7 @@ constexpr int kMaxGroups = 32;       // of channels, to a block
 constexpr int kMinRunRows = 4;       // no fewer than K - 1
 constexpr int kMaxBlockRows = 4096;  // bounds the notes in shared memory
 constexpr int kAddThreads = 1024;
-constexpr int kMaxWidth = 4;
+constexpr int kMaxKernelSize = CausalConv1dParams::kMaxKernelSize;
 
 struct ConvArgs {
   CausalConv1dParams p;
@@ -121,8 +121,8 @@ __device__ void begin_sequence(const CausalConv1dParams& p, int64_t s, int64_t c
                                float (&rows)[K][N]) {
 #pragma unroll
   for (int w = 0; w < K - 1; ++w)
-    load_each(static_cast<const E*>(p.initial_values) + (s * (K - 1) + w) * p.channels + channel,
-              p.initial_values ? valid : 0, rows[w]);
+    load_each(static_cast<const E*>(p.initial_history) + (s * (K - 1) + w) * p.channels + channel,
+              p.initial_history ? valid : 0, rows[w]);
 }
 
 template <int N, int K>
@@ -146,10 +146,10 @@ __device__ void note_boundaries(const Sequences& s, int64_t base, int count, int
     if (threadIdx.x == 0) *found = first;
   }
   __syncthreads();
-  for (int64_t i = *found + threadIdx.x; i <= s.count; i += kThreads) {
+  for (int64_t i = *found + threadIdx.x; i <= s.num_sequences; i += kThreads) {
     const int64_t row = sequence_offset(s, i);
     if (row < base || row >= base + count) break;
-    if (i < s.count && sequence_offset(s, i + 1) > row) starts[row - base] = static_cast<int32_t>(i);
+    if (i < s.num_sequences && sequence_offset(s, i + 1) > row) starts[row - base] = static_cast<int32_t>(i);
     if (ends && i > 0 && sequence_offset(s, i - 1) < row) ends[row - base] = static_cast<int32_t>(i - 1);
   }
   __syncthreads();
@@ -200,7 +200,7 @@ __global__ void __launch_bounds__(kThreads, 2) conv_forward(ConvArgs a) {
   }
 }
 
-// Sets dx and the block's part of the weights' gradients: [K taps and the bias, C] in the workspace.
+// Sets d_x and the block's part of the weights' gradients: [K taps and the bias, C] in the workspace.
 template <typename E, int K>
 __global__ void __launch_bounds__(kThreads, 2) conv_backward(ConvArgs a) {
   constexpr int N = kBackwardChannels, kAhead = 8 / sizeof(E);
@@ -209,23 +209,23 @@ __global__ void __launch_bounds__(kThreads, 2) conv_backward(ConvArgs a) {
   int64_t* const found = reinterpret_cast<int64_t*>(dynamic_shared());
   int32_t* starts = reinterpret_cast<int32_t*>(found + 1);
   const int count = a.runs * a.run_rows + 2 * (K - 1);
-  note_boundaries(p.sequences, run.base, count, starts, p.final_values_grad ? starts + count : nullptr, found);
+  note_boundaries(p.sequences, run.base, count, starts, p.d_final_history ? starts + count : nullptr, found);
 
   float tap_grad[K][N] = {}, bias_grad[N] = {};
   if (run.rows > 0) {
     starts += run.begin - run.base;
     const Taps<N, K> taps(p, run.channel, run.valid, E{});
     const E* const x = static_cast<const E*>(p.x.data) + run.begin * p.x.stride + run.channel;
-    const E* const dy = static_cast<const E*>(p.dy.data) + run.begin * p.dy.stride + run.channel;
-    E* const dx = static_cast<E*>(p.dx.data) + run.begin * p.dx.stride + run.channel;
+    const E* const d_y = static_cast<const E*>(p.d_y.data) + run.begin * p.d_y.stride + run.channel;
+    E* const d_x = static_cast<E*>(p.d_x.data) + run.begin * p.d_x.stride + run.channel;
     float rows[K][N] = {};
-    float grad[K][N] = {};  // dx of the rows row - K + 1 .. row, so far
+    float grad[K][N] = {};  // d_x of the rows row - K + 1 .. row, so far
     int depth = K - 1;      // how many rows of the sequence are before this one, if less than K - 1
-    Packed<E, N> x_ahead[kAhead], dy_ahead[kAhead];
+    Packed<E, N> x_ahead[kAhead], d_y_ahead[kAhead];
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
       x_ahead[i] = load_row<E, N>(x, p.x.stride, run.low + i, run.low, run.high, run.valid, run.whole);
-      dy_ahead[i] = load_row<E, N>(dy, p.dy.stride, run.low + i, 0, run.high, run.valid, run.whole);
+      d_y_ahead[i] = load_row<E, N>(d_y, p.d_y.stride, run.low + i, 0, run.high, run.valid, run.whole);
     }
 #pragma unroll 1
     for (int first = run.low; first < run.rows + K - 1; first += kAhead) {
@@ -233,13 +233,13 @@ __global__ void __launch_bounds__(kThreads, 2) conv_backward(ConvArgs a) {
       for (int i = 0; i < kAhead; ++i) {
         const int row = first + i;
         if (row < run.rows + K - 1) {
-          if (p.final_values_grad) {
+          if (p.d_final_history) {
             const int32_t ended = starts[count + row];
             if (ended >= 0) {
 #pragma unroll
               for (int w = 0; w < K - 1; ++w) {  // its last value is the row before this one
                 float values[N];
-                load_each(static_cast<const E*>(p.final_values_grad) + (int64_t{ended} * (K - 1) + w) * p.channels +
+                load_each(static_cast<const E*>(p.d_final_history) + (int64_t{ended} * (K - 1) + w) * p.channels +
                               run.channel,
                           K - 2 - w <= depth ? run.valid : 0, values);
 #pragma unroll
@@ -255,7 +255,7 @@ __global__ void __launch_bounds__(kThreads, 2) conv_backward(ConvArgs a) {
           }
           unpack(x_ahead[i], rows[K - 1]);
           float d[N];
-          unpack(dy_ahead[i], d);  // zero before the run and behind the last row
+          unpack(d_y_ahead[i], d);  // zero before the run and behind the last row
           if (p.silu) {
             float pre[N];
             taps.apply(rows, pre);
@@ -277,14 +277,14 @@ __global__ void __launch_bounds__(kThreads, 2) conv_backward(ConvArgs a) {
               for (int c = 0; c < N; ++c) grad[w][c] += taps.tap[w][c] * d[c];
             }
           }
-          if (row >= K - 1) store_row(dx + (row - (K - 1)) * p.dx.stride, run.valid, run.whole, grad[0]);
+          if (row >= K - 1) store_row(d_x + (row - (K - 1)) * p.d_x.stride, run.valid, run.whole, grad[0]);
           shift_up(rows);
           shift_up(grad);
 #pragma unroll
           for (int c = 0; c < N; ++c) grad[K - 1][c] = 0.f;
         }
         x_ahead[i] = load_row<E, N>(x, p.x.stride, row + kAhead, INT32_MIN, run.high, run.valid, run.whole);
-        dy_ahead[i] = load_row<E, N>(dy, p.dy.stride, row + kAhead, 0, run.high, run.valid, run.whole);
+        d_y_ahead[i] = load_row<E, N>(d_y, p.d_y.stride, row + kAhead, 0, run.high, run.valid, run.whole);
       }
     }
   }
@@ -318,7 +318,7 @@ __global__ void __launch_bounds__(kAddThreads) conv_add_partials(ConvArgs a) {
   const CausalConv1dParams& p = a.p;
   float (*const sums)[32] = reinterpret_cast<float (*)[32]>(dynamic_shared());
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int64_t size = (p.width + 1) * p.channels, column = int64_t{blockIdx.x} * 32 + lane;
+  const int64_t size = (p.kernel_size + 1) * p.channels, column = int64_t{blockIdx.x} * 32 + lane;
   float sum = 0.f;
   if (column < size) {
     const float* const partial = static_cast<const float*>(p.workspace) + column;
@@ -331,10 +331,10 @@ __global__ void __launch_bounds__(kAddThreads) conv_add_partials(ConvArgs a) {
   sum = 0.f;
   for (int w = 0; w < kWarps; ++w) sum += sums[w][lane];
   const int64_t tap = column / p.channels, channel = column % p.channels;
-  if (tap < p.width) {
-    static_cast<E*>(p.weight_grad)[channel * p.width + tap] = from_float<E>(sum);
-  } else if (p.bias_grad) {
-    static_cast<E*>(p.bias_grad)[channel] = from_float<E>(sum);
+  if (tap < p.kernel_size) {
+    static_cast<E*>(p.d_weight)[channel * p.kernel_size + tap] = from_float<E>(sum);
+  } else if (p.d_bias) {
+    static_cast<E*>(p.d_bias)[channel] = from_float<E>(sum);
   }
 }
 
@@ -346,73 +346,73 @@ struct SequenceChannel {
   __device__ explicit SequenceChannel(const CausalConv1dParams& p) {
     const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
     sequence = i / p.channels, channel = i % p.channels;
-    valid = sequence < p.sequences.count;
+    valid = sequence < p.sequences.num_sequences;
   }
 };
 
 // Word: any type of the elements' size.
 template <typename Word>
-__global__ void __launch_bounds__(kThreads) conv_final_values(CausalConv1dParams p) {
+__global__ void __launch_bounds__(kThreads) conv_final_history(CausalConv1dParams p) {
   const SequenceChannel at(p);
   if (!at.valid) return;
   const RowRange rows = sequence_rows(p.sequences, at.sequence);
-  const int64_t halo = p.width - 1, values = at.sequence * halo * p.channels + at.channel;
-  for (int64_t w = 0; w < halo; ++w) {
-    const int64_t row = rows.end - halo + w;
+  const int64_t history = p.kernel_size - 1, values = at.sequence * history * p.channels + at.channel;
+  for (int64_t w = 0; w < history; ++w) {
+    const int64_t row = rows.end - history + w;
     Word value = 0;
     if (row >= rows.begin) {
       value = static_cast<const Word*>(p.x.data)[row * p.x.stride + at.channel];
-    } else if (p.initial_values) {  // the newest of these is right before the first row
-      value = static_cast<const Word*>(p.initial_values)[values + (row - rows.begin + halo) * p.channels];
+    } else if (p.initial_history) {  // the newest of these is right before the first row
+      value = static_cast<const Word*>(p.initial_history)[values + (row - rows.begin + history) * p.channels];
     }
-    static_cast<Word*>(p.final_values)[values + w * p.channels] = value;
+    static_cast<Word*>(p.final_history)[values + w * p.channels] = value;
   }
 }
 
 template <typename E>
-__global__ void __launch_bounds__(kThreads) conv_initial_values_grad(CausalConv1dParams p) {
-  constexpr int kHalo = kMaxWidth - 1;
+__global__ void __launch_bounds__(kThreads) conv_initial_history_gradient(CausalConv1dParams p) {
+  constexpr int kMaxHistory = kMaxKernelSize - 1;
   const SequenceChannel at(p);
   if (!at.valid) return;
   const RowRange rows = sequence_rows(p.sequences, at.sequence);
   const int64_t length = rows.end - rows.begin;
-  const int halo = p.width - 1;
-  const int64_t values = at.sequence * halo * p.channels + at.channel;
+  const int history = p.kernel_size - 1;
+  const int64_t values = at.sequence * history * p.channels + at.channel;
   // The rows that read an initial value, and those values before them.
-  float ext[2 * kHalo] = {}, tap[kMaxWidth] = {}, grad[kHalo] = {};
+  float ext[2 * kMaxHistory] = {}, tap[kMaxKernelSize] = {}, grad[kMaxHistory] = {};
 #pragma unroll
-  for (int w = 0; w < kMaxWidth; ++w)
-    if (w <= halo) tap[w] = to_float(static_cast<const E*>(p.weight)[at.channel * p.width + w]);
+  for (int w = 0; w < kMaxKernelSize; ++w)
+    if (w <= history) tap[w] = to_float(static_cast<const E*>(p.weight)[at.channel * p.kernel_size + w]);
 #pragma unroll
-  for (int i = 0; i < 2 * kHalo; ++i) {
-    if (i < halo) {
-      if (p.initial_values) ext[i] = to_float(static_cast<const E*>(p.initial_values)[values + i * p.channels]);
-    } else if (i - halo < length) {
-      ext[i] = to_float(static_cast<const E*>(p.x.data)[(rows.begin + i - halo) * p.x.stride + at.channel]);
+  for (int i = 0; i < 2 * kMaxHistory; ++i) {
+    if (i < history) {
+      if (p.initial_history) ext[i] = to_float(static_cast<const E*>(p.initial_history)[values + i * p.channels]);
+    } else if (i - history < length) {
+      ext[i] = to_float(static_cast<const E*>(p.x.data)[(rows.begin + i - history) * p.x.stride + at.channel]);
     }
   }
   const float bias = p.bias ? to_float(static_cast<const E*>(p.bias)[at.channel]) : 0.f;
 #pragma unroll
-  for (int t = 0; t < kHalo; ++t) {
-    if (t >= halo || t >= length) break;
-    float d = to_float(static_cast<const E*>(p.dy.data)[(rows.begin + t) * p.dy.stride + at.channel]);
+  for (int t = 0; t < kMaxHistory; ++t) {
+    if (t >= history || t >= length) break;
+    float d = to_float(static_cast<const E*>(p.d_y.data)[(rows.begin + t) * p.d_y.stride + at.channel]);
     if (p.silu) {
       float pre = bias;
 #pragma unroll
-      for (int w = 0; w < kMaxWidth; ++w)
-        if (t + w < 2 * kHalo) pre += tap[w] * ext[t + w];  // tap is zero from the width on
+      for (int w = 0; w < kMaxKernelSize; ++w)
+        if (t + w < 2 * kMaxHistory) pre += tap[w] * ext[t + w];  // tap is zero from the width on
       d *= silu_grad(pre);
     }
 #pragma unroll
-    for (int i = t; i < kHalo; ++i)
-      if (i < halo) grad[i] += tap[i - t] * d;
+    for (int i = t; i < kMaxHistory; ++i)
+      if (i < history) grad[i] += tap[i - t] * d;
   }
 #pragma unroll
-  for (int i = 0; i < kHalo; ++i) {
-    if (i >= halo) break;
-    if (p.final_values_grad && i >= length)  // a value that is handed on
-      grad[i] += to_float(static_cast<const E*>(p.final_values_grad)[values + (i - length) * p.channels]);
-    static_cast<E*>(p.initial_values_grad)[values + i * p.channels] = from_float<E>(grad[i]);
+  for (int i = 0; i < kMaxHistory; ++i) {
+    if (i >= history) break;
+    if (p.d_final_history && i >= length)  // a value that is handed on
+      grad[i] += to_float(static_cast<const E*>(p.d_final_history)[values + (i - length) * p.channels]);
+    static_cast<E*>(p.d_initial_history)[values + i * p.channels] = from_float<E>(grad[i]);
   }
 }
 
@@ -420,23 +420,23 @@ ConvArgs plan(const CausalConv1dParams& p, int group_channels) {
   ConvArgs a;
   a.p = p;
   const int64_t size = p.dtype == DType::kFloat32 ? 4 : 2, bytes = group_channels * size;
-  a.aligned = is_aligned(p.x, size, bytes) && is_aligned(p.y, size, bytes) && is_aligned(p.dy, size, bytes) &&
-              is_aligned(p.dx, size, bytes);
-  a.groups = static_cast<int>(divide_up(p.channels, group_channels));
-  a.columns = static_cast<int>(divide_up(a.groups, kMaxGroups));
-  a.block_groups = static_cast<int>(divide_up(a.groups, a.columns));
+  a.aligned = is_aligned(p.x, size, bytes) && is_aligned(p.y, size, bytes) && is_aligned(p.d_y, size, bytes) &&
+              is_aligned(p.d_x, size, bytes);
+  a.groups = static_cast<int>(ceil_div(p.channels, group_channels));
+  a.columns = static_cast<int>(ceil_div(a.groups, kMaxGroups));
+  a.block_groups = static_cast<int>(ceil_div(a.groups, a.columns));
   a.runs = kThreads / a.block_groups;
   // Short runs read their neighbours' last rows again, long ones leave processors without work.
-  const int64_t blocks = divide_up(8 * multiprocessors(), a.columns);
-  const int64_t rows = divide_up(divide_up(p.sequences.num_rows, blocks * a.runs), kMinRunRows) * kMinRunRows;
+  const int64_t blocks = ceil_div(8 * multiprocessors(), a.columns);
+  const int64_t rows = ceil_div(ceil_div(p.sequences.num_rows, blocks * a.runs), kMinRunRows) * kMinRunRows;
   a.run_rows = static_cast<int>(std::clamp<int64_t>(rows, kMinRunRows, std::min(64, kMaxBlockRows / a.runs)));
-  a.row_blocks = divide_up(p.sequences.num_rows, int64_t{a.runs} * a.run_rows);
+  a.row_blocks = ceil_div(p.sequences.num_rows, int64_t{a.runs} * a.run_rows);
   return a;
 }
 
 bool supported(const CausalConv1dParams& p) {
-  return p.width >= 1 && p.width <= kMaxWidth && p.channels < (int64_t{1} << 31) &&
-         p.sequences.count < (int64_t{1} << 31) - 1;
+  return p.kernel_size >= 1 && p.kernel_size <= kMaxKernelSize && p.channels < (int64_t{1} << 31) &&
+         p.sequences.num_sequences < (int64_t{1} << 31) - 1;
 }
 
 template <typename E, int K>
@@ -449,20 +449,20 @@ cudaError_t forward(const CausalConv1dParams& p, cudaStream_t stream) {
 template <typename E, int K>
 cudaError_t backward(const CausalConv1dParams& p, cudaStream_t stream) {
   const ConvArgs a = plan(p, kBackwardChannels);
-  const size_t notes = 8 + (p.final_values_grad ? 8 : 4) * (static_cast<size_t>(a.runs) * a.run_rows + 2 * (K - 1));
+  const size_t notes = 8 + (p.d_final_history ? 8 : 4) * (static_cast<size_t>(a.runs) * a.run_rows + 2 * (K - 1));
   const size_t sums = sizeof(float) * (K + 1) * kBackwardChannels * kThreads;
   cudaError_t error = launch(conv_backward<E, K>, a.row_blocks * a.columns, kThreads, std::max(notes, sums), stream, a);
   if (error != cudaSuccess) return error;
-  error = launch(conv_add_partials<E>, divide_up((K + 1) * p.channels, 32), kAddThreads, kAddThreads * sizeof(float),
+  error = launch(conv_add_partials<E>, ceil_div((K + 1) * p.channels, 32), kAddThreads, kAddThreads * sizeof(float),
                  stream, a);
-  if (error != cudaSuccess || !p.initial_values_grad || K == 1) return error;
-  return launch(conv_initial_values_grad<E>, divide_up(p.sequences.count * p.channels, kThreads), kThreads, 0, stream,
-                p);
+  if (error != cudaSuccess || !p.d_initial_history || K == 1) return error;
+  return launch(conv_initial_history_gradient<E>, ceil_div(p.sequences.num_sequences * p.channels, kThreads), kThreads,
+                0, stream, p);
 }
 
 // f(E{}, the width as a constant)
 template <typename E, typename F>
-cudaError_t with_width(int width, F&& f) {
+cudaError_t with_kernel_size(int width, F&& f) {
   switch (width) {
     case 1:
       return f(E{}, std::integral_constant<int, 1>{});
@@ -481,11 +481,11 @@ template <typename F>
 cudaError_t with_types(const CausalConv1dParams& p, F&& f) {
   switch (p.dtype) {
     case DType::kFloat32:
-      return with_width<float>(p.width, f);
+      return with_kernel_size<float>(p.kernel_size, f);
     case DType::kFloat16:
-      return with_width<fp16>(p.width, f);
+      return with_kernel_size<fp16>(p.kernel_size, f);
     case DType::kBFloat16:
-      return with_width<bf16>(p.width, f);
+      return with_kernel_size<bf16>(p.kernel_size, f);
   }
   return cudaErrorInvalidValue;
 }
@@ -498,15 +498,15 @@ cudaError_t causal_conv1d_forward(const CausalConv1dParams& p, cudaStream_t stre
   if (error != cudaSuccess || p.channels == 0) return error;
   error = with_types(
       p, [&](auto element, auto width) { return forward<decltype(element), decltype(width)::value>(p, stream); });
-  if (error != cudaSuccess || !p.final_values || p.width == 1) return error;
-  const int64_t blocks = divide_up(p.sequences.count * p.channels, kThreads);
-  return p.dtype == DType::kFloat32 ? launch(conv_final_values<uint32_t>, blocks, kThreads, 0, stream, p)
-                                    : launch(conv_final_values<uint16_t>, blocks, kThreads, 0, stream, p);
+  if (error != cudaSuccess || !p.final_history || p.kernel_size == 1) return error;
+  const int64_t blocks = ceil_div(p.sequences.num_sequences * p.channels, kThreads);
+  return p.dtype == DType::kFloat32 ? launch(conv_final_history<uint32_t>, blocks, kThreads, 0, stream, p)
+                                    : launch(conv_final_history<uint16_t>, blocks, kThreads, 0, stream, p);
 }
 
 size_t causal_conv1d_backward_workspace(const CausalConv1dParams& p) {
   if (!supported(p) || p.channels == 0) return 0;
-  return plan(p, kBackwardChannels).row_blocks * (p.width + 1) * p.channels * sizeof(float);
+  return plan(p, kBackwardChannels).row_blocks * (p.kernel_size + 1) * p.channels * sizeof(float);
 }
 
 cudaError_t causal_conv1d_backward(const CausalConv1dParams& p, cudaStream_t stream) {

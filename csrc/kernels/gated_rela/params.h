@@ -1,0 +1,61 @@
+// Parameters and entry points of gated_rela. B sequences of T rows in all; H heads of d channels, D = H d.
+#pragma once
+
+#include "kernels/common/params.h"
+
+namespace recgrela::cuda {
+
+struct GatedRelaParams {
+  static constexpr int kMaxKernelSize = 4;
+
+  DType dtype = DType::kFloat32;
+  Sequences sequences;
+  int num_heads = 0;
+  int head_dim = 0;     // 8, 16, 32, 64 or 128
+  int kernel_size = 0;  // K, of the convolution, up to kMaxKernelSize; 0: no convolution
+  bool causal = false;
+  float eps = 0;
+
+  // Rows of q, k, v, g, y and their gradients begin at multiples of 16 bytes. Strides are below 2^26 elements, so that
+  // 32 bits hold an offset within 16 rows.
+  RowMatrix q, k, v, g;               // [T, D] of dtype; g may be absent
+  const float* rotary = nullptr;      // [P, D / 2, 2] (cos, sin); null: no rotation
+  int64_t rotary_positions = 0;       // P
+  const void* conv_weight = nullptr;  // [D, K] of dtype
+  const void* conv_bias = nullptr;    // [D] of dtype
+  RowMatrix y;                        // [T, D] of dtype; forward only
+
+  // State of the causal form before and after each sequence: all three of its members are given, or none.
+  //   kv_state  [B, H, d + 1, d] float32: the sum of R phi(k) (x) v, key channels by value channels; then that of
+  //   phi(k) history   [B, K - 1, D] of dtype: the last values, oldest first position  [B]: the number of rows so far
+  const float* initial_kv_state = nullptr;
+  const void* initial_history = nullptr;
+  const int64_t* initial_position = nullptr;
+  float* final_kv_state = nullptr;
+  void* final_history = nullptr;
+  int64_t* final_position = nullptr;
+
+  // Backward only. Null gradients of the final state are zero; those of the initial state are optional.
+  RowMatrix d_y;
+  RowMatrix d_q, d_k, d_v, d_g;
+  void* d_conv_weight = nullptr;
+  void* d_conv_bias = nullptr;
+  const float* d_final_kv_state = nullptr;
+  const void* d_final_history = nullptr;
+  float* d_initial_kv_state = nullptr;
+  void* d_initial_history = nullptr;
+
+  // Rows per segment of a sequence; a team of warps takes one segment. 0: chosen by the size of the device.
+  int64_t segment_rows = 0;
+  // Target bytes for the per-team part of the backward's workspace; exceeded if the device could not be filled
+  // otherwise. Teams beyond it run in further launches. 0: 128 MiB.
+  int64_t team_workspace_bytes = 0;
+  void* workspace = nullptr;  // of the size that the functions below return, aligned to 256 bytes
+};
+
+size_t gated_rela_forward_workspace(const GatedRelaParams& params);
+size_t gated_rela_backward_workspace(const GatedRelaParams& params);
+cudaError_t gated_rela_forward(const GatedRelaParams& params, cudaStream_t stream);
+cudaError_t gated_rela_backward(const GatedRelaParams& params, cudaStream_t stream);
+
+}  // namespace recgrela::cuda
