@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from benchmarks.cpu.scans import linear_by_row, selective_by_row
 from torch import Tensor
 
 from benchmarks import eager
+from benchmarks.cpu.scans import linear_by_row, selective_by_row
 from benchmarks.gpu.ops import (
     DTYPES,
     Case,

@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from support.packages import install
+from python_tests.support.packages import install
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from python_tests.support.packages import install
 from recgrela.ops import linear_scan_reference, selective_scan_reference
-from support.packages import install
 
 
 def cases(gpu: Any, dtype: str = "fp64") -> list[Any]:

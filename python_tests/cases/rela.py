@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from python_tests.support.tensors import assert_close, cu_seqlens_of
 from recgrela.ops import RelaState, gated_rela, rotary_table
-from support import assert_close, cu_seqlens_of
 
 UNEVEN = [1, 257, 0, 3, 64, 2, 65, 17, 16, 15]
 # Of the largest value; gradients of few rows cancel, so a size is given beside them.

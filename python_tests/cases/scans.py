@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from python_tests.support.tensors import assert_close, cu_seqlens_of
 from recgrela.ops import linear_scan, selective_scan
-from support import assert_close, cu_seqlens_of
 
 # Of the largest value.
 RATIOS = {torch.float32: 2e-5, torch.complex64: 2e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from python_tests.support.runs import make_run, options, run_train
 from recgrela import evaluate, recommend, train
 from recgrela.settings import cli
 from recgrela.system.suggest import near_miss
-from support.runs import make_run, options, run_train
 
 
 @pytest.fixture(scope="module")

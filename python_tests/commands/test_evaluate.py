@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from python_tests.support.runs import make_run
 from recgrela import evaluate, recommend
-from recgrela.evaluation.ranking import rank_all
 from recgrela.data import EvalBatches
+from recgrela.evaluation.ranking import rank_all
 from recgrela.runs.folder import RunFolder
 from recgrela.runs.saved import check_data, load_data, load_run
 from recgrela.system.errors import DataError, RunError
-from support.runs import make_run
 
 CPU = torch.device("cpu")
 

@@ -12,6 +12,7 @@ from typing import get_args
 import pytest
 import torch
 
+from python_tests.support.runs import DATA, PLAIN, TRAIN, assert_same_tensors, run_train
 from recgrela import evaluate, recommend
 from recgrela.models import MODELS, ModelEntry, build, from_official
 from recgrela.models.base import Objective
@@ -20,7 +21,6 @@ from recgrela.runs.saved import load_data, load_run
 from recgrela.settings.options import parse_args
 from recgrela.system.errors import ConfigError
 from recgrela.training.session import check_model
-from support.runs import DATA, PLAIN, TRAIN, assert_same_tensors, run_train
 
 SIZES = {"num_layers": 2, "hidden_size": 16, "num_heads": 2, "inner_size": 32, "state_size": 4, "flip": 9}
 

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from safetensors.numpy import load_file, save_file
 
+from python_tests.support.runs import DATA, PLAIN, TRAIN
 from recgrela import evaluate
 from recgrela.compare import __main__ as compare
 from recgrela.compare import runs
@@ -28,7 +29,6 @@ from recgrela.evaluation.metrics import NAMES
 from recgrela.runs.folder import RunFolder
 from recgrela.settings.options import load_config
 from recgrela.system.runtime import Stopped
-from support.runs import DATA, PLAIN, TRAIN
 
 LABELS, SEEDS = ("RecGRELA", "narrow"), (1, 2)
 SIZES = [f"--model.{label}.{key}" for label in LABELS for key in ("num_layers=2", "num_heads=2")]

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from python_tests.support.runs import DATA
 from recgrela.compare.__main__ import main
 from recgrela.compare.options import parse_args
 from recgrela.compare.plan import make_plan
-from support.runs import DATA
 
 
 @pytest.mark.parametrize(

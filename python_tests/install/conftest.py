@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from support.machine import Machine
+from python_tests.support.machine import Machine
 
 sys.path.append(str(Path(__file__).parents[2]))  # build_backend; behind an installed recgrela
 

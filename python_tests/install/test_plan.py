@@ -12,7 +12,7 @@ from build_backend import architectures
 from build_backend.compilers import available_memory
 from build_backend.errors import BuildError
 from build_backend.toolkit import PACKAGES_BESIDE_TORCH
-from support.machine import make_toolkit
+from python_tests.support.machine import make_toolkit
 
 TOOLKIT = "cuda-toolkit[nvcc,crt,nvvm,cccl,cudart]"
 CUDA_13 = ("2.11.0+cu130", "13.0")

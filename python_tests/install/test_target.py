@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from support.machine import ROOT, Machine, write_program
+from python_tests.support.machine import ROOT, Machine, write_program
 
 UV, BUILD = "/cache/builds-v0/.tmpabc", "/tmp/build-env-abc"
 DRIVER = """

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 import recgrela.ops
-from cases.rela import DTYPES, RATIOS, UNEVEN, Case
-from cases.scans import LINEAR_DTYPES, SELECTIVE_DTYPES, LinearCase, ScanCase, SelectiveCase
+from python_tests.cases.rela import DTYPES, RATIOS, UNEVEN, Case
+from python_tests.cases.scans import LINEAR_DTYPES, SELECTIVE_DTYPES, LinearCase, ScanCase, SelectiveCase
+from python_tests.support.simt import build_simt
+from python_tests.support.tensors import assert_close, cu_seqlens_of
 from recgrela.ops import causal_conv1d, checks, rotary_table
 from recgrela.ops.gated_rela_last import _key_sums_backward_cuda, _key_sums_cuda
-from support import assert_close, cu_seqlens_of
-from support.simt import build_simt
 
 OPS = ("gated_rela", "causal_conv1d", "linear_scan", "selective_scan")
 # recgrela.ops names the functions; these are their modules.

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from support.simt import ROOT, run
+from python_tests.support.simt import ROOT, run
 
 sys.path.append(str(ROOT))
 from build_backend.toolkit import find_toolkits

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from support.simt import ROOT, build_simt, program, run
+from python_tests.support.simt import ROOT, build_simt, program, run
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from python_tests.support.files import shared_file
+from python_tests.support.tensors import assert_close
 from recgrela.models import MODELS, build, from_official
 from recgrela.ops import linear_scan_reference, selective_scan_reference
 from recgrela.system.errors import ConfigError
-from support import assert_close, shared_file
 
 BASELINES = ["LinRec", "LRURec", "Mamba4Rec", "EchoMamba4Rec", "EulerFormer", "RecBLR", "SIGMA"]
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from python_tests.support.gpu import needs_gpu
+from python_tests.support.tensors import assert_close, cu_seqlens_of
 from recgrela.models import MODELS, SequenceModel, build
 from recgrela.nn import Sequences
 from recgrela.system.errors import ConfigError
-from support import assert_close, cu_seqlens_of, needs_gpu
 
 N_ITEMS, MAX_LEN = 30, 12
 LENGTHS = [12, 1, 7, 2]

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models import plain
+from python_tests.support.files import shared_file
+from python_tests.support.tensors import assert_close
 from recgrela.models import MODELS, SequenceModel, build, from_official
-from support import assert_close, shared_file
 
 N_ITEMS = 23
 SMALL = {"hidden_size": 12, "num_layers": 2, "num_heads": 3, "inner_size": 20, "state_size": 3, "flip": 5}

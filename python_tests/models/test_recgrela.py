@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from python_tests.support.files import shared_file
+from python_tests.support.tensors import assert_close, cu_seqlens_of
 from recgrela.models import RecGRELA, RecGRELAConfig, SequenceModel, build, from_official
 from recgrela.nn import RotaryTable
 from recgrela.ops import gated_rela_last_reference, gated_rela_reference
 from recgrela.system.errors import ConfigError
-from support import assert_close, cu_seqlens_of, shared_file
 
 TINY = Path(__file__).parents[1] / "golden" / "recgrela_tiny.npz"
 SMALL = RecGRELAConfig(hidden_size=16, num_heads=2, num_layers=2)

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from cases.rela import DTYPES, RATIOS, UNEVEN, Case
+from python_tests.cases.rela import DTYPES, RATIOS, UNEVEN, Case
+from python_tests.support.gpu import needs_gpu
+from python_tests.support.tensors import assert_close, cu_seqlens_of
 from recgrela.models import RecGRELAConfig, build
 from recgrela.ops import causal_conv1d, gated_rela, rotary_table
-from support import assert_close, cu_seqlens_of, needs_gpu
 
 
 def check(case: Case, **how: Any) -> None:

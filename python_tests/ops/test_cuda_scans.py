@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from cases.scans import LINEAR_DTYPES, SELECTIVE_DTYPES, LinearCase, ScanCase, SelectiveCase
+from python_tests.cases.scans import LINEAR_DTYPES, SELECTIVE_DTYPES, LinearCase, ScanCase, SelectiveCase
+from python_tests.support.gpu import needs_gpu
+from python_tests.support.tensors import cu_seqlens_of
 from recgrela.ops import linear_scan, selective_scan
 from recgrela.ops.selective_scan import checkpoints_shape
-from support import cu_seqlens_of, needs_gpu
 
 UNEVEN = [1, 257, 0, 3, 64, 2, 65, 17, 16, 15]
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from python_tests.support.tensors import assert_close
 from recgrela.ops import dropout, dropout_reference
-from support import assert_close
 
 
 def seed_of(n: int) -> torch.Tensor:

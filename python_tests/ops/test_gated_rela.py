@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from python_tests.support.tensors import assert_close, cu_seqlens_of
 from recgrela.ops import RelaState, gated_rela, gated_rela_reference, rotary_table
-from support import assert_close, cu_seqlens_of
 
 UNEVEN = [1, 257, 0, 3, 64, 2, 65, 129]
 

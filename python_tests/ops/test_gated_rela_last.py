@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from python_tests.support.gpu import needs_gpu
+from python_tests.support.tensors import assert_close, cu_seqlens_of
 from recgrela.ops import gated_rela, gated_rela_last, gated_rela_last_reference, rotary_table
 from recgrela.ops.gated_rela_last import _key_sums_backward_cuda, _key_sums_cuda
-from support import assert_close, cu_seqlens_of, needs_gpu
 
 UNEVEN = [1, 257, 3, 64, 2, 65, 129]
 

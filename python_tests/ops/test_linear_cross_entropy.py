@@ -6,9 +6,10 @@ import sys
 import pytest
 import torch
 
+from python_tests.support.gpu import needs_gpu
+from python_tests.support.tensors import assert_close
 from recgrela.ops import linear_cross_entropy, linear_cross_entropy_reference
 from recgrela.ops.linear_cross_entropy import _chunked
-from support import assert_close, needs_gpu
 
 
 def operands(rows: int, n_items: int, dim: int = 8, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:

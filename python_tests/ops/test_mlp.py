@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from python_tests.support.tensors import assert_close
 from recgrela.ops import mlp, mlp_reference
-from support import assert_close
 
 NAMES = ("x", "w1", "b1", "w2", "b2")
 SEED = torch.tensor([123456789012345, 987654321098765])

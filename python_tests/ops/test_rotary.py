@@ -5,8 +5,8 @@ import cmath
 import pytest
 import torch
 
+from python_tests.support.tensors import assert_close
 from recgrela.ops import rotary_table, rotate
-from support import assert_close
 
 
 def test_rotate_is_complex_multiplication() -> None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from python_tests.support.tensors import assert_close, cu_seqlens_of
 from recgrela.ops import selective_scan, selective_scan_reference
-from support import assert_close, cu_seqlens_of
 
 UNEVEN = [1, 65, 0, 31, 32, 2, 33]
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")

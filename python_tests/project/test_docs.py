@@ -11,8 +11,8 @@ from types import ModuleType
 
 import pytest
 
+from python_tests.support.project import ROOT, Page, pages
 from recgrela.models import MODELS
-from support.project import ROOT, Page, pages
 
 PAGES = pages()
 MAX_README_LINES = 170

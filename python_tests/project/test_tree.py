@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from support.project import ROOT, tracked_files
+from python_tests.support.project import ROOT, tracked_files
 
 # Folders of which every file has a line; of python_tests, every folder.
 COVERED = ("benchmarks/", "build_backend/", "csrc/", "docs/", "recgrela/", "tools/")

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from python_tests.support.tensors import assert_close
 from recgrela.data import Interactions
 from recgrela.ops import linear_cross_entropy_reference
 from recgrela.system.errors import ConfigError
 from recgrela.training.losses import GBCE, FullSoftmax, SampledLoss, SampledSoftmax, make_loss
-from support import assert_close
 
 N_ITEMS = 30
 lce = sys.modules["recgrela.ops.linear_cross_entropy"]

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from python_tests.support.gpu import needs_gpu
+from python_tests.support.tensors import assert_close
 from recgrela.data import Batch, DataConfig, TrainBatches, load
 from recgrela.models import RecGRELAConfig, build
 from recgrela.settings.config import TrainConfig
@@ -16,7 +18,6 @@ from recgrela.system.errors import ConfigError
 from recgrela.training.losses import FullSoftmax, make_loss
 from recgrela.training.session import open_session
 from recgrela.training.step import GraphedStep, TrainStep, learning_rate
-from support import assert_close, needs_gpu
 
 DATA = DataConfig(synthetic_users=60, synthetic_items=40, synthetic_events=20, max_len=30)
 CONFIG = TrainConfig(batch_size=100)

@@ -18,14 +18,14 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from recgrela.training import trainer
+from python_tests.support.runs import assert_same_tensors, make_run, options, run_train
 from recgrela.evaluation.metrics import NAMES, metrics_of
 from recgrela.runs import checkpoint
 from recgrela.runs.folder import RunFolder
 from recgrela.runs.state import TrainState
 from recgrela.settings.config import TrainConfig
 from recgrela.settings.options import parse_args
-from support.runs import assert_same_tensors, make_run, options, run_train
+from recgrela.training import trainer
 
 FILES = ["config.yaml", "protocol.json", "items.parquet", "metrics.jsonl", "curves.png", "results.json"]
 FILES += ["best.safetensors", "last.safetensors", "ranks.safetensors"]
