@@ -1,4 +1,4 @@
-"""Links, commands, paths, names and examples of the README and of docs/ are true."""
+"""Links, paths, names, commands and examples of the README and of docs/ are true."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib
 import re
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -14,14 +15,9 @@ import pytest
 from python_tests.support.project import ROOT, Page, pages
 from recgrela.models import MODELS
 
-PAGES = pages()
 MAX_README_LINES = 170
-CURRENT = [page for page in PAGES if page.path != "CHANGELOG.md"]  # the changelog names what is gone
-each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.path)
-each_current_page = pytest.mark.parametrize("page", CURRENT, ids=lambda page: page.path)
-
-FOLDERS = "|".join(path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith("."))
 PYTHON = ("benchmarks", "build_backend", "recgrela", "tools")  # folders of modules for `python -m`
+FOLDERS = "|".join(path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith("."))
 # Names that code and files no longer have.
 STALE = (
     *("DEVELOPING.md", "rela_plan.cuh", "gpu_check.py benchmarks", "recgrela/options.py", "recgrela.config"),
@@ -29,46 +25,57 @@ STALE = (
     *("not yet run on a GPU", "not been run on a GPU"),
 )
 
+PAGES = pages()
+CURRENT = [page for page in PAGES if page.path != "CHANGELOG.md"]  # the changelog names what is gone
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.path)
+each_current_page = pytest.mark.parametrize("page", CURRENT, ids=lambda page: page.path)
 
-@each_page
-def test_links(page: Page) -> None:
+
+def broken_links(page: Page) -> list[str]:
+    """Links to files or headings that do not exist; other sites are not visited."""
     broken = []
     for target in re.findall(r"\]\(([^()\s]+)\)", page.prose):
         if re.match(r"https?://", target):
             continue
         name, _, anchor = target.partition("#")
-        path = (ROOT / page.path).parent / name if name else ROOT / page.path
-        if not path.exists():
-            broken.append(f"{target}: no such file")
-        elif anchor and anchor not in Page(path.resolve().relative_to(ROOT).as_posix()).anchors():
-            broken.append(f"{target}: no such heading")
-    assert broken == []
+        path = page.file.parent / name if name else page.file
+        if not path.exists() or (anchor and anchor not in Page(str(path.resolve())).anchors()):
+            broken.append(target)
+    return broken
 
 
-@each_current_page
-def test_paths(page: Page) -> None:
-    """A path in backticks that begins with a folder of the repository exists."""
+def missing_paths(page: Page) -> list[str]:
+    """Paths in backticks that begin with a folder of the repository and do not exist."""
     named = re.findall(rf"`((?:{FOLDERS})/[\w./*-]*)`", page.prose)
-    assert [path for path in named if not any(ROOT.glob(path.rstrip("/")))] == []
+    return [path for path in named if not any(ROOT.glob(path.rstrip("/")))]
 
 
-@each_current_page
-def test_names(page: Page) -> None:
-    """A dotted name in backticks that begins with `recgrela.` can be imported."""
-    unknown = []
-    for name in re.findall(r"`(recgrela(?:\.\w+)+)(?:\(\))?`", page.prose):
-        parts = name.split(".")
-        for cut in range(len(parts), 0, -1):
-            try:
-                found = importlib.import_module(".".join(parts[:cut]))
-                break
-            except ModuleNotFoundError:
-                continue
+def unknown_names(page: Page) -> list[str]:
+    """Dotted names in backticks that begin with `recgrela.` and cannot be imported."""
+    return [name for name in re.findall(r"`(recgrela(?:\.\w+)+)(?:\(\))?`", page.prose) if not is_name(name)]
+
+
+def is_name(name: str) -> bool:
+    parts = name.split(".")
+    for cut in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:cut]))
+        except ModuleNotFoundError:
+            continue
         for part in parts[cut:]:
             found = getattr(found, part, None)
-        if found is None:
-            unknown.append(name)
-    assert unknown == []
+        return found is not None
+    return False
+
+
+def commands(page: Page) -> list[list[str]]:
+    """Words of each command of the bash blocks and of the inline code that starts with python."""
+    lines = []
+    for fence in page.fences():
+        if fence.language == "bash":
+            lines += re.split(r"\n|&&|;", fence.text.replace("\\\n", " "))
+    lines += re.findall(r"`(python[^`]*)`", page.prose)
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
 def module_file(module: str) -> Path | None:
@@ -78,40 +85,31 @@ def module_file(module: str) -> Path | None:
     return next((file for file in files if file.exists()), None)
 
 
-def commands(page: Page) -> list[list[str]]:
-    """Words of each command of the bash blocks and of the inline code that starts with python."""
-    lines = []
-    for fence in page.fences():
-        if fence.language == "bash":
-            lines += re.split(r"\n|&&|;", fence.text.replace("\\\n", " "))
-    lines += re.findall(r"`(python[^`\n]*)`", page.prose)
-    return [words for line in lines if (words := shlex.split(line, comments=True))]
+def runs_ours(words: list[str]) -> bool:
+    """Reports whether a command runs a module of the repository."""
+    return bool(re.match("python", words[0])) and words[1:2] == ["-m"] and words[2].split(".")[0] in PYTHON
 
 
-@each_current_page
-def test_commands(page: Page) -> None:
-    """What a command runs exists."""
+def missing_programs(page: Page) -> list[str]:
+    """Modules, scripts and folders of tests that commands name and the repository does not have."""
     missing = []
     for words in commands(page):
-        if re.fullmatch(r"python3?", words[0]) and len(words) > 1:
-            script = words[1]
-            if script == "-m" and words[2].split(".")[0] in PYTHON:
-                missing += [words[2]] * (module_file(words[2]) is None)
-            elif script.endswith(".py"):
-                missing += [script] * (not (ROOT / script).exists())
+        if runs_ours(words):
+            missing += [words[2]] * (module_file(words[2]) is None)
+        elif words[0].startswith("python") and words[1:] and words[1].endswith(".py"):
+            missing += [words[1]] * (not (ROOT / words[1]).exists())
         elif words[0] == "pytest":
             paths = [word for word in words[1:] if word.startswith("python_tests")]
             missing += [path for path in paths if not (ROOT / path).exists()]
-    assert missing == []
+    return missing
 
 
 def options_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """Text that names every option of a command: the help of recgrela's commands, else the source."""
     module = words[2]
     if not module.startswith("recgrela."):
-        file = module_file(module)
-        return file.read_text() if file else ""
-    # The settings of a model are listed where the model is named.
+        return module_file(module).read_text()
+    # The help lists the settings of the models that are named.
     named = [word for word in words if word.rpartition("=")[2] in MODELS]
     flag = {"recgrela.train": "--model.name", "recgrela.compare": "--models"}.get(module)
     argv = [flag, *named] if flag and named else []
@@ -121,18 +119,40 @@ def options_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out
 
 
-@each_current_page
-def test_options(page: Page, capsys: pytest.CaptureFixture[str]) -> None:
-    """The options of a command exist."""
+def unknown_options(page: Page, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Options that the commands of the repository do not have."""
     unknown = []
     for words in commands(page):
-        if not (words[0].startswith("python") and words[1:2] == ["-m"] and words[2].split(".")[0] in PYTHON):
-            continue
-        options = {word.partition("=")[0] for word in words[3:] if re.match(r"--[a-z]", word)} - {"--help"}
-        if options:
-            known = options_of(words, capsys)
-            unknown += [f"{words[2]} {option}" for option in sorted(options) if option not in known]
-    assert unknown == []
+        if runs_ours(words) and module_file(words[2]):
+            options = {word.partition("=")[0] for word in words[3:] if re.match("--[a-z]", word)} - {"--help"}
+            known = options_of(words, capsys) if options else ""
+            unknown += [
+                f"{words[2]} {option}"
+                for option in sorted(options)
+                if not re.search(rf"{re.escape(option)}(?![\w.])", known)
+            ]
+    return unknown
+
+
+@each_page
+def test_links(page: Page) -> None:
+    assert broken_links(page) == []
+
+
+@each_current_page
+@pytest.mark.parametrize("find", [missing_paths, unknown_names, missing_programs])
+def test_paths_names_and_programs(page: Page, find: Callable[[Page], list[str]]) -> None:
+    assert find(page) == []
+
+
+@each_current_page
+def test_options(page: Page, capsys: pytest.CaptureFixture[str]) -> None:
+    assert unknown_options(page, capsys) == []
+
+
+@each_current_page
+def test_no_stale_names(page: Page) -> None:
+    assert [name for name in STALE if name in page.text] == []
 
 
 @each_page
@@ -147,15 +167,27 @@ def test_examples_run(page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for fence in page.fences():
         if fence.language == "python" and fence.mark != "excerpt":
             # Blank lines put the block at its place in the page, for tracebacks.
-            exec(compile("\n" * fence.line + fence.text, str(ROOT / page.path), "exec"), module.__dict__)
+            exec(compile("\n" * fence.line + fence.text, str(page.file), "exec"), module.__dict__)
 
 
-@each_current_page
-def test_no_stale_names(page: Page) -> None:
-    assert [name for name in STALE if name in page.text] == []
+def test_the_checks_find_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "page.md"
+    file.write_text(
+        "# Heading two\n[a](page.md#heading-two) [b](page.md#heading) [c](gone.md)\n"
+        "`recgrela/ops/*.py` `recgrela/gone.py` `recgrela.ops.mlp` `recgrela.ops.gone`\n"
+        "`python -m tools.gone`\n"
+        "```bash\npython -m recgrela.train --model.name SIGMA --model.flip 3 --model.gone 3 # comment\n"
+        "python -m tools.ptxas --gone && pytest python_tests/gone\n```\n"
+    )
+    page = Page(str(file))
+    assert broken_links(page) == ["page.md#heading", "gone.md"]
+    assert missing_paths(page) == ["recgrela/gone.py"]
+    assert unknown_names(page) == ["recgrela.ops.gone"]
+    assert missing_programs(page) == ["python_tests/gone", "tools.gone"]
+    assert unknown_options(page, capsys) == ["recgrela.train --model.gone", "tools.ptxas --gone"]
 
 
-def test_the_readme_has_the_two_commands_and_examples() -> None:
-    fences = list(Page("README.md").fences())
-    assert {"train", "test"} <= {fence.mark for fence in fences if fence.language == "bash"}
-    assert sum(fence.language == "python" for fence in fences) >= 2
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_the_readme_has_the_command_that_ci_runs(name: str) -> None:
+    (fence,) = [fence for fence in Page("README.md").fences() if fence.mark == name]
+    assert fence.language == "bash"

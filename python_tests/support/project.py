@@ -41,13 +41,17 @@ class Fence:
 
 @dataclass(frozen=True)
 class Page:
-    """A Markdown file, its path relative to the root."""
+    """A Markdown file; its path is relative to the root, or absolute."""
 
     path: str
 
     @property
+    def file(self) -> Path:
+        return ROOT / self.path
+
+    @property
     def text(self) -> str:
-        return (ROOT / self.path).read_text()
+        return self.file.read_text()
 
     @property
     def prose(self) -> str:
