@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from setuptools import setup
@@ -37,11 +38,11 @@ def sources(plan: Plan) -> list[str]:
     return [file for file in files if plan.toolkit or not file.endswith((".cu", "_cuda.cpp"))]
 
 
-def headers(name: str, folder: str | Path | None) -> str:
-    """A path to a package's headers that is the same in all builds of this tree; of nothing without a folder.
+def stable_path(name: str, folder: str | Path | None) -> str:
+    """A path to a package's folder that is the same in all builds of this tree; dangling without a folder.
 
-    Isolated builds have their packages in another folder each time: by one path, only what includes a changed
-    header is compiled anew.
+    An isolated build has its packages in a new temporary folder each time. A constant path keeps the commands
+    constant, so ninja recompiles only the sources whose headers changed.
     """
     link = INCLUDE / name
     if link.is_dir() and not link.is_symlink():  # a copy of this tree that followed links
@@ -77,13 +78,14 @@ def commands(plan: Plan) -> dict[str, object]:
     write_facts(plan)
     link: dict[str, list[str]] = {}
     flags = {"cxx": ["-O3", "-std=c++17", "-Wall", "-Wextra", "-fvisibility=hidden", "-g0"]}
-    include_dirs = [str(ROOT / "csrc"), str(INCLUDE), headers("pybind11", pybind11.get_include())]
-    include_dirs.append(headers("cuda", plan.toolkit and plan.toolkit.include_folder))
+    include_dirs = [str(ROOT / "csrc"), str(INCLUDE), stable_path("pybind11", pybind11.get_include())]
+    include_dirs.append(stable_path("cuda", plan.toolkit and plan.toolkit.include_folder))
     if plan.toolkit:
+        toolkit = replace(plan.toolkit, home=Path(stable_path("toolkit", plan.toolkit.home)))
         # With a CPU-only torch cpp_extension sets no CUDA_HOME; the compiler needs none of torch's CUDA.
-        cpp_extension.CUDA_HOME = str(plan.toolkit.home)
+        cpp_extension.CUDA_HOME = str(toolkit.home)
         link = {
-            "library_dirs": plan.toolkit.library_folders,
+            "library_dirs": toolkit.library_folders,
             "libraries": ["cudart_static", "dl", "rt", "pthread"],
         }
         # tools/ptxas.py reads what -v says. The architectures of one file are compiled side by side.
@@ -99,7 +101,7 @@ def commands(plan: Plan) -> dict[str, object]:
         **link,
     )
     of_torch = plan.torch.folder / "include"
-    link_to_torch = headers("torch", of_torch)
+    link_to_torch = stable_path("torch", of_torch)
     extension.include_dirs = [path.replace(str(of_torch), link_to_torch) for path in extension.include_dirs]
 
     class BuildExtension(cpp_extension.BuildExtension):

@@ -1,9 +1,33 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
+
+# Files that compile for minutes start first, so that no worker of `pytest -n` ends with them.
+SLOW_FOLDERS = ("kernels", "install")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Shares the processors among the workers of `pytest -n`."""
+    if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not any(name in item.path.parts for name in SLOW_FOLDERS))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Gives whole files to the workers of `pytest -n`: the tests of a file share what they build."""
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
 
 
 @pytest.fixture(autouse=True)

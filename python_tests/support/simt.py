@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shlex
 import shutil
@@ -57,10 +58,13 @@ def build_simt(*targets: str, **options: str | Path) -> Path:
     if not has_sanitizers():
         skip("needs a C++ compiler with AddressSanitizer and UBSan")
     options = {"RECGRELA_CUDA": "OFF", "RECGRELA_TESTS": "ON", "RECGRELA_SANITIZE": "ON"} | options
-    generator = []
-    if ninja and not (BUILD / "CMakeCache.txt").exists():
-        generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
-    run(cmake, "-S", ROOT, "-B", BUILD, *generator, *(f"-D{name}={value}" for name, value in options.items()))
+    settings = [f"-D{name}={value}" for name, value in options.items()]
     jobs = os.environ.get("MAX_JOBS") or str(min(4, os.cpu_count() or 1))
-    run(cmake, "--build", BUILD, "--parallel", jobs, *(("--target", *targets) if targets else ()))
+    BUILD.parent.mkdir(exist_ok=True)
+    with BUILD.with_suffix(".lock").open("w") as lock:  # the workers of `pytest -n` share the folder
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if ninja and not (BUILD / "CMakeCache.txt").exists():
+            settings += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+        run(cmake, "-S", ROOT, "-B", BUILD, *settings)
+        run(cmake, "--build", BUILD, "--parallel", jobs, *(("--target", *targets) if targets else ()))
     return BUILD
