@@ -7,19 +7,27 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-import recgrela.ops
-from python_tests.cases.rela import DTYPES, RATIOS, UNEVEN, Case
-from python_tests.cases.scans import LINEAR_DTYPES, SELECTIVE_DTYPES, LinearCase, ScanCase, SelectiveCase
+from python_tests.cases import (
+    CASES,
+    Case,
+    CausalConv1dCase,
+    GatedRelaCase,
+    LinearScanCase,
+    SelectiveScanCase,
+)
+from python_tests.cases.case import REAL_DTYPES
+from python_tests.cases.compare import differing
+from python_tests.support.results import LAYOUTS, UNEVEN, assert_results
 from python_tests.support.simt import build_simt
 from python_tests.support.tensors import assert_close, cu_seqlens_of
-from recgrela.ops import causal_conv1d, checks, rotary_table
+from recgrela.ops import checks, rotary_table
 from recgrela.ops.gated_rela_last import _key_sums_backward_cuda, _key_sums_cuda
 
 OPS = ("gated_rela", "causal_conv1d", "linear_scan", "selective_scan")
@@ -59,22 +67,27 @@ def simt(library: None, poisoned_memory: None, monkeypatch: pytest.MonkeyPatch) 
     yield Simt
 
 
-def check(simt: Any, case: Case, **how: Any) -> None:
-    expected = case.results("cpu", torch.float64)
+def check(simt: Any, case: Case, layout: Any = None) -> None:
+    x = case.operands()
+    expected = case.on_cpu(x)
     with simt():
-        got = case.results("cpu", case.dtype, **how)
-    case.check(expected, got)
+        got = case.results(x.with_layout(layout) if layout else x)
+    assert_results(case, x, expected, got)
 
 
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("head", [8, 16, 32, 64, 128])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_every_head_width(simt: Any, dtype: torch.dtype, head: int, causal: bool) -> None:
-    check(simt, Case([1, 33, 0, 18], head, 3 if head < 64 else 1, causal=causal, dtype=dtype))
+@pytest.mark.parametrize("head_dim", [8, 16, 32, 64, 128])
+@pytest.mark.parametrize("dtype", REAL_DTYPES)
+def test_every_head_dim(simt: Any, dtype: torch.dtype, head_dim: int, causal: bool) -> None:
+    heads = 3 if head_dim < 64 else 1
+    check(
+        simt,
+        GatedRelaCase(lengths=(1, 33, 0, 18), dtype=dtype, heads=heads, head_dim=head_dim, causal=causal),
+    )
 
 
 @pytest.mark.parametrize("rotary", [True, False])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", REAL_DTYPES)
 def test_key_sums(simt: Any, dtype: torch.dtype, rotary: bool) -> None:
     """Their form on CUDA, which takes the state of gated_rela, with k in the place of q too."""
     lengths, heads = [1, 33, 18], 2
@@ -93,125 +106,100 @@ def test_key_sums(simt: Any, dtype: torch.dtype, rotary: bool) -> None:
 
 
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("lengths", [[199], UNEVEN, [600, 1]])
-def test_lengths(simt: Any, lengths: list[int], causal: bool) -> None:
-    check(simt, Case(lengths, causal=causal, rotary=max(lengths) < 600, offsets=torch.int32))
+@pytest.mark.parametrize("lengths", [(199,), UNEVEN, (600, 1)])
+def test_lengths(simt: Any, lengths: tuple[int, ...], causal: bool) -> None:
+    rotary = max(lengths) < 600
+    check(simt, GatedRelaCase(lengths=lengths, heads=2, causal=causal, rotary=rotary, offsets=torch.int32))
 
 
 @pytest.mark.parametrize(
-    "rotary, gate, taps", [(False, True, 4), (True, False, 3), (True, True, 0), (False, False, 1)]
+    "rotary, gate, kernel_size", [(False, True, 4), (True, False, 3), (True, True, 0), (False, False, 1)]
 )
-def test_parts_off(simt: Any, rotary: bool, gate: bool, taps: int) -> None:
-    check(simt, Case([30, 2, 1], causal=True, rotary=rotary, gate=gate, taps=taps))
+def test_parts_off(simt: Any, rotary: bool, gate: bool, kernel_size: int) -> None:
+    check(
+        simt,
+        GatedRelaCase(lengths=(30, 2, 1), heads=2, rotary=rotary, gate=gate, kernel_size=kernel_size),
+    )
 
 
-@pytest.mark.parametrize("lengths", [[1], [0, 2, 40, 3]])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_state(simt: Any, lengths: list[int], dtype: torch.dtype) -> None:
-    check(simt, Case(lengths, causal=True, dtype=dtype, state=True))
+@pytest.mark.parametrize("lengths", [(1,), (0, 2, 40, 3)])
+@pytest.mark.parametrize("dtype", REAL_DTYPES)
+def test_state(simt: Any, lengths: tuple[int, ...], dtype: torch.dtype) -> None:
+    check(simt, GatedRelaCase(lengths=lengths, dtype=dtype, heads=2, state=True))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_strides_and_rows_that_are_not_aligned(simt: Any, dtype: torch.dtype) -> None:
-    case = Case([20, 3], causal=True, dtype=dtype)
-    for layout in (
-        lambda x: torch.cat([x, x], dim=-1)[..., : x.shape[-1]],
-        lambda x: x.repeat_interleave(2, dim=-1)[..., ::2],
-        lambda x: torch.cat([x[..., :1], x], dim=-1)[..., 1:],
-        lambda x: x.t().contiguous().t() if x.dim() == 2 else x,
-    ):
-        check(simt, case, layout=layout)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("op", CASES, ids=lambda op: op.op)
+def test_any_strides(simt: Any, op: type[Case], layout: str) -> None:
+    for dtype in {op.dtypes[0], op.dtypes[2], op.dtypes[-1]}:
+        for case in op.variants((20, 3), dtype):
+            check(simt, case, LAYOUTS[layout])
+
+
+@pytest.mark.parametrize("lengths", [(), (0,), (0, 0)])
+@pytest.mark.parametrize("op", CASES, ids=lambda op: op.op)
+def test_empty_batches(simt: Any, op: type[Case], lengths: tuple[int, ...]) -> None:
+    for state in (False, True):
+        for case in op.variants(lengths, torch.float32, state=state):
+            check(simt, case)
 
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_q_and_k_side_by_side(simt: Any, causal: bool) -> None:
-    case = Case([20, 3], causal=causal)
-    x = {name: t.detach().float() for name, t in case.inputs.items()}
-    dense = [x.pop(name) for name in ("q", "k", "v", "g")]
-    table = rotary_table(20, 32)
+    separate = GatedRelaCase(lengths=(20, 3), heads=2, causal=causal)
+    x = separate.operands()
+    q, k = x.inputs["q"].detach(), x.inputs["k"].detach()
+    inputs = x.inputs | {"q": torch.cat([q, k], dim=1).requires_grad_()}
+    del inputs["k"]
     with simt():
-        results = []
-        for together in (False, True):
-            leaves = [t.clone().requires_grad_() for t in dense]
-            q, k = (torch.cat(leaves[:2], dim=1), None) if together else leaves[:2]
-            y = recgrela.ops.gated_rela(q, k, *leaves[2:], case.cu_seqlens, rotary=table, **x, **case.options)
-            results.append([y, *torch.autograd.grad(y.square().sum(), leaves)])
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+        expected = separate.results(x)
+        got = replace(separate, joined=True).results(replace(x, inputs=inputs))
+    expected["d_q"] = torch.cat([expected["d_q"], expected.pop("d_k")], dim=1)
+    assert not differing(expected, got)
 
 
-@pytest.mark.parametrize("lengths", [[], [0], [0, 0]])
-def test_empty_batches(simt: Any, lengths: list[int]) -> None:
-    with simt():
-        got = Case(lengths, causal=True).results("cpu", torch.float32)
-    assert got["y"].shape == (0, 32) and not got["d conv_weight"].any()
-
-
-@pytest.mark.parametrize("width", [1, 2, 3, 4])
+@pytest.mark.parametrize("kernel_size", [1, 2, 3, 4])
 @pytest.mark.parametrize("channels", [1, 60, 200])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_causal_conv1d(simt: Any, dtype: torch.dtype, channels: int, width: int) -> None:
-    shapes = ((sum(UNEVEN), channels), (channels, width), (channels,), (len(UNEVEN), width - 1, channels))
-    inputs = [torch.randn(*shape).to(dtype).double() for shape in shapes]
-    dy, cu_seqlens = torch.randn(shapes[0]).to(dtype).double(), cu_seqlens_of(UNEVEN)
-
-    def results(kind: torch.dtype) -> list[Tensor]:
-        x, weight, bias, before = (t.to(kind).requires_grad_() for t in inputs)
-        y, behind = causal_conv1d(x, weight, bias, cu_seqlens, "silu", before, return_final_values=True)
-        loss = (y * dy.to(kind)).sum().double() + behind.double().square().sum()
-        wanted = [x, weight, bias] + ([before] if width > 1 else [])
-        return [y.detach(), behind.detach(), *torch.autograd.grad(loss, wanted)]
-
-    expected = results(torch.float64)
-    with simt():
-        got = results(dtype)
-    for i, pair in enumerate(zip(expected, got, strict=True)):
-        assert_close(f"result {i}", *pair, RATIOS[dtype], scale=0.3)
-
-
-def check_scan(simt: Any, case: ScanCase, **how: Any) -> None:
-    expected = case.results("cpu", wide=True)
-    with simt():
-        got = case.results("cpu", **how)
-    case.check(expected, got)
+@pytest.mark.parametrize("dtype", REAL_DTYPES)
+def test_causal_conv1d(simt: Any, dtype: torch.dtype, channels: int, kernel_size: int) -> None:
+    sizes = {"channels": channels, "kernel_size": kernel_size}
+    check(simt, CausalConv1dCase(lengths=UNEVEN, dtype=dtype, state=True, **sizes))
 
 
 @pytest.mark.parametrize("per_step", [True, False])
 @pytest.mark.parametrize("channels", [1, 60])
-@pytest.mark.parametrize("dtype", LINEAR_DTYPES)
+@pytest.mark.parametrize("dtype", LinearScanCase.dtypes)
 def test_linear_scan(simt: Any, dtype: torch.dtype, channels: int, per_step: bool) -> None:
-    check_scan(simt, LinearCase([*UNEVEN, 500], channels, dtype, per_step=per_step, offsets=torch.int32))
+    case = LinearScanCase(
+        lengths=(*UNEVEN, 500),
+        dtype=dtype,
+        channels=channels,
+        per_step=per_step,
+        state=True,
+        offsets=torch.int32,
+    )
+    check(simt, case)
 
 
-@pytest.mark.parametrize("states", [1, 16, 40])
-@pytest.mark.parametrize("dtype", SELECTIVE_DTYPES)
-def test_selective_scan(simt: Any, dtype: torch.dtype, states: int) -> None:
-    check_scan(simt, SelectiveCase([1, 70, 0, 3, 33], 20, states, dtype, offsets=torch.int32))
+@pytest.mark.parametrize("num_states", [1, 16, 40])
+@pytest.mark.parametrize("dtype", SelectiveScanCase.dtypes)
+def test_selective_scan(simt: Any, dtype: torch.dtype, num_states: int) -> None:
+    sizes = {"channels": 20, "num_states": num_states}
+    case = SelectiveScanCase(lengths=(1, 70, 0, 3, 33), dtype=dtype, state=True, offsets=torch.int32, **sizes)
+    check(simt, case)
 
 
 @pytest.mark.parametrize("softplus", [True, False])
-@pytest.mark.parametrize("without", [("D",), ("z",), ("delta_bias",), ("initial_state", "D", "z")])
-def test_selective_scan_with_parts_off(simt: Any, without: tuple[str, ...], softplus: bool) -> None:
-    check_scan(simt, SelectiveCase([40, 2], 9, 5, torch.float32, without=without, softplus=softplus))
-
-
 @pytest.mark.parametrize(
-    "layout",
-    [
-        lambda x: torch.cat([x, x], dim=-1)[..., : x.shape[-1]],
-        lambda x: x.repeat_interleave(2, dim=-1)[..., ::2],
-        lambda x: torch.cat([x[..., :1], x], dim=-1)[..., 1:],
-    ],
+    "state, without", [(True, ("D",)), (True, ("z",)), (True, ("delta_bias",)), (False, ("D", "z"))]
 )
-def test_scans_of_strided_and_unaligned_rows(simt: Any, layout: Any) -> None:
-    check_scan(simt, LinearCase([20, 3], 8, torch.bfloat16, per_step=True), layout=layout)
-    check_scan(simt, LinearCase([20, 3], 8, torch.complex64, per_step=False), layout=layout)
-    check_scan(simt, SelectiveCase([20, 3], 8, 16, torch.float16), layout=layout)
-
-
-@pytest.mark.parametrize("lengths", [[], [0, 0]])
-def test_scans_of_empty_batches(simt: Any, lengths: list[int]) -> None:
-    check_scan(simt, LinearCase(lengths, 8, torch.float32, per_step=False))
-    check_scan(simt, SelectiveCase(lengths, 8, 16, torch.float32))
+def test_selective_scan_with_parts_off(
+    simt: Any, state: bool, without: tuple[str, ...], softplus: bool
+) -> None:
+    case = SelectiveScanCase(
+        lengths=(40, 2), channels=9, num_states=5, state=state, without=without, softplus=softplus
+    )
+    check(simt, case)
 
 
 def test_bare_scans_refuse(simt: Any) -> None:

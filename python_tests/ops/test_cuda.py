@@ -4,89 +4,60 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from python_tests.cases.rela import DTYPES, RATIOS, UNEVEN, Case
+from python_tests.cases import CausalConv1dCase, GatedRelaCase
+from python_tests.cases.case import REAL_DTYPES, Case
 from python_tests.support.gpu import needs_gpu
-from python_tests.support.tensors import assert_close, cu_seqlens_of
+from python_tests.support.results import UNEVEN, assert_results
+from python_tests.support.tensors import assert_close
 from recgrela.models import RecGRELAConfig, build
-from recgrela.ops import causal_conv1d, gated_rela, rotary_table
+from recgrela.ops import causal_conv1d, gated_rela
 
 
-def check(case: Case, **how: Any) -> None:
-    case.check(case.results("cpu", torch.float64), case.results("cuda", case.dtype, **how))
-
-
-@needs_gpu
-@pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("head", [8, 16, 32, 64, 128])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_cuda_equals_cpu_at_every_head_width(dtype: torch.dtype, head: int, causal: bool) -> None:
-    check(Case(UNEVEN, head, 3 if head < 64 else 1, causal=causal, dtype=dtype))
+def check(case: Case) -> None:
+    x = case.operands()
+    assert_results(case, x, case.on_cpu(x), case.results(x.cast("cuda")))
 
 
 @needs_gpu
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("lengths", [[1], [2], [15], [16], [17], [199], [200], [257]])
-def test_cuda_equals_cpu_at_odd_lengths(lengths: list[int], causal: bool) -> None:
-    check(Case(lengths, causal=causal))
+@pytest.mark.parametrize("head_dim", [8, 16, 32, 64, 128])
+@pytest.mark.parametrize("dtype", REAL_DTYPES)
+def test_cuda_equals_cpu_at_every_head_dim(dtype: torch.dtype, head_dim: int, causal: bool) -> None:
+    heads = 3 if head_dim < 64 else 1
+    check(GatedRelaCase(lengths=UNEVEN, dtype=dtype, heads=heads, head_dim=head_dim, causal=causal))
 
 
 @needs_gpu
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("head", [16, 128])
+@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 199, 200, 257])
+def test_cuda_equals_cpu_at_odd_lengths(length: int, causal: bool) -> None:
+    check(GatedRelaCase(lengths=(length,), heads=2, causal=causal))
+
+
+@needs_gpu
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("head_dim", [16, 128])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_cuda_long_sequences_are_cut(dtype: torch.dtype, head: int, causal: bool) -> None:
-    check(Case([3000, 1, 700], head, 1, causal=causal, dtype=dtype, rotary=False))
+def test_cuda_long_sequences_are_cut(dtype: torch.dtype, head_dim: int, causal: bool) -> None:
+    sizes = {"heads": 1, "head_dim": head_dim}
+    check(GatedRelaCase(lengths=(3000, 1, 700), dtype=dtype, causal=causal, rotary=False, **sizes))
 
 
 @needs_gpu
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize(
-    "rotary, gate, taps", [(False, True, 4), (True, False, 3), (True, True, 0), (False, False, 1)]
+    "rotary, gate, kernel_size", [(False, True, 4), (True, False, 3), (True, True, 0), (False, False, 1)]
 )
-def test_cuda_with_parts_off(causal: bool, rotary: bool, gate: bool, taps: int) -> None:
-    check(Case([70, 2, 1], causal=causal, rotary=rotary, gate=gate, taps=taps, offsets=torch.int32))
-
-
-@needs_gpu
-@pytest.mark.parametrize("lengths", [[1], [0, 2, 300, 3], [1200, 5]])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_cuda_state(lengths: list[int], dtype: torch.dtype) -> None:
-    check(Case(lengths, causal=True, dtype=dtype, state=True))
-
-
-@needs_gpu
-def test_cuda_strides_and_rows_that_are_not_aligned() -> None:
-    case = Case(UNEVEN, causal=True)
-    for layout in (
-        lambda x: torch.cat([x, x], dim=-1)[..., : x.shape[-1]],
-        lambda x: x.repeat_interleave(2, dim=-1)[..., ::2],
-        lambda x: torch.cat([x[..., :1], x], dim=-1)[..., 1:],
-        lambda x: x.t().contiguous().t() if x.dim() == 2 else x,
-    ):
-        check(case, layout=layout)
-
-
-@needs_gpu
-@pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_cuda_runs_are_bitwise_equal(dtype: torch.dtype, causal: bool) -> None:
-    case = Case([200] * 64 + [900], 16, 4, causal=causal, dtype=dtype)
-    first, second = (case.results("cuda", dtype) for _ in range(2))
-    assert all(torch.equal(first[name], value) for name, value in second.items())
-
-
-@needs_gpu
-@pytest.mark.parametrize("lengths", [[], [0], [0, 0]])
-def test_cuda_empty_batches(lengths: list[int]) -> None:
-    got = Case(lengths, causal=True).results("cuda", torch.float32)
-    assert got["y"].shape == (0, 32) and not got["d conv_weight"].any()
+def test_cuda_with_parts_off(causal: bool, rotary: bool, gate: bool, kernel_size: int) -> None:
+    parts = {"rotary": rotary, "gate": gate, "kernel_size": kernel_size}
+    check(GatedRelaCase(lengths=(70, 2, 1), heads=2, causal=causal, offsets=torch.int32, **parts))
 
 
 @needs_gpu
@@ -106,82 +77,24 @@ def test_cuda_more_than_2_to_the_31_elements() -> None:
 
 
 @needs_gpu
-def test_cuda_graph_capture() -> None:
-    """Nothing in forward or backward waits for the device, or capture would fail."""
-    x = torch.randn(4, 50, 64, device="cuda", requires_grad=True)
-    weight, bias = torch.randn(64, 4, device="cuda"), torch.randn(64, device="cuda")
-    cu_seqlens = cu_seqlens_of([50] * 4).cuda()
-    table = rotary_table(50, 64, device="cuda")
-
-    def step() -> tuple[Tensor, Tensor]:
-        rows = x.flatten(0, 1)
-        y = gated_rela(
-            rows,
-            rows,
-            rows,
-            rows,
-            cu_seqlens,
-            num_heads=4,
-            causal=True,
-            rotary=table,
-            conv_weight=weight,
-            conv_bias=bias,
-        )
-        y = causal_conv1d(y, weight, bias, cu_seqlens)
-        return y, torch.autograd.grad(y.square().sum(), x)[0]
-
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        expected = [t.clone() for t in step()]
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
-    for t in captured:
-        t.detach().fill_(float("nan"))
-    graph.replay()
-    torch.cuda.synchronize()
-    assert all(torch.equal(a, b) for a, b in zip(expected, captured, strict=True))
-
-
-@needs_gpu
 def test_cuda_autocast_keeps_angles_in_float32() -> None:
-    case = Case([30, 5], causal=True)
-    x = {name: t.detach().float().cuda().requires_grad_() for name, t in case.inputs.items()}
-    rotary = rotary_table(40, 32, device="cuda")
-
-    def call(x: dict[str, Tensor]) -> Tensor:
-        x = dict(x)
-        rows = [x.pop(name) for name in ("q", "k", "v", "g")]
-        return gated_rela(*rows, case.cu_seqlens.cuda(), rotary=rotary, **x, **case.options)
-
+    case = GatedRelaCase(lengths=(30, 5), heads=2)
+    x = case.operands("cuda")
     with torch.autocast("cuda", torch.bfloat16):
-        y = call(x)
-    assert y.dtype == torch.bfloat16
-    assert torch.equal(y, call({name: t.bfloat16() for name, t in x.items()}))
-    assert all(g.dtype == torch.float32 for g in torch.autograd.grad(y.float().sum(), list(x.values())))
+        got = case.results(x)
+    assert got["y"].dtype == torch.bfloat16
+    rounded = replace(x, inputs={name: t.bfloat16() for name, t in x.inputs.items()})  # not the angles
+    assert torch.equal(got["y"], case.call(rounded)["y"])
+    assert all(got[f"d_{name}"].dtype == torch.float32 for name in x.inputs)
 
 
 @needs_gpu
-@pytest.mark.parametrize("width", [1, 2, 3, 4])
+@pytest.mark.parametrize("kernel_size", [1, 2, 3, 4])
 @pytest.mark.parametrize("channels", [1, 8, 60, 64, 200])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_cuda_causal_conv1d(dtype: torch.dtype, channels: int, width: int) -> None:
-    lengths = UNEVEN
-    shapes = ((sum(lengths), channels), (channels, width), (channels,), (len(lengths), width - 1, channels))
-    inputs = [torch.randn(*shape).to(dtype).double() for shape in shapes]
-    dy = torch.randn(shapes[0]).to(dtype).double()
-    results = []
-    for device, kind in (("cpu", torch.float64), ("cuda", dtype)):
-        x, weight, bias, before = (t.to(device, kind).requires_grad_() for t in inputs)
-        cu_seqlens = cu_seqlens_of(lengths).to(device)
-        y, behind = causal_conv1d(x, weight, bias, cu_seqlens, "silu", before, return_final_values=True)
-        loss = (y * dy.to(device, kind)).sum().double() + behind.double().square().sum()
-        wanted = [x, weight, bias] + ([before] if width > 1 else [])
-        results.append([y.detach(), behind.detach(), *torch.autograd.grad(loss, wanted)])
-    for i, (expected, got) in enumerate(zip(*results, strict=True)):
-        assert_close(f"result {i}", expected, got.cpu(), RATIOS[dtype], scale=0.3)
+@pytest.mark.parametrize("dtype", REAL_DTYPES)
+def test_cuda_causal_conv1d(dtype: torch.dtype, channels: int, kernel_size: int) -> None:
+    sizes = {"channels": channels, "kernel_size": kernel_size}
+    check(CausalConv1dCase(lengths=UNEVEN, dtype=dtype, state=True, **sizes))
 
 
 @needs_gpu
@@ -234,7 +147,7 @@ def fake_call(head: int = 16, taps: int = 4, dtype: torch.dtype = torch.float32,
         return gated_rela(x, x, x, x, **({"num_heads": 2, "causal": True} | operands))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", REAL_DTYPES)
 def test_cuda_shapes_and_dtypes(dtype: torch.dtype) -> None:
     y, state = fake_call(dtype=dtype, return_state=True)
     assert y.shape == (7, 32) and y.dtype == dtype and y.device.type == "cuda"

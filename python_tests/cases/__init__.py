@@ -1,0 +1,24 @@
+"""Cases of the ops, shared by tests and benchmarks: one file for each op, and one list of them.
+
+Generic tests and benchmarks read `CASES` alone. For each op in it they compare the CPU kernels with the
+reference and the CUDA kernels with the CPU kernels, run compute-sanitizer, capture CUDA graphs, and measure
+the speed.
+"""
+
+from python_tests.cases.case import Case, Operands
+from python_tests.cases.causal_conv1d import CausalConv1dCase
+from python_tests.cases.gated_rela import GatedRelaCase
+from python_tests.cases.linear_scan import LinearScanCase
+from python_tests.cases.selective_scan import SelectiveScanCase
+
+CASES: tuple[type[Case], ...] = (GatedRelaCase, CausalConv1dCase, LinearScanCase, SelectiveScanCase)
+
+__all__ = [
+    "CASES",
+    "Case",
+    "CausalConv1dCase",
+    "GatedRelaCase",
+    "LinearScanCase",
+    "Operands",
+    "SelectiveScanCase",
+]

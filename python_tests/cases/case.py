@@ -1,0 +1,248 @@
+"""What every op's case has: operands from a seed, our call, the reference, expectations, bytes to move."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from python_tests.cases.compare import LABELS
+
+HALF_DTYPES = (torch.float16, torch.bfloat16)
+REAL_DTYPES = (torch.float32, *HALF_DTYPES)  # what the CUDA kernels take
+HEADLINE_LENGTHS = (200,) * 2048  # the published batch
+# Sequences whose rows are compared with expectations; gradients of parameters are sums over all sequences.
+CHECKED_SEQUENCES = 4
+# Elements of an expectation's largest intermediate tensor that are held at a time.
+MAX_ELEMENTS = 1 << 22
+
+Form = Callable[..., Tensor]
+Layout = Callable[[Tensor], Tensor]
+
+
+@dataclass
+class Operands:
+    """The operands of one call.
+
+    Attributes:
+        inputs: operands that get gradients, by the name of the op's argument.
+        upstream: the gradient of each output, by the output's name.
+        cu_seqlens: offsets of the sequences.
+        constants: operands without gradients, by name.
+    """
+
+    inputs: dict[str, Tensor]
+    upstream: dict[str, Tensor]
+    cu_seqlens: Tensor
+    constants: dict[str, Tensor] = field(default_factory=dict)
+
+    def cast(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Operands:
+        """A copy on a device, with new leaves; every floating-point tensor in `dtype`, if one is given."""
+
+        def to(x: Tensor) -> Tensor:
+            if dtype is None or not (x.is_floating_point() or x.is_complex()):
+                return x.detach().to(device)
+            return x.detach().to(device, dtype.to_complex() if x.is_complex() else dtype)
+
+        return Operands(
+            {name: to(x).requires_grad_() for name, x in self.inputs.items()},
+            {name: to(x) for name, x in self.upstream.items()},
+            self.cu_seqlens.to(device),
+            {name: to(x) for name, x in self.constants.items()},
+        )
+
+    def with_layout(self, layout: Layout) -> Operands:
+        """The same values in tensors of other strides."""
+        inputs = {name: layout(x.detach()).requires_grad_() for name, x in self.inputs.items()}
+        return replace(self, inputs=inputs, upstream={name: layout(x) for name, x in self.upstream.items()})
+
+
+class Draw:
+    """Random tensors on one device from one seed."""
+
+    def __init__(self, device: torch.device | str, seed: int) -> None:
+        self.device = device
+        self.generator = torch.Generator(device).manual_seed(seed)
+
+    def normal(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        kind = torch.complex64 if dtype.is_complex else torch.float32
+        x = torch.randn(*shape, generator=self.generator, device=self.device, dtype=kind)
+        return x.to(dtype)
+
+    def uniform(self, *shape: int) -> Tensor:
+        return torch.rand(*shape, generator=self.generator, device=self.device)
+
+    def integers(self, low: int, high: int, *shape: int) -> Tensor:
+        return torch.randint(low, high, shape, generator=self.generator, device=self.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One call of an op: sizes, dtype and options.
+
+    Attributes:
+        lengths: rows of each sequence.
+        dtype: dtype of the rows.
+        offsets: dtype of cu_seqlens.
+        state: the call begins from a state and returns one.
+    """
+
+    lengths: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+    offsets: torch.dtype = torch.int64
+    state: bool = False
+
+    op: ClassVar[str]
+    kernel: ClassVar[Callable[..., Any]]
+    definition: ClassVar[Callable[..., Any]]  # the op in plain PyTorch, on packed rows
+    dtypes: ClassVar[tuple[torch.dtype, ...]] = REAL_DTYPES
+    parameters: ClassVar[frozenset[str]] = frozenset()  # operands that all rows share
+    forms: ClassVar[tuple[str, ...]] = ()  # methods: the op in plain PyTorch, on dense operands
+    autocast: ClassVar[bool] = False  # the forms are too inaccurate in half precision without it
+    compiled: ClassVar[bool] = False  # torch.compile of a form is worth its time
+    term_size: ClassVar[float] = 1.0  # size of the terms of a gradient, which may cancel almost to zero
+
+    @property
+    def rows(self) -> int:
+        return sum(self.lengths)
+
+    @property
+    def batch(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def length(self) -> int:
+        """The length of every sequence."""
+        (length,) = set(self.lengths)
+        return length
+
+    @property
+    def accumulate_dtype(self) -> torch.dtype:
+        """Dtype of states, and of parameters that stay in full precision."""
+        return torch.float32 if self.dtype in HALF_DTYPES else self.dtype
+
+    def __str__(self) -> str:
+        equal = len(set(self.lengths)) == 1
+        sizes = f"B={self.batch} L={self.length}" if equal else f"uneven T={self.rows}"
+        return (
+            f"{self.op} {' '.join(filter(None, (self.options(), LABELS[self.dtype], sizes, self.sizes())))}"
+        )
+
+    def options(self) -> str:
+        """The options in words, for reports."""
+        return ""
+
+    def sizes(self) -> str:
+        """The sizes of a row, for reports."""
+        raise NotImplementedError
+
+    def draw(self, draw: Draw) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+        """Inputs, gradients of the outputs, and constants."""
+        raise NotImplementedError
+
+    def operands(self, device: torch.device | str = "cpu", seed: int = 0) -> Operands:
+        """Random operands; the same ones for the same seed and device."""
+        inputs, upstream, constants = self.draw(Draw(device, seed))
+        offsets = torch.tensor([0, *self.lengths]).cumsum(0).to(device, self.offsets)
+        leaves = {name: x.requires_grad_() for name, x in inputs.items()}
+        return Operands(leaves, upstream, offsets, constants)
+
+    def call(self, x: Operands, op: Callable[..., Any] | None = None) -> dict[str, Tensor]:
+        """The outputs of our op, or of one with its signature, by name; the first is y."""
+        raise NotImplementedError
+
+    def results(self, x: Operands, op: Callable[..., Any] | None = None) -> dict[str, Tensor]:
+        """The outputs, and the gradient of each input as d_<input>."""
+        return gradients(self.call(x, op), x)
+
+    def reference(self, x: Operands) -> dict[str, Tensor]:
+        """The results of the op's definition in float64, on the device of `x`."""
+        return self.results(x.cast(x.cu_seqlens.device, torch.float64), type(self).definition)
+
+    def on_cpu(self, x: Operands) -> dict[str, Tensor]:
+        """The results of our CPU kernels in float64, for the same values."""
+        return self.results(x.cast("cpu", torch.float64))
+
+    def dense(self, x: Operands) -> dict[str, Tensor]:
+        """Operands as the forms take them: rows as [B, L, ...], the rest as it is."""
+        rows = {
+            n: t if n in self.parameters else t.unflatten(0, (-1, self.length)) for n, t in x.inputs.items()
+        }
+        return rows | x.constants
+
+    def exact(self, t: dict[str, Tensor]) -> Tensor:
+        """y, [B, L, ...], of dense operands, in plain PyTorch and in memory linear in the length."""
+        raise NotImplementedError
+
+    def expected(self, x: Operands) -> dict[str, Tensor]:
+        """Results by `exact` in float64, on the device of `x`: of the first sequences, and of parameters.
+
+        The sequences have one length and no state. They are computed a few at a time.
+        """
+        step = max(1, MAX_ELEMENTS // (self.length * self.row_elements))
+        few, kept = min(self.batch, CHECKED_SEQUENCES), {}
+        sums = dict.fromkeys(sorted(self.parameters & set(x.inputs)), 0)
+        for first in range(0, self.batch if sums else few, step):
+            rows = slice(first * self.length, min(first + step, self.batch) * self.length)
+            part = Operands(
+                {name: t if name in sums else t[rows] for name, t in x.inputs.items()},
+                {name: t[rows] for name, t in x.upstream.items()},
+                x.cu_seqlens,
+                x.constants,
+            ).cast(x.cu_seqlens.device, torch.float64)
+            found = gradients({"y": self.exact(self.dense(part)).flatten(0, 1)}, part)
+            for name, value in found.items():
+                if name.removeprefix("d_") in sums:
+                    sums[name.removeprefix("d_")] += value
+                elif first < few:
+                    kept.setdefault(name, []).append(value)
+        return {n: torch.cat(parts) for n, parts in kept.items()} | {f"d_{n}": t for n, t in sums.items()}
+
+    @property
+    def row_elements(self) -> int:
+        """Elements for one row of the largest intermediate tensor of `exact`."""
+        raise NotImplementedError
+
+    @property
+    def forward_bytes(self) -> int:
+        """Bytes that any forward must read or write."""
+        raise NotImplementedError
+
+    @property
+    def backward_bytes(self) -> int:
+        """Bytes that a backward which recomputes from the inputs must read or write."""
+        raise NotImplementedError
+
+    @classmethod
+    def variants(cls, lengths: tuple[int, ...], dtype: torch.dtype, **options: Any) -> Iterator[Case]:
+        """A case for each mode of the op."""
+        yield cls(lengths=lengths, dtype=dtype, **options)
+
+    @classmethod
+    def small(cls, dtype: torch.dtype) -> Iterator[Case]:
+        """Every kernel of a dtype at small odd sizes, and sequences long enough to be cut."""
+        raise NotImplementedError
+
+    @classmethod
+    def headline(cls, quick: bool) -> Iterator[Case]:
+        """The sizes that a benchmark measures first."""
+        raise NotImplementedError
+
+    @classmethod
+    def further(cls, quick: bool) -> Iterator[Case]:
+        """The sizes that a benchmark measures if there is time."""
+        yield from ()
+
+
+def gradients(outputs: dict[str, Tensor], x: Operands) -> dict[str, Tensor]:
+    """The outputs, detached, and the gradient of each input as d_<input>."""
+    leaves = {name: t for name, t in x.inputs.items() if t.numel()}
+    names = [name for name in outputs if name in x.upstream]
+    upstream = [x.upstream[name].to(outputs[name].dtype) for name in names]
+    computed = [outputs[name] for name in names]
+    grads = torch.autograd.grad(computed, list(leaves.values()), upstream) if leaves else ()
+    named = {f"d_{name}": grad for name, grad in zip(leaves, grads, strict=True)}
+    return {name: t.detach() for name, t in outputs.items()} | named

@@ -1,0 +1,103 @@
+"""Cases of causal_conv1d, and the op in plain PyTorch on dense batches of equal lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from python_tests.cases.case import HEADLINE_LENGTHS, Case, Draw, Operands
+from recgrela.ops import causal_conv1d, causal_conv1d_reference
+
+
+def conv_by_torch(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """SiLU of the causal convolution of [B, L, C], by F.conv1d."""
+    y = F.conv1d(x.mT, weight[:, None], bias, padding=weight.shape[1] - 1, groups=x.shape[-1])
+    return F.silu(y[..., : x.shape[1]]).mT
+
+
+def conv_by_shifts(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The same as a sum of shifted rows."""
+    kernel_size = weight.shape[1]
+    padded = F.pad(x, (0, 0, kernel_size - 1, 0))
+    shifted = (padded[:, i : i + x.shape[1]] * weight[:, i] for i in range(kernel_size))
+    return F.silu(sum(shifted, start=bias))
+
+
+FORMS: dict[str, Callable[..., Tensor]] = {"conv1d": conv_by_torch, "shifts": conv_by_shifts}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausalConv1dCase(Case):
+    """causal_conv1d with a bias and SiLU."""
+
+    channels: int = 64
+    kernel_size: int = 4
+
+    op: ClassVar[str] = "causal_conv1d"
+    kernel = staticmethod(causal_conv1d)
+    definition = staticmethod(causal_conv1d_reference)
+    parameters: ClassVar[frozenset[str]] = frozenset({"weight", "bias"})
+    forms: ClassVar[tuple[str, ...]] = tuple(FORMS)
+    compiled: ClassVar[bool] = True
+    term_size: ClassVar[float] = 0.3
+
+    def sizes(self) -> str:
+        return f"C={self.channels} K={self.kernel_size}"
+
+    def draw(self, draw: Draw) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+        def normal(*shape: int) -> Tensor:
+            return draw.normal(*shape, dtype=self.dtype)
+
+        inputs = {
+            "x": normal(self.rows, self.channels),
+            "weight": normal(self.channels, self.kernel_size),
+            "bias": normal(self.channels),
+        }
+        upstream = {"y": normal(self.rows, self.channels)}
+        if self.state:
+            history = (self.batch, self.kernel_size - 1, self.channels)
+            inputs["initial_values"] = normal(*history)
+            upstream["final_values"] = normal(*history)
+        return inputs, upstream, {}
+
+    def call(self, x: Operands, op: Callable[..., Any] | None = None) -> dict[str, Tensor]:
+        more = {"return_final_values": True} if self.state else {}
+        out = (op or self.kernel)(**x.inputs, cu_seqlens=x.cu_seqlens, **more)
+        return dict(zip(("y", "final_values"), out, strict=True)) if self.state else {"y": out}
+
+    def form(self, name: str, t: dict[str, Tensor]) -> Tensor:
+        """y, [B, L, C], by a form in plain PyTorch, of dense operands."""
+        return FORMS[name](t["x"], t["weight"], t["bias"])
+
+    def exact(self, t: dict[str, Tensor]) -> Tensor:
+        return self.form("shifts", t)
+
+    @property
+    def row_elements(self) -> int:
+        return self.channels
+
+    @property
+    def forward_bytes(self) -> int:
+        """x and y."""
+        return 2 * self.rows * self.channels * self.dtype.itemsize
+
+    @property
+    def backward_bytes(self) -> int:
+        """x, d_y and d_x."""
+        return 3 * self.rows * self.channels * self.dtype.itemsize
+
+    @classmethod
+    def small(cls, dtype: torch.dtype) -> Iterator[Case]:
+        for kernel_size in (2, 3, 4):
+            for lengths in ((1, 17, 0, 33, 5), (601, 2, 300)):
+                yield cls(lengths=lengths, dtype=dtype, channels=40, kernel_size=kernel_size)
+
+    @classmethod
+    def headline(cls, quick: bool) -> Iterator[Case]:
+        for dtype in (torch.float32, torch.bfloat16):
+            yield cls(lengths=HEADLINE_LENGTHS[:256] if quick else HEADLINE_LENGTHS, dtype=dtype)
