@@ -13,7 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 import recgrela
-from recgrela.settings import cli
+from recgrela.settings import command_line
+from recgrela.settings.command_line import Parser
+from recgrela.settings.fields import Option
 
 NOT_USABLE = 1  # the exit code; 2 is a mistake in the command
 
@@ -113,22 +115,27 @@ def command(argv: Sequence[str]) -> int:
     Exit code 0 if the kernels run on the CPU and on every GPU that PyTorch sees (or on what --require names),
     1 if they do not.
     """
-    parser = cli.make_parser("env", "Show what was built and whether its kernels run on this machine.")
+    parser = Parser("env", "Show how recgrela was built and whether its kernels run on this machine.")
     parser.add_argument("--json", action="store_true", help="Print JSON.")
-    parser.add_argument(
-        "--require",
-        type=Device,
-        help="Exit with 0 if the kernels run on this device, else with 1. "
-        "Without it: on the CPU, and on every GPU that PyTorch sees.",
+    parser.add(
+        [
+            Option(
+                "require",
+                Device,
+                None,
+                "Exit with 0 if the kernels run on this device, else with 1; by default on the CPU and on "
+                "every GPU that PyTorch detects.",
+            )
+        ]
     )
-    options = cli.parse(parser, argv, {"require": Device})
+    options = parser.read(argv)
     found = facts()
-    if options.json:
+    if options["json"]:
         print(json.dumps(found, indent=2))
     else:
         _print(found)
-    if options.require:
-        usable = found[options.require]["usable"]
+    if options["require"]:
+        usable = found[options["require"]]["usable"]
     else:
         usable = found["cpu"]["usable"] and all(gpu["usable"] for gpu in found["cuda"]["gpus"])
     return 0 if usable else NOT_USABLE
@@ -158,7 +165,7 @@ def _print(found: dict[str, Any]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return cli.run(command, argv)
+    return command_line.run(command, argv)
 
 
 if __name__ == "__main__":

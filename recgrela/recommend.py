@@ -14,7 +14,9 @@ from rich.text import Text
 from recgrela.models import SequenceModel
 from recgrela.runs.folder import Items
 from recgrela.runs.saved import SavedRun, load_data, load_run
-from recgrela.settings import cli
+from recgrela.settings import command_line
+from recgrela.settings.command_line import Parser
+from recgrela.settings.fields import MAX_COUNT, Option
 from recgrela.system.console import say
 from recgrela.system.errors import ConfigError, DataError
 from recgrela.system.files import given_path
@@ -96,33 +98,28 @@ def token_history(items: Items, tokens: Sequence[str]) -> list[int]:
 
 def command(argv: Sequence[str]) -> int:
     """Parse, recommend, print."""
-    parser = cli.make_parser(
-        "recommend", "Show a history's tail and the items that a run's model expects next."
+    parser = Parser("recommend", "Show a history and the items that a run's model recommends.")
+    parser.add_argument("run", metavar="RUN", help="Run folder.")
+    parser.add(
+        [
+            Option("user", str, None, "Original id of a user of the run."),
+            Option("items", str, None, "Original item ids, oldest first: ID,ID,..."),
+            Option("k", int, 10, "Number of recommendations.", min=1, max=MAX_COUNT),
+            Option("data.path", str, None, "Path of the data if it has moved (for --user)."),
+            Option("device", str, "auto", "Device: cpu, cuda, cuda:N, or auto for the GPU if there is one."),
+        ]
     )
-    parser.add_argument("run", help="Run folder.")
-    parser.add_argument(
-        "--user", type=str | None, default=None, help="Original id of a user in the run's data."
-    )
-    parser.add_argument(
-        "--items", type=str | None, default=None, help="Original item ids, oldest first: ID,ID,..."
-    )
-    parser.add_argument("--k", type=int, default=10, help="How many.")
-    parser.add_argument("--seen", action="store_true", help="Let items of the history come again.")
-    parser.add_argument(
-        "--data.path", type=str | None, default=None, help="Where the data is now (for --user)."
-    )
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N.")
-    options = cli.parse(parser, argv, {"k": int})
-    cli.check_counts(options, "k")
-    given = options["items"]  # `options.items` is a method
-    if (options.user is None) == (given is None):
+    parser.add_argument("--seen", action="store_true", help="Also recommend items of the history.")
+    options = parser.read(argv)
+    user, tokens = options["user"], options["items"]
+    if (user is None) == (tokens is None):
         raise ConfigError("give either --user TOKEN or --items TOKEN,TOKEN,...")
-    run = load_run(given_path(options.run, "RUN"), None, pick_device(options.device))
+    run = load_run(given_path(options["run"], "RUN"), None, pick_device(options["device"]))
     items = run.folder.read_items(run.model.n_items)
-    if options.user is not None:
-        history = user_history(run, options.user, options.data.path)
+    if user is not None:
+        history = user_history(run, user, options["data.path"])
     else:
-        tokens = [token.strip() for token in given.split(",") if token.strip()]
+        tokens = [token.strip() for token in tokens.split(",") if token.strip()]
         if not tokens:
             raise ConfigError("--items: there is no item")
         history = token_history(items, tokens)
@@ -130,13 +127,13 @@ def command(argv: Sequence[str]) -> int:
     say(console, f"history of {len(history)} items{', its end' if len(history) > TAIL else ''}:")
     for item in history[-TAIL:]:
         say(console, f"  {_label(items, item)}")
-    rule = "items of the history included" if options.seen else "items of the history left out"
+    rule = "items of the history included" if options["seen"] else "items of the history left out"
     say(console, f"next, by {run.folder.path.name}, {run.describe_checkpoint()}, {rule}:")
     table = Table()
     for heading in ("rank", "score", "item", "title"):
         table.add_column(heading, justify="right" if heading in ("rank", "score") else "left")
     history_len = run.config.data.history_len
-    best = recommend(run.model, history, options.k, options.seen, history_len)
+    best = recommend(run.model, history, options["k"], options["seen"], history_len)
     for rank, found in enumerate(best, 1):
         cells = (str(rank), f"{found.score:.3f}", items.tokens[found.item], items.titles[found.item] or "")
         table.add_row(*(Text(cell) for cell in cells))  # a title may hold what rich takes for markup
@@ -151,7 +148,7 @@ def _label(items: Items, item: int) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return cli.run(command, argv)
+    return command_line.run(command, argv)
 
 
 if __name__ == "__main__":

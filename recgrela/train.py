@@ -6,40 +6,42 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from recgrela.runs.report import (
-    say,
-)
+from recgrela.models import CONFIGS
+from recgrela.runs.folder import RunFolder
 from recgrela.runs.saved import describe_state
-from recgrela.settings import cli
-from recgrela.settings.options import parse_args
+from recgrela.settings import command_line
+from recgrela.settings.run import find_resumed, read_resumed, read_run
+from recgrela.system.console import say
+from recgrela.system.files import given_path
 from recgrela.training.trainer import train
-
-if TYPE_CHECKING:
-    pass
 
 
 def command(argv: Sequence[str]) -> int:
     """Parse, train, and say how to go on."""
-    request = parse_args(argv)
+    resumed = find_resumed(argv)
+    if resumed is None:
+        config, path = read_run(argv, CONFIGS), None
+    else:
+        folder = RunFolder.open(given_path(resumed, "--resume"))
+        config, path = read_resumed(argv, CONFIGS, folder.config_path), folder.path
     console = Console()
-    result = train(request.config, request.resume, console)
+    result = train(config, path, console)
     path = result.folder.path
     if result.signum is not None:
         name, where = signal.Signals(result.signum).name, describe_state(result.state)
         say(console, f"stopped by {name} {where}")
         say(console, f"go on with: python -m recgrela.train --resume {shlex.quote(str(path))}")
-        return cli.EXIT_SIGNAL + result.signum
+        return command_line.EXIT_SIGNAL + result.signum
     say(console, f"run folder {path}: python -m recgrela.evaluate {shlex.quote(str(path))} repeats the table")
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return cli.run(command, argv)
+    return command_line.run(command, argv)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import torch
 from benchmarks.timing import medians, peak_memory, record
 from recgrela.data import Batch
 from recgrela.models import RecGRELAConfig, build
-from recgrela.settings.config import TrainConfig
+from recgrela.settings.train import TrainConfig
 from recgrela.training.losses import FullSoftmax
 from recgrela.training.step import TrainStep
 

@@ -25,7 +25,7 @@ from benchmarks import eager, published
 from benchmarks.timing import gate, medians, peak_memory, record
 from recgrela.data import Batch, DataConfig, Interactions, TrainBatches, load
 from recgrela.models import RecGRELAConfig, SequenceModel, build
-from recgrela.settings.config import TrainConfig
+from recgrela.settings.train import TrainConfig
 from recgrela.system.runtime import DEFAULT_MAX_TOKENS
 from recgrela.training.losses import FullSoftmax
 from recgrela.training.step import TrainStep

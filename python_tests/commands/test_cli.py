@@ -13,7 +13,7 @@ import torch
 
 from python_tests.support.runs import make_run, options, run_train
 from recgrela import evaluate, recommend, train
-from recgrela.settings import cli
+from recgrela.settings import command_line
 from recgrela.system.suggest import near_miss
 
 
@@ -150,7 +150,7 @@ def test_errors_of_the_system_are_one_line(
     def command(argv: object) -> int:
         raise error
 
-    assert cli.run(command, []) == 2
+    assert command_line.run(command, []) == 2
     assert error_of(capsys).startswith(line)
 
 
@@ -159,7 +159,7 @@ def test_bugs_keep_their_traceback() -> None:
         raise KeyError("bug")
 
     with pytest.raises(KeyError):
-        cli.run(command, [])
+        command_line.run(command, [])
 
 
 def test_a_run_without_a_checkpoint_cannot_go_on(

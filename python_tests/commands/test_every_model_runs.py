@@ -14,11 +14,11 @@ import torch
 
 from python_tests.support.runs import DATA, PLAIN, TRAIN, assert_same_tensors, run_train
 from recgrela import evaluate, recommend
-from recgrela.models import MODELS, ModelEntry, build, from_official
+from recgrela.models import CONFIGS, MODELS, ModelEntry, build, from_official
 from recgrela.models.base import Objective
 from recgrela.runs.folder import RunFolder
 from recgrela.runs.saved import load_data, load_run
-from recgrela.settings.options import parse_args
+from recgrela.settings.run import read_run
 from recgrela.system.errors import ConfigError
 from recgrela.training.session import check_model
 
@@ -97,7 +97,7 @@ def test_the_model_of_the_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_cuda_graphs_need_a_model_without_padding() -> None:
     """Their batches are filled up with empty sequences."""
     argv = ["--model.name=EulerFormer", "--train.cuda_graphs=true", "--train.device=cpu", *DATA]
-    padded, clean = (parse_args([*argv, f"--model.padding={p}"]).config for p in ("attend", "mask"))
+    padded, clean = (read_run([*argv, f"--model.padding={p}"], CONFIGS) for p in ("attend", "mask"))
     with pytest.raises(ConfigError, match=r"cuda_graphs .* goes with --model.padding mask"):
         check_model(build(padded.model, 40, 50), padded)
     check_model(build(clean.model, 40, 50), clean)

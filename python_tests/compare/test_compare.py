@@ -26,8 +26,9 @@ from recgrela.compare.plan import Plan, make_plan
 from recgrela.compare.runs import Runner, describe_failure
 from recgrela.compare.table import make_rows
 from recgrela.evaluation.metrics import NAMES
+from recgrela.models import CONFIGS
 from recgrela.runs.folder import RunFolder
-from recgrela.settings.options import load_config
+from recgrela.settings.run import read_config
 from recgrela.system.runtime import Stopped
 
 LABELS, SEEDS = ("RecGRELA", "narrow"), (1, 2)
@@ -413,7 +414,7 @@ def test_a_cut_run_goes_on_where_the_data_has_moved(tmp_path: Path) -> None:
     free = ["--train.save_minutes=7", "--train.log_every=3", "--train.tensorboard=auto"]
     assert main([*asked, *free, f"--data.path={second}"]) == 0
     assert folder.read_json(folder.results_path)["test"] == expected["test"]
-    settings = load_config(folder.config_path)
+    settings = read_config(folder.config_path, CONFIGS)
     assert settings.data.path == str(second)
     train = settings.train
     assert (train.save_minutes, train.log_every, train.tensorboard) == (7, 3, "auto")

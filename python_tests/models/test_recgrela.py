@@ -279,11 +279,11 @@ def test_histories_beyond_max_len() -> None:
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"num_heads": 3}, "num_heads=3 must divide"),
+        ({"num_heads": 3}, "num_heads: 3 does not divide"),
         ({"num_heads": 16}, "even width"),
-        ({"dropout": 1.0}, "dropout must be"),
-        ({"drop_path": -0.1}, "drop_path must be"),
-        ({"num_layers": 0}, "num_layers must be at least 1"),
+        ({"dropout": 1.0}, "dropout: 1.0 is not below 1"),
+        ({"drop_path": -0.1}, "drop_path: -0.1 is below 0"),
+        ({"num_layers": 0}, "num_layers: 0 is below 1"),
         ({"conv_width": -1}, "conv_width"),
         ({"rotary_base": 1.0}, "rotary_base"),
         ({"rotary_base": float("nan")}, "rotary_base"),

@@ -6,16 +6,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from recgrela.data import DataConfig
-from recgrela.models import RecGRELAConfig
+from recgrela.models import CONFIGS, RecGRELAConfig
 from recgrela.runs.protocol import changed_from_preset
-from recgrela.settings.config import RunConfig, TrainConfig, with_absolute_path
-from recgrela.settings.options import PRESETS, load_config, parse_args, read_preset
+from recgrela.settings.data import DataConfig, with_absolute_path
+from recgrela.settings.merge import PRESETS, Source
+from recgrela.settings.run import RunConfig, read_config, read_run
+from recgrela.settings.train import TrainConfig
 from recgrela.system.errors import ConfigError
 
 
 def parse(*argv: str) -> RunConfig:
-    return parse_args(argv).config
+    return read_run(argv, CONFIGS)
 
 
 def test_the_default_is_the_causal_preset() -> None:
@@ -46,10 +47,9 @@ def test_the_paper_preset_is_the_published_setting() -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_key_of_a_preset_is_in_force(name: str) -> None:
-    config = parse("--preset", name).as_dict()
-    for section, values in read_preset(name).items():
-        for key, value in values.items():
-            assert config[section][key] == value, f"{section}.{key}"
+    config = parse("--preset", name).flat()
+    for key, value in Source.of_preset(name).values.items():
+        assert config[key] == value, key
 
 
 def test_precedence(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_written_configuration_reads_back(tmp_path: Path) -> None:
         "--preset", "paper", "--train.max_steps", "3", "--train.lr", "3e-05", "--train.name", "123"
     )
     path.write_text(config.to_yaml())
-    assert load_config(path) == config
+    assert read_config(path, CONFIGS) == config
     assert parse("--config", str(path)) == config
     assert yaml.safe_load(path.read_text())["train"]["name"] == "123"
 
@@ -109,21 +109,21 @@ def test_written_configuration_reads_back(tmp_path: Path) -> None:
         (["--model.mode", "causl"], "not one of causal, bidirectional; did you mean 'causal'?"),
         (["--model.name", "RecGREL"], "RecBLR, SIGMA; did you mean 'RecGRELA'?"),
         (["--data.order", "recbol"], "did you mean 'recbole'?"),
-        (["--preset", "papr"], "preset 'papr' is not one of causal, paper; did you mean 'paper'?"),
+        (["--preset", "papr"], "preset: 'papr' is not one of causal, paper; did you mean 'paper'?"),
         (["--train.lr"], "--train.lr needs a value"),
         (["--preset"], "--preset needs a value"),
         (["--train.lr", "0"], "train.lr: 0.0 is not above 0"),
         (["--train.epochs", "0"], "train.epochs: 0 is below 1"),
         (["--train.patience", "-1"], "train.patience: -1 is below 0"),
         (["--train.name", "a/b"], "train.name: 'a/b'"),
-        (["--model.num_heads", "5"], "model.num_heads=5"),
+        (["--model.num_heads", "5"], "model.num_heads: 5 does not divide model.hidden_size 64"),
         (["--learning_rate=1"], "unknown option --learning_rate; did you mean '--train.lr'?"),
         (["--train.learning_rate=1"], "did you mean '--train.lr'?"),
         (["--train.seed", str(2**64)], "train.seed: 18446744073709551616 is above 18446744073709551615"),
         (["--train.threads", "1025"], "train.threads: 1025 is above 1024"),
         (["--train.epochs", str(2**31)], "train.epochs: 2147483648 is above 2147483647"),
         (["--train.patience", str(2**31)], "train.patience: 2147483648 is above"),
-        (["--train.save_minutes", ".nan"], "train.save_minutes: nan is above"),
+        (["--train.save_minutes", ".nan"], "train.save_minutes: '.nan' is not a number"),
         (["--train.name", "a\0b"], "train.name: 'a\\x00b' is not a folder's name"),
         (["--config", ""], "--config: '' is not a path"),
         (
@@ -147,18 +147,18 @@ def test_wrong_options(argv: list[str], message: str) -> None:
         ("tran:\n  lr: 3\n", "a.yaml: unknown key tran.lr; did you mean 'train.lr'?"),
         ("lr: 3\n", "a.yaml: unknown key lr; did you mean 'train.lr'?"),
         ("train:\n  lr: fast\n", "a.yaml: train.lr: 'fast' is not a number"),
-        ("train:\n  epochs: null\n", "a.yaml: train.epochs: 'null' is not a whole number"),
+        ("train:\n  epochs: null\n", "a.yaml: train.epochs: null is not a whole number"),
         ("train: 3\n", "a.yaml: train: expected a section with keys, not 3"),
         ("- 3\n", "a.yaml: expected the sections model, data and train"),
         ("train:\n  lr: [1\n", "a.yaml: line 3, column 1: not YAML"),
-        ("preset: papr\n", "preset 'papr'"),
+        ("preset: papr\n", "a.yaml: preset: 'papr' is not one of causal, paper"),
         ("model: {name: RecGREL}\n", "model.name: 'RecGREL'"),
         ("model: {name: [x]}\n", "model.name: ['x'] is not one of RecGRELA"),
         ("train:\n  lr: 1\n  lr: 2\n", "a.yaml: line 3, column 3: not YAML: the key 'lr' occurs twice"),
         ("train: {lr: 1}\ntrain: {epochs: 2}\n", "line 2, column 1: not YAML: the key 'train' occurs twice"),
         ("train: {optim: {}}\n", "a.yaml: unknown key train.optim"),
-        ("train: {name: [x]}\n", "a.yaml: train.name: expected one value, not ['x']"),
-        ("train: {name: {}}\n", "a.yaml: train.name: expected one value, not {}"),
+        ("train: {name: [x]}\n", "a.yaml: train.name: ['x'] is not text or null"),
+        ("train: {name: {}}\n", "a.yaml: train.name: {} is not text or null"),
         ("train: &t\n  lr: *t\n", "a.yaml: nested without end"),
         ("train: {name: &t [*t]}\n", "a.yaml: nested without end"),
         ("train: {name: 2020-13-01}\n", "a.yaml: not YAML: month must be in 1..12"),

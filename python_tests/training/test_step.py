@@ -11,9 +11,9 @@ from torch import Tensor
 from python_tests.support.gpu import needs_gpu
 from python_tests.support.tensors import assert_close
 from recgrela.data import Batch, DataConfig, TrainBatches, load
-from recgrela.models import RecGRELAConfig, build
-from recgrela.settings.config import TrainConfig
-from recgrela.settings.options import parse_args
+from recgrela.models import CONFIGS, RecGRELAConfig, build
+from recgrela.settings.run import read_run
+from recgrela.settings.train import TrainConfig
 from recgrela.system.errors import ConfigError
 from recgrela.training.losses import FullSoftmax, make_loss
 from recgrela.training.session import open_session
@@ -176,7 +176,7 @@ def test_learning_rates() -> None:
 
 def test_what_a_graph_needs() -> None:
     with pytest.raises(ConfigError, match="cuda_graphs needs a GPU; the device of this run is the CPU"):
-        open_session(parse_args(["--train.cuda_graphs=true", "--train.device=cpu"]).config)
+        open_session(read_run(["--train.cuda_graphs=true", "--train.device=cpu"], CONFIGS))
     with pytest.raises(ConfigError, match=r"goes with train\.objective all"):
         TrainConfig(objective="last", cuda_graphs=True)
     with pytest.raises(ConfigError, match=r"train\.max_tokens 10 is below train\.batch_size 6400"):
@@ -186,5 +186,5 @@ def test_what_a_graph_needs() -> None:
 def test_histories_beyond_a_models_positions_are_refused() -> None:
     for more in (["--model.position=learned"], ["--preset=paper"]):
         with pytest.raises(ConfigError, match=r"data\.eval_max_len: 300 is above data\.max_len 200"):
-            open_session(parse_args([*more, "--data.eval_max_len=300"]).config)
-    assert open_session(parse_args(["--data.eval_max_len=300"]).config).config.data.history_len == 300
+            open_session(read_run([*more, "--data.eval_max_len=300"], CONFIGS))
+    assert open_session(read_run(["--data.eval_max_len=300"], CONFIGS)).config.data.history_len == 300

@@ -20,11 +20,12 @@ from safetensors.torch import load_file
 
 from python_tests.support.runs import assert_same_tensors, make_run, options, run_train
 from recgrela.evaluation.metrics import NAMES, metrics_of
+from recgrela.models import CONFIGS
 from recgrela.runs import checkpoint
 from recgrela.runs.folder import RunFolder
 from recgrela.runs.state import TrainState
-from recgrela.settings.config import TrainConfig
-from recgrela.settings.options import parse_args
+from recgrela.settings.run import read_run
+from recgrela.settings.train import TrainConfig
 from recgrela.training import trainer
 
 FILES = ["config.yaml", "protocol.json", "items.parquet", "metrics.jsonl", "curves.png", "results.json"]
@@ -369,9 +370,9 @@ def test_a_bar_on_a_terminal_and_lines_elsewhere(tmp_path: Path) -> None:
     for terminal in (True, False):
         text = io.StringIO()
         console = Console(file=text, force_terminal=terminal, width=120)
-        request = parse_args(options(tmp_path, f"terminal-{terminal}", "--train.log_every=1"))
+        config = read_run(options(tmp_path, f"terminal-{terminal}", "--train.log_every=1"), CONFIGS)
         threads = torch.get_num_threads()
-        result = trainer.train(request.config, console=console)
+        result = trainer.train(config, console=console)
         torch.set_num_threads(threads)
         assert result.rankings is not None
         assert ("━━━━━━━━" in text.getvalue() and "\x1b[" in text.getvalue()) is terminal

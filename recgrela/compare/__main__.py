@@ -16,7 +16,7 @@ from recgrela.compare.render import to_csv, to_markdown, to_tables
 from recgrela.compare.runs import Runner
 from recgrela.compare.table import TESTED, Row, make_rows, surroundings
 from recgrela.evaluation.statistics import RESAMPLES
-from recgrela.settings import cli
+from recgrela.settings import command_line
 from recgrela.system.console import say
 from recgrela.system.files import atomic_write_text
 from recgrela.system.runtime import Stopped
@@ -117,7 +117,7 @@ def command(argv: Sequence[str]) -> int:
             f"stopped by {signal.Signals(stop.signum).name}, {done} of {len(plan.runs)} runs finished",
         )
         say(console, "go on with the same command")
-        return cli.EXIT_SIGNAL + stop.signum
+        return command_line.EXIT_SIGNAL + stop.signum
     written = write_all(plan, failures, console)
     say(console, f"written: {', '.join(map(str, written))}")
     return EXIT_FAILED_RUN if failures else 0
@@ -125,7 +125,7 @@ def command(argv: Sequence[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return cli.run(command, argv)
+    return command_line.run(command, argv)
 
 
 if __name__ == "__main__":

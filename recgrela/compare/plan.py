@@ -13,12 +13,15 @@ import yaml
 from recgrela.compare.flops import Flops, count_flops
 from recgrela.compare.options import Request
 from recgrela.data import Interactions, load
-from recgrela.models import build
+from recgrela.models import CONFIGS, build
 from recgrela.runs.folder import RunFolder
 from recgrela.runs.report import check_tensorboard
 from recgrela.runs.saved import check_data
-from recgrela.settings.config import RunConfig, flatten, with_absolute_path
-from recgrela.settings.options import load_config, read_yaml
+from recgrela.settings.data import DataConfig, with_absolute_path
+from recgrela.settings.fields import options_of
+from recgrela.settings.run import RunConfig, read_config
+from recgrela.settings.train import TrainConfig
+from recgrela.settings.yaml import flatten, read_yaml
 from recgrela.system.errors import ConfigError, RunError
 from recgrela.system.files import atomic_write_text
 from recgrela.system.runtime import find_device
@@ -26,13 +29,6 @@ from recgrela.training.session import check_model
 
 MANIFEST = "comparison.yaml"
 LOCK = ".lock"
-
-# What may differ from the last time. Device and threads may not: they decide the columns of time and memory.
-FREE = {"preset", "data.path", "train.output", "train.name"} | {
-    "train.tensorboard",
-    "train.log_every",
-    "train.save_minutes",
-}
 
 
 @dataclass(frozen=True)
@@ -164,7 +160,7 @@ def _check_run(run: Run, data: Interactions) -> None:
         )
     if not folder.config_path.is_file() or not folder.protocol_path.is_file():
         return  # cut while the folder was made: it is made again
-    before, now = load_config(folder.config_path).flat(), run.config.flat()
+    before, now = read_config(folder.config_path, CONFIGS).flat(), run.config.flat()
     _check_same(before, now, folder.config_path, ("model", "data", "train"))
     check_data(folder, data)
 
@@ -173,12 +169,14 @@ def _check_same(
     before: Mapping[str, Any], now: Mapping[str, Any], path: Path, sections: tuple[str, ...]
 ) -> None:
     """Raises RunError if a setting has another value; a section that was not there is no difference."""
+    shared = options_of(DataConfig) | options_of(TrainConfig)
+    free = {key for key, option in shared.items() if not option.affects.comparison}
     for section in sections:
         keys = [key for key in {**before, **now} if key.startswith(f"{section}.")]
         if not any(key in before for key in keys):
             continue
         for key in keys:
-            if key not in FREE and before.get(key) != now.get(key):
+            if key not in free and before.get(key) != now.get(key):
                 raise RunError(
                     f"{path}: {key} is {before.get(key)!r} there, and {now.get(key)!r} is asked for; give "
                     "the same, or another --out (or for a model another label: LABEL=NAME)"

@@ -16,12 +16,9 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-from recgrela.compare.plan import FREE, LOCK, Run
-from recgrela.data import DataConfig
-from recgrela.models import MODELS
-from recgrela.settings import cli
-from recgrela.settings.config import RESUMABLE, TrainConfig
-from recgrela.settings.options import to_options
+from recgrela.compare.plan import LOCK, Run
+from recgrela.settings.command_line import EXIT_SIGNAL, to_argv
+from recgrela.settings.fields import NOTHING
 from recgrela.system.errors import RunError
 from recgrela.system.runtime import Stopped
 
@@ -119,14 +116,11 @@ def train_options(run: Run) -> list[str]:
 
     A run that goes on has its other settings from its folder: they are the same, or it is refused before.
     """
-    types_of: dict[str, object] = {"preset": str}
-    kinds = {"model": MODELS[run.config.model.name].config, "data": DataConfig, "train": TrainConfig}
-    for prefix, kind in kinds.items():
-        types_of |= cli.dataclass_types(kind, prefix)
+    values = run.config.flat()
     if run.status == "cut":
-        asked = {key: value for key, value in run.config.flat().items() if key in FREE & RESUMABLE}
-        return ["--resume", str(run.folder.path), *to_options(asked, "", types_of)]
-    return to_options(run.config.as_dict(), "", types_of)
+        free = {key: values[key] for key, option in run.config.options.items() if option.affects == NOTHING}
+        return ["--resume", str(run.folder.path), *to_argv(free)]
+    return to_argv(values)
 
 
 def describe_failure(code: int, errors: str) -> str:
@@ -134,7 +128,7 @@ def describe_failure(code: int, errors: str) -> str:
     if code < 0:
         hint = " (the system may have run out of memory)" if code == -signal.SIGKILL else ""
         return f"ended by {signal.Signals(-code).name}{hint}"
-    if code > cli.EXIT_SIGNAL:
-        return f"stopped by {signal.Signals(code - cli.EXIT_SIGNAL).name}; the same command goes on with it"
+    if code > EXIT_SIGNAL:
+        return f"stopped by {signal.Signals(code - EXIT_SIGNAL).name}; the same command goes on with it"
     lines = errors.strip().splitlines()
     return lines[-1].removeprefix("error: ") if lines else f"exit code {code}"

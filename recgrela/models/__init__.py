@@ -17,13 +17,14 @@ from recgrela.models.recblr import RecBLR, RecBLRConfig
 from recgrela.models.recgrela import RecGRELA, RecGRELAConfig
 from recgrela.models.sasrec import SASRec, SASRecConfig
 from recgrela.models.sigma import SIGMA, SIGMAConfig
+from recgrela.settings.model import ModelConfig
 from recgrela.system.errors import ConfigError
 
 
 class ModelEntry(NamedTuple):
     """A model's configuration class and its module class."""
 
-    config: type[Any]
+    config: type[ModelConfig]
     model: type[SequenceModel]
 
 
@@ -38,6 +39,7 @@ MODELS: dict[str, ModelEntry] = {
     "RecBLR": ModelEntry(RecBLRConfig, RecBLR),
     "SIGMA": ModelEntry(SIGMAConfig, SIGMA),
 }
+CONFIGS: dict[str, type[ModelConfig]] = {name: entry.config for name, entry in MODELS.items()}
 
 
 def _entry(name: str) -> ModelEntry:
@@ -75,4 +77,13 @@ def from_official(name: str, state_dict: dict[str, Tensor], config: dict[str, An
     return load_official(_entry(name).model, state_dict, config)
 
 
-__all__ = ["MODELS", "ModelEntry", "RecGRELA", "RecGRELAConfig", "SequenceModel", "build", "from_official"]
+__all__ = [
+    "CONFIGS",
+    "MODELS",
+    "ModelEntry",
+    "RecGRELA",
+    "RecGRELAConfig",
+    "SequenceModel",
+    "build",
+    "from_official",
+]

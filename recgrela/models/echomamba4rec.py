@@ -12,37 +12,20 @@ from recgrela.models.base import SequenceModel
 from recgrela.models.mamba4rec import mamba_sizes
 from recgrela.models.official import count_of, renamed
 from recgrela.nn import Dropout, Mamba, Sequences, through
-from recgrela.settings.checks import check_mamba
+from recgrela.settings.fields import setting
+from recgrela.settings.model import MambaConfig, Padding
 
 
 @dataclass(frozen=True)
-class EchoMamba4RecConfig:
-    """Settings of EchoMamba4Rec.
+class EchoMamba4RecConfig(MambaConfig):
+    """Settings of EchoMamba4Rec; each layer has num_layers pairs of Mamba blocks."""
 
-    Args:
-        name: the model's name.
-        hidden_size: embedding width D.
-        num_layers: layers; each has as many pairs of Mamba blocks.
-        state_size: states of each channel.
-        conv_width: taps of Mamba's convolution.
-        expand: Mamba's channels over D.
-        dropout: rate at the embedding and in the layers.
-        padding: attend (padding slots up to max_len take part in the filter and, turned round with the rest,
-            come before the items in the backward direction, as published) or mask (the filter sees zeros
-            behind the items, the backward direction begins at the last item).
-    """
-
-    name: Literal["EchoMamba4Rec"] = "EchoMamba4Rec"
-    hidden_size: int = 64
-    num_layers: int = 2
-    state_size: int = 32
-    conv_width: int = 4
-    expand: int = 2
-    dropout: float = 0.2
-    padding: Literal["attend", "mask"] = "attend"
-
-    def __post_init__(self) -> None:
-        check_mamba(self)
+    name: Literal["EchoMamba4Rec"] = setting("EchoMamba4Rec", "Name of the model.")
+    padding: Padding = setting(
+        "attend",
+        "Padding up to max_len: attend passes it to the filter and, before the items, to the backward "
+        "direction, as published; mask filters zeros instead and begins that direction at the last item.",
+    )
 
 
 class FrequencyFilter(nn.Module):

@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recgrela.models.transformer import TransformerBlock, TransformerModel, check_transformer
+from recgrela.models.transformer import TransformerBlock, TransformerModel
 from recgrela.nn import CausalAttention, Sequences
 from recgrela.ops import rotate
+from recgrela.settings.fields import setting
+from recgrela.settings.model import Padding, TransformerConfig
 from recgrela.system.errors import ConfigError
 
 # Added to the contrastive loss's sum, and the rate at which its angles are dropped; fixed by the authors.
@@ -20,45 +22,26 @@ CONTRASTIVE_EPS, CONTRASTIVE_DROPOUT = 1e-5, 0.5
 
 
 @dataclass(frozen=True)
-class EulerFormerConfig:
-    """Settings of EulerFormer.
+class EulerFormerConfig(TransformerConfig):
+    """Settings of EulerFormer; hidden_size is even."""
 
-    Args:
-        name: the model's name.
-        hidden_size: embedding width D, even.
-        num_heads: attention heads.
-        num_layers: blocks.
-        inner_size: width of the feed-forward network.
-        dropout: rate at the embedding and behind every output.
-        attention_dropout: rate on the attention's weights.
-        query_bias: a learned angle that all queries turn by.
-        initial_delta: where the factor of the semantic angles starts.
-        contrastive_weight: of the contrastive loss between the rows of a sequence.
-        temperature: of the contrastive loss.
-        padding: attend (padding slots up to max_len take part in the contrastive loss, as published) or mask.
-    """
+    name: Literal["EulerFormer"] = setting("EulerFormer", "Name of the model.")
+    attention_dropout: float = setting(0.2, "Dropout rate of the attention weights.", min=0, below=1)
+    query_bias: bool = setting(True, "Rotate all queries by a learned angle.")
+    initial_delta: float = setting(1.0, "Initial value of the factor of the semantic angles.")
+    contrastive_weight: float = setting(
+        1e-5, "Weight of the contrastive loss between the rows of a sequence.", min=0
+    )
+    temperature: float = setting(1.0, "Temperature of the contrastive loss.", above=0)
+    padding: Padding = setting(
+        "attend",
+        "Padding up to max_len: attend includes it in the contrastive loss, as published; mask excludes it.",
+    )
 
-    name: Literal["EulerFormer"] = "EulerFormer"
-    hidden_size: int = 64
-    num_heads: int = 2
-    num_layers: int = 2
-    inner_size: int = 256
-    dropout: float = 0.2
-    attention_dropout: float = 0.2
-    query_bias: bool = True
-    initial_delta: float = 1.0
-    contrastive_weight: float = 1e-5
-    temperature: float = 1.0
-    padding: Literal["attend", "mask"] = "attend"
-
-    def __post_init__(self) -> None:
-        check_transformer(self)
+    def check_together(self) -> None:
+        super().check_together()
         if self.hidden_size % 2:
-            raise ConfigError(f"model.hidden_size must be even, got {self.hidden_size}")
-        if not 0 < self.temperature < math.inf:
-            raise ConfigError(f"model.temperature must be above 0, got {self.temperature}")
-        if not 0 <= self.contrastive_weight < math.inf:
-            raise ConfigError(f"model.contrastive_weight must not be negative, got {self.contrastive_weight}")
+            raise ConfigError(f"model.hidden_size: {self.hidden_size} is not even")
 
 
 def polar(x: Tensor) -> tuple[Tensor, Tensor]:

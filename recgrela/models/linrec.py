@@ -7,34 +7,23 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from recgrela.models.transformer import TransformerModel, check_transformer
+from recgrela.models.transformer import TransformerModel
 from recgrela.nn import LinRecAttention
+from recgrela.settings.fields import setting
+from recgrela.settings.model import Padding, TransformerConfig
 
 
 @dataclass(frozen=True)
-class LinRecConfig:
-    """Settings of LinRec; the defaults are those of the authors' configuration.
+class LinRecConfig(TransformerConfig):
+    """Settings of LinRec; the defaults are those of the authors' configuration."""
 
-    Args:
-        name: the model's name.
-        hidden_size: embedding width D.
-        num_heads: attention heads.
-        num_layers: blocks.
-        inner_size: width of the feed-forward network.
-        dropout: rate at the embedding and behind every output.
-        padding: attend (padding slots up to max_len take part as if they were items, as published) or mask.
-    """
-
-    name: Literal["LinRec"] = "LinRec"
-    hidden_size: int = 128  # the paper's text says 64, the authors' configuration 128
-    num_heads: int = 8
-    num_layers: int = 2
-    inner_size: int = 256
-    dropout: float = 0.2
-    padding: Literal["attend", "mask"] = "attend"
-
-    def __post_init__(self) -> None:
-        check_transformer(self)
+    name: Literal["LinRec"] = setting("LinRec", "Name of the model.")
+    # The paper's text says 64, the authors' configuration 128.
+    hidden_size: int = setting(128, "Embedding width D.", min=1)
+    num_heads: int = setting(8, "Number of attention heads; divides hidden_size.", min=1)
+    padding: Padding = setting(
+        "attend", "Padding up to max_len: attend treats it as items, as published; mask excludes it."
+    )
 
 
 class LinRec(TransformerModel):

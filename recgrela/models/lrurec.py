@@ -13,39 +13,24 @@ from recgrela.models.base import SequenceModel
 from recgrela.models.official import count_of, renamed
 from recgrela.nn import Dropout, FeedForward, Sequences, through
 from recgrela.ops import linear_scan
-from recgrela.settings.checks import check_choices, check_counts, check_rates
+from recgrela.settings.fields import setting
+from recgrela.settings.model import ModelConfig
 from recgrela.system.errors import ConfigError
 
 NORM_EPS = 1e-5  # PyTorch's, where the other models take 1e-12
 
 
 @dataclass(frozen=True)
-class LRURecConfig:
-    """Settings of LRURec.
+class LRURecConfig(ModelConfig):
+    """Settings of LRURec; the recurrence has 2 D complex states."""
 
-    Args:
-        name: the model's name.
-        hidden_size: embedding width D; the recurrence has 2 D complex states.
-        num_layers: blocks.
-        dropout: rate at the embedding and in the blocks.
-        r_min, r_max: the ring in which the recurrence's eigenvalues start.
-    """
+    name: Literal["LRURec"] = setting("LRURec", "Name of the model.")
+    r_min: float = setting(0.8, "Smallest initial modulus of the recurrence's eigenvalues.", min=0, below=1)
+    r_max: float = setting(0.99, "Largest initial modulus of the recurrence's eigenvalues.", above=0, below=1)
 
-    name: Literal["LRURec"] = "LRURec"
-    hidden_size: int = 64
-    num_layers: int = 2
-    dropout: float = 0.2
-    r_min: float = 0.8
-    r_max: float = 0.99
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        check_counts(self, "hidden_size", "num_layers")
-        check_rates(self, "dropout")
-        if not 0 <= self.r_min < self.r_max < 1:
-            raise ConfigError(
-                f"model.r_min={self.r_min} and model.r_max={self.r_max} must be 0 <= r_min < r_max < 1"
-            )
+    def check_together(self) -> None:
+        if self.r_min >= self.r_max:
+            raise ConfigError(f"model.r_min: {self.r_min} is not below model.r_max {self.r_max}")
 
 
 class LRU(nn.Module):

@@ -10,35 +10,18 @@ from torch import Tensor, nn
 from recgrela.models.base import SequenceModel
 from recgrela.models.official import count_of
 from recgrela.nn import Dropout, FeedForward, Mamba, Sequences, through
-from recgrela.settings.checks import check_mamba
+from recgrela.settings.fields import setting
+from recgrela.settings.model import MambaConfig
 
 
 @dataclass(frozen=True)
-class Mamba4RecConfig:
-    """Settings of Mamba4Rec.
+class Mamba4RecConfig(MambaConfig):
+    """Settings of Mamba4Rec."""
 
-    Args:
-        name: the model's name.
-        hidden_size: embedding width D.
-        num_layers: layers.
-        state_size: states of each channel.
-        conv_width: taps of Mamba's convolution.
-        expand: Mamba's channels over D.
-        dropout: rate at the embedding and in the layers.
-        single_layer_residual: keep the residual around Mamba when there is one layer (the authors drop it).
-    """
-
-    name: Literal["Mamba4Rec"] = "Mamba4Rec"
-    hidden_size: int = 64
-    num_layers: int = 2
-    state_size: int = 32
-    conv_width: int = 4
-    expand: int = 2
-    dropout: float = 0.2
-    single_layer_residual: bool = False
-
-    def __post_init__(self) -> None:
-        check_mamba(self)
+    name: Literal["Mamba4Rec"] = setting("Mamba4Rec", "Name of the model.")
+    single_layer_residual: bool = setting(
+        False, "Keep the residual around Mamba in a model of one layer; the authors drop it."
+    )
 
 
 class MambaLayer(nn.Module):

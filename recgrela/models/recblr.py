@@ -14,35 +14,20 @@ from recgrela.models.base import SequenceModel
 from recgrela.models.official import count_of
 from recgrela.nn import Dropout, FeedForward, Sequences, through
 from recgrela.ops import causal_conv1d, linear_scan
-from recgrela.settings.checks import check_choices, check_counts, check_rates
+from recgrela.settings.fields import setting
+from recgrela.settings.model import ModelConfig
 
 
 @dataclass(frozen=True)
-class RecBLRConfig:
-    """Settings of RecBLR.
+class RecBLRConfig(ModelConfig):
+    """Settings of RecBLR."""
 
-    Args:
-        name: the model's name.
-        hidden_size: embedding width D.
-        num_layers: layers.
-        conv_width: taps of the convolution.
-        expand: channels of the recurrence over D.
-        dropout: rate at the embedding and in the layers.
-        warm_up: begin each sequence from a learned state (as published) or from zero.
-    """
-
-    name: Literal["RecBLR"] = "RecBLR"
-    hidden_size: int = 64
-    num_layers: int = 2
-    conv_width: int = 4
-    expand: int = 2
-    dropout: float = 0.2
-    warm_up: bool = True
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        check_counts(self, "hidden_size", "num_layers", "conv_width", "expand")
-        check_rates(self, "dropout")
+    name: Literal["RecBLR"] = setting("RecBLR", "Name of the model.")
+    conv_width: int = setting(4, "Kernel size of the convolution.", min=1)
+    expand: int = setting(2, "Channels of the recurrence, as a multiple of hidden_size.", min=1)
+    warm_up: bool = setting(
+        True, "Begin each sequence from a learned state, as published; false begins from zero."
+    )
 
 
 class GatedRecurrence(nn.Module):

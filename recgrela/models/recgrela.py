@@ -21,69 +21,54 @@ from recgrela.nn import (
     Sequences,
     through,
 )
-from recgrela.settings.checks import check_choices, check_counts, check_heads, check_rates
+from recgrela.settings.fields import setting
+from recgrela.settings.model import ModelConfig, Padding, check_heads
 from recgrela.system.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class RecGRELAConfig:
-    """Settings of RecGRELA; the defaults are the published ones, in the causal form.
+class RecGRELAConfig(ModelConfig):
+    """Settings of RecGRELA; the defaults are the published ones, in the causal form."""
 
-    Args:
-        name: the model's name.
-        hidden_size: embedding width D.
-        num_heads: attention heads H.
-        num_layers: blocks.
-        mode: causal (prefix sums; trains on every position) or bidirectional (the published model; trains on
-            the last position).
-        padding: bidirectional only: attend (padding slots up to max_len take part as if they were items, as
-            published) or mask (real items only).
-        dropout: rate at the embedding and in the MLP.
-        drop_path: rate at which a whole sequence skips a block's attention branch.
-        position: rotary (published), or in its place learned or sinusoidal embeddings, or none.
-        rotary_base: base of the rotary angles.
-        conv_width: taps of the local shortcut's causal convolution; 0 leaves the shortcut out.
-        gate: multiply by the activated gate.
-        gate_activation: activation of the gate.
-        mlp_activation: activation of the MLP.
-        mlp_ratio: width of the MLP over D.
-        input_projection: project the block's input before attention.
-        value_projection: a value matrix of its own; without it the projected input is the values.
-        single_block_residual: keep the residuals when there is one block (the authors drop both there).
-        eps: added to the attention's denominator.
-    """
+    name: Literal["RecGRELA"] = setting("RecGRELA", "Name of the model.")
+    num_layers: int = setting(4, "Number of layers.", min=1)
+    dropout: float = setting(0.1, "Dropout rate, after the embedding and in the MLP.", min=0, below=1)
+    num_heads: int = setting(4, "Number of attention heads; divides hidden_size into even parts.", min=1)
+    mode: Literal["causal", "bidirectional"] = setting(
+        "causal",
+        "Direction: causal attends to earlier items and trains on every position; bidirectional is the "
+        "published model and trains on the last position.",
+    )
+    padding: Padding = setting(
+        "mask",
+        "Padding up to max_len: mask excludes it; attend treats it as items, as published (mode "
+        "bidirectional).",
+    )
+    drop_path: float = setting(
+        0.1, "Rate at which a whole sequence skips a block's attention branch.", min=0, below=1
+    )
+    position: Literal["rotary", "learned", "sinusoidal", "none"] = setting(
+        "rotary", "Positions: rotary (published), learned or sinusoidal embeddings, or none."
+    )
+    rotary_base: float = setting(10000.0, "Base of the rotary angles.", above=1)
+    conv_width: int = setting(
+        4, "Kernel size of the local shortcut's causal convolution; 0 removes the shortcut.", min=0
+    )
+    gate: bool = setting(True, "Multiply the attention branch by an activated gate.")
+    gate_activation: Activation = setting("silu", "Activation of the gate.")
+    mlp_activation: Activation = setting("gelu", "Activation of the MLP.")
+    mlp_ratio: int = setting(4, "Width of the MLP, as a multiple of hidden_size.", min=1)
+    input_projection: bool = setting(True, "Project the block's input before attention.")
+    value_projection: bool = setting(
+        False, "Give the values a projection of their own; false takes the projected input."
+    )
+    single_block_residual: bool = setting(
+        False, "Keep the residuals in a model of one block; the authors drop both."
+    )
+    eps: float = setting(1e-6, "Number added to the attention's denominator.", min=0)
 
-    name: Literal["RecGRELA"] = "RecGRELA"
-    hidden_size: int = 64
-    num_heads: int = 4
-    num_layers: int = 4
-    mode: Literal["causal", "bidirectional"] = "causal"
-    padding: Literal["mask", "attend"] = "mask"
-    dropout: float = 0.1
-    drop_path: float = 0.1
-    position: Literal["rotary", "learned", "sinusoidal", "none"] = "rotary"
-    rotary_base: float = 10000.0
-    conv_width: int = 4
-    gate: bool = True
-    gate_activation: Activation = "silu"
-    mlp_activation: Activation = "gelu"
-    mlp_ratio: int = 4
-    input_projection: bool = True
-    value_projection: bool = False
-    single_block_residual: bool = False
-    eps: float = 1e-6
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        check_counts(self, "hidden_size", "num_heads", "num_layers", "mlp_ratio")
-        check_rates(self, "dropout", "drop_path")
-        check_heads(self, even=True)
-        if self.conv_width < 0:
-            raise ConfigError(f"model.conv_width must be at least 0, got {self.conv_width}")
-        if not 0 <= self.eps < math.inf:
-            raise ConfigError(f"model.eps must not be negative, got {self.eps}")
-        if not 1 < self.rotary_base < math.inf:
-            raise ConfigError(f"model.rotary_base must be above 1, got {self.rotary_base}")
+    def check_together(self) -> None:
+        check_heads(self.hidden_size, self.num_heads, even=True)
         if self.mode == "causal" and self.padding == "attend":
             raise ConfigError(
                 "model.padding=attend goes with model.mode=bidirectional only: what follows a "

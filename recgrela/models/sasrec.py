@@ -7,34 +7,18 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from recgrela.models.transformer import TransformerModel, check_transformer
+from recgrela.models.transformer import TransformerModel
 from recgrela.nn import CausalAttention
+from recgrela.settings.fields import setting
+from recgrela.settings.model import TransformerConfig
 
 
 @dataclass(frozen=True)
-class SASRecConfig:
-    """Settings of SASRec.
+class SASRecConfig(TransformerConfig):
+    """Settings of SASRec."""
 
-    Args:
-        name: the model's name.
-        hidden_size: embedding width D.
-        num_heads: attention heads.
-        num_layers: blocks.
-        inner_size: width of the feed-forward network.
-        dropout: rate at the embedding and behind every output.
-        attention_dropout: rate on the attention's weights.
-    """
-
-    name: Literal["SASRec"] = "SASRec"
-    hidden_size: int = 64
-    num_heads: int = 2
-    num_layers: int = 2
-    inner_size: int = 256
-    dropout: float = 0.2
-    attention_dropout: float = 0.2
-
-    def __post_init__(self) -> None:
-        check_transformer(self)
+    name: Literal["SASRec"] = setting("SASRec", "Name of the model.")
+    attention_dropout: float = setting(0.2, "Dropout rate of the attention weights.", min=0, below=1)
 
 
 class SASRec(TransformerModel):

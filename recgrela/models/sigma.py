@@ -13,41 +13,26 @@ from recgrela.models.base import SequenceModel
 from recgrela.models.mamba4rec import mamba_sizes
 from recgrela.models.official import count_of
 from recgrela.nn import Dropout, FeedForward, Mamba, Sequences, through
-from recgrela.settings.checks import check_counts, check_mamba
+from recgrela.settings.fields import setting
+from recgrela.settings.model import MambaConfig, Padding
 
 
 @dataclass(frozen=True)
-class SIGMAConfig:
-    """Settings of SIGMA.
+class SIGMAConfig(MambaConfig):
+    """Settings of SIGMA."""
 
-    Args:
-        name: the model's name.
-        hidden_size: embedding width D.
-        num_layers: layers.
-        state_size: states of each channel.
-        conv_width: taps of Mamba's convolution.
-        expand: Mamba's channels over D.
-        dropout: rate at the embedding, in the layers and in the gates.
-        flip: how many rows at a sequence's start are turned round; the authors fix 45 whatever the length.
-        padding: attend (padding slots up to max_len take part: they are turned round with a short sequence's
-            items, and follow the last one in the convolution, as published) or mask.
-        single_layer_residual: keep the residual when there is one layer (the authors drop it).
-    """
-
-    name: Literal["SIGMA"] = "SIGMA"
-    hidden_size: int = 64
-    num_layers: int = 2
-    state_size: int = 32
-    conv_width: int = 4
-    expand: int = 2
-    dropout: float = 0.2
-    flip: int = 45
-    padding: Literal["attend", "mask"] = "attend"
-    single_layer_residual: bool = False
-
-    def __post_init__(self) -> None:
-        check_mamba(self)
-        check_counts(self, "flip")
+    name: Literal["SIGMA"] = setting("SIGMA", "Name of the model.")
+    flip: int = setting(
+        45, "Number of rows reversed at the start of a sequence; the authors take 45 at any length.", min=1
+    )
+    padding: Padding = setting(
+        "attend",
+        "Padding up to max_len: attend reverses it with the items of a short sequence and passes it to the "
+        "convolution after the last item, as published; mask excludes it.",
+    )
+    single_layer_residual: bool = setting(
+        False, "Keep the residual in a model of one layer; the authors drop it."
+    )
 
 
 class GatedMamba(nn.Module):

@@ -10,15 +10,6 @@ from torch import Tensor, nn
 from recgrela.models.base import SequenceModel
 from recgrela.models.official import count_of, joined, renamed
 from recgrela.nn import FeedForward, Sequences, through
-from recgrela.settings.checks import check_choices, check_counts, check_heads, check_rates
-
-
-def check_transformer(config: Any) -> None:
-    """Choices, counts, rates and heads of a configuration. Raises ConfigError."""
-    check_choices(config)
-    check_counts(config, "hidden_size", "num_heads", "num_layers", "inner_size")
-    check_rates(config, "dropout", *(("attention_dropout",) if hasattr(config, "attention_dropout") else ()))
-    check_heads(config)
 
 
 class TransformerBlock(nn.Module):

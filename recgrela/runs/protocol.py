@@ -14,8 +14,8 @@ import torch
 from recgrela import _C
 from recgrela.data import Interactions, TrainBatches
 from recgrela.evaluation.metrics import NAMES
-from recgrela.settings.config import INDIFFERENT, RunConfig, TrainConfig, resumable
-from recgrela.settings.options import preset_config
+from recgrela.settings.run import RunConfig, preset_config
+from recgrela.settings.train import TrainConfig
 from recgrela.system.runtime import describe_device
 
 EARLY_STOPPING_METRIC = "NDCG@10"
@@ -99,18 +99,19 @@ def describe_loss(train: TrainConfig) -> str:
 
 def changed_from_preset(config: RunConfig) -> dict[str, Any]:
     """The settings, by dotted key, that differ from the preset and can decide a number."""
-    preset = preset_config(config.preset, config.model.name).flat()
-    own = config.flat()
+    preset = preset_config(config.preset, type(config.model)).flat()
+    options = config.options
     return {
-        key: own[key]
-        for key in own
-        if key not in INDIFFERENT and (key not in preset or own[key] != preset[key])
+        key: value
+        for key, value in config.flat().items()
+        if options[key].affects.results and value != preset[key]
     }
 
 
 def fixed_settings(config: RunConfig) -> dict[str, Any]:
     """The settings, by dotted key, that no resumed run may change."""
-    return {key: value for key, value in config.flat().items() if key not in resumable(config.train)}
+    resumable = config.resumable()
+    return {key: value for key, value in config.flat().items() if key not in resumable}
 
 
 def packed_sha256(data: Interactions) -> str:

@@ -12,13 +12,14 @@ import torch
 from recgrela.data import EvalBatches, Interactions, load
 from recgrela.evaluation.metrics import Ranking
 from recgrela.evaluation.ranking import rank_all
-from recgrela.models import SequenceModel, build
+from recgrela.models import CONFIGS, SequenceModel, build
 from recgrela.runs import checkpoint
 from recgrela.runs.folder import RunFolder, Which
 from recgrela.runs.protocol import fixed_settings, packed_sha256
 from recgrela.runs.state import TrainState
-from recgrela.settings.config import RunConfig, flatten, with_absolute_path
-from recgrela.settings.options import load_config
+from recgrela.settings.data import with_absolute_path
+from recgrela.settings.run import RunConfig, read_config
+from recgrela.settings.yaml import flatten
 from recgrela.system.errors import RunError
 
 Split = Literal["valid", "test"]
@@ -54,7 +55,7 @@ def load_run(path: Path, which: Which | None, device: torch.device) -> SavedRun:
         RunError: not a run folder, no such checkpoint, or one of another model.
     """
     folder = RunFolder.open(path)
-    config = load_config(folder.config_path)
+    config = read_config(folder.config_path, CONFIGS)
     n_items = recorded_data(folder)["items"]
     model = build(config.model, n_items, config.data.max_len).to(device)
     file = folder.find_checkpoint(which)

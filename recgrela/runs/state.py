@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from recgrela.evaluation.metrics import Ranking
-from recgrela.settings.config import TrainConfig
+from recgrela.settings.train import TrainConfig
 from recgrela.system.errors import RunError
 
 _KINDS: dict[Any, tuple[type, ...]] = {  # JSON's types of a field's annotation

@@ -1,75 +1,69 @@
-"""What to read and how to prepare it."""
+"""Settings of the data: what to read and how to prepare it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
+from recgrela.settings.fields import MAX_COUNT, MAX_SEED, NOTHING, Settings, setting
 from recgrela.system.errors import ConfigError
-from recgrela.system.suggest import near_miss
+from recgrela.system.files import given_path
 
 Format = Literal["auto", "recbole", "movielens", "csv", "parquet"]
 Order = Literal["time", "recbole"]
 
-MAX_SYNTHETIC_EVENTS = 2**28  # about 20 GB while they are made
-MAX_SYNTHETIC_PLACES = 2**31  # users times items: about 3 GB
+MAX_SYNTHETIC_EVENTS = 2**28  # about 20 GB of memory while they are generated
+MAX_SYNTHETIC_PAIRS = 2**31  # users times items, about 3 GB of memory
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """The data of a run.
+class DataConfig(Settings):
+    """The data of a run."""
 
-    Args:
-        path: "synthetic", or a file, folder or zip: RecBole .inter(.gz), MovieLens ratings.dat, ratings.csv
-            or u.data, CSV or Parquet with named columns.
-        format: How to read the path; "auto" goes by the file name.
-        user_column: Name of the user column (RecBole, CSV and Parquet).
-        item_column: Name of the item column (RecBole, CSV and Parquet).
-        time_column: Name of the time column (RecBole, CSV and Parquet).
-        min_user_events: Users with fewer events are dropped (k-core, repeated until nothing changes).
-        max_user_events: Users with more events are dropped; none by default.
-        min_item_events: Items with fewer events are dropped.
-        max_item_events: Items with more events are dropped; none by default.
-        order: "time" sorts by the exact time, "recbole" by the time as float32 (steps of 64 s near 1e9), as
-            for the published numbers; ties keep the file's order in both.
-        max_len: Histories are cut to their last max_len items.
-        eval_max_len: The same in evaluation and for recommendations, max_len by default: a causal model with
-            rotary positions also takes longer histories than those it was trained on.
-        synthetic_seed: Seed of the synthetic set.
-        synthetic_users: Users of the synthetic set.
-        synthetic_items: Items of the synthetic set.
-        synthetic_events: Mean number of events a user of the synthetic set.
-    """
+    section: ClassVar[str] = "data"
 
-    path: str = "synthetic"
-    format: Format = "auto"
-    user_column: str = "user_id"
-    item_column: str = "item_id"
-    time_column: str = "timestamp"
-    min_user_events: int = 5
-    max_user_events: int | None = None
-    min_item_events: int = 5
-    max_item_events: int | None = None
-    order: Order = "time"
-    max_len: int = 200
-    eval_max_len: int | None = None
-    synthetic_seed: int = 0
-    synthetic_users: int = 1000
-    synthetic_items: int = 500
-    synthetic_events: int = 60
+    path: str = setting(
+        "synthetic",
+        "File, folder or zip to read (RecBole .inter(.gz), MovieLens ratings.dat, ratings.csv or u.data, CSV "
+        "or Parquet with named columns), or synthetic for generated events.",
+        affects=NOTHING,  # the hash of the events is compared instead
+    )
+    format: Format = setting("auto", "Format of the data; auto recognizes it by the file's name.")
+    user_column: str = setting("user_id", "Name of the user column (RecBole, CSV and Parquet).")
+    item_column: str = setting("item_id", "Name of the item column (RecBole, CSV and Parquet).")
+    time_column: str = setting("timestamp", "Name of the time column (RecBole, CSV and Parquet).")
+    min_user_events: int = setting(
+        5, "Drop users with fewer events. This filter and the next three repeat until nothing changes.", min=0
+    )
+    max_user_events: int | None = setting(None, "Drop users with more events; null keeps them.")
+    min_item_events: int = setting(5, "Drop items with fewer events.", min=0)
+    max_item_events: int | None = setting(None, "Drop items with more events; null keeps them.")
+    order: Order = setting(
+        "time",
+        "Order of events: time is the exact time, recbole the time rounded to float32 (steps of 64 s near "
+        "1e9), as for the published numbers. Equal times keep the file's order.",
+    )
+    max_len: int = setting(
+        200, "Maximum length of a history; only its last items are kept.", min=1, max=MAX_COUNT
+    )
+    eval_max_len: int | None = setting(
+        None,
+        "Maximum length of a history in evaluation and recommendation; null takes max_len. A causal model "
+        "with rotary positions accepts longer histories than it was trained on.",
+        min=1,
+        max=MAX_COUNT,
+    )
+    synthetic_seed: int = setting(0, "Seed of the synthetic data.", min=0, max=MAX_SEED)
+    synthetic_users: int = setting(1000, "Number of users of the synthetic data.", min=1)
+    synthetic_items: int = setting(500, "Number of items of the synthetic data.", min=20, max=2**24)
+    synthetic_events: int = setting(60, "Mean number of events per user of the synthetic data.", min=5)
 
     @property
     def history_len(self) -> int:
-        """Items that a history is cut to where nothing is trained."""
+        """Maximum length of a history in evaluation and recommendation."""
         return self.eval_max_len or self.max_len
 
-    def __post_init__(self) -> None:
-        """Raises ConfigError for a value out of its range."""
-        for name, allowed in (("format", get_args(Format)), ("order", get_args(Order))):
-            value = getattr(self, name)
-            if value not in allowed:
-                known = ", ".join(allowed)
-                raise ConfigError(f"data.{name}: {value!r} is not one of {known}{near_miss(value, allowed)}")
+    def check_together(self) -> None:
         if not self.path.strip():
             raise ConfigError("data.path: empty; give a file, a folder, a zip or 'synthetic'")
         columns: dict[str, str] = {}
@@ -79,33 +73,31 @@ class DataConfig:
                 raise ConfigError(
                     f"data.{name}: {getattr(self, name)!r} is data.{other} too; name two different columns"
                 )
-        for name, low, high in (
-            ("min_user_events", 0, None),
-            ("min_item_events", 0, None),
-            ("max_len", 1, 2**31 - 1),
-            ("eval_max_len", 1, 2**31 - 1),
-            ("synthetic_seed", 0, 2**64 - 1),
-            ("synthetic_users", 1, None),
-            ("synthetic_items", 20, 2**24),
-            ("synthetic_events", 5, None),
-        ):
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if value < low:
-                raise ConfigError(f"data.{name}: {value} is below {low}")
-            if high is not None and value > high:
-                raise ConfigError(f"data.{name}: {value} is above {high}")
-        for kind, most in (("events", MAX_SYNTHETIC_EVENTS), ("items", MAX_SYNTHETIC_PLACES)):
-            each = getattr(self, f"synthetic_{kind}")
-            if self.synthetic_users * each > most:
+        for kind, limit in (("events", MAX_SYNTHETIC_EVENTS), ("items", MAX_SYNTHETIC_PAIRS)):
+            number = getattr(self, f"synthetic_{kind}")
+            if self.synthetic_users * number > limit:
                 raise ConfigError(
-                    f"data.synthetic_users: {self.synthetic_users} times data.synthetic_{kind} {each} is "
-                    f"above {most}, too much for memory; lower one of them"
+                    f"data.synthetic_users: {self.synthetic_users} times data.synthetic_{kind} {number} is "
+                    f"above {limit}, too much for memory; lower one of them"
                 )
         for kind in ("user", "item"):
-            least, most = getattr(self, f"min_{kind}_events"), getattr(self, f"max_{kind}_events")
-            if most is not None and most < max(least, 1):
+            low, high = getattr(self, f"min_{kind}_events"), getattr(self, f"max_{kind}_events")
+            if high is not None and high < max(low, 1):
                 raise ConfigError(
-                    f"data.max_{kind}_events: {most} is below {max(least, 1)}, so nothing could remain"
+                    f"data.max_{kind}_events: {high} is below {max(low, 1)}, so nothing could remain"
                 )
+
+
+def with_absolute_path(config: DataConfig) -> DataConfig:
+    """The same settings with an absolute path, so that a run folder works from any directory.
+
+    Raises:
+        ConfigError: `path` is not a path.
+    """
+    if config.path == "synthetic":
+        return config
+    path = given_path(config.path, "data.path")
+    try:
+        return replace(config, path=str(path.resolve()))
+    except RuntimeError as error:  # a loop of links
+        raise ConfigError(f"data.path: {config.path}: {error}") from error

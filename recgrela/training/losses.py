@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from recgrela.data import Interactions
 from recgrela.ops import linear_cross_entropy
 from recgrela.ops.linear_cross_entropy import max_logits_of
-from recgrela.settings.config import LossName
+from recgrela.settings.train import LossName
 from recgrela.system.errors import ConfigError
 
 

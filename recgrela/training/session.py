@@ -14,7 +14,8 @@ from recgrela.models import SequenceModel, build
 from recgrela.runs import protocol
 from recgrela.runs.folder import RunFolder, stem_of
 from recgrela.runs.report import check_tensorboard
-from recgrela.settings.config import RunConfig, with_absolute_path
+from recgrela.settings.data import with_absolute_path
+from recgrela.settings.run import RunConfig
 from recgrela.system.console import say
 from recgrela.system.errors import ConfigError
 from recgrela.system.files import given_path

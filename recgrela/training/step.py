@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from recgrela.data import Batch
 from recgrela.models import SequenceModel
-from recgrela.settings.config import TrainConfig
+from recgrela.settings.train import TrainConfig
 
 
 def learning_rate(config: TrainConfig, epoch: int, step: int, num_steps: int, total_steps: int) -> float:

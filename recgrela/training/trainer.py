@@ -24,7 +24,7 @@ from recgrela.runs.report import (
 )
 from recgrela.runs.saved import check_data, check_settings, describe_state
 from recgrela.runs.state import TrainState
-from recgrela.settings.config import RunConfig
+from recgrela.settings.run import RunConfig
 from recgrela.system.errors import RunError
 from recgrela.system.memory import PeakMemory
 from recgrela.system.progress import ProgressDisplay

@@ -1,0 +1,165 @@
+"""Settings of a run: its model, data and training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from recgrela.settings.command_line import Parser, peek
+from recgrela.settings.data import DataConfig
+from recgrela.settings.fields import Option, options_of
+from recgrela.settings.merge import CONFIG, PRESET, Source, last, make, merge, named_errors, read_sources
+from recgrela.settings.model import ModelConfig
+from recgrela.settings.train import TrainConfig
+from recgrela.settings.yaml import flatten
+from recgrela.system.errors import ConfigError
+
+RESUME = Option("resume", str, None, "Run folder to resume; its settings are kept.")
+
+Models = Mapping[str, type[ModelConfig]]
+
+# A CPU pass of this size keeps its tensors in the caches and in memory that the process already has; a whole
+# published batch, 409,600 slots, spends its time on fresh pages. A GPU takes whole batches.
+DEFAULT_MAX_TOKENS = {"cpu": 16_384, "cuda": 1 << 62}
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run; `model` is an instance of the model's own `ModelConfig` class."""
+
+    model: Any  # a subclass of ModelConfig, whose own fields its model reads
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    preset: str = PRESET.default
+
+    @property
+    def options(self) -> dict[str, Option]:
+        """All settings as options, by dotted key."""
+        return _options(type(self.model))
+
+    def resumable(self) -> set[str]:
+        """Dotted keys of the settings that a resumed run may change."""
+        keys = {key for key, option in self.options.items() if option.affects.resumable}
+        # A learning rate that falls to zero at the end of the last epoch depends on the number of epochs.
+        return keys if self.train.lr_decay == "none" else keys - {"train.epochs"}
+
+    def max_tokens(self, device_type: str) -> int:
+        """Maximum number of item slots in one pass over the model."""
+        return self.train.max_tokens or DEFAULT_MAX_TOKENS[device_type]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Nested plain values, as in a configuration file."""
+        sections = {name: asdict(getattr(self, name)) for name in ("model", "data", "train")}
+        return {"preset": self.preset, **sections}
+
+    def flat(self) -> dict[str, Any]:
+        """Plain values by dotted key, such as "train.lr"."""
+        return flatten(self.as_dict())
+
+    def to_yaml(self) -> str:
+        """The text of the run folder's config.yaml, a valid --config file."""
+        return yaml.safe_dump(self.as_dict(), sort_keys=False)
+
+
+def read_run(argv: Sequence[str], models: Models) -> RunConfig:
+    """The settings of a new run.
+
+    Args:
+        argv: Options of `recgrela.train`.
+        models: Settings classes by the models' names; the first is the default.
+
+    Raises:
+        ConfigError: A wrong key, value or combination.
+    """
+    given = peek(argv, [PRESET, CONFIG, _name_option(models)])
+    preset, *files = read_sources(given)
+    model = _find_model(models, [preset, *files, Source("", given)])
+    values = merge(_options(model), [preset.of_models({"model": model}), *files])
+    return _make_run(model, _make_parser(model, values).read(argv))
+
+
+def read_resumed(argv: Sequence[str], models: Models, path: Path) -> RunConfig:
+    """The settings of a run that is resumed.
+
+    Args:
+        argv: Options of `recgrela.train`, --resume among them.
+        models: As for `read_run`.
+        path: The config.yaml of the run.
+
+    Raises:
+        ConfigError: A wrong key, value or combination, or a setting that a resumed run may not change.
+    """
+    for key in peek(argv, [PRESET, CONFIG]):
+        raise ConfigError(f"--{key} does not go with --resume: a resumed run keeps its own settings")
+    before = read_config(path, models)
+    model = type(before.model)
+    after = _make_run(model, _make_parser(model, before.flat()).read(argv))
+    old, free = before.flat(), before.resumable()
+    for key, value in after.flat().items():
+        if value != old[key] and key not in free:
+            raise ConfigError(
+                f"--{key}: a resumed run keeps its settings (here {old[key]!r}); only "
+                f"{', '.join(sorted(free))} may change"
+            )
+    return after
+
+
+def find_resumed(argv: Sequence[str]) -> str | None:
+    """The run folder given by --resume."""
+    return peek(argv, [RESUME]).get("resume")
+
+
+def read_config(path: Path, models: Models) -> RunConfig:
+    """The settings in a file that has all of them, such as a run folder's config.yaml.
+
+    Raises:
+        ConfigError: A wrong key, value or combination; the message names the file.
+    """
+    source = Source.of_file(path)
+    model = _find_model(models, [source])
+    values = merge(_options(model) | {"preset": replace(PRESET, kind=str)}, [source])
+    with named_errors(source.name):
+        return _make_run(model, values)
+
+
+def preset_config(preset: str, model: type[ModelConfig]) -> RunConfig:
+    """What a preset alone gives for a model. Raises ConfigError for an unknown preset."""
+    source = Source.of_preset(preset).of_models({"model": model})
+    return _make_run(model, merge(_options(model), [source]) | {"preset": preset})
+
+
+def _options(model: type[ModelConfig]) -> dict[str, Option]:
+    return {"preset": PRESET} | options_of(model) | options_of(DataConfig) | options_of(TrainConfig)
+
+
+def _name_option(models: Models) -> Option:
+    return Option("model.name", Literal[tuple(models)], next(iter(models)), "Name of the model.")
+
+
+def _find_model(models: Models, sources: Sequence[Source]) -> type[ModelConfig]:
+    return models[last(_name_option(models), sources)]
+
+
+def _make_parser(model: type[ModelConfig], values: Mapping[str, Any]) -> Parser:
+    parser = Parser(
+        "train",
+        "Train a sequential recommender, evaluate it and leave a run folder.",
+        usage="%(prog)s [--preset NAME] [--config FILE] [--SECTION.KEY VALUE ...]",
+        epilog="A value comes from the command line, else from the last --config that has it, else from the "
+        "preset, else it is the default. --help shows the values of the given preset and files.",
+    )
+    parser.add([PRESET], values)
+    parser.add([CONFIG, RESUME])
+    for title, kind in ((f"model {model.name}", model), ("data", DataConfig), ("training", TrainConfig)):
+        parser.add(options_of(kind).values(), values, title)
+    return parser
+
+
+def _make_run(model: type[ModelConfig], values: Mapping[str, Any]) -> RunConfig:
+    return RunConfig(
+        make(model, values), make(DataConfig, values), make(TrainConfig, values), values["preset"]
+    )
