@@ -34,7 +34,7 @@ def make(length: int, tokens: int, threads: int, device: str) -> Callable[[], No
     cu_seqlens = torch.arange(0, tokens + length, length).clamp(max=tokens)
     users = torch.arange(len(cu_seqlens) - 1)
     place = cu_seqlens.to(device)
-    batch = Batch(items[:-1], place, length, items[1:], users, cu_seqlens.numpy())
+    batch = Batch("all", items[:-1], place, length, items[1:], users, cu_seqlens.numpy())
 
     def run() -> None:
         step(batch, 1e-3)

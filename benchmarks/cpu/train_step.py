@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from benchmarks import eager, published
 from benchmarks.timing import gate, medians, peak_memory, record
 from recgrela.data import Batch, DataConfig, Interactions, TrainBatches, load
-from recgrela.models import RecGRELAConfig, SequenceModel, build
+from recgrela.models import RecGRELAConfig, build
 from recgrela.settings.train import TrainConfig
 from recgrela.system.runtime import DEFAULT_MAX_TOKENS
 from recgrela.training.losses import FullSoftmax
@@ -97,7 +97,7 @@ def agree(case: str, form: Callable[..., Tensor], data: Interactions, size: int)
     peer = published.Published(form, data.n_items, LENGTH).eval()
     peer.load_state_dict(model.state_dict())
     batch = next(our_batches(case, data, size))
-    loss = _our_loss(model, batch, case)
+    loss = model.loss_packed(batch.items, batch.cu_seqlens, batch.target, batch.max_seqlen, batch.objective)
     loss.backward()
     lengths = batch.cu_seqlens.diff()
     place = torch.arange(LENGTH) < lengths[:, None]
@@ -116,11 +116,6 @@ def agree(case: str, form: Callable[..., Tensor], data: Interactions, size: int)
         gate(f"{case}, {form.__name__}, loss", theirs, loss, 1e-5),
         gate(f"{case}, {form.__name__}, gradient", *gradients, 1e-3),
     )
-
-
-def _our_loss(model: SequenceModel, batch: Batch, case: str) -> Tensor:
-    objective = "last" if case.startswith("last") else "all"
-    return model.loss_packed(batch.items, batch.cu_seqlens, batch.target, batch.max_seqlen, objective)
 
 
 def main() -> None:

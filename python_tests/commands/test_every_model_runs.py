@@ -81,6 +81,7 @@ def test_the_model_of_the_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, module.__name__, module)  # dataclasses look it up
     exec(compile(source, str(docs), "exec"), module.__dict__)
     monkeypatch.setitem(MODELS, "MeanPool", ModelEntry(module.MeanPoolConfig, module.MeanPool))
+    monkeypatch.setitem(CONFIGS, "MeanPool", module.MeanPoolConfig)
     assert train("MeanPool", "all", tmp_path, "pool") == 0
     first, second, _ = RunFolder.open(tmp_path / "pool").read_metrics()
     assert first["loss"] > second["loss"] > 0

@@ -1,4 +1,4 @@
-"""Split, windows and batches against naive implementations."""
+"""Splits, windows and batches against naive implementations."""
 
 from __future__ import annotations
 
@@ -98,8 +98,8 @@ def test_all_gives_every_target_once_an_epoch(make_interactions, max_len):
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 21, 50, 146, 147, 148])
-def test_a_batch_of_all_has_as_many_targets_as_asked_for(make_interactions, batch_size):
-    """Windows are cut where a batch is full, and what is behind the cut begins the next batch."""
+def test_batches_of_objective_all_have_equal_sizes(make_interactions, batch_size):
+    """A window is cut at the end of a full batch; the rest of it begins the next batch."""
     whole = next(TrainBatches(make_interactions(COUNTS), "all", 20, 1000, seed=1).epoch(3))
     batches = TrainBatches(make_interactions(COUNTS), "all", 20, batch_size, seed=1)
     made = list(batches.epoch(3))
@@ -114,7 +114,7 @@ def test_a_batch_of_all_has_as_many_targets_as_asked_for(make_interactions, batc
 
 
 def test_cuts_are_uniform(make_interactions):
-    """The first window's length is each of 1..max_len about equally often: no place is special."""
+    """The first window has each length of 1 .. max_len about equally often."""
     batch = next(TrainBatches(make_interactions([40] * 2000), "all", 10, 10**6, seed=0).epoch(0))
     first = batch.cu_seqlens.diff()[(batch.items[batch.cu_seqlens[:-1]] - 1) % 40 == 0]
     assert first.numel() == 2000
@@ -161,7 +161,7 @@ def test_resume_equals_the_rest_of_the_epoch(make_interactions, objective):
 @pytest.mark.parametrize("objective", ["last", "all"])
 def test_seed_and_epoch_decide_the_order(make_interactions, objective):
     def order(seed: int, epoch: int) -> list[int]:
-        torch.manual_seed(epoch)  # the global generator has no say
+        torch.manual_seed(epoch)  # must have no effect
         batches = TrainBatches(make_interactions(COUNTS), objective, 10, 4, seed)
         return torch.cat([batch.target for batch in batches.epoch(epoch)]).tolist()
 
@@ -170,7 +170,7 @@ def test_seed_and_epoch_decide_the_order(make_interactions, objective):
 
 
 class WaitCounter(TorchDispatchMode):
-    """Records operations whose output size, or value, the host would have to wait for on a GPU."""
+    """Records operations whose output size or value would make the host wait for a GPU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -255,24 +255,43 @@ def test_settings(make_interactions):
         EvalBatches(data, "train", 10, 4)
 
 
+def packed_slots(lengths: np.ndarray) -> int:
+    return int(lengths.sum())
+
+
+def dense_slots(lengths: np.ndarray) -> int:
+    return len(lengths) * int(lengths.max())
+
+
+def padded_slots(lengths: np.ndarray) -> int:
+    return len(lengths) * 20
+
+
 @pytest.mark.parametrize("objective", ["last", "all"])
-@pytest.mark.parametrize("dense", [False, True])
-@pytest.mark.parametrize("max_tokens, counted_len", [(1, None), (40, None), (40, 20), (10**6, None)])
-def test_parts_make_up_the_batch(make_interactions, objective, max_tokens, counted_len, dense):
+@pytest.mark.parametrize("slots", [packed_slots, dense_slots, padded_slots])
+@pytest.mark.parametrize("max_slots", [1, 40, 10**6])
+def test_parts_make_up_the_batch(make_interactions, objective, max_slots, slots):
     batches = TrainBatches(make_interactions(COUNTS), objective, 20, 30, seed=3)
     for batch in batches.epoch(0):
-        parts = list(batch.parts(max_tokens, counted_len, dense))
+        parts = list(batch.parts(max_slots, slots))
         assert [s for part in parts for s in sequences(part)] == sequences(batch)
         assert torch.equal(torch.cat([part.target for part in parts]), batch.target)
         for part in parts:
+            assert part.objective == objective
             assert part.cu_seqlens.tolist() == part.offsets.tolist()
-            slots = part.size * (counted_len or part.max_seqlen)
-            slots = slots if dense or counted_len else part.num_tokens
-            assert slots <= max_tokens or part.size == 1
-        # None could have taken one sequence more.
+            assert slots(np.diff(part.offsets)) <= max_slots or part.size == 1
+        # No part has room for one more sequence.
         for part, other in itertools.pairwise(parts):
-            lengths = [*np.diff(part.offsets), np.diff(other.offsets)[0]]
-            sizes = [counted_len or n for n in lengths]
-            assert (max(sizes) * len(sizes) if dense else sum(sizes)) > max_tokens
-        if max_tokens == 10**6:
+            assert slots(np.append(np.diff(part.offsets), np.diff(other.offsets)[0])) > max_slots
+        if max_slots == 10**6:
             assert parts[0] is batch
+
+
+def test_a_part_of_single_items_keeps_one_target_per_sequence(make_interactions):
+    """Objective "last" and "all" differ only in the target's meaning when every sequence has one item."""
+    for objective in ("last", "all"):
+        batch = next(TrainBatches(make_interactions([4] * 8), objective, 20, 30, seed=3).epoch(0))
+        assert batch.items.shape == batch.target.shape == batch.users.shape
+        parts = list(batch.parts(3, packed_slots))
+        assert [part.objective for part in parts] == [objective] * 3
+        assert torch.equal(torch.cat([part.target for part in parts]), batch.target)

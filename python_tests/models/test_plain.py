@@ -1,4 +1,4 @@
-"""The models against plain functions of the same weights, and those against the authors' arrays."""
+"""The models against plain functions of the same weights, and these against the authors' arrays."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models import plain
+from python_tests.models import plain
 from python_tests.support.files import shared_file
 from python_tests.support.tensors import assert_close
 from recgrela.models import MODELS, SequenceModel, build, from_official
 
 N_ITEMS = 23
 SMALL = {"hidden_size": 12, "num_layers": 2, "num_heads": 3, "inner_size": 20, "state_size": 3, "flip": 5}
-EULER = {"contrastive_weight": 0.3, "temperature": 0.8}  # of a size that shows
+EULER = {"contrastive_weight": 0.3, "temperature": 0.8}  # large enough to show
 
 # model, change of SMALL, max_len
 CASES: list[tuple[str, dict[str, Any], int]] = [
@@ -63,7 +63,7 @@ def config_of(name: str, change: dict[str, Any]) -> Any:
 
 
 def make(config: Any, max_len: int) -> SequenceModel:
-    """A model whose weights are all random, those that start at 0 or 1 too, and of a size that shows."""
+    """A model whose weights are all random and large enough to show, also those that start at 0 or 1."""
     model = build(config, N_ITEMS, max_len).double().eval()
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -75,12 +75,12 @@ def make(config: Any, max_len: int) -> SequenceModel:
 
 
 def weights_of(model: SequenceModel) -> dict[str, Tensor]:
-    """The same weights, which have no gradient yet."""
+    """A copy of the weights without gradients."""
     return {name: x.detach().clone().requires_grad_() for name, x in model.state_dict().items()}
 
 
 def batch_of(max_len: int) -> tuple[Tensor, Tensor, Tensor]:
-    """item_seq [B, max_len], lengths [B], what follows each item [B, max_len]."""
+    """item_seq [B, max_len], lengths [B], the item after each [B, max_len]."""
     lengths = torch.tensor([max_len, 1, max(1, max_len - 1), (max_len + 1) // 2])
     items = torch.randint(1, N_ITEMS, (4, max_len + 1))
     real = torch.arange(max_len) < lengths[:, None]
@@ -130,10 +130,10 @@ def test_every_position_equals_the_plain_function(name: str, change: dict[str, A
 
 
 def test_angles_of_eulerformer() -> None:
-    """Those that the plain function is given: position i turns pair t by i 10000^(-2t / D)."""
+    """Position i rotates pair t by i 10000^(-2t / D). The plain function takes the angles as given."""
     angles = make(config_of("EulerFormer", {}), 11).get_buffer("blocks.1.attention.angles")
     expected = [[i * 10000 ** (-2 * t / 12) for t in range(6)] for i in range(11)]
-    assert_close("angles", torch.tensor(expected).double(), angles, 1e-7)  # they are float32's
+    assert_close("angles", torch.tensor(expected).double(), angles, 1e-7)  # computed in float32
 
 
 # ---- the forms without padding slots, each sequence on its own
@@ -153,11 +153,11 @@ def test_the_form_without_padding_is_of_each_sequence_alone(
         own, how = items[None, :n], {}
         if name == "EchoMamba4Rec":
             how = {"filter_len": max_len}
-        elif name == "RecBLR":  # no slots come before a power of two, and those behind are not seen
+        elif name == "RecBLR":  # a power of two needs no slots before it, and later slots have no effect
             own = F.pad(own, (0, 32 - n))
         states, extra = plain.states(w, config, own, **how)
         last.append(states[0, n - 1])
-        loss = loss + extra / len(lengths)  # the targets are sequences
+        loss = loss + extra / len(lengths)  # a target per sequence
     scores = plain.scores(w, torch.stack(last))
     assert_close("scores", scores, model.score(item_seq, lengths), 1e-9)
     target = following[torch.arange(len(lengths)), lengths - 1]
@@ -187,7 +187,7 @@ def test_the_plain_function_equals_the_authors_arrays(name: str) -> None:
     loss = loss + extra
     assert_close("loss", torch.tensor(z["loss"]), loss, 1e-11)
     loss.backward()
-    expected = MODELS[name].model.own_state(given["grad"])
+    expected = MODELS[name].model.official.convert(given["grad"])
     assert set(expected) == {name for name, _ in model.named_parameters()}
     for key, grad in expected.items():
         assert_close(key, grad, w[key].grad, 1e-9)

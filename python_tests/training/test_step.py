@@ -75,7 +75,7 @@ def test_the_loss_is_the_sum_of_the_batch_means() -> None:
     assert step.loss_sum.item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_learning_rate_of_nothing_leaves_the_weights() -> None:
+def test_a_learning_rate_of_zero_leaves_the_weights() -> None:
     step, batches = make_step()
     before = [p.detach().clone() for p in step.model.parameters()]
     assert all(torch.equal(a, b) for a, b in zip(before, weights_after(step, batches[:2], 0.0), strict=True))
@@ -90,7 +90,7 @@ def test_compiled_equals_eager() -> None:
 
 
 class FakeGraph:
-    """Replays by calling the body again, as a CUDA graph would: nothing runs at the capture."""
+    """Calls the body at each replay; the capture runs nothing, as with a CUDA graph."""
 
     def __init__(self) -> None:
         self.captures = self.replays = 0
@@ -106,8 +106,8 @@ class FakeGraph:
 
 
 def test_a_graphed_step_equals_a_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the CPU the graph is a fake; what it reads, fills up and falls back on is not."""
-    monkeypatch.setattr(GraphedStep, "ROOM", 4)
+    """With a fake graph on the CPU: buffers, padding of the batch and fallbacks are real."""
+    monkeypatch.setattr(GraphedStep, "BATCH_MULTIPLE", 4)
     plain, batches = make_step()
     graph = FakeGraph()
     graphed, _ = make_step(graphed=True, capture=graph)
@@ -125,10 +125,10 @@ def test_a_graphed_step_equals_a_plain_one(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @needs_gpu
-@pytest.mark.parametrize("room", [64, 4])
-def test_cuda_graphs_equal_plain_steps(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also with an evaluation of longer histories in between, which may not move what a graph reads."""
-    monkeypatch.setattr(GraphedStep, "ROOM", room)
+@pytest.mark.parametrize("multiple", [64, 4])
+def test_cuda_graphs_equal_plain_steps(multiple: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with an evaluation of longer histories in between, which must not replace the rotary table."""
+    monkeypatch.setattr(GraphedStep, "BATCH_MULTIPLE", multiple)
     config = replace(CONFIG, batch_size=200)
     plain, batches = make_step(config, "cuda")
     graphed, _ = make_step(config, "cuda", graphed=True)
@@ -145,15 +145,15 @@ def test_cuda_graphs_equal_plain_steps(room: int, monkeypatch: pytest.MonkeyPatc
 
 @needs_gpu
 @pytest.mark.parametrize("name", ["softmax", "sampled_softmax", "gbce"])
-def test_cuda_graphs_draw_anew(name: str) -> None:
-    """Dropout and negatives of a replay are not those of the capture: the loss of one batch changes."""
+def test_each_replay_draws_other_random_numbers(name: str) -> None:
+    """Dropout and negatives differ between replays: the loss of one batch changes."""
     data = load(DATA).to("cuda")
     step, batches = make_step(replace(CONFIG, batch_size=200), "cuda", graphed=True, rates=0.2)
     step.loss = make_loss(name, 0.0, 8, 0.5, data)
     losses = []
     for _ in range(8):
         before = step.loss_sum.item()
-        step(batches[0], 0.0)  # the weights stay
+        step(batches[0], 0.0)  # keeps the weights
         losses.append(step.loss_sum.item() - before)
     assert len(set(losses[4:])) == 4
     assert max(losses) < 2 * min(losses)
@@ -174,7 +174,7 @@ def test_learning_rates() -> None:
     assert rates(warmup_steps=1, lr_decay="linear")[0] == pytest.approx(0.5)
 
 
-def test_what_a_graph_needs() -> None:
+def test_requirements_of_cuda_graphs() -> None:
     with pytest.raises(ConfigError, match="cuda_graphs needs a GPU; the device of this run is the CPU"):
         open_session(read_run(["--train.cuda_graphs=true", "--train.device=cpu"], CONFIGS))
     with pytest.raises(ConfigError, match=r"goes with train\.objective all"):

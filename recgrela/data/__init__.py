@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from recgrela.data.batches import Batch, EvalBatches, TrainBatches
+from recgrela.data.batch import Batch
+from recgrela.data.batches import EvalBatches, TrainBatches
 from recgrela.data.interactions import Interactions
 from recgrela.data.load import load
 from recgrela.settings.data import DataConfig

@@ -1,92 +1,26 @@
-"""Batches, made when they are needed: the host chooses windows, the device gathers their items.
+"""Batches computed on demand: the host chooses windows, the device gathers their items.
 
-The host knows every window's start and length from the users' offsets, so shapes never have to be read back
-from the device. One small copy to the device per batch carries the windows; the rest is arithmetic there.
+The host knows the start and length of every window from the users' offsets, so that it never reads a shape
+back from the device. Each batch costs one small copy to the device, of its windows; the rest is arithmetic
+there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 
+from recgrela.data.batch import Batch
 from recgrela.data.interactions import Interactions, train_counts
+from recgrela.settings.train import Objective
 from recgrela.system.errors import ConfigError, DataError
-
-Objective = Literal["last", "all"]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """B sequences end to end. Tensors are on the training device, ints on the host.
-
-    Attributes:
-        items: [T] int64 item ids.
-        cu_seqlens: [B + 1] int64; sequence b is ``items[cu_seqlens[b]:cu_seqlens[b + 1]]``.
-        max_seqlen: length of the longest sequence.
-        target: int64 item ids to predict: [B], after the last item of each sequence (objective "last" and
-            evaluation), or [T], after every item (objective "all").
-        users: [B] int64 user rows.
-        offsets: cu_seqlens on the host.
-        step: number of the batch in its pass.
-    """
-
-    items: torch.Tensor
-    cu_seqlens: torch.Tensor
-    max_seqlen: int
-    target: torch.Tensor
-    users: torch.Tensor
-    offsets: np.ndarray
-    step: int = 0
-
-    @property
-    def size(self) -> int:
-        """B, the number of sequences."""
-        return self.users.numel()
-
-    @property
-    def num_tokens(self) -> int:
-        """T, the number of items."""
-        return self.items.numel()
-
-    def parts(self, max_tokens: int, counted_len: int | None = None, dense: bool = False) -> Iterator[Batch]:
-        """The batch cut between sequences into parts of at most `max_tokens` items (or of one sequence).
-
-        Args:
-            max_tokens: most items in a part.
-            counted_len: count every sequence as this long, for a model that pads them.
-            dense: count every sequence as long as the part's longest, for one that puts them side by side.
-        """
-        lengths = np.diff(self.offsets)
-        lengths = lengths if counted_len is None else np.full_like(lengths, counted_len)
-        first = 0
-        while first < self.size:
-            left = lengths[first:]
-            sizes = np.maximum.accumulate(left) * np.arange(1, len(left) + 1) if dense else np.cumsum(left)
-            last = first + max(int(np.searchsorted(sizes, max_tokens, side="right")), 1)
-            yield self if (first, last) == (0, self.size) else self._slice(first, last)
-            first = last
-
-    def _slice(self, first: int, last: int) -> Batch:
-        """Sequences first .. last - 1."""
-        begin, end = int(self.offsets[first]), int(self.offsets[last])
-        per_sequence = self.target.numel() == self.size and self.items.numel() != self.size
-        return Batch(
-            self.items[begin:end],
-            self.cu_seqlens[first : last + 1] - begin,
-            int(np.diff(self.offsets[first : last + 1]).max()),
-            self.target[first:last] if per_sequence else self.target[begin:end],
-            self.users[first:last],
-            self.offsets[first : last + 1] - begin,
-            self.step,
-        )
 
 
 class _Windows(NamedTuple):
-    """Stretches of the packed items, on the host; the item after a stretch is its target."""
+    """Ranges of the packed items, on the host. The target of a window is the item after it."""
 
     users: np.ndarray  # [B] int64 user rows
     starts: np.ndarray  # [B] int64 positions in Interactions.items
@@ -96,36 +30,36 @@ class _Windows(NamedTuple):
         return _Windows(*(column[rows] for column in self))
 
     def cut_every(self, size: int) -> _Windows:
-        """The same, end to end, with a cut after every ``size`` items."""
+        """The same windows with additional cuts after every ``size`` items, counted over all windows."""
         ends = np.cumsum(self.lengths)
         begins = ends - self.lengths
-        pieces = np.union1d(begins, np.arange(0, ends[-1], size))  # where a piece begins
+        pieces = np.union1d(begins, np.arange(0, ends[-1], size))  # the begins of all pieces
         rows = np.searchsorted(begins, pieces, side="right") - 1
         starts = self.starts[rows] + pieces - begins[rows]
         return _Windows(self.users[rows], starts, np.diff(pieces, append=ends[-1]))
 
 
 class TrainBatches:
-    """Training batches of every user's training events, shuffled anew each epoch.
+    """Training batches of every user's training events, in a new random order each epoch.
 
-    Every target occurs exactly once per epoch, and a batch has `batch_size` of them but for the last one.
+    Every target occurs exactly once per epoch. Every batch but the last has `batch_size` targets.
 
-    Objective "last": a sample is (user, end): up to ``max_len`` items before ``end`` predict the item there.
-    Objective "all": windows of up to ``max_len`` items of which each predicts its next. A user with more
-    targets than ``max_len`` gives several windows, cut at a random place and then every ``max_len``; the cuts
-    move from epoch to epoch. A window that does not fit whole into what is left of a batch is cut there, so
-    that every batch has the same number of items, whatever the windows' lengths.
+    Objective "last": a sample is (user, end); up to ``max_len`` items before ``end`` predict the item there.
+    Objective "all": windows of up to ``max_len`` items, each of which predicts the next item. A user with
+    more than ``max_len`` targets gives several windows, cut at a random position and then every ``max_len``
+    items; the cuts differ between epochs. A window that does not fit into a batch is cut at the batch's end,
+    so that batches have the same number of items whatever the lengths of windows.
 
     Args:
         data: the interactions; moved to ``device`` if they are elsewhere.
         objective: "last" or "all".
-        max_len: longest input sequence.
-        batch_size: targets per batch; the last, partial batch of an epoch is kept.
+        max_len: the longest input sequence.
+        batch_size: targets per batch; an epoch keeps its last, smaller batch.
         seed: an epoch's batches are a pure function of (seed, epoch).
-        device: where the batches are made.
+        device: the device that the batches are made on.
 
     Raises:
-        ConfigError: a setting out of range.
+        ConfigError: a setting is out of range.
         DataError: no user has two training events, so there is nothing to predict.
     """
 
@@ -149,9 +83,9 @@ class TrainBatches:
         self.seed = seed
         self._items = data.items.to(device)
         offsets = data.host_offsets()
-        self._first = offsets[:-1]  # [n_users] position of each user's first event
+        self._first = offsets[:-1]  # [n_users] index of each user's first event
         self._targets = np.maximum(train_counts(np.diff(offsets)) - 1, 0)  # [n_users]
-        self._target_starts = np.cumsum(self._targets) - self._targets  # [n_users] each one's first target
+        self._target_starts = np.cumsum(self._targets) - self._targets  # [n_users] each user's first target
         self.num_targets = int(self._targets.sum())
         if self.num_targets == 0:
             raise DataError(
@@ -160,16 +94,16 @@ class TrainBatches:
 
     @property
     def num_steps(self) -> int:
-        """Batches in an epoch."""
+        """The number of batches in an epoch."""
         return -(-self.num_targets // self.batch_size)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from ``start_step`` on; those before it cost nothing."""
+        """The batches of an epoch from ``start_step`` on; earlier batches cost nothing."""
         random = self._random(epoch, "order")
         if self.objective == "all":
             windows = self._whole_windows(epoch)
             windows = windows.take(random.permutation(windows.users.size)).cut_every(self.batch_size)
-            # The windows of a batch are those that end within it.
+            # A batch has the windows that end within it.
             ends = np.searchsorted(
                 np.cumsum(windows.lengths), np.arange(1, self.num_steps + 1) * self.batch_size, side="right"
             )
@@ -187,17 +121,17 @@ class TrainBatches:
         return np.random.default_rng([self.seed, epoch, ("cuts", "order").index(use)])
 
     def _prefix_windows(self, samples: np.ndarray) -> _Windows:
-        """Sample numbers [B] -> windows: numbers count the targets of user 0, then of user 1, ..."""
+        """Sample numbers [B] -> windows. Numbers count the targets of user 0, then of user 1, and so on."""
         users = np.searchsorted(self._target_starts, samples, side="right") - 1
-        ends = samples - self._target_starts[users] + 1  # [B] the target's position among the user's events
+        ends = samples - self._target_starts[users] + 1  # [B] the target's index among the user's events
         lengths = np.minimum(ends, self.max_len)
         return _Windows(users, self._first[users] + ends - lengths, lengths)
 
     def _whole_windows(self, epoch: int) -> _Windows:
-        """Every window of objective "all": inputs [0, cut), [cut, cut + max_len), ... of each user."""
+        """All windows of objective "all": the inputs [0, cut), [cut, cut + max_len), ... of each user."""
         cuts = self._random(epoch, "cuts").integers(1, self.max_len + 1, size=self._targets.size)
         cuts = np.where(self._targets <= self.max_len, self._targets, cuts)
-        later = -((cuts - self._targets) // self.max_len)  # windows after the first: rounded up
+        later = -((cuts - self._targets) // self.max_len)  # windows after the first, rounded up
         counts = np.where(self._targets > 0, 1 + later, 0)  # [n_users]
         users = np.repeat(np.arange(self._targets.size), counts)  # [windows]
         number = np.arange(users.size) - np.repeat(np.cumsum(counts) - counts, counts)  # 0.. within a user
@@ -207,20 +141,20 @@ class TrainBatches:
 
 
 class EvalBatches:
-    """One sequence per user with a valid and a test target, in the order of the user rows.
+    """One sequence for each user with a valid and a test target, in the order of the user rows.
 
-    The valid history is all training items, the test history also has the valid item; both are cut to their
+    The valid history is all training items; the test history also has the valid item. Both are cut to their
     last ``max_len`` items.
 
     Args:
         data: the interactions; moved to ``device`` if they are elsewhere.
         split: "valid" or "test".
-        max_len: longest input sequence.
+        max_len: the longest input sequence.
         batch_size: users per batch.
-        device: where the batches are made.
+        device: the device that the batches are made on.
 
     Raises:
-        ConfigError: a setting out of range.
+        ConfigError: a setting is out of range.
         DataError: no user has three events.
 
     Attributes:
@@ -261,13 +195,13 @@ class EvalBatches:
             yield _make_batch(self._items, self._cut.take(self._rows(step)), "last", step)
 
     def seen(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Every item that a batch's users met before their target, as indices into scores [B, n_items].
+        """The items that a batch's users met before their target, as indices into scores [B, n_items].
 
-        The whole history counts, not only its last ``max_len`` items. An item met twice comes twice, and a
-        target that the user had met before comes too: ``scores[rows, items] = -inf`` would hide it.
+        The whole history counts, not only its last ``max_len`` items. An item met twice occurs twice. A
+        target that the user met before occurs too, so that ``scores[rows, items] = -inf`` would hide it.
 
         Returns:
-            rows [S] int64 in 0..B-1 and items [S] int64.
+            rows [S] int64 in 0 .. B - 1, and items [S] int64.
         """
         windows = self._whole.take(self._rows(batch.step))
         seen = _make_batch(self._items, windows, "last", batch.step)
@@ -285,7 +219,7 @@ def _check_sizes(max_len: int, batch_size: int) -> None:
 
 
 def _make_batch(items: torch.Tensor, windows: _Windows, objective: Objective, step: int) -> Batch:
-    """Gather windows of the packed items on their device."""
+    """Gathers windows of the packed items on their device."""
     size = windows.users.size
     offsets = np.concatenate(([0], np.cumsum(windows.lengths)))
     plan = torch.from_numpy(np.concatenate((windows.users, windows.starts, offsets)))
@@ -297,4 +231,4 @@ def _make_batch(items: torch.Tensor, windows: _Windows, objective: Objective, st
     shift = (starts - cu_seqlens[:-1]).repeat_interleave(lengths, output_size=tokens)  # [T]
     where = shift + torch.arange(tokens, device=items.device)
     target = items[where + 1] if objective == "all" else items[starts + lengths]
-    return Batch(items[where].long(), cu_seqlens, longest, target.long(), users, offsets, step)
+    return Batch(objective, items[where].long(), cu_seqlens, longest, target.long(), users, offsets, step)

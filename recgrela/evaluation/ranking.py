@@ -41,7 +41,7 @@ def rank_all(
             scores = torch.cat(
                 [
                     model.score_packed(part.items, part.cu_seqlens, part.max_seqlen)
-                    for part in batch.parts(max_tokens, model.counted_len, model.dense)
+                    for part in batch.parts(max_tokens, model.slots)
                 ]
             )
             sums.add(scores, batch.target, batches.seen(batch))

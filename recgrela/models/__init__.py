@@ -1,7 +1,8 @@
-"""The models, by name. Adding one is a file here and a line in MODELS."""
+"""The models by name. A new model is a file here and a line in MODELS."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -44,37 +45,41 @@ CONFIGS: dict[str, type[ModelConfig]] = {name: entry.config for name, entry in M
 
 def _entry(name: str) -> ModelEntry:
     if name not in MODELS:
-        raise ConfigError(f"unknown model {name!r}; there are: {', '.join(MODELS)}")
+        raise ConfigError(f"unknown model {name!r}; known models: {', '.join(MODELS)}")
     return MODELS[name]
 
 
 def build(config: Any, n_items: int, max_len: int) -> SequenceModel:
-    """The model of a configuration (`config.name` says which), with fresh weights.
+    """The model that `config.name` names, with fresh weights.
 
     Args:
-        config: an instance of one of the configuration classes in MODELS.
-        n_items: rows of the item table, the padding row 0 included.
+        config: an instance of a configuration class in MODELS.
+        n_items: the number of rows of the item table, including the padding row 0.
         max_len: the length that histories are cut to.
 
     Raises:
-        ConfigError: on values that do not go together.
+        ConfigError: values that do not fit each other.
     """
     return _entry(config.name).model(config, n_items, max_len)
 
 
-def from_official(name: str, state_dict: dict[str, Tensor], config: dict[str, Any]) -> SequenceModel:
-    """A model from the authors' own parameters and settings, in the dtype of the parameters, in eval mode.
+def from_official(name: str, state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> SequenceModel:
+    """A model with the authors' own parameters and settings, in the parameters' dtype and in eval mode.
 
     Args:
         name: a name in MODELS.
         state_dict: the authors' parameter names -> tensors, as in their checkpoints.
         config: the authors' setting names -> values, such as num_heads and MAX_ITEM_LIST_LENGTH (or
-            max_len). What the shapes of the parameters tell need not be given.
+            max_len). Sizes that follow from the parameters' shapes may be omitted.
 
     Raises:
-        ConfigError: on an unknown name, a missing or unknown parameter, a wrong shape, a missing setting.
+        ConfigError: an unknown model, a model without authors' weights, a missing or unknown parameter, a
+            wrong shape, a missing setting.
     """
-    return load_official(_entry(name).model, state_dict, config)
+    model = _entry(name).model
+    if model.official is None:
+        raise ConfigError(f"{name} has no authors' weights to read")
+    return load_official(model, model.official, name, state_dict, config)
 
 
 __all__ = [

@@ -1,55 +1,56 @@
-"""What every model shares: an item table with tied output weights, packed and padded entry points."""
+"""The interface of every model: an item table, an encoder, scores and losses of packed and padded batches."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recgrela.models.official import renamed
+from recgrela.models.official import OfficialWeights
 from recgrela.nn import Dropout, Sequences
 from recgrela.ops import linear_cross_entropy
+from recgrela.settings.model import ModelConfig
+from recgrela.settings.train import Objective
 from recgrela.system.errors import ConfigError
 
-Objective = Literal["last", "all"]
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-Encode = Callable[[Tensor, Sequences, "Tensor | None"], tuple[Tensor, "Tensor | None"]]
+Encode = Callable[[Tensor, Sequences], tuple[Tensor, "Tensor | None"]]
 
 
 class SequenceModel(nn.Module, ABC):
     """A next-item model over packed histories: embeddings, an encoder, products with the item table.
 
-    A subclass makes `encode`, the way from embedded rows to the states behind them. Its configuration has at
-    least name, hidden_size and dropout. Row 0 of the item table is the padding item; scores are over every
-    row.
+    A subclass implements `encode`, which turns embedded rows into states. Row 0 of the item table is the
+    padding item; scores cover every row.
 
     Args:
-        config: its typed configuration.
-        n_items: rows of the item table, the padding row included.
+        config: the model's typed configuration.
+        n_items: the number of rows of the item table, including the padding row.
         max_len: the length that histories are cut to.
 
     Attributes:
-        trains_on: the objectives that make sense for it.
-        bounded: whether no sequence may be longer than `max_len`.
-        padded_len: what every sequence is padded to, for a model that computes padding slots; else None.
-        counted_len: what every sequence takes room for, whatever its length; else None.
-        dense: whether a module puts sequences side by side, each as long as the longest.
+        trains_on: the objectives that the model can be trained on.
+        attends_to_padding: whether every sequence is padded to `max_len` and the padding slots take part.
+        max_positions: the longest sequence that the model takes; None: any length.
         item_bias: [n_items] added to the scores, or None.
-        norm_eps: of the LayerNorm behind the embeddings.
+        norm_eps: the eps of the LayerNorm after the embeddings.
+        official: how the authors' weights become the model's; None where there are no authors' weights.
     """
 
+    config: ModelConfig
     trains_on: tuple[Objective, ...]
-    padded_len: int | None = None
-    dense: bool = False
-    bounded: bool = False
+    attends_to_padding: bool = False
+    max_positions: int | None = None
     item_bias: Tensor | None
     norm_eps: float = 1e-12
+    official: ClassVar[OfficialWeights | None] = None
 
-    def __init__(self, config: Any, n_items: int, max_len: int) -> None:
+    def __init__(self, config: ModelConfig, n_items: int, max_len: int) -> None:
         super().__init__()
         if n_items < 2:
             raise ConfigError(
@@ -64,10 +65,35 @@ class SequenceModel(nn.Module, ABC):
         self.norm = nn.LayerNorm(config.hidden_size, eps=self.norm_eps)
         self.register_parameter("item_bias", None)
 
-    def reset_parameters(self) -> None:
-        """N(0, 0.02) for every Linear and Embedding, the padding row too; PyTorch's default for the rest.
+    # ---- for subclasses
 
-        A subclass calls it when all of its modules are there.
+    @abstractmethod
+    def encode(self, x: Tensor, sequences: Sequences) -> Tensor:
+        """Embedded rows x [T, D] -> the states of the wanted rows: [T, D], or [B, D] of the last items.
+
+        `recgrela.nn.run_blocks` runs a stack of blocks of which only the last is limited to the wanted rows.
+        """
+
+    def encode_for_loss(self, x: Tensor, sequences: Sequences) -> tuple[Tensor, Tensor | None]:
+        """The result of `encode`, and a term to add to the loss or None."""
+        return self.encode(x, sequences), None
+
+    def embed(self, items: Tensor, sequences: Sequences) -> Tensor:
+        """Item ids [T] int64 -> embedded rows [T, D]."""
+        return self.norm(self.dropout(F.embedding(items, self.item_embedding.weight, padding_idx=0)))
+
+    def slots(self, lengths: np.ndarray) -> int:
+        """The number of slots that sequences of these lengths [B] take together in one pass.
+
+        Slots are what memory grows with. Batches are cut by this number, which must not fall when a sequence
+        is added. A model whose modules need the dense form overrides it.
+        """
+        return len(lengths) * self.max_len if self.attends_to_padding else int(lengths.sum())
+
+    def reset_parameters(self) -> None:
+        """Draws every Linear and Embedding weight, the padding row too, from N(0, 0.02); zeroes the biases.
+
+        All other parameters keep PyTorch's defaults. A subclass calls it once all of its modules exist.
         """
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
@@ -75,98 +101,61 @@ class SequenceModel(nn.Module, ABC):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
-    @abstractmethod
-    def encode(self, x: Tensor, sequences: Sequences, rows: Tensor | None) -> Tensor:
-        """Embedded rows x [T, D] -> the states behind them [T, D], or behind `rows` [B] alone, [B, D].
-
-        `rows`, where given, are the last items of the sequences: the last block can do without the others.
-        """
-
-    def encode_for_loss(
-        self, x: Tensor, sequences: Sequences, rows: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """`encode`, and what to add to the loss."""
-        return self.encode(x, sequences, rows), None
-
-    def embed(self, items: Tensor, sequences: Sequences) -> Tensor:
-        """[T] int64 item ids -> [T, D]."""
-        return self.norm(self.dropout(F.embedding(items, self.item_embedding.weight, padding_idx=0)))
-
-    @property
-    def counted_len(self) -> int | None:
-        return self.padded_len
-
-    # ---- the authors' weights; see `recgrela.models.from_official`
-
-    OFFICIAL_NAMES: ClassVar[list[tuple[str, str]]] = []  # theirs (a pattern) -> ours
-    OFFICIAL_UNUSED: ClassVar[str] = r"$^"  # a pattern: theirs that no score depends on
-
-    @classmethod
-    def official_config(cls, state: dict[str, Tensor], settings: dict[str, Any]) -> Any:
-        """Our configuration, from the authors' parameters and settings. KeyError: what is missing."""
-        raise ConfigError(f"{cls.__name__} has no authors' weights to read")
-
-    @classmethod
-    def own_state(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The authors' parameters, or their gradients, under our names and in our layout."""
-        return renamed(state, cls.OFFICIAL_NAMES)
-
-    # ---- packed rows to states
+    # ---- states
 
     def hidden_states(self, items: Tensor, cu_seqlens: Tensor, max_seqlen: int, last_only: bool) -> Tensor:
-        """The state behind each item, [T, D], or behind the last item of each sequence, [B, D].
+        """The state after each item, [T, D], or after the last item of each sequence, [B, D].
 
         Args:
-            items, cu_seqlens, max_seqlen: as for `score_packed`.
-            last_only: of the last items alone, which costs less.
+            items, cu_seqlens, max_seqlen: see `score_packed`.
+            last_only: whether to return the last items' states only, which costs less.
 
         Raises:
-            ValueError: if a sequence is longer than a bounded model takes.
+            ValueError: a sequence is longer than `max_positions`.
         """
 
-        def encode(x: Tensor, sequences: Sequences, rows: Tensor | None) -> tuple[Tensor, Tensor | None]:
-            return self.encode(x, sequences, rows), None
+        def encode(x: Tensor, sequences: Sequences) -> tuple[Tensor, Tensor | None]:
+            return self.encode(x, sequences), None
 
         return self._hidden(encode, items, cu_seqlens, max_seqlen, last_only)[0]
 
     def _hidden(
         self, encode: Encode, items: Tensor, cu_seqlens: Tensor, max_seqlen: int, last_only: bool
     ) -> tuple[Tensor, Tensor | None]:
-        if self.bounded and max_seqlen > self.max_len:
+        if self.max_positions is not None and max_seqlen > self.max_positions:
             raise ValueError(
-                f"a sequence of {max_seqlen} items does not fit this model's max_len={self.max_len}"
+                f"a sequence of {max_seqlen} items does not fit this model's max_len={self.max_positions}"
             )
         if items.shape[0] == 0:
             return self.item_embedding.weight[:0], None
-        sequences, real = Sequences.of(cu_seqlens, items.shape[0], max_seqlen), None
-        if self.padded_len is not None:
-            sequences, real = sequences.padded(self.padded_len)
-            items = items.new_zeros(sequences.num_rows).index_copy(0, real, items)
-        hidden, extra = encode(
-            self.embed(items, sequences), sequences, sequences.last() if last_only else None
-        )
-        return hidden if real is None or last_only else hidden[real], extra
+        sequences, item_rows = Sequences.of(cu_seqlens, items.shape[0], max_seqlen), None
+        if self.attends_to_padding:
+            sequences, item_rows = sequences.padded(self.max_len)
+            items = items.new_zeros(sequences.num_rows).index_copy(0, item_rows, items)
+        x = self.embed(items, sequences)
+        hidden, extra = encode(x, sequences.last_only() if last_only else sequences)
+        return hidden if item_rows is None or last_only else hidden[item_rows], extra
 
     def _output(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows and an item table whose products are the scores: the biases are a column more."""
+        """Rows and an item table whose products are the scores; the item bias becomes one more column."""
         weight = self.item_embedding.weight
         if self.item_bias is None:
             return hidden, weight
         ones = hidden.new_ones(hidden.shape[0], 1)
         return torch.cat([hidden, ones], dim=1), torch.cat([weight, self.item_bias[:, None]], dim=1)
 
-    # ---- packed: rows of all sequences end to end
+    # ---- packed batches: rows of all sequences end to end
 
     def score_packed(self, items: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
         """Scores of every item as the next one.
 
         Args:
             items: [T] int64 item ids, sequences end to end.
-            cu_seqlens: [B + 1] int64; sequence b is items[cu_seqlens[b] : cu_seqlens[b + 1]], not empty.
-            max_seqlen: the longest sequence.
+            cu_seqlens: [B + 1] integers; sequence b is items[cu_seqlens[b] : cu_seqlens[b + 1]], not empty.
+            max_seqlen: the length of the longest sequence.
 
         Returns:
-            [B, n_items], column 0 being the padding item.
+            [B, n_items]; column 0 is the padding item.
         """
         scores = self.hidden_states(items, cu_seqlens, max_seqlen, True) @ self.item_embedding.weight.T
         return scores if self.item_bias is None else scores + self.item_bias
@@ -180,15 +169,17 @@ class SequenceModel(nn.Module, ABC):
         objective: Objective = "last",
         loss: Loss = linear_cross_entropy,
     ) -> Tensor:
-        """Mean loss of the next items; by default cross-entropy over every row of the item table.
+        """The mean loss of the next items.
 
         Args:
-            items, cu_seqlens, max_seqlen: as for `score_packed`.
+            items, cu_seqlens, max_seqlen: see `score_packed`.
             target: int64 item ids, [B] for objective "last", [T] for "all" (each row's next item).
-            loss: of hidden rows, item table and targets; see `recgrela.training.losses`.
+            objective: "last" or "all".
+            loss: a function of hidden rows, item table and targets, by default cross-entropy over every row
+                of the item table; see `recgrela.training.losses`.
 
         Raises:
-            ConfigError: if the model cannot be trained on this objective.
+            ConfigError: the model cannot be trained on this objective.
         """
         if objective not in self.trains_on:
             raise ConfigError(
@@ -200,7 +191,7 @@ class SequenceModel(nn.Module, ABC):
         mean = loss(*self._output(hidden), target)
         return mean if extra is None else mean + extra
 
-    # ---- padded: [B, L], right-padded with 0
+    # ---- padded batches: [B, L], zeros behind each sequence
 
     def score(self, item_seq: Tensor, lengths: Tensor) -> Tensor:
         """Scores of every item as the next one.
@@ -213,17 +204,17 @@ class SequenceModel(nn.Module, ABC):
             [B, n_items].
 
         Raises:
-            ValueError: on shapes, lengths or ids out of range.
+            ValueError: shapes that do not fit; lengths or ids out of range.
         """
         return self.score_packed(*self._pack(item_seq, lengths))
 
     def loss(self, item_seq: Tensor, lengths: Tensor, target: Tensor) -> Tensor:
-        """Mean cross-entropy of the next item.
+        """The mean cross-entropy of the next item.
 
         Args:
-            item_seq, lengths: as for `score`.
-            target: [B] int64: what follows the last item (objective "last"), or [B, L]: what follows each
-                item (objective "all"), where entries behind a sequence's end are ignored.
+            item_seq, lengths: see `score`.
+            target: [B] int64, the item after the last one (objective "last"), or [B, L], the item after each
+                (objective "all"), where entries behind the end of a sequence are ignored.
         """
         items, cu_seqlens, max_seqlen = self._pack(item_seq, lengths)
         if target.dim() == 2:

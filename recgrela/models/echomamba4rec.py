@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from recgrela.models.base import SequenceModel
-from recgrela.models.mamba4rec import mamba_sizes
-from recgrela.models.official import count_of, renamed
-from recgrela.nn import Dropout, Mamba, Sequences, through
+from recgrela.models.mamba4rec import MAMBA_NAMES, mamba_settings
+from recgrela.models.official import AuthorSettings, OfficialWeights, State
+from recgrela.nn import Dropout, Mamba, Sequences, run_blocks
 from recgrela.settings.fields import setting
 from recgrela.settings.model import MambaConfig, Padding
 
@@ -29,7 +30,7 @@ class EchoMamba4RecConfig(MambaConfig):
 
 
 class FrequencyFilter(nn.Module):
-    """LN(Drop(filtered x) + x): a learned complex factor for each channel and frequency of max_len slots."""
+    """LN(Dropout(filtered x) + x): a learned complex factor per channel and frequency of max_len slots."""
 
     def __init__(self, hidden_size: int, max_len: int, dropout: float) -> None:
         super().__init__()
@@ -43,11 +44,11 @@ class FrequencyFilter(nn.Module):
         dense = sequences.to_dense(x, self.max_len).to(self.weight.dtype)
         waves = torch.fft.rfft(dense, dim=1, norm="ortho") * torch.view_as_complex(self.weight)
         filtered = torch.fft.irfft(waves, n=self.max_len, dim=1, norm="ortho")
-        return self.norm(self.dropout(sequences.to_rows(filtered)) + x)
+        return self.norm(self.dropout(sequences.to_packed(filtered)) + x)
 
 
 class GatedLinearUnit(nn.Module):
-    """LN(Drop(fc2(value sigmoid(gate)) + x)), value and gate from one projection."""
+    """LN(Dropout(fc2(value sigmoid(gate)) + x)), where one projection gives value and gate."""
 
     def __init__(self, hidden_size: int, dropout: float) -> None:
         super().__init__()
@@ -63,25 +64,26 @@ class GatedLinearUnit(nn.Module):
 
 
 class MambaPair(nn.Module):
-    """The sum of a Mamba block forward and of one backward, each LN(Drop(Mamba(x)) + x)."""
+    """The sum of a forward and a backward Mamba block, each LN(Dropout(Mamba(x)) + x)."""
 
     def __init__(self, config: EchoMamba4RecConfig) -> None:
         super().__init__()
         c = config
         sizes = (c.hidden_size, c.state_size, c.conv_width, c.expand)
         self.forward_mamba, self.backward_mamba = Mamba(*sizes), Mamba(*sizes)
-        # The authors leave PyTorch's eps here.
+        # The authors keep PyTorch's default eps here.
         self.forward_norm, self.backward_norm = nn.LayerNorm(c.hidden_size), nn.LayerNorm(c.hidden_size)
         self.dropout = Dropout(c.dropout)
 
-    def forward(self, x: Tensor, sequences: Sequences, order: Tensor, rows: Tensor | None = None) -> Tensor:
-        """x: [T, D] -> [T, D]; or with `rows` [B], -> [B, D]. order: [T], the rows backward."""
-        ahead = self.forward_mamba(x, sequences, rows)
-        if rows is None:
+    def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
+        """x: [T, D] -> [T, D], or the wanted rows [B, D]."""
+        ahead = self.forward_mamba(x, sequences)
+        order = sequences.reversed_rows()
+        if sequences.wanted is None:
             back = self.backward_mamba(x[order], sequences)[order]
         else:
-            back = self.backward_mamba(x[order], sequences, order[rows])
-            x = x[rows]
+            back = self.backward_mamba(x[order], sequences.with_wanted(order[sequences.wanted]))
+            x = sequences.select(x)
         return self.forward_norm(self.dropout(ahead) + x) + self.backward_norm(self.dropout(back) + x)
 
 
@@ -94,57 +96,47 @@ class EchoLayer(nn.Module):
         self.pairs = nn.ModuleList(MambaPair(config) for _ in range(config.num_layers))
         self.glu = GatedLinearUnit(config.hidden_size, config.dropout)
 
-    def forward(self, x: Tensor, sequences: Sequences, order: Tensor, rows: Tensor | None = None) -> Tensor:
-        """x: [T, D] -> [T, D]; or with `rows` [B], -> [B, D]. order: [T], the rows backward."""
-        x = self.filter(x, sequences)
-        *pairs, last = self.pairs
-        for pair in pairs:
-            x = pair(x, sequences, order)
-        return self.glu(last(x, sequences, order, rows))
+    def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
+        """x: [T, D] -> [T, D], or the wanted rows [B, D]."""
+        return self.glu(run_blocks(self.pairs, self.filter(x, sequences), sequences))
+
+
+def official_layout(state: State) -> State:
+    # The authors' filter has a batch dimension of 1.
+    return {name: x[0] if name.endswith("filter.weight") else x for name, x in state.items()}
+
+
+def official_config(state: State, settings: AuthorSettings) -> EchoMamba4RecConfig:
+    return EchoMamba4RecConfig(**mamba_settings(state, settings, "mamba_layers.0.mamba_forwards.0"))
 
 
 class EchoMamba4Rec(SequenceModel):
-    """Every row sees the whole sequence, so only what follows the last item can be learned."""
+    """Every row mixes with the whole sequence: only the item after the last one can be a target."""
 
     config: EchoMamba4RecConfig
     trains_on = ("last",)
-    bounded = True  # by the filter
+    official = OfficialWeights(
+        official_config,
+        [
+            (r"\.filter_layer\.complex_weight$", ".filter.weight"),
+            (r"\.filter_layer\.", ".filter."),
+            (r"\.norms_(forward|backward)\.(\d+)\.", r".pairs.\2.\1_norm."),
+            (r"\.mamba_(forward|backward)s\.(\d+)\.", r".pairs.\2.\1_mamba."),
+            *MAMBA_NAMES,
+        ],
+        official_layout,
+        unused=r"\.multi_query_transformer_block\.",  # built but never called
+    )
 
     def __init__(self, config: EchoMamba4RecConfig, n_items: int, max_len: int) -> None:
         super().__init__(config, n_items, max_len)
         self.layers = nn.ModuleList(EchoLayer(config, max_len) for _ in range(config.num_layers))
-        self.padded_len = max_len if config.padding == "attend" else None
+        self.attends_to_padding = config.padding == "attend"
+        self.max_positions = max_len  # the slots of the filter
         self.reset_parameters()
 
-    @property
-    def counted_len(self) -> int:
-        return self.max_len  # the filter sees so many slots of each sequence
+    def encode(self, x: Tensor, sequences: Sequences) -> Tensor:
+        return run_blocks(self.layers, x, sequences)
 
-    def encode(self, x: Tensor, sequences: Sequences, rows: Tensor | None) -> Tensor:
-        order = sequences.reversed_rows()
-        return through(self.layers, x, sequences, order, rows=rows)
-
-    OFFICIAL_NAMES: ClassVar = [
-        (r"^LayerNorm\.", "norm."),
-        (r"^mamba_layers\.", "layers."),
-        (r"\.filter_layer\.complex_weight$", ".filter.weight"),
-        (r"\.filter_layer\.", ".filter."),
-        (r"\.norms_(forward|backward)\.(\d+)\.", r".pairs.\2.\1_norm."),
-        (r"\.mamba_(forward|backward)s\.(\d+)\.", r".pairs.\2.\1_mamba."),
-        (r"\.conv1d\.", ".conv."),
-        (r"\.LayerNorm\.", ".norm."),
-    ]
-    OFFICIAL_UNUSED: ClassVar = r"\.multi_query_transformer_block\."  # built by the authors, never called
-
-    @classmethod
-    def own_state(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        ours = renamed(state, cls.OFFICIAL_NAMES)
-        return {name: x[0] if name.endswith("filter.weight") else x for name, x in ours.items()}
-
-    @classmethod
-    def official_config(cls, state: dict[str, Tensor], settings: dict[str, Any]) -> EchoMamba4RecConfig:
-        return EchoMamba4RecConfig(
-            num_layers=count_of(state, r"^mamba_layers\.(\d+)\."),
-            **mamba_sizes(state, "mamba_layers.0.mamba_forwards.0"),
-            dropout=float(settings.get("dropout_prob", EchoMamba4RecConfig.dropout)),
-        )
+    def slots(self, lengths: np.ndarray) -> int:
+        return len(lengths) * self.max_len  # the filter transforms all slots of each sequence

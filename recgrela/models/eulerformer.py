@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recgrela.models.transformer import TransformerBlock, TransformerModel
+from recgrela.models.official import AuthorSettings, State, given
+from recgrela.models.transformer import (
+    TransformerBlock,
+    TransformerModel,
+    encoder_layout,
+    encoder_settings,
+    encoder_weights,
+)
 from recgrela.nn import CausalAttention, Sequences
 from recgrela.ops import rotate
 from recgrela.settings.fields import setting
 from recgrela.settings.model import Padding, TransformerConfig
 from recgrela.system.errors import ConfigError
 
-# Added to the contrastive loss's sum, and the rate at which its angles are dropped; fixed by the authors.
+# The authors' constants of the contrastive loss: added to its sum, and the dropout rate of its angles.
 CONTRASTIVE_EPS, CONTRASTIVE_DROPOUT = 1e-5, 0.5
 
 
@@ -45,9 +52,9 @@ class EulerFormerConfig(TransformerConfig):
 
 
 def polar(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Modulus and angle of pairs of channels, [T, D] -> [T, D / 2] each; of a pair of zeros without gradient.
+    """Modulus and angle of pairs of channels, [T, D] -> [T, D / 2] each. A pair of zeros gets no gradient.
 
-    Dropout makes such pairs, and the gradients of the root and of the angle there are not numbers.
+    Dropout makes such pairs, where the gradients of the root and of the angle are NaN.
     """
     real, imaginary = x.unflatten(1, (-1, 2)).unbind(2)
     square = real.square() + imaginary.square()
@@ -57,9 +64,10 @@ def polar(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class EulerAttention(CausalAttention):
-    """Causal attention of queries and keys whose pairs of channels are turned in polar form.
+    """Causal attention whose queries and keys are rotated in polar form.
 
-    A pair of modulus l and angle t becomes one of l and delta t + position angle (+ a bias for queries).
+    A pair of channels with modulus l and angle t gets modulus l and angle delta t + the angle of its
+    position (+ a bias for queries).
     """
 
     def __init__(self, config: EulerFormerConfig, max_len: int) -> None:
@@ -72,60 +80,86 @@ class EulerAttention(CausalAttention):
         rates = 10000.0 ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
         angles = torch.arange(max_len, dtype=torch.float64)[:, None] * rates
         self.angles: Tensor
-        self.register_buffer("angles", angles.to(torch.get_default_dtype()))  # frozen, as the authors save it
+        # A buffer in checkpoints: the authors save these angles as a frozen parameter.
+        self.register_buffer("angles", angles.to(torch.get_default_dtype()))
 
-    def turn(self, x: Tensor, positions: Tensor, bias: Tensor | None) -> Tensor:
+    def polar_rotate(self, x: Tensor, positions: Tensor, bias: Tensor | None) -> Tensor:
         """x [T, D] at positions [T] -> [T, D]."""
         modulus, angle = polar(x.to(self.delta.dtype))
         angle = angle * self.delta + self.angles[positions]
         angle = angle if bias is None else angle + bias
         return torch.stack([modulus * angle.cos(), modulus * angle.sin()], dim=2).flatten(1).to(x.dtype)
 
-    def forward(self, x: Tensor, sequences: Sequences, rows: Tensor | None = None) -> Tensor:
+    def project(self, x: Tensor, sequences: Sequences) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = super().project(x, sequences)
         positions = sequences.positions()
-        q, k, v = self.project(x, rows)
-        q = self.turn(q, positions if rows is None else positions[rows], self.query_bias)
-        return self.attend(q, self.turn(k, positions, None), v, x, sequences, rows)
+        q = self.polar_rotate(q, sequences.select(positions), self.query_bias)
+        return q, self.polar_rotate(k, positions, None), v
 
-    def with_contrastive_losses(
-        self, x: Tensor, sequences: Sequences, rows: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """The same, and the contrastive losses of each row's query and key, [T]."""
-        positions = sequences.positions()
-        q, k, v = self.project(x, None)
-        q, k = self.turn(q, positions, self.query_bias), self.turn(k, positions, None)
+    def forward_with_losses(self, x: Tensor, sequences: Sequences) -> tuple[Tensor, Tensor]:
+        """The result of `forward`, and the contrastive losses [T] of the query and key of each row."""
+        q, k, v = self.project(x, sequences.with_wanted(None))
         losses = self.contrastive_losses(q, sequences) + self.contrastive_losses(k, sequences)
-        return self.attend(q if rows is None else q[rows], k, v, x, sequences, rows), losses
+        mixed = self.mix(sequences.select(q), k, v, sequences)
+        return self.finish(mixed, x, sequences), losses
 
     def contrastive_losses(self, x: Tensor, sequences: Sequences) -> Tensor:
-        """-log(e_ii / (sum_j e_ij + eps)) of rows [T, D] -> [T], e the exponential of two rows' likeness.
+        """-log(e_ii / (sum_j e_ij + eps)) of rows x [T, D] -> [T], with e_ij = exp(similarity of i and j).
 
-        Likeness is the sum of the scaled cosines of the angles' differences, by temperature; in training one
-        side's angles are dropped at random.
+        The similarity is the scaled sum of the cosines of the angles' differences over the temperature. In
+        training the angles of one side pass dropout.
         """
         _, angle = polar(x.to(self.delta.dtype))
         other = F.dropout(angle, CONTRASTIVE_DROPOUT, self.training)
         scale = self.contrastive_scale / self.temperature
         a = torch.cat([angle.cos() * scale, angle.sin() * scale], dim=1)
         b = torch.cat([other.cos(), other.sin()], dim=1)
-        likeness = sequences.to_dense(a) @ sequences.to_dense(b).transpose(1, 2)  # [B, L, L]
+        similarity = sequences.to_dense(a) @ sequences.to_dense(b).transpose(1, 2)  # [B, L, L]
         if sequences.lengths is None:
-            likeness = likeness.masked_fill(~sequences.items(likeness.shape[2])[:, None], -math.inf)
-        total = torch.logaddexp(likeness.logsumexp(2), likeness.new_full((), math.log(CONTRASTIVE_EPS)))
-        return sequences.to_rows(total) - (a * b).sum(1)
+            mask = sequences.item_mask(similarity.shape[2])[:, None]
+            similarity = similarity.masked_fill(~mask, -math.inf)
+        total = torch.logaddexp(similarity.logsumexp(2), similarity.new_full((), math.log(CONTRASTIVE_EPS)))
+        return sequences.to_packed(total) - (a * b).sum(1)
+
+
+def official_layout(state: State) -> State:
+    # The authors store each angle twice and use the first.
+    return {name: x[..., 0] if name.endswith(".angles") else x for name, x in encoder_layout(state).items()}
+
+
+def official_config(state: State, settings: AuthorSettings) -> EulerFormerConfig:
+    return EulerFormerConfig(
+        **encoder_settings(state, settings),
+        **given(
+            settings,
+            attention_dropout="attn_dropout_prob",
+            contrastive_weight="lamb",
+            temperature="tep",
+        ),
+        query_bias=any(name.endswith("euler.b") for name in state),
+    )
 
 
 class EulerFormer(TransformerModel):
-    """Causal; the contrastive loss is added in training and evaluation of the loss, not to scores."""
+    """Causal attention in polar form. The contrastive loss is a part of the loss, not of the scores."""
 
     config: EulerFormerConfig
     trains_on = ("last", "all")
+    official = encoder_weights(
+        official_config,
+        [
+            (r"\.multi_head_attention\.w$", ".attention.contrastive_scale"),
+            (r"\.euler\.b$", ".query_bias"),
+            (r"\.euler\.delta$", ".delta"),
+            (r"\.euler\.alpha$", ".angles"),
+        ],
+        official_layout,
+    )
 
     def __init__(self, config: EulerFormerConfig, n_items: int, max_len: int) -> None:
         super().__init__(config, n_items, max_len)
         self.rotary_embedding = nn.Embedding(max_len, config.hidden_size // 2)
         nn.init.zeros_(self.rotary_embedding.weight)
-        self.padded_len = max_len if config.padding == "attend" else None
 
     def make_attention(self) -> nn.Module:
         return EulerAttention(self.config, self.max_len)
@@ -137,44 +171,17 @@ class EulerFormer(TransformerModel):
         x = rotate(x, torch.stack([angle.cos(), angle.sin()], dim=2))
         return self.dropout(self.norm(x))
 
-    def encode_for_loss(
-        self, x: Tensor, sequences: Sequences, rows: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def encode_for_loss(self, x: Tensor, sequences: Sequences) -> tuple[Tensor, Tensor | None]:
         if self.config.contrastive_weight == 0:
-            return self.encode(x, sequences, rows), None
+            return self.encode(x, sequences), None
         blocks = [cast(TransformerBlock, block) for block in self.blocks]
-        total = x.new_zeros(len(x))
+        whole, total = sequences.with_wanted(None), x.new_zeros(len(x))
         for block in blocks:
             attention = cast(EulerAttention, block.attention)
-            x, losses = attention.with_contrastive_losses(x, sequences, rows if block is blocks[-1] else None)
+            x, losses = attention.forward_with_losses(x, sequences if block is blocks[-1] else whole)
             x, total = block.ffn(x), total + losses
-        if rows is None:  # a target is a row
+        if sequences.wanted is None:  # every row is a target
             mean = total.mean()
-        else:  # a target is a sequence: each counts the same, however a batch is cut
+        else:  # every sequence is a target and weighs the same, however a batch is cut
             mean = (total / sequences.cu_seqlens.diff()[sequences.index]).sum() / sequences.batch
         return x, self.config.contrastive_weight * mean
-
-    OFFICIAL_NAMES: ClassVar = [
-        (r"\.multi_head_attention\.w$", ".attention.contrastive_scale"),
-        (r"\.euler\.b$", ".query_bias"),
-        (r"\.euler\.delta$", ".delta"),
-        (r"\.euler\.alpha$", ".angles"),
-        *TransformerModel.OFFICIAL_NAMES,
-    ]
-
-    @classmethod
-    def own_state(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        ours = super().own_state(state)
-        # Theirs holds each angle twice and uses the first.
-        return {name: x[..., 0] if name.endswith(".angles") else x for name, x in ours.items()}
-
-    @classmethod
-    def official_config(cls, state: dict[str, Tensor], settings: dict[str, Any]) -> EulerFormerConfig:
-        default = EulerFormerConfig()
-        return EulerFormerConfig(
-            **cls.official_sizes(state, settings),
-            attention_dropout=float(settings.get("attn_dropout_prob", default.attention_dropout)),
-            query_bias=any(name.endswith("euler.b") for name in state),
-            contrastive_weight=float(settings.get("lamb", default.contrastive_weight)),
-            temperature=float(settings.get("tep", default.temperature)),
-        )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from torch import Tensor, nn
+from torch import nn
 
-from recgrela.models.transformer import TransformerModel
+from recgrela.models.official import AuthorSettings, State
+from recgrela.models.transformer import TransformerModel, encoder_settings, encoder_weights
 from recgrela.nn import LinRecAttention
 from recgrela.settings.fields import setting
 from recgrela.settings.model import Padding, TransformerConfig
@@ -26,20 +27,17 @@ class LinRecConfig(TransformerConfig):
     )
 
 
+def official_config(state: State, settings: AuthorSettings) -> LinRecConfig:
+    return LinRecConfig(**encoder_settings(state, settings))
+
+
 class LinRec(TransformerModel):
-    """Every row sees the whole sequence, so only what follows the last item can be learned."""
+    """Linear attention to the whole sequence: only the item after the last one can be a target."""
 
     config: LinRecConfig
     trains_on = ("last",)
-
-    def __init__(self, config: LinRecConfig, n_items: int, max_len: int) -> None:
-        super().__init__(config, n_items, max_len)
-        self.padded_len = max_len if config.padding == "attend" else None
+    official = encoder_weights(official_config)
 
     def make_attention(self) -> nn.Module:
         c = self.config
         return LinRecAttention(c.hidden_size, c.num_heads, c.dropout)
-
-    @classmethod
-    def official_config(cls, state: dict[str, Tensor], settings: dict[str, Any]) -> LinRecConfig:
-        return LinRecConfig(**cls.official_sizes(state, settings))

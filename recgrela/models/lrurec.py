@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from recgrela.models.base import SequenceModel
-from recgrela.models.official import count_of, renamed
-from recgrela.nn import Dropout, FeedForward, Sequences, through
+from recgrela.models.official import AuthorSettings, OfficialWeights, State, count_modules, given
+from recgrela.nn import Dropout, FeedForward, Sequences, run_blocks
 from recgrela.ops import linear_scan
 from recgrela.settings.fields import setting
 from recgrela.settings.model import ModelConfig
 from recgrela.system.errors import ConfigError
 
-NORM_EPS = 1e-5  # PyTorch's, where the other models take 1e-12
+NORM_EPS = 1e-5  # PyTorch's default; the other models use 1e-12
 
 
 @dataclass(frozen=True)
@@ -34,19 +34,19 @@ class LRURecConfig(ModelConfig):
 
 
 class LRU(nn.Module):
-    """LN(Drop(real(C h)) + x) with h_t = lambda h_{t-1} + gamma (W x_t + b), complex and diagonal.
+    """LN(Dropout(real(C h)) + x) with h_t = lambda h_{t-1} + gamma (W x_t + b), complex and diagonal.
 
-    lambda = exp(-exp(nu) + i exp(theta)); nu, theta and gamma are kept as logarithms. Complex matrices are
-    held as real ones whose rows or columns take turns at real and imaginary parts: only real products are
-    needed, with half of the work.
+    lambda = exp(-exp(nu) + i exp(theta)). The parameters are the logarithms of nu, theta and gamma. Complex
+    matrices are stored as real ones with alternating real and imaginary rows or columns, because real
+    products do half the work here: x and real(C h) are real.
     """
 
     def __init__(self, config: LRURecConfig) -> None:
         super().__init__()
         d, states = config.hidden_size, 2 * config.hidden_size
         low, high = config.r_min**2, config.r_max**2
-        # Uniform on the ring, gamma such that white input gives states of unit size (arXiv 2303.06349, 3.4).
-        draws = torch.rand(2, states).clamp(min=1e-6)  # the logarithm of 0 would stay for good
+        # Uniform on the ring; gamma gives states of unit size for white inputs (arXiv 2303.06349, 3.4).
+        draws = torch.rand(2, states).clamp(min=1e-6)  # the logarithm of 0 would never recover
         nu = -0.5 * (draws[0] * (high - low) + low).log()
         theta = draws[1] * (2 * math.pi)
         gamma = (1 - torch.exp(-2 * nu)).sqrt()
@@ -56,14 +56,14 @@ class LRU(nn.Module):
         self.dropout = Dropout(config.dropout)
         self.norm = nn.LayerNorm(d, eps=NORM_EPS)
 
-    def forward(self, x: Tensor, sequences: Sequences, rows: Tensor | None = None) -> Tensor:
-        """x: [T, D] -> [T, D]; or with `rows` [B], the last of each sequence, -> [B, D]."""
+    def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
+        """x: [T, D] -> [T, D], or the wanted rows [B, D]."""
         nu, theta, gamma = self.params_log.exp()
-        driven = self.in_proj(x).to(nu.dtype).unflatten(1, (-1, 2)) * gamma[:, None]
+        inputs = self.in_proj(x).to(nu.dtype).unflatten(1, (-1, 2)) * gamma[:, None]
         coefficients = torch.polar(torch.exp(-nu), theta)
-        h = linear_scan(torch.view_as_complex(driven), coefficients, sequences.cu_seqlens)
-        h, x = (h, x) if rows is None else (h[rows], x[rows])
-        return self.norm(self.dropout(self.out_proj(torch.view_as_real(h).flatten(1))) + x)
+        h = linear_scan(torch.view_as_complex(inputs), coefficients, sequences.cu_seqlens)
+        y = self.out_proj(torch.view_as_real(sequences.select(h)).flatten(1))
+        return self.norm(self.dropout(y) + sequences.select(x))
 
 
 class LRUBlock(nn.Module):
@@ -75,21 +75,57 @@ class LRUBlock(nn.Module):
         d = config.hidden_size
         self.ffn = FeedForward(d, 4 * d, "gelu", config.dropout, eps=NORM_EPS)
 
-    def forward(self, x: Tensor, sequences: Sequences, rows: Tensor | None = None) -> Tensor:
-        """x: [T, D] -> [T, D]; or with `rows` [B], the last of each sequence, -> [B, D]."""
-        return self.ffn(self.lru(x, sequences, rows))
+    def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
+        """x: [T, D] -> [T, D], or the wanted rows [B, D]."""
+        return self.ffn(self.lru(x, sequences))
+
+
+def official_layout(state: State) -> State:
+    """Complex matrices and biases as real ones."""
+    ours = {}
+    for name, x in state.items():
+        if name.endswith("in_proj.weight"):
+            x = torch.view_as_real(x).transpose(1, 2).flatten(0, 1)
+        elif name.endswith("in_proj.bias"):
+            x = torch.view_as_real(x).flatten()
+        elif name.endswith("out_proj.weight"):  # real(C h) = Re C Re h - Im C Im h
+            x = torch.view_as_real(x.conj().resolve_conj()).flatten(1)
+        elif name.endswith("out_proj.bias"):
+            x = x.real.contiguous()  # no score depends on the imaginary part
+        ours[name] = x
+    return ours
+
+
+def official_config(state: State, settings: AuthorSettings) -> LRURecConfig:
+    return LRURecConfig(
+        hidden_size=state["item_embedding.weight"].shape[1],
+        num_layers=count_modules(state, r"lru_blocks\.(\d+)\."),
+        **given(settings, dropout="dropout_prob"),
+    )
 
 
 class LRURec(SequenceModel):
-    """Scores have a bias for each item.
+    """A causal complex recurrence; the scores have a bias per item.
 
-    The authors pad on the left to a power of two and keep the padding's state from the items; packed rows
-    give the same without it.
+    The authors pad on the left to a power of two and mask the padding's state. Packed rows give the same
+    result without padding.
     """
 
     config: LRURecConfig
     trains_on = ("last", "all")
     norm_eps = NORM_EPS
+    official = OfficialWeights(
+        official_config,
+        [
+            (r"^bias$", "item_bias"),
+            (r"^encoder\.lru_blocks\.", "blocks."),
+            (r"\.lru_layer\.", ".lru."),
+            (r"\.feed_forward\.w_([12])\.", r".ffn.mlp.fc\1."),
+            (r"\.feed_forward\.", ".ffn."),
+            (r"(^|\.)layer_norm\.", r"\1norm."),
+        ],
+        official_layout,
+    )
 
     def __init__(self, config: LRURecConfig, n_items: int, max_len: int) -> None:
         super().__init__(config, n_items, max_len)
@@ -98,42 +134,10 @@ class LRURec(SequenceModel):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """N(0, 0.02) cut at two standard deviations, biases too, for all but norms and eigenvalues."""
+        """N(0, 0.02) cut at two standard deviations for all parameters but norms and eigenvalues."""
         for name, parameter in self.named_parameters():
             if "norm" not in name and "params_log" not in name:
                 nn.init.trunc_normal_(parameter, std=0.02, a=-0.04, b=0.04)
 
-    def encode(self, x: Tensor, sequences: Sequences, rows: Tensor | None) -> Tensor:
-        return through(self.blocks, x, sequences, rows=rows)
-
-    OFFICIAL_NAMES: ClassVar = [
-        (r"^bias$", "item_bias"),
-        (r"^encoder\.lru_blocks\.", "blocks."),
-        (r"\.lru_layer\.", ".lru."),
-        (r"\.feed_forward\.w_([12])\.", r".ffn.mlp.fc\1."),
-        (r"\.feed_forward\.", ".ffn."),
-        (r"(^|\.)layer_norm\.", r"\1norm."),
-    ]
-
-    @classmethod
-    def own_state(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        ours = {}
-        for name, x in renamed(state, cls.OFFICIAL_NAMES).items():
-            if name.endswith("in_proj.weight"):
-                x = torch.view_as_real(x).transpose(1, 2).flatten(0, 1)
-            elif name.endswith("in_proj.bias"):
-                x = torch.view_as_real(x).flatten()
-            elif name.endswith("out_proj.weight"):  # real(C h) = Re C Re h - Im C Im h
-                x = torch.view_as_real(x.conj().resolve_conj()).flatten(1)
-            elif name.endswith("out_proj.bias"):
-                x = x.real.contiguous()  # the imaginary part goes nowhere
-            ours[name] = x
-        return ours
-
-    @classmethod
-    def official_config(cls, state: dict[str, Tensor], settings: dict[str, Any]) -> LRURecConfig:
-        return LRURecConfig(
-            hidden_size=state["item_embedding.weight"].shape[1],
-            num_layers=count_of(state, r"lru_blocks\.(\d+)\."),
-            dropout=float(settings.get("dropout_prob", LRURecConfig.dropout)),
-        )
+    def encode(self, x: Tensor, sequences: Sequences) -> Tensor:
+        return run_blocks(self.blocks, x, sequences)

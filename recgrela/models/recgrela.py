@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recgrela.models.base import SequenceModel
-from recgrela.models.official import count_of
+from recgrela.models.official import AuthorSettings, OfficialWeights, State, count_modules, given
 from recgrela.nn import (
     MLP,
     Activation,
@@ -19,7 +19,7 @@ from recgrela.nn import (
     GatedRotaryLinearAttention,
     RotaryTable,
     Sequences,
-    through,
+    run_blocks,
 )
 from recgrela.settings.fields import setting
 from recgrela.settings.model import ModelConfig, Padding, check_heads
@@ -87,7 +87,7 @@ class Block(nn.Module):
             d,
             c.num_heads,
             causal=c.mode == "causal",
-            conv_width=c.conv_width,
+            kernel_size=c.conv_width,
             rotary=rotary,
             gate=c.gate,
             gate_activation=c.gate_activation,
@@ -100,20 +100,44 @@ class Block(nn.Module):
         self.mlp = MLP(d, c.mlp_ratio * d, c.mlp_activation, c.dropout)
         self.residual = c.num_layers > 1 or c.single_block_residual
 
-    def forward(self, x: Tensor, sequences: Sequences, rows: Tensor | None = None) -> Tensor:
-        """x: [T, D] -> [T, D]; or with `rows` [B], one of each sequence (its last, if causal), -> [B, D]."""
-        a = self.attention(self.norm1(x), sequences, rows)
-        a = self.drop_path(a, sequences if rows is None else None)
-        x = x if rows is None else x[rows]
-        x = x + a if self.residual else a
+    def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
+        """x: [T, D] -> [T, D], or the wanted rows [B, D]."""
+        a = self.drop_path(self.attention(self.norm1(x), sequences), sequences)
+        x = sequences.select(x) + a if self.residual else a
         m = self.mlp(self.norm2(x))
         return x + m if self.residual else m
 
 
+def official_config(state: State, settings: AuthorSettings) -> RecGRELAConfig:
+    return RecGRELAConfig(
+        hidden_size=state["item_embedding.weight"].shape[1],
+        num_heads=int(settings["num_heads"]),
+        num_layers=count_modules(state, r"GRELA_block\.(\d+)\."),
+        mode="bidirectional",
+        padding="attend",
+        conv_width=state["GRELA_block.0.attn.conv1d.weight"].shape[-1],
+        **given(settings, dropout="dropout_prob", drop_path="drop_path"),
+    )
+
+
 class RecGRELA(SequenceModel):
-    """The model of the paper; see `RecGRELAConfig` for its forms and `SequenceModel` for how it is called."""
+    """The model of the paper. `RecGRELAConfig` describes its forms, `SequenceModel` how to call it."""
 
     config: RecGRELAConfig
+    official = OfficialWeights(
+        official_config,
+        [
+            (r"^LayerNorm\.", "norm."),
+            (r"^GRELA_block\.", "blocks."),
+            (r"\.attn\.qk\.", ".attention.qk_proj."),
+            (r"\.attn\.conv1d\.", ".attention.conv."),
+            (r"\.act_proj\.", ".attention.gate_proj."),
+            (r"\.in_proj\.", ".attention.in_proj."),
+            (r"\.out_proj\.", ".attention.out_proj."),
+            (r"\.LayerNorm([12])\.", r".norm\1."),
+        ],
+        unused=r"rope\.rotations$",  # a table that our model computes
+    )
 
     def __init__(self, config: RecGRELAConfig, n_items: int, max_len: int) -> None:
         super().__init__(config, n_items, max_len)
@@ -122,8 +146,9 @@ class RecGRELA(SequenceModel):
         rotary = RotaryTable(d, config.rotary_base, max_len) if config.position == "rotary" else None
         self.blocks = nn.ModuleList(Block(config, rotary) for _ in range(config.num_layers))
         self.trains_on = ("last", "all") if config.mode == "causal" else ("last",)
-        self.bounded = config.padding == "attend" or config.position == "learned"
-        self.padded_len = max_len if config.padding == "attend" else None
+        self.attends_to_padding = config.padding == "attend"
+        if self.attends_to_padding or config.position == "learned":
+            self.max_positions = max_len
         self.reset_parameters()
 
     def embed(self, items: Tensor, sequences: Sequences) -> Tensor:
@@ -134,33 +159,8 @@ class RecGRELA(SequenceModel):
             x = x + sinusoids(sequences.max_seqlen, x)[sequences.positions()]
         return self.norm(self.dropout(x))
 
-    def encode(self, x: Tensor, sequences: Sequences, rows: Tensor | None) -> Tensor:
-        return through(self.blocks, x, sequences, rows=rows)
-
-    OFFICIAL_NAMES: ClassVar = [
-        (r"^LayerNorm\.", "norm."),
-        (r"^GRELA_block\.", "blocks."),
-        (r"\.attn\.qk\.", ".attention.qk_proj."),
-        (r"\.attn\.conv1d\.", ".attention.conv."),
-        (r"\.act_proj\.", ".attention.gate_proj."),
-        (r"\.in_proj\.", ".attention.in_proj."),
-        (r"\.out_proj\.", ".attention.out_proj."),
-        (r"\.LayerNorm([12])\.", r".norm\1."),
-    ]
-    OFFICIAL_UNUSED: ClassVar = r"rope\.rotations$"  # a table that ours computes
-
-    @classmethod
-    def official_config(cls, state: dict[str, Tensor], settings: dict[str, Any]) -> RecGRELAConfig:
-        return RecGRELAConfig(
-            hidden_size=state["item_embedding.weight"].shape[1],
-            num_heads=int(settings["num_heads"]),
-            num_layers=count_of(state, r"GRELA_block\.(\d+)\."),
-            mode="bidirectional",
-            padding="attend",
-            conv_width=state["GRELA_block.0.attn.conv1d.weight"].shape[-1],
-            dropout=float(settings.get("dropout_prob", RecGRELAConfig.dropout)),
-            drop_path=float(settings.get("drop_path", RecGRELAConfig.drop_path)),
-        )
+    def encode(self, x: Tensor, sequences: Sequences) -> Tensor:
+        return run_blocks(self.blocks, x, sequences)
 
 
 def sinusoids(length: int, like: Tensor) -> Tensor:

@@ -1,44 +1,46 @@
-"""What the models in the form of RecBole's Transformer encoders share."""
+"""The common form of the models on RecBole's Transformer encoder."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recgrela.models.base import SequenceModel
-from recgrela.models.official import count_of, joined, renamed
-from recgrela.nn import FeedForward, Sequences, through
+from recgrela.models.official import AuthorSettings, OfficialWeights, State, count_modules, given, joined
+from recgrela.nn import FeedForward, Sequences, run_blocks
+from recgrela.settings.model import TransformerConfig
 
 
 class TransformerBlock(nn.Module):
-    """Post-norm attention, then a post-norm feed-forward network with dropout behind its output alone."""
+    """Post-norm attention, then a post-norm feed-forward network with dropout after its output only."""
 
-    def __init__(self, config: Any, attention: nn.Module) -> None:
+    def __init__(self, config: TransformerConfig, attention: nn.Module) -> None:
         super().__init__()
         self.attention = attention
         self.ffn = FeedForward(
             config.hidden_size, config.inner_size, "gelu", config.dropout, inner_dropout=False
         )
 
-    def forward(self, x: Tensor, sequences: Sequences, rows: Tensor | None = None) -> Tensor:
-        """x: [T, D] -> [T, D]; or with `rows` [B], the last item of each sequence, -> [B, D]."""
-        return self.ffn(self.attention(x, sequences, rows))
+    def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
+        """x: [T, D] -> [T, D], or the wanted rows [B, D]."""
+        return self.ffn(self.attention(x, sequences))
 
 
 class TransformerModel(SequenceModel):
-    """Learned positions and blocks; a subclass makes the blocks' attention."""
+    """Learned positions and Transformer blocks. A subclass implements `make_attention`."""
 
-    dense = True
-    bounded = True  # by the positions
-
-    def __init__(self, config: Any, n_items: int, max_len: int) -> None:
+    def __init__(self, config: TransformerConfig, n_items: int, max_len: int) -> None:
         super().__init__(config, n_items, max_len)
         self.position_embedding = nn.Embedding(max_len, config.hidden_size)
         self.blocks = nn.ModuleList(
             TransformerBlock(config, self.make_attention()) for _ in range(config.num_layers)
         )
+        self.attends_to_padding = getattr(config, "padding", "mask") == "attend"
+        self.max_positions = max_len
         self.reset_parameters()
 
     def make_attention(self) -> nn.Module:
@@ -47,13 +49,31 @@ class TransformerModel(SequenceModel):
 
     def embed(self, items: Tensor, sequences: Sequences) -> Tensor:
         x = F.embedding(items, self.item_embedding.weight, padding_idx=0)
-        # RecBole's encoders drop behind the norm, the others before it.
+        # RecBole's encoders apply dropout after the norm, the other models before it.
         return self.dropout(self.norm(x + self.position_embedding(sequences.positions())))
 
-    def encode(self, x: Tensor, sequences: Sequences, rows: Tensor | None) -> Tensor:
-        return through(self.blocks, x, sequences, rows=rows)
+    def encode(self, x: Tensor, sequences: Sequences) -> Tensor:
+        return run_blocks(self.blocks, x, sequences)
 
-    OFFICIAL_NAMES: ClassVar = [
+    def slots(self, lengths: np.ndarray) -> int:
+        return len(lengths) * (self.max_len if self.attends_to_padding else int(lengths.max()))
+
+
+# ---- the authors' weights
+
+
+def encoder_layout(state: State) -> State:
+    """The three input projections of each attention as one."""
+    return joined(state, ("query", "key", "value"), "qkv_proj")
+
+
+def encoder_weights(
+    config: Callable[[State, AuthorSettings], Any],
+    names: Sequence[tuple[str, str]] = (),
+    layout: Callable[[State], State] = encoder_layout,
+) -> OfficialWeights:
+    """The authors' weights of a model on this encoder; `names` apply before the encoder's own."""
+    encoder_names = [
         (r"^LayerNorm\.", "norm."),
         (r"^trm_encoder\.layer\.", "blocks."),
         (r"\.multi_head_attention\.", ".attention."),
@@ -62,19 +82,15 @@ class TransformerModel(SequenceModel):
         (r"\.feed_forward\.LayerNorm\.", ".ffn.norm."),
         (r"\.LayerNorm\.", ".norm."),
     ]
+    return OfficialWeights(config, [*names, *encoder_names], layout)
 
-    @classmethod
-    def own_state(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        return renamed(joined(state, ("query", "key", "value"), "qkv_proj"), cls.OFFICIAL_NAMES)
 
-    @staticmethod
-    def official_sizes(state: dict[str, Tensor], settings: dict[str, Any]) -> dict[str, Any]:
-        """The settings that all configurations of this form have."""
-        dropout = settings.get("hidden_dropout_prob")
-        return {
-            "hidden_size": state["item_embedding.weight"].shape[1],
-            "num_heads": int(settings["n_heads"]),
-            "num_layers": count_of(state, r"^trm_encoder\.layer\.(\d+)\."),
-            "inner_size": state["trm_encoder.layer.0.feed_forward.dense_1.weight"].shape[0],
-            **({} if dropout is None else {"dropout": float(dropout)}),
-        }
+def encoder_settings(state: State, settings: AuthorSettings) -> dict[str, Any]:
+    """The settings that all configurations of this form have."""
+    return {
+        "hidden_size": state["item_embedding.weight"].shape[1],
+        "num_heads": int(settings["n_heads"]),
+        "num_layers": count_modules(state, r"^trm_encoder\.layer\.(\d+)\."),
+        "inner_size": state["trm_encoder.layer.0.feed_forward.dense_1.weight"].shape[0],
+        **given(settings, dropout="hidden_dropout_prob"),
+    }

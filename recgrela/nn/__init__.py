@@ -1,7 +1,8 @@
-"""Modules made of ops, on packed rows."""
+"""Modules made of ops, on packed rows. Modules that mix positions are called as `module(x, sequences)`."""
 
-from recgrela.nn.attention import CausalAttention, LinRecAttention, heads_of
-from recgrela.nn.basic import MLP, Activation, Dropout, DropPath, FeedForward, takes_kernel, through
+from recgrela.nn.attention import CausalAttention, LinRecAttention
+from recgrela.nn.basic import MLP, Activation, Dropout, DropPath, FeedForward
+from recgrela.nn.blocks import PostNormBlock, run_blocks
 from recgrela.nn.mamba import Mamba
 from recgrela.nn.rela import GatedRotaryLinearAttention, RotaryTable
 from recgrela.nn.sequences import Sequences
@@ -16,9 +17,8 @@ __all__ = [
     "GatedRotaryLinearAttention",
     "LinRecAttention",
     "Mamba",
+    "PostNormBlock",
     "RotaryTable",
     "Sequences",
-    "heads_of",
-    "takes_kernel",
-    "through",
+    "run_blocks",
 ]

@@ -1,4 +1,4 @@
-"""Post-norm attention of sequences in dense form: softmax over the items before, and LinRec's linear one."""
+"""Post-norm attention on the dense form: causal softmax attention and LinRec's linear attention."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from recgrela.nn.basic import Dropout
 from recgrela.nn.sequences import Sequences
 
 
-def heads_of(dense: Tensor, num_heads: int) -> Tensor:
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
     """[B, L, D] -> [B, H, L, D / H], a view."""
-    return dense.unflatten(2, (num_heads, -1)).transpose(1, 2)
+    return x.unflatten(2, (num_heads, -1)).transpose(1, 2)
 
 
 class PostNormAttention(nn.Module):
-    """LN(Drop(dense(mix(q, k, v))) + x), in the form of RecBole's encoders.
+    """LN(Dropout(out_proj(mix(q, k, v))) + x), as in RecBole's encoders. A subclass implements `mix`.
 
     Args:
         hidden_size: D.
-        num_heads: divides D.
-        dropout: rate behind the output projection.
+        num_heads: the number of heads; divides D.
+        dropout: the rate after the output projection.
     """
 
     def __init__(self, hidden_size: int, num_heads: int, dropout: float) -> None:
@@ -34,86 +34,87 @@ class PostNormAttention(nn.Module):
         self.dropout = Dropout(dropout)
         self.norm = nn.LayerNorm(hidden_size, eps=1e-12)
 
-    def project(self, x: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """x [T, D] -> q [T, D], or of the rows [B, D], and k, v [T, D]."""
-        if rows is None:
+    def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
+        """x: [T, D] -> [T, D], or the wanted rows [B, D]."""
+        q, k, v = self.project(x, sequences)
+        return self.finish(self.mix(q, k, v, sequences), x, sequences)
+
+    def project(self, x: Tensor, sequences: Sequences) -> tuple[Tensor, Tensor, Tensor]:
+        """x [T, D] -> q of the wanted rows, [T, D] or [B, D], and k, v of all rows, [T, D]."""
+        if sequences.wanted is None:
             q, k, v = self.qkv_proj(x).chunk(3, dim=1)
             return q, k, v
         weight, bias, d = self.qkv_proj.weight, self.qkv_proj.bias, x.shape[1]
         k, v = F.linear(x, weight[d:], bias[d:]).chunk(2, dim=1)
-        return F.linear(x[rows], weight[:d], bias[:d]), k, v
+        return F.linear(sequences.select(x), weight[:d], bias[:d]), k, v
 
-    def close(self, mixed: Tensor, x: Tensor, rows: Tensor | None) -> Tensor:
-        """The heads' results [B, H, L, d] or, of one row of each sequence, [B, H, 1, d] back on the rows."""
-        residual = x if rows is None else x[rows]
-        return self.norm(self.dropout(self.out_proj(mixed)) + residual)
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, sequences: Sequences) -> Tensor:
+        """The outputs of all heads for the rows of q, in the shape of q."""
+        raise NotImplementedError
 
-    def dense_queries(self, q: Tensor, sequences: Sequences, rows: Tensor | None) -> Tensor:
-        """[B, H, L, d], or [B, H, 1, d] of one row of each sequence."""
-        return heads_of(sequences.to_dense(q) if rows is None else q[:, None], self.num_heads)
+    def finish(self, mixed: Tensor, x: Tensor, sequences: Sequences) -> Tensor:
+        """Projects the mixed rows, adds the residual and normalises, [T, D] or [B, D]."""
+        return self.norm(self.dropout(self.out_proj(mixed)) + sequences.select(x))
+
+    def dense_queries(self, q: Tensor, sequences: Sequences) -> Tensor:
+        """q [T, D] -> [B, H, L, d]; the wanted rows [B, D] -> [B, H, 1, d]."""
+        return split_heads(sequences.to_dense(q) if sequences.wanted is None else q[:, None], self.num_heads)
+
+    def dense_keys(self, x: Tensor, sequences: Sequences) -> Tensor:
+        """Keys or values [T, D] -> [B, H, L, d]."""
+        return split_heads(sequences.to_dense(x), self.num_heads)
 
     @staticmethod
-    def rows_of(mixed: Tensor, sequences: Sequences, rows: Tensor | None) -> Tensor:
-        """[B, H, L, d] -> [T, D], or [B, H, 1, d] -> [B, D]."""
-        dense = mixed.transpose(1, 2).flatten(2)
-        return sequences.to_rows(dense) if rows is None else dense[:, 0]
+    def to_rows(outputs: Tensor, sequences: Sequences) -> Tensor:
+        """[B, H, L, d] -> [T, D]; of the wanted rows, [B, H, 1, d] -> [B, D]."""
+        dense = outputs.transpose(1, 2).flatten(2)
+        return sequences.to_packed(dense) if sequences.wanted is None else dense[:, 0]
 
 
 class CausalAttention(PostNormAttention):
-    """Softmax attention of each row to the items up to its own.
+    """Softmax attention of each row to the items up to its own. A wanted row must be the last item.
 
     Args:
-        hidden_size, num_heads, dropout: as above.
-        attention_dropout: rate on the attention's weights.
+        hidden_size, num_heads, dropout: see `PostNormAttention`.
+        attention_dropout: the rate on the attention weights.
     """
 
     def __init__(self, hidden_size: int, num_heads: int, dropout: float, attention_dropout: float) -> None:
         super().__init__(hidden_size, num_heads, dropout)
         self.attention_dropout = attention_dropout
 
-    def forward(self, x: Tensor, sequences: Sequences, rows: Tensor | None = None) -> Tensor:
-        """x: [T, D] -> [T, D]; or with `rows` [B], the last item of each sequence, -> [B, D]."""
-        return self.attend(*self.project(x, rows), x, sequences, rows)
-
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, sequences: Sequences, rows: Tensor | None
-    ) -> Tensor:
-        """The same from projected rows."""
-        keys, values = (heads_of(sequences.to_dense(t), self.num_heads) for t in (k, v))
-        mask = None
-        if rows is not None:
-            mask = sequences.items(keys.shape[2])[:, None, None]
-        elif sequences.lengths is not None:  # padding slots see items alone
-            length = keys.shape[2]
-            before = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
-            mask = before & sequences.items(length)[:, None, None]
-        mixed = F.scaled_dot_product_attention(
-            self.dense_queries(q, sequences, rows),
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, sequences: Sequences) -> Tensor:
+        keys, values = self.dense_keys(k, sequences), self.dense_keys(v, sequences)
+        length, mask = keys.shape[2], None
+        if sequences.wanted is not None:
+            mask = sequences.item_mask(length)[:, None, None]
+        elif sequences.lengths is not None:  # padding slots attend to items only
+            causal = torch.ones(length, length, dtype=torch.bool, device=k.device).tril()
+            mask = causal & sequences.item_mask(length)[:, None, None]
+        outputs = F.scaled_dot_product_attention(
+            self.dense_queries(q, sequences),
             keys,
             values,
             attn_mask=mask,
             dropout_p=self.attention_dropout if self.training else 0.0,
-            # What fills the dense form up is behind all of a sequence's rows.
+            # Without a mask, the zeros of the dense form come after every row of their sequence.
             is_causal=mask is None,
         )
-        return self.close(self.rows_of(mixed, sequences, rows), x, rows)
+        return self.to_rows(outputs, sequences)
 
 
 class LinRecAttention(PostNormAttention):
-    """o = q (k^T v) / sqrt(d) with q and k through ELU and to unit length, over the whole sequence.
+    """o = q (k^T v) / sqrt(d) over the whole sequence, where q and k pass ELU and have unit length per head.
 
-    Linear in its length. Source: LinRec (arXiv 2411.01537).
+    The cost is linear in the length. Source: LinRec (arXiv 2411.01537).
     """
 
-    def forward(self, x: Tensor, sequences: Sequences, rows: Tensor | None = None) -> Tensor:
-        """x: [T, D] -> [T, D]; or with `rows` [B], one of each sequence, -> [B, D]."""
-        q, k, v = self.project(x, rows)
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, sequences: Sequences) -> Tensor:
         q, k = self.feature(q), self.feature(k)
-        keys, values = (heads_of(sequences.to_dense(t), self.num_heads) for t in (k, v))
-        sums = keys.transpose(2, 3) @ values / math.sqrt(keys.shape[3])
-        mixed = self.dense_queries(q, sequences, rows) @ sums
-        return self.close(self.rows_of(mixed, sequences, rows), x, rows)
+        keys, values = self.dense_keys(k, sequences), self.dense_keys(v, sequences)
+        kv = keys.transpose(2, 3) @ values / math.sqrt(keys.shape[3])
+        return self.to_rows(self.dense_queries(q, sequences) @ kv, sequences)
 
     def feature(self, x: Tensor) -> Tensor:
-        """ELU, and each head's part of each row to length 1. [T, D] -> [T, D]."""
+        """ELU, then each head of each row scaled to length 1. [T, D] -> [T, D]."""
         return F.normalize(F.elu(x).unflatten(1, (self.num_heads, -1)), dim=2).flatten(1)

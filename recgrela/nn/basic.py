@@ -16,7 +16,7 @@ Activation = Literal["silu", "relu", "gelu"]
 
 
 def takes_kernel(x: Tensor) -> bool:
-    """Whether the CPU's `mlp` takes x: not in half precision, not under autocast."""
+    """Reports whether the CPU's `mlp` takes x: not in half precision, not under autocast."""
     return (
         x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.float64)
@@ -25,39 +25,38 @@ def takes_kernel(x: Tensor) -> bool:
 
 
 class Dropout(nn.Module):
-    """Zeroes each element with probability `rate` and scales the others up to keep the mean."""
+    """Zeroes each element with probability `rate` and scales the others to keep the mean."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: any shape -> the same."""
+        """x: any shape -> the same shape."""
         if not self.training:
             return x
         return dropout(x, self.rate) if x.device.type == "cpu" else F.dropout(x, self.rate)
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: drops a whole sequence's branch with probability `rate`, scales the others up."""
+    """Stochastic depth: drops the branch of a whole sequence with probability `rate`, scales the others."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
 
-    def forward(self, x: Tensor, sequences: Sequences | None) -> Tensor:
-        """x: [T, D], rows of the sequences, or (None) [B, D], a row of each -> the same shape."""
+    def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
+        """x: the branch of all rows [T, D], or of the wanted rows [B, D] -> the same shape."""
         if not self.training or self.rate == 0:
             return x
-        batch = len(x) if sequences is None else sequences.batch
-        keep = x.new_empty(batch).bernoulli_(1 - self.rate) / (1 - self.rate)
-        return x * (keep if sequences is None else keep[sequences.index])[:, None]
+        keep = x.new_empty(sequences.batch).bernoulli_(1 - self.rate) / (1 - self.rate)
+        return x * (keep[sequences.index] if sequences.wanted is None else keep)[:, None]
 
 
 class MLP(nn.Module):
-    """D -> inner size -> D with dropout behind the activation and behind the output.
+    """D -> inner size -> D, with dropout after the activation and after the output.
 
-    On the CPU, in float32 and float64, it is one op.
+    One fused op on the CPU in float32 and float64.
     """
 
     def __init__(self, hidden_size: int, inner_size: int, activation: Activation, dropout: float) -> None:
@@ -81,11 +80,11 @@ class FeedForward(nn.Module):
 
     Args:
         hidden_size: D.
-        inner_size: width of the hidden layer.
-        activation: of the hidden layer.
-        dropout: rate behind the output.
-        inner_dropout: drop behind the activation too.
-        eps: of the LayerNorm.
+        inner_size: the width of the hidden layer.
+        activation: the activation of the hidden layer.
+        dropout: the rate after the output.
+        inner_dropout: whether to apply dropout after the activation too.
+        eps: added to the variance by the LayerNorm.
     """
 
     def __init__(
@@ -105,11 +104,3 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: [T, D] -> [T, D]."""
         return self.norm(self.dropout(self.mlp(x)) + x)
-
-
-def through(blocks: nn.ModuleList, x: Tensor, *how: object, rows: Tensor | None) -> Tensor:
-    """Rows [T, D] through blocks, each called with `how` too, the last one also with the `rows` wanted."""
-    *before, last = blocks
-    for block in before:
-        x = block(x, *how)
-    return last(x, *how, rows)

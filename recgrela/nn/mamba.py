@@ -13,33 +13,32 @@ from recgrela.ops import causal_conv1d, selective_scan
 
 
 class Mamba(nn.Module):
-    """Projection, short convolution, selective state space, gate, projection.
+    """Input projection, short convolution, selective state space, gate, output projection.
 
     Args:
         hidden_size: D.
-        state_size: states N of each channel.
-        conv_width: taps of the convolution.
-        expand: channels I = expand D.
+        state_size: N, the states of each channel.
+        kernel_size: the kernel size of the convolution.
+        expand: the ratio of inner channels to D.
     """
 
-    def __init__(self, hidden_size: int, state_size: int, conv_width: int, expand: int) -> None:
+    def __init__(self, hidden_size: int, state_size: int, kernel_size: int, expand: int) -> None:
         super().__init__()
         inner, self.rank, self.state_size = expand * hidden_size, math.ceil(hidden_size / 16), state_size
         self.in_proj = nn.Linear(hidden_size, 2 * inner, bias=False)
-        # Only its parameters are used: the op convolves.
-        self.conv = nn.Conv1d(inner, inner, conv_width, groups=inner)
+        self.conv = nn.Conv1d(inner, inner, kernel_size, groups=inner)  # holds the parameters of the op
         self.x_proj = nn.Linear(inner, self.rank + 2 * state_size, bias=False)
         self.dt_proj = nn.Linear(self.rank, inner)
         self.A_log = nn.Parameter(torch.arange(1.0, state_size + 1).log().repeat(inner, 1))
         self.D = nn.Parameter(torch.ones(inner))
         self.out_proj = nn.Linear(inner, hidden_size, bias=False)
 
-    def forward(self, x: Tensor, sequences: Sequences, rows: Tensor | None = None) -> Tensor:
-        """x: [T, D] -> [T, D]; or with `rows` [B], one of each sequence, -> [B, D]."""
+    def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
+        """x: [T, D] -> [T, D], or the wanted rows [B, D]."""
         u, z = self.in_proj(x).chunk(2, dim=1)
         u = causal_conv1d(u, self.conv.weight.squeeze(1), self.conv.bias, sequences.cu_seqlens)
         dt, b, c = self.x_proj(u).split([self.rank, self.state_size, self.state_size], dim=1)
-        delta = F.linear(dt, self.dt_proj.weight)  # its bias goes with the softplus
+        delta = F.linear(dt, self.dt_proj.weight)  # the op adds the bias, before its softplus
         a = -self.A_log.exp()
         y = selective_scan(u, delta, a, b, c, self.D, z, self.dt_proj.bias, sequences.cu_seqlens)
-        return self.out_proj(y if rows is None else y[rows])
+        return self.out_proj(sequences.select(y))

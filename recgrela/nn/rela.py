@@ -1,4 +1,4 @@
-"""The mixing half of a RecGRELA block."""
+"""Gated rotary linear attention, the mixer of a RecGRELA block."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from recgrela.ops.mlp import ACTIVATIONS
 
 
 class RotaryTable:
-    """Rotary tables, kept: one for sequences of up to `max_len` rows, and one for the longest beyond.
+    """A cache of two rotary tables: one of `max_len` positions, and one for longer sequences.
 
-    The first is the same tensor for as long as type and device are: a CUDA graph holds its address, and on
-    CUDA the length of a table decides how sequences are cut, so the rounding. Not a buffer: `module.double()`
-    must give float64 angles, not rounded ones.
+    The first table stays the same tensor as long as dtype and device do: a CUDA graph holds its address, and
+    on CUDA the length of the table decides how a sequence is cut into segments, and so the rounding. The
+    tables are no buffers, so that `module.double()` gets angles computed in float64.
     """
 
     def __init__(self, dim: int, base: float, max_len: int) -> None:
@@ -27,31 +27,33 @@ class RotaryTable:
         self._tables: list[Tensor | None] = [None, None]
 
     def __call__(self, length: int, like: Tensor) -> Tensor:
-        """[>= length, dim / 2, 2] on the device of `like`, float64 for float64 and float32 for all else."""
+        """A table [>= length, dim / 2, 2] on the device of `like`, float64 if that is, else float32."""
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
         which = int(length > self.max_len)
-        t = self._tables[which]
-        if t is None or t.shape[0] < length or t.dtype != dtype or t.device != like.device:
-            rows = max(length, self.max_len)
-            with torch.inference_mode(False):  # a table made while serving must also do for training
-                t = rotary_table(rows, self.dim, self.base, dtype=dtype, device=like.device)
-            if type(t) is Tensor:  # not the fake one that tracing makes
-                self._tables[which] = t
-        return t
+        table = self._tables[which]
+        if table is None or table.shape[0] < length or table.dtype != dtype or table.device != like.device:
+            with torch.inference_mode(False):  # training must be able to use a table that inference made
+                table = rotary_table(
+                    max(length, self.max_len), self.dim, self.base, dtype=dtype, device=like.device
+                )
+            if type(table) is Tensor:  # tracing makes a fake tensor, which must not be kept
+                self._tables[which] = table
+        return table
 
 
 class GatedRotaryLinearAttention(nn.Module):
-    """The mixing half of a RecGRELA block, from the normed input to the output projection.
+    """From the normalised input of a block to the output projection of its attention.
 
     Args:
         hidden_size: D.
-        num_heads: divides D into heads of an even width.
-        causal: prefix sums instead of the whole sequence.
-        conv_width: taps of the local shortcut; 0 leaves it out.
-        rotary: the angles, which the blocks of a model share; None leaves the rotation out.
-        gate, gate_activation: the gate and its activation.
-        input_projection: u Win before everything else but the gate.
-        value_projection: a value matrix of its own; without it the values are the projected input.
+        num_heads: the number of heads; divides D into heads of an even width.
+        causal: whether a row attends to the rows up to its own (True) or to the whole sequence.
+        kernel_size: the kernel size of the local shortcut's convolution; 0 omits the shortcut.
+        rotary: the table of angles, shared by the blocks of a model; None omits the rotation.
+        gate: whether to multiply by an activated gate.
+        gate_activation: the activation of the gate.
+        input_projection: whether to project the input of everything but the gate.
+        value_projection: whether values have a projection of their own; else they are the projected input.
         eps: added to the denominator.
     """
 
@@ -61,7 +63,7 @@ class GatedRotaryLinearAttention(nn.Module):
         num_heads: int,
         *,
         causal: bool,
-        conv_width: int,
+        kernel_size: int,
         rotary: RotaryTable | None,
         gate: bool,
         gate_activation: Activation,
@@ -77,16 +79,16 @@ class GatedRotaryLinearAttention(nn.Module):
         self.in_proj = nn.Linear(d, d) if input_projection else None
         self.qk_proj = nn.Linear(d, 2 * d)
         self.v_proj = nn.Linear(d, d) if value_projection else None
-        # Only its parameters are used: the op convolves.
-        self.conv = nn.Conv1d(d, d, conv_width, groups=d) if conv_width else None
+        # Holds the parameters of the op.
+        self.conv = nn.Conv1d(d, d, kernel_size, groups=d) if kernel_size else None
         self.out_proj = nn.Linear(d, d)
         self.rotary = rotary
 
-    def forward(self, u: Tensor, sequences: Sequences, rows: Tensor | None = None) -> Tensor:
-        """u: [T, D] -> [T, D]; or with `rows` [B], one of each sequence (its last, if causal), -> [B, D]."""
+    def forward(self, u: Tensor, sequences: Sequences) -> Tensor:
+        """u: [T, D] -> [T, D], or the wanted rows [B, D], which must be the last items if causal."""
         x = u if self.in_proj is None else self.in_proj(u)
         v = x if self.v_proj is None else self.v_proj(x)
-        gate = None if self.gate_proj is None else self.gate_proj(u if rows is None else u[rows])
+        gate = None if self.gate_proj is None else self.gate_proj(sequences.select(u))
         fused_gate = gate if self.gate_activation == "silu" else None
         options: dict[str, Any] = {
             "num_heads": self.num_heads,
@@ -95,14 +97,14 @@ class GatedRotaryLinearAttention(nn.Module):
             "conv_bias": None if self.conv is None else self.conv.bias,
             "eps": self.eps,
         }
-        if rows is None:
+        if sequences.wanted is None:
             qk = self.qk_proj(x)
             y = gated_rela(qk, None, v, fused_gate, sequences.cu_seqlens, causal=self.causal, **options)
         else:
             d = len(self.qk_proj.bias) // 2
-            q = F.linear(x[rows], self.qk_proj.weight[:d], self.qk_proj.bias[:d])
+            q = F.linear(sequences.select(x), self.qk_proj.weight[:d], self.qk_proj.bias[:d])
             k = F.linear(x, self.qk_proj.weight[d:], self.qk_proj.bias[d:])
-            y = gated_rela_last(q, k, v, fused_gate, sequences.cu_seqlens, rows, **options)
+            y = gated_rela_last(q, k, v, fused_gate, sequences.cu_seqlens, sequences.wanted, **options)
         if gate is not None and fused_gate is None:
             y = y * ACTIVATIONS[self.gate_activation](gate)
         return self.out_proj(y)

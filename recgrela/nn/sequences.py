@@ -1,8 +1,8 @@
-"""How packed rows fall into sequences, and the dense form that some modules need."""
+"""How packed rows split into sequences, which rows are wanted, and conversion to a dense form and back."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -10,23 +10,27 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sequences:
-    """How packed rows [T, ...] fall into B sequences.
+    """How packed rows [T, ...] split into B sequences.
 
     Attributes:
-        cu_seqlens: [B + 1] int64, sequence b is rows cu_seqlens[b] .. cu_seqlens[b + 1].
+        cu_seqlens: [B + 1] int64; sequence b is rows cu_seqlens[b] .. cu_seqlens[b + 1] - 1.
         index: [T] int64, the sequence of each row.
-        max_seqlen: the longest sequence, known on the host.
-        lengths: [B] int64, how many of a sequence's rows are items where the rest is padding; None: all.
+        max_seqlen: the length of the longest sequence, known on the host.
+        lengths: [B] int64, the number of items at the start of each sequence; the rows behind them are
+            padding. None: every row is an item.
+        wanted: [B] int64, one row of each sequence, the only rows that the next module has to return.
+            None: it returns all rows.
     """
 
     cu_seqlens: Tensor
     index: Tensor
     max_seqlen: int
     lengths: Tensor | None = None
+    wanted: Tensor | None = None
 
     @staticmethod
     def of(cu_seqlens: Tensor, num_rows: int, max_seqlen: int, lengths: Tensor | None = None) -> Sequences:
-        """Of sequences without padding, or (with `lengths`) of padded ones."""
+        """Sequences by their offsets. See the class for the arguments; `num_rows` is T."""
         cu_seqlens = cu_seqlens.to(torch.int64)
         batch = torch.arange(cu_seqlens.shape[0] - 1, device=cu_seqlens.device)
         index = torch.repeat_interleave(batch, cu_seqlens.diff(), output_size=num_rows)
@@ -34,54 +38,81 @@ class Sequences:
 
     @property
     def batch(self) -> int:
+        """B, the number of sequences."""
         return self.cu_seqlens.shape[0] - 1
 
     @property
     def num_rows(self) -> int:
+        """T, the number of rows."""
         return self.index.shape[0]
 
+    # ---- the rows that a module returns
+
+    def with_wanted(self, rows: Tensor | None) -> Sequences:
+        """The same sequences with other `wanted` rows."""
+        return replace(self, wanted=rows)
+
+    def last_only(self) -> Sequences:
+        """The same sequences, of which only the last items are wanted."""
+        return self.with_wanted(self.last_items())
+
+    def select(self, x: Tensor) -> Tensor:
+        """x [T, ...] -> its wanted rows: [B, ...], or x itself when all rows are wanted."""
+        return x if self.wanted is None else x[self.wanted]
+
+    # ---- places of rows
+
     def positions(self) -> Tensor:
-        """[T] int64, the place of each row in its sequence, from 0."""
+        """[T] int64, the position of each row in its sequence, from 0."""
         rows = torch.arange(self.num_rows, device=self.index.device)
         return rows - self.cu_seqlens[self.index]
 
-    def last(self) -> Tensor:
-        """[B] int64, the last row of each sequence that is an item."""
+    def last_items(self) -> Tensor:
+        """[B] int64, the row of the last item of each sequence."""
         return self.cu_seqlens[1:] - 1 if self.lengths is None else self.cu_seqlens[:-1] + self.lengths - 1
 
-    def items(self, length: int) -> Tensor:
-        """[B, length] bool, which slots of the dense form are items."""
+    def reversed_rows(self, limit: int | None = None) -> Tensor:
+        """The permutation [T] int64 that reverses each sequence, or only its first `limit` rows.
+
+        The permutation is its own inverse: x[rows][rows] is x.
+        """
+        positions = self.positions()
+        sizes, starts = self.cu_seqlens.diff()[self.index], self.cu_seqlens[self.index]
+        reversed_sizes = sizes if limit is None else sizes.clamp(max=limit)
+        return starts + torch.where(positions < reversed_sizes, reversed_sizes - 1 - positions, positions)
+
+    # ---- padding and the dense form
+
+    def padded(self, length: int) -> tuple[Sequences, Tensor]:
+        """Pads each sequence to `length` rows.
+
+        Returns:
+            The padded sequences, and the row of each item among theirs, [T] int64.
+        """
+        cu_seqlens = torch.arange(self.batch + 1, device=self.index.device) * length
+        lengths = self.cu_seqlens.diff()
+        return Sequences.of(cu_seqlens, self.batch * length, length, lengths), self.dense_rows(length)
+
+    def dense_rows(self, length: int) -> Tensor:
+        """[T] int64, the place of each row in the flattened dense form [B * length, ...]."""
+        return self.index * length + self.positions()
+
+    def item_mask(self, length: int) -> Tensor:
+        """[B, length] bool, True for the slots of the dense form that hold items."""
         lengths = self.cu_seqlens.diff() if self.lengths is None else self.lengths
         return torch.arange(length, device=lengths.device) < lengths[:, None]
 
-    def padded(self, length: int) -> tuple[Sequences, Tensor]:
-        """The same, each filled up to `length` rows; and where the rows went, [T] int64."""
-        cu_seqlens = torch.arange(self.batch + 1, device=self.index.device) * length
-        lengths = self.cu_seqlens.diff()
-        return Sequences.of(cu_seqlens, self.batch * length, length, lengths), self.places(length)
-
-    def places(self, length: int) -> Tensor:
-        """[T] int64, the place of each row in sequences of `length` rows."""
-        return self.index * length + self.positions()
-
     def to_dense(self, x: Tensor, length: int | None = None) -> Tensor:
-        """Rows x [T, ...] -> [B, L, ...] with zeros behind each sequence; L the longest or `length`."""
+        """Packed x [T, ...] -> [B, L, ...], zero behind each sequence; L is `length` or the longest one's."""
         length = self.max_seqlen if length is None else length
         shape = (self.batch, length, *x.shape[1:])
         if x.shape[0] == self.batch * length:  # nothing to fill
             return x.reshape(shape)
         dense = x.new_zeros(self.batch * length, *x.shape[1:])
-        return dense.index_copy(0, self.places(length), x).view(shape)
+        return dense.index_copy(0, self.dense_rows(length), x).view(shape)
 
-    def to_rows(self, dense: Tensor) -> Tensor:
-        """[B, L, ...] -> [T, ...], what `to_dense` had from the rows."""
+    def to_packed(self, dense: Tensor) -> Tensor:
+        """[B, L, ...] -> [T, ...], the inverse of `to_dense`."""
         batch, length, *rest = dense.shape
         flat = dense.reshape(batch * length, *rest)
-        return flat if len(flat) == self.num_rows else flat[self.places(length)]
-
-    def reversed_rows(self, most: int | None = None) -> Tensor:
-        """[T] int64: taken in this order, rows run backward in each sequence, or in its first `most` rows."""
-        positions = self.positions()
-        sizes, starts = self.cu_seqlens.diff()[self.index], self.cu_seqlens[self.index]
-        turned = sizes if most is None else sizes.clamp(max=most)
-        return starts + torch.where(positions < turned, turned - 1 - positions, positions)
+        return flat if len(flat) == self.num_rows else flat[self.dense_rows(length)]

@@ -94,12 +94,12 @@ def check_model(model: SequenceModel, config: RunConfig) -> None:
             f"train.objective: {objective!r} does not go with this {config.model.name}, which "
             f"trains on: {known}; use that, or for 'all' a causal model ({causal})"
         )
-    if config.train.cuda_graphs and model.padded_len is not None:
+    if config.train.cuda_graphs and model.attends_to_padding:
         raise ConfigError(
             "train.cuda_graphs fills batches up with empty sequences, whose padding slots would take part in "
             f"this {config.model.name}: it goes with --model.padding mask"
         )
-    if model.bounded and config.data.history_len > max_len:
+    if model.max_positions is not None and config.data.history_len > model.max_positions:
         raise ConfigError(
             f"data.eval_max_len: {config.data.history_len} is above data.max_len {max_len}, and this "
             f"{config.model.name} has no positions beyond it; a causal model with rotary positions has"

@@ -1,4 +1,4 @@
-"""One step of training: a batch in, new weights out, without a wait for the device."""
+"""One training step: from a batch to new weights, without waiting for the device."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from torch import Tensor, nn
 
 from recgrela.data import Batch
 from recgrela.models import SequenceModel
-from recgrela.settings.train import TrainConfig
+from recgrela.settings.train import Objective, TrainConfig
 
 
 def learning_rate(config: TrainConfig, epoch: int, step: int, num_steps: int, total_steps: int) -> float:
-    """The learning rate of a step: `warmup_steps` of rise, and a fall to zero at the end of `epochs`.
+    """The learning rate of a step: it rises for `warmup_steps` and decays to zero at the end of `epochs`.
 
     Args:
         config: settings.
-        epoch, step: epochs done, and steps done in the one after those.
-        num_steps: steps in an epoch.
-        total_steps: steps done in all.
+        epoch, step: completed epochs, and completed steps of the current epoch.
+        num_steps: steps per epoch.
+        total_steps: completed steps of the run.
     """
-    rise = min(1.0, (total_steps + 1) / (config.warmup_steps + 1))
+    warmup = min(1.0, (total_steps + 1) / (config.warmup_steps + 1))
     done = min(1.0, (epoch + step / num_steps) / config.epochs)
-    fall = {"none": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[config.lr_decay]
-    return config.lr * rise * fall
+    decay = {"none": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[config.lr_decay]
+    return config.lr * warmup * decay
 
 
 class TrainStep:
-    """Gradients of a batch, in parts of at most `max_tokens` items, then Adam.
+    """Accumulates the gradients of a batch over parts of at most `max_tokens` slots, then takes an Adam step.
 
     Args:
-        model: to train.
-        optimizer: of its parameters.
-        loss: of hidden rows, item table and targets.
+        model: the model to train.
+        optimizer: the optimiser of the model's parameters.
+        loss: a function of hidden rows, item table and targets.
         config: settings.
-        max_tokens: most item slots in one forward and backward pass.
+        max_tokens: the largest number of slots in one forward and backward pass.
 
     Attributes:
-        loss_sum: the sum of the batches' mean losses, float64 on the device: reading it makes the host wait.
+        loss_sum: the sum of the batches' mean losses, float64 on the device; reading it makes the host wait.
     """
 
     def __init__(
@@ -54,25 +54,31 @@ class TrainStep:
         self.max_tokens = max_tokens
         self.device = next(model.parameters()).device
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        # The numbers of rows and sequences differ from batch to batch: compiled once, for any.
+        # Dynamic shapes: the numbers of rows and sequences differ between batches.
         compiled = torch.compile(model.loss_packed, dynamic=True) if config.compile else None
         self._loss_packed = compiled or model.loss_packed
 
     def __call__(self, batch: Batch, lr: float) -> None:
-        """Move the weights on by one batch."""
+        """Updates the weights by one batch."""
         self._set_lr(lr)
         self.optimizer.zero_grad(set_to_none=True)
-        for part in batch.parts(self.max_tokens, self.model.counted_len, self.model.dense):
+        for part in batch.parts(self.max_tokens, self.model.slots):
             share = part.target.numel() / batch.target.numel()
-            self._backward(part.items, part.cu_seqlens, part.target, part.max_seqlen, share)
+            self._backward(part.items, part.cu_seqlens, part.target, part.max_seqlen, part.objective, share)
         self.optimizer.step()
 
     def _backward(
-        self, items: Tensor, cu_seqlens: Tensor, target: Tensor, max_seqlen: int, share: float
+        self,
+        items: Tensor,
+        cu_seqlens: Tensor,
+        target: Tensor,
+        max_seqlen: int,
+        objective: Objective,
+        share: float,
     ) -> None:
-        """Add the gradients of a part whose targets are this share of the batch's."""
+        """Adds the gradients of a part that has this share of the batch's targets."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp):
-            mean = self._loss_packed(items, cu_seqlens, target, max_seqlen, self.config.objective, self.loss)
+            mean = self._loss_packed(items, cu_seqlens, target, max_seqlen, objective, self.loss)
         loss = mean * share
         loss.backward()
         self.loss_sum += loss.detach()
@@ -89,13 +95,16 @@ Capture = Callable[[Callable[[], None]], Callable[[], None]]
 
 
 class CudaGraphs:
-    """Turns bodies into CUDA graphs, which share their memory: nothing in it has to outlive a replay."""
+    """Captures functions as CUDA graphs that share one memory pool.
+
+    No result may stay in the pool after a replay: the next replay of any graph can overwrite it.
+    """
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, body: Callable[[], None]) -> Callable[[], None]:
-        """What repeats the body's kernels in one launch; the body is captured, not run."""
+        """Captures the kernels of `body` without running them; returns a function that launches them."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
             body()
@@ -103,20 +112,21 @@ class CudaGraphs:
 
 
 class GraphedStep(TrainStep):
-    """The step of objective "all" as one CUDA graph, for batches of the full size.
+    """The step of objective "all" as one CUDA graph per number of sequences, for full batches.
 
-    A batch of the full size always has the same number of items. Its number of sequences varies: it is filled
-    up with empty ones to a multiple of `ROOM`, and every such size has a graph of its own. The first steps,
-    the first batch of a size, and an epoch's last and smaller batch go kernel by kernel. Adam must be
-    capturable, its learning rate a tensor.
+    Full batches have the same number of items, but not of sequences: each is padded with empty sequences to
+    a multiple of `BATCH_MULTIPLE`, and each padded size gets a graph of its own. The first steps, the first
+    batch of each size and the last, smaller batch of an epoch run without a graph. Adam must be capturable,
+    with its learning rate in a tensor.
 
     Args:
-        max_seqlen: the longest sequence of any batch.
-        capture: turns a body into its replay; by default `CudaGraphs`.
+        model, optimizer, loss, config: see `TrainStep`.
+        max_seqlen: the length of the longest sequence of any batch.
+        capture: turns a function into its replay; by default `CudaGraphs`.
     """
 
-    ROOM = 64
-    WARM_UP = 3  # steps in which kernels are loaded and the optimiser makes its state
+    BATCH_MULTIPLE = 64
+    WARM_UP = 3  # steps that load kernels and allocate the optimiser's state
 
     def __init__(
         self,
@@ -133,18 +143,18 @@ class GraphedStep(TrainStep):
         self._target = torch.zeros_like(self._items)
         self._graphs: dict[int, tuple[Tensor, Callable[[], None]]] = {}
         self._steps = 0
-        self._sizes: set[int] = set()  # that have run
+        self._warm_sizes: set[int] = set()
         self._side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
     def __call__(self, batch: Batch, lr: float) -> None:
-        size = -(-batch.size // self.ROOM) * self.ROOM
+        size = -(-batch.size // self.BATCH_MULTIPLE) * self.BATCH_MULTIPLE
         offsets = torch.nn.functional.pad(batch.cu_seqlens, (0, size - batch.size), value=batch.num_tokens)
         self._steps += 1
-        is_new = size not in self._sizes  # kernels to load, code to compile: not inside a capture
+        is_new = size not in self._warm_sizes  # loads kernels and compiles code, which a capture must not do
         if is_new or self._steps <= self.WARM_UP or batch.num_tokens != self.config.batch_size:
-            self._sizes.add(size)
+            self._warm_sizes.add(size)
             self._set_lr(lr)
-            self._aside(lambda: self._whole(batch.items, offsets, batch.target))
+            self._run_aside(lambda: self._whole(batch.items, offsets, batch.target))
             return
         self._items.copy_(batch.items)
         self._target.copy_(batch.target)
@@ -159,11 +169,11 @@ class GraphedStep(TrainStep):
 
     def _whole(self, items: Tensor, cu_seqlens: Tensor, target: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        self._backward(items, cu_seqlens, target, self.max_seqlen, 1.0)
+        self._backward(items, cu_seqlens, target, self.max_seqlen, "all", 1.0)
         self.optimizer.step()
 
-    def _aside(self, body: Callable[[], None]) -> None:
-        """Run on a stream of its own, as PyTorch asks of what precedes a capture."""
+    def _run_aside(self, body: Callable[[], None]) -> None:
+        """Runs `body` on a side stream, as PyTorch requires before a capture."""
         if self._side is None:
             body()
             return

@@ -1,0 +1,104 @@
+"""Rows, sequences and the dense form."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from python_tests.support.tensors import cu_seqlens_of
+from recgrela.nn import DropPath, PostNormBlock, Sequences, run_blocks
+
+LENGTHS = [3, 1, 4]
+
+
+@pytest.fixture
+def sequences() -> Sequences:
+    return Sequences.of(cu_seqlens_of(LENGTHS), 8, 4)
+
+
+def test_places(sequences: Sequences) -> None:
+    assert sequences.batch == 3 and sequences.num_rows == 8
+    assert sequences.index.tolist() == [0, 0, 0, 1, 2, 2, 2, 2]
+    assert sequences.positions().tolist() == [0, 1, 2, 0, 0, 1, 2, 3]
+    assert sequences.last_items().tolist() == [2, 3, 7]
+
+
+@pytest.mark.parametrize(
+    "limit, rows", [(None, [2, 1, 0, 3, 7, 6, 5, 4]), (2, [1, 0, 2, 3, 5, 4, 6, 7]), (1, list(range(8)))]
+)
+def test_reversed_rows(sequences: Sequences, limit: int | None, rows: list[int]) -> None:
+    order = sequences.reversed_rows(limit)
+    assert order.tolist() == rows
+    assert order[order].tolist() == list(range(8))
+
+
+def test_wanted_rows(sequences: Sequences) -> None:
+    x = torch.randn(8, 2)
+    assert sequences.select(x) is x
+    last = sequences.last_only()
+    assert torch.equal(last.select(x), x[[2, 3, 7]])
+    assert last.cu_seqlens is sequences.cu_seqlens and sequences.wanted is None
+    assert last.with_wanted(None).select(x) is x
+
+
+@pytest.mark.parametrize("length", [4, 6])
+def test_dense_form(sequences: Sequences, length: int) -> None:
+    x = torch.randn(8, 2)
+    dense = sequences.to_dense(x, length)
+    assert dense.shape == (3, length, 2)
+    mask = sequences.item_mask(length)
+    assert mask.sum(1).tolist() == LENGTHS
+    assert torch.equal(dense[mask], x) and not dense[~mask].any()
+    assert torch.equal(sequences.to_packed(dense), x)
+
+
+def test_dense_form_of_equal_lengths_is_a_view() -> None:
+    equal, x = Sequences.of(cu_seqlens_of([4, 4]), 8, 4), torch.randn(8, 2)
+    assert equal.to_dense(x).data_ptr() == x.data_ptr() == equal.to_packed(equal.to_dense(x)).data_ptr()
+
+
+def test_padded(sequences: Sequences) -> None:
+    padded, rows = sequences.padded(5)
+    assert rows.tolist() == [0, 1, 2, 5, 10, 11, 12, 13]
+    assert padded.cu_seqlens.tolist() == [0, 5, 10, 15] and padded.max_seqlen == 5
+    assert padded.last_items().tolist() == [2, 5, 13]
+    assert padded.item_mask(5).sum(1).tolist() == LENGTHS
+
+
+def test_only_the_last_block_is_limited_to_the_wanted_rows(sequences: Sequences) -> None:
+    calls = []
+
+    class Block(nn.Module):
+        def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
+            calls.append(sequences.wanted is None)
+            return sequences.select(x)
+
+    blocks, x = nn.ModuleList([Block(), Block(), Block()]), torch.randn(8, 2)
+    assert run_blocks(blocks, x, sequences.last_only()).shape == (3, 2)
+    assert calls == [True, True, False]
+    assert run_blocks(blocks, x, sequences) is x
+
+
+def test_drop_path_drops_whole_sequences(sequences: Sequences) -> None:
+    drop, x = DropPath(0.5).train(), torch.ones(8, 2)
+    dropped = sequences.to_dense(drop(x, sequences))
+    for row, length in zip(dropped, LENGTHS, strict=True):
+        assert torch.equal(row[:length], row[:1].expand(length, 2)) and row[0, 0] in (0.0, 2.0)
+    assert drop(x[:3], sequences.last_only()).shape == (3, 2)
+    assert drop.eval()(x, sequences) is x
+
+
+def test_a_block_names_its_mixer_in_checkpoints(sequences: Sequences) -> None:
+    class Mixer(nn.Linear):
+        def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
+            return super().forward(sequences.select(x))
+
+    x = torch.randn(8, 4)
+    block = PostNormBlock("mixer", Mixer(4, 4), 4, dropout=0.0)
+    assert next(iter(block.state_dict())) == "mixer.weight"
+    expected = block.ffn(block.norm(nn.functional.linear(x, block.mixer.weight, block.mixer.bias) + x))
+    torch.testing.assert_close(block(x, sequences), expected)
+    torch.testing.assert_close(block(x, sequences.last_only()), expected[[2, 3, 7]])
+    block.residual = False
+    assert not torch.allclose(block(x, sequences), expected)

@@ -1,0 +1,57 @@
+"""Stacks of blocks, and the block that several models are made of."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from recgrela.nn.basic import Activation, Dropout, FeedForward
+from recgrela.nn.sequences import Sequences
+
+
+def run_blocks(blocks: nn.ModuleList, x: Tensor, sequences: Sequences) -> Tensor:
+    """Passes rows x [T, D] through all blocks -> [T, D], or the wanted rows [B, D].
+
+    Only the last block is limited to the wanted rows: it mixes all rows that the others return.
+    """
+    *inner, last = blocks
+    whole = sequences.with_wanted(None)
+    for block in inner:
+        x = block(x, whole)
+    return last(x, sequences)
+
+
+class PostNormBlock(nn.Module):
+    """LN(Dropout(mixer(x)) + x), then a feed-forward network 4 D wide.
+
+    Args:
+        name: the attribute that holds the mixer; a part of the parameter names in checkpoints.
+        mixer: the module that mixes positions, called as `mixer(x, sequences)`.
+        hidden_size: D.
+        dropout: the rate after the mixer and in the feed-forward network.
+        activation: the activation of the feed-forward network.
+        residual: whether to add x.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        mixer: nn.Module,
+        hidden_size: int,
+        dropout: float,
+        activation: Activation = "gelu",
+        residual: bool = True,
+    ) -> None:
+        super().__init__()
+        self._mixer_name = name
+        self.add_module(name, mixer)
+        self.dropout = Dropout(dropout)
+        self.norm = nn.LayerNorm(hidden_size, eps=1e-12)
+        self.ffn = FeedForward(hidden_size, 4 * hidden_size, activation, dropout)
+        self.residual = residual
+
+    def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
+        """x: [T, D] -> [T, D], or the wanted rows [B, D]."""
+        y = self.dropout(getattr(self, self._mixer_name)(x, sequences))
+        if self.residual:
+            y = y + sequences.select(x)
+        return self.ffn(self.norm(y))
