@@ -61,14 +61,14 @@ class CausalConv1dCase(Case):
         upstream = {"y": normal(self.rows, self.channels)}
         if self.state:
             history = (self.batch, self.kernel_size - 1, self.channels)
-            inputs["initial_values"] = normal(*history)
-            upstream["final_values"] = normal(*history)
+            inputs["initial_history"] = normal(*history)
+            upstream["final_history"] = normal(*history)
         return inputs, upstream, {}
 
     def call(self, x: Operands, op: Callable[..., Any] | None = None) -> dict[str, Tensor]:
-        more = {"return_final_values": True} if self.state else {}
+        more = {"return_final_history": True} if self.state else {}
         out = (op or self.kernel)(**x.inputs, cu_seqlens=x.cu_seqlens, **more)
-        return dict(zip(("y", "final_values"), out, strict=True)) if self.state else {"y": out}
+        return dict(zip(("y", "final_history"), out, strict=True)) if self.state else {"y": out}
 
     def form(self, name: str, t: dict[str, Tensor]) -> Tensor:
         """y, [B, L, C], by a form in plain PyTorch, of dense operands."""

@@ -27,6 +27,7 @@ LABELS = {
 MAX_ERRORS = {
     torch.float64: 1e-10,
     torch.float32: 2e-5,
+    torch.complex128: 1e-10,
     torch.complex64: 2e-5,
     torch.float16: 1e-2,
     torch.bfloat16: 6e-2,

@@ -5,7 +5,6 @@ What test_simt.py cannot see: the way from Python to the kernels' parameters, an
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,21 +26,21 @@ from python_tests.cases.compare import differing
 from python_tests.support.results import LAYOUTS, UNEVEN, assert_results
 from python_tests.support.simt import build_simt
 from python_tests.support.tensors import assert_close, cu_seqlens_of
-from recgrela.ops import checks, rotary_table
-from recgrela.ops.gated_rela_last import _key_sums_backward_cuda, _key_sums_cuda
+from recgrela.ops import OPS, rotary_table
+from recgrela.ops._library import AUTOGRAD
+from recgrela.ops.gated_rela.last import _key_sums_backward_cuda, _key_sums_cuda
 
-OPS = ("gated_rela", "causal_conv1d", "linear_scan", "selective_scan")
-# recgrela.ops names the functions; these are their modules.
-MODULES = {name: sys.modules[f"recgrela.ops.{name}"] for name in OPS}
+CUDA_OPS = [op for op in OPS.values() if "cuda" in op.kernels]
+OPERATORS = [op.operator for op in CUDA_OPS if op.operator != "key_sums"]  # computed by gated_rela
 
 
 @pytest.fixture(scope="module")
 def library() -> None:
     build = build_simt("recgrela_simt_ops", RECGRELA_TORCH=Path(torch.__file__).parent, RECGRELA_TESTS="ON")
     torch.ops.load_library(build / "librecgrela_simt_ops.so")
-    for name, module in MODULES.items():
-        op = f"recgrela_simt::{name}"
-        torch.library.register_autograd(op, module._backward, setup_context=module._setup)
+    for name in OPERATORS:
+        setup, backward = AUTOGRAD[name]
+        torch.library.register_autograd(f"recgrela_simt::{name}", backward, setup_context=setup)
 
 
 @pytest.fixture
@@ -50,11 +49,11 @@ def simt(library: None, poisoned_memory: None, monkeypatch: pytest.MonkeyPatch) 
 
     def switch() -> pytest.MonkeyPatch:
         patch = pytest.MonkeyPatch()
-        for name in OPS:
-            for op in (name, f"{name}_backward"):
-                patch.setattr(torch.ops.recgrela, op, getattr(torch.ops.recgrela_simt, op))
-        for dtypes in (checks.KERNEL_DTYPES, MODULES["linear_scan"].SCAN_DTYPES):
-            patch.setitem(dtypes, "cpu", dtypes["cuda"])
+        for name in OPERATORS:
+            for operator in (name, f"{name}_backward"):
+                patch.setattr(torch.ops.recgrela, operator, getattr(torch.ops.recgrela_simt, operator))
+        for op in CUDA_OPS:
+            patch.setitem(op.kernels, "cpu", op.kernels["cuda"])
         return patch
 
     class Simt:

@@ -17,6 +17,12 @@ def operands(lengths: list[int], channels: int, width: int, *, bias: bool = True
     return [torch.randn(*shape, dtype=torch.float64).requires_grad_() for shape in shapes]
 
 
+def example() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Operands and other arguments of a small call, for test_support.py."""
+    named = dict(zip(("x", "weight", "bias"), operands([3, 0, 4], 8, 4), strict=True))
+    return named, {"cu_seqlens": cu_seqlens_of([3, 0, 4]), "return_final_history": True}
+
+
 def call(op: Any, inputs: list[Tensor], cu_seqlens: Tensor, activation: Any) -> Tensor:
     x, weight, *bias = inputs
     return op(x, weight, bias[0] if bias else None, cu_seqlens, activation)
@@ -117,7 +123,7 @@ def test_values_before_and_behind_equal_reference(lengths: list[int], width: int
     dy, d_behind = torch.randn_like(inputs[0]), torch.randn_like(before)
     results = []
     for op in (causal_conv1d_reference, causal_conv1d):
-        y, behind = op(*inputs, cu_seqlens, "silu", before, return_final_values=True)
+        y, behind = op(*inputs, cu_seqlens, "silu", before, return_final_history=True)
         loss = (y * dy).sum() + (behind * d_behind).sum()
         results.append([y.detach(), behind.detach(), *torch.autograd.grad(loss, [*inputs, before])])
     for i, (expected, got) in enumerate(zip(*results, strict=True)):
@@ -129,7 +135,7 @@ def test_parts_with_the_values_handed_on_equal_the_whole() -> None:
     values, outs = None, []
     for part in x.split([1, 2, 6]):
         y, values = causal_conv1d(
-            part, weight, bias, cu_seqlens_of([len(part)]), "silu", values, return_final_values=True
+            part, weight, bias, cu_seqlens_of([len(part)]), "silu", values, return_final_history=True
         )
         outs.append(y)
     assert_close("y", causal_conv1d(x, weight, bias, whole), torch.cat(outs), 1e-13)
@@ -171,7 +177,7 @@ def test_second_derivatives_are_refused() -> None:
         ({"bias": torch.randn(4, device="meta")}, ValueError, "bias is on meta"),
         ({"cu_seqlens": None}, ValueError, "need cu_seqlens"),
         ({"cu_seqlens": torch.tensor([0, 8])}, RuntimeError, "end at 7"),
-        ({"weight": torch.randn(4, 0)}, ValueError, "no taps"),
+        ({"weight": torch.randn(4, 0)}, ValueError, "kernel size 0"),
         ({"cu_seqlens": torch.tensor([0, 2**63 - 1, -(2**63), 7])}, RuntimeError, "must not decrease"),
         ({"cu_seqlens": torch.tensor([0, 9, 7])}, RuntimeError, "must not decrease"),
         ({"activation": "gelu"}, ValueError, "activation must be"),

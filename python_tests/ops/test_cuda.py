@@ -17,7 +17,7 @@ from python_tests.support.gpu import needs_gpu
 from python_tests.support.results import UNEVEN, assert_results
 from python_tests.support.tensors import assert_close
 from recgrela.models import RecGRELAConfig, build
-from recgrela.ops import causal_conv1d, gated_rela
+from recgrela.ops import gated_rela
 
 
 def check(case: Case) -> None:
@@ -98,6 +98,14 @@ def test_cuda_causal_conv1d(dtype: torch.dtype, channels: int, kernel_size: int)
 
 
 @needs_gpu
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("head, kernel_size", [(12, 4), (16, 5)])
+def test_cuda_by_reference(head: int, kernel_size: int, causal: bool) -> None:
+    sizes = {"heads": 2, "head_dim": head, "kernel_size": kernel_size}
+    check(GatedRelaCase(lengths=(20, 0, 3), causal=causal, state=causal, **sizes))
+
+
+@needs_gpu
 def test_cuda_model_equals_cpu() -> None:
     torch.manual_seed(0)
     model = build(RecGRELAConfig(mode="causal"), n_items=50, max_len=40).eval()
@@ -151,20 +159,13 @@ def fake_call(head: int = 16, taps: int = 4, dtype: torch.dtype = torch.float32,
 def test_cuda_shapes_and_dtypes(dtype: torch.dtype) -> None:
     y, state = fake_call(dtype=dtype, return_state=True)
     assert y.shape == (7, 32) and y.dtype == dtype and y.device.type == "cuda"
-    assert state.sums.shape == (2, 2, 17, 16) and state.sums.dtype == torch.float32
-    assert state.values.shape == (2, 3, 32) and state.values.dtype == dtype
+    assert state.kv_state.shape == (2, 2, 17, 16) and state.kv_state.dtype == torch.float32
+    assert state.history.shape == (2, 3, 32) and state.history.dtype == dtype
 
 
 @pytest.mark.parametrize(
     "change, error, message",
     [
-        ({"head": 12}, ValueError, r"on cuda a head must have \(8, 16, 32, 64, 128\) channels, got 12"),
-        ({"taps": 5}, ValueError, "on cuda conv_weight has at most 4 taps, got 5"),
-        (
-            {"dtype": torch.float64, "rotary": None},
-            TypeError,
-            "on cuda operands must be float32 or float16 or bfloat16",
-        ),
         ({"dtype": torch.bfloat16, "rotary": lambda t: t.bfloat16()}, TypeError, "it must be torch.float32"),
         ({"rotary": lambda t: torch.empty(t.shape)}, ValueError, "rotary is on cpu, v on cuda"),
         ({"cu_seqlens": lambda t: torch.empty(3, dtype=torch.int64)}, ValueError, "cu_seqlens is on cpu"),
@@ -174,12 +175,3 @@ def test_cuda_shapes_and_dtypes(dtype: torch.dtype) -> None:
 def test_cuda_bad_operands(change: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         fake_call(**change)
-
-
-def test_cuda_bad_convolutions() -> None:
-    with FakeTensorMode():
-        x, cu_seqlens = torch.empty(7, 4, device="cuda"), torch.empty(3, dtype=torch.int64, device="cuda")
-        with pytest.raises(ValueError, match="on cuda weight has at most 4 taps, got 5"):
-            causal_conv1d(x, torch.empty(4, 5, device="cuda"), None, cu_seqlens)
-        with pytest.raises(TypeError, match="on cuda operands must be"):
-            causal_conv1d(x.double(), torch.empty(4, 4, device="cuda").double(), None, cu_seqlens)

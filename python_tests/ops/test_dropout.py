@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,11 @@ from recgrela.ops import dropout, dropout_reference
 
 def seed_of(n: int) -> torch.Tensor:
     return torch.tensor(n * 0x9E3779B97F4A7C15 % 2**63)
+
+
+def example() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Operands and other arguments of a small call, for test_support.py."""
+    return {"x": torch.randn(33, 20, dtype=torch.float64).requires_grad_()}, {"rate": 0.2, "seed": seed_of(1)}
 
 
 @pytest.mark.parametrize("numel", [0, 1, 7, 63, 8192, 8193, 100_003])

@@ -9,7 +9,7 @@ from torch import Tensor
 from python_tests.support.gpu import needs_gpu
 from python_tests.support.tensors import assert_close, cu_seqlens_of
 from recgrela.ops import gated_rela, gated_rela_last, gated_rela_last_reference, rotary_table
-from recgrela.ops.gated_rela_last import _key_sums_backward_cuda, _key_sums_cuda
+from recgrela.ops.gated_rela.last import _key_sums_backward_cuda, _key_sums_cuda
 
 UNEVEN = [1, 257, 3, 64, 2, 65, 129]
 
@@ -26,7 +26,7 @@ class Case:
         last: bool = True,
         rotary: bool = True,
         gate: bool = True,
-        conv_width: int = 4,
+        kernel_size: int = 4,
         dtype: torch.dtype = torch.float64,
     ) -> None:
         def make(*shape: int) -> Tensor:
@@ -40,8 +40,8 @@ class Case:
         self.inputs = {"q": make(batch, dim), "k": make(rows, dim), "v": make(rows, dim)}
         if gate:
             self.inputs["g"] = make(batch, dim)
-        if conv_width:
-            self.inputs |= {"conv_weight": make(dim, conv_width), "conv_bias": make(dim)}
+        if kernel_size:
+            self.inputs |= {"conv_weight": make(dim, kernel_size), "conv_bias": make(dim)}
         self.options: dict[str, Any] = {"num_heads": num_heads}
         if rotary:
             self.options["rotary"] = rotary_table(max(lengths, default=0), dim, dtype=dtype)
@@ -63,6 +63,12 @@ class Case:
             assert_close(name, value, got[name], ratio, scale=1.0)
 
 
+def example() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Operands and other arguments of a small call, for test_support.py."""
+    case = Case([3, 1, 4], 8, 2)
+    return case.inputs, {"cu_seqlens": case.cu_seqlens, "rows": case.rows, **case.options}
+
+
 @pytest.mark.parametrize("last", [True, False])
 @pytest.mark.parametrize("lengths", [[1], [2], [63], [64], [65], [513, 1], UNEVEN])
 def test_equals_reference(lengths: list[int], last: bool, isa: str) -> None:
@@ -74,11 +80,11 @@ def test_every_head_width(dim: int, num_heads: int, isa: str) -> None:
     Case([67, 5], dim, num_heads).check(1e-11)
 
 
-@pytest.mark.parametrize("conv_width", [0, 1, 4, 7])
+@pytest.mark.parametrize("kernel_size", [0, 1, 4, 7])
 @pytest.mark.parametrize("rotary", [True, False])
 @pytest.mark.parametrize("gate", [True, False])
-def test_parts_off(rotary: bool, gate: bool, conv_width: int) -> None:
-    Case([70, 2, 1], 16, 2, rotary=rotary, gate=gate, conv_width=conv_width).check(1e-11)
+def test_parts_off(rotary: bool, gate: bool, kernel_size: int) -> None:
+    Case([70, 2, 1], 16, 2, rotary=rotary, gate=gate, kernel_size=kernel_size).check(1e-11)
 
 
 @pytest.mark.parametrize("causal", [True, False])

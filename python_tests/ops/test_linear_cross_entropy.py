@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -9,13 +10,19 @@ import torch
 from python_tests.support.gpu import needs_gpu
 from python_tests.support.tensors import assert_close
 from recgrela.ops import linear_cross_entropy, linear_cross_entropy_reference
-from recgrela.ops.linear_cross_entropy import _chunked
+from recgrela.ops.linear_cross_entropy import _by_chunks
 
 
 def operands(rows: int, n_items: int, dim: int = 8, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
     hidden = torch.randn(rows, dim, dtype=dtype).requires_grad_()
     weight = torch.randn(n_items, dim, dtype=dtype).requires_grad_()
     return [hidden, weight, torch.randint(n_items, (rows,))]
+
+
+def example() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Operands and other arguments of a small call, for test_support.py."""
+    hidden, weight, target = operands(20, 17)
+    return {"hidden": hidden, "weight": weight}, {"target": target, "label_smoothing": 0.1}
 
 
 def check(rows: int, n_items: int, dim: int, max_logits: int) -> None:
@@ -200,7 +207,7 @@ def test_half_precision_is_summed_in_float32() -> None:
 @pytest.mark.parametrize("max_logits", [1, 700, 1 << 21])
 def test_the_form_for_other_devices(max_logits: int) -> None:
     hidden, weight, target = operands(100, 17)
-    loss, d_hidden, d_weight = _chunked(hidden.detach(), weight.detach(), target, max_logits, True, True)
+    loss, d_hidden, d_weight = _by_chunks(hidden.detach(), weight.detach(), target, max_logits, True, True)
     expected = linear_cross_entropy_reference(hidden, weight, target)
     assert_close("loss", expected, loss, 1e-13)
     for a, b in zip(torch.autograd.grad(expected, [hidden, weight]), (d_hidden, d_weight), strict=True):
@@ -210,7 +217,7 @@ def test_the_form_for_other_devices(max_logits: int) -> None:
 def test_the_form_for_other_devices_sums_half_precision_in_float32() -> None:
     hidden, weight, target = operands(100, 17)
     half = [x.detach().bfloat16() for x in (hidden, weight)]
-    loss, *grads = _chunked(*half, target, 200, True, True)
+    loss, *grads = _by_chunks(*half, target, 200, True, True)
     wide = [x.double().requires_grad_() for x in half]
     expected = linear_cross_entropy_reference(*wide, target)
     assert loss.dtype == torch.float32 and grads[0].dtype == grads[1].dtype == torch.bfloat16

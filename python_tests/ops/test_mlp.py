@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from python_tests.support.tensors import assert_close
-from recgrela.ops import mlp, mlp_reference
+from recgrela.ops import dropout, mlp, mlp_reference
 
 NAMES = ("x", "w1", "b1", "w2", "b2")
 SEED = torch.tensor([123456789012345, 987654321098765])
@@ -16,6 +17,11 @@ SEED = torch.tensor([123456789012345, 987654321098765])
 def operands(rows: int, i: int, f: int, o: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
     shapes = [(rows, i), (f, i), (f,), (o, f), (o,)]
     return [torch.randn(*shape, dtype=dtype).requires_grad_() for shape in shapes]
+
+
+def example() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Operands and other arguments of a small call, for test_support.py."""
+    return dict(zip(NAMES, operands(5, 8, 16, 8), strict=True)), {"dropout": 0.2, "seed": SEED}
 
 
 def check(rows: int, i: int, f: int, o: int, **kw: Any) -> None:
@@ -71,11 +77,22 @@ def test_gelu_everywhere(isa: str) -> None:
     assert_close("slope", expected_slope, slope, 3e-7)
 
 
-def test_autocast_computes_in_float32() -> None:
+def test_autocast_computes_as_linear_layers_do() -> None:
     inputs = operands(20, 8, 16, 8, torch.float32)
+    x, w1, b1, w2, b2 = inputs
     with torch.autocast("cpu", torch.bfloat16):
-        y = mlp(inputs[0].bfloat16(), *inputs[1:])
-    assert torch.equal(y, mlp(inputs[0].bfloat16().float(), *inputs[1:]))
+        y = mlp(*inputs)
+        expected = F.linear(F.gelu(F.linear(x, w1, b1)), w2, b2)
+    assert y.dtype == torch.bfloat16 and torch.equal(y, expected)
+    dy = torch.randn_like(y)
+    grads = (torch.autograd.grad(out, inputs, dy) for out in (expected, y))
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.manual_seed(0)
+        dropped = mlp(*inputs, dropout=0.5)
+        torch.manual_seed(0)
+        h = dropout(F.gelu(F.linear(x, w1, b1)), 0.5)
+        assert torch.equal(dropped, dropout(F.linear(h, w2, b2), 0.5))
 
 
 def test_not_a_number_stays_so() -> None:
@@ -147,8 +164,8 @@ def test_bad_input() -> None:
             mlp(*args)
     with pytest.raises(TypeError, match=r"w2 is torch\.float32"):
         mlp(x, w1, b1, w2.float(), b2)
-    with pytest.raises(TypeError, match="float32 or float64"):
-        mlp(*(t.bfloat16() for t in (x, w1, b1, w2, b2)))
+    with pytest.raises(TypeError, match="x must be one of float16, bfloat16, float32, float64"):
+        mlp(*(t.long() for t in (x, w1, b1, w2, b2)))
     with pytest.raises(ValueError, match="activation must be one of"):
         mlp(x, w1, b1, w2, b2, activation="tanh")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="rate must be at least 0"):

@@ -4,24 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recgrela.nn.sequences import Sequences
 from recgrela.ops import dropout, mlp
-from recgrela.ops.mlp import ACTIVATIONS
 
 Activation = Literal["silu", "relu", "gelu"]
-
-
-def takes_kernel(x: Tensor) -> bool:
-    """Reports whether the CPU's `mlp` takes x: not in half precision, not under autocast."""
-    return (
-        x.device.type == "cpu"
-        and x.dtype in (torch.float32, torch.float64)
-        and not torch.is_autocast_enabled("cpu")
-    )
 
 
 class Dropout(nn.Module):
@@ -33,9 +21,7 @@ class Dropout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: any shape -> the same shape."""
-        if not self.training:
-            return x
-        return dropout(x, self.rate) if x.device.type == "cpu" else F.dropout(x, self.rate)
+        return dropout(x, self.rate) if self.training else x
 
 
 class DropPath(nn.Module):
@@ -54,10 +40,7 @@ class DropPath(nn.Module):
 
 
 class MLP(nn.Module):
-    """D -> inner size -> D, with dropout after the activation and after the output.
-
-    One fused op on the CPU in float32 and float64.
-    """
+    """D -> inner size -> D, with dropout after the activation and after the output, as one op."""
 
     def __init__(self, hidden_size: int, inner_size: int, activation: Activation, dropout: float) -> None:
         super().__init__()
@@ -68,11 +51,9 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [T, D] -> [T, D]."""
-        if takes_kernel(x):
-            weights = (self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
-            rate = self.dropout.rate if self.training else 0.0
-            return mlp(x, *weights, activation=self.activation, dropout=rate)
-        return self.dropout(self.fc2(self.dropout(ACTIVATIONS[self.activation](self.fc1(x)))))
+        weights = (self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
+        rate = self.dropout.rate if self.training else 0.0
+        return mlp(x, *weights, activation=self.activation, dropout=rate)
 
 
 class FeedForward(nn.Module):

@@ -1,11 +1,18 @@
-"""Loads the compiled library, which registers the operators under torch.ops.recgrela."""
+"""Loads the compiled library, which defines the operators torch.ops.recgrela.*, and completes them in Python.
+
+C++ declares an operator's schema and its kernels. `register_operator` adds what PyTorch needs beside them:
+shape functions, gradients and a count of operations.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch  # its libraries must be loaded before ours
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 try:
     import recgrela._C as _C
@@ -17,14 +24,7 @@ except ImportError as error:
         "another folder to use an installed recgrela."
     ) from error
 
-__all__ = ["_C", "has_kernels", "no_second_derivative", "skip_setup"]
-
-
-def has_kernels(device_type: str) -> bool:
-    """Whether this build has kernels for tensors on such a device, "cpu" or "cuda"."""
-    key = torch.device(device_type).type.upper()
-    return torch._C._dispatch_has_kernel_for_dispatch_key("recgrela::gated_rela", key)
-
+__all__ = ["AUTOGRAD", "NO_SECOND_DERIVATIVE", "_C", "register_operator"]
 
 NO_SECOND_DERIVATIVE = (
     "second derivatives are not implemented by recgrela's ops; use the op's *_reference function, which is "
@@ -32,10 +32,69 @@ NO_SECOND_DERIVATIVE = (
 )
 
 
-def no_second_derivative(ctx: object, *grads: object) -> NoReturn:
-    """The autograd formula of a backward op: double backward is an error that says what to do instead."""
+class Autograd(NamedTuple):
+    """The gradient of an operator, as `torch.library.register_autograd` takes it."""
+
+    setup: Callable[..., None]
+    backward: Callable[..., Any]
+
+
+# By operator. Tests register them for builds of the same operators under another name.
+AUTOGRAD: dict[str, Autograd] = {}
+
+
+def register_operator(
+    name: str,
+    *,
+    fake: Callable[..., Any],
+    setup: Callable[..., None],
+    backward: Callable[..., Any],
+    fake_backward: Callable[..., Any] | None = None,
+    flops: Callable[..., int] | None = None,
+    flops_of_tensors: bool = False,
+) -> None:
+    """Complete an operator that C++ has declared.
+
+    Args:
+        name: of the operator below torch.ops.recgrela.
+        fake: the shape function, called with the operator's arguments; it need not check devices.
+        setup, backward: save what the gradient needs, and compute it.
+        fake_backward: the shape function of the operator NAME_backward, where there is one; its own
+            derivative is an error that names a remedy.
+        flops: the number of floating-point operations of a call. It is called with shapes in place of tensors
+            and with `out_shape`.
+        flops_of_tensors: call `flops` with the tensors instead.
+    """
+    qualified = f"recgrela::{name}"
+    torch.library.register_fake(qualified, _on_one_device(name, fake))
+    torch.library.register_autograd(qualified, backward, setup_context=setup)
+    AUTOGRAD[name] = Autograd(setup, backward)
+    if fake_backward is not None:
+        derivative = f"{name}_backward"
+        torch.library.register_fake(f"recgrela::{derivative}", _on_one_device(derivative, fake_backward))
+        torch.library.register_autograd(
+            f"recgrela::{derivative}", _no_second_derivative, setup_context=_save_nothing
+        )
+    if flops is not None:
+        register_flop_formula(getattr(torch.ops.recgrela, name), get_raw=flops_of_tensors)(flops)
+
+
+def _on_one_device(name: str, fake: Callable[..., Any]) -> Callable[..., Any]:
+    """The shape function with a check first: one meta operand among others would call it in real runs."""
+
+    def checked(*args: Any) -> Any:
+        devices = {x.device for x in args if isinstance(x, Tensor)}
+        if len(devices) > 1:
+            found = ", ".join(sorted(map(str, devices)))
+            raise ValueError(f"{name}: operands on several devices: {found}; they must agree")
+        return fake(*args)
+
+    return checked
+
+
+def _no_second_derivative(ctx: object, *gradients: object) -> NoReturn:
     raise NotImplementedError(NO_SECOND_DERIVATIVE)
 
 
-def skip_setup(ctx: object, inputs: object, output: object) -> None:
-    """An autograd formula that always raises keeps nothing for its backward."""
+def _save_nothing(ctx: object, inputs: object, output: object) -> None:
+    pass

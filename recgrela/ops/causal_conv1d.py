@@ -2,38 +2,39 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recgrela.ops._library import no_second_derivative, skip_setup
+from recgrela.ops._library import register_operator
 from recgrela.ops.checks import (
     cast_for_autocast,
-    check_cu_seqlens,
-    check_devices,
     check_operands,
-    number_of_taps,
-    sequences_of,
+    gradient_like,
+    kernel_size_of,
+    lengths_of,
+    offsets_of,
+    present,
     to_rows,
 )
+from recgrela.ops.support import Kernel, Op
 
 Activation = Literal["silu"] | None
 
 
-CUDA_MOST_TAPS = 4
+def last_rows(x: Tensor, n: int, cu_seqlens: Tensor, initial_history: Tensor | None = None) -> Tensor:
+    """The last n rows of each sequence of x [T, C], oldest first: [B, n, C].
 
-
-def last_values(x: Tensor, n: int, cu_seqlens: Tensor, initial_values: Tensor | None = None) -> Tensor:
-    """[B, n, C], the last n rows of each sequence of x [T, C], from the oldest on.
-
-    Rows before a sequence's first are those of `initial_values` [B, n, C], or zero.
+    Rows before a sequence's first are those of `initial_history` [B, n, C], or zero.
     """
-    parts = x.split(cu_seqlens.diff().tolist())
-    before = x.new_zeros(len(parts), n, x.shape[1]) if initial_values is None else initial_values
-    rows = [torch.cat([b, part])[len(part) :] for b, part in zip(before, parts, strict=True)]
-    return torch.stack(rows) if rows else before
+    sequences = x.split(lengths_of(cu_seqlens, x.shape[0]))
+    history = x.new_zeros(len(sequences), n, x.shape[1]) if initial_history is None else initial_history
+    rows = [torch.cat([h, sequence])[len(sequence) :] for h, sequence in zip(history, sequences, strict=True)]
+    return torch.stack(rows) if rows else history
 
 
 def causal_conv1d_reference(
@@ -42,20 +43,47 @@ def causal_conv1d_reference(
     bias: Tensor | None,
     cu_seqlens: Tensor,
     activation: Activation = "silu",
-    initial_values: Tensor | None = None,
-    return_final_values: bool = False,
+    initial_history: Tensor | None = None,
+    return_final_history: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The definition of `causal_conv1d` in plain PyTorch, on packed rows."""
-    history = weight.shape[1] - 1
-    parts = x.split(cu_seqlens.diff().tolist())
-    before = x.new_zeros(len(parts), history, x.shape[1]) if initial_values is None else initial_values
+    n = weight.shape[1] - 1
+    sequences = x.split(lengths_of(cu_seqlens, x.shape[0]))
+    history = x.new_zeros(len(sequences), n, x.shape[1]) if initial_history is None else initial_history
     outs = []
-    for rows, rows_before in zip(parts, before, strict=True):
-        padded = torch.cat([rows_before, rows]).T[None]  # [1, C, K - 1 + n]
+    for rows, rows_before in zip(sequences, history, strict=True):
+        padded = torch.cat([rows_before, rows]).T[None]  # [1, C, K - 1 + length]
         outs.append(F.conv1d(padded, weight[:, None], bias, groups=x.shape[1])[0].T if len(rows) else rows)
     y = torch.cat(outs) if outs else x
     y = F.silu(y) if activation == "silu" else y
-    return (y, last_values(x, history, cu_seqlens, initial_values)) if return_final_values else y
+    return (y, last_rows(x, n, cu_seqlens, initial_history)) if return_final_history else y
+
+
+def _by_reference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    cu_seqlens: Tensor,
+    initial_history: Tensor | None,
+    silu: bool,
+    return_final_history: bool,
+) -> Any:
+    activation: Activation = "silu" if silu else None
+    out = causal_conv1d_reference(
+        x, weight, bias, cu_seqlens, activation, initial_history, return_final_history
+    )
+    return out if return_final_history else (out, None)
+
+
+OP = Op(
+    "causal_conv1d",
+    {
+        "cpu": Kernel((torch.float32, torch.float64)),
+        "cuda": Kernel((torch.float32, torch.float16, torch.bfloat16), max_kernel_size=4),
+    },
+    _by_reference,
+    outputs_like_operands=(0, 1),
+)
 
 
 @overload
@@ -65,8 +93,8 @@ def causal_conv1d(
     bias: Tensor | None = ...,
     cu_seqlens: Tensor | None = ...,
     activation: Activation = ...,
-    initial_values: Tensor | None = ...,
-    return_final_values: Literal[False] = ...,
+    initial_history: Tensor | None = ...,
+    return_final_history: Literal[False] = ...,
 ) -> Tensor: ...
 @overload
 def causal_conv1d(
@@ -75,9 +103,9 @@ def causal_conv1d(
     bias: Tensor | None = ...,
     cu_seqlens: Tensor | None = ...,
     activation: Activation = ...,
-    initial_values: Tensor | None = ...,
+    initial_history: Tensor | None = ...,
     *,
-    return_final_values: Literal[True],
+    return_final_history: Literal[True],
 ) -> tuple[Tensor, Tensor]: ...
 def causal_conv1d(
     x: Tensor,
@@ -85,108 +113,108 @@ def causal_conv1d(
     bias: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     activation: Activation = "silu",
-    initial_values: Tensor | None = None,
-    return_final_values: bool = False,
+    initial_history: Tensor | None = None,
+    return_final_history: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """y_i = act(bias + sum_w weight[:, w] * x_{i-K+1+w}) within each sequence, zero before its start.
 
     Args:
-        x: [T, C] rows of all sequences end to end, or [B, L, C] of equal lengths with `cu_seqlens` None.
-            Any row stride; float32 or float64 on the CPU; float32, float16 or bfloat16 on CUDA, computed in
-            float32.
-        weight: [C, K], of the dtype and device of `x`, on CUDA of up to 4 taps; the last meets the current
-            row.
+        x: [T, C], the rows of all sequences end to end, or [B, L, C], sequences of equal length with
+            `cu_seqlens` None. Any row stride, any floating dtype.
+        weight: [C, K], of the dtype and device of `x`; the last column multiplies the current row.
         bias: [C] or None.
         cu_seqlens: int32 or int64 [B + 1] on the device of `x`: sequence b is rows
             cu_seqlens[b] .. cu_seqlens[b + 1].
         activation: "silu" or None.
-        initial_values: [B, K - 1, C], the rows before each sequence, oldest first; None: zeros.
-        return_final_values: also return the last K - 1 rows of each sequence, to begin the next part from.
+        initial_history: [B, K - 1, C], the rows before each sequence, oldest first; None: zeros.
+        return_final_history: also return the last K - 1 rows of each sequence, from which the next chunk
+            resumes.
 
     Returns:
-        A tensor of the shape and dtype of `x`; with `return_final_values` also [B, K - 1, C].
+        A tensor of the shape and dtype of `x`; with `return_final_history` also [B, K - 1, C].
 
     Raises:
-        TypeError, ValueError: on operands that do not fit, with their names.
+        TypeError, ValueError: on operands that do not fit; the message names them.
         RuntimeError: on a cu_seqlens that does not start at 0, decreases or does not end at T (on CUDA a
             device-side assertion, which a later call reports).
+        NotImplementedError: from a second derivative; use `causal_conv1d_reference`.
     """
+    op, shape = OP.name, x.shape
     if activation not in ("silu", None):
-        raise ValueError(f"causal_conv1d: activation must be 'silu' or None, got {activation!r}")
-    op, shape = "causal_conv1d", x.shape
-    cu_seqlens = sequences_of(op, "x", x, cu_seqlens)
-    check_cu_seqlens(op, cu_seqlens, x)
+        raise ValueError(f"{op}: activation must be 'silu' or None, got {activation!r}")
+    cu_seqlens = offsets_of(op, "x", x, cu_seqlens)
     channels = shape[-1]
-    taps = number_of_taps(op, "weight", weight, channels)
-    if x.is_cuda and taps > CUDA_MOST_TAPS:
-        raise ValueError(f"{op}: on cuda weight has at most {CUDA_MOST_TAPS} taps, got {taps}")
-    x, weight, bias, initial_values = cast_for_autocast(  # type: ignore[assignment]
-        x.device.type, x, weight, bias, initial_values
-    )
+    kernel_size = kernel_size_of(op, "weight", weight, channels)
+    x, weight, bias, initial_history = cast_for_autocast(x.device.type, x, weight, bias, initial_history)
     check_operands(
         op,
         "x",
         x,
         weight=(weight, (channels, "K")),
         bias=(bias, (channels,)),
-        initial_values=(initial_values, (cu_seqlens.shape[0] - 1, taps - 1, channels)),
+        initial_history=(initial_history, (cu_seqlens.shape[0] - 1, kernel_size - 1, channels)),
     )
-    y, values = torch.ops.recgrela.causal_conv1d(
-        to_rows(x), weight, bias, cu_seqlens, initial_values, activation == "silu", return_final_values
-    )
-    return (y.view(shape), values) if return_final_values else y.view(shape)
+    silu = activation == "silu"
+    args = (to_rows(x), weight, bias, cu_seqlens, initial_history, silu, return_final_history)
+    y, history = OP.run(x, *args, kernel_size=kernel_size)
+    return (y.view(shape), history) if return_final_history else y.view(shape)
 
 
-@torch.library.register_fake("recgrela::causal_conv1d")
 def _fake(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     cu_seqlens: Tensor,
-    initial_values: Tensor | None,
+    initial_history: Tensor | None,
     silu: bool,
-    return_final_values: bool,
+    return_final_history: bool,
 ) -> tuple[Tensor, Tensor]:
-    check_devices("causal_conv1d", x, weight, bias, cu_seqlens, initial_values)
-    channels, taps = weight.shape
-    values = (cu_seqlens.shape[0] - 1, taps - 1, channels) if return_final_values else (0,)
-    return x.new_empty(x.shape), x.new_empty(values)
+    channels, kernel_size = weight.shape
+    history = (cu_seqlens.shape[0] - 1, kernel_size - 1, channels) if return_final_history else (0,)
+    return x.new_empty(x.shape), x.new_empty(history)
 
 
-@torch.library.register_fake("recgrela::causal_conv1d_backward")
 def _fake_backward(
-    dy: Tensor,
-    d_values: Tensor | None,
+    d_y: Tensor,
+    d_final_history: Tensor | None,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     cu_seqlens: Tensor,
-    initial_values: Tensor | None,
+    initial_history: Tensor | None,
     silu: bool,
 ) -> tuple[Tensor, ...]:
-    check_devices("causal_conv1d_backward", dy, d_values, x, weight, bias, cu_seqlens, initial_values)
-    return tuple(x.new_empty(0 if t is None else t.shape) for t in (x, weight, bias, initial_values))
+    return tuple(gradient_like(t, x) for t in (x, weight, bias, initial_history))
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.silu, ctx.has_values = inputs
+    *tensors, ctx.silu, ctx.returns_history = inputs
     ctx.save_for_backward(*tensors)
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, dy: Tensor | None, d_values: Tensor | None) -> tuple[Tensor | None, ...]:
-    x, _, bias, _, initial_values = ctx.saved_tensors
-    dx, dw, db, d_initial = torch.ops.recgrela.causal_conv1d_backward(
-        torch.zeros_like(x) if dy is None else dy,
-        d_values if ctx.has_values else None,
+def _backward(ctx: Any, d_y: Tensor | None, d_final_history: Tensor | None) -> tuple[Tensor | None, ...]:
+    x, weight, bias, _, initial_history = ctx.saved_tensors
+    gradients = torch.ops.recgrela.causal_conv1d_backward(
+        torch.zeros_like(x) if d_y is None else d_y,
+        d_final_history if ctx.returns_history else None,
         *ctx.saved_tensors,
         ctx.silu,
     )
-    db = None if bias is None else db
-    return dx, dw, db, None, None if initial_values is None else d_initial, None, None
+    d_x, d_weight, d_bias, d_initial_history = present(gradients, (x, weight, bias, initial_history))
+    return d_x, d_weight, d_bias, None, d_initial_history, None, None
 
 
-torch.library.register_autograd("recgrela::causal_conv1d", _backward, setup_context=_setup)
-torch.library.register_autograd(
-    "recgrela::causal_conv1d_backward", no_second_derivative, setup_context=skip_setup
+def _flops(x: Sequence[int], weight: Sequence[int], *args: Any, **kwargs: Any) -> int:
+    """2 T C K."""
+    return 2 * x[0] * math.prod(weight)
+
+
+register_operator(
+    "causal_conv1d",
+    fake=_fake,
+    setup=_setup,
+    backward=_backward,
+    fake_backward=_fake_backward,
+    flops=_flops,
 )

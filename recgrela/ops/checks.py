@@ -1,34 +1,43 @@
-"""Checks on the operands that the ops share. They read shapes and types, never values."""
+"""Checks of operands and conversions that the ops share. They read shapes and dtypes, never values."""
 
 from __future__ import annotations
 
+import itertools
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-# What the kernels compute in, by the type of device.
-KERNEL_DTYPES = {
-    "cpu": (torch.float32, torch.float64),
-    "cuda": (torch.float32, torch.float16, torch.bfloat16),
-}
-
-
-def autocast_enabled(device_type: str) -> bool:
-    """Whether operands on such a device are cast by autocast."""
-    # Not torch.amp.is_autocast_available, which torch 2.10 cannot compile.
-    return device_type in KERNEL_DTYPES and torch.is_autocast_enabled(device_type)
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+COMPLEX = (torch.complex64, torch.complex128)
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Of sums, states and tables of angles that go with operands of `dtype`."""
+    """The dtype of states, coefficients and angles beside operands of a real `dtype`."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def cast_for_autocast(device_type: str, *operands: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Operands as autocast wants them: in float32 on the CPU, in autocast's dtype elsewhere.
+def autocast_enabled(device_type: str) -> bool:
+    """Reports whether autocast converts the operands of ops on such a device."""
+    # Not torch.amp.is_autocast_available, which torch 2.10 cannot compile.
+    return device_type in ("cpu", "cuda") and torch.is_autocast_enabled(device_type)
 
-    Without autocast, as they are. float64 is left alone, as autocast does.
+
+def without_autocast(device_type: str) -> AbstractContextManager[object]:
+    """A context in which plain PyTorch computes in the dtypes of its operands."""
+    return torch.autocast(device_type, enabled=False) if autocast_enabled(device_type) else nullcontext()
+
+
+def cast(dtype: torch.dtype, *operands: Tensor | None) -> tuple[Any, ...]:
+    """The operands in `dtype`; None stays None."""
+    return tuple(None if x is None else x.to(dtype) for x in operands)
+
+
+def cast_for_autocast(device_type: str, *operands: Tensor | None) -> tuple[Any, ...]:
+    """The operands in the dtype of autocast, which is float32 for ops on the CPU.
+
+    Without autocast they stay as they are, and so do float64 and integers with it, as in PyTorch's ops.
     """
     if not autocast_enabled(device_type):
         return operands
@@ -43,28 +52,28 @@ def check_operands(
     op: str,
     first_name: str,
     first: Tensor,
-    any_float: bool = False,
-    complex_too: bool = False,
+    dtypes: tuple[torch.dtype, ...] = FLOATS,
     **others: tuple[Tensor | None, tuple[Any, ...]] | tuple[Tensor | None, tuple[Any, ...], torch.dtype],
 ) -> None:
-    """`first` and the others must have their shapes, one floating dtype (or one of their own) and one device.
+    """Check that operands have their shapes, one floating dtype (or one of their own) and one device.
 
-    Under autocast, which makes the dtypes one, any floating dtypes do.
+    Under autocast, which makes the dtypes one, any floating dtypes pass.
 
     Args:
         op: the op's name, for the messages.
         first_name, first: the operand that sets dtype and device.
-        any_float: the op runs in any floating dtype, not only in those of the CPU kernels.
-        complex_too: the op runs in complex dtypes too.
+        dtypes: the dtypes that `first` may have.
         others: name = (tensor or None, expected shape[, dtype other than that of `first`]); an entry of the
-            shape that is a string, such as "K", stands for any size.
+            shape that is a string, such as "K", accepts any size.
 
     Raises:
-        ValueError: on a shape or device; TypeError: on a dtype. The operand is named.
+        ValueError: on a shape or device; TypeError: on a dtype. The message names the operand.
     """
-    cast = autocast_enabled(first.device.type)
-    checked = {first_name: (first, tuple(first.shape)), **others}
-    for name, (x, shape, *own_dtype) in checked.items():
+    autocast = autocast_enabled(first.device.type)
+    if first.dtype not in dtypes:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise TypeError(f"{op}: {first_name} must be one of {names}, got {first.dtype}; convert it first")
+    for name, (x, shape, *own_dtype) in others.items():
         if x is None:
             continue
         fits = x.dim() == len(shape) and all(
@@ -77,22 +86,20 @@ def check_operands(
             raise TypeError(
                 f"{op}: {name} is {x.dtype}; with {first_name} in {first.dtype} it must be {own_dtype[0]}"
             )
-        if not own_dtype and not (x.is_floating_point() or (complex_too and x.is_complex())):
-            raise TypeError(f"{op}: {name} must be floating point, got {x.dtype}")
         if x.device != first.device:
             raise ValueError(
                 f"{op}: {name} is on {x.device}, {first_name} on {first.device}; they must agree"
             )
-        if not own_dtype and x.dtype != first.dtype and not cast:
+        if not own_dtype and x.dtype != first.dtype and not (autocast and x.is_floating_point()):
             raise TypeError(f"{op}: {name} is {x.dtype}, {first_name} is {first.dtype}; they must agree")
-    taken = KERNEL_DTYPES.get(first.device.type, (first.dtype,))
-    if not any_float and not cast and first.dtype not in taken:
-        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in taken)
-        raise TypeError(f"{op}: on {first.device.type} operands must be {names}, got {first.dtype}")
 
 
 def check_cu_seqlens(op: str, cu_seqlens: Tensor, like: Tensor) -> None:
-    """`cu_seqlens` must be int32 or int64 [B + 1] on the operands' device. Raises TypeError or ValueError."""
+    """Check that `cu_seqlens` is int32 or int64 [B + 1] on the device of `like`.
+
+    Raises:
+        TypeError, ValueError: if it is not.
+    """
     if cu_seqlens.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"{op}: cu_seqlens must be int32 or int64, got {cu_seqlens.dtype}")
     if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 1:
@@ -101,27 +108,11 @@ def check_cu_seqlens(op: str, cu_seqlens: Tensor, like: Tensor) -> None:
         raise ValueError(f"{op}: cu_seqlens is on {cu_seqlens.device}, the operands on {like.device}")
 
 
-def number_of_taps(op: str, name: str, weight: Tensor, channels: int) -> int:
-    """K of a convolution's weight [channels, K]. Raises ValueError."""
-    if weight.dim() != 2:
-        raise ValueError(f"{op}: {name} must be [{channels}, K], got shape {tuple(weight.shape)}")
-    if weight.shape[1] < 1:
-        raise ValueError(f"{op}: {name} has no taps, shape {tuple(weight.shape)}")
-    return weight.shape[1]
-
-
-def check_devices(op: str, *operands: Tensor | None) -> None:
-    """All operands must be on one device. For the shape functions, which a single meta operand would call."""
-    devices = {x.device for x in operands if x is not None}
-    if len(devices) > 1:
-        raise ValueError(f"{op}: operands on several devices: {', '.join(sorted(map(str, devices)))}")
-
-
-def sequences_of(op: str, name: str, x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
-    """cu_seqlens of an operand: as given for rows [T, D], made for a dense [B, L, D].
+def offsets_of(op: str, name: str, x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    """The checked offsets of packed rows x [T, D]; made for equal lengths x [B, L, D] with None.
 
     Raises:
-        ValueError: another number of dimensions, or rows without cu_seqlens.
+        TypeError, ValueError: on other shapes or dtypes, or on packed rows without cu_seqlens.
     """
     if cu_seqlens is None:
         if x.dim() == 2:
@@ -131,9 +122,51 @@ def sequences_of(op: str, name: str, x: Tensor, cu_seqlens: Tensor | None) -> Te
         return torch.arange(x.shape[0] + 1, device=x.device, dtype=torch.int64) * x.shape[1]
     if x.dim() != 2:
         raise ValueError(f"{op}: with cu_seqlens {name} must be [T, D], got shape {tuple(x.shape)}")
+    check_cu_seqlens(op, cu_seqlens, x)
     return cu_seqlens
+
+
+def lengths_of(cu_seqlens: Tensor, num_rows: int) -> list[int]:
+    """The lengths of the sequences, read from the device.
+
+    Raises:
+        RuntimeError: on offsets that do not start at 0, decrease or do not end at `num_rows`.
+    """
+    offsets = cu_seqlens.tolist()
+    lengths = [end - start for start, end in itertools.pairwise(offsets)]
+    if offsets[0] != 0 or offsets[-1] != num_rows or any(length < 0 for length in lengths):
+        raise RuntimeError(f"cu_seqlens must start at 0, not decrease and end at {num_rows}, got {offsets}")
+    return lengths
+
+
+def kernel_size_of(op: str, name: str, weight: Tensor, channels: int) -> int:
+    """K of a convolution's weight [channels, K].
+
+    Raises:
+        ValueError: if it is not a matrix or K is 0.
+    """
+    if weight.dim() != 2:
+        raise ValueError(f"{op}: {name} must be [{channels}, K], got shape {tuple(weight.shape)}")
+    if weight.shape[1] < 1:
+        raise ValueError(f"{op}: {name} has kernel size 0, shape {tuple(weight.shape)}; expected at least 1")
+    return weight.shape[1]
 
 
 def to_rows(x: Tensor) -> Tensor:
     """[B, L, D] -> [B L, D], a view where the strides allow; rows stay as they are."""
     return x.flatten(0, 1) if x.dim() == 3 else x
+
+
+def optional_rows(x: Tensor | None) -> Tensor | None:
+    """`to_rows` of an operand that may be absent."""
+    return None if x is None else to_rows(x)
+
+
+def gradient_like(operand: Tensor | None, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """An empty gradient of the operand's shape; for None one without elements, like `like` or in `dtype`."""
+    return like.new_empty(0, dtype=dtype) if operand is None else operand.new_empty(operand.shape)
+
+
+def present(gradients: tuple[Tensor, ...], operands: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    """The gradients, with None in place of those of absent operands."""
+    return tuple(d if x is not None else None for d, x in zip(gradients, operands, strict=True))

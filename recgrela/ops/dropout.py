@@ -1,24 +1,26 @@
-"""Dropout that keeps no mask: whether an element stays is a hash of a seed and the element's place."""
+"""Dropout that stores no mask: a hash of a seed and the element's index decides whether an element stays."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from recgrela.ops.checks import check_devices
+from recgrela.ops._library import register_operator
+from recgrela.ops.support import Kernel, Op
 
 _LOW32 = (1 << 32) - 1
 
 
 def _shifted(z: Tensor, bits: int) -> Tensor:
-    """The logical right shift, which int64 does not have."""
+    """The logical right shift, which int64 lacks."""
     return z >> bits & (1 << 64 - bits) - 1
 
 
 def _scatter_seed(z: Tensor) -> Tensor:
-    """The finalizer of "splitmix64", so that seeds that differ in a bit have nothing in common."""
+    """The finalizer of "splitmix64", which makes seeds that differ in one bit unrelated."""
     z = z + (0x9E3779B97F4A7C15 - 2**64)
     z = (z ^ _shifted(z, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
     z = (z ^ _shifted(z, 27)) * (0x94D049BB133111EB - 2**64)
@@ -28,8 +30,8 @@ def _scatter_seed(z: Tensor) -> Tensor:
 def _draws(seed: Tensor, numel: int) -> Tensor:
     """[numel] int64, uniform in 0 .. 2^32 - 1.
 
-    The place goes through two rounds of multiply and xor-shift ("lowbias32"), with one half of the scattered
-    seed before the first and the other before the second.
+    The index goes through two rounds of multiply and xor-shift ("lowbias32"), with one half of the scattered
+    seed added before the first and the other before the second.
     """
     seed = _scatter_seed(seed)
     h = torch.arange(numel, device=seed.device) + seed & _LOW32
@@ -44,7 +46,11 @@ def new_seeds(count: int, device: torch.device) -> Tensor:
 
 
 def check_dropout(op: str, rate: float, seed: Tensor | None, count: int, device: torch.device) -> None:
-    """Raises ValueError on the rate or the seeds' number or device, TypeError on their dtype."""
+    """Check the dropout rate and the seeds.
+
+    Raises:
+        ValueError: on the rate, or the number or device of the seeds; TypeError: on their dtype.
+    """
     if not 0 <= rate < 1:
         raise ValueError(f"{op}: the dropout rate must be at least 0 and below 1, got {rate}")
     if seed is None:
@@ -64,42 +70,52 @@ def dropout_reference(x: Tensor, rate: float, seed: Tensor) -> Tensor:
     return torch.where(keep, x * (2**32 / (2**32 - dropped)), 0)
 
 
+OP = Op(
+    "dropout",
+    {"cpu": Kernel((torch.float32, torch.float64))},
+    None,
+    "composition",
+)
+
+
 def dropout(x: Tensor, rate: float, seed: Tensor | None = None) -> Tensor:
-    """Each element of x, zeroed at probability `rate` or else divided by 1 - rate.
+    """Each element of x set to zero with probability `rate`, or else divided by 1 - rate.
 
     On the CPU this takes a fraction of the time of `torch.nn.functional.dropout`, whose Mersenne twister
-    draws one number after the other; elsewhere it is plain PyTorch.
+    draws one number after the other. On other devices that function runs, or with a seed plain PyTorch.
 
     Args:
         x: any shape, floating point, up to 2^32 elements. Half precision is computed in float32.
         rate: 0 <= rate < 1, rounded to a multiple of 2^-32.
-        seed: one int64 on the device of `x`, shape [] or [1]; None draws it from torch's generator there.
+        seed: one int64 on the device of `x`, shape [] or [1], which decides the elements on every device
+            alike; None draws from torch's generator of the device.
 
     Returns:
         A tensor of the shape and dtype of `x`; the same one for the same seed.
 
     Raises:
         ValueError: on the rate, or on the seed's shape or device; TypeError: on dtypes.
-        RuntimeError: on more elements than that, on the CPU.
+        RuntimeError: on more than 2^32 elements, on the CPU.
     """
-    check_dropout("dropout", rate, seed, 1, x.device)
+    check_dropout(OP.name, rate, seed, 1, x.device)
     if not x.is_floating_point():
         raise TypeError(f"dropout: x must be floating point, got {x.dtype}")
     if rate == 0:
         return x
-    seed = new_seeds(1, x.device) if seed is None else seed
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return torch.ops.recgrela.dropout(wide, seed, float(rate)).to(x.dtype)
+    if seed is None:
+        if x.device.type not in OP.kernels:
+            return F.dropout(x, rate)
+        seed = new_seeds(1, x.device)
+    computed = x.to(torch.promote_types(x.dtype, torch.float32))
+    return torch.ops.recgrela.dropout(computed, seed, float(rate)).to(x.dtype)
 
 
-@torch.library.impl("recgrela::dropout", "CUDA")
-def _plain(x: Tensor, seed: Tensor, rate: float) -> Tensor:
+@torch.library.impl("recgrela::dropout", "CompositeExplicitAutograd")
+def _on_other_devices(x: Tensor, seed: Tensor, rate: float) -> Tensor:
     return dropout_reference(x, rate, seed)
 
 
-@torch.library.register_fake("recgrela::dropout")
 def _fake(x: Tensor, seed: Tensor, rate: float) -> Tensor:
-    check_devices("dropout", x, seed)
     return x.new_empty(x.shape)
 
 
@@ -108,8 +124,8 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(seed)
 
 
-def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
-    return torch.ops.recgrela.dropout(dy, *ctx.saved_tensors, ctx.rate), None, None
+def _backward(ctx: Any, d_y: Tensor) -> tuple[Tensor, None, None]:
+    return torch.ops.recgrela.dropout(d_y, *ctx.saved_tensors, ctx.rate), None, None
 
 
-torch.library.register_autograd("recgrela::dropout", _backward, setup_context=_setup)
+register_operator("dropout", fake=_fake, setup=_setup, backward=_backward)

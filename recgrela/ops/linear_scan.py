@@ -7,21 +7,20 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from recgrela.ops._library import no_second_derivative, skip_setup
+from recgrela.ops._library import register_operator
 from recgrela.ops.checks import (
+    COMPLEX,
+    FLOATS,
     autocast_enabled,
-    check_cu_seqlens,
-    check_devices,
+    cast,
     check_operands,
-    sequences_of,
+    gradient_like,
+    lengths_of,
+    offsets_of,
     state_dtype,
     to_rows,
 )
-
-SCAN_DTYPES = {
-    "cpu": (torch.float32, torch.float64, torch.complex64, torch.complex128),
-    "cuda": (torch.float32, torch.float16, torch.bfloat16, torch.complex64),
-}
+from recgrela.ops.support import Kernel, Op
 
 
 def linear_scan_reference(
@@ -32,11 +31,11 @@ def linear_scan_reference(
     return_state: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The definition of `linear_scan` in plain PyTorch, on packed rows."""
-    lengths, channels = cu_seqlens.diff().tolist(), x.shape[1]
-    before = a.new_zeros(len(lengths), channels) if initial_state is None else initial_state
-    outs, finals = [], []
+    lengths, channels = lengths_of(cu_seqlens, x.shape[0]), x.shape[1]
+    states = a.new_zeros(len(lengths), channels) if initial_state is None else initial_state
     coefficients = a.expand(x.shape[0], channels) if a.dim() == 1 else a
-    for rows, steps, state in zip(x.split(lengths), coefficients.split(lengths), before, strict=True):
+    outs, finals = [], []
+    for rows, steps, state in zip(x.split(lengths), coefficients.split(lengths), states, strict=True):
         for row, step in zip(rows, steps, strict=True):
             state = step * state + row
             outs.append(state)
@@ -44,7 +43,24 @@ def linear_scan_reference(
     h = torch.stack(outs).to(x.dtype) if outs else x.clone()
     if not return_state:
         return h
-    return h, torch.stack(finals) if finals else before
+    return h, torch.stack(finals) if finals else states
+
+
+def _by_reference(
+    x: Tensor, a: Tensor, cu_seqlens: Tensor, initial_state: Tensor | None, return_state: bool
+) -> Any:
+    out = linear_scan_reference(x, a, cu_seqlens, initial_state, return_state)
+    return out if return_state else (out, None)
+
+
+OP = Op(
+    "linear_scan",
+    {
+        "cpu": Kernel((torch.float32, torch.float64, torch.complex64, torch.complex128)),
+        "cuda": Kernel((torch.float32, torch.float16, torch.bfloat16, torch.complex64)),
+    },
+    _by_reference,
+)
 
 
 @overload
@@ -73,104 +89,102 @@ def linear_scan(
     initial_state: Tensor | None = None,
     return_state: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """h_i = a_i h_{i-1} + x_i in each channel within each sequence, from zero or a state before its start.
+    """h_i = a_i h_{i-1} + x_i in each channel within each sequence, from zero or an initial state.
 
-    The recurrence of LRU (constant complex a; arXiv 2303.06349) and of gated linear recurrences (real a_i of
-    each step). Any length, without padding; the backward is deterministic.
+    The recurrence of LRU (constant complex a; arXiv 2303.06349) and of gated linear recurrences (a real a_i
+    for each step). Sequences have any length and need no padding; the backward is deterministic.
 
     Args:
-        x: [T, C] rows of all sequences end to end, or [B, L, C] of equal lengths with `cu_seqlens` None. Any
-            row stride. On the CPU float32, float64, complex64 or complex128; on CUDA float32, float16,
-            bfloat16 or complex64. Under autocast real halves become float32: coefficients near 1 do not
-            survive rounding.
-        a: [C], the same at every step, or of the shape of `x`; of the dtype of `x`, but float32 for halves.
+        x: [T, C], the rows of all sequences end to end, or [B, L, C], sequences of equal length with
+            `cu_seqlens` None. Any row stride; any floating dtype, complex64 or complex128. Autocast converts
+            half precision to float32: coefficients near 1 do not survive rounding.
+        a: [C], the same at every step, or of the shape of `x`; of the dtype of `x`, but float32 for half
+            precision.
         cu_seqlens: int32 or int64 [B + 1] on the device of `x`: sequence b is rows
             cu_seqlens[b] .. cu_seqlens[b + 1].
         initial_state: [B, C] of the dtype of `a`, h before each sequence; None: zeros.
-        return_state: also return h behind each sequence, before it is rounded to the dtype of `x`.
+        return_state: also return h after each sequence, before it is rounded to the dtype of `x`.
 
     Returns:
         h of the shape and dtype of `x`; with `return_state` also [B, C] of the dtype of `a`.
 
     Raises:
-        TypeError, ValueError: on operands that do not fit, with their names.
+        TypeError, ValueError: on operands that do not fit; the message names them.
         RuntimeError: on a cu_seqlens that does not start at 0, decreases or does not end at T (on CUDA a
             device-side assertion, which a later call reports).
         NotImplementedError: from a second derivative; use `linear_scan_reference`.
     """
-    op, shape = "linear_scan", x.shape
-    cu_seqlens = sequences_of(op, "x", x, cu_seqlens)
-    check_cu_seqlens(op, cu_seqlens, x)
+    op, shape = OP.name, x.shape
+    cu_seqlens = offsets_of(op, "x", x, cu_seqlens)
     if autocast_enabled(x.device.type) and not x.is_complex() and x.dtype != torch.float64:
-        x, a = x.float(), a.float()
-        initial_state = None if initial_state is None else initial_state.float()
-    taken = SCAN_DTYPES.get(x.device.type, (x.dtype,))
-    if x.dtype not in taken:
-        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in taken)
-        raise TypeError(f"{op}: on {x.device.type} x must be {names}, got {x.dtype}")
+        x, a, initial_state = cast(torch.float32, x, a, initial_state)
     channels, dtype = shape[-1], scan_state_dtype(x.dtype)
     check_operands(
         op,
         "x",
         x,
-        any_float=True,
-        complex_too=True,
+        FLOATS + COMPLEX,
         a=(a, (channels,) if a.dim() == 1 else tuple(shape), dtype),
         initial_state=(initial_state, (cu_seqlens.shape[0] - 1, channels), dtype),
     )
     a = a if a.dim() == 1 else to_rows(a)
-    h, state = torch.ops.recgrela.linear_scan(to_rows(x), a, cu_seqlens, initial_state, return_state)
+    h, state = OP.run(x, to_rows(x), a, cu_seqlens, initial_state, return_state)
     return (h.view(shape), state) if return_state else h.view(shape)
 
 
 def scan_state_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Of the coefficients and states that go with x of `dtype`."""
+    """The dtype of the coefficients and states beside x of `dtype`."""
     return dtype if dtype.is_complex else state_dtype(dtype)
 
 
-@torch.library.register_fake("recgrela::linear_scan")
 def _fake(
     x: Tensor, a: Tensor, cu_seqlens: Tensor, initial_state: Tensor | None, return_state: bool
 ) -> tuple[Tensor, Tensor]:
-    check_devices("linear_scan", x, a, cu_seqlens, initial_state)
     state = (cu_seqlens.shape[0] - 1, x.shape[1]) if return_state else (0,)
     return x.new_empty(x.shape), x.new_empty(state, dtype=scan_state_dtype(x.dtype))
 
 
-@torch.library.register_fake("recgrela::linear_scan_backward")
 def _fake_backward(
-    dh: Tensor,
-    d_state: Tensor | None,
+    d_h: Tensor,
+    d_final_state: Tensor | None,
     a: Tensor,
     cu_seqlens: Tensor,
     initial_state: Tensor | None,
     h: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    check_devices("linear_scan_backward", dh, d_state, a, cu_seqlens, initial_state, h)
-    initial = (0,) if initial_state is None else initial_state.shape
-    return h.new_empty(h.shape), a.new_empty(a.shape), a.new_empty(initial)
+    return gradient_like(h, h), gradient_like(a, a), gradient_like(initial_state, a)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    _, a, cu_seqlens, initial_state, ctx.has_state = inputs
+    _, a, cu_seqlens, initial_state, ctx.returns_state = inputs
     ctx.save_for_backward(a, cu_seqlens, initial_state, output[0])
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, dh: Tensor | None, d_state: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, d_h: Tensor | None, d_final_state: Tensor | None) -> tuple[Tensor | None, ...]:
     a, cu_seqlens, initial_state, h = ctx.saved_tensors
-    dx, da, d_initial = torch.ops.recgrela.linear_scan_backward(
-        torch.zeros_like(h) if dh is None else dh,
-        d_state if ctx.has_state else None,
+    d_x, d_a, d_initial_state = torch.ops.recgrela.linear_scan_backward(
+        torch.zeros_like(h) if d_h is None else d_h,
+        d_final_state if ctx.returns_state else None,
         a,
         cu_seqlens,
         initial_state,
         h,
     )
-    return dx, da, None, None if initial_state is None else d_initial, None
+    return d_x, d_a, None, None if initial_state is None else d_initial_state, None
 
 
-torch.library.register_autograd("recgrela::linear_scan", _backward, setup_context=_setup)
-torch.library.register_autograd(
-    "recgrela::linear_scan_backward", no_second_derivative, setup_context=skip_setup
+def _flops(x: Tensor, *args: Any, **kwargs: Any) -> int:
+    """2 T C, h = a h + x; 8 T C if complex."""
+    return x.numel() * (8 if x.is_complex() else 2)
+
+
+register_operator(
+    "linear_scan",
+    fake=_fake,
+    setup=_setup,
+    backward=_backward,
+    fake_backward=_fake_backward,
+    flops=_flops,
+    flops_of_tensors=True,
 )

@@ -1,17 +1,20 @@
-"""Two linear layers with an activation between them and dropout behind each, by blocks of rows."""
+"""Two linear layers with an activation between them and dropout after each, by blocks of rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recgrela.ops._library import no_second_derivative, skip_setup
-from recgrela.ops.checks import check_devices, check_operands
+from recgrela.ops._library import register_operator
+from recgrela.ops.checks import autocast_enabled, check_operands
 from recgrela.ops.dropout import check_dropout, dropout_reference, new_seeds
+from recgrela.ops.dropout import dropout as drop
+from recgrela.ops.support import Kernel, Op
 
 MLPActivation = Literal["none", "relu", "silu", "gelu"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -20,6 +23,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
 }
+OP = Op("mlp", {"cpu": Kernel((torch.float32, torch.float64))}, None, "composition")
 
 
 def mlp_reference(
@@ -34,11 +38,10 @@ def mlp_reference(
     seed: Tensor | None = None,
 ) -> Tensor:
     """The definition of `mlp` in plain PyTorch; without a seed there is no dropout."""
-
-    def drop(x: Tensor, index: int) -> Tensor:
-        return x if seed is None else dropout_reference(x, dropout, seed[index])
-
-    return drop(F.linear(drop(ACTIVATIONS[activation](F.linear(x, w1, b1)), 0), w2, b2), 1)
+    h = ACTIVATIONS[activation](F.linear(x, w1, b1))
+    if seed is None:
+        return F.linear(h, w2, b2)
+    return dropout_reference(F.linear(dropout_reference(h, dropout, seed[0]), w2, b2), dropout, seed[1])
 
 
 def mlp(
@@ -52,28 +55,27 @@ def mlp(
     dropout: float = 0.0,
     seed: Tensor | None = None,
 ) -> Tensor:
-    """drop(drop(act(x @ w1.T + b1)) @ w2.T + b2) on the CPU; the wide rows in the middle never reach memory.
+    """drop(drop(act(x @ w1.T + b1)) @ w2.T + b2).
 
-    The backward makes them again from `x`, which is all that is kept.
+    The CPU kernel never writes the hidden layer [T, F] to memory: its backward recomputes it from `x`, the
+    only row data saved. Under autocast, and on other devices, PyTorch's linear layers run.
 
     Args:
-        x: [T, I], any row stride; float32 or float64.
+        x: [T, I], any row stride, any floating dtype.
         w1, b1: [F, I], [F].
         w2, b2: [O, F], [O].
         activation: "none", "relu", "silu" or "gelu" (the exact one, by erf).
         dropout: rate of both dropouts, as for `recgrela.ops.dropout`.
-        seed: [2] int64, of one dropout each; None draws them from torch's generator.
+        seed: [2] int64, one for each dropout; None draws from torch's generator.
 
     Returns:
-        [T, O], of the dtype of `x`.
+        [T, O], of the dtype of `x` (of autocast, if enabled).
 
     Raises:
         ValueError: on shapes, devices, the activation or the rate; TypeError: on dtypes.
-        NotImplementedError: from a second derivative, or on a device without a kernel; use `mlp_reference`.
+        NotImplementedError: from a second derivative of the kernel; use `mlp_reference`.
     """
-    op = "mlp"
-    if x.device.type not in ("cpu", "meta"):
-        raise NotImplementedError(f"{op}: there is no kernel for {x.device.type}; use mlp_reference")
+    op = OP.name
     if activation not in get_args(MLPActivation):
         names = ", ".join(get_args(MLPActivation))
         raise ValueError(f"{op}: activation must be one of {names}, got {activation!r}")
@@ -93,42 +95,24 @@ def mlp(
         b2=(b2, (w2.shape[0],)),
     )
     check_dropout(op, dropout, seed, 2, x.device)
+    device_type = x.device.type
+    if autocast_enabled(device_type) or OP.implementation(device_type, x.dtype).kind != "kernel":
+        seeds = (None, None) if seed is None else seed.unbind()
+        h = drop(ACTIVATIONS[activation](F.linear(x, w1, b1)), dropout, seeds[0])
+        return drop(F.linear(h, w2, b2), dropout, seeds[1])
     if not dropout:
         seed = None
     elif seed is None:
         seed = new_seeds(2, x.device)
-    return torch.ops.recgrela.mlp(x, w1, b1, w2, b2, seed, activation, float(dropout))
+    return OP.run(x, x, w1, b1, w2, b2, seed, activation, float(dropout))
 
 
-@torch.library.register_fake("recgrela::mlp")
-def _fake(
-    x: Tensor,
-    w1: Tensor,
-    b1: Tensor,
-    w2: Tensor,
-    b2: Tensor,
-    seed: Tensor | None,
-    activation: str,
-    rate: float,
-) -> Tensor:
-    check_devices("mlp", x, w1, b1, w2, b2, seed)
+def _fake(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, *args: Any) -> Tensor:
     return x.new_empty(x.shape[0], w2.shape[0])
 
 
-@torch.library.register_fake("recgrela::mlp_backward")
-def _fake_backward(
-    dy: Tensor,
-    x: Tensor,
-    w1: Tensor,
-    b1: Tensor,
-    w2: Tensor,
-    b2: Tensor,
-    seed: Tensor | None,
-    activation: str,
-    rate: float,
-) -> tuple[Tensor, ...]:
-    check_devices("mlp_backward", dy, x, w1, b1, w2, b2, seed)
-    return tuple(t.new_empty(t.shape) for t in (x, w1, b1, w2, b2))
+def _fake_backward(d_y: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    return tuple(t.new_empty(t.shape) for t in args[:5])
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -136,11 +120,18 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*tensors)
 
 
-def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    grads = torch.ops.recgrela.mlp_backward(dy, *ctx.saved_tensors, ctx.activation, ctx.rate)
-    return *grads, None, None, None
+def _backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
+    gradients = torch.ops.recgrela.mlp_backward(d_y, *ctx.saved_tensors, ctx.activation, ctx.rate)
+    return *gradients, None, None, None
 
 
-torch.library.register_autograd("recgrela::mlp", _backward, setup_context=_setup)
-torch.library.register_autograd("recgrela::mlp_backward", no_second_derivative, setup_context=skip_setup)
-torch.library.register_autocast("recgrela::mlp", "cpu", torch.float32)
+def _flops(
+    x: Sequence[int], w1: Sequence[int], b1: object, w2: Sequence[int], *args: Any, **kwargs: Any
+) -> int:
+    """4 T D F, for T rows of width D and a hidden layer of width F."""
+    return 2 * x[0] * (math.prod(w1) + math.prod(w2))
+
+
+register_operator(
+    "mlp", fake=_fake, setup=_setup, backward=_backward, fake_backward=_fake_backward, flops=_flops
+)

@@ -32,7 +32,7 @@ def rotary_table(
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Turns each pair (x[..., 2t], x[..., 2t + 1]) of row i by the angle of `table[i, t]`.
+    """Rotate each pair (x[..., 2t], x[..., 2t + 1]) of row i by the angle of `table[i, t]`.
 
     Args:
         x: [..., n, D].

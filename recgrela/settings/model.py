@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from recgrela.ops.selective_scan import MOST_STATES
+from recgrela.ops.selective_scan import MAX_STATES
 from recgrela.settings.fields import Settings, setting
 from recgrela.system.errors import ConfigError
 
@@ -39,7 +39,7 @@ class TransformerConfig(ModelConfig):
 class MambaConfig(ModelConfig):
     """Settings of a model of Mamba blocks."""
 
-    state_size: int = setting(32, "Number of states per channel.", min=1, max=MOST_STATES)
+    state_size: int = setting(32, "Number of states per channel.", min=1, max=MAX_STATES)
     conv_width: int = setting(4, "Kernel size of Mamba's convolution.", min=1)
     expand: int = setting(2, "Number of Mamba's channels, as a multiple of hidden_size.", min=1)
 

@@ -1,0 +1,159 @@
+"""What holds of every op: it is registered, exported and documented, and it runs without its kernel too."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import recgrela.ops
+from python_tests.support.tensors import assert_close
+from recgrela.ops import MISSING, OPS, has_kernels, implementation_for
+from recgrela.ops.support import Implementation
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+def example(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Float64 operands with gradients and the other arguments, from the op's own tests."""
+    module = importlib.import_module(f"python_tests.ops.test_{name}")
+    return module.example()
+
+
+def results(
+    name: str, operands: dict[str, Tensor], others: dict[str, Any], narrow: torch.dtype | None = None
+) -> list[Tensor]:
+    """Outputs and gradients; `narrow` gives operands in half precision, with float32 where ops want it."""
+
+    def convert(key: str, x: Tensor) -> Tensor:
+        states = {"linear_scan": ("a",), "selective_scan": ("A", "D", "delta_bias", "initial_state")}
+        return x.detach().to(torch.float32 if key in states.get(name, ()) else narrow)
+
+    if narrow is not None:
+        operands = {key: convert(key, x).requires_grad_() for key, x in operands.items()}
+        others = {
+            key: x.float() if isinstance(x, Tensor) and x.is_floating_point() else x
+            for key, x in others.items()
+        }
+    torch.manual_seed(0)
+    out = getattr(recgrela.ops, name)(**operands, **others)
+    outputs = [out] if isinstance(out, Tensor) else list(out)
+    loss = sum((y.double() * torch.linspace(-1, 2, y.numel()).view(y.shape)).sum() for y in outputs)
+    return [y.detach() for y in outputs] + list(torch.autograd.grad(loss, list(operands.values())))
+
+
+def test_every_op_is_exported_with_its_reference() -> None:
+    for name in OPS:
+        assert {name, f"{name}_reference"} <= set(recgrela.ops.__all__)
+    public = {name for name in recgrela.ops.__all__ if f"{name}_reference" in recgrela.ops.__all__}
+    assert public == set(OPS)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_the_kernel_and_its_stand_in_agree(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    operands, others = example(name)
+    expected = results(name, operands, others)
+    assert OPS[name].implementation("cpu", torch.float64).kind == "kernel"
+    monkeypatch.delitem(OPS[name].kernels, "cpu")
+    assert OPS[name].implementation("cpu", torch.float64).kind == OPS[name].fallback_kind
+    for i, pair in enumerate(zip(expected, results(name, operands, others), strict=True)):
+        assert_close(f"result {i}", *pair, 1e-12, scale=1.0)
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("name", OPS)
+def test_half_precision_on_the_cpu(name: str, dtype: torch.dtype) -> None:
+    operands, others = example(name)
+    rounded = {key: x.detach().to(dtype).double().requires_grad_() for key, x in operands.items()}
+    expected, got = results(name, rounded, others), results(name, operands, others, dtype)
+    assert got[0].dtype == (torch.float32 if name == "linear_cross_entropy" else dtype)
+    for i, pair in enumerate(zip(expected, got, strict=True)):
+        assert_close(f"result {i}", *pair, 4e-2 if dtype == torch.bfloat16 else 5e-3, scale=1.0)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_compiles_into_one_graph(name: str) -> None:
+    operands, others = example(name)
+
+    def f(*values: Tensor) -> Any:
+        return getattr(recgrela.ops, name)(**dict(zip(operands, values, strict=True)), **others)
+
+    compiled = torch.compile(f, fullgraph=True, backend="aot_eager")(*operands.values())
+    expected = f(*operands.values())
+    assert_close(name, *(x if isinstance(x, Tensor) else x[0] for x in (expected, compiled)), 1e-12)
+
+
+@pytest.mark.parametrize(
+    "op, device, dtype, sizes, expected",
+    [
+        ("linear_scan", "cuda", torch.bfloat16, {}, ("kernel", torch.bfloat16)),
+        ("linear_scan", "cuda", torch.float64, {}, ("reference", torch.float64)),
+        ("linear_scan", "cuda", torch.complex128, {}, ("reference", torch.complex128)),
+        ("linear_scan", "cpu", torch.bfloat16, {}, ("kernel", torch.float32)),
+        ("linear_scan", "mps", torch.float16, {}, ("reference", torch.float32)),
+        ("linear_scan", "meta", torch.float64, {}, ("kernel", torch.float64)),
+        (
+            "gated_rela",
+            "cuda",
+            torch.float16,
+            {"head_width": 16, "kernel_size": 4},
+            ("kernel", torch.float16),
+        ),
+        ("gated_rela", "cuda", torch.float16, {"head_width": 12}, ("reference", torch.float32)),
+        ("gated_rela", "cuda", torch.float32, {"kernel_size": 5}, ("reference", torch.float32)),
+        ("gated_rela", "cpu", torch.float32, {"head_width": 12, "kernel_size": 5}, ("kernel", torch.float32)),
+        ("causal_conv1d", "cuda", torch.float32, {"kernel_size": 5}, ("reference", torch.float32)),
+        ("selective_scan", "cpu", torch.float32, {"num_states": 256}, ("kernel", torch.float32)),
+        ("selective_scan", "cpu", torch.float32, {"num_states": 257}, ("reference", torch.float32)),
+        ("mlp", "cuda", torch.bfloat16, {}, ("composition", torch.bfloat16)),
+        ("dropout", "cpu", torch.float32, {}, ("kernel", torch.float32)),
+    ],
+)
+def test_which_implementation_runs(
+    op: str, device: str, dtype: torch.dtype, sizes: dict[str, int], expected: tuple[Any, torch.dtype]
+) -> None:
+    assert implementation_for(op, device, dtype, **sizes) == Implementation(*expected)
+
+
+def test_an_unknown_op() -> None:
+    with pytest.raises(ValueError, match="'lru' is not an op; expected one of causal_conv1d, "):
+        implementation_for("lru", "cpu", torch.float32)
+
+
+def test_has_kernels() -> None:
+    assert has_kernels("cpu") and "cpu" not in MISSING
+    assert not has_kernels("meta")
+    assert has_kernels("cuda") == ("cuda" not in MISSING)
+
+
+@pytest.mark.skipif(has_kernels("cuda"), reason="needs a build without CUDA kernels")
+def test_missing_kernels_are_an_error_with_a_remedy() -> None:
+    assert {"linear_scan", "linear_scan_backward", "gated_rela"} <= set(MISSING["cuda"])
+    assert "key_sums" not in MISSING["cuda"]  # made of gated_rela
+    x, cu_seqlens = torch.randn(7, 4), torch.tensor([0, 7])
+    on_cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    with pytest.raises(NotImplementedError, match=r"linear_scan: this build .* no cuda kernels; install it"):
+        torch.ops.recgrela.linear_scan.default.redispatch(on_cuda, x, x[0], cu_seqlens, None, False)
+
+
+def test_states_beyond_the_kernels_by_reference() -> None:
+    u, delta = torch.randn(2, 5, 3, dtype=torch.float64).unbind()
+    B, C = torch.randn(2, 5, 300, dtype=torch.float64).unbind()
+    A = -torch.rand(3, 300, dtype=torch.float64)
+    cu_seqlens = torch.tensor([0, 2, 5])
+    y = recgrela.ops.selective_scan(u, delta, A, B, C, cu_seqlens=cu_seqlens)
+    halves = [
+        recgrela.ops.selective_scan(u, delta, A[:, s], B[:, s], C[:, s], cu_seqlens=cu_seqlens)
+        for s in (slice(150), slice(150, 300))
+    ]
+    assert_close("y", halves[0] + halves[1], y, 1e-12)
+
+
+def test_references_refuse_bad_offsets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(OPS["linear_scan"].kernels, "cpu")
+    for offsets in ([1, 7], [0, 6], [0, 5, 4, 7]):
+        with pytest.raises(RuntimeError, match="must start at 0, not decrease and end at 7"):
+            recgrela.ops.linear_scan(torch.randn(7, 4), torch.rand(4), torch.tensor(offsets))

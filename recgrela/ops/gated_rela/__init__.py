@@ -1,0 +1,13 @@
+"""Gated rotary-enhanced linear attention (RecGRELA, arXiv 2506.13315): all rows, or one of each sequence."""
+
+from recgrela.ops.gated_rela.last import gated_rela_last
+from recgrela.ops.gated_rela.op import gated_rela
+from recgrela.ops.gated_rela.reference import RelaState, gated_rela_last_reference, gated_rela_reference
+
+__all__ = [
+    "RelaState",
+    "gated_rela",
+    "gated_rela_last",
+    "gated_rela_last_reference",
+    "gated_rela_reference",
+]

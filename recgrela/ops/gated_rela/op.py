@@ -1,0 +1,309 @@
+"""Gated rotary-enhanced linear attention of all rows, fused into one operator."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor
+
+from recgrela.ops._library import register_operator
+from recgrela.ops.checks import (
+    autocast_enabled,
+    cast,
+    cast_for_autocast,
+    check_operands,
+    gradient_like,
+    kernel_size_of,
+    offsets_of,
+    optional_rows,
+    present,
+    state_dtype,
+    to_rows,
+)
+from recgrela.ops.gated_rela.reference import RelaState, gated_rela_reference
+from recgrela.ops.support import Kernel, Op
+
+
+def _by_reference(*args: Any) -> Any:
+    *operands, num_heads, causal, eps, return_state = args
+    q, k, v, g, cu_seqlens, rotary, conv_weight, conv_bias, *state = operands
+    out = gated_rela_reference(
+        q,
+        k,
+        v,
+        g,
+        cu_seqlens,
+        num_heads=num_heads,
+        causal=causal,
+        rotary=rotary,
+        conv_weight=conv_weight,
+        conv_bias=conv_bias,
+        eps=eps,
+        initial_state=None if state[0] is None else RelaState(*state),
+        return_state=return_state,
+    )
+    return (out[0], *out[1]) if return_state else (out, None, None, None)
+
+
+CUDA_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+CUDA_HEAD_WIDTHS = (8, 16, 32, 64, 128)
+OP = Op(
+    "gated_rela",
+    {
+        "cpu": Kernel((torch.float32, torch.float64)),
+        "cuda": Kernel(CUDA_DTYPES, head_widths=CUDA_HEAD_WIDTHS, max_kernel_size=4),
+    },
+    _by_reference,
+    outputs_like_operands=(0, 2),
+)
+
+
+def head_width_of(op: str, v: Tensor, num_heads: int) -> int:
+    """Channels of a head, an even number.
+
+    Raises:
+        ValueError: if `num_heads` does not divide the width of v so.
+    """
+    width = v.shape[-1]
+    if num_heads < 1 or width < 1 or width % num_heads or width // num_heads % 2:
+        raise ValueError(
+            f"{op}: num_heads={num_heads} must divide the width {width} into heads of an even width"
+        )
+    return width // num_heads
+
+
+def conv_kernel_size(op: str, weight: Tensor | None, bias: Tensor | None, channels: int) -> int:
+    """K of the shortcut's convolution, 0 without one.
+
+    Raises:
+        ValueError: on one of weight and bias alone, or a weight of another shape.
+    """
+    if (weight is None) != (bias is None):
+        raise ValueError(f"{op}: conv_weight and conv_bias go together; give both or neither")
+    return 0 if weight is None else kernel_size_of(op, "conv_weight", weight, channels)
+
+
+@overload
+def gated_rela(
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor,
+    g: Tensor | None = ...,
+    cu_seqlens: Tensor | None = ...,
+    *,
+    num_heads: int,
+    causal: bool,
+    rotary: Tensor | None = ...,
+    conv_weight: Tensor | None = ...,
+    conv_bias: Tensor | None = ...,
+    eps: float = ...,
+    initial_state: RelaState | None = ...,
+    return_state: Literal[False] = ...,
+) -> Tensor: ...
+@overload
+def gated_rela(
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor,
+    g: Tensor | None = ...,
+    cu_seqlens: Tensor | None = ...,
+    *,
+    num_heads: int,
+    causal: bool,
+    rotary: Tensor | None = ...,
+    conv_weight: Tensor | None = ...,
+    conv_bias: Tensor | None = ...,
+    eps: float = ...,
+    initial_state: RelaState | None = ...,
+    return_state: Literal[True],
+) -> tuple[Tensor, RelaState]: ...
+def gated_rela(
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor,
+    g: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    *,
+    num_heads: int,
+    causal: bool,
+    rotary: Tensor | None = None,
+    conv_weight: Tensor | None = None,
+    conv_bias: Tensor | None = None,
+    eps: float = 1e-6,
+    initial_state: RelaState | None = None,
+    return_state: bool = False,
+) -> Tensor | tuple[Tensor, RelaState]:
+    """Linear attention with rotary encoding, a causal-convolution shortcut and a gate, in one pass.
+
+    With phi(t) = elu(t) + 1, R_i the rotation by position i over the whole width, and per head::
+
+        S_i = mean_j (R_j phi(k_j))^T v_j        z_i = mean_j phi(k_j)       j <= i (causal) or all j
+        o_i = (R_i phi(q_i)) S_i / (phi(q_i) . z_i + eps)
+        y_i = (o_i + SiLU(conv(v)_i)) * SiLU(g_i)
+
+    Linear in the number of rows, in time and memory. The backward recomputes from the operands and is
+    deterministic for any number of threads.
+
+    Args:
+        q, k, v: [T, D], the rows of all sequences end to end, or [B, L, D], sequences of equal length with
+            `cu_seqlens` None. One device and one floating dtype; autocast on the CPU computes in float32. Any
+            row stride: two halves of one projection need no copy, whereas a last dimension that is not
+            contiguous is copied, and on CUDA so are rows that do not begin at multiples of 16 bytes. With `k`
+            None, `q` is [..., 2 D], q and k side by side as one projection makes them; their gradients need
+            no copy either.
+        g: the gate before its SiLU, shaped like `v`; None leaves the gate out.
+        cu_seqlens: int32 or int64 [B + 1] on the same device: sequence b is rows
+            cu_seqlens[b] .. cu_seqlens[b + 1]. Empty sequences are allowed.
+        num_heads: divides D into heads of an even width.
+        causal: prefix sums (row i attends to rows <= i) or the whole sequence.
+        rotary: [P, D / 2, 2] from `rotary_table`, P at least the longest sequence; float64 for float64
+            operands, else float32. None: no rotation. It gets no gradient.
+        conv_weight, conv_bias: [D, K] and [D] of the local shortcut; None leaves it out.
+        eps: added to the denominator.
+        initial_state: the state after earlier rows, for the causal form; positions count on from its own.
+        return_state: also return the state after the last row of each sequence.
+
+    Returns:
+        y, of the shape and dtype of `v`; with `return_state`, y and the state.
+
+    Raises:
+        TypeError, ValueError: on operands that do not fit; the message names them.
+        RuntimeError: on a cu_seqlens that does not start at 0, decreases or does not end at T, or a
+            sequence longer than the rotary table. On CUDA, where nothing waits for the device, this is a
+            device-side assertion that a later call reports.
+        NotImplementedError: from a second derivative; use `gated_rela_reference`.
+    """
+    op, shape = OP.name, v.shape
+    cu_seqlens = offsets_of(op, "v", v, cu_seqlens)
+    *rows, width = shape
+    head_width = head_width_of(op, v, num_heads)
+    kernel_size = conv_kernel_size(op, conv_weight, conv_bias, width)
+    if not causal and (initial_state is not None or return_state):
+        raise ValueError(f"{op}: only the causal form has a state; leave out initial_state and return_state")
+    kv_state, history, position = (None, None, None) if initial_state is None else initial_state
+    if initial_state is not None and any(x is None for x in initial_state):
+        raise ValueError(f"{op}: initial_state lacks one of {', '.join(RelaState._fields)}")
+    q, k, v, g, conv_weight, conv_bias, history = cast_for_autocast(
+        v.device.type, q, k, v, g, conv_weight, conv_bias, history
+    )
+    dtype, batch = state_dtype(v.dtype), cu_seqlens.shape[0] - 1
+    if autocast_enabled(v.device.type):
+        rotary, kv_state = cast(dtype, rotary, kv_state)
+    state: dict[str, Any] = {
+        "initial_state.kv_state": (kv_state, (batch, num_heads, head_width + 1, head_width), dtype),
+        "initial_state.history": (history, (batch, max(kernel_size - 1, 0), width)),
+        "initial_state.position": (position, (batch,), torch.int64),
+    }
+    check_operands(
+        op,
+        "v",
+        v,
+        q=(q, (*rows, 2 * width if k is None else width)),
+        k=(k, (*rows, width)),
+        g=(g, (*rows, width)),
+        rotary=(rotary, ("P", width // 2, 2), dtype),
+        conv_weight=(conv_weight, (width, "K")),
+        conv_bias=(conv_bias, (width,)),
+        **state,
+    )
+    y, *final_state = OP.run(
+        v,
+        to_rows(q),
+        optional_rows(k),
+        to_rows(v),
+        optional_rows(g),
+        cu_seqlens,
+        rotary,
+        conv_weight,
+        conv_bias,
+        kv_state,
+        history,
+        position,
+        num_heads,
+        causal,
+        float(eps),
+        return_state,
+        head_width=head_width,
+        kernel_size=kernel_size,
+    )
+    return (y.view(shape), RelaState(*final_state)) if return_state else y.view(shape)
+
+
+NUM_OPERANDS = 11  # tensors among the operator's arguments, q .. position
+
+
+def _fake(*args: Any) -> tuple[Tensor, ...]:
+    _q, _k, v, _g, cu_seqlens, _rotary, conv_weight, *_ = args[:NUM_OPERANDS]
+    num_heads, _causal, _eps, return_state = args[NUM_OPERANDS:]
+    y, dtype = v.new_empty(v.shape), state_dtype(v.dtype)
+    if not return_state:
+        return y, v.new_empty(0, dtype=dtype), v.new_empty(0), v.new_empty(0, dtype=torch.int64)
+    batch, width = cu_seqlens.shape[0] - 1, v.shape[1]
+    head_width, kernel_size = width // num_heads, 1 if conv_weight is None else conv_weight.shape[1]
+    return (
+        y,
+        v.new_empty(batch, num_heads, head_width + 1, head_width, dtype=dtype),
+        v.new_empty(batch, kernel_size - 1, width),
+        v.new_empty(batch, dtype=torch.int64),
+    )
+
+
+def _differentiable(operands: tuple[Any, ...]) -> tuple[Tensor | None, ...]:
+    """The operands with gradients: q, k, v, g, conv_weight, conv_bias, kv_state and history."""
+    return *operands[:4], *operands[6:10]
+
+
+def _fake_backward(
+    d_y: Tensor, d_kv_state: Tensor | None, d_history: Tensor | None, *args: Any
+) -> tuple[Tensor, ...]:
+    v = args[2]
+    *operands, kv_state, history = _differentiable(args[:NUM_OPERANDS])
+    gradients = (gradient_like(x, v) for x in operands)
+    return *gradients, gradient_like(kv_state, v, state_dtype(v.dtype)), gradient_like(history, v)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *operands, ctx.num_heads, ctx.causal, ctx.eps, ctx.returns_state = inputs
+    ctx.save_for_backward(*operands)
+    ctx.mark_non_differentiable(output[3])
+    ctx.set_materialize_grads(False)  # most calls use no gradient of the state
+
+
+def _backward(
+    ctx: Any, d_y: Tensor | None, d_kv_state: Tensor | None, d_history: Tensor | None, _: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    operands = ctx.saved_tensors
+    if d_y is None:
+        d_y = torch.zeros_like(operands[2])
+    if not ctx.returns_state:
+        d_kv_state = d_history = None
+    gradients = torch.ops.recgrela.gated_rela_backward(
+        d_y, d_kv_state, d_history, *operands, ctx.num_heads, ctx.causal, ctx.eps
+    )
+    d_q, d_k, d_v, d_g, *parameters_and_state = present(gradients, _differentiable(operands))
+    return d_q, d_k, d_v, d_g, None, None, *parameters_and_state, None, None, None, None, None
+
+
+def _flops(*args: Any, **kwargs: Any) -> int:
+    """4 T D W of heads W wide, 4 T D and 2 T D K.
+
+    They are the products k^T v and q times their sum, the sum of keys and q times it, and the convolution.
+    """
+    v: Sequence[int] = args[2]
+    conv_weight: Sequence[int] | None = args[6]
+    num_heads: int = args[NUM_OPERANDS]
+    kernel_size = 0 if conv_weight is None else conv_weight[-1]
+    return math.prod(v) * (4 * (v[-1] // num_heads) + 4 + 2 * kernel_size)
+
+
+register_operator(
+    "gated_rela",
+    fake=_fake,
+    setup=_setup,
+    backward=_backward,
+    fake_backward=_fake_backward,
+    flops=_flops,
+)
