@@ -287,8 +287,8 @@ def test_bad_input() -> None:
     for args, message in [
         ((hidden, weight[:, :3], target), r"weight must be \[n_items, 8\]"),
         ((hidden, weight, target[:4]), r"target must be \[5\]"),
-        ((hidden[:0], weight, target[:0]), "none of them empty"),
-        ((hidden, weight[:0], target), "none of them empty"),
+        ((hidden[:0], weight, target[:0]), "neither empty"),
+        ((hidden, weight[:0], target), "neither empty"),
     ]:
         with pytest.raises(ValueError, match=message):
             linear_cross_entropy(*args)
