@@ -1,7 +1,7 @@
 """The published model and its data pipeline in plain PyTorch, as a good user would write them.
 
 Every sequence is padded to the full length, every position is computed in every block, the scores of all rows
-are held at once, and batches come from a DataLoader. Parameters have the names that recgrela's model has.
+are held at once, and batches come from a DataLoader. The parameters have the names of recgrela's model.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from benchmarks import eager
+from python_tests.cases.gated_rela import gated
 from recgrela.data import Interactions
 from recgrela.data.interactions import train_counts
 from recgrela.ops import rotary_table
 
-DIM, HEADS, BLOCKS, TAPS, RATE = 64, 4, 4, 4, 0.1
+DIM, HEADS, BLOCKS, KERNEL_SIZE, DROPOUT = 64, 4, 4, 4, 0.1
 
 
 class Attention(nn.Module):
@@ -27,14 +27,14 @@ class Attention(nn.Module):
         self.form = form
         self.gate_proj, self.in_proj = nn.Linear(DIM, DIM), nn.Linear(DIM, DIM)
         self.qk_proj = nn.Linear(DIM, 2 * DIM)
-        self.conv = nn.Conv1d(DIM, DIM, TAPS, groups=DIM)
+        self.conv = nn.Conv1d(DIM, DIM, KERNEL_SIZE, groups=DIM)
         self.out_proj = nn.Linear(DIM, DIM)
 
     def forward(self, u: Tensor, rotary: Tensor) -> Tensor:
         v = self.in_proj(u)
         q, k = self.qk_proj(v).chunk(2, dim=-1)
         weight, bias = self.conv.weight.squeeze(1), self.conv.bias
-        y = eager.gated_rela(self.form, q, k, v, self.gate_proj(u), rotary, weight, bias, HEADS)
+        y = gated(self.form, q, k, v, self.gate_proj(u), rotary, weight, bias, HEADS)
         return self.out_proj(y)
 
 
@@ -44,8 +44,8 @@ class MLP(nn.Module):
         self.fc1, self.fc2 = nn.Linear(DIM, 4 * DIM), nn.Linear(4 * DIM, DIM)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.dropout(F.gelu(self.fc1(x)), RATE, self.training)
-        return F.dropout(self.fc2(x), RATE, self.training)
+        x = F.dropout(F.gelu(self.fc1(x)), DROPOUT, self.training)
+        return F.dropout(self.fc2(x), DROPOUT, self.training)
 
 
 class Block(nn.Module):
@@ -57,13 +57,19 @@ class Block(nn.Module):
     def forward(self, x: Tensor, rotary: Tensor) -> Tensor:
         y = self.attention(self.norm1(x), rotary)
         if self.training:  # DropPath
-            y = y * (torch.rand(len(y), 1, 1, device=y.device) >= RATE) / (1 - RATE)
+            y = y * (torch.rand(len(y), 1, 1, device=y.device) >= DROPOUT) / (1 - DROPOUT)
         x = x + y
         return x + self.mlp(self.norm2(x))
 
 
 class Published(nn.Module):
-    """`form` is one of eager.FORMS."""
+    """The model.
+
+    Args:
+        form: a form of the attention, one of python_tests.cases.gated_rela.ATTENTION.
+        n_items: number of items with the padding item 0.
+        max_len: length of every sequence.
+    """
 
     def __init__(self, form: Callable[..., Tensor], n_items: int, max_len: int) -> None:
         super().__init__()
@@ -74,7 +80,7 @@ class Published(nn.Module):
 
     def hidden(self, item_seq: Tensor) -> Tensor:
         """[B, L] -> [B, L, D]."""
-        x = self.norm(F.dropout(self.item_embedding(item_seq), RATE, self.training))
+        x = self.norm(F.dropout(self.item_embedding(item_seq), DROPOUT, self.training))
         for block in self.blocks:
             x = block(x, self.rotary)
         return x
@@ -91,7 +97,7 @@ class Published(nn.Module):
 
 
 class Prefixes(Dataset):
-    """Every prefix of a user's training events, padded, and what follows it."""
+    """Every prefix of a user's training events, padded, and the item behind it."""
 
     def __init__(self, data: Interactions, max_len: int) -> None:
         self.items, self.max_len = data.items.long(), max_len
@@ -111,7 +117,7 @@ class Prefixes(Dataset):
 
 
 class Windows(Dataset):
-    """Windows of a user's training events, padded, and what follows each item."""
+    """Windows of a user's training events, padded, and the item behind each of their items."""
 
     def __init__(self, data: Interactions, max_len: int) -> None:
         self.items, self.max_len = data.items.long(), max_len

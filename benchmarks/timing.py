@@ -1,7 +1,8 @@
-"""What the benchmarks share: interleaved timing, peak memory, and a record with machine and commit."""
+"""Interleaved timing, peak memory, comparisons, and records with machine and commit."""
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import json
 import multiprocessing
@@ -9,7 +10,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,20 @@ from typing import Any
 import torch
 
 import recgrela
+from python_tests.cases.compare import Error, errors_of, fault_of
 from recgrela.ops._library import _C
+
+OURS = "recgrela"
+
+
+def arguments(description: str, **defaults: int) -> argparse.ArgumentParser:
+    """A parser of whole numbers, --NAME with these defaults."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name, default in defaults.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")
+    return parser
 
 
 def medians(variants: dict[str, Callable[[], object]], rounds: int, warm_up: int = 2) -> dict[str, float]:
@@ -36,10 +50,10 @@ def medians(variants: dict[str, Callable[[], object]], rounds: int, warm_up: int
 
 
 def peak_memory(target: Callable[..., Callable[[], object]], warm_up: tuple, args: tuple) -> int:
-    """Bytes by which `target(*args)()` raises a fresh process's memory at its highest, median of 3; Linux.
+    """Bytes by which `target(*args)()` raises the peak memory of a fresh process, median of 3; Linux only.
 
-    `target(*args)` makes the operands, which do not count; `target(*warm_up)()`, a smaller case, has brought
-    the code and its threads into memory before.
+    `target(*args)` makes the operands, which do not count. `target(*warm_up)()`, a smaller case, runs first,
+    which brings code and threads into memory.
     """
     return statistics.median(_peak_of_one(target, warm_up, args) for _ in range(3))
 
@@ -61,7 +75,7 @@ def _measure_peak(
 ) -> None:
     target(*warm_up)()
     run = target(*args)
-    ctypes.CDLL(None).malloc_trim(0)  # freed memory that the process still holds would hide what `run` takes
+    ctypes.CDLL(None).malloc_trim(0)  # `run` could take freed memory that the process still holds
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     before = _status("VmRSS")
     outputs = run()
@@ -76,16 +90,52 @@ def _status(field: str) -> int:
     raise RuntimeError(f"/proc/self/status has no {field}")
 
 
-def gate(name: str, expected: torch.Tensor, got: torch.Tensor, ratio: float) -> float:
-    """The error relative to the largest expected value; no speed is reported beyond `ratio`."""
-    error = ((got.double() - expected.double()).abs().max() / expected.double().abs().max()).item()
-    if not error <= ratio:
-        raise SystemExit(f"{name} is wrong (relative error {error:.2g}): no speed is reported")
-    return error
+def gate(name: str, expected: dict[str, torch.Tensor], got: dict[str, torch.Tensor], ratio: float) -> float:
+    """The largest error relative to the largest expected value; ends the program beyond `ratio`."""
+    errors = errors_of(expected, got)
+    if fault := fault_of(errors, Error(ratio, ratio)):
+        raise SystemExit(f"{name}: {fault}; no speed is reported for wrong results")
+    return max(error.largest for error in errors.values())
+
+
+def compare(
+    title: str,
+    make: Callable[..., Callable[[], object]],
+    variants: Sequence[str],
+    args: tuple,
+    small: tuple,
+    rounds: int,
+    warm_up: int = 2,
+) -> dict[str, Any]:
+    """Prints and returns the time and peak memory of our variant beside others.
+
+    Args:
+        title: a line for the terminal.
+        make: `make(variant, *args)` returns the function to measure; it is called in other processes too.
+        variants: `OURS` and at least one other.
+        args: the sizes.
+        small: smaller sizes, which warm up before memory is measured.
+        rounds: rounds in which the variants take turns.
+        warm_up: rounds before those.
+    """
+    seconds = medians({name: make(name, *args) for name in variants}, rounds, warm_up)
+    memory = {name: peak_memory(make, (name, *small), (name, *args)) for name in variants}
+    best = min((name for name in variants if name != OURS), key=seconds.__getitem__)
+    faster, share = seconds[best] / seconds[OURS], memory[OURS] / memory[best]
+    print(title)
+    for name in variants:
+        print(f"  {name:20s} {1e3 * seconds[name]:9.2f} ms  {memory[name] / 1e6:8.1f} MB peak")
+    print(f"  {faster:.2f} times faster than {best}, with {share:.3f} of its memory")
+    return {
+        "milliseconds": {name: round(1e3 * s, 3) for name, s in seconds.items()},
+        "peak_megabytes": {name: round(m / 1e6, 1) for name, m in memory.items()},
+        "times_faster_than_the_faster_eager": round(faster, 2),
+        "share_of_its_peak_memory": round(share, 4),
+    }
 
 
 def record(benchmark: str, settings: dict[str, Any], results: list[dict[str, Any]]) -> None:
-    """Write the results with machine, commit and date to benchmarks/results/, and say where."""
+    """Writes the results with machine, commit and date to benchmarks/results/, and prints the path."""
     here = Path(__file__).parent
     commit = subprocess.run(
         ["git", "-C", str(here), "describe", "--always", "--dirty"],

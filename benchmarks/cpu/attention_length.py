@@ -1,16 +1,14 @@
-"""LinRec's linear attention against softmax attention as sequences grow: a training step's time and memory.
+"""Time and memory of a training step with LinRec's linear attention and with softmax attention, by length.
 
-Both models have the same sizes (D 128, 8 heads, 2 blocks) and differ in their attention alone; sequences are
-full, the last position is the target. Softmax attention is measured twice: as PyTorch fuses it, which keeps
-no matrix of weights, and written out, as the models that LinRec's own paper measures it against have it:
-there a third of the time and memory at 200 items.
+Both models have the same sizes (D 128, 8 heads, 2 blocks) and differ only in their attention. Sequences are
+full, and the last position is the target. Softmax attention is measured twice: fused by PyTorch, without a
+matrix of weights in memory, and written out, as in the models that LinRec's paper compares with.
 
 python -m benchmarks.cpu.attention_length [--tokens 16384 --threads 2 --rounds 5]
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -19,7 +17,7 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.timing import medians, peak_memory, record
+from benchmarks.timing import arguments, medians, peak_memory, record
 from recgrela.models import LinRecConfig, SASRecConfig, build
 
 N_ITEMS = 3417
@@ -36,7 +34,7 @@ def config_of(form: str) -> Any:
 
 
 def make(form: str, length: int, tokens: int, threads: int) -> Callable[[], None]:
-    """What makes the gradients of one batch of sequences of `length` items, about `tokens` in all."""
+    """A function that computes the gradients of a batch of about `tokens` items in sequences of `length`."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     model = build(config_of(form), N_ITEMS, length)
@@ -54,10 +52,7 @@ def make(form: str, length: int, tokens: int, threads: int) -> Callable[[], None
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    for name, default in (("tokens", 16_384), ("threads", 2), ("rounds", 5)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    args = parser.parse_args()
+    args = arguments(__doc__, tokens=16_384, threads=2, rounds=5).parse_args()
     shape = (args.tokens, args.threads)
     results = []
     for length in LENGTHS:

@@ -1,18 +1,18 @@
-"""Training throughput and memory as sequences grow, at a fixed number of tokens a step: flat if linear.
+"""Training throughput and memory by sequence length, at a fixed number of tokens a step.
 
-The causal model of the published size, every position a target, random items. The lengths take turns.
+The cost is linear if both stay the same. The causal model has the published size, every position is a target,
+and items are random. The lengths take turns.
 
 python -m benchmarks.cpu.length [--tokens 65536 --threads 2 --rounds 5 --device cpu]
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 
 import torch
 
-from benchmarks.timing import medians, peak_memory, record
+from benchmarks.timing import arguments, medians, peak_memory, record
 from recgrela.data import Batch
 from recgrela.models import RecGRELAConfig, build
 from recgrela.settings.train import TrainConfig
@@ -24,7 +24,7 @@ LENGTHS = (200, 1000, 4096, 16_384, 65_536)
 
 
 def make(length: int, tokens: int, threads: int, device: str) -> Callable[[], None]:
-    """What takes one step on sequences of `length` items, `tokens` in all, in one pass."""
+    """A function that takes one step on sequences of `length` items, `tokens` in all, in one pass."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     model = build(RecGRELAConfig(), N_ITEMS, length).to(device)
@@ -45,7 +45,7 @@ def make(length: int, tokens: int, threads: int, device: str) -> Callable[[], No
 
 
 def gpu_peak(length: int, tokens: int, threads: int, device: str) -> int:
-    """Bytes that a step allocates at most."""
+    """Peak bytes that a step allocates."""
     run = make(length, tokens, threads, device)
     run()
     torch.cuda.reset_peak_memory_stats()
@@ -54,9 +54,7 @@ def gpu_peak(length: int, tokens: int, threads: int, device: str) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    for name, default in (("tokens", 65_536), ("threads", 2), ("rounds", 5)):
-        parser.add_argument(f"--{name}", type=int, default=default)
+    parser = arguments(__doc__, tokens=65_536, threads=2, rounds=5)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

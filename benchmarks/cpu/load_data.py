@@ -1,21 +1,20 @@
-"""Seconds to read, filter and pack a data set.
+"""Time to read, filter and pack a data set.
 
 python -m benchmarks.cpu.load_data PATH [--rounds 5]
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 
+from benchmarks.timing import arguments
 from recgrela.data import DataConfig, load
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("path")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = arguments(__doc__, rounds=5)
+    parser.add_argument("path", help="a file or folder that --data.path takes")
     args = parser.parse_args()
     times = []
     for _ in range(args.rounds):

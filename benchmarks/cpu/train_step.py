@@ -1,18 +1,18 @@
-"""A training step of the published setting (4 blocks, D 64, 4 heads, L 200) against plain PyTorch.
+"""Time and memory of a training step of the published size beside plain PyTorch.
 
-A step is: make the batch, forward, backward, Adam. The peer is benchmarks/published.py: padded, all positions
-in every block, dense scores, DataLoader. Three cases:
+The size is 4 blocks, D 64, 4 heads, L 200. A step makes the batch and runs forward, backward and Adam. The
+peer, benchmarks/published.py, pads sequences, computes all positions in every block, holds dense scores and
+uses a DataLoader. The cases:
 
-  last, attend  the published model and objective: padding slots take part in attention
-  last, mask    the same without them, which the padded peer cannot leave out
-  all, causal   every position of a window is a target; as many targets a step for both
+  last, attend  the published model and objective; padding takes part in attention
+  last, mask    the same without padding, which the peer computes nevertheless
+  all, causal   every position of a window is a target; both take the same number of targets a step
 
 python -m benchmarks.cpu.train_step [--data ml-1m.inter.gz --batch 256 --windows 32 --threads 2 --rounds 5]
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,21 +21,21 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from benchmarks import eager, published
-from benchmarks.timing import gate, medians, peak_memory, record
+from benchmarks import published
+from benchmarks.timing import OURS, arguments, compare, gate, record
+from python_tests.cases.gated_rela import ATTENTION
 from recgrela.data import Batch, DataConfig, Interactions, TrainBatches, load
 from recgrela.models import RecGRELAConfig, build
+from recgrela.settings.run import DEFAULT_MAX_TOKENS
 from recgrela.settings.train import TrainConfig
-from recgrela.system.runtime import DEFAULT_MAX_TOKENS
 from recgrela.training.losses import FullSoftmax
 from recgrela.training.step import TrainStep
 
 LENGTH = 200
-OURS = "recgrela"
-CASES: dict[str, tuple[RecGRELAConfig, list[Callable[..., Tensor]]]] = {
-    "last, attend": (RecGRELAConfig(mode="bidirectional", padding="attend"), eager.FORMS["bidirectional"]),
-    "last, mask": (RecGRELAConfig(mode="bidirectional", padding="mask"), eager.FORMS["bidirectional"]),
-    "all, causal": (RecGRELAConfig(mode="causal"), eager.FORMS["causal"]),
+CASES: dict[str, tuple[RecGRELAConfig, tuple[str, ...]]] = {
+    "last, attend": (RecGRELAConfig(mode="bidirectional", padding="attend"), ("bidirectional",)),
+    "last, mask": (RecGRELAConfig(mode="bidirectional", padding="mask"), ("bidirectional",)),
+    "all, causal": (RecGRELAConfig(mode="causal"), ("causal_masked", "causal_chunked")),
 }
 
 
@@ -56,13 +56,13 @@ def our_batches(case: str, data: Interactions, size: int) -> Iterator[Batch]:
 
 
 def make(
-    case: str, variant: str, data_path: str, size: int, targets: int, threads: int
+    variant: str, case: str, data_path: str, size: int, targets: int, threads: int
 ) -> Callable[[], None]:
-    """What takes one step. `size`: sequences in the peer's batch; `targets`: in ours."""
+    """A function that takes one step: of `size` sequences for the peer, of `targets` targets for ours."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     data = load_data(data_path)
-    config, forms = CASES[case]
+    config, _ = CASES[case]
     if variant == OURS:
         model = build(config, data.n_items, LENGTH)
         optimizer = torch.optim.Adam(model.parameters(), fused=True)
@@ -72,8 +72,7 @@ def make(
         batches = our_batches(case, data, targets)
         return lambda: step(next(batches), 1e-3)
 
-    form = {f.__name__: f for f in forms}[variant]
-    peer = published.Published(form, data.n_items, LENGTH)
+    peer = published.Published(ATTENTION[variant], data.n_items, LENGTH)
     adam = torch.optim.Adam(peer.parameters(), fused=True)
     last = case.startswith("last")
     dataset = published.Prefixes(data, LENGTH) if last else published.Windows(data, LENGTH)
@@ -89,12 +88,12 @@ def make(
     return run
 
 
-def agree(case: str, form: Callable[..., Tensor], data: Interactions, size: int) -> float:
-    """The largest relative error of loss and gradients, on one batch without dropout; none is too large."""
+def agree(case: str, form: str, data: Interactions, size: int) -> float:
+    """The largest relative error of loss and gradients on one batch without dropout."""
     torch.manual_seed(0)
     config, _ = CASES[case]
     model = build(config, data.n_items, LENGTH).eval()
-    peer = published.Published(form, data.n_items, LENGTH).eval()
+    peer = published.Published(ATTENTION[form], data.n_items, LENGTH).eval()
     peer.load_state_dict(model.state_dict())
     batch = next(our_batches(case, data, size))
     loss = model.loss_packed(batch.items, batch.cu_seqlens, batch.target, batch.max_seqlen, batch.objective)
@@ -111,18 +110,19 @@ def agree(case: str, form: Callable[..., Tensor], data: Interactions, size: int)
         theirs = peer.loss_all(padded(batch.items), padded(batch.target))
     theirs.backward()
     names = [name for name, _ in model.named_parameters()]
-    gradients = [torch.cat([m.get_parameter(name).grad.flatten() for name in names]) for m in (peer, model)]
+    gradients = [
+        {"gradient": torch.cat([m.get_parameter(name).grad.flatten() for name in names])}
+        for m in (peer, model)
+    ]
     return max(
-        gate(f"{case}, {form.__name__}, loss", theirs, loss, 1e-5),
-        gate(f"{case}, {form.__name__}, gradient", *gradients, 1e-3),
+        gate(f"{case}, {form}", {"loss": theirs.detach()[None]}, {"loss": loss.detach()[None]}, 1e-5),
+        gate(f"{case}, {form}", *gradients, 1e-3),
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--data", default="synthetic")
-    for name, default in (("batch", 256), ("windows", 32), ("threads", 2), ("rounds", 5)):
-        parser.add_argument(f"--{name}", type=int, default=default)
+    parser = arguments(__doc__, batch=256, windows=32, threads=2, rounds=5)
+    parser.add_argument("--data", default="synthetic", help="a file or folder that --data.path takes")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     data = load_data(args.data)
@@ -133,31 +133,19 @@ def main() -> None:
         last = case.startswith("last")
         size = args.batch if last else args.windows
         targets = size if last else round(size * targets_per_window)
-        # With padding masked the two are not the same function; the peer's is the published one.
+        # With padding masked, the peer computes another function: the published one.
         errors = [agree(case, form, data, min(targets, 2000)) for form in forms if case != "last, mask"]
-        names = [OURS, *(form.__name__ for form in forms)]
-        arguments = {name: (case, name, args.data, size, targets, args.threads) for name in names}
-        seconds = medians({name: make(*a) for name, a in arguments.items()}, args.rounds, warm_up=1)
-        small = ("synthetic", 2, 4, args.threads)
-        memory = {name: peak_memory(make, (case, name, *small), a) for name, a in arguments.items()}
-        best = min(names[1:], key=seconds.__getitem__)
-        faster, share = seconds[best] / seconds[OURS], memory[OURS] / memory[best]
-        print(f"{case}: {targets} targets a step" + (f", largest error {max(errors):.1e}" if errors else ""))
-        for name in names:
-            rate = targets / seconds[name]
-            print(f"  {name:15s} {1e3 * seconds[name]:9.1f} ms", end="")
-            print(f"  {memory[name] / 1e6:8.1f} MB  {rate:8,.0f} targets/s")
-        print(f"  {faster:.2f} times faster than {best}, with {share:.3f} of its memory")
         results.append(
-            {
-                "case": case,
-                "targets": targets,
-                "max_relative_error": max(errors, default=None),
-                "milliseconds": {name: round(1e3 * s, 1) for name, s in seconds.items()},
-                "peak_megabytes": {name: round(m / 1e6, 1) for name, m in memory.items()},
-                "times_faster_than_the_faster_eager": round(faster, 2),
-                "share_of_its_peak_memory": round(share, 4),
-            }
+            {"case": case, "targets": targets, "max_relative_error": max(errors, default=None)}
+            | compare(
+                f"{case}: {targets} targets a step",
+                make,
+                (OURS, *forms),
+                (case, args.data, size, targets, args.threads),
+                (case, "synthetic", 2, 4, args.threads),
+                args.rounds,
+                warm_up=1,
+            )
         )
     record("train_step", vars(args) | {"data": Path(args.data).name}, results)
 

@@ -1,341 +1,184 @@
-"""The op benchmarks of gpu_check.py: a correctness gate first, then medians of interleaved device times.
-
-Each sample runs a forward and a backward between device events, on the next of several sets of operands that
-together exceed twice the L2 cache. The device is kept busy until the host has queued both, so that the times
-are the device's alone; what the host takes is reported beside them.
-"""
+"""The op benchmarks of gpu_check: our ops first, then each family of peers in a process of its own."""
 
 from __future__ import annotations
 
-import math
-import statistics
+import itertools
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from benchmarks.gpu.ops import (
-    PEER_TOLERANCES,
-    TOLERANCES,
-    Case,
-    ConvCase,
-    Operands,
-    RelaCase,
-    errors_of,
-    fault_of,
-    results,
+from benchmarks.gpu.measure import (
+    COPY_BYTES,
+    cache_bytes,
+    copy_bandwidth,
+    figures,
+    is_cuda,
+    make_sets,
+    measure,
+    peak_bytes,
 )
-from benchmarks.gpu.peers import Call, Peer, compiled_peer, describe, eager_peers, package_peers, time_limit
-from benchmarks.gpu.scans import LinearScanCase, SelectiveScanCase
+from benchmarks.gpu.packages import describe
+from benchmarks.gpu.peers import COMPILED, FAMILIES, Family
+from benchmarks.gpu.step import Outcome, Settings
+from benchmarks.gpu.workers import OURS, Record, Worker, our_call
+from python_tests.cases import CASES, Case
+from python_tests.cases.compare import TOLERANCES, errors_of, fault_of
 
-OURS = "recgrela"
-COPY_BYTES = 1 << 30
-MEMORY_SETS = 8  # most sets of operands
-
-
-@dataclass
-class Samples:
-    """Seconds of one variant."""
-
-    forward: list[float] = field(default_factory=list)
-    backward: list[float] = field(default_factory=list)
-    host: list[float] = field(default_factory=list)
-
-    def medians(self) -> tuple[float, float]:
-        return statistics.median(self.forward), statistics.median(self.backward)
-
-
-def is_cuda(device: torch.device | str) -> bool:
-    return torch.device(device).type == "cuda"
-
-
-def copy_bandwidth(device: torch.device | str, size: int = COPY_BYTES, runs: int = 20) -> float:
-    """Bytes read and written per second by a device-to-device copy of `size` bytes, median."""
-    source = torch.ones(size // 4, device=device)
-    target = torch.empty_like(source)
-    times = []
-    for _ in range(runs + 3):
-        times.append(timed(device, lambda: target.copy_(source)))
-    return 2 * size / statistics.median(times[3:])
-
-
-def timed(device: torch.device | str, work: Callable[[], object]) -> float:
-    """Seconds of one call."""
-    if not is_cuda(device):
-        began = time.perf_counter()
-        work()
-        return time.perf_counter() - began
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    work()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1e3
-
-
-def sleep_rate() -> float:
-    """Cycles a second of torch.cuda._sleep."""
-    cycles = 2_000_000
-    timed("cuda", lambda: torch.cuda._sleep(cycles))
-    return cycles / timed("cuda", lambda: torch.cuda._sleep(cycles))
-
-
-def sample(call: Call, x: Operands, into: Samples, cycles: int) -> None:
-    """One forward and backward; `cycles` keep a GPU busy while the host queues them."""
-    inputs = list(x.inputs.values())
-    if not is_cuda(x.dy.device):
-        began = time.perf_counter()
-        y = call(x)
-        middle = time.perf_counter()
-        torch.autograd.grad(y, inputs, x.dy)
-        ended = time.perf_counter()
-        into.forward.append(middle - began)
-        into.backward.append(ended - middle)
-        into.host.append(ended - began)
-        return
-    start, middle_event, end = (torch.cuda.Event(enable_timing=True) for _ in range(3))
-    torch.cuda._sleep(cycles)
-    began = time.perf_counter()
-    start.record()
-    y = call(x)
-    middle_event.record()
-    grads = torch.autograd.grad(y, inputs, x.dy)
-    end.record()
-    into.host.append(time.perf_counter() - began)
-    end.synchronize()
-    del y, grads
-    into.forward.append(start.elapsed_time(middle_event) / 1e3)
-    into.backward.append(middle_event.elapsed_time(end) / 1e3)
-
-
-def measure(calls: dict[str, Call], sets: Sequence[Operands], rounds: int) -> dict[str, Samples]:
-    """Samples of each variant over rounds in which the variants take turns."""
-    cuda = is_cuda(sets[0].dy.device)
-    rate = sleep_rate() if cuda else 0.0
-    measured = {}
-    busy = {}
-    for name, call in calls.items():
-        warm_up = Samples()
-        for i in range(4):
-            sample(call, sets[i % len(sets)], warm_up, 0)
-        busy[name] = int(rate * min(2 * statistics.median(warm_up.host[1:]) + 2e-4, 0.05))
-        measured[name] = Samples()
-    for i in range(rounds):
-        for name, call in calls.items():
-            sample(call, sets[i % len(sets)], measured[name], busy[name])
-    return measured
-
-
-def peak_bytes(call: Call, x: Operands) -> int | None:
-    """Bytes that a forward and backward hold at most beyond their operands; None without a GPU."""
-    if not is_cuda(x.dy.device):
-        return None
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    y = call(x)
-    grads = torch.autograd.grad(y, list(x.inputs.values()), x.dy)
-    torch.cuda.synchronize()
-    del y, grads
-    return torch.cuda.max_memory_allocated() - before
-
-
-def number_of_sets(case: Case, cache_bytes: int) -> int:
-    """So many sets of operands that their inputs exceed twice the L2 cache."""
-    return min(MEMORY_SETS, max(2, math.ceil(2 * cache_bytes / case.forward_bytes) + 1))
-
-
-def figures(case: Case, samples: Samples, bandwidth: float) -> dict[str, float]:
-    """Microseconds, GB/s by the floor's bytes, and the share of what a copy's bandwidth would allow."""
-    forward, backward = samples.medians()
-    found = {"host_us": 1e6 * statistics.median(samples.host)}
-    for name, seconds, size in (
-        ("forward", forward, case.forward_bytes),
-        ("backward", backward, case.backward_bytes),
-    ):
-        found[f"{name}_us"] = 1e6 * seconds
-        found[f"{name}_gb_s"] = size / seconds / 1e9
-        found[f"{name}_share"] = size / bandwidth / seconds
-    return found
-
-
-def gated(case: Case, peer: Peer, x: Operands, expected: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-    """The peer's record so far, and whether it may be timed."""
-    record: dict[str, Any] = {"note": peer.note} if peer.note else {}
-    if peer.call is None:
-        return record, False
-    try:
-        errors = errors_of(expected, results(peer.call(x), x))
-    except Exception as error:  # other people's code: whatever it raises is its result
-        return record | {"note": describe(error)}, False
-    record["largest_error"] = max(norm for norm, _ in errors.values())
-    if fault := fault_of(errors, PEER_TOLERANCES[case.dtype]):
-        return record | {"note": f"wrong: {fault}"}, False
-    return record, True
-
-
-def run_case(
-    case: Case,
-    device: torch.device | str,
-    bandwidth: float,
-    *,
-    cache_bytes: int = 0,
-    rounds: int = 20,
-    compile_seconds: float = 0.0,
-    packages: bool = True,
-) -> dict[str, Any]:
-    """The record of one case: ours and its peers side by side; no speed where the check failed.
-
-    Args:
-        bandwidth: bytes a second of a copy.
-        cache_bytes: size of the L2 cache.
-        compile_seconds: most that torch.compile may take; 0 leaves it out.
-        packages: measure installed packages too.
-    """
-    record: dict[str, Any] = {"case": str(case), "status": "passed", "peers": {}}
-    sets = [case.operands(device, seed) for seed in range(number_of_sets(case, cache_bytes))]
-    x = sets[0]
-    expected = case.expected(x)
-    errors = errors_of(expected, results(case.ours(x), x))
-    record["errors"] = {name: {"norm": norm, "largest": most} for name, (norm, most) in errors.items()}
-    if fault := fault_of(errors, TOLERANCES[case.dtype]):
-        return record | {"status": "failed", "fault": fault}
-    calls: dict[str, Call] = {OURS: case.ours}
-
-    def add(peer: Peer) -> bool:
-        record["peers"][peer.name], usable = gated(case, peer, x, expected)
-        if usable and peer.call is not None:
-            calls[peer.name] = peer.call
-        return usable
-
-    eager_names = [peer.name for peer in eager_peers(case) if add(peer)]
-    if packages:
-        for peer in package_peers(case):
-            add(peer)
-    if compile_seconds and eager_names:
-        quick = measure({name: calls[name] for name in eager_names}, sets, 3)
-        best = min(eager_names, key=lambda name: sum(quick[name].medians()))
-        try:
-            with time_limit(compile_seconds):
-                add(compiled_peer(case, best))
-        except TimeoutError as error:  # between two of gated's own attempts to catch it
-            record["peers"]["torch.compile"] = {"note": str(error)}
-    samples = measure(calls, sets, rounds)
-    memory = {name: peak_bytes(call, x) for name, call in calls.items()}
-    own = sum(samples[OURS].medians())
-    for name in calls:
-        found: dict[str, Any] = figures(case, samples[name], bandwidth) | {"peak_bytes": memory[name]}
-        if name == OURS:
-            record["ours"] = found
-            continue
-        for i, direction in enumerate(("forward", "backward")):
-            found[f"{direction}_ratio"] = samples[name].medians()[i] / samples[OURS].medians()[i]
-        found["ratio"] = sum(samples[name].medians()) / own
-        record["peers"][name] |= found
-    timed_eager = [name for name in eager_names if name in calls]
-    if timed_eager:
-        record["faster_eager"] = min(timed_eager, key=lambda name: record["peers"][name]["ratio"])
-    return record
+MIN_SECONDS = 3.0  # a peer is not started with less time left
+MAX_SHARE = 0.5  # of the time left, for one family
+NO_TIME = "no time left"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A case and how thoroughly to run it."""
+    """A case, how many rounds measure it, and whether torch.compile is measured too."""
 
     case: Case
     rounds: int
     compiled: bool = False
-    packages: bool = True
+
+
+def round_robin(iterators: Sequence[Iterator[Case]]) -> Iterator[Case]:
+    """The first case of each op, then the second of each, ..."""
+    for cases in itertools.zip_longest(*iterators):
+        yield from (case for case in cases if case is not None)
 
 
 def plans(quick: bool) -> list[Plan]:
-    """The published size first, then the convolution, the scans, long sequences and head widths."""
-    batch, long, wide = (256, 4096, 128) if quick else (2048, 16384, 1024)
+    """The headline sizes of each op, then the further sizes of all."""
     many, few = (10, 5) if quick else (40, 12)
-    chosen = [
-        Plan(RelaCase(batch, 200, 64, dtype, causal=causal), many, compiled=not quick)
-        for dtype in ("fp32", "bf16")
-        for causal in (False, True)
+    headline = [case for op in CASES for case in op.headline(quick)]
+    further = round_robin([op.further(quick) for op in CASES])
+    return [
+        *(Plan(case, many if case.compiled else few, case.compiled and not quick) for case in headline),
+        *(Plan(case, few) for case in further),
     ]
-    chosen += [Plan(ConvCase(batch, 200, 64, d), many, compiled=not quick) for d in ("fp32", "bf16")]
-    chosen += [
-        Plan(case, few)
-        for case in (
-            LinearScanCase(batch, 200, 64, "fp32", complex=True),
-            LinearScanCase(batch, 200, 64, "fp32"),
-            LinearScanCase(batch, 200, 64, "bf16"),
-            SelectiveScanCase(batch, 200, 128, "fp32"),
-            SelectiveScanCase(batch, 200, 128, "bf16"),
-            SelectiveScanCase(batch, 200, 128, "bf16", states=32),
-            LinearScanCase(8, long, 64, "fp32"),
-            SelectiveScanCase(8, 4096, 128, "fp32"),
-        )
-    ]
-    chosen += [
-        Plan(RelaCase(8, long, 64, dtype, causal=causal), few)
-        for dtype in ("bf16", "fp32")
-        for causal in (True, False)
-    ]
-    chosen += [
-        Plan(RelaCase(wide, 200, 128, dtype, heads=128 // width, causal=causal), few, packages=False)
-        for width in (32, 64, 128)
-        for dtype, causal in (("bf16", True), ("bf16", False), ("fp32", True))
-    ]
-    return chosen
+
+
+def measure_ours(plan: Plan, device: str, bandwidth: float) -> Record:
+    """The record of one case of ours; no speed is reported if the results are wrong."""
+    case = plan.case
+    record: Record = {"case": str(case), "status": "passed", "peers": {}}
+    try:
+        sets = make_sets(case, device)
+        errors = errors_of(case.expected(sets[0]), case.results(sets[0]))
+        record["errors"] = {name: error._asdict() for name, error in errors.items()}
+        if fault := fault_of(errors, TOLERANCES[case.dtype]):
+            return record | {"status": "failed", "fault": fault}
+        samples = measure({OURS: our_call(case)}, sets, plan.rounds)[OURS]
+        peak = peak_bytes(our_call(case), sets[0])
+        return record | {"ours": figures(case, samples, bandwidth) | {"peak_bytes": peak}}
+    except Exception as error:  # the other cases still count
+        return record | {"status": "failed", "fault": describe(error)}
+    finally:
+        if is_cuda(device):
+            torch.cuda.empty_cache()
+
+
+def faster_eager(record: Record) -> str | None:
+    """The name of the fastest form in plain PyTorch that was measured."""
+    ratios = {
+        name: peer["ratio"]
+        for name, peer in record["peers"].items()
+        if name.startswith("eager ") and "ratio" in peer
+    }
+    return min(ratios, key=ratios.__getitem__, default=None)
+
+
+def wanted_peers(family: Family, plan: Plan, record: Record) -> set[str] | None:
+    """Names of a family's peers to measure; None for all. torch.compile takes the faster form alone."""
+    if "ours" not in record or not family.computes(plan.case):
+        return set()
+    if family.name != "torch.compile":
+        return None
+    best = faster_eager(record) if plan.compiled else None
+    return {COMPILED + best.removeprefix("eager ")} if best else set()
+
+
+def measure_peers(
+    family: Family,
+    chosen: Sequence[tuple[Plan, Record]],
+    device: str,
+    bandwidth: float,
+    ends: float,
+    save: Callable[[], None],
+) -> None:
+    """Adds a family's peers to the records of the cases, in order, until the time is over."""
+    with Worker(family, device, bandwidth) as worker:
+        for plan, record in chosen:
+            wanted = wanted_peers(family, plan, record)
+            if wanted == set():
+                continue
+            left = ends - time.monotonic()
+            if left < MIN_SECONDS:
+                record["peers"].setdefault(family.name, {"note": NO_TIME, "missed": True})
+                continue
+            for name, found in worker.records(plan.case, wanted, plan.rounds, left):
+                record["peers"][name] = found
+                print(record["case"], name, found.get("note", f"{found.get('ratio', 0):.2f}"), flush=True)
+                save()
+            record["faster_eager"] = faster_eager(record)
 
 
 def run_plans(
     chosen: Sequence[Plan],
-    device: torch.device | str,
+    device: str,
     seconds: float,
     save: Callable[[dict[str, Any]], None],
+    families: Sequence[Family] = FAMILIES,
     copy_bytes: int = COPY_BYTES,
 ) -> dict[str, Any]:
-    """Run the cases in order until the time is over; `save` gets what there is after each.
+    """Measures our op in all cases, then the peers, until the time is over.
+
+    Args:
+        save: gets the details after each result.
 
     Returns:
-        {"copy_gb_s", "l2_bytes", "cases": [records]}; cases not begun have status "not run".
+        {"copy_gb_s", "l2_bytes", "cases": [records]}; cases not begun have the status "not run".
     """
     ends = time.monotonic() + seconds
-    compile_left = 0.4 * seconds
-    cache = int(torch.cuda.get_device_properties(device).L2_cache_size) if is_cuda(device) else 0
     bandwidth = copy_bandwidth(device, copy_bytes)
-    found: dict[str, Any] = {"copy_gb_s": bandwidth / 1e9, "l2_bytes": cache, "cases": []}
-    longest = 0.0
+    records: list[Record] = []
+    found = {"copy_gb_s": bandwidth / 1e9, "l2_bytes": cache_bytes(device), "cases": records}
     for plan in chosen:
-        began = time.monotonic()
-        if began + longest > ends:
-            record = {"case": str(plan.case), "status": "not run", "fault": "no time left", "peers": {}}
+        if time.monotonic() > ends:
+            record = {"case": str(plan.case), "status": "not run", "fault": NO_TIME, "peers": {}}
         else:
-            budget = min(30.0, compile_left) if plan.compiled else 0.0
-            record = attempt(plan, device, bandwidth, cache, budget if budget > 5 else 0.0)
-            took = time.monotonic() - began
-            compile_left -= took if plan.compiled else 0.0
-            longest = 1.5 * took if not plan.compiled else longest
+            record = measure_ours(plan, device, bandwidth)
         print(record["case"], record["status"], record.get("fault", ""), flush=True)
-        found["cases"].append(record)
+        records.append(record)
         save(found)
+    pairs = list(zip(chosen, records, strict=True))
+    for i, family in enumerate(families):
+        left = ends - time.monotonic()
+        share = 1.0 if i == len(families) - 1 else MAX_SHARE
+        measure_peers(family, pairs, device, bandwidth, ends - (1 - share) * left, lambda: save(found))
     return found
 
 
-def attempt(
-    plan: Plan, device: torch.device | str, bandwidth: float, cache: int, compile_seconds: float
-) -> dict[str, Any]:
-    """`run_case`, an error being a failed record."""
-    try:
-        return run_case(
-            plan.case,
-            device,
-            bandwidth,
-            cache_bytes=cache,
-            rounds=plan.rounds,
-            compile_seconds=compile_seconds,
-            packages=plan.packages,
-        )
-    except Exception as error:  # the other cases still count
-        return {"case": str(plan.case), "status": "failed", "fault": describe(error), "peers": {}}
-    finally:
-        if is_cuda(device):
-            torch.cuda.empty_cache()
+def benchmarks(settings: Settings) -> Outcome:
+    """Measures the ops and their peers."""
+    details = run_plans(plans(settings.quick), "cuda", settings.limit - 15, settings.save)
+    return (*judge(details), details)
+
+
+def judge(details: dict[str, Any]) -> tuple[str, str]:
+    """Status and summary; a case without time is no failure, but it is one if no case passed."""
+    statuses = [case["status"] for case in details["cases"]]
+    counts = {status: statuses.count(status) for status in ("passed", "failed", "not run")}
+    said = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    said += f"; copy {details['copy_gb_s']:,.0f} GB/s"
+    if failed := next((case for case in details["cases"] if case["status"] == "failed"), None):
+        said += f"; {failed['case']}: {failed['fault']}"
+    if missed := missed_peers(details):
+        said += f"; missed: {', '.join(missed)}"
+    return ("failed" if counts["failed"] or not counts["passed"] else "passed"), said
+
+
+def missed_peers(details: dict[str, Any]) -> list[str]:
+    """The peers that were stopped, did not start or had no time left, each with the number of its cases."""
+    names = [name for case in details["cases"] for name, peer in case["peers"].items() if peer.get("missed")]
+    return [f"{name} ({names.count(name)})" for name in dict.fromkeys(names)]

@@ -1,5 +1,7 @@
 """Builds, tests, checks and measures recgrela on an NVIDIA GPU, in under 8 minutes, without network.
 
+Each step runs in a process of its own and has a limit of time; a step that fails stops no other.
+
 python -m benchmarks.gpu.gpu_check [--out DIR] [--skip STEP ...] [--quick]
 
 Writes DIR/gpu_check.json and DIR/logs/. Exit code 0: no step failed; 1: one did; 2: there is no GPU.
@@ -17,24 +19,30 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from benchmarks.gpu.steps import ROOT, Outcome, Settings, gpu_problem, tail
+from benchmarks.gpu.machine import gpu_problem
+from benchmarks.gpu.report import show, write_json
+from benchmarks.gpu.step import ROOT, Outcome, Settings, tail
 
 TOTAL_SECONDS = 465.0
 EXIT_FAILED, EXIT_NO_GPU, EXIT_STOPPED = 1, 2, 130
-COLOURS = {"passed": "green", "failed": "red", "skipped": "yellow"}
 
 
 @dataclass(frozen=True)
 class Step:
-    """`function`: module.name; `limit`: most seconds; `reserve`: seconds that earlier steps leave it."""
+    """One step.
+
+    Attributes:
+        function: module.name, below benchmarks.gpu.
+        limit: seconds that it may take.
+        reserve: seconds that earlier steps leave to it.
+    """
 
     name: str
     function: str
@@ -42,40 +50,30 @@ class Step:
     reserve: float
 
     def load(self) -> Callable[[Settings], Outcome]:
-        """The function; what it imports may need the build."""
+        """Imports the function; its module may need the build."""
         module, _, name = self.function.partition(".")
         return getattr(importlib.import_module(f"benchmarks.gpu.{module}"), name)
 
 
 STEPS = (
-    Step("facts", "steps.facts", 45, 20),
-    Step("build", "steps.build", 180, 40),
-    Step("tests", "steps.tests", 100, 40),
+    Step("facts", "machine.facts", 45, 20),
+    Step("build", "machine.build", 180, 40),
+    Step("tests", "suites.tests", 100, 40),
     Step("reference", "numerics.reference", 60, 25),
-    Step("sanitizer", "steps.sanitizer", 100, 40),
-    Step("benchmarks", "numerics.benchmarks", 180, 100),
+    Step("sanitizer", "suites.sanitizer", 100, 40),
+    Step("benchmarks", "bench.benchmarks", 180, 100),
     Step("graph", "numerics.graph", 40, 20),
-    Step("training", "steps.training", 60, 25),
+    Step("training", "training.training", 60, 25),
 )
 
 
 def allowance(step: Step, later: Sequence[Step], left: float) -> float:
-    """Seconds for a step, of those left, such that the later ones keep their reserves."""
+    """Seconds for a step such that later steps keep their reserves."""
     return max(0.0, min(step.limit, left - sum(other.reserve for other in later)))
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """The old file or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(content, indent=2, default=str) + "\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def run_here(name: str, settings: Settings) -> int:
-    """Run a step in this process and leave its result in the folder of logs."""
+    """Runs a step in this process and writes its result to the folder of logs."""
     path = settings.logs / f"{name}.json"
 
     def save(details: dict[str, Any]) -> None:
@@ -92,7 +90,7 @@ def run_here(name: str, settings: Settings) -> int:
 
 
 def run_apart(name: str, settings: Settings) -> dict[str, Any]:
-    """Run a step in a process of its own, ended with its children at the limit; returns its result."""
+    """Runs a step in a process of its own, which is killed with its children at the limit."""
     log, path = settings.logs / f"{name}.log", settings.logs / f"{name}.json"
     path.unlink(missing_ok=True)
     command = [sys.executable, "-m", "benchmarks.gpu.gpu_check", "--run-step", name]
@@ -110,9 +108,9 @@ def run_apart(name: str, settings: Settings) -> dict[str, Any]:
         except subprocess.TimeoutExpired:
             code = None
         finally:
-            if process.poll() is None:
+            with suppress(ProcessLookupError):  # the group may outlive its first process
                 os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            process.wait()
     result = read_result(path, code, settings.limit)
     if result["status"] == "failed":
         result["tail"] = tail(log.read_text(errors="replace"), 25)
@@ -120,7 +118,7 @@ def run_apart(name: str, settings: Settings) -> dict[str, Any]:
 
 
 def read_result(path: Path, code: int | None, limit: float) -> dict[str, Any]:
-    """What a step left; one that did not come to its end failed, and keeps what it had found."""
+    """The result that a step wrote; a step that did not end has failed and keeps its details so far."""
     result: dict[str, Any] = {"status": "running", "summary": "", "details": {}}
     if path.exists():
         result |= json.loads(path.read_text())
@@ -138,83 +136,8 @@ def exit_code(steps: Sequence[dict[str, Any]]) -> int:
     return EXIT_FAILED if any(step["status"] == "failed" for step in steps) else 0
 
 
-def steps_table(steps: Sequence[dict[str, Any]]) -> Table:
-    """A line for each step."""
-    table = Table(title="gpu_check")
-    for name in ("step", "result"):
-        table.add_column(name, no_wrap=True)
-    table.add_column("s", justify="right", no_wrap=True)
-    table.add_column("what was seen", overflow="fold")
-    for step in steps:
-        colour = COLOURS[step["status"]]
-        status = f"[{colour}]{step['status']}[/]"
-        table.add_row(step["step"], status, f"{step['seconds']:.1f}", escape(step["summary"]))
-    return table
-
-
-def peer_text(peer: dict[str, Any] | None) -> str:
-    """A peer's times relative to ours, forward and backward, or why there are none."""
-    if peer is None:
-        return "-"
-    if "ratio" not in peer:
-        return escape(peer.get("note", "-"))
-    return f"{peer['forward_ratio']:.2f} / {peer['backward_ratio']:.2f}"
-
-
-def megabytes(size: float | None) -> str:
-    return "-" if size is None else f"{size / 1e6:,.0f}"
-
-
-def benchmark_table(details: dict[str, Any]) -> Table:
-    """A line for each case: times, share of the floor, and how many times longer each peer takes."""
-    table = Table(
-        title=f"forward / backward; the floor: its bytes at a copy's {details['copy_gb_s']:,.0f} GB/s",
-        caption="peers: how many times longer than ours, forward / backward",
-    )
-    for name in ("case", "us", "GB/s", "share of floor", "peak MB", "eager", "torch.compile", "packages"):
-        table.add_column(name, overflow="fold")
-    for case in details["cases"]:
-        if "ours" not in case:
-            table.add_row(case["case"], f"{case['status']}: {escape(case.get('fault', ''))}")
-            continue
-        ours, peers = case["ours"], case["peers"]
-
-        def pair(key: str, scale: float = 1.0, ours: dict[str, Any] = ours) -> str:
-            return f"{scale * ours[f'forward_{key}']:,.0f} / {scale * ours[f'backward_{key}']:,.0f}"
-
-        faster = case.get("faster_eager")
-        plain = [name for name in peers if name.startswith("eager")]
-        best = peers.get(faster or next(iter(plain), ""))
-        others = [name for name in peers if name not in (*plain, "torch.compile")]
-        memory = megabytes(ours["peak_bytes"])
-        if best is not None and best.get("peak_bytes") is not None:
-            memory += f" (eager {megabytes(best['peak_bytes'])})"
-        table.add_row(
-            case["case"],
-            pair("us"),
-            pair("gb_s"),
-            pair("share", 100) + " %",
-            memory,
-            peer_text(best) + (f" ({faster.removeprefix('eager ')})" if faster else ""),
-            peer_text(peers.get("torch.compile")),
-            "\n".join(f"{name}: {peer_text(peers[name])}" for name in others) or "-",
-        )
-    return table
-
-
-def show(steps: Sequence[dict[str, Any]], console: Console) -> None:
-    """The benchmarks' table, the tails of failed steps, and one line for each step."""
-    for step in steps:
-        if step["step"] == "benchmarks" and step["details"].get("cases"):
-            console.print(benchmark_table(step["details"]))
-        if step.get("tail"):
-            console.print(f"-- {step['step']}: the end of its log", markup=False)
-            console.print(step["tail"], markup=False, highlight=False)
-    console.print(steps_table(steps))
-
-
 def check_all(settings: Settings, skip: Sequence[str], console: Console) -> int:
-    """Run the steps in order, each whatever the others did, and report; returns the exit code."""
+    """Runs the steps in order, whether or not others fail, and reports; returns the exit code."""
     settings.logs.mkdir(parents=True, exist_ok=True)
     (settings.logs / ".gitignore").write_text("*\n")
     path = settings.out / "gpu_check.json"
@@ -251,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--sanitize-target",
         action="store_true",
-        help="only run the ops once at small sizes, for compute-sanitizer",
+        help="only run the ops once at small sizes, under compute-sanitizer",
     )
     parser.add_argument("--run-step", choices=names, help=argparse.SUPPRESS)
     parser.add_argument("--limit", type=float, default=60.0, help=argparse.SUPPRESS)

@@ -100,7 +100,7 @@ class Case:
     definition: ClassVar[Callable[..., Any]]  # the op in plain PyTorch, on packed rows
     dtypes: ClassVar[tuple[torch.dtype, ...]] = REAL_DTYPES
     parameters: ClassVar[frozenset[str]] = frozenset()  # operands that all rows share
-    forms: ClassVar[tuple[str, ...]] = ()  # methods: the op in plain PyTorch, on dense operands
+    forms: ClassVar[tuple[str, ...]] = ()  # ways to write the op in plain PyTorch, on dense operands
     autocast: ClassVar[bool] = False  # the forms are too inaccurate in half precision without it
     compiled: ClassVar[bool] = False  # torch.compile of a form is worth its time
     term_size: ClassVar[float] = 1.0  # size of the terms of a gradient, which may cancel almost to zero
@@ -173,6 +173,17 @@ class Case:
         }
         return rows | x.constants
 
+    def form(self, name: str, t: dict[str, Tensor]) -> Tensor:
+        """y, [B, L, ...], by one of `forms`, of dense operands."""
+        raise NotImplementedError
+
+    def plain(self, name: str, x: Operands, compute: Form | None = None) -> Tensor:
+        """y of packed rows by one of `forms`; `compute` takes the place of `form`, compiled for example."""
+        half = self.autocast and self.dtype in HALF_DTYPES
+        with torch.autocast(x.cu_seqlens.device.type, self.dtype if half else None, enabled=half):
+            y = (compute or self.form)(name, self.dense(x))
+        return y.to(self.dtype).flatten(0, 1)
+
     def exact(self, t: dict[str, Tensor]) -> Tensor:
         """y, [B, L, ...], of dense operands, in plain PyTorch and in memory linear in the length."""
         raise NotImplementedError
@@ -229,6 +240,11 @@ class Case:
     @classmethod
     def headline(cls, quick: bool) -> Iterator[Case]:
         """The sizes that a benchmark measures first."""
+        raise NotImplementedError
+
+    @classmethod
+    def cpu_sizes(cls) -> Iterator[Case]:
+        """The sizes that a benchmark on a CPU measures."""
         raise NotImplementedError
 
     @classmethod

@@ -101,3 +101,7 @@ class CausalConv1dCase(Case):
     def headline(cls, quick: bool) -> Iterator[Case]:
         for dtype in (torch.float32, torch.bfloat16):
             yield cls(lengths=HEADLINE_LENGTHS[:256] if quick else HEADLINE_LENGTHS, dtype=dtype)
+
+    @classmethod
+    def cpu_sizes(cls) -> Iterator[Case]:
+        yield cls(lengths=(200,) * 64)

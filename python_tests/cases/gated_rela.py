@@ -241,3 +241,8 @@ class GatedRelaCase(Case):
                     causal=causal,
                     joined=True,
                 )
+
+    @classmethod
+    def cpu_sizes(cls) -> Iterator[Case]:
+        for causal in (False, True):
+            yield cls(lengths=(200,) * 64, causal=causal, joined=True)

@@ -130,3 +130,9 @@ class LinearScanCase(Case):
     @classmethod
     def further(cls, quick: bool) -> Iterator[Case]:
         yield cls(lengths=(4096 if quick else 16_384,) * 8)
+
+    @classmethod
+    def cpu_sizes(cls) -> Iterator[Case]:
+        lengths = (200,) * 32
+        yield cls(lengths=lengths, channels=128)
+        yield cls(lengths=lengths, channels=128, dtype=torch.complex64, per_step=False)

@@ -152,3 +152,7 @@ class SelectiveScanCase(Case):
     @classmethod
     def further(cls, quick: bool) -> Iterator[Case]:
         yield cls(lengths=(4096,) * 8)
+
+    @classmethod
+    def cpu_sizes(cls) -> Iterator[Case]:
+        yield cls(lengths=(200,) * 32, num_states=32)

@@ -1,0 +1,101 @@
+"""The report of gpu_check: a JSON file, and tables."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+COLOURS = {"passed": "green", "failed": "red", "skipped": "yellow"}
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Replaces a file as a whole; it is never half written."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps(content, indent=2, default=str) + "\n")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def steps_table(steps: Sequence[dict[str, Any]]) -> Table:
+    """A line for each step."""
+    table = Table(title="gpu_check")
+    for name in ("step", "result"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("s", justify="right", no_wrap=True)
+    table.add_column("summary", overflow="fold")
+    for step in steps:
+        colour = COLOURS[step["status"]]
+        status = f"[{colour}]{step['status']}[/]"
+        table.add_row(step["step"], status, f"{step['seconds']:.1f}", escape(step["summary"]))
+    return table
+
+
+def peer_text(peer: dict[str, Any] | None) -> str:
+    """A peer's times divided by ours, forward and backward, or the note why there are none."""
+    if peer is None:
+        return "-"
+    if "ratio" not in peer:
+        return escape(peer.get("note", "-"))
+    return f"{peer['forward_ratio']:.2f} / {peer['backward_ratio']:.2f}"
+
+
+def megabytes(size: float | None) -> str:
+    return "-" if size is None else f"{size / 1e6:,.0f}"
+
+
+def benchmark_table(details: dict[str, Any]) -> Table:
+    """A line for each case: times, share of the floor, and the times of each peer divided by ours."""
+    table = Table(
+        title=f"forward / backward; floor: bytes moved at the {details['copy_gb_s']:,.0f} GB/s of a copy",
+        caption="peers: their times divided by ours, forward / backward",
+    )
+    for name in ("case", "us", "GB/s", "share of floor", "peak MB", "eager", "torch.compile", "packages"):
+        table.add_column(name, overflow="fold")
+    for case in details["cases"]:
+        if "ours" not in case:
+            table.add_row(case["case"], f"{case['status']}: {escape(case.get('fault', ''))}")
+            continue
+        ours, peers = case["ours"], case["peers"]
+
+        def pair(key: str, scale: float = 1.0, ours: dict[str, Any] = ours) -> str:
+            return f"{scale * ours[f'forward_{key}']:,.0f} / {scale * ours[f'backward_{key}']:,.0f}"
+
+        faster = case.get("faster_eager")
+        plain = [name for name in peers if name.startswith("eager")]
+        best = peers.get(faster or next(iter(plain), ""))
+        compiled = next((name for name in peers if name.startswith("torch.compile")), None)
+        others = [name for name in peers if name not in (*plain, compiled)]
+        memory = megabytes(ours["peak_bytes"])
+        if best is not None and best.get("peak_bytes") is not None:
+            memory += f" (eager {megabytes(best['peak_bytes'])})"
+        table.add_row(
+            case["case"],
+            pair("us"),
+            pair("gb_s"),
+            pair("share", 100) + " %",
+            memory,
+            peer_text(best) + (f" ({faster.removeprefix('eager ')})" if faster else ""),
+            peer_text(peers.get(compiled)),
+            "\n".join(f"{name}: {peer_text(peers[name])}" for name in others) or "-",
+        )
+    return table
+
+
+def show(steps: Sequence[dict[str, Any]], console: Console) -> None:
+    """The benchmarks' table, the tails of failed steps, and one line for each step."""
+    for step in steps:
+        if step["step"] == "benchmarks" and step["details"].get("cases"):
+            console.print(benchmark_table(step["details"]))
+        if step.get("tail"):
+            console.print(f"-- {step['step']}: the end of its log", markup=False)
+            console.print(step["tail"], markup=False, highlight=False)
+    console.print(steps_table(steps))

@@ -1,0 +1,73 @@
+"""The benchmarks on a CPU, at small sizes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import timing
+from benchmarks.cpu import attention_length, length, ops, train_step
+from python_tests.cases import CASES
+
+
+@pytest.fixture(autouse=True)
+def memory_of_nothing(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
+    """Memory is not measured: it takes three processes for each variant."""
+    calls: list[tuple] = []
+
+    def peak_memory(target: Any, warm_up: tuple, args: tuple) -> int:
+        calls.append(warm_up)
+        return 1_000_000 * (1 + len(args[0]))
+
+    monkeypatch.setattr(timing, "peak_memory", peak_memory)
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
+    return calls
+
+
+@pytest.mark.parametrize("op", CASES, ids=lambda op: op.op)
+def test_every_op_is_measured_beside_its_forms(op: Any) -> None:
+    sizes = list(op.cpu_sizes())
+    assert sizes
+    for case in sizes:
+        record = ops.measure(replace(case, lengths=(9, 9)), threads=1, rounds=1)
+        assert list(record["milliseconds"]) == [timing.OURS, *case.forms]
+        assert record["max_relative_error"] < ops.MAX_ERROR
+
+
+def test_no_speed_is_reported_for_wrong_results() -> None:
+    right, wrong = {"y": torch.ones(3)}, {"y": torch.tensor([1.0, 1.0, 1.1])}
+    assert timing.gate("op", right, right, 1e-3) == 0
+    with pytest.raises(SystemExit, match=r"op: y off by .* no speed is reported"):
+        timing.gate("op", right, wrong, 1e-3)
+
+
+def test_a_comparison_names_the_faster_variant(
+    memory_of_nothing: list[tuple], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def make(variant: str, size: int) -> Any:
+        work = {timing.OURS: 1, "slow": 200_000, "slower": 2_000_000}[variant]
+        return lambda: sum(range(work * size))
+
+    variants = (timing.OURS, "slow", "slower")
+    found = timing.compare("title", make, variants, (2,), (1,), rounds=2)
+    assert "times faster than slow," in capsys.readouterr().out
+    assert found["times_faster_than_the_faster_eager"] > 1
+    assert found["share_of_its_peak_memory"] == pytest.approx(9 / 5)
+    assert memory_of_nothing == [(name, 1) for name in variants]
+
+
+@pytest.mark.parametrize("case", train_step.CASES)
+def test_a_training_step_agrees_with_the_peer(case: str) -> None:
+    data = train_step.load(train_step.DataConfig(synthetic_users=30, synthetic_items=40, synthetic_events=9))
+    forms = train_step.CASES[case][1]
+    if case != "last, mask":
+        assert all(train_step.agree(case, form, data, 20) < 1e-3 for form in forms)
+
+
+def test_steps_of_any_length_run() -> None:
+    length.make(5, 20, 1, "cpu")()
+    for form in attention_length.FORMS:
+        attention_length.make(form, 6, 12, 1)()
