@@ -35,7 +35,8 @@ class SequenceModel(nn.Module, ABC):
 
     Attributes:
         trains_on: the objectives that the model can be trained on.
-        attends_to_padding: whether every sequence is padded to `max_len` and the padding slots take part.
+        attends_to_padding: whether every sequence is padded to `max_len` and the padding slots take part,
+            as the setting `padding` says where there is one.
         max_positions: the longest sequence that the model takes; None: any length.
         item_bias: [n_items] added to the scores, or None.
         norm_eps: the eps of the LayerNorm after the embeddings.
@@ -44,8 +45,8 @@ class SequenceModel(nn.Module, ABC):
 
     config: ModelConfig
     trains_on: tuple[Objective, ...]
-    attends_to_padding: bool = False
-    max_positions: int | None = None
+    attends_to_padding: bool
+    max_positions: int | None
     item_bias: Tensor | None
     norm_eps: float = 1e-12
     official: ClassVar[OfficialWeights | None] = None
@@ -59,6 +60,8 @@ class SequenceModel(nn.Module, ABC):
         if max_len < 1:
             raise ConfigError(f"max_len must be at least 1, got {max_len}")
         self.config, self.n_items, self.max_len = config, n_items, max_len
+        self.attends_to_padding = getattr(config, "padding", "mask") == "attend"
+        self.max_positions = max_len if self.attends_to_padding else None
         # The padding row is scored and trained as an output row, but not through look-ups.
         self.item_embedding = nn.Embedding(n_items, config.hidden_size, padding_idx=0)
         self.dropout = Dropout(config.dropout)

@@ -131,8 +131,7 @@ class EchoMamba4Rec(SequenceModel):
     def __init__(self, config: EchoMamba4RecConfig, n_items: int, max_len: int) -> None:
         super().__init__(config, n_items, max_len)
         self.layers = nn.ModuleList(EchoLayer(config, max_len) for _ in range(config.num_layers))
-        self.attends_to_padding = config.padding == "attend"
-        self.max_positions = max_len  # the slots of the filter
+        self.max_positions = max_len  # the filter's slots
         self.reset_parameters()
 
     def encode(self, x: Tensor, sequences: Sequences) -> Tensor:

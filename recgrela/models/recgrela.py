@@ -146,8 +146,7 @@ class RecGRELA(SequenceModel):
         rotary = RotaryTable(d, config.rotary_base, max_len) if config.position == "rotary" else None
         self.blocks = nn.ModuleList(Block(config, rotary) for _ in range(config.num_layers))
         self.trains_on = ("last", "all") if config.mode == "causal" else ("last",)
-        self.attends_to_padding = config.padding == "attend"
-        if self.attends_to_padding or config.position == "learned":
+        if config.position == "learned":
             self.max_positions = max_len
         self.reset_parameters()
 

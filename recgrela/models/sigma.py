@@ -58,7 +58,7 @@ class GatedMamba(nn.Module):
         super().__init__()
         c, d = config, config.hidden_size
         self.flip = c.flip
-        self.mix = nn.Parameter(torch.tensor([0.1, 0.1, 0.8]))  # GRU, reversed, straight
+        self.mix = nn.Parameter(torch.tensor([0.1, 0.1, 0.8]))  # GRU, reversed rows, rows
         self.dense1, self.dense2 = nn.Linear(d, d), nn.Linear(d, d)
         self.sigmoid_gate, self.silu_gate = nn.Linear(d, d), nn.Linear(d, d)
         self.mamba = Mamba(d, c.state_size, c.conv_width, c.expand)
@@ -70,7 +70,7 @@ class GatedMamba(nn.Module):
     def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
         """x: [T, D] -> [T, D], or the wanted rows [B, D]."""
         flipped = x[sequences.reversed_rows(self.flip)]
-        straight, turned = self.mamba(x, sequences), self.mamba(flipped, sequences)
+        y, y_flipped = self.mamba(x, sequences), self.mamba(flipped, sequences)
         local = self.conv(sequences.to_dense(x).transpose(1, 2)).transpose(1, 2)
         recurrent = sequences.select(sequences.to_packed(self.gru(local)[0]))
         x, flipped = sequences.select(x), sequences.select(flipped)
@@ -79,8 +79,8 @@ class GatedMamba(nn.Module):
         second = flipped + self.dense2(flipped)
         # The sigmoid gate of the second branch takes the gate of the first.
         second = self.dropout(self.silu_gate(F.silu(second)) + self.sigmoid_gate(torch.sigmoid(first)))
-        straight, turned = straight * first + straight, turned * second + turned
-        return self.out_proj(self.mix[2] * straight + self.mix[1] * turned + self.mix[0] * recurrent)
+        y, y_flipped = y * first + y, y_flipped * second + y_flipped
+        return self.out_proj(self.mix[2] * y + self.mix[1] * y_flipped + self.mix[0] * recurrent)
 
 
 def official_config(state: State, settings: AuthorSettings) -> SIGMAConfig:
@@ -117,8 +117,6 @@ class SIGMA(SequenceModel):
             )
             for _ in range(c.num_layers)
         )
-        if c.padding == "attend":
-            self.attends_to_padding, self.max_positions = True, max_len
         self.reset_parameters()
 
     def encode(self, x: Tensor, sequences: Sequences) -> Tensor:

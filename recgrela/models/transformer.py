@@ -39,8 +39,7 @@ class TransformerModel(SequenceModel):
         self.blocks = nn.ModuleList(
             TransformerBlock(config, self.make_attention()) for _ in range(config.num_layers)
         )
-        self.attends_to_padding = getattr(config, "padding", "mask") == "attend"
-        self.max_positions = max_len
+        self.max_positions = max_len  # the position embeddings
         self.reset_parameters()
 
     def make_attention(self) -> nn.Module:
