@@ -76,9 +76,9 @@ def test_compiles(name: str) -> None:
             assert_close("gradient", a, b, 1e-9)
 
 
-@pytest.mark.parametrize("form", [form for form in FORMS if not form.startswith("RecGRELA")])
+@pytest.mark.parametrize("form", FORMS)
 def test_every_tensor_is_on_the_models_device(form: str) -> None:
-    """On the meta device, which refuses CPU tensors. RecGRELA's op has no autocast there."""
+    """On the meta device, which refuses CPU tensors."""
     model = build(FORMS[form], N_ITEMS, MAX_LEN).to("meta")
     items, cu_seqlens = (torch.empty(n, dtype=torch.int64, device="meta") for n in (sum(LENGTHS), 5))
     for objective in model.trains_on:
