@@ -17,7 +17,7 @@ from recgrela.models import MODELS
 
 MAX_README_LINES = 170
 PYTHON = ("benchmarks", "build_backend", "recgrela", "tools")  # folders of modules for `python -m`
-FOLDERS = "|".join(path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith("."))
+FOLDERS = "|".join(p.name for p in ROOT.iterdir() if p.is_dir() and p.name[0] != "." and p.name != "build")
 # Names that code and files no longer have.
 STALE = (
     *("DEVELOPING.md", "rela_plan.cuh", "gpu_check.py benchmarks", "recgrela/options.py", "recgrela.config"),
