@@ -1,7 +1,7 @@
 // The Python module recgrela._C: importing it registers the operators; it hands out the facts of the build.
 #include <pybind11/pybind11.h>
 
-#include "cpu/params.h"
+#include "cpu/isa.h"
 #include "recgrela_build.h"  // written by setup.py
 
 PYBIND11_MODULE(_C, m) {
@@ -16,7 +16,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cuda_version") = pybind11::none();
   m.attr("cuda_architectures") = pybind11::none();
 #endif
-  m.def("cpu_isa", &recgrela::cpu::isa, "The instruction set of the CPU kernels in use: avx512, avx2 or baseline.");
+  m.def("cpu_isa", &recgrela::cpu::isa_name, "The instruction set of the CPU kernels in use: avx512, avx2 or baseline.");
   m.def("set_cpu_isa", &recgrela::cpu::set_isa, pybind11::arg("name"),
         "Use the CPU kernels of another instruction set from now on (for tests). False if this processor lacks it.");
 }

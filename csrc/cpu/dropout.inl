@@ -1,117 +1,14 @@
-// dropout, and activations that it may follow. Whether an element stays is a hash of the seed and the element's
-// place, so that the backward finds out again and keeps no mask.
+// dropout: a linear op, so its gradient is the same op.
 
-// Uniform in 0 .. 2^32 - 1 for the elements i .. i + N: the place, through the two multiply and xor-shift rounds of
-// "lowbias32", with one half of the seed before the first and the other before the second.
-template <int N>
-RECGRELA_INLINE Vec<uint32_t, N> draw(uint64_t seed, int64_t i) {
-  Vec<uint32_t, N> h;
-  for (int j = 0; j < N; ++j) h[j] = j;
-  h += static_cast<uint32_t>(i) + static_cast<uint32_t>(seed);
-  h = (h ^ (h >> 16)) * 0x7feb352du + static_cast<uint32_t>(seed >> 32);
-  h = (h ^ (h >> 15)) * 0x846ca68bu;
-  return h ^ (h >> 16);
-}
+#include "activation.inl"
 
-// Phi(-|x|) of the normal distribution, and e = exp(-x^2 / 2). In float32 e times a polynomial in
-// 1 / (1 + 0.21 |x|), fitted to 1.7e-8 relative.
-template <typename T, int N>
-RECGRELA_INLINE Vec<T, N> normal_tail(Vec<T, N> x, Vec<T, N>& e) {
-  using V = Vec<T, N>;
-  constexpr T kLow = sizeof(T) == 4 ? T(-80) : T(-700);  // products of e with x and the like stay normal, hence fast
-  const V exponent = x * x * T(-0.5);
-  e = exp<T, N, false, false>(exponent < kLow ? splat<T, N>(kLow) : exponent);
-  if constexpr (sizeof(T) == 4) {
-    const V t = T(1) / (T(1) + T(0.21) * (x < T(0) ? -x : x));
-    const V t2 = t * t, t4 = t2 * t2;  // by pairs, for a short chain of dependent operations
-    const V low = (T(0.08506895) * t + T(0.08371157)) + t2 * (T(0.12487519) * t + T(0.06919153));
-    const V high = (T(0.34940913) * t + T(-0.0939309)) + t2 * (T(0.28359187) * t + T(-0.33026036));
-    return t * e * (low + t4 * (high + t4 * T(-0.07165697)));
-  } else {
-    V p;
-    for (int i = 0; i < N; ++i) p[i] = T(0.5) * std::erfc(std::abs(x[i]) * T(0.70710678118654752440));
-    return p;
-  }
-}
-
-// act(x), and act'(x) into `slope`.
-template <typename T, int N, Activation kActivation>
-RECGRELA_INLINE Vec<T, N> activate(Vec<T, N> x, Vec<T, N>& slope) {
-  const Vec<T, N> zero{}, one = splat<T, N>(T(1));
-  if constexpr (kActivation == Activation::kRelu) {
-    slope = x > zero ? one : zero;
-    return x < zero ? zero : x;
-  } else if constexpr (kActivation == Activation::kSilu) {
-    const Vec<T, N> s = sigmoid<T, N>(x);
-    slope = silu_grad<T, N>(x, s);
-    return x * s;
-  } else if constexpr (kActivation == Activation::kGelu) {
-    Vec<T, N> e;
-    const Vec<T, N> tail = normal_tail<T, N>(x, e), phi = x > zero ? one - tail : tail;
-    slope = phi + x * e * T(0.39894228040143267794);  // 1 / sqrt(2 pi)
-    return x * phi;
-  } else {
-    slope = one;
-    return x;
-  }
-}
-
-// x where it stays, scaled, and else 0, for the elements i .. i + N.
-template <typename T, int N>
-struct Drop {
-  const Dropout<T>& p;
-  typename VecOf<T, N>::mask kept;
-
-  Drop(const Dropout<T>& p, int64_t i) : p(p) {
-    if (p.threshold > 0) kept = __builtin_convertvector(draw<N>(p.seed, i) >= p.threshold, typename VecOf<T, N>::mask);
-  }
-  Vec<T, N> operator()(Vec<T, N> x) const { return p.threshold == 0 ? x : kept ? x * p.scale : Vec<T, N>{}; }
-};
-
-// Of the elements i .. i + n, of which the pointers hold the first: y = drop(act(x)). The last ones, which may not
-// fill a vector, by way of a buffer.
-template <typename T, Activation kActivation>
-static void activate_and_drop(const Dropout<T>& p, int64_t i, int64_t n, const T* x, T* y) {
-  constexpr int N = RECGRELA_VECTOR_BYTES / sizeof(T);
-  auto lanes = [&](int64_t j, const T* x, T* y) {
-    Vec<T, N> slope;
-    store<T, N>(y, Drop<T, N>(p, i + j)(activate<T, N, kActivation>(load<T, N>(x), slope)));
-  };
-  int64_t j = 0;
-  for (; j + N <= n; j += N) lanes(j, x + j, y + j);
-  if (j == n) return;
-  T last[N]{};
-  std::copy(x + j, x + n, last);
-  lanes(j, last, last);
-  std::copy_n(last, n - j, y + j);
-}
-
-// Of the elements i .. i + n: turns x into y = drop(act(x)) and dy into dx.
-template <typename T, Activation kActivation>
-static void activate_and_drop_backward(const Dropout<T>& p, int64_t i, int64_t n, T* x, T* dy) {
-  constexpr int N = RECGRELA_VECTOR_BYTES / sizeof(T);
-  auto lanes = [&](int64_t j, T* x, T* dy) {
-    const Drop<T, N> drop(p, i + j);
-    Vec<T, N> slope;
-    store<T, N>(x, drop(activate<T, N, kActivation>(load<T, N>(x), slope)));
-    store<T, N>(dy, drop(load<T, N>(dy)) * slope);
-  };
-  int64_t j = 0;
-  for (; j + N <= n; j += N) lanes(j, x + j, dy + j);
-  if (j == n) return;
-  T last[2][N]{};
-  std::copy(x + j, x + n, last[0]);
-  std::copy(dy + j, dy + n, last[1]);
-  lanes(j, last[0], last[1]);
-  std::copy_n(last[0], n - j, x + j);
-  std::copy_n(last[1], n - j, dy + j);
-}
-
-// Its own gradient too: dropout is linear.
 template <typename T>
 static void dropout_worker(const DropoutParams<T>& p, T*) {
-  for (int64_t item; (item = p.next->fetch_add(1)) < p.num_items();) {
-    const int64_t i = item * p.kItem;
-    activate_and_drop<T, Activation::kNone>(p.dropout, i, std::min(p.kItem, p.numel - i), p.x + i, p.y + i);
+  for (int64_t item; p.queue->take(item);) {
+    const int64_t i = item * p.kItemElements, n = std::min(p.kItemElements, p.numel - i);
+    activate_and_drop<T, Activation::kNone>(p.dropout, i, n, p.x + i, p.y + i);
   }
 }
+
+template <typename T>
+static constexpr DropoutKernels<T> kKernels{no_scratch<DropoutParams<T>>, dropout_worker<T>, dropout_worker<T>};

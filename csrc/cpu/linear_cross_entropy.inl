@@ -1,22 +1,23 @@
-// linear_cross_entropy: a block of scores at a time (some rows by some items, all of them where they fit), by
-// phases whose items of work are independent of each other:
+// linear_cross_entropy: one block of scores at a time (some rows by some items, all items if they fit), in phases whose
+// items of work are independent of each other:
 //   pack         the block's item rows, transposed in panels for the scores and padded for the gradients
-//   score        s = x W^T, and the highest of each row and chunk
-//   exponentiate e = exp(s - highest), and its sum for each row and chunk
+//   score        s = x W^T, and the maximum of each row and chunk
+//   exponentiate e = exp(s - maximum), and its sum for each row and chunk
 //   finish       sums of rows; e[target] -= sum, so that (softmax - one-hot) = e / sum; x scaled by 1 / (T sum)
-//   gradients    dx = e W / (T sum), dW = e^T (x scaled)
-// Where a block does not hold all items, a first pass over the blocks finds the highest and the sum of each row,
-// and a second one makes the gradients. Every element is summed up in an order that the number of threads does
-// not change.
+//   gradients    d_x = e W / (T sum), d_W = e^T (x scaled)
+// If a block does not hold all items, a first pass over the blocks computes the maximum and the sum of each row, and a
+// second pass the gradients. The order of every sum is independent of the number of threads.
 //
-// Scores stand in panels as wide as a tile: [panels][padded_rows][kWidth]. What lies beyond the last item scores
-// -infinity; rows beyond the last one fill up a tile and are not used.
+// Scores are stored in panels as wide as a tile: [panels][padded_rows][kWidth]. Columns after the last item contain
+// -infinity; rows after the last one pad the last tile and are not used.
+
+#include "gemm.inl"
 
 template <typename T>
 struct CrossEntropy {
   static constexpr int N = RECGRELA_VECTOR_BYTES / sizeof(T), kWidth = kTileVectors * N;
-  static constexpr int64_t kRows = LinearCrossEntropyParams<T>::kRowBlock;
-  static constexpr int64_t kDepth = 64, kDepthRows = 96;  // of a product: operands that stay in the L1 cache
+  static constexpr int64_t kRows = LinearCrossEntropyParams<T>::kBlockRows;
+  static constexpr int64_t kDepth = 64, kDepthRows = 96;  // of a product whose operands stay in the L1 cache
   static_assert(kRows % kTileRows == 0);
   using V = Vec<T, N>;
   using Params = LinearCrossEntropyParams<T>;
@@ -34,8 +35,8 @@ struct CrossEntropy {
   int64_t last_panel(int64_t chunk) const { return std::min((chunk + 1) * p.chunk_panels, p.panels()); }
   T* per_chunk(T* values, int64_t chunk, int64_t row) const { return values + chunk * p.padded_rows() + row; }
   int64_t rows_of(int64_t block) const { return std::min(kRows, p.num_rows - block * kRows); }
-  // rows that a block's scores are computed for: whole tiles
-  int64_t tile_rows_of(int64_t block) const { return (rows_of(block) + kTileRows - 1) / kTileRows * kTileRows; }
+  // Rows of a block for which scores are computed: whole tiles.
+  int64_t tile_rows_of(int64_t block) const { return round_up(rows_of(block), kTileRows); }
 
   void pack(int64_t chunk) const {
     for (int64_t panel = chunk * p.chunk_panels; panel < last_panel(chunk); ++panel) {
@@ -43,7 +44,7 @@ struct CrossEntropy {
       for (int64_t i = 0; i < kWidth; ++i) {
         const int64_t item = panel * kWidth + i;
         T* const padded = p.weight_rows + item * dim;
-        const T* const w = item < p.num_items ? p.weight.row(p.item0 + item) : nullptr;
+        const T* const w = item < p.num_items ? p.weight.row(p.first_item + item) : nullptr;
         for (int64_t k = 0; k < p.dim; ++k) transposed[k * kWidth + i] = w ? w[k] : T(0);
         if (!p.make_gradients) continue;
         for (int64_t k = 0; k < dim; ++k) padded[k] = w && k < p.dim ? w[k] : T(0);
@@ -56,12 +57,12 @@ struct CrossEntropy {
     const int64_t n = tile_rows_of(block), valid = rows_of(block);
     for (int64_t i = 0; i < n; i += kTileRows)  // x in tiles of rows, [tiles][dim][kTileRows]
       for (int r = 0; r < kTileRows; ++r) {
-        const T* const x = i + r < valid ? p.hidden.row(p.row0 + row0 + i + r) : nullptr;
+        const T* const x = i + r < valid ? p.hidden.row(p.first_row + row0 + i + r) : nullptr;
         for (int64_t k = 0; k < p.dim; ++k) scratch[i * p.dim + k * kTileRows + r] = x ? x[k] : T(0);
       }
     const T zeros[kWidth]{};
-    V highest[kRows];
-    std::fill(highest, highest + n, splat<T, N>(-std::numeric_limits<T>::infinity()));
+    V max_score[kRows];
+    std::fill(max_score, max_score + n, splat<T, N>(-std::numeric_limits<T>::infinity()));
     for (int64_t panel = chunk * p.chunk_panels; panel < last_panel(chunk); ++panel) {
       T* const out = scores(panel, row0);
       for (int64_t i = 0; i < n; i += kTileRows) {
@@ -76,41 +77,42 @@ struct CrossEntropy {
       for (int64_t i = 0; i < n; ++i)
         for (int c = 0; c < kTileVectors; ++c) {
           const V s = load<T, N>(out + i * kWidth + c * N);
-          highest[i] = s > highest[i] ? s : highest[i];
+          max_score[i] = s > max_score[i] ? s : max_score[i];
         }
     }
     if (!p.reduce) return;
     for (int64_t i = 0; i < n; ++i) {
-      T most = highest[i][0];
-      for (int c = 1; c < N; ++c) most = std::max(most, T(highest[i][c]));
-      *per_chunk(p.chunk_highest, chunk, row0 + i) = most;
+      T maximum = max_score[i][0];
+      for (int c = 1; c < N; ++c) maximum = std::max(maximum, T(max_score[i][c]));
+      *per_chunk(p.chunk_max_score, chunk, row0 + i) = maximum;
     }
   }
 
-  // The highest score that is known of a row once the block's are.
-  T highest_of(int64_t row) const {
-    T most = p.highest[p.row0 + row];
+  // The maximum score of a row over this block and the earlier ones.
+  T max_score_of(int64_t row) const {
+    T maximum = p.max_score[p.first_row + row];
     if (p.reduce)
-      for (int64_t chunk = 0; chunk < chunks; ++chunk) most = std::max(most, *per_chunk(p.chunk_highest, chunk, row));
-    return most;
+      for (int64_t chunk = 0; chunk < chunks; ++chunk)
+        maximum = std::max(maximum, *per_chunk(p.chunk_max_score, chunk, row));
+    return maximum;
   }
 
   void exponentiate(int64_t item) const {
     const int64_t block = item % row_blocks, chunk = item / row_blocks, row0 = block * kRows;
     const int64_t n = rows_of(block), panel0 = chunk * p.chunk_panels;
-    T highest[kRows];
+    T max_score[kRows];
     V sums[kRows]{};
     for (int64_t i = 0; i < n; ++i) {
-      highest[i] = highest_of(row0 + i);
-      const int64_t t = p.target[p.row0 + row0 + i] - p.item0 - panel0 * kWidth;
+      max_score[i] = max_score_of(row0 + i);
+      const int64_t t = p.target[p.first_row + row0 + i] - p.first_item - panel0 * kWidth;
       if (p.reduce && t >= 0 && t < (last_panel(chunk) - panel0) * kWidth)
-        p.target_score[p.row0 + row0 + i] = scores(panel0 + t / kWidth, row0 + i)[t % kWidth];
+        p.target_score[p.first_row + row0 + i] = scores(panel0 + t / kWidth, row0 + i)[t % kWidth];
     }
     for (int64_t panel = panel0; panel < last_panel(chunk); ++panel) {
       T* const s = scores(panel, row0);
       for (int64_t i = 0; i < n; ++i)
         for (int c = 0; c < kTileVectors; ++c) {
-          const V e = exp<T, N, false>(load<T, N>(s + i * kWidth + c * N) - highest[i]);
+          const V e = exp<T, N, false>(load<T, N>(s + i * kWidth + c * N) - max_score[i]);
           sums[i] += e;
           store<T, N>(s + i * kWidth + c * N, e);
         }
@@ -120,23 +122,23 @@ struct CrossEntropy {
 
   void finish(int64_t block) const {
     for (int64_t row = block * kRows; row < block * kRows + rows_of(block); ++row) {
-      T &highest = p.highest[p.row0 + row], &total = p.sum[p.row0 + row];
+      T &max_score = p.max_score[p.first_row + row], &total = p.sum[p.first_row + row];
       if (p.reduce) {
-        const T most = highest_of(row);
-        total *= std::exp(highest - most);
+        const T maximum = max_score_of(row);
+        total *= std::exp(max_score - maximum);
         for (int64_t chunk = 0; chunk < chunks; ++chunk) total += *per_chunk(p.chunk_sum, chunk, row);
-        highest = most;
+        max_score = maximum;
       }
       if (!p.make_gradients) continue;
-      const int64_t t = p.target[p.row0 + row] - p.item0;
+      const int64_t t = p.target[p.first_row + row] - p.first_item;
       if (t >= 0 && t < p.num_items) scores(t / kWidth, row)[t % kWidth] -= total;
-      const T factor = p.scale / total, *x = p.hidden.row(p.row0 + row);
+      const T factor = p.scale / total, *x = p.hidden.row(p.first_row + row);
       T* const scaled = p.scaled + row * dim;
       for (int64_t k = 0; k < dim; ++k) scaled[k] = k < p.dim ? x[k] * factor : T(0);
     }
   }
 
-  // Blocks of rows first, since they are the larger items, then chunks of panels.
+  // Items are blocks of rows, which take longer, and then chunks of panels.
   void gradients(int64_t item) const {
     const int64_t blocks = p.d_hidden.data ? row_blocks : 0;
     if (item < blocks) {
@@ -146,7 +148,7 @@ struct CrossEntropy {
     }
   }
 
-  // out += e of some rows and panels by the columns j .. of their items
+  // out += e W, for kTileRows rows, the panels begin .. end and C vectors of columns from j on
   template <int C>
   __attribute__((noinline)) void hidden_tile(T* out, int64_t row, int64_t begin, int64_t end, int64_t j) const {
     V acc[kTileRows][C];
@@ -170,10 +172,10 @@ struct CrossEntropy {
                                                 std::min(panel0 + kPanels, p.panels()), j);
         });
     for (int64_t i = 0; i < rows_of(block); ++i) {
-      const int64_t row = p.row0 + row0 + i;
+      const int64_t row = p.first_row + row0 + i;
       const T factor = p.scale / p.sum[row];
       T* const d = p.d_hidden.row(row);
-      for (int64_t k = 0; k < p.dim; ++k) d[k] = scratch[i * dim + k] * factor + (p.item0 == 0 ? T(0) : d[k]);
+      for (int64_t k = 0; k < p.dim; ++k) d[k] = scratch[i * dim + k] * factor + (p.first_item == 0 ? T(0) : d[k]);
     }
   }
 
@@ -182,11 +184,11 @@ struct CrossEntropy {
       for (int64_t panel = chunk * p.chunk_panels; panel < last_panel(chunk); ++panel) {
         const int64_t depth = std::min(kDepthRows, p.num_rows - row0), item0 = panel * kWidth;
         const int64_t items = std::min<int64_t>(kWidth, p.num_items - item0);
-        if (p.row0 + row0 == 0)
-          std::fill(p.d_weight.row(p.item0 + item0), p.d_weight.row(p.item0 + item0 + items), T(0));
+        if (p.first_row + row0 == 0)
+          std::fill(p.d_weight.row(p.first_item + item0), p.d_weight.row(p.first_item + item0 + items), T(0));
         for_row_tiles(items, [&](int64_t item, auto rows) {
           for_column_tiles<N>(dim, [&](int64_t j, auto vectors) {
-            const Rows<T> out{p.d_weight.row(p.item0 + item0 + item) + j, p.d_weight.stride};
+            const RowMatrix<T> out{p.d_weight.row(p.first_item + item0 + item) + j, p.d_weight.stride};
             multiply_tile<T, N, decltype(rows)::value, decltype(vectors)::value>(
                 depth, scores(panel, row0) + item, Stride<1>{}, Stride<kWidth>{}, p.scaled + row0 * dim + j, dim,
                 {out.data, out.stride}, out, p.dim - j);
@@ -199,5 +201,15 @@ struct CrossEntropy {
 template <typename T, void (CrossEntropy<T>::*kPhase)(int64_t) const>
 static void cross_entropy_worker(const LinearCrossEntropyParams<T>& p, T* scratch) {
   const CrossEntropy<T> work(p, scratch);
-  for (int64_t item; (item = p.next->fetch_add(1)) < p.num_items_of_work;) (work.*kPhase)(item);
+  for (int64_t item; p.queue->take(item);) (work.*kPhase)(item);
 }
+
+template <typename T>
+static constexpr LinearCrossEntropyKernels<T> kKernels{CrossEntropy<T>::N,
+                                                       CrossEntropy<T>::kWidth,
+                                                       CrossEntropy<T>::scratch_elements,
+                                                       cross_entropy_worker<T, &CrossEntropy<T>::pack>,
+                                                       cross_entropy_worker<T, &CrossEntropy<T>::score>,
+                                                       cross_entropy_worker<T, &CrossEntropy<T>::exponentiate>,
+                                                       cross_entropy_worker<T, &CrossEntropy<T>::finish>,
+                                                       cross_entropy_worker<T, &CrossEntropy<T>::gradients>};

@@ -1,5 +1,7 @@
-// Short vectors in GNU vector extensions, and the elementary functions on them. Included once per
-// instruction set, inside its namespace.
+// Short vectors, by GNU vector extensions, and elementary functions on them. Included once per instruction set, inside
+// its namespace.
+
+constexpr int64_t kChunk = 64;  // rows of a chunk: the operands of a head of width 16 fill the L1 cache
 
 template <typename T, int N>
 struct VecOf {
@@ -13,7 +15,7 @@ using Vec = typename VecOf<T, N>::type;
 
 #define RECGRELA_INLINE static inline __attribute__((always_inline))
 
-// Not memcpy, which the compiler must expect to change anything in memory, sizes and pointers included.
+// A cast instead of memcpy, since the compiler assumes that memcpy may change any memory, sizes and pointers included.
 template <typename T, int N>
 RECGRELA_INLINE Vec<T, N> load(const T* p) {
   return *reinterpret_cast<const typename VecOf<T, N>::unaligned*>(p);
@@ -24,7 +26,7 @@ RECGRELA_INLINE void store(T* p, Vec<T, N> v) {
   *reinterpret_cast<typename VecOf<T, N>::unaligned*>(p) = v;
 }
 
-// Of n elements, where the vector is longer than what is left: the other lanes are zero, or not stored.
+// Loads or stores only the first n elements if n < N; the other lanes are zero, or not stored.
 template <typename T, int N>
 RECGRELA_INLINE Vec<T, N> load_some(const T* p, int64_t n) {
   if (n >= N) return load<T, N>(p);
@@ -56,8 +58,8 @@ RECGRELA_INLINE T sum(Vec<T, N> v) {
   }
 }
 
-// exp(x) = 2^n exp(r), |r| <= ln2/2, by a Taylor polynomial that is exact to an ulp or so there. Arguments are
-// clamped to the range of normal numbers, where kLowClamp and kHighClamp say so; NaN stays NaN.
+// exp(x) = 2^n exp(r), |r| <= ln2/2, by a Taylor polynomial with an error of about one ulp. Arguments are clamped to
+// the range of normal numbers from below with kLowClamp and from above with kHighClamp; NaN stays NaN.
 template <typename T, int N, bool kHighClamp = true, bool kLowClamp = true>
 RECGRELA_INLINE Vec<T, N> exp(Vec<T, N> x) {
   using V = Vec<T, N>;
@@ -76,7 +78,7 @@ RECGRELA_INLINE Vec<T, N> exp(Vec<T, N> x) {
   const I exponent = (I)shifted - (I)splat<T, N>(kMagic);
   const V r = (x - n * kLn2Hi) - n * kLn2Lo;
   V p;
-  if constexpr (kFloat) {  // by pairs, for a short chain of dependent operations
+  if constexpr (kFloat) {  // pairs shorten the chain of dependent operations
     const V r2 = r * r;
     const V high = r2 * T(1.0 / 720) + (r * T(1.0 / 120) + T(1.0 / 24));
     p = r2 * (r2 * high + (r * T(1.0 / 6) + T(0.5))) + (r + T(1));
@@ -106,7 +108,7 @@ constexpr T exp2_coefficient(int k) {
   return T(c);
 }
 
-// 2^x likewise: here r = x - n is exact. The number that rounds x brings the exponent's bias along.
+// 2^x = 2^n 2^r, where r = x - n is exact. The constant that rounds x also adds the exponent's bias.
 template <typename T, int N>
 RECGRELA_INLINE Vec<T, N> exp2(Vec<T, N> x) {
   using V = Vec<T, N>;
@@ -119,7 +121,7 @@ RECGRELA_INLINE Vec<T, N> exp2(Vec<T, N> x) {
   x = x > kHigh ? splat<T, N>(kHigh) : x;
   const V shifted = x + kMagic;
   const V r = x - (shifted - kMagic), r2 = r * r;
-  // even and odd powers apart, for a short chain of dependent operations
+  // separate sums of even and odd powers shorten the chain of dependent operations
   V even = splat<T, N>(exp2_coefficient<T>(kDegree & ~1)), odd = splat<T, N>(exp2_coefficient<T>((kDegree - 1) | 1));
   for (int k = (kDegree & ~1) - 2; k >= 0; k -= 2) even = even * r2 + exp2_coefficient<T>(k);
   for (int k = ((kDegree - 1) | 1) - 2; k >= 1; k -= 2) odd = odd * r2 + exp2_coefficient<T>(k);
@@ -136,7 +138,7 @@ RECGRELA_INLINE Vec<T, N> log1p(Vec<T, N> e) {
   return T(2) * t * series;
 }
 
-// log(1 + exp(x)), and x itself from where PyTorch's softplus takes it so.
+// log(1 + exp(x)), or x above the threshold, as in PyTorch.
 constexpr int kSoftplusThreshold = 20;
 
 template <typename T, int N>
@@ -164,7 +166,7 @@ RECGRELA_INLINE Vec<T, N> silu_grad(Vec<T, N> x, Vec<T, N> s) {
 // phi(x) = elu(x) + 1
 template <typename T, int N>
 RECGRELA_INLINE Vec<T, N> phi(Vec<T, N> x) {
-  return x > T(0) ? x + T(1) : exp<T, N, false>(x);  // any value does where x > 0
+  return x > T(0) ? x + T(1) : exp<T, N, false>(x);  // exp(x) is not used if x > 0
 }
 
 // phi'(x) = min(phi(x), 1)
@@ -173,7 +175,7 @@ RECGRELA_INLINE Vec<T, N> phi_grad(Vec<T, N> f) {
   return f > T(1) ? splat<T, N>(T(1)) : f;
 }
 
-// Turns the interleaved pairs (x0, x1) by the angles whose (cos, sin) stand in cs, or back.
+// Rotates the interleaved pairs (x0, x1) by the angles with the (cos, sin) pairs cs; kInverse rotates back.
 template <typename T, int N, bool kInverse>
 RECGRELA_INLINE Vec<T, N> rotate(Vec<T, N> x, Vec<T, N> cs) {
   Vec<T, N> sign;
@@ -189,7 +191,7 @@ RECGRELA_INLINE Vec<T, N> rotate(Vec<T, N> x, Vec<T, N> cs) {
   return x * c + y * (s * sign);
 }
 
-// Runs f(std::integral_constant<int, N>) with the widest N that fills a register at most and divides n.
+// Calls f(std::integral_constant<int, N>) with the largest N that divides n and fits a register.
 template <typename T, int N = RECGRELA_VECTOR_BYTES / sizeof(T), typename F>
 static inline void with_lanes(int64_t n, F&& f) {
   if constexpr (N > 1) {

@@ -1,70 +1,79 @@
-// The operands of causal_conv1d and its gradients, checked, for the CPU and for CUDA.
+// The operator causal_conv1d: its signature, operands and results on every backend.
 #pragma once
 
 #include "common.h"
 
 namespace recgrela::ops {
 
-inline constexpr const char* kConvSchemas[] = {
-    "causal_conv1d(Tensor x, Tensor weight, Tensor? bias, Tensor cu_seqlens, Tensor? initial_values, bool silu, "
-    "bool return_final_values) -> (Tensor, Tensor)",
-    "causal_conv1d_backward(Tensor dy, Tensor? d_final_values, Tensor x, Tensor weight, Tensor? bias, "
-    "Tensor cu_seqlens, Tensor? initial_values, bool silu) -> (Tensor, Tensor, Tensor, Tensor)"};
+struct CausalConv1d {
+  static constexpr const char* kName = "causal_conv1d";
+  static constexpr const char* kSchemas[] = {
+      "causal_conv1d(Tensor x, Tensor weight, Tensor? bias, Tensor cu_seqlens, Tensor? initial_history, bool silu, "
+      "bool return_final_history) -> (Tensor y, Tensor final_history)",
+      "causal_conv1d_backward(Tensor d_y, Tensor? d_final_history, Tensor x, Tensor weight, Tensor? bias, "
+      "Tensor cu_seqlens, Tensor? initial_history, bool silu) -> (Tensor d_x, Tensor d_weight, Tensor d_bias, "
+      "Tensor d_initial_history)"};
 
-struct ConvArgs {
-  Tensor x, weight;
-  OptTensor bias;
-  Tensor cu_seqlens;
-  OptTensor values;  // the rows before each sequence
-  bool silu;
+  struct Operands {
+    Tensor x, weight;
+    OptTensor bias;
+    Tensor cu_seqlens;
+    OptTensor initial_history;
+    bool silu;
 
-  ConvArgs(const Tensor& x_, const Tensor& weight_, const OptTensor& bias_, const Tensor& cu_seqlens_,
-           const OptTensor& values_, bool silu)
-      : x(with_contiguous_rows(x_)),
-        weight(torch::stable::contiguous(weight_)),
-        bias(contiguous(bias_)),
-        cu_seqlens(torch::stable::contiguous(cu_seqlens_)),
-        values(contiguous(values_)),
-        silu(silu) {
-    check_rows(x, x, "x");
-    check_cu_seqlens(cu_seqlens, x);
-    check_operand(weight, x, x.scalar_type(), {channels(), -1}, "weight");
-    STD_TORCH_CHECK(width() > 0, "weight has no taps");
-    check_operand(bias, x, x.scalar_type(), {channels()}, "bias");
-    check_operand(values, x, x.scalar_type(), {batch(), width() - 1, channels()}, "initial values");
+    int64_t num_rows() const { return x.size(0); }
+    int64_t channels() const { return x.size(1); }
+    int64_t kernel_size() const { return weight.size(1); }
+    Shape history_shape() const { return {cu_seqlens.size(0) - 1, kernel_size() - 1, channels()}; }
+  };
+
+  static Operands parse(Operands a) {
+    const ScalarType type = a.x.scalar_type();
+    check_operand(a.x, a.x, type, {-1, -1}, "x");
+    check_cu_seqlens(a.cu_seqlens, a.x);
+    check_operand(a.weight, a.x, type, {a.channels(), -1}, "weight");
+    STD_TORCH_CHECK(a.kernel_size() > 0, "weight must have a kernel size of at least 1");
+    check_operand(a.bias, a.x, type, {a.channels()}, "bias");
+    check_operand(a.initial_history, a.x, type, a.history_shape(), "initial_history");
+    a.x = with_contiguous_rows(a.x);
+    a.weight = contiguous(a.weight), a.bias = contiguous(a.bias);
+    a.cu_seqlens = contiguous(a.cu_seqlens), a.initial_history = contiguous(a.initial_history);
+    return a;
   }
 
-  int64_t channels() const { return x.size(1); }
-  int64_t width() const { return weight.size(1); }
-  int64_t batch() const { return cu_seqlens.size(0) - 1; }
-  Tensor make(bool wanted, std::initializer_list<int64_t> shape) const {
-    return torch::stable::new_empty(x, wanted ? std::vector<int64_t>(shape) : std::vector<int64_t>{0});
+  struct Outputs {
+    Tensor y, final_history;
+  };
+
+  struct Gradients {
+    Tensor d_y;
+    OptTensor d_final_history;
+    Tensor d_x, d_weight, d_bias, d_initial_history;
+  };
+
+  template <typename Backend>
+  static std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& weight, const OptTensor& bias,
+                                            const Tensor& cu_seqlens, const OptTensor& initial_history, bool silu,
+                                            bool return_final_history) {
+    const Operands a = parse({x, weight, bias, cu_seqlens, initial_history, silu});
+    const Outputs out{make_like(a.x), make_if(return_final_history, a.x, a.history_shape())};
+    Backend::forward(a, out);
+    return {out.y, out.final_history};
   }
-};
 
-struct ConvOutputs {
-  Tensor y, values;  // values is empty where it is not asked for
-
-  ConvOutputs(const ConvArgs& a, bool final_values)
-      : y(a.make(true, {a.x.size(0), a.channels()})),
-        values(a.make(final_values, {a.batch(), a.width() - 1, a.channels()})) {}
-};
-
-struct ConvGradients {
-  Tensor dy;
-  OptTensor d_values;                   // of the final values
-  Tensor dx, dw, db, d_initial_values;  // absent operands get an empty gradient
-
-  ConvGradients(const ConvArgs& a, const Tensor& dy_, const OptTensor& d_values_)
-      : dy(with_contiguous_rows(dy_)),
-        d_values(contiguous(d_values_)),
-        dx(a.make(true, {a.x.size(0), a.channels()})),
-        dw(a.make(true, {a.channels(), a.width()})),
-        db(a.make(a.bias.has_value(), {a.channels()})),
-        d_initial_values(a.make(a.values.has_value(), {a.batch(), a.width() - 1, a.channels()})) {
-    check_rows(dy, a.x, "dy");
-    check_operand(d_values, a.x, a.x.scalar_type(), {a.batch(), a.width() - 1, a.channels()},
-                  "the final values' gradient");
+  template <typename Backend>
+  static std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& d_y, const OptTensor& d_final_history,
+                                                             const Tensor& x, const Tensor& weight,
+                                                             const OptTensor& bias, const Tensor& cu_seqlens,
+                                                             const OptTensor& initial_history, bool silu) {
+    const Operands a = parse({x, weight, bias, cu_seqlens, initial_history, silu});
+    check_operand(d_y, a.x, a.x.scalar_type(), {a.num_rows(), a.channels()}, "d_y");
+    check_operand(d_final_history, a.x, a.x.scalar_type(), a.history_shape(), "d_final_history");
+    const Gradients grads{
+        with_contiguous_rows(d_y), contiguous(d_final_history), make_like(a.x),
+        make_like(a.weight),       make_gradient(a.bias, a.x),  make_gradient(a.initial_history, a.x)};
+    Backend::backward(a, grads);
+    return {grads.d_x, grads.d_weight, grads.d_bias, grads.d_initial_history};
   }
 };
 

@@ -1,16 +1,19 @@
-// What the operators share on CUDA. These sources are compiled where there is nvcc, and load beside a torch without
-// CUDA too: the one function of libtorch that such a torch lacks is looked up when it is needed.
+// Code that the CUDA backends of the operators share. It is compiled only if nvcc is available. The library also loads
+// with a torch without CUDA: the only libtorch function that such a torch lacks is looked up at run time.
 #pragma once
 
 #include "common.h"
 #include "kernels/common/params.h"
 
-#ifdef RECGRELA_SIMT_HOST  // tests: the same operators on CPU tensors, in a namespace of their own
+#ifdef RECGRELA_SIMT_HOST  // tests: the same operators on CPU tensors, in the namespace recgrela_simt
 #define RECGRELA_CUDA_OPS recgrela_simt
 #define RECGRELA_CUDA_KEY CPU
+#define RECGRELA_SIMT_DEFINE(Op) \
+  STABLE_TORCH_LIBRARY_FRAGMENT(recgrela_simt, m) { recgrela::ops::define<recgrela::ops::Op>(m); }
 #else
 #define RECGRELA_CUDA_OPS recgrela
 #define RECGRELA_CUDA_KEY CUDA
+#define RECGRELA_SIMT_DEFINE(Op)
 
 #include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -35,7 +38,7 @@ inline cuda::DType cuda_dtype(const Tensor& x) {
   }
 }
 
-// The kernels take 16 bytes at a time, and rows less than 2^26 elements apart: others are copied.
+// Copies x if its rows are not aligned to 16 bytes or if they are 2^26 or more elements apart.
 inline Tensor aligned_rows(const Tensor& x) {
   const int64_t size = x.element_size();
   const bool aligned = reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 == 0 &&
@@ -44,9 +47,17 @@ inline Tensor aligned_rows(const Tensor& x) {
 }
 inline OptTensor aligned_rows(const OptTensor& x) { return x ? OptTensor(aligned_rows(*x)) : x; }
 
-// A single row may have any stride.
-inline cuda::RowMatrix cuda_rows(const Tensor& x) {
-  return {const_cast<void*>(x.const_data_ptr()), x.size(0) <= 1 ? x.size(1) : x.stride(0)};
+// Copies a contiguous tensor that is not aligned to 16 bytes.
+inline OptTensor aligned(const OptTensor& x) {
+  return x && reinterpret_cast<uintptr_t>(x->const_data_ptr()) % 16 ? OptTensor(torch::stable::clone(*x)) : x;
+}
+
+// The rows of a matrix, or a vector as one row; absent for an absent operand and for a result that is not wanted.
+inline cuda::RowMatrix cuda_rows(const OptTensor& x) {
+  if (!x || (x->dim() == 1 && x->size(0) == 0)) return {};
+  // a single row may have any stride
+  const int64_t stride = x->dim() == 1 ? x->size(0) : x->size(0) <= 1 ? x->size(1) : x->stride(0);
+  return {const_cast<void*>(x->const_data_ptr()), stride};
 }
 
 inline cuda::Sequences cuda_sequences(const Tensor& cu_seqlens, int64_t num_rows) {
@@ -59,8 +70,8 @@ inline cuda::Sequences cuda_sequences(const Tensor& cu_seqlens, int64_t num_rows
 }
 
 #ifndef RECGRELA_SIMT_HOST
-// The current stream of a device. The function is in libtorch_cuda, which is loaded where `import torch` has CUDA; it
-// is not linked to, or the library would not load beside any other torch.
+// Returns the current stream of a device. The function is in libtorch_cuda, which only a torch with CUDA loads; linking
+// to it would keep this library from loading with any other torch.
 inline cudaStream_t current_stream(int32_t device) {
   using Function = AOTITorchError (*)(int32_t, void**);
   static const Function get = [] {
@@ -75,7 +86,7 @@ inline cudaStream_t current_stream(int32_t device) {
 }
 #endif
 
-// Calls launch(stream) with the tensor's device as the current one, on its current stream.
+// Calls launch(stream) with the tensor's device as the current device and with its current stream.
 template <typename Launch>
 void on_device([[maybe_unused]] const Tensor& x, Launch launch) {
 #ifdef RECGRELA_SIMT_HOST
@@ -86,15 +97,28 @@ void on_device([[maybe_unused]] const Tensor& x, Launch launch) {
 #endif
   const char* hint = "";
   if (error == cudaErrorNoKernelImageForDevice)
-    hint = " (the library has no code for this GPU: set TORCH_CUDA_ARCH_LIST when building)";
+    hint = "; the library has no code for this GPU: set TORCH_CUDA_ARCH_LIST when building";
   if (error == cudaErrorInsufficientDriver)
-    hint = " (the library was built with a newer CUDA: update the driver or build with the nvcc of an older CUDA)";
+    hint = "; the library was built with a newer CUDA: update the driver or build with the nvcc of an older CUDA";
   STD_TORCH_CHECK(error == cudaSuccess, "a CUDA kernel did not start: ", cudaGetErrorString(error), hint);
 }
 
-// Uninitialised memory for kernels; the caching allocator gives it back in the stream's order.
-inline Tensor make_workspace(const Tensor& like, size_t bytes) {
-  return torch::stable::new_empty(like, std::vector<int64_t>{static_cast<int64_t>(bytes)}, ScalarType::Byte);
+// Runs a kernel with a workspace, on the device of x. The caching allocator reuses the workspace in stream order.
+template <typename Params>
+void run_kernel(const Tensor& x, Params& p, size_t (*workspace_bytes)(const Params&),
+                cudaError_t (*kernel)(const Params&, cudaStream_t)) {
+  on_device(x, [&](cudaStream_t stream) {
+    const Tensor workspace = make(x, {static_cast<int64_t>(workspace_bytes(p))}, ScalarType::Byte);
+    p.workspace = workspace.mutable_data_ptr();
+    return kernel(p, stream);
+  });
 }
 
 }  // namespace recgrela::ops
+
+// Registers the CUDA backend of an op, the struct recgrela::ops::Cuda of the file.
+#define RECGRELA_CUDA_OP(Op)                                             \
+  STABLE_TORCH_LIBRARY_IMPL(RECGRELA_CUDA_OPS, RECGRELA_CUDA_KEY, m) {   \
+    recgrela::ops::implement<recgrela::ops::Op, recgrela::ops::Cuda>(m); \
+  }                                                                      \
+  RECGRELA_SIMT_DEFINE(Op)

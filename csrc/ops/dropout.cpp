@@ -1,20 +1,21 @@
-// The operator dropout, which is its own gradient.
+// The operator dropout. It is linear: its gradient is the same operator.
+#include "cpu/dropout.h"
+
 #include "dropout.h"
 
 namespace recgrela::ops {
 namespace {
 
 Tensor dropout(const Tensor& x_, const Tensor& seed, double rate) {
-  STD_TORCH_CHECK(x_.is_cpu(), "x must be on the CPU");
   return dispatch_float(x_.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     cpu::DropoutParams<T> p;
-    p.dropout = dropout_of<T>(rate, seed, 0, 1, x_.numel());  // checks the size, before anything of it is copied
-    const Tensor x = torch::stable::contiguous(x_), y = torch::stable::empty_like(x);
+    p.dropout = make_dropout<T>(rate, seed, 0, 1, x_.numel());  // checks the size before x is copied
+    const Tensor x = contiguous(x_), y = make_like(x);
     p.numel = x.numel();
     p.x = static_cast<const T*>(x.const_data_ptr());
     p.y = static_cast<T*>(y.mutable_data_ptr());
-    run<T>(cpu::kernels<T>().dropout, p, p.num_items(), p.numel, 0);
+    run_forward(cpu::dropout_kernels<T>(), p, p.num_items(), p.numel);
     return y;
   });
 }

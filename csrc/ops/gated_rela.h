@@ -1,122 +1,145 @@
-// The operands of gated_rela and its gradients, checked, for the CPU and for CUDA.
+// The operator gated_rela: its signature, operands and results on every backend.
 #pragma once
 
 #include "common.h"
 
 namespace recgrela::ops {
 
-inline constexpr const char* kRelaSchemas[] = {
-    "gated_rela(Tensor q, Tensor? k, Tensor v, Tensor? g, Tensor cu_seqlens, Tensor? rotary, Tensor? conv_weight, "
-    "Tensor? conv_bias, Tensor? initial_sums, Tensor? initial_values, Tensor? initial_position, int num_heads, "
-    "bool causal, float eps, bool return_state) -> (Tensor, Tensor, Tensor, Tensor)",
-    "gated_rela_backward(Tensor dy, Tensor? d_final_sums, Tensor? d_final_values, Tensor q, Tensor? k, Tensor v, "
-    "Tensor? g, Tensor cu_seqlens, Tensor? rotary, Tensor? conv_weight, Tensor? conv_bias, Tensor? initial_sums, "
-    "Tensor? initial_values, Tensor? initial_position, int num_heads, bool causal, float eps) -> "
-    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"};
+// Returns the width of the heads that num_heads divides rows into.
+inline int64_t head_dim_of(int64_t width, int64_t num_heads) {
+  STD_TORCH_CHECK(num_heads > 0 && width % num_heads == 0 && width / num_heads % 2 == 0,
+                  "num_heads must divide the width into heads of an even width");
+  return width / num_heads;
+}
 
-struct RelaArgs {
-  Tensor q, v;  // q holds q and k side by side when there is no k
-  OptTensor k, g;
-  Tensor cu_seqlens;
-  OptTensor rotary, conv_weight, conv_bias;
-  OptTensor sums, values, count;  // the initial state
-  int64_t num_heads;
-  bool causal;
-  double eps;
+struct GatedRela {
+  static constexpr const char* kName = "gated_rela";
+  static constexpr const char* kSchemas[] = {
+      "gated_rela(Tensor q, Tensor? k, Tensor v, Tensor? g, Tensor cu_seqlens, Tensor? rotary, Tensor? conv_weight, "
+      "Tensor? conv_bias, Tensor? initial_kv_state, Tensor? initial_history, Tensor? initial_position, int num_heads, "
+      "bool causal, float eps, bool return_state) -> (Tensor y, Tensor final_kv_state, Tensor final_history, "
+      "Tensor final_position)",
+      "gated_rela_backward(Tensor d_y, Tensor? d_final_kv_state, Tensor? d_final_history, Tensor q, Tensor? k, "
+      "Tensor v, Tensor? g, Tensor cu_seqlens, Tensor? rotary, Tensor? conv_weight, Tensor? conv_bias, "
+      "Tensor? initial_kv_state, Tensor? initial_history, Tensor? initial_position, int num_heads, bool causal, "
+      "float eps) -> (Tensor d_q, Tensor d_k, Tensor d_v, Tensor d_g, Tensor d_conv_weight, Tensor d_conv_bias, "
+      "Tensor d_initial_kv_state, Tensor d_initial_history)"};
 
-  RelaArgs(const Tensor& q_, const OptTensor& k_, const Tensor& v_, const OptTensor& g_, const Tensor& cu_seqlens_,
-           const OptTensor& rotary_, const OptTensor& conv_weight_, const OptTensor& conv_bias_, const OptTensor& sums_,
-           const OptTensor& values_, const OptTensor& count_, int64_t num_heads, bool causal, double eps)
-      : q(with_contiguous_rows(q_)),
-        v(with_contiguous_rows(v_)),
-        k(k_ ? OptTensor(with_contiguous_rows(*k_)) : k_),
-        g(g_ ? OptTensor(with_contiguous_rows(*g_)) : g_),
-        cu_seqlens(torch::stable::contiguous(cu_seqlens_)),
-        rotary(contiguous(rotary_)),
-        conv_weight(contiguous(conv_weight_)),
-        conv_bias(contiguous(conv_bias_)),
-        sums(contiguous(sums_)),
-        values(contiguous(values_)),
-        count(contiguous(count_)),
-        num_heads(num_heads),
-        causal(causal),
-        eps(eps) {
-    check_rows(v, v, "v");
-    const int64_t d = width();
-    if (k) check_rows(*k, v, "k");
-    if (g) check_rows(*g, v, "g");
-    STD_TORCH_CHECK(same_device(q, v) && q.scalar_type() == v.scalar_type() && q.dim() == 2 && q.size(0) == v.size(0) &&
-                        q.size(1) == (k ? d : 2 * d),
-                    "q must have the rows, dtype and device of v, and its width (twice that without k)");
-    STD_TORCH_CHECK(num_heads > 0 && d % num_heads == 0 && d / num_heads % 2 == 0,
-                    "num_heads must divide the width into heads of an even width");
-    check_cu_seqlens(cu_seqlens, v);
-    check_operand(rotary, v, state_type(v), {-1, d / 2, 2}, "rotary");
-    STD_TORCH_CHECK(conv_weight.has_value() == conv_bias.has_value(), "conv_weight and conv_bias go together");
-    check_operand(conv_weight, v, v.scalar_type(), {d, -1}, "conv_weight");
-    check_operand(conv_bias, v, v.scalar_type(), {d}, "conv_bias");
-    STD_TORCH_CHECK(!conv_weight || conv_weight->size(1) > 0, "conv_weight has no taps");
-    STD_TORCH_CHECK(sums.has_value() == values.has_value() && sums.has_value() == count.has_value(),
-                    "the three parts of the initial state go together");
-    STD_TORCH_CHECK(!sums || causal, "only the causal form has a state");
-    check_operand(sums, v, state_type(v), {batch(), num_heads, head_dim() + 1, head_dim()}, "initial sums");
-    check_operand(values, v, v.scalar_type(), {batch(), history(), d}, "initial values");
-    check_operand(count, v, ScalarType::Long, {batch()}, "initial position");
+  struct Operands {
+    Tensor q;  // contains q and k side by side if k is absent
+    OptTensor k;
+    Tensor v;
+    OptTensor g;
+    Tensor cu_seqlens;
+    OptTensor rotary, conv_weight, conv_bias;
+    OptTensor initial_kv_state, initial_history, initial_position;
+    int64_t num_heads;
+    bool causal;
+    double eps;
+
+    int64_t num_rows() const { return v.size(0); }
+    int64_t width() const { return v.size(1); }
+    int64_t head_dim() const { return width() / num_heads; }
+    int64_t batch() const { return cu_seqlens.size(0) - 1; }
+    int64_t kernel_size() const { return conv_weight ? conv_weight->size(1) : 0; }
+    Shape kv_state_shape() const { return {batch(), num_heads, head_dim() + 1, head_dim()}; }
+    Shape history_shape() const { return {batch(), std::max<int64_t>(kernel_size() - 1, 0), width()}; }
+  };
+
+  static Operands parse(Operands a) {
+    const ScalarType type = a.v.scalar_type(), wide = state_type(a.v);
+    check_operand(a.v, a.v, type, {-1, -1}, "v");
+    const int64_t t = a.num_rows(), d = a.width();
+    check_operand(a.q, a.v, type, {t, a.k ? d : 2 * d}, "q");
+    check_operand(a.k, a.v, type, {t, d}, "k");
+    check_operand(a.g, a.v, type, {t, d}, "g");
+    head_dim_of(d, a.num_heads);
+    check_cu_seqlens(a.cu_seqlens, a.v);
+    check_operand(a.rotary, a.v, wide, {-1, d / 2, 2}, "rotary");
+    STD_TORCH_CHECK(a.conv_weight.has_value() == a.conv_bias.has_value(), "conv_weight and conv_bias go together");
+    check_operand(a.conv_weight, a.v, type, {d, -1}, "conv_weight");
+    check_operand(a.conv_bias, a.v, type, {d}, "conv_bias");
+    STD_TORCH_CHECK(!a.conv_weight || a.kernel_size() > 0, "conv_weight must have a kernel size of at least 1");
+    STD_TORCH_CHECK(a.initial_kv_state.has_value() == a.initial_history.has_value() &&
+                        a.initial_kv_state.has_value() == a.initial_position.has_value(),
+                    "initial_kv_state, initial_history and initial_position go together");
+    check_has_state(a, !a.initial_kv_state);
+    check_operand(a.initial_kv_state, a.v, wide, a.kv_state_shape(), "initial_kv_state");
+    check_operand(a.initial_history, a.v, type, a.history_shape(), "initial_history");
+    check_operand(a.initial_position, a.v, ScalarType::Long, {a.batch()}, "initial_position");
+    a.q = with_contiguous_rows(a.q), a.k = with_contiguous_rows(a.k);
+    a.v = with_contiguous_rows(a.v), a.g = with_contiguous_rows(a.g);
+    a.cu_seqlens = contiguous(a.cu_seqlens), a.rotary = contiguous(a.rotary);
+    a.conv_weight = contiguous(a.conv_weight), a.conv_bias = contiguous(a.conv_bias);
+    a.initial_kv_state = contiguous(a.initial_kv_state), a.initial_history = contiguous(a.initial_history);
+    a.initial_position = contiguous(a.initial_position);
+    return a;
   }
 
-  int64_t width() const { return v.size(1); }
-  int64_t head_dim() const { return width() / num_heads; }
-  int64_t batch() const { return cu_seqlens.size(0) - 1; }
-  int64_t conv_width() const { return conv_weight ? conv_weight->size(1) : 0; }
-  int64_t history() const { return std::max<int64_t>(conv_width() - 1, 0); }
-  // A tensor of the operands' device, empty where it is not wanted.
-  Tensor make(bool wanted, std::initializer_list<int64_t> shape, std::optional<ScalarType> type = {}) const {
-    return torch::stable::new_empty(v, wanted ? std::vector<int64_t>(shape) : std::vector<int64_t>{0}, type);
+  static void check_has_state(const Operands& a, bool absent) {
+    STD_TORCH_CHECK(a.causal || absent, "only the causal form has a state");
+  }
+
+  struct Outputs {
+    Tensor y, final_kv_state, final_history, final_position;
+  };
+
+  struct Gradients {
+    Tensor d_y;
+    OptTensor d_final_kv_state, d_final_history;
+    Tensor d_q, d_k, d_v, d_g, d_conv_weight, d_conv_bias, d_initial_kv_state, d_initial_history;
+  };
+
+  template <typename Backend>
+  static std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
+      const Tensor& q, const OptTensor& k, const Tensor& v, const OptTensor& g, const Tensor& cu_seqlens,
+      const OptTensor& rotary, const OptTensor& conv_weight, const OptTensor& conv_bias,
+      const OptTensor& initial_kv_state, const OptTensor& initial_history, const OptTensor& initial_position,
+      int64_t num_heads, bool causal, double eps, bool return_state) {
+    const Operands a = parse({q, k, v, g, cu_seqlens, rotary, conv_weight, conv_bias, initial_kv_state, initial_history,
+                              initial_position, num_heads, causal, eps});
+    check_has_state(a, !return_state);
+    const Outputs out{make_like(a.v), make_if(return_state, a.v, a.kv_state_shape(), state_type(a.v)),
+                      make_if(return_state, a.v, a.history_shape()),
+                      make_if(return_state, a.v, {a.batch()}, ScalarType::Long)};
+    Backend::forward(a, out);
+    return {out.y, out.final_kv_state, out.final_history, out.final_position};
+  }
+
+  template <typename Backend>
+  static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
+      const Tensor& d_y, const OptTensor& d_final_kv_state, const OptTensor& d_final_history, const Tensor& q,
+      const OptTensor& k, const Tensor& v, const OptTensor& g, const Tensor& cu_seqlens, const OptTensor& rotary,
+      const OptTensor& conv_weight, const OptTensor& conv_bias, const OptTensor& initial_kv_state,
+      const OptTensor& initial_history, const OptTensor& initial_position, int64_t num_heads, bool causal, double eps) {
+    const Operands a = parse({q, k, v, g, cu_seqlens, rotary, conv_weight, conv_bias, initial_kv_state, initial_history,
+                              initial_position, num_heads, causal, eps});
+    const ScalarType type = a.v.scalar_type();
+    check_operand(d_y, a.v, type, {a.num_rows(), a.width()}, "d_y");
+    check_has_state(a, !d_final_kv_state && !d_final_history);
+    check_operand(d_final_kv_state, a.v, state_type(a.v), a.kv_state_shape(), "d_final_kv_state");
+    check_operand(d_final_history, a.v, type, a.history_shape(), "d_final_history");
+    const Gradients grads{with_contiguous_rows(d_y),
+                          contiguous(d_final_kv_state),
+                          contiguous(d_final_history),
+                          make_like(a.q),
+                          make_gradient(a.k, a.v),
+                          make_like(a.v),
+                          make_gradient(a.g, a.v),
+                          make_gradient(a.conv_weight, a.v),
+                          make_gradient(a.conv_bias, a.v),
+                          make_gradient(a.initial_kv_state, a.v),
+                          make_gradient(a.initial_history, a.v)};
+    Backend::backward(a, grads);
+    return {grads.d_q,
+            grads.d_k,
+            grads.d_v,
+            grads.d_g,
+            grads.d_conv_weight,
+            grads.d_conv_bias,
+            grads.d_initial_kv_state,
+            grads.d_initial_history};
   }
 };
-
-struct RelaOutputs {
-  Tensor y, sums, values, count;  // the last three are empty where no state is asked for
-
-  RelaOutputs(const RelaArgs& a, bool state)
-      : y(a.make(true, {a.v.size(0), a.width()})),
-        sums(a.make(state, {a.batch(), a.num_heads, a.head_dim() + 1, a.head_dim()}, state_type(a.v))),
-        values(a.make(state, {a.batch(), a.history(), a.width()})),
-        count(a.make(state, {a.batch()}, ScalarType::Long)) {
-    STD_TORCH_CHECK(!state || a.causal, "only the causal form has a state");
-  }
-};
-using RelaResult = std::tuple<Tensor, Tensor, Tensor, Tensor>;
-
-struct RelaGradients {
-  Tensor dy;
-  OptTensor d_sums, d_values;                                       // of the final state
-  Tensor dq, dk, dv, dg, dw, db, d_initial_sums, d_initial_values;  // absent operands get an empty gradient
-
-  RelaGradients(const RelaArgs& a, const Tensor& dy_, const OptTensor& d_sums_, const OptTensor& d_values_)
-      : dy(with_contiguous_rows(dy_)),
-        d_sums(contiguous(d_sums_)),
-        d_values(contiguous(d_values_)),
-        dq(a.make(true, {a.q.size(0), a.q.size(1)})),
-        dk(a.make(a.k.has_value(), {a.v.size(0), a.width()})),
-        dv(a.make(true, {a.v.size(0), a.width()})),
-        dg(a.make(a.g.has_value(), {a.v.size(0), a.width()})),
-        dw(a.make(a.conv_width() > 0, {a.width(), a.conv_width()})),
-        db(a.make(a.conv_width() > 0, {a.width()})),
-        d_initial_sums(
-            a.make(a.sums.has_value(), {a.batch(), a.num_heads, a.head_dim() + 1, a.head_dim()}, state_type(a.v))),
-        d_initial_values(a.make(a.values.has_value(), {a.batch(), a.history(), a.width()})) {
-    check_rows(dy, a.v, "dy");
-    check_operand(d_sums, a.v, state_type(a.v), {a.batch(), a.num_heads, a.head_dim() + 1, a.head_dim()},
-                  "the final sums' gradient");
-    check_operand(d_values, a.v, a.v.scalar_type(), {a.batch(), a.history(), a.width()}, "the final values' gradient");
-    STD_TORCH_CHECK(a.causal || (!d_sums && !d_values), "only the causal form has a state");
-  }
-
-  std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> result() const {
-    return {dq, dk, dv, dg, dw, db, d_initial_sums, d_initial_values};
-  }
-};
-using RelaGradientResult = decltype(std::declval<RelaGradients>().result());
 
 }  // namespace recgrela::ops

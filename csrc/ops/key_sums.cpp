@@ -1,87 +1,86 @@
-// The operator key_sums, and its implementation for the CPU.
-#include "common.h"
+// The operator key_sums: the sums over the keys of each sequence that gated_rela divides by and multiplies with.
+#include "cpu.h"
+#include "cpu/key_sums.h"
+#include "gated_rela.h"
 
 namespace recgrela::ops {
 namespace {
 
-struct KeySums {
-  Tensor k, v;
-  Sequences sequences;
+struct Operands {
+  Tensor k, v, cu_seqlens;
   OptTensor rotary;
-  int64_t num_heads, head_dim;
+  int64_t num_heads;
 
-  KeySums(const Tensor& k_, const Tensor& v_, const Tensor& cu_seqlens, const OptTensor& rotary_, int64_t num_heads)
-      : k(with_contiguous_rows(k_)), v(with_contiguous_rows(v_)), rotary(contiguous(rotary_)), num_heads(num_heads) {
-    check_rows(v, v, "v");
-    check_rows(k, v, "k");
-    const int64_t width = v.size(1);
-    STD_TORCH_CHECK(num_heads > 0 && width % num_heads == 0 && width / num_heads % 2 == 0,
-                    "num_heads must divide the width into heads of an even width");
-    head_dim = width / num_heads;
-    check_cu_seqlens(cu_seqlens, v);
-    sequences = read_sequences(cu_seqlens, v.size(0));
-    check_operand(rotary, v, v.scalar_type(), {-1, width / 2, 2}, "rotary");
-    STD_TORCH_CHECK(!rotary || rotary->size(0) >= sequences.max_seqlen, "the rotary table has ",
-                    rotary ? rotary->size(0) : 0, " positions, the longest sequence ", sequences.max_seqlen);
-  }
-
-  std::vector<int64_t> sums_shape() const { return {sequences.count(), num_heads, head_dim + 1, head_dim}; }
-
-  template <typename T>
-  cpu::GatedRelaParams<T> params() const {
-    cpu::GatedRelaParams<T> p;
-    p.groups = cpu::Groups::of(sequences.count(), 0);
-    p.max_seqlen = sequences.max_seqlen;
-    p.num_heads = num_heads, p.head_dim = head_dim;
-    p.heads_per_item = p.groups.count >= 4 * int64_t(torch::stable::get_num_threads()) ? num_heads : 1;
-    p.cu_seqlens = sequences.offsets.data();
-    p.k = rows<T>(k), p.v = rows<T>(v);
-    p.rotary = data<T>(rotary);
-    return p;
-  }
+  int64_t head_dim() const { return v.size(1) / num_heads; }
+  Shape kv_state_shape() const { return {cu_seqlens.size(0) - 1, num_heads, head_dim() + 1, head_dim()}; }
 };
+
+Operands parse(Operands a) {
+  const ScalarType type = a.v.scalar_type();
+  check_operand(a.v, a.v, type, {-1, -1}, "v");
+  check_operand(a.k, a.v, type, {a.v.size(0), a.v.size(1)}, "k");
+  head_dim_of(a.v.size(1), a.num_heads);
+  check_cu_seqlens(a.cu_seqlens, a.v);
+  check_operand(a.rotary, a.v, type, {-1, a.v.size(1) / 2, 2}, "rotary");
+  a.k = with_contiguous_rows(a.k), a.v = with_contiguous_rows(a.v);
+  a.cu_seqlens = contiguous(a.cu_seqlens), a.rotary = contiguous(a.rotary);
+  return a;
+}
+
+template <typename T>
+cpu::GatedRelaParams<T> make_params(const Operands& a, const Sequences& sequences) {
+  STD_TORCH_CHECK(!a.rotary || a.rotary->size(0) >= sequences.max_seqlen, "the rotary table has ",
+                  a.rotary ? a.rotary->size(0) : 0, " positions; the longest sequence has ", sequences.max_seqlen,
+                  " rows");
+  cpu::GatedRelaParams<T> p;
+  p.groups = cpu::Groups::of(sequences.count(), 0);
+  p.max_seqlen = sequences.max_seqlen;
+  p.num_heads = a.num_heads, p.head_dim = a.head_dim();
+  p.set_heads_per_item(torch::stable::get_num_threads());
+  p.cu_seqlens = sequences.offsets.data();
+  p.k = rows<T>(a.k), p.v = rows<T>(a.v);
+  p.rotary = data<T>(a.rotary);
+  return p;
+}
 
 Tensor key_sums(const Tensor& k, const Tensor& v, const Tensor& cu_seqlens, const OptTensor& rotary,
                 int64_t num_heads) {
-  const KeySums a(k, v, cu_seqlens, rotary, num_heads);
-  const Tensor sums = torch::stable::new_empty(v, a.sums_shape());
-  dispatch_float(v.scalar_type(), [&](auto zero) {
+  const Operands a = parse({k, v, cu_seqlens, rotary, num_heads});
+  const Sequences sequences = read_sequences(a.cu_seqlens, a.v.size(0));
+  const Tensor kv_state = make(a.v, a.kv_state_shape());
+  dispatch_float(a.v.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    auto p = a.params<T>();
-    p.final_sums = static_cast<T*>(sums.mutable_data_ptr());
-    run<T>(cpu::kernels<T>().key_sums, p, false, p.num_items(), v.numel());
+    auto p = make_params<T>(a, sequences);
+    p.final_kv_state = mutable_data<T>(kv_state);
+    run_forward(cpu::key_sums_kernels<T>(), p, p.num_items(), a.v.numel());
   });
-  return sums;
+  return kv_state;
 }
 
-std::tuple<Tensor, Tensor> key_sums_backward(const Tensor& d_sums_, const Tensor& k, const Tensor& v,
+std::tuple<Tensor, Tensor> key_sums_backward(const Tensor& d_kv_state_, const Tensor& k, const Tensor& v,
                                              const Tensor& cu_seqlens, const OptTensor& rotary, int64_t num_heads) {
-  const KeySums a(k, v, cu_seqlens, rotary, num_heads);
-  const Tensor d_sums = torch::stable::contiguous(d_sums_);
-  const std::vector<int64_t> shape = a.sums_shape();
-  STD_TORCH_CHECK(d_sums.is_cpu() && d_sums.scalar_type() == v.scalar_type() && d_sums.dim() == 4 &&
-                      std::equal(shape.begin(), shape.end(), d_sums.sizes().begin()),
-                  "the sums' gradient must have the sums' shape, dtype and device");
-  const Tensor dk = torch::stable::new_empty(v, {v.size(0), v.size(1)});
-  const Tensor dv = torch::stable::new_empty(v, {v.size(0), v.size(1)});
-  dispatch_float(v.scalar_type(), [&](auto zero) {
+  const Operands a = parse({k, v, cu_seqlens, rotary, num_heads});
+  const Sequences sequences = read_sequences(a.cu_seqlens, a.v.size(0));
+  check_operand(d_kv_state_, a.v, a.v.scalar_type(), a.kv_state_shape(), "d_kv_state");
+  const Tensor d_kv_state = contiguous(d_kv_state_), d_k = make_like(a.k), d_v = make_like(a.v);
+  dispatch_float(a.v.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    auto p = a.params<T>();
-    p.final_sums_grad = static_cast<const T*>(d_sums.const_data_ptr());
-    p.dk = mutable_rows<T>(dk), p.dv = mutable_rows<T>(dv);
-    run<T>(cpu::kernels<T>().key_sums, p, true, p.num_items(), v.numel());
+    auto p = make_params<T>(a, sequences);
+    p.d_final_kv_state = data<T>(d_kv_state);
+    p.d_k = mutable_rows<T>(d_k), p.d_v = mutable_rows<T>(d_v);
+    run_backward(cpu::key_sums_kernels<T>(), p, p.num_items(), a.v.numel());
   });
-  return {dk, dv};
+  return {d_k, d_v};
 }
 
 }  // namespace
 }  // namespace recgrela::ops
 
 STABLE_TORCH_LIBRARY_FRAGMENT(recgrela, m) {
-  m.def("key_sums(Tensor k, Tensor v, Tensor cu_seqlens, Tensor? rotary, int num_heads) -> Tensor");
+  m.def("key_sums(Tensor k, Tensor v, Tensor cu_seqlens, Tensor? rotary, int num_heads) -> Tensor kv_state");
   m.def(
-      "key_sums_backward(Tensor d_sums, Tensor k, Tensor v, Tensor cu_seqlens, Tensor? rotary, int num_heads) -> "
-      "(Tensor dk, Tensor dv)");
+      "key_sums_backward(Tensor d_kv_state, Tensor k, Tensor v, Tensor cu_seqlens, Tensor? rotary, int num_heads) -> "
+      "(Tensor d_k, Tensor d_v)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(recgrela, CPU, m) {

@@ -1,71 +1,76 @@
-// The operands of linear_scan and its gradients, checked, for the CPU and for CUDA.
+// The operator linear_scan: its signature, operands and results on every backend.
 #pragma once
 
 #include "common.h"
 
 namespace recgrela::ops {
 
-inline constexpr const char* kLinearScanSchemas[] = {
-    "linear_scan(Tensor x, Tensor a, Tensor cu_seqlens, Tensor? initial_state, bool return_state) -> (Tensor, Tensor)",
-    "linear_scan_backward(Tensor dh, Tensor? d_state, Tensor a, Tensor cu_seqlens, Tensor? initial_state, Tensor h) "
-    "-> (Tensor, Tensor, Tensor)"};
+struct LinearScan {
+  static constexpr const char* kName = "linear_scan";
+  static constexpr const char* kSchemas[] = {
+      "linear_scan(Tensor x, Tensor a, Tensor cu_seqlens, Tensor? initial_state, bool return_state) -> "
+      "(Tensor h, Tensor final_state)",
+      "linear_scan_backward(Tensor d_h, Tensor? d_final_state, Tensor a, Tensor cu_seqlens, Tensor? initial_state, "
+      "Tensor h) -> (Tensor d_x, Tensor d_a, Tensor d_initial_state)"};
 
-inline bool is_complex(const Tensor& x) {
-  return x.scalar_type() == ScalarType::ComplexFloat || x.scalar_type() == ScalarType::ComplexDouble;
-}
+  struct Operands {
+    Tensor x;  // in the backward h, which has the same shape and dtype
+    Tensor a;  // [T, C], or [C] if it is the same at every step
+    Tensor cu_seqlens;
+    OptTensor initial_state;
 
-struct LinearScanArgs {
-  Tensor x;  // of the backward: h, which has its shape and dtype
-  Tensor a, cu_seqlens;
-  OptTensor initial_state;
-
-  LinearScanArgs(const Tensor& x_, const Tensor& a_, const Tensor& cu_seqlens_, const OptTensor& initial_state_)
-      : x(with_contiguous_rows(x_)),
-        a(a_.dim() == 2 ? with_contiguous_rows(a_) : torch::stable::contiguous(a_)),
-        cu_seqlens(torch::stable::contiguous(cu_seqlens_)),
-        initial_state(contiguous(initial_state_)) {
-    check_rows(x, x, "x");
-    check_cu_seqlens(cu_seqlens, x);
-    if (per_step()) {
-      check_operand(a, x, wide(), {x.size(0), channels()}, "a");
-    } else {
-      check_operand(a, x, wide(), {channels()}, "a");
+    int64_t num_rows() const { return x.size(0); }
+    int64_t channels() const { return x.size(1); }
+    bool per_step() const { return a.dim() == 2; }
+    bool is_complex() const {
+      return x.scalar_type() == ScalarType::ComplexFloat || x.scalar_type() == ScalarType::ComplexDouble;
     }
-    check_operand(initial_state, x, wide(), {batch(), channels()}, "initial_state");
+    ScalarType state_dtype() const { return is_complex() ? x.scalar_type() : state_type(x); }  // a's too
+    Shape state_shape() const { return {cu_seqlens.size(0) - 1, channels()}; }
+  };
+
+  static Operands parse(Operands o, const char* x) {
+    check_operand(o.x, o.x, o.x.scalar_type(), {-1, -1}, x);
+    check_cu_seqlens(o.cu_seqlens, o.x);
+    const Shape per_step{o.num_rows(), o.channels()}, constant{o.channels()};
+    check_operand(o.a, o.x, o.state_dtype(), o.per_step() ? per_step : constant, "a");
+    check_operand(o.initial_state, o.x, o.state_dtype(), o.state_shape(), "initial_state");
+    o.x = with_contiguous_rows(o.x);
+    o.a = o.per_step() ? with_contiguous_rows(o.a) : contiguous(o.a);
+    o.cu_seqlens = contiguous(o.cu_seqlens), o.initial_state = contiguous(o.initial_state);
+    return o;
   }
 
-  // The dtype of coefficients and states.
-  ScalarType wide() const { return is_complex(x) ? x.scalar_type() : state_type(x); }
-  bool per_step() const { return a.dim() == 2; }
-  int64_t channels() const { return x.size(1); }
-  int64_t batch() const { return cu_seqlens.size(0) - 1; }
-  Tensor make(bool wanted, std::initializer_list<int64_t> shape, ScalarType type) const {
-    return torch::stable::new_empty(x, wanted ? std::vector<int64_t>(shape) : std::vector<int64_t>{0}, type);
+  struct Outputs {
+    Tensor h, final_state;
+  };
+
+  struct Gradients {
+    Tensor d_h;
+    OptTensor d_final_state;
+    Tensor d_x, d_a, d_initial_state;
+  };
+
+  template <typename Backend>
+  static std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& a, const Tensor& cu_seqlens,
+                                            const OptTensor& initial_state, bool return_state) {
+    const Operands o = parse({x, a, cu_seqlens, initial_state}, "x");
+    const Outputs out{make_like(o.x), make_if(return_state, o.x, o.state_shape(), o.state_dtype())};
+    Backend::forward(o, out);
+    return {out.h, out.final_state};
   }
-};
 
-struct LinearScanOutputs {
-  Tensor h, state;  // state is empty where it is not asked for
-
-  LinearScanOutputs(const LinearScanArgs& args, bool return_state)
-      : h(args.make(true, {args.x.size(0), args.channels()}, args.x.scalar_type())),
-        state(args.make(return_state, {args.batch(), args.channels()}, args.wide())) {}
-};
-
-struct LinearScanGradients {
-  Tensor dh;
-  OptTensor d_state;               // of the states behind the sequences
-  Tensor dx, da, d_initial_state;  // the last is empty where there is no initial state
-
-  LinearScanGradients(const LinearScanArgs& args, const Tensor& dh_, const OptTensor& d_state_)
-      : dh(with_contiguous_rows(dh_)),
-        d_state(contiguous(d_state_)),
-        dx(args.make(true, {args.x.size(0), args.channels()}, args.x.scalar_type())),
-        da(args.per_step() ? args.make(true, {args.x.size(0), args.channels()}, args.wide())
-                           : args.make(true, {args.channels()}, args.wide())),
-        d_initial_state(args.make(args.initial_state.has_value(), {args.batch(), args.channels()}, args.wide())) {
-    check_rows(dh, args.x, "dh");
-    check_operand(d_state, args.x, args.wide(), {args.batch(), args.channels()}, "the state's gradient");
+  template <typename Backend>
+  static std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& d_h, const OptTensor& d_final_state, const Tensor& a,
+                                                     const Tensor& cu_seqlens, const OptTensor& initial_state,
+                                                     const Tensor& h) {
+    const Operands o = parse({h, a, cu_seqlens, initial_state}, "h");
+    check_operand(d_h, o.x, o.x.scalar_type(), {o.num_rows(), o.channels()}, "d_h");
+    check_operand(d_final_state, o.x, o.state_dtype(), o.state_shape(), "d_final_state");
+    const Gradients grads{with_contiguous_rows(d_h), contiguous(d_final_state), make_like(o.x), make_like(o.a),
+                          make_gradient(o.initial_state, o.x)};
+    Backend::backward(o, grads);
+    return {grads.d_x, grads.d_a, grads.d_initial_state};
   }
 };
 

@@ -1,11 +1,40 @@
-// The operator mlp: two linear layers, an activation between them and dropout behind each.
+// The operator mlp: two linear layers, an activation between them, and dropout after each.
+#include "cpu/mlp.h"
+
 #include <array>
-#include <string>
+#include <utility>
 
 #include "dropout.h"
 
 namespace recgrela::ops {
 namespace {
+
+struct Operands {
+  Tensor x, w1, b1, w2, b2;
+  OptTensor seed;
+  std::string activation;
+  double rate;
+
+  int64_t num_rows() const { return x.size(0); }
+  int64_t in_features() const { return x.size(1); }
+  int64_t hidden_features() const { return w1.size(0); }
+  int64_t out_features() const { return w2.size(0); }
+  int64_t work() const { return num_rows() * hidden_features() * (in_features() + out_features()); }
+};
+
+Operands parse(Operands a) {
+  const ScalarType type = a.x.scalar_type();
+  check_operand(a.x, a.x, type, {-1, -1}, "x");
+  check_operand(a.w1, a.x, type, {-1, a.in_features()}, "w1");
+  check_operand(a.b1, a.x, type, {a.hidden_features()}, "b1");
+  check_operand(a.w2, a.x, type, {-1, a.hidden_features()}, "w2");
+  check_operand(a.b2, a.x, type, {a.out_features()}, "b2");
+  STD_TORCH_CHECK(a.in_features() > 0 && a.hidden_features() > 0 && a.out_features() > 0,
+                  "x, w1 and w2 must have at least one feature");
+  a.x = with_contiguous_rows(a.x), a.w1 = with_contiguous_rows(a.w1), a.w2 = with_contiguous_rows(a.w2);
+  a.b1 = contiguous(a.b1), a.b2 = contiguous(a.b2), a.seed = contiguous(a.seed);
+  return a;
+}
 
 cpu::Activation activation_named(const std::string& name) {
   constexpr std::array kNames{"none", "relu", "silu", "gelu"};  // in the order of cpu::Activation
@@ -14,99 +43,58 @@ cpu::Activation activation_named(const std::string& name) {
   return static_cast<cpu::Activation>(found - kNames.begin());
 }
 
-struct MlpArgs {
-  Tensor x, w1, b1, w2, b2;
-  OptTensor seed;
-  cpu::Activation activation;
-  double rate;
-
-  MlpArgs(const Tensor& x_, const Tensor& w1_, const Tensor& b1_, const Tensor& w2_, const Tensor& b2_,
-          const OptTensor& seed_, const std::string& activation_, double rate_)
-      : x(with_contiguous_rows(x_)),
-        w1(with_contiguous_rows(w1_)),
-        b1(torch::stable::contiguous(b1_)),
-        w2(with_contiguous_rows(w2_)),
-        b2(torch::stable::contiguous(b2_)),
-        seed(contiguous(seed_)),
-        activation(activation_named(activation_)),
-        rate(rate_) {
-    auto check = [&](const Tensor& t, int64_t dim, const char* what) {
-      STD_TORCH_CHECK(t.is_cpu() && t.scalar_type() == x.scalar_type() && t.dim() == dim, what,
-                      ", on the CPU and of one dtype");
-    };
-    check(x, 2, "x must be [T, I]");
-    check(w1, 2, "w1 must be [F, I]");
-    check(b1, 1, "b1 must be [F]");
-    check(w2, 2, "w2 must be [O, F]");
-    check(b2, 1, "b2 must be [O]");
-    STD_TORCH_CHECK(x.size(1) > 0 && w1.size(0) > 0 && w2.size(0) > 0, "I, F and O must not be 0");
-    STD_TORCH_CHECK(
-        w1.size(1) == x.size(1) && b1.size(0) == w1.size(0) && w2.size(1) == w1.size(0) && b2.size(0) == w2.size(0),
-        "x [T, I], w1 [F, I], b1 [F], w2 [O, F] and b2 [O] must fit together");
-  }
-
-  template <typename T>
-  cpu::MlpParams<T> params() const {
-    cpu::MlpParams<T> p;
-    p.num_rows = x.size(0), p.in_features = x.size(1), p.hidden_features = w1.size(0), p.out_features = w2.size(0);
-    p.x = rows<T>(x), p.w1 = rows<T>(w1), p.w2 = rows<T>(w2);
-    p.b1 = static_cast<const T*>(b1.const_data_ptr()), p.b2 = static_cast<const T*>(b2.const_data_ptr());
-    p.activation = activation;
-    p.dropout1 = dropout_of<T>(rate, seed, 0, 2, p.num_rows * p.hidden_features);
-    p.dropout2 = dropout_of<T>(rate, seed, 1, 2, p.num_rows * p.out_features);
-    return p;
-  }
-
-  int64_t work() const { return x.size(0) * w1.size(0) * (x.size(1) + w2.size(0)); }
-};
+template <typename T>
+cpu::MlpParams<T> make_params(const Operands& a) {
+  cpu::MlpParams<T> p;
+  p.num_rows = a.num_rows(), p.in_features = a.in_features();
+  p.hidden_features = a.hidden_features(), p.out_features = a.out_features();
+  p.x = rows<T>(a.x), p.w1 = rows<T>(a.w1), p.w2 = rows<T>(a.w2);
+  p.b1 = data<T>(a.b1), p.b2 = data<T>(a.b2);
+  p.activation = activation_named(a.activation);
+  p.dropout1 = make_dropout<T>(a.rate, a.seed, 0, 2, p.num_rows * p.hidden_features);
+  p.dropout2 = make_dropout<T>(a.rate, a.seed, 1, 2, p.num_rows * p.out_features);
+  return p;
+}
 
 Tensor mlp(const Tensor& x, const Tensor& w1, const Tensor& b1, const Tensor& w2, const Tensor& b2,
            const OptTensor& seed, std::string activation, double rate) {
-  const MlpArgs args(x, w1, b1, w2, b2, seed, activation, rate);
-  const Tensor y = torch::stable::new_empty(x, {x.size(0), w2.size(0)});
-  dispatch_float(x.scalar_type(), [&](auto zero) {
+  const Operands a = parse({x, w1, b1, w2, b2, seed, activation, rate});
+  const Tensor y = make(a.x, {a.num_rows(), a.out_features()});
+  dispatch_float(a.x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    auto p = args.params<T>();
+    auto p = make_params<T>(a);
     p.y = mutable_rows<T>(y);
-    run<T>(cpu::kernels<T>().mlp, p, false, p.num_items(false), args.work());
+    run_forward(cpu::mlp_kernels<T>(), p, p.num_blocks(), a.work());
   });
   return y;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mlp_backward(const Tensor& dy_, const Tensor& x, const Tensor& w1,
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mlp_backward(const Tensor& d_y_, const Tensor& x, const Tensor& w1,
                                                                 const Tensor& b1, const Tensor& w2, const Tensor& b2,
                                                                 const OptTensor& seed, std::string activation,
                                                                 double rate) {
-  const MlpArgs args(x, w1, b1, w2, b2, seed, activation, rate);
-  const Tensor dy = with_contiguous_rows(dy_);
-  const int64_t m = x.size(0), i = x.size(1), f = w1.size(0), o = w2.size(0);
-  STD_TORCH_CHECK(
-      dy.is_cpu() && dy.scalar_type() == x.scalar_type() && dy.dim() == 2 && dy.size(0) == m && dy.size(1) == o,
-      "dy must be [T, O], of the dtype and device of x");
-  const Tensor dx = torch::stable::new_empty(x, {m, i});
-  const Tensor dw1 = torch::stable::new_empty(x, {f, i}), db1 = torch::stable::new_empty(x, {f});
-  const Tensor dw2 = torch::stable::new_empty(x, {o, f}), db2 = torch::stable::new_empty(x, {o});
-  dispatch_float(x.scalar_type(), [&](auto zero) {
+  const Operands a = parse({x, w1, b1, w2, b2, seed, activation, rate});
+  check_operand(d_y_, a.x, a.x.scalar_type(), {a.num_rows(), a.out_features()}, "d_y");
+  const Tensor d_y = with_contiguous_rows(d_y_), d_x = make_like(a.x);
+  const Tensor d_w1 = make_like(a.w1), d_b1 = make_like(a.b1), d_w2 = make_like(a.w2), d_b2 = make_like(a.b2);
+  dispatch_float(a.x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    auto p = args.params<T>();
-    constexpr int64_t kBlock = cpu::MlpParams<T>::kRowBlock;
-    const int64_t blocks = (m + kBlock - 1) / kBlock;
-    p.rows_per_group = std::max<int64_t>(2, (blocks + p.kMaxGroups - 1) / p.kMaxGroups) * kBlock;
-    p.num_groups = std::max<int64_t>(1, (m + p.rows_per_group - 1) / p.rows_per_group);
+    auto p = make_params<T>(a);
+    p.set_groups();
     const int64_t n = p.num_weights();
     const Scratch partial(p.num_groups * n * sizeof(T));
     T* const sums = p.gradients = reinterpret_cast<T*>(partial.memory.get());
-    p.dy = rows<T>(dy), p.dx = mutable_rows<T>(dx);
-    run<T>(cpu::kernels<T>().mlp, p, true, p.num_items(true), args.work());
+    p.d_y = rows<T>(d_y), p.d_x = mutable_rows<T>(d_x);
+    run_backward(cpu::mlp_kernels<T>(), p, p.num_groups, a.work());
     torch::stable::parallel_for(0, n, 4096, [&](int64_t begin, int64_t end) {
       for (int64_t group = 1; group < p.num_groups; ++group)
         for (int64_t j = begin; j < end; ++j) sums[j] += sums[group * n + j];
     });
     const T* from = sums;
-    for (const Tensor* to : {&dw1, &dw2, &db1, &db2})
+    for (const Tensor* to : {&d_w1, &d_w2, &d_b1, &d_b2})
       std::copy_n(std::exchange(from, from + to->numel()), to->numel(), static_cast<T*>(to->mutable_data_ptr()));
   });
-  return {dx, dw1, db1, dw2, db2};
+  return {d_x, d_w1, d_b1, d_w2, d_b2};
 }
 
 }  // namespace
@@ -114,10 +102,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mlp_backward(const Tensor& dy
 
 STABLE_TORCH_LIBRARY_FRAGMENT(recgrela, m) {
   m.def(
-      "mlp(Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2, Tensor? seed, str activation, float rate) -> Tensor");
+      "mlp(Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2, Tensor? seed, str activation, float rate) -> "
+      "Tensor y");
   m.def(
-      "mlp_backward(Tensor dy, Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2, Tensor? seed, str activation, "
-      "float rate) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "mlp_backward(Tensor d_y, Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2, Tensor? seed, str activation, "
+      "float rate) -> (Tensor d_x, Tensor d_w1, Tensor d_b1, Tensor d_w2, Tensor d_b2)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(recgrela, CPU, m) {

@@ -3,7 +3,7 @@
 #include <memory>
 #include <random>
 
-#include "cpu/params.h"
+#include "cpu/causal_conv1d.h"
 #include "kernels/causal_conv1d/params.h"
 #include "tests/case.h"
 
@@ -101,22 +101,21 @@ struct ConvRun {
 Named reference(const ConvCase& c, const ConvData& data) {
   const int64_t n = sum_of(c.lengths) * c.channels;
   const Lengths offsets = offsets_of(c.lengths);
-  std::atomic<int64_t> next{0};
   cpu::CausalConv1dParams<double> p;
   p.groups = cpu::Groups::of(static_cast<int64_t>(c.lengths.size()), c.channels * c.width);
-  p.channels = c.channels, p.width = c.width, p.silu = c.silu;
+  p.channels = c.channels, p.kernel_size = c.width, p.silu = c.silu;
   p.cu_seqlens = offsets.data();
   p.x = {data.x.data(), c.channels}, p.weight = data.weight.data(), p.bias = c.bias ? data.bias.data() : nullptr;
-  p.next = &next;
   Doubles y(n), dx(n), dw(c.channels * c.width), db(c.channels);
   Doubles dw_partial(p.groups.count * c.channels * c.width), db_partial(p.groups.count * c.channels);
-  p.y = {y.data(), c.channels}, p.dy = {data.dy.data(), c.channels}, p.dx = {dx.data(), c.channels};
-  p.dweight = dw_partial.data(), p.dbias = c.bias ? db_partial.data() : nullptr;
-  const auto& op = cpu::kernels<double>().causal_conv1d;
+  p.y = {y.data(), c.channels}, p.d_y = {data.dy.data(), c.channels}, p.d_x = {dx.data(), c.channels};
+  p.d_weight = dw_partial.data(), p.d_bias = c.bias ? db_partial.data() : nullptr;
+  const auto& kernels = cpu::causal_conv1d_kernels<double>();
   for (bool backward : {false, true}) {
-    next = 0;
-    const Memory scratch(op.scratch(p, backward) * sizeof(double));
-    (backward ? op.backward : op.forward)(p, reinterpret_cast<double*>(scratch.data));
+    cpu::WorkQueue queue(p.num_items());
+    p.queue = &queue;
+    const Memory scratch(kernels.scratch(p, backward) * sizeof(double));
+    (backward ? kernels.backward : kernels.forward)(p, reinterpret_cast<double*>(scratch.data));
   }
   for (size_t i = 0; i < dw_partial.size(); ++i) dw[i % dw.size()] += dw_partial[i];
   for (size_t i = 0; c.bias && i < db_partial.size(); ++i) db[i % db.size()] += db_partial[i];

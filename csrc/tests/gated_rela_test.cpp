@@ -4,7 +4,7 @@
 #include <memory>
 #include <random>
 
-#include "cpu/params.h"
+#include "cpu/gated_rela.h"
 #include "kernels/gated_rela/params.h"
 #include "tests/case.h"
 
@@ -163,31 +163,30 @@ struct RelaRun {
 Named reference(const RelaCase& c, const RelaData& data) {
   const int64_t d = c.width(), n = sum_of(c.lengths) * d;
   const Lengths offsets = offsets_of(c.lengths);
-  std::atomic<int64_t> next{0};
   cpu::GatedRelaParams<double> p;
   p.groups = cpu::Groups::of(static_cast<int64_t>(c.lengths.size()), d * c.conv);
   p.max_seqlen = data.positions;
-  p.num_heads = c.heads, p.head_dim = c.head_dim, p.conv_width = c.conv, p.causal = c.causal;
+  p.num_heads = c.heads, p.head_dim = c.head_dim, p.kernel_size = c.conv, p.causal = c.causal;
   p.eps = static_cast<float>(c.eps);
   p.cu_seqlens = offsets.data();
-  p.q = {data.q.data(), d}, p.k = {data.k.data(), d}, p.v = {data.v.data(), d}, p.dy = {data.dy.data(), d};
+  p.q = {data.q.data(), d}, p.k = {data.k.data(), d}, p.v = {data.v.data(), d}, p.d_y = {data.dy.data(), d};
   if (c.gate) p.g = {data.g.data(), d};
   if (c.rotary) p.rotary = data.rotary.data();
   if (c.conv) p.conv_weight = data.weight.data(), p.conv_bias = data.bias.data();
-  p.next = &next;
   Named out;
   for (const char* name : {"y", "dq", "dk", "dv", "dg"})
     if (c.gate || name[1] != 'g') out.push_back({name, Doubles(n)});
   p.y = {out[0].second.data(), d};
-  p.dq = {out[1].second.data(), d}, p.dk = {out[2].second.data(), d}, p.dv = {out[3].second.data(), d};
-  if (c.gate) p.dg = {out[4].second.data(), d};
+  p.d_q = {out[1].second.data(), d}, p.d_k = {out[2].second.data(), d}, p.d_v = {out[3].second.data(), d};
+  if (c.gate) p.d_g = {out[4].second.data(), d};
   Doubles dw_partial(p.groups.count * d * c.conv), db_partial(c.conv ? p.groups.count * d : 0);
-  p.dweight = dw_partial.data(), p.dbias = db_partial.data();
-  const auto& op = cpu::kernels<double>().gated_rela;
+  p.d_conv_weight = dw_partial.data(), p.d_conv_bias = db_partial.data();
+  const auto& kernels = cpu::gated_rela_kernels<double>();
   for (bool backward : {false, true}) {
-    next = 0;
-    const Memory scratch(op.scratch(p, backward) * sizeof(double));
-    (backward ? op.backward : op.forward)(p, reinterpret_cast<double*>(scratch.data));
+    cpu::WorkQueue queue(p.num_items());
+    p.queue = &queue;
+    const Memory scratch(kernels.scratch(p, backward) * sizeof(double));
+    (backward ? kernels.backward : kernels.forward)(p, reinterpret_cast<double*>(scratch.data));
   }
   if (c.conv) {
     Doubles dw(d * c.conv), db(d);
