@@ -1,7 +1,7 @@
-"""Builds the extension recgrela._C: C++ always, CUDA where torch has it or nvcc is found (build_backend).
+"""Builds the extension recgrela._C: always C++, and CUDA if torch has it or nvcc is found (build_backend).
 
-RECGRELA_CUDA, TORCH_CUDA_ARCH_LIST, MAX_JOBS, CUDA_HOME and CXX are honoured. The library uses libtorch's
-stable ABI only, so it is not tied to the torch that built it (any torch >= 2.10).
+Respects RECGRELA_CUDA, TORCH_CUDA_ARCH_LIST, MAX_JOBS, CUDA_HOME and CXX. The library uses only libtorch's
+stable ABI, so it works with every torch >= 2.10, not only the one that built it.
 """
 
 import os
@@ -54,7 +54,7 @@ def stable_path(name: str, folder: str | Path | None) -> str:
 
 
 def write_facts(plan: Plan) -> None:
-    """What csrc/module.cpp hands out; untouched if it says so already, for then nothing is compiled anew."""
+    """Writes the facts that csrc/module.cpp exports, unless they are unchanged: ninja then skips it."""
     facts = {"VERSION": VERSION, "TORCH_VERSION": plan.torch.version}
     if plan.toolkit:
         facts |= {
@@ -82,16 +82,16 @@ def commands(plan: Plan) -> dict[str, object]:
     include_dirs.append(stable_path("cuda", plan.toolkit and plan.toolkit.include_folder))
     if plan.toolkit:
         toolkit = replace(plan.toolkit, home=Path(stable_path("toolkit", plan.toolkit.home)))
-        # With a CPU-only torch cpp_extension sets no CUDA_HOME; the compiler needs none of torch's CUDA.
+        # cpp_extension sets no CUDA_HOME if torch is CPU-only. The kernels need nothing of torch's CUDA.
         cpp_extension.CUDA_HOME = str(toolkit.home)
         link = {
             "library_dirs": toolkit.library_folders,
             "libraries": ["cudart_static", "dl", "rt", "pthread"],
         }
-        # tools/ptxas.py reads what -v says. The architectures of one file are compiled side by side.
+        # tools/ptxas.py reads the output of -v. --threads compiles the architectures of a file in parallel.
         flags["nvcc"] = ["-O3", "-std=c++17", "-Xptxas", "-v", "--threads", str(min(4, len(plan.archs)))]
         flags["nvcc"] += [flag for arch in plan.archs for flag in arch.flags]
-        flags["nvcc"].append(f"-DRECGRELA_NVCC={plan.toolkit.release}")  # another one compiles all anew
+        flags["nvcc"].append(f"-DRECGRELA_NVCC={plan.toolkit.release}")  # a new release recompiles every file
     extension = cpp_extension.CppExtension(
         "recgrela._C",
         sources(plan),
@@ -105,11 +105,12 @@ def commands(plan: Plan) -> dict[str, object]:
     extension.include_dirs = [path.replace(str(of_torch), link_to_torch) for path in extension.include_dirs]
 
     class BuildExtension(cpp_extension.BuildExtension):
-        """Keeps objects in one folder, also for an editable install: only what changed is compiled again."""
+        """Keeps objects in one folder, also for an editable install, to recompile only changed sources."""
 
         def finalize_options(self) -> None:
             super().finalize_options()
-            # A virtual environment's own, which has nothing for us and is another in each isolated build.
+            # The virtual environment's include folder has no headers used here, and its path differs in each
+            # isolated build.
             own = os.path.join(sys.exec_prefix, "include")
             self.include_dirs = [folder for folder in self.include_dirs if folder != own]
             self.build_temp = os.path.join("build", f"temp.{self.plat_name}-{sys.implementation.cache_tag}")
@@ -124,7 +125,7 @@ def commands(plan: Plan) -> dict[str, object]:
 
 
 def main() -> None:
-    if not COMPILING & set(sys.argv):  # an sdist, metadata: torch is not needed
+    if not COMPILING & set(sys.argv):  # an sdist or metadata, which do not need torch
         setup()
         return
     plan = make_plan()

@@ -1,4 +1,4 @@
-"""How recgrela is built: the PEP 517 hooks that pip, uv and build call, and the plan that setup.py follows.
+"""The build of recgrela: the PEP 517 hooks that pip, uv and build call, and the plan that setup.py follows.
 
-Standard library only: this runs before anything is installed.
+Uses only the standard library, since it runs before anything is installed.
 """

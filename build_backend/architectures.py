@@ -1,4 +1,4 @@
-"""Which GPUs the kernels are compiled for."""
+"""Selects the GPU architectures that the kernels are compiled for."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from build_backend.errors import CPU_ONLY, BuildError
 from build_backend.toolkit import Toolkit
 
-# Code for 8.0 also runs on 8.6 and 8.9, and PTX on what comes after 9.0: few targets keep the build short.
+# Code for 8.0 also runs on 8.6 and 8.9, and PTX for 9.0 on later GPUs. Few targets keep the build short.
 DEFAULT = "8.0;9.0+PTX"
 OLDEST = (8, 0)  # bfloat16 tensor cores, asynchronous copies
-# As torch names them.
+# torch's names of architectures.
 NAMES = {
     "Kepler+Tegra": "3.7",
     "Kepler": "3.5",
@@ -30,12 +30,12 @@ NAMES = {
     "Blackwell+Tegra": "11.0",
     "Blackwell": "10.0 12.0",
 }
-FORM = "numbers such as 8.0 or 9.0a, +PTX behind one for what comes later, ; or a space between them"
+FORM = "numbers such as 8.0 or 9.0a, with +PTX after one to support later GPUs, separated by ; or spaces"
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A compute capability, such as 9.0, 9.0a (that one alone), 9.0+PTX (also what comes later)."""
+    """A compute capability, such as 9.0, 9.0a (only this GPU) or 9.0+PTX (also later GPUs)."""
 
     major: int
     minor: int
@@ -56,9 +56,13 @@ class Architecture:
 
 
 def parse(text: str) -> list[Architecture]:
-    """The architectures of a TORCH_CUDA_ARCH_LIST.
+    """Parses a TORCH_CUDA_ARCH_LIST.
 
-    Those too old for the kernels are left out while others remain: such lists are often set for all packages.
+    Architectures that are too old for the kernels are dropped as long as one remains, since the variable
+    is often set for all packages of a machine.
+
+    Raises:
+        BuildError: The list is malformed, or no architecture remains.
     """
     numbers = text
     for name, capabilities in NAMES.items():
@@ -67,19 +71,25 @@ def parse(text: str) -> list[Architecture]:
     for item in re.split(r"[;,\s]+", numbers.strip(";, \n")):
         match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", item)
         if not match:
-            raise BuildError(f"TORCH_CUDA_ARCH_LIST={text}: what is {item!r}?", f"write {FORM}; {CPU_ONLY}")
+            raise BuildError(
+                f"TORCH_CUDA_ARCH_LIST={text} has the unknown entry {item!r}", f"write {FORM}; {CPU_ONLY}"
+            )
         archs.append(Architecture(int(match[1]), int(match[2]), match[3], match[4] is not None))
     usable = [arch for arch in dict.fromkeys(archs) if (arch.major, arch.minor) >= OLDEST]
     if not usable:
         raise BuildError(
-            f"TORCH_CUDA_ARCH_LIST={text} has nothing that the kernels run on",
+            f"TORCH_CUDA_ARCH_LIST={text} has no architecture that the kernels support",
             f"add {OLDEST[0]}.{OLDEST[1]} or newer, or unset it for {DEFAULT}; {CPU_ONLY}",
         )
     return usable
 
 
 def choose(toolkit: Toolkit) -> list[Architecture]:
-    """Those of TORCH_CUDA_ARCH_LIST, or the default; all known to nvcc."""
+    """Returns the architectures of TORCH_CUDA_ARCH_LIST, or the default.
+
+    Raises:
+        BuildError: nvcc does not support one of them.
+    """
     text = os.environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT
     archs = parse(text)
     done = subprocess.run([toolkit.nvcc, "--list-gpu-code"], capture_output=True, text=True)
@@ -89,7 +99,7 @@ def choose(toolkit: Toolkit) -> list[Architecture]:
             f"{code // 10}.{code % 10}" for code in known if code >= 10 * OLDEST[0] + OLDEST[1]
         )
         raise BuildError(
-            f"TORCH_CUDA_ARCH_LIST={text}: {toolkit} does not know {', '.join(map(str, unknown))}",
-            f"choose among {choice}, or take a newer nvcc (CUDA_HOME); {CPU_ONLY}",
+            f"TORCH_CUDA_ARCH_LIST={text}: {toolkit} does not support {', '.join(map(str, unknown))}",
+            f"choose from {choice}, or use a newer nvcc (CUDA_HOME); {CPU_ONLY}",
         )
     return archs

@@ -1,4 +1,4 @@
-"""Checks that the compilers work, and decides how many run at a time, before the first file is compiled."""
+"""Checks the compilers and chooses the number of parallel jobs before the first file is compiled."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from build_backend.architectures import Architecture
 from build_backend.errors import CPU_ONLY, BuildError
 from build_backend.toolkit import Toolkit
 
-# Bytes. The hungriest C++ file takes .35 GB, nvcc .2 GB for each of up to four architectures at a time.
+# Bytes. The largest C++ file needs 0.35 GB; nvcc needs 0.2 GB for each of up to four architectures in
+# parallel.
 MEMORY_PER_JOB = 1 << 30
 CPP_PROBE = """
 #include <Python.h>
@@ -33,20 +34,24 @@ int main() { probe<<<1, 1>>>(); }
 
 
 def check_cxx() -> None:
-    """Compiles C++17 that includes Python.h with the compiler that torch will call: CXX, or c++."""
+    """Compiles C++17 that includes Python.h, with the compiler that torch calls: CXX, or c++.
+
+    Raises:
+        BuildError: The compiler or the headers are missing, or compilation fails.
+    """
     if sys.platform == "win32":
-        raise BuildError("this is Windows", "build in WSL 2, with its own Python")
+        raise BuildError("Windows is not supported", "build in WSL 2, with a Python of its own")
     compiler = shlex.split(os.environ.get("CXX", "")) or ["c++"]
     if shutil.which(compiler[0]) is None:
         raise BuildError(
-            f"there is no C++ compiler {compiler[0]}",
-            "install GCC 9 or Clang 12 or newer (Debian and Ubuntu: apt-get install g++), or name one in CXX",
+            f"no C++ compiler {compiler[0]} was found",
+            "install GCC 9 or Clang 12 or newer (Debian and Ubuntu: apt-get install g++), or set CXX to one",
         )
     include = sysconfig.get_path("include")
     if not Path(include, "Python.h").exists():
         name = f"python{sys.version_info[0]}.{sys.version_info[1]}"
         raise BuildError(
-            f"there is no Python.h in {include}",
+            f"no Python.h was found in {include}",
             f"install the headers of {sys.executable} (on Debian and Ubuntu: apt-get install {name}-dev; "
             f"on Fedora: dnf install {name}-devel)",
         )
@@ -54,25 +59,29 @@ def check_cxx() -> None:
     if failure:
         raise BuildError(
             f"{shlex.join(compiler)} does not compile C++17:\n{failure}",
-            "take GCC 9 or Clang 12 or newer (CXX names it)",
+            "set CXX to GCC 9 or Clang 12 or newer",
         )
 
 
 def check_nvcc(toolkit: Toolkit, archs: Sequence[Architecture]) -> None:
-    """Compiles an empty kernel for all architectures: nvcc goes with its parts and the C++ compiler."""
-    host = ["-ccbin", os.environ["CC"]] if os.environ.get("CC") else []  # as torch calls it
+    """Compiles an empty kernel for all architectures: nvcc is complete and accepts the C++ compiler.
+
+    Raises:
+        BuildError: Compilation fails.
+    """
+    host = ["-ccbin", os.environ["CC"]] if os.environ.get("CC") else []  # as torch does
     flags = [flag for arch in archs for flag in arch.flags]
     failure = _compile([str(toolkit.nvcc), "-std=c++17", *host, *flags, "-c"], CUDA_PROBE, "probe.cu")
     if failure:
         names = ", ".join(map(str, archs))
         raise BuildError(
             f"{toolkit} does not compile an empty kernel for {names}:\n{failure}",
-            f"its words say why; CC and CXX name another C++ compiler, CUDA_HOME another toolkit; {CPU_ONLY}",
+            f"see its message; set CC and CXX to another C++ compiler or CUDA_HOME to another toolkit; {CPU_ONLY}",
         )
 
 
 def _compile(command: list[str], source: str, name: str) -> str | None:
-    """What the compiler says if it fails."""
+    """Runs a compiler on a source file; returns its message if it fails."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, name).write_text(source)
         done = subprocess.run(
@@ -82,10 +91,10 @@ def _compile(command: list[str], source: str, name: str) -> str | None:
 
 
 def choose_jobs() -> int:
-    """MAX_JOBS, or as many as there are processors and memory for."""
+    """Returns MAX_JOBS, or the number of jobs that the processors and the memory allow."""
     if text := os.environ.get("MAX_JOBS"):
         if not text.isdigit() or int(text) == 0:
-            raise BuildError(f"MAX_JOBS={text}", "set it to a number of 1 or more, or unset it")
+            raise BuildError(f"MAX_JOBS={text} is not a positive number", "set it to 1 or more, or unset it")
         return int(text)
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = available_memory()
@@ -93,7 +102,7 @@ def choose_jobs() -> int:
 
 
 def available_memory(root: Path = Path("/")) -> int | None:
-    """Bytes that may still be taken, by the system and the control group; None where neither says."""
+    """Returns the bytes still available in the system and the control group; None if both are unknown."""
     limits = []
     meminfo = root / "proc/meminfo"
     if meminfo.exists() and (match := re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())):
@@ -112,6 +121,6 @@ def available_memory(root: Path = Path("/")) -> int | None:
             text = (group / limit).read_text().strip()
             if text.isdigit():  # not "max"
                 stats = (group / stat).read_text() if (group / stat).exists() else ""
-                cache = re.search(rf"^{cached} (\d+)$", stats, re.M)  # given back when it is needed
+                cache = re.search(rf"^{cached} (\d+)$", stats, re.M)  # the system frees it on demand
                 limits.append(int(text) - int((group / used).read_text()) + int(cache[1] if cache else 0))
     return max(0, min(limits)) if limits else None

@@ -1,4 +1,4 @@
-"""Why a build cannot be, for people."""
+"""Errors of a build."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ CPU_ONLY = "RECGRELA_CUDA=0 builds the CPU kernels alone"
 
 
 class BuildError(SystemExit):
-    """Ends the build with a message alone: pip, uv and build print it without a traceback.
+    """Ends the build with a message, which pip, uv and build print without a traceback.
 
     Args:
-        cause: What was found.
-        remedy: What to do about it.
+        cause: The problem.
+        remedy: The fix.
     """
 
     def __init__(self, cause: str, remedy: str) -> None:
-        super().__init__(f"recgrela cannot be built: {cause}\nTo mend it: {remedy}")
+        super().__init__(f"recgrela cannot be built: {cause}\nTo fix it: {remedy}")

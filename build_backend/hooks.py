@@ -1,7 +1,7 @@
-"""The PEP 517 and PEP 660 hooks: setuptools' own, and what a build requires besides.
+"""The PEP 517 and PEP 660 hooks: those of setuptools, with additional build requirements.
 
-An isolated build uses the torch of the environment that the package is installed into, where there is one
-of 2.10 or newer, and requires one only where there is none; likewise nvcc, where CUDA is wanted.
+An isolated build uses the torch of the environment that the package is installed into if its version is 2.10
+or newer, and requires one otherwise. The same holds for nvcc if CUDA is wanted.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = [
     "prepare_metadata_for_build_wheel",
 ]
 
-if int(setuptools.__version__.split(".")[0]) < 77:  # an older one does not read pyproject.toml's license
+if int(setuptools.__version__.split(".")[0]) < 77:  # older releases cannot read the license in pyproject.toml
     raise BuildError(
         f"setuptools {setuptools.__version__} is too old",
         "pip install 'setuptools>=77' pybind11 ninja, or build with isolation",
@@ -39,15 +39,15 @@ if int(setuptools.__version__.split(".")[0]) < 77:  # an older one does not read
 
 
 def get_requires_for_build_wheel(config_settings: dict[str, Any] | None = None) -> list[str]:
-    """torch and nvcc, where they are wanted and absent."""
+    """Returns requirements for torch and nvcc if they are wanted but missing."""
     return requirements()
 
 
 def get_requires_for_build_editable(config_settings: dict[str, Any] | None = None) -> list[str]:
-    """The same as of a wheel."""
+    """Returns the requirements of a wheel."""
     return requirements()
 
 
 def get_requires_for_build_sdist(config_settings: dict[str, Any] | None = None) -> list[str]:
-    """Nothing: no source is compiled."""
+    """Returns no requirements: an sdist compiles nothing."""
     return []

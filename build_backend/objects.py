@@ -1,7 +1,8 @@
-"""Removes compiled objects that are out of date for a reason that ninja does not see.
+"""Removes objects that are outdated for reasons that ninja cannot detect.
 
-torch.utils.cpp_extension tells ninja which headers a C++ source includes; of a CUDA source only where torch
-has CUDA. Nor does ninja see that a package was replaced by one whose headers are older than the objects.
+torch.utils.cpp_extension tells ninja which headers a C++ source includes, but does so for a CUDA source only
+if torch has CUDA. Ninja also misses a package replaced by another version whose headers are older than the
+objects.
 """
 
 from __future__ import annotations
@@ -11,15 +12,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-SEES_PACKAGES = (
+USES_PACKAGES = (
     "csrc/module.cpp",
     "csrc/ops/",
-)  # the sources that include headers of torch, pybind11 and CUDA
+)  # sources that include headers of torch, pybind11 and CUDA
 STAMP = "packages.txt"
 
 
 def included(source: Path, include: Path) -> set[Path]:
-    """The files below `include` that a source includes, at any depth, whatever the preprocessor skips."""
+    """Returns the files in `include` that a source includes directly or indirectly, ignoring conditionals."""
     found: set[Path] = set()
     waiting = [source]
     while waiting:
@@ -33,13 +34,15 @@ def included(source: Path, include: Path) -> set[Path]:
 
 
 def remove_outdated(objects: Path, sources: Iterable[str], packages: str) -> list[Path]:
-    """Removes objects of `sources`, compiled into the folder `objects`, that have to be compiled anew.
+    """Removes the objects that must be recompiled.
 
     Args:
-        packages: What the headers of other packages are, versions and all; kept in the folder.
+        objects: Folder of the objects.
+        sources: Source files, relative to the repository.
+        packages: Names and versions of the packages whose headers are used. Stored in `objects`.
 
     Returns:
-        The objects that were removed.
+        The removed objects.
     """
     stamp = objects / STAMP
     replaced = not stamp.exists() or stamp.read_text() != packages
@@ -53,7 +56,7 @@ def remove_outdated(objects: Path, sources: Iterable[str], packages: str) -> lis
             files = included(ROOT / source, ROOT / "csrc")
             outdated = any(file.stat().st_mtime > compiled for file in files)
         else:
-            outdated = replaced and source.startswith(SEES_PACKAGES)
+            outdated = replaced and source.startswith(USES_PACKAGES)
         if outdated:
             object_file.unlink()
             removed.append(object_file)

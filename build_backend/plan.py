@@ -1,4 +1,4 @@
-"""What a build will do, decided and checked before anything is compiled."""
+"""The plan of a build, chosen and checked before anything is compiled."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from build_backend.toolkit import (
 
 @dataclass(frozen=True)
 class Plan:
-    """A build that can start."""
+    """A build whose prerequisites have been checked."""
 
     torch: Torch
-    toolkit: Toolkit | None  # None: the CPU kernels alone
+    toolkit: Toolkit | None  # None: only the CPU kernels
     archs: tuple[Architecture, ...]
     jobs: int
 
@@ -39,25 +39,29 @@ class Plan:
         cuda = "without CUDA"
         if self.toolkit:
             cuda = f"with {self.toolkit} for {', '.join(map(str, self.archs))}"
-        return f"recgrela: {self.torch}; {cuda}; {self.jobs} compilations at a time"
+        return f"recgrela: {self.torch}; {cuda}; {self.jobs} parallel jobs"
 
 
 def cuda_setting() -> bool | None:
-    """RECGRELA_CUDA: True and False were asked for, None leaves it to what is found."""
+    """Returns RECGRELA_CUDA: True or False, or None if torch and nvcc decide.
+
+    Raises:
+        BuildError: It has another value.
+    """
     text = os.environ.get("RECGRELA_CUDA", "")
     if text not in ("", "0", "1"):
         raise BuildError(
-            f"RECGRELA_CUDA={text}",
-            "1 builds the CUDA kernels, 0 the CPU kernels alone; unset, torch and nvcc decide",
+            f"RECGRELA_CUDA={text} is not 0 or 1",
+            "1 builds the CUDA kernels, 0 only the CPU kernels; if it is unset, torch and nvcc decide",
         )
     return {"": None, "0": False, "1": True}[text]
 
 
 def choose_toolkit(torch: Torch | None) -> Toolkit | None:
-    """The toolkit to build with, of the same major version as torch's CUDA; None if none is wanted or found.
+    """Returns a toolkit of the same major version as torch's CUDA; None if none is wanted or found.
 
     Raises:
-        BuildError: The one that CUDA_HOME names is of another.
+        BuildError: CUDA_HOME is a toolkit of another major version.
     """
     setting = cuda_setting()
     if setting is False:
@@ -69,17 +73,17 @@ def choose_toolkit(torch: Torch | None) -> Toolkit | None:
         return toolkits[0]
     major = torch.cuda_major if torch else EXPECTED_MAJOR
     if torch and torch.cuda is None and setting is None:
-        # Packages may have come for a torch that turned out to have no CUDA.
+        # The packages may have been installed for a torch that turned out to have no CUDA.
         toolkits = [toolkit for toolkit in toolkits if not toolkit.from_packages]
     fitting = (t for t in toolkits if t.major >= OLDEST_MAJOR and major in (None, t.major))
     return next(fitting, None)
 
 
 def no_toolkit(torch: Torch) -> BuildError:
-    """The error that no toolkit fits, with those that do not."""
+    """Returns the error that no toolkit matches torch, which lists the toolkits found."""
     release = f" of CUDA {torch.cuda_major}" if torch.cuda else ""
     cause = f"RECGRELA_CUDA=1 and {torch}" if cuda_setting() else str(torch)
-    cause += f", but no nvcc{release} with cuda_runtime.h and libcudart_static.a"
+    cause += f", but no nvcc{release} with cuda_runtime.h and libcudart_static.a was found"
     if others := find_toolkits(torch.search_path):
         cause += f", only {', '.join(map(str, others))}"
     remedies = [f"set CUDA_HOME to a toolkit{release}"]
@@ -88,7 +92,7 @@ def no_toolkit(torch: Torch) -> BuildError:
     else:
         remedies.append(f"put nvcc{release} on PATH")
         if has_packages(torch.cuda_major):
-            # In one environment with torch: of the release that its own packages are of.
+            # The release of torch's own packages, which share the environment.
             release = torch.cuda or first_release(None)
             remedies.append(f"pip install '{requirement(release)}'")
     if not has_packages(torch.cuda_major):
@@ -97,10 +101,10 @@ def no_toolkit(torch: Torch) -> BuildError:
 
 
 def requirements() -> list[str]:
-    """What an isolated build needs besides what pyproject.toml names: torch and nvcc, if wanted and absent.
+    """Returns the requirements beyond pyproject.toml: torch and nvcc, if they are wanted but missing.
 
     Raises:
-        BuildError: What is there already shows that the build would fail.
+        BuildError: The build would fail even with them.
     """
     check_cxx()
     torch = find_torch()
@@ -110,7 +114,7 @@ def requirements() -> list[str]:
     if toolkit := choose_toolkit(torch):
         architectures.choose(toolkit)
     elif torch is None:
-        # The torch that comes has CUDA, unless it is from an index that has others.
+        # The torch that will be installed has CUDA, unless the package index has other builds.
         if cuda_setting() is not False and has_packages(None):
             needed += PACKAGES_BESIDE_TORCH
     elif wants_cuda(torch):
@@ -121,28 +125,28 @@ def requirements() -> list[str]:
 
 
 def wants_cuda(torch: Torch) -> bool:
-    """Whether to build without CUDA would be wrong."""
+    """Reports whether the build must have CUDA."""
     setting = cuda_setting()
     return torch.cuda is not None if setting is None else setting
 
 
 def make_plan() -> Plan:
-    """Finds torch, nvcc and the compiler and tries them.
+    """Finds and checks torch, nvcc and the compiler.
 
     Raises:
-        BuildError: Something is missing, too old, or does not go with the rest.
+        BuildError: Something is missing, too old or incompatible.
     """
     torch = find_torch()
     if torch is None:
-        raise BuildError("there is no torch", f"pip install '{TORCH_REQUIREMENT}', or build with isolation")
+        raise BuildError("no torch was found", f"pip install '{TORCH_REQUIREMENT}', or build with isolation")
     if not torch.is_supported:
         raise BuildError(f"{torch} is too old", f"pip install '{TORCH_REQUIREMENT}'")
     if find_spec("pybind11") is None:
-        raise BuildError("there is no pybind11", "pip install pybind11, or build with isolation")
-    # pip of an environment that is not active: its programs are beside its python.
+        raise BuildError("no pybind11 was found", "pip install pybind11, or build with isolation")
+    # If pip runs in an environment that is not active, its programs are next to its python.
     os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), sysconfig.get_path("scripts")])
     if shutil.which("ninja") is None:
-        raise BuildError("there is no ninja on PATH", "pip install ninja, or build with isolation")
+        raise BuildError("no ninja was found on PATH", "pip install ninja, or build with isolation")
     check_cxx()
     toolkit = choose_toolkit(torch)
     archs: list[Architecture] = []

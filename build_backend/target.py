@@ -1,14 +1,14 @@
-"""The torch that a build compiles against.
+"""Finds the torch that a build compiles against.
 
-The library uses libtorch's stable ABI, so any torch from 2.10 on will do; the one of the environment that the
-package is installed into says besides whether CUDA is wanted, and of which major version. An isolated build
-does not see that environment, but can find it:
+The library uses libtorch's stable ABI, so any torch >= 2.10 works. The torch of the environment that the
+package is installed into also determines whether CUDA is wanted, and which major version. An isolated build
+does not have that environment's packages, but can find them:
 
-- pip runs the build with the environment's own interpreter and hides its packages: without the variables that
-  hide them it sees them again;
-- uv and build run it in an environment of their own, with its programs first on PATH: the next python on PATH
-  is that of the environment that was active. uv takes .venv where none was;
-- RECGRELA_TARGET_PYTHON names an environment or its interpreter, where none of this tells it.
+- pip runs the build with the environment's interpreter and environment variables that hide its packages.
+  Without these variables the interpreter finds them.
+- uv and build run it in a new environment, with its programs first on PATH. The next python on PATH belongs
+  to the environment that was active. If none was active, uv uses .venv.
+- RECGRELA_TARGET_PYTHON names an environment or its interpreter if none of this works.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from build_backend.errors import BuildError
 MIN_TORCH = (2, 10)
 TORCH_REQUIREMENT = "torch>=2.10"
 
-# The folders of environments that uv and build make for a build.
+# Folders in which uv and build create environments for a build.
 OF_A_TOOL = re.compile(r"/((?P<uv>builds-v\d+)/[^/]+|build-env-[^/]+)/?$")
 VERSION = f"{sys.implementation.name} {sys.version_info[0]}.{sys.version_info[1]}"
-# Prints torch's file, and where its interpreter looks for packages; not in the current folder.
+# Prints torch's file and the interpreter's search path, without the current folder.
 PROBE = """
 import importlib.util, json, sys
 sys.path = [p for p in sys.path if p]
@@ -45,12 +45,12 @@ print(json.dumps({"origin": spec and spec.origin, "path": sys.path, "python": he
 
 @dataclass(frozen=True)
 class Torch:
-    """A torch package that was found, not imported."""
+    """A torch package that was found but not imported."""
 
     version: str
-    cuda: str | None  # such as "13.0"; None of a build without CUDA
+    cuda: str | None  # such as "13.0"; None for a torch without CUDA
     folder: Path
-    search_path: tuple[str, ...] = ()  # where its dependencies are; empty: where this process looks anyway
+    search_path: tuple[str, ...] = ()  # where its dependencies are; empty: on this process's path
 
     @property
     def is_supported(self) -> bool:
@@ -66,7 +66,7 @@ class Torch:
 
 
 def _read(origin: str | None, search_path: tuple[str, ...] = ()) -> Torch | None:
-    """The torch whose __init__.py this is, from its version.py."""
+    """Reads the version.py of the torch with the __init__.py `origin`."""
     if origin is None or not (file := Path(origin).parent / "version.py").exists():
         return None
     values: dict[str, object] = {}
@@ -82,7 +82,7 @@ def _read(origin: str | None, search_path: tuple[str, ...] = ()) -> Torch | None
 
 
 def _ask(python: Path) -> dict[str, Any] | None:
-    """What an interpreter says of itself outside of an isolated build; None if that is no interpreter."""
+    """Runs PROBE in an interpreter, without the variables of an isolated build; None if that fails."""
     hidden = ("PYTHONPATH", "PYTHONNOUSERSITE", "PYTHONHOME")
     environ = {name: value for name, value in os.environ.items() if name not in hidden}
     try:
@@ -94,7 +94,7 @@ def _ask(python: Path) -> dict[str, Any] | None:
 
 
 def _probe(python: Path) -> Torch | None:
-    """The torch that an interpreter imports, if it is of this one's version."""
+    """Returns the torch that an interpreter imports, if its version is this interpreter's."""
     said = _ask(python)
     if said is None or said["python"] != VERSION:
         return None
@@ -102,19 +102,25 @@ def _probe(python: Path) -> Torch | None:
 
 
 def _named(name: str) -> Torch | None:
-    """The torch of the environment that RECGRELA_TARGET_PYTHON names."""
+    """Returns the torch of the environment `name`, the value of RECGRELA_TARGET_PYTHON.
+
+    Raises:
+        BuildError: It is not an environment for this version of Python.
+    """
     python = Path(name) / "bin" / "python" if Path(name).is_dir() else Path(name)
     said = _ask(python)
-    remedy = "name an environment for this version of Python, or unset it"
+    remedy = "set it to an environment for this version of Python, or unset it"
     if said is None:
-        raise BuildError(f"RECGRELA_TARGET_PYTHON={name} is no Python", remedy)
+        raise BuildError(f"RECGRELA_TARGET_PYTHON={name} is not a Python environment", remedy)
     if said["python"] != VERSION:
-        raise BuildError(f"RECGRELA_TARGET_PYTHON={name} is {said['python']}, this is {VERSION}", remedy)
+        raise BuildError(
+            f"RECGRELA_TARGET_PYTHON={name} is {said['python']}; the build runs in {VERSION}", remedy
+        )
     return _read(said["origin"], tuple(said["path"]))
 
 
 def _next_python() -> Path | None:
-    """The first python on PATH that is not of this environment."""
+    """Returns the first python on PATH outside this environment."""
     own = Path(sys.prefix).resolve()
     for folder in map(Path, filter(None, os.environ.get("PATH", "").split(os.pathsep))):
         if own in folder.resolve().parents:
@@ -126,7 +132,7 @@ def _next_python() -> Path | None:
 
 
 def _python_of_uv() -> Path | None:
-    """That of UV_PROJECT_ENVIRONMENT or .venv, in the folder where uv was started or above."""
+    """Returns the python of UV_PROJECT_ENVIRONMENT or .venv, in the folder where uv started or a parent."""
     here = Path(os.environ.get("PWD") or os.getcwd())
     name = os.environ.get("UV_PROJECT_ENVIRONMENT") or ".venv"
     pythons = (folder / name / "bin" / "python" for folder in (here, *here.parents))
@@ -134,7 +140,7 @@ def _python_of_uv() -> Path | None:
 
 
 def find_torch() -> Torch | None:
-    """The torch that this process imports, else that of the environment built for; None if there is none."""
+    """Returns the torch that this process imports, or that of the target environment, if there is one."""
     spec = importlib.util.find_spec("torch")
     if spec and (torch := _read(spec.origin)):
         return torch
@@ -151,15 +157,18 @@ def find_torch() -> Torch | None:
     if not is_sure and made_by["uv"] and (of_uv := _python_of_uv()):
         python, is_sure = of_uv, True
     torch = _probe(python) if python else None
-    # A guess may save a download, as of a container's own torch; it may not lead to a build without CUDA.
+    # A guess may save a download, for example of a container's torch, but must not cause a build without
+    # CUDA.
     return torch if is_sure or (torch and torch.cuda) else None
 
 
 def import_torch(torch: Torch) -> None:
-    """Imports torch and torch.utils.cpp_extension, wherever they are.
+    """Imports torch and torch.utils.cpp_extension from their search path.
 
-    The packages beside a torch of another environment stay out of sight afterwards: setuptools would take
-    their plugins for its own.
+    The search path is removed afterwards: setuptools would load plugins of the other packages there.
+
+    Raises:
+        BuildError: torch cannot be imported.
     """
     before = list(sys.path)
     sys.path += [folder for folder in torch.search_path if folder not in sys.path]
@@ -167,7 +176,7 @@ def import_torch(torch: Torch) -> None:
         importlib.import_module("torch.utils.cpp_extension")
     except ImportError as error:
         raise BuildError(
-            f"{torch} does not import: {error}", "install torch anew: pip install --force-reinstall torch"
+            f"{torch} cannot be imported: {error}", "reinstall it: pip install --force-reinstall torch"
         ) from error
     finally:
         sys.path[:] = before

@@ -1,4 +1,4 @@
-"""Finds nvcc, or says which packages bring it."""
+"""Finds nvcc, or names the packages that provide it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from pathlib import Path
 
 from build_backend.errors import CPU_ONLY, BuildError
 
-# What compiles a kernel.
+# The parts that compile a kernel.
 TOOLKIT_PACKAGE = "cuda-toolkit[nvcc,crt,nvvm,cccl,cudart]"
-# Of the torch that comes where none is there; also the oldest whose packages have nvcc.
+# Major version of the torch that is installed if there is none; also the oldest whose packages include nvcc.
 EXPECTED_MAJOR = 13
-# The same where a torch comes along, in one environment with it: torch names the exact releases of the last
-# two. They are not known before it is chosen, and pip would rather choose another torch than another toolkit.
+# The same parts if torch is installed with them into one environment. torch pins the exact releases of the
+# last two, which are unknown before torch is chosen; pip would choose another torch rather than another
+# toolkit.
 PACKAGES_BESIDE_TORCH = (
     f"nvidia-cuda-nvcc=={EXPECTED_MAJOR}.0.*",
     f"nvidia-cuda-crt=={EXPECTED_MAJOR}.0.*",
@@ -25,9 +26,9 @@ PACKAGES_BESIDE_TORCH = (
     f"nvidia-cuda-runtime>={EXPECTED_MAJOR},<{EXPECTED_MAJOR + 1}",
     f"nvidia-cuda-cccl>={EXPECTED_MAJOR},<{EXPECTED_MAJOR + 1}",
 )
-OLDEST_MAJOR = 12  # that knows every architecture of the default
-USUAL_PLACES = ("/usr/local/cuda", "/opt/cuda")
-# NVIDIA's own, the pip packages; conda; Debian.
+OLDEST_MAJOR = 12  # supports every default architecture
+DEFAULT_HOMES = ("/usr/local/cuda", "/opt/cuda")
+# Layouts of NVIDIA's toolkit and pip packages, conda and Debian.
 INCLUDE_FOLDERS = ("include", "targets/x86_64-linux/include", "targets/sbsa-linux/include")
 LIBRARY_FOLDERS = (
     "lib64",
@@ -41,11 +42,11 @@ LIBRARY_FOLDERS = (
 
 @dataclass(frozen=True)
 class Toolkit:
-    """Enough of a CUDA toolkit: nvcc, the runtime's headers and its static library."""
+    """The parts of a CUDA toolkit that the build uses: nvcc, the runtime's headers and its static library."""
 
     home: Path
     release: str  # such as "13.0"
-    from_packages: bool = False  # of a Python environment
+    from_packages: bool = False  # installed by pip
 
     @property
     def version(self) -> tuple[int, ...]:
@@ -72,7 +73,7 @@ class Toolkit:
 
 
 def toolkit_at(home: Path, from_packages: bool = False) -> Toolkit | None:
-    """The toolkit in a folder. None if it lacks a part: torch's CUDA packages are a toolkit without nvcc."""
+    """Returns the toolkit in a folder; None if it is incomplete: torch's CUDA packages lack nvcc."""
     nvcc = home / "bin" / "nvcc"
     if (
         not os.access(nvcc, os.X_OK)
@@ -82,39 +83,42 @@ def toolkit_at(home: Path, from_packages: bool = False) -> Toolkit | None:
         return None
     try:
         done = subprocess.run([nvcc, "--version"], capture_output=True, text=True)
-    except OSError:  # of another kind of machine
+    except OSError:  # built for another architecture
         return None
     release = re.search(r"release ([\d.]+)", done.stdout)
     return Toolkit(home, release[1], from_packages) if release else None
 
 
 def named_toolkit() -> str | None:
-    """The variable that names a toolkit, if one does."""
+    """Returns the name of the environment variable that selects a toolkit, if one is set."""
     return next((name for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)), None)
 
 
 def find_toolkits(search_path: tuple[str, ...] = ()) -> list[Toolkit]:
-    """All toolkits, the one that comes first in use first.
+    """Returns all toolkits, in order of preference.
 
-    CUDA_HOME (or CUDA_PATH) alone if it is set, else that of the nvcc on PATH, those of the pip packages on
-    sys.path and `search_path`, the usual places.
+    Returns only CUDA_HOME (or CUDA_PATH) if it is set. Otherwise returns the toolkit of the nvcc on PATH,
+    those of pip packages on sys.path and `search_path`, and those in the default folders.
+
+    Raises:
+        BuildError: CUDA_HOME or CUDA_PATH is not a complete toolkit.
     """
     if name := named_toolkit():
         home = os.environ[name]
         if toolkit := toolkit_at(Path(home)):
             return [toolkit]
         raise BuildError(
-            f"{name}={home} has not all of bin/nvcc, cuda_runtime.h and libcudart_static.a",
-            f"set {name} to a whole CUDA toolkit or unset it; {CPU_ONLY}",
+            f"{name}={home} lacks bin/nvcc, cuda_runtime.h or libcudart_static.a",
+            f"set {name} to a complete CUDA toolkit, or unset it; {CPU_ONLY}",
         )
     found = []
     if nvcc := shutil.which("nvcc"):
-        # Debian's is a link out of its toolkit, others link into theirs.
+        # Debian links nvcc out of its toolkit, others link into theirs.
         found += [toolkit_at(path.parent.parent) for path in (Path(nvcc), Path(nvcc).resolve())]
     for folder in [*sys.path, *search_path]:
         found += [toolkit_at(home, True) for home in sorted(Path(folder or ".").glob("nvidia/cu[0-9]*"))]
-    found += [toolkit_at(Path(place).resolve()) for place in USUAL_PLACES]
-    beside = [home for place in USUAL_PLACES for home in Path(place).parent.glob("cuda-[0-9]*")]
+    found += [toolkit_at(Path(place).resolve()) for place in DEFAULT_HOMES]
+    beside = [home for place in DEFAULT_HOMES for home in Path(place).parent.glob("cuda-[0-9]*")]
     newest_first = sorted(
         filter(None, map(toolkit_at, beside)), key=lambda toolkit: toolkit.version, reverse=True
     )
@@ -127,15 +131,15 @@ def find_toolkits(search_path: tuple[str, ...] = ()) -> list[Toolkit]:
 
 
 def has_packages(cuda_major: int | None) -> bool:
-    """Whether the package index has an nvcc of this major version; None: of any."""
+    """Reports whether the package index has an nvcc of this major version; None means any version."""
     return sys.platform == "linux" and (cuda_major is None or cuda_major >= EXPECTED_MAJOR)
 
 
 def requirement(release: str) -> str:
-    """What brings nvcc of a release, such as "13.0", from the package index."""
+    """Returns the requirement that installs nvcc of a release, such as "13.0"."""
     return f"{TOOLKIT_PACKAGE}=={release}.*"
 
 
 def first_release(cuda_major: int | None) -> str:
-    """The release of a major version that the most drivers run, PTX included."""
+    """Returns the release of a major version that most drivers support, also for PTX."""
     return f"{cuda_major or EXPECTED_MAJOR}.0"

@@ -1,10 +1,10 @@
-"""Makes a wheel with CUDA kernels on a machine with or without a GPU, and checks that others can use it.
+"""Builds a wheel with CUDA kernels, on a machine with or without a GPU, and checks that it runs elsewhere.
 
     python -m build_backend.wheel                 # dist/recgrela-...-manylinux_..._x86_64.whl
 
-It needs `pip install -e '.[dev]'`; nvcc comes from the package index where there is none. CUDA_HOME,
-MAX_JOBS and TORCH_CUDA_ARCH_LIST are honoured. The oldest glibc that the wheel runs with follows from the
-build machine's own: build in an old distribution, such as a manylinux image, for old ones.
+Needs `pip install -e '.[dev]'`; nvcc is installed from the package index if it is missing. Respects
+CUDA_HOME, MAX_JOBS and TORCH_CUDA_ARCH_LIST. The build machine's glibc is about the oldest that the wheel
+supports: build it in an old distribution, such as a manylinux image, for old systems.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-MAX_BYTES_PER_ARCHITECTURE = 10 << 20  # of the library
+MAX_BYTES_PER_ARCHITECTURE = 10 << 20  # limit on the size of the library
 
 
 def run(*command: str | Path, **environ: str) -> str:
-    """Standard output of a command; ends the program with all of it where the exit code is not 0."""
+    """Runs a command and returns its output; exits with the output if the command fails."""
     words = list(map(str, command))
     done = subprocess.run(
         words, cwd=ROOT, env=os.environ | environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -43,27 +43,31 @@ def only(folder: Path, pattern: str) -> Path:
 
 
 def build(folder: Path, isolated: bool) -> Path:
-    """The wheel as setuptools makes it, tagged for machines like this one."""
+    """Builds the wheel, tagged for machines like this one."""
     options = [] if isolated else ["--no-isolation"]
     run(sys.executable, "-m", "build", "--wheel", "--outdir", folder, *options, ".", RECGRELA_CUDA="1")
     return only(folder, "*.whl")
 
 
 def repair(wheel: Path, out: Path) -> Path:
-    """The wheel tagged for every Linux that has the glibc it needs. libtorch stays outside: it is torch's."""
+    """Tags the wheel for every Linux with the glibc it needs, without bundling torch's libraries."""
     with tempfile.TemporaryDirectory() as folder:
         excluded = [f"--exclude={library}" for library in ("libtorch*.so*", "libc10*.so*")]
         run(sys.executable, "-m", "auditwheel", "repair", *excluded, "--wheel-dir", folder, wheel)
         repaired = only(Path(folder), "*.whl")
         if "manylinux" not in repaired.name:
             said = run(sys.executable, "-m", "auditwheel", "show", wheel)
-            raise SystemExit(f"{repaired.name} is not for every Linux: {said}")
+            raise SystemExit(f"{repaired.name} is not tagged manylinux: {said}")
         out.mkdir(parents=True, exist_ok=True)
-        return Path(shutil.move(repaired, out / repaired.name))  # perhaps to another file system
+        return Path(shutil.move(repaired, out / repaired.name))  # works across file systems
 
 
 def check(wheel: Path) -> dict[str, Any]:
-    """Unpacks the wheel, audits its library and runs its CPU kernels with the torch of this environment."""
+    """Unpacks the wheel, audits its library and runs its CPU kernels with this environment's torch.
+
+    Returns:
+        The output of `python -m recgrela.env --json`, with the size of the library.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with zipfile.ZipFile(wheel) as archive:
@@ -85,19 +89,23 @@ def check(wheel: Path) -> dict[str, Any]:
     if not archs:
         raise SystemExit("the wheel has no CUDA kernels")
     if size > MAX_BYTES_PER_ARCHITECTURE * len(archs):
-        raise SystemExit(f"the library has {size / 2**20:.1f} MiB for {len(archs)} architectures: too much")
+        raise SystemExit(
+            f"the library has {size / 2**20:.1f} MiB for {len(archs)} architectures, above the limit"
+        )
     return facts | {"library_bytes": size}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Runs the command; returns its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m build_backend.wheel",
         description=__doc__,
         formatter_class=argparse.RawTextHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, default=ROOT / "dist", help="the folder for the wheel")
-    parser.add_argument("--no-isolation", action="store_true", help="build with this environment's packages")
+    parser.add_argument("--out", type=Path, default=ROOT / "dist", help="folder for the wheel")
+    parser.add_argument(
+        "--no-isolation", action="store_true", help="build with the packages of this environment"
+    )
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         wheel = repair(build(Path(folder), not options.no_isolation), options.out.resolve())
@@ -107,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(
         f"{wheel.stat().st_size / 2**20:.1f} MiB, library {facts['library_bytes'] / 2**20:.1f} MiB, "
         f"CUDA {built['cuda']} for {archs}; built with torch {built['torch']}, runs with {facts['torch']}; "
-        "libtorch only by its stable ABI"
+        "uses only the stable ABI of libtorch"
     )
     return 0
 

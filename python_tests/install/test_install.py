@@ -56,7 +56,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (unpacked,) = folder.iterdir()
     toolkit = unpacked / "build_backend" / "toolkit.py"
     text = toolkit.read_text()
-    hidden = text.replace('USUAL_PLACES = ("/usr/local/cuda", "/opt/cuda")', "USUAL_PLACES = ()")
+    hidden = text.replace('DEFAULT_HOMES = ("/usr/local/cuda", "/opt/cuda")', "USUAL_PLACES = ()")
     assert hidden != text
     toolkit.write_text(hidden)
     yield unpacked
@@ -177,5 +177,5 @@ def test_a_failure_is_a_message_without_a_traceback(environment: Environment) ->
     done = subprocess.run(command, cwd=environment.source, env=variables, capture_output=True, text=True)
     output = done.stdout + done.stderr
     assert done.returncode != 0
-    assert "recgrela cannot be built: CUDA_HOME=/none" in output and "To mend it" in output
+    assert "recgrela cannot be built: CUDA_HOME=/none" in output and "To fix it" in output
     assert "Traceback" not in output

@@ -106,7 +106,7 @@ def test_the_environment_that_is_named(machine: Any, tmp_path: Path) -> None:
         assert machine.requirements() == [f"{TOOLKIT}==13.0.*"]
     for name in ("/none", "/bin/sh", str(tmp_path)):
         text = machine.with_variables(RECGRELA_TARGET_PYTHON=name).requirements()
-        assert f"RECGRELA_TARGET_PYTHON={name} is no Python" in text
+        assert f"RECGRELA_TARGET_PYTHON={name} is not a Python environment" in text
 
 
 def test_packages_count_for_a_torch_with_cuda(machine: Any) -> None:
@@ -174,7 +174,7 @@ def test_max_jobs(machine: Any) -> None:
         (lambda m: m, "no torch", "pip install 'torch>=2.10'"),
         (
             lambda m: m.with_torch(*CPU).with_nvcc("13.0").with_variables(TORCH_CUDA_ARCH_LIST="9.0;13.7"),
-            "does not know 13.7",
+            "does not support 13.7",
             "8.0, 8.6, 9.0, 10.0",
         ),
         (
@@ -184,7 +184,7 @@ def test_max_jobs(machine: Any) -> None:
         ),
         (
             lambda m: m.with_torch(*CPU).with_nvcc("13.0").with_variables(TORCH_CUDA_ARCH_LIST="7.5"),
-            "nothing that the kernels run on",
+            "no architecture that the kernels support",
             "8.0 or newer",
         ),
         (
@@ -197,7 +197,7 @@ def test_max_jobs(machine: Any) -> None:
 def test_failures(machine: Any, prepare: Any, cause: str, remedy: str) -> None:
     text = prepare(machine).plan()
     assert isinstance(text, str), f"it would build: {text}"
-    first, _, last = text.rpartition("To mend it: ")
+    first, _, last = text.rpartition("To fix it: ")
     assert first.startswith("recgrela cannot be built: ")
     assert cause in first and remedy in last
 
@@ -213,7 +213,7 @@ def test_python_headers(machine: Any) -> None:
     assert isinstance(text, dict)
     (machine.root / "sysconfig.py").write_text("def get_path(name):\n    return '/none'\n")
     text = machine.plan()
-    assert "no Python.h in /none" in text
+    assert "no Python.h was found in /none" in text
     assert f"python{sys.version_info[0]}.{sys.version_info[1]}-dev" in text
 
 

@@ -316,7 +316,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"cu_seqlens": torch.tensor([1, 7])}, RuntimeError, "start at 0"),
     ({"cu_seqlens": torch.tensor([0, 5, 4, 7])}, RuntimeError, "must not decrease; it does at index 2"),
     ({"cu_seqlens": torch.tensor([0, 2**63 - 1, -(2**63), -1, 7])}, RuntimeError, "must not decrease"),
-    ({"rotary": rotary_table(3, 8)}, RuntimeError, "table has 3 positions, the longest sequence 4"),
+    ({"rotary": rotary_table(3, 8)}, RuntimeError, "table has 3 positions; the longest sequence has 4"),
     ({"rotary": rotary_table(9, 6)}, ValueError, r"rotary must be \[P, 4, 2\]"),
     ({"rotary": rotary_table(9, 8, dtype=torch.float64)}, TypeError, "rotary is torch.float64"),
     ({"conv_bias": None}, ValueError, "go together"),

@@ -297,11 +297,11 @@ def test_bad_input(change: dict[str, Any], error: type[Exception], message: str)
         ({"a": torch.randn(6, 4)}, "a must have the shape"),
         ({"a": torch.randn(4).double()}, "a must have the shape"),
         ({"initial_state": torch.randn(2, 3)}, "initial_state must have the shape"),
-        ({"h": torch.randn(6, 4)}, "dh must have the shape"),
+        ({"h": torch.randn(6, 4)}, "d_h must have the shape"),
         ({"cu_seqlens": torch.tensor([0, 3, 8])}, "end at 7"),
         ({"cu_seqlens": torch.tensor([0.0, 3, 7])}, "cu_seqlens must be"),
-        ({"dh": torch.randn(7, 3)}, "dh must have the shape"),
-        ({"d_state": torch.randn(1, 4)}, "the state's gradient must have the shape"),
+        ({"dh": torch.randn(7, 3)}, "d_h must have the shape"),
+        ({"d_state": torch.randn(1, 4)}, "d_final_state must have the shape"),
     ],
 )
 def test_the_operator_itself_refuses_what_does_not_fit(change: dict[str, Any], message: str) -> None:

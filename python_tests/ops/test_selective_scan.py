@@ -363,8 +363,8 @@ def test_bad_input(change: dict[str, Any], error: type[Exception], message: str)
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"dy": torch.randn(7, 3)}, "dy must have the shape"),
-        ({"d_state": torch.randn(1, 4, 3)}, "the state's gradient must have the shape"),
+        ({"dy": torch.randn(7, 3)}, "d_y must have the shape"),
+        ({"d_state": torch.randn(1, 4, 3)}, "d_final_state must have the shape"),
         ({"delta": torch.randn(7, 3)}, "delta must have the shape"),
         ({"A": torch.randn(3, 3)}, "A must have the shape"),
         ({"A": torch.randn(4, 0)}, "A must have 1 to 256 states, not 0"),
@@ -375,7 +375,7 @@ def test_bad_input(change: dict[str, Any], error: type[Exception], message: str)
         ({"delta_bias": torch.randn(4).double()}, "delta_bias must have the shape"),
         ({"cu_seqlens": torch.tensor([0, 3, 8])}, "end at 7"),
         ({"initial_state": torch.randn(2, 3, 4)}, "initial_state must have the shape"),
-        ({"kept": torch.randn(1, 4, 3)}, "kept must have the shape"),
+        ({"kept": torch.randn(1, 4, 3)}, "checkpoints must have the shape"),
     ],
 )
 def test_the_operator_itself_refuses_what_does_not_fit(change: dict[str, Any], message: str) -> None:

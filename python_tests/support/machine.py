@@ -24,7 +24,7 @@ DRIVER = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
 from build_backend import plan, toolkit
-toolkit.USUAL_PLACES = (sys.argv[2],)
+toolkit.DEFAULT_HOMES = (sys.argv[2],)
 if sys.argv[3] == "requirements":
     answer = plan.requirements()
 else:
