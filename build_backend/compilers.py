@@ -76,7 +76,7 @@ def check_nvcc(toolkit: Toolkit, archs: Sequence[Architecture]) -> None:
         names = ", ".join(map(str, archs))
         raise BuildError(
             f"{toolkit} does not compile an empty kernel for {names}:\n{failure}",
-            f"see its message; set CC and CXX to another C++ compiler or CUDA_HOME to another toolkit; {CPU_ONLY}",
+            f"see its message; use another C++ compiler (CC and CXX) or toolkit (CUDA_HOME); {CPU_ONLY}",
         )
 
 

@@ -214,7 +214,7 @@ def test_bare_scans_refuse(simt: Any) -> None:
     "change, message",
     [
         ({"head": 12}, "heads of 8, 16, 32, 64 or 128 channels, not 12"),
-        ({"taps": 5}, "up to 4 taps, not 5"),
+        ({"taps": 5}, "kernel sizes up to 4, not 5"),
         ({"dtype": torch.float64}, "take float32, float16 and bfloat16, not Double"),
         ({"offsets": [1, 7]}, "must start at 0"),
         ({"offsets": [0, 6]}, "must end at the number of rows"),
