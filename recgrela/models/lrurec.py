@@ -46,7 +46,7 @@ class LRU(nn.Module):
         d, states = config.hidden_size, 2 * config.hidden_size
         low, high = config.r_min**2, config.r_max**2
         # Uniform on the ring; gamma gives states of unit size for white inputs (arXiv 2303.06349, 3.4).
-        draws = torch.rand(2, states).clamp(min=1e-6)  # the logarithm of 0 would never recover
+        draws = torch.rand(2, states).clamp(min=1e-6)  # keeps the logarithms finite
         nu = -0.5 * (draws[0] * (high - low) + low).log()
         theta = draws[1] * (2 * math.pi)
         gamma = (1 - torch.exp(-2 * nu)).sqrt()
