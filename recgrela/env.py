@@ -6,7 +6,7 @@ import json
 import platform
 import sys
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -18,8 +18,6 @@ from recgrela.settings.command_line import Parser
 from recgrela.settings.fields import Option
 
 NOT_USABLE = 1  # the exit code; 2 is a mistake in the command
-
-Device = Literal["cpu", "cuda"]
 
 
 def facts() -> dict[str, Any]:
@@ -121,10 +119,10 @@ def command(argv: Sequence[str]) -> int:
         [
             Option(
                 "require",
-                Device,
                 None,
                 "Exit with 0 if the kernels run on this device, else with 1; by default on the CPU and on "
                 "every GPU that PyTorch detects.",
+                choices=("cpu", "cuda"),
             )
         ]
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from rich.console import Console
@@ -13,7 +12,7 @@ from recgrela.runs.report import show_rankings
 from recgrela.runs.saved import Split, evaluate, load_data, load_run
 from recgrela.settings import command_line
 from recgrela.settings.command_line import Parser
-from recgrela.settings.fields import MAX_COUNT, MAX_THREADS, Option
+from recgrela.settings.fields import MAX_THREADS, Option
 from recgrela.system.console import say
 from recgrela.system.files import given_path
 from recgrela.system.runtime import pick_device
@@ -25,24 +24,19 @@ def command(argv: Sequence[str]) -> int:
     parser.add_argument("run", metavar="RUN", help="Run folder.")
     parser.add(
         [
-            Option("split", Literal["both", "valid", "test"], "both", "The splits to evaluate."),
+            Option("split", "both", "The splits to evaluate.", choices=("both", "valid", "test")),
             Option(
                 "checkpoint",
-                Literal["auto", "best", "last"],
                 "auto",
                 "The weights to evaluate; auto takes those of the run's final table.",
+                choices=("auto", "best", "last"),
             ),
-            Option("data.path", str, None, "Path of the data if it has moved."),
+            Option("data.path", None, "Path of the data if it has moved."),
             Option(
-                "batch_size",
-                int,
-                None,
-                "Number of users ranked at a time; by default the run's.",
-                min=1,
-                max=MAX_COUNT,
+                "batch_size", None, "Number of users ranked at a time; by default the run's.", kind=int, min=1
             ),
-            Option("device", str, "auto", "Device: cpu, cuda, cuda:N, or auto for the GPU if there is one."),
-            Option("threads", int, None, "Number of CPU threads.", min=1, max=MAX_THREADS),
+            Option("device", "auto", "Device: cpu, cuda, cuda:N, or auto for the GPU if there is one."),
+            Option("threads", None, "Number of CPU threads.", kind=int, min=1, max=MAX_THREADS),
         ]
     )
     options = parser.read(argv)

@@ -16,7 +16,7 @@ from recgrela.runs.folder import Items
 from recgrela.runs.saved import SavedRun, load_data, load_run
 from recgrela.settings import command_line
 from recgrela.settings.command_line import Parser
-from recgrela.settings.fields import MAX_COUNT, Option
+from recgrela.settings.fields import Option
 from recgrela.system.console import say
 from recgrela.system.errors import ConfigError, DataError
 from recgrela.system.files import given_path
@@ -102,11 +102,11 @@ def command(argv: Sequence[str]) -> int:
     parser.add_argument("run", metavar="RUN", help="Run folder.")
     parser.add(
         [
-            Option("user", str, None, "Original id of a user of the run."),
-            Option("items", str, None, "Original item ids, oldest first: ID,ID,..."),
-            Option("k", int, 10, "Number of recommendations.", min=1, max=MAX_COUNT),
-            Option("data.path", str, None, "Path of the data if it has moved (for --user)."),
-            Option("device", str, "auto", "Device: cpu, cuda, cuda:N, or auto for the GPU if there is one."),
+            Option("user", None, "Original id of a user of the run."),
+            Option("items", None, "Original item ids, oldest first: ID,ID,..."),
+            Option("k", 10, "Number of recommendations.", kind=int, min=1),
+            Option("data.path", None, "Path of the data if it has moved (for --user)."),
+            Option("device", "auto", "Device: cpu, cuda, cuda:N, or auto for the GPU if there is one."),
         ]
     )
     parser.add_argument("--seen", action="store_true", help="Also recommend items of the history.")

@@ -13,7 +13,7 @@ from recgrela.models import CONFIGS
 from recgrela.runs.folder import RunFolder
 from recgrela.runs.saved import describe_state
 from recgrela.settings import command_line
-from recgrela.settings.run import find_resumed, read_resumed, read_run
+from recgrela.settings.run import find_resumed, read_config, read_resumed, read_run
 from recgrela.system.console import say
 from recgrela.system.files import given_path
 from recgrela.training.trainer import train
@@ -26,7 +26,7 @@ def command(argv: Sequence[str]) -> int:
         config, path = read_run(argv, CONFIGS), None
     else:
         folder = RunFolder.open(given_path(resumed, "--resume"))
-        config, path = read_resumed(argv, CONFIGS, folder.config_path), folder.path
+        config, path = read_resumed(argv, read_config(folder.config_path, CONFIGS)), folder.path
     console = Console()
     result = train(config, path, console)
     path = result.folder.path

@@ -25,9 +25,12 @@ from recgrela.compare.plan import make_plan
         ([], "--models: name at least one of"),
         (["--models", "RecGRELA", "--seeds"], "--seeds needs a value"),
         (["--models", "RecGRELA", "--seeds", "1", "2", "1"], "seeds: 1 is given twice"),
-        (["--models", "RecGRELA", "--seeds", "x"], "seeds: 'x' is not a whole number"),
+        (["--models", "RecGRELA", "--seeds", "x"], "seeds: ['x'] is not a list of whole numbers"),
         (["--models", "RecGRELA", "--seeds=-1"], "seeds: -1 is below 0"),
-        (["--models", "RecGRELA", "--train.seed=3"], "--train.seed: the runs of a comparison have their own"),
+        (
+            ["--models", "RecGRELA", "--train.seed=3"],
+            "--train.seed: each run has its own value",
+        ),
         (["--models", "RecGRELA", "--model.hidden_size=8"], "did you mean '--model.RecGRELA.hidden_size'?"),
         (
             ["--models", "RecGRELA", "--model.RecGRELA.num_heads=7"],
@@ -57,7 +60,7 @@ def test_a_file_of_seeds_and_models_is_checked(tmp_path: Path, capsys: pytest.Ca
         "seeds: 3": "seeds: 3 is not a list of whole numbers",
         "seeds: []": "seeds: [] is not a list of whole numbers",
         "models: [3]": "models: [3] is not a list of names",
-        "models: [RecGRELA]\ntrain: {seed: 3}": "train.seed: the runs of a comparison have their own",
+        "models: [RecGRELA]\ntrain: {seed: 3}": "train.seed: each run has its own value",
         "models: [RecGRELA]\nmodel: {Rec: {num_heads: 2}}": "unknown key model.Rec.num_heads",
     }.items():
         path.write_text(text)

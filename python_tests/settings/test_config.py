@@ -9,7 +9,7 @@ import yaml
 from recgrela.models import CONFIGS, RecGRELAConfig
 from recgrela.runs.protocol import changed_from_preset
 from recgrela.settings.data import DataConfig, with_absolute_path
-from recgrela.settings.merge import PRESETS, Source
+from recgrela.settings.merge import PRESETS, read_preset
 from recgrela.settings.run import RunConfig, read_config, read_run
 from recgrela.settings.train import TrainConfig
 from recgrela.system.errors import ConfigError
@@ -48,7 +48,7 @@ def test_the_paper_preset_is_the_published_setting() -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_key_of_a_preset_is_in_force(name: str) -> None:
     config = parse("--preset", name).flat()
-    for key, value in Source.of_preset(name).values.items():
+    for key, value in read_preset(name).values.items():
         assert config[key] == value, key
 
 

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from recgrela.models import CONFIGS
-from recgrela.settings.command_line import Parser, peek
+from recgrela.settings.command_line import Parser
 from recgrela.settings.data import DataConfig
 from recgrela.settings.fields import MAX_SEED, Option, options_of
-from recgrela.settings.merge import CONFIG, PRESET, Source, last, make, merge, named_errors, read_sources
+from recgrela.settings.merge import (
+    CONFIG,
+    PRESET,
+    Source,
+    for_models,
+    make,
+    merge,
+    named_errors,
+    read_sources,
+)
 from recgrela.settings.model import ModelConfig
 from recgrela.settings.run import RunConfig
 from recgrela.settings.train import Objective, TrainConfig
@@ -20,23 +29,28 @@ from recgrela.system.errors import ConfigError
 from recgrela.system.files import given_path
 from recgrela.system.suggest import near_miss
 
+USAGE = "%(prog)s --models MODEL ... --out OUT [--SECTION.KEY VALUE ...]"
+DESCRIPTION = """Train several models on the same data, split, seeds and training settings, and write one
+table: ranking quality with intervals and tests, time, memory, operations. Each run is a run folder of
+recgrela.train in OUT/runs. The same command again resumes a comparison that was stopped."""
+EPILOG = "The settings of a model are --model.LABEL.KEY; --help lists them for the models of --models."
+
 AskedObjective = Literal["auto", "last", "all"]
 
 MODELS = Option(
     "models",
-    list[str],
     [],
-    "Models to compare; the others are tested against the first. Each is NAME, or LABEL=NAME to compare a "
-    f"model with itself under other settings. Names: {', '.join(CONFIGS)}.",
+    "Models to compare, each NAME, or LABEL=NAME for one with settings of its own; the others are tested "
+    f"against the first. Names: {', '.join(CONFIGS)}.",
+    many="store",
 )
-SEEDS = Option("seeds", list[int], [2020], "Seeds; each model is trained once per seed.", min=0, max=MAX_SEED)
-OUT = Option("out", str, None, "Folder of the comparison.")
+SEEDS = Option("seeds", [2020], "Seeds of each model's runs.", kind=int, many="store", min=0, max=MAX_SEED)
+OUT = Option("out", None, "Folder of the comparison.")
 OBJECTIVE = Option(
     "train.objective",
-    AskedObjective,
     "auto",
-    "Targets of a step: last is one target per prefix of a history, all is every position of a window, auto "
-    "is all for the models that can, else last.",
+    "last: one target per prefix of a history; all: every position; auto: all for the models that can.",
+    choices=get_args(AskedObjective),
 )
 
 # Settings that each run of a comparison has for itself, and what to give instead.
@@ -98,16 +112,19 @@ def parse_args(argv: Sequence[str]) -> Request:
     Raises:
         ConfigError: A wrong key, value or combination.
     """
-    given = peek(argv, [PRESET, CONFIG, MODELS])
-    preset, *files = read_sources(given)
-    names = _names_by_label(last(MODELS, [*files, Source("", given)]))
+    entries, (preset, *files) = read_sources(argv, MODELS)
+    names = _names_by_label(entries)
     classes = {f"model.{label}": CONFIGS[name] for label, name in names.items()}
+    given = [word[2:].partition("=")[0] for word in argv if word.startswith("--")]
+    for prefix, keys in [("--", given), *((f"{file.name}: ", file.values) for file in files)]:
+        for key in keys:
+            if key in OWN_SETTINGS:
+                raise ConfigError(f"{prefix}{key}: each run has its own value; {OWN_SETTINGS[key]}")
     options = _options(classes)
-    _refuse_own_settings([word[2:].partition("=")[0] for word in argv if word.startswith("--")], "--")
-    for file in files:
-        _refuse_own_settings(file.values, f"{file.name}: ")
-    values = merge(options, [_shared(preset.of_models(classes)), *files])
-    values = _make_parser(classes, options, values).read(argv)
+    values = merge(options, [_shared(for_models(preset, classes)), *files])
+    parser = Parser("compare", DESCRIPTION, USAGE, EPILOG)
+    parser.add([OUT, CONFIG, *options.values()], values)
+    values = parser.read(argv)
     if not names:
         raise ConfigError(f"--models: name at least one of {', '.join(CONFIGS)}")
     if values["out"] is None:
@@ -116,12 +133,12 @@ def parse_args(argv: Sequence[str]) -> Request:
     for label, (section, kind) in zip(names, classes.items(), strict=True):
         with named_errors(label):
             models[label] = make(kind, values, section)
-    shared = {key: value for key, value in values.items() if key != OBJECTIVE.key}
+    objective = values.pop(OBJECTIVE.key)  # not a value of TrainConfig: it may be "auto"
     return Request(
         models=models,
-        data=make(DataConfig, shared),
-        train=make(TrainConfig, shared),
-        objective=values[OBJECTIVE.key],
+        data=make(DataConfig, values),
+        train=make(TrainConfig, values),
+        objective=objective,
         seeds=_check_seeds(values["seeds"]),
         preset=values["preset"],
         out=given_path(values["out"], "--out"),
@@ -130,33 +147,12 @@ def parse_args(argv: Sequence[str]) -> Request:
 
 def _options(classes: Mapping[str, type[ModelConfig]]) -> dict[str, Option]:
     """The options that a file can give, by key; `classes` are the models' by section."""
-    options = {option.key: option for option in (PRESET, MODELS, SEEDS)}
+    options = {option.key: option for option in (MODELS, SEEDS, PRESET)}
     for section, kind in classes.items():
         options |= options_of(kind, section)
     options |= options_of(DataConfig) | options_of(TrainConfig) | {OBJECTIVE.key: OBJECTIVE}
     fixed = {f"{section}.name" for section in classes} | OWN_SETTINGS.keys()
     return {key: option for key, option in options.items() if key not in fixed}
-
-
-def _make_parser(
-    classes: Mapping[str, type[ModelConfig]], options: Mapping[str, Option], values: Mapping[str, Any]
-) -> Parser:
-    parser = Parser(
-        "compare",
-        "Train several models on the same data, split, seeds and training settings, and write one table: "
-        "ranking quality with intervals and tests, time, memory, operations. Each run is a run folder of "
-        "recgrela.train in OUT/runs. The same command again resumes a comparison that was stopped.",
-        usage="%(prog)s --models MODEL ... --out OUT [--SECTION.KEY VALUE ...]",
-        epilog="The settings of a model are --model.LABEL.KEY; --help lists them for the models of --models.",
-    )
-    parser.add([MODELS, SEEDS, PRESET], values)
-    parser.add([OUT, CONFIG])
-    titles = {section: f"{section} ({kind.name})" for section, kind in classes.items()}
-    for section, title in (titles | {"data": "data", "train": "training"}).items():
-        parser.add(
-            [option for key, option in options.items() if key.startswith(f"{section}.")], values, title
-        )
-    return parser
 
 
 def _names_by_label(entries: Sequence[str]) -> dict[str, str]:
@@ -177,17 +173,10 @@ def _names_by_label(entries: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def _refuse_own_settings(keys: Iterable[str], prefix: str) -> None:
-    """Raises ConfigError for a key in `OWN_SETTINGS`."""
-    for key in keys:
-        if key in OWN_SETTINGS:
-            raise ConfigError(f"{prefix}{key}: the runs of a comparison have their own; {OWN_SETTINGS[key]}")
-
-
 def _shared(preset: Source) -> Source:
     """The values of a preset that all runs of a comparison can share."""
     values = {key: value for key, value in preset.values.items() if key not in OWN_SETTINGS}
-    if values[OBJECTIVE.key] == "all":  # not every model can
+    if values.get(OBJECTIVE.key) == "all":  # not every model can
         values[OBJECTIVE.key] = "auto"
     return Source(preset.name, values)
 

@@ -47,67 +47,65 @@ class Parser(argparse.ArgumentParser):
 
     Args:
         command: Name of the command's module in `recgrela`.
-        description: First paragraph of --help.
-        texts: Other texts of `argparse.ArgumentParser`: usage, epilog.
+        description, usage, epilog: Texts of --help, as for `argparse.ArgumentParser`.
     """
 
-    def __init__(self, command: str, description: str = "", **texts: str) -> None:
+    def __init__(
+        self, command: str, description: str = "", usage: str | None = None, epilog: str | None = None
+    ) -> None:
         super().__init__(
             prog=f"python -m recgrela.{command}",
             description=description,
             formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32),
             allow_abbrev=False,
             exit_on_error=False,
-            usage=texts.get("usage"),
-            epilog=texts.get("epilog"),
+            usage=usage,
+            epilog=epilog,
         )
-        self._known: dict[str, Option] = {}
+        self._options: dict[str, Option] = {}
         self._values: dict[str, Any] = {}
 
-    def add(
-        self, options: Iterable[Option], values: Mapping[str, Any] | None = None, title: str | None = None
-    ) -> None:
-        """Add options.
+    def add(self, options: Iterable[Option], values: Mapping[str, Any] | None = None) -> None:
+        """Add options, those with a dotted key in a group of --help.
 
         Args:
             options: The options.
-            values: Values of options that the command line does not give, by key; their defaults by default.
-            title: Heading of the options in --help.
+            values: Values by key where they differ from the defaults.
         """
-        group = self if title is None else self.add_argument_group(title)
+        groups: dict[str, argparse._ActionsContainer] = {"": self}
         for option in options:
-            value = option.default if values is None else values[option.key]
+            value = (values or {}).get(option.key, option.default)
             default = "" if value is None else f" Default: {_plain(value)}."
-            group.add_argument(
+            section, _, name = option.key.rpartition(".")
+            choices = ("true", "false") if option.kind is bool else option.choices
+            metavar = {int: "N", float: "X"}.get(option.kind, name.upper())
+            if section not in groups:
+                groups[section] = self.add_argument_group(f"{section} settings")
+            groups[section].add_argument(
                 f"--{option.key}",
                 dest=option.key,
                 default=argparse.SUPPRESS,
-                action="append" if option.repeats else "store",
-                nargs="+" if option.element and not option.repeats else None,
-                metavar=_metavar(option.element or option),
+                action=option.many or "store",
+                nargs="+" if option.many == "store" else None,
+                metavar="{" + ",".join(choices) + "}" if choices else metavar,
                 help=(option.help + default).replace("%", "%%"),
             )
-            self._known[option.key] = option
+            self._options[option.key] = option
             self._values[option.key] = value
 
     def read(self, argv: Sequence[str]) -> dict[str, Any]:
-        """Typed values of all options, by key.
-
-        Raises:
-            ConfigError: An unknown option or a wrong value.
-        """
-        words, rest = self.read_words(argv)
-        known = [name for action in self._actions for name in action.option_strings]
-        check_known(
-            [word.partition("=")[0] for word in rest if word.startswith("--")], known, "unknown option"
-        )
+        """Typed values of all options, by key. Raises ConfigError for an unknown option or a wrong value."""
+        words, rest = self.split(argv)
+        unread = [word.partition("=")[0] for word in rest if word.startswith("--")]
+        check_known(unread, [f"--{key}" for key in self._options] + ["--help"], "unknown option")
         if rest:
             raise ConfigError(f"unexpected argument {rest[0]!r}")
-        typed = {key: self._known[key].from_text(words[key]) for key in words.keys() & self._known.keys()}
-        return self._values | words | typed
+        for key, word in words.items():
+            words[key] = self._options[key].read(word) if key in self._options else word
+        return self._values | words
 
-    def read_words(self, argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-        """The words given for the options, by key, and those that are left over."""
+    def split(self, argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+        """The words given for each option, by key, and the words that belong to none."""
         try:
             namespace, rest = self.parse_known_args(list(argv))
         except argparse.ArgumentError as error:
@@ -121,10 +119,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def peek(argv: Sequence[str], options: Iterable[Option]) -> dict[str, Any]:
-    """The words given for the options that decide which others there are, by key."""
+    """The words given for some options, by key; all others are ignored."""
     parser = Parser("")
     parser.add(options)
-    return parser.read_words([word for word in argv if word not in ("-h", "--help")])[0]
+    return parser.split([word for word in argv if word not in ("-h", "--help")])[0]
 
 
 def to_argv(values: Mapping[str, Any]) -> list[str]:
@@ -137,11 +135,3 @@ def _plain(value: Any) -> str:
     if isinstance(value, list | tuple):
         return " ".join(map(_plain, value))
     return value if isinstance(value, str) else show(value)
-
-
-def _metavar(option: Option) -> str:
-    if option.choices:
-        return "{" + ",".join(option.choices) + "}"
-    names = {bool: "{true,false}", int: "N", float: "X"}
-    found = [names[kind] for kind in option.members if kind in names]
-    return found[0] if found else option.key.rpartition(".")[2].upper()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from recgrela.settings.fields import MAX_COUNT, MAX_SEED, NOTHING, Settings, setting
+from recgrela.settings.fields import MAX_SEED, NOTHING, Settings, setting
 from recgrela.system.errors import ConfigError
 from recgrela.system.files import given_path
 
@@ -22,41 +22,29 @@ class DataConfig(Settings):
 
     section: ClassVar[str] = "data"
 
+    # The hash of the events is compared in place of the path.
     path: str = setting(
-        "synthetic",
-        "File, folder or zip to read (RecBole .inter(.gz), MovieLens ratings.dat, ratings.csv or u.data, CSV "
-        "or Parquet with named columns), or synthetic for generated events.",
-        affects=NOTHING,  # the hash of the events is compared instead
+        "synthetic", "File, folder or zip: RecBole, MovieLens, CSV or Parquet; or synthetic.", affects=NOTHING
     )
-    format: Format = setting("auto", "Format of the data; auto recognizes it by the file's name.")
-    user_column: str = setting("user_id", "Name of the user column (RecBole, CSV and Parquet).")
-    item_column: str = setting("item_id", "Name of the item column (RecBole, CSV and Parquet).")
-    time_column: str = setting("timestamp", "Name of the time column (RecBole, CSV and Parquet).")
-    min_user_events: int = setting(
-        5, "Drop users with fewer events. This filter and the next three repeat until nothing changes.", min=0
-    )
-    max_user_events: int | None = setting(None, "Drop users with more events; null keeps them.")
+    format: Format = setting("auto", "Format of the data; auto decides by the file's name.")
+    user_column: str = setting("user_id", "Name of the user column (RecBole, CSV, Parquet).")
+    item_column: str = setting("item_id", "Name of the item column (RecBole, CSV, Parquet).")
+    time_column: str = setting("timestamp", "Name of the time column (RecBole, CSV, Parquet).")
+    min_user_events: int = setting(5, "Drop users with fewer events; filters repeat until all hold.", min=0)
+    max_user_events: int | None = setting(None, "Drop users with more events; null: none.")
     min_item_events: int = setting(5, "Drop items with fewer events.", min=0)
-    max_item_events: int | None = setting(None, "Drop items with more events; null keeps them.")
+    max_item_events: int | None = setting(None, "Drop items with more events; null: none.")
     order: Order = setting(
-        "time",
-        "Order of events: time is the exact time, recbole the time rounded to float32 (steps of 64 s near "
-        "1e9), as for the published numbers. Equal times keep the file's order.",
+        "time", "Order of events: by time, or as published by RecBole's time in float32 (64 s steps)."
     )
-    max_len: int = setting(
-        200, "Maximum length of a history; only its last items are kept.", min=1, max=MAX_COUNT
-    )
+    max_len: int = setting(200, "Maximum length of a history; its last items are kept.", min=1)
     eval_max_len: int | None = setting(
-        None,
-        "Maximum length of a history in evaluation and recommendation; null takes max_len. A causal model "
-        "with rotary positions accepts longer histories than it was trained on.",
-        min=1,
-        max=MAX_COUNT,
+        None, "max_len in evaluation and recommendation; null: the same as in training.", min=1
     )
     synthetic_seed: int = setting(0, "Seed of the synthetic data.", min=0, max=MAX_SEED)
-    synthetic_users: int = setting(1000, "Number of users of the synthetic data.", min=1)
-    synthetic_items: int = setting(500, "Number of items of the synthetic data.", min=20, max=2**24)
-    synthetic_events: int = setting(60, "Mean number of events per user of the synthetic data.", min=5)
+    synthetic_users: int = setting(1000, "Number of synthetic users.", min=1)
+    synthetic_items: int = setting(500, "Number of synthetic items.", min=20, max=2**24)
+    synthetic_events: int = setting(60, "Mean number of events per synthetic user.", min=5)
 
     @property
     def history_len(self) -> int:

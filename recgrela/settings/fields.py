@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import operator
 import types
 import typing
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
+from datetime import date
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from recgrela.system.errors import ConfigError
@@ -15,21 +17,20 @@ from recgrela.system.suggest import near_miss
 
 T = TypeVar("T")
 
-MAX_COUNT = 2**31 - 1
+MAX_NUMBER = 2**31 - 1  # of a setting without a limit of its own
 MAX_SEED = 2**64 - 1
 MAX_THREADS = 1024
 
-ALIASES = {"learning_rate": "lr", "num_epochs": "epochs", "max_epochs": "epochs"}  # names in other projects
 WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-NULLS = ("null", "~")
-# The name of a type in errors, alone and in a list.
-NAMES: dict[Any, tuple[str, str]] = {
-    int: ("a whole number", "whole numbers"),
-    float: ("a number", "numbers"),
-    bool: ("true or false", "truth values"),
-    str: ("text", "names"),
-    type(None): ("null", ""),
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+LISTS = {int: "a list of whole numbers", str: "a list of names"}
+LIMITS = {
+    "min": (operator.lt, "below"),
+    "max": (operator.gt, "above"),
+    "above": (operator.le, "not above"),
+    "below": (operator.ge, "not below"),
 }
+ALIASES = {"learning_rate": "lr", "num_epochs": "epochs", "max_epochs": "epochs"}  # names in other projects
 
 
 class Effect(NamedTuple):
@@ -53,177 +54,104 @@ NOTHING = Effect(results=False, comparison=False, resumable=True)
 PLACE = Effect(results=False, comparison=False, resumable=False)  # where the run folder is
 
 
-def setting(
-    default: T,
-    help: str,
-    *,
-    min: float | None = None,
-    max: float | None = None,
-    above: float | None = None,
-    below: float | None = None,
-    affects: Effect = RESULTS,
-) -> T:
-    """A field of a `Settings` class.
-
-    Args:
-        default: Value of the field where no other is given.
-        help: Text shown by --help.
-        min, max: Inclusive limits.
-        above, below: Exclusive limits.
-        affects: What a change of the value affects.
-    """
-    limits = {"min": min, "max": max, "above": above, "below": below}
-    return field(default=default, metadata={"help": help, "affects": affects, **limits})
-
-
 @dataclass(frozen=True)
 class Option:
-    """A value that users give, by its dotted key: a field of a `Settings` class, or an option of a command.
+    """A value that users give: a field of a `Settings` class, or an option of a command.
 
     Attributes:
         key: Dotted key, such as "train.lr".
-        kind: bool, int, float, str, a Literal of strings, a union of one of them and None, or a list of one.
-        default, help, min, max, above, below, affects: Arguments of `setting`.
-        repeats: Whether a list is given by repeating the option, with one value each.
+        default: Value where no other is given.
+        help: Text shown by --help.
+        kind: bool, int, float or str.
+        choices: Allowed values of a str; empty for any.
+        optional: Whether None is allowed.
+        many: For a list, its form on the command line: "store" is one option with several words, "append"
+            several options with one word each.
+        min, max: Inclusive limits of a number.
+        above, below: Exclusive limits of a number.
+        affects: What a change of the value affects.
     """
 
     key: str
-    kind: Any
     default: Any
     help: str
+    kind: type = str
+    choices: tuple[str, ...] = ()
+    optional: bool = False
+    many: Literal["store", "append"] | None = None
     min: float | None = None
-    max: float | None = None
+    max: float | None = MAX_NUMBER
     above: float | None = None
     below: float | None = None
     affects: Effect = RESULTS
-    repeats: bool = False
 
-    @property
-    def members(self) -> tuple[Any, ...]:
-        """The types that `kind` is a union of."""
-        is_union = typing.get_origin(self.kind) in (typing.Union, types.UnionType)
-        return typing.get_args(self.kind) if is_union else (self.kind,)
-
-    @property
-    def choices(self) -> tuple[Any, ...]:
-        """The values of a Literal."""
-        literals = [member for member in self.members if typing.get_origin(member) is Literal]
-        return tuple(choice for literal in literals for choice in typing.get_args(literal))
-
-    @property
-    def element(self) -> Option | None:
-        """The option of one value of a list; None if `kind` is not a list."""
-        if typing.get_origin(self.kind) is not list:
-            return None
-        (kind,) = typing.get_args(self.kind)
-        return Option(self.key, kind, None, self.help, self.min, self.max, self.above, self.below)
-
-    def from_text(self, text: str | list[str]) -> Any:
-        """The typed value of a word of the command line, or of a list's words. Raises ConfigError."""
-        if self.element is not None:
-            return [self.element.from_text(word) for word in text]
-        assert isinstance(text, str)
-        return self.check(self._convert(text))
-
-    def from_plain(self, value: Any) -> Any:
-        """The typed value of a value in a file. Raises ConfigError.
-
-        Text is converted too: YAML reads 1e-3 as text.
-        """
-        if str in self.members:
-            if isinstance(value, bool):
-                value = str(value).lower()
-            elif value is not None and not isinstance(value, list | dict | set):
-                value = str(value)
-        elif isinstance(value, str):
-            value = self._convert(value)
-        elif float in self.members and type(value) is int:
-            try:
-                value = float(value)
-            except OverflowError:
-                value = math.inf
-        return self.check(value)
+    def read(self, value: Any) -> Any:
+        """The typed value of a word of the command line or of a value in a file. Raises ConfigError."""
+        if self.many and isinstance(value, list):
+            return self.check([self._convert(part) if isinstance(part, str) else part for part in value])
+        return self.check(self._convert(value))
 
     def check(self, value: Any) -> Any:
         """The value itself. Raises ConfigError for a wrong type, a value out of range or not a choice."""
-        if (element := self.element) is not None:
-            if not isinstance(value, list) or not value or not all(map(element._fits, value)):
-                raise ConfigError(f"{self.key}: {value!r} is not a list of {NAMES[element.kind][1]}")
-            return [element.check(part) for part in value]
-        if not self._fits(value):
-            hint = near_miss(str(value), self.choices)
-            raise ConfigError(f"{self.key}: {show(value)} is not {self._describe()}{hint}")
-        if isinstance(value, str) or value is None:
+        if value is None and self.optional:
             return value
-        if value != value or abs(value) == math.inf:
-            raise ConfigError(f"{self.key}: {value} is not a finite number")
-        for wrong, what, limit in (
-            (self.min is not None and value < self.min, "below", self.min),
-            (self.max is not None and value > self.max, "above", self.max),
-            (self.above is not None and value <= self.above, "not above", self.above),
-            (self.below is not None and value >= self.below, "not below", self.below),
-        ):
-            if wrong:
-                raise ConfigError(f"{self.key}: {value} is {what} {limit}")
+        parts = value if self.many else [value]
+        if not isinstance(parts, list) or not parts or not all(map(self._fits, parts)):
+            what = LISTS[self.kind] if self.many else KINDS[self.kind]
+            if self.choices:
+                what = "one of " * (len(self.choices) > 1) + ", ".join(self.choices)
+            what += " or null" * self.optional + near_miss(str(value), self.choices)
+            raise ConfigError(f"{self.key}: {show(value)} is not {what}")
+        for number in parts if self.kind in (int, float) else []:
+            if number != number or abs(number) == math.inf:
+                raise ConfigError(f"{self.key}: {number} is not a finite number")
+            for name, (is_outside, side) in LIMITS.items():
+                limit = getattr(self, name)
+                if limit is not None and is_outside(number, limit):
+                    raise ConfigError(f"{self.key}: {number} is {side} {limit}")
         return value
 
-    def _convert(self, text: str) -> Any:
-        """The value that a text stands for, or the text where it stands for none."""
-        if type(None) in self.members and text.lower() in NULLS:
-            return None
-        if bool in self.members:
-            return WORDS.get(text.lower(), text)
-        readers = {int: (int, lambda word: int(word, 0)), float: (float,)}  # 0: 0x10 is 16
-        for read in (read for kind in self.members for read in readers.get(kind, ())):
-            with suppress(ValueError):
-                return read(text)
-        return text
-
     def _fits(self, value: Any) -> bool:
-        kinds = [kind for kind in self.members if isinstance(kind, type)]
-        numbers = [int] if float in kinds else []
-        return type(value) in kinds + numbers or (isinstance(value, str) and value in self.choices)
+        is_kind = type(value) is self.kind or (self.kind is float and type(value) is int)
+        return is_kind and (not self.choices or value in self.choices)
 
-    def _describe(self) -> str:
-        choices = ", ".join(self.choices)
-        several = "one of " * (len(self.choices) > 1)
-        return " or ".join(
-            [several + choices] * bool(choices) + [NAMES[k][0] for k in self.members if k in NAMES]
-        )
-
-
-def check_known(names: Iterable[str], known: Iterable[str], what: str) -> None:
-    """Raises ConfigError for the first of `names` that is not among `known`.
-
-    Args:
-        names: Keys or options, dotted.
-        known: Those that exist.
-        what: First words of the message, such as "unknown option".
-    """
-    options = list(known)
-    for name in names:
-        if name not in options:
-            last = name.rpartition(".")[2].lstrip("-")
-            last = ALIASES.get(last, last)
-            same = [option for option in options if option.rpartition(".")[2].lstrip("-") == last]
-            hint = f"; did you mean {same[0]!r}?" if same else near_miss(name, options)
-            raise ConfigError(f"{what} {name}{hint}")
+    def _convert(self, value: Any) -> Any:
+        """The value as the option's kind where it stands for one, else unchanged."""
+        if not isinstance(value, str):
+            if self.kind is str and isinstance(value, bool | int | float | date):
+                return show(value)
+            with suppress(OverflowError):
+                return float(value) if self.kind is float and type(value) is int else value
+            return value
+        if self.optional and value.lower() in ("null", "~"):
+            return None
+        if self.kind is bool:
+            return WORDS.get(value.lower(), value)
+        if self.kind in (int, float):  # in a file too: YAML reads 1e-3 as text
+            with suppress(ValueError):
+                return self.kind(value)
+            with suppress(ValueError):
+                return self.kind(int(value, 0))  # 0x10 is 16
+        return value
 
 
-def show(value: Any) -> str:
-    """A value as YAML and the command line write it, with text in quotes."""
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+def setting(default: T, help: str, **attributes: Any) -> T:
+    """A field of a `Settings` class; `attributes` are limits and `affects` of `Option`."""
+    return field(default=default, metadata={"help": help, **attributes})
 
 
 class Settings:
-    """Base of the frozen dataclasses of settings; each field is made by `setting`."""
+    """Base of the frozen dataclasses of settings; `setting` makes each field.
+
+    A field's type is bool, int, float, str, a Literal of strings, or a union of one of them and None.
+    """
 
     section: ClassVar[str]
 
     def __post_init__(self) -> None:
         """Raises ConfigError for a wrong type, a value out of range, or values that do not go together."""
-        for name, option in options_of(type(self)).items():
-            option.check(getattr(self, name.rpartition(".")[2]))
+        for name, option in zip(vars(self), options_of(type(self)).values(), strict=True):
+            option.check(getattr(self, name))
         self.check_together()
 
     def check_together(self) -> None:
@@ -231,15 +159,33 @@ class Settings:
 
 
 def options_of(kind: type[Any], section: str | None = None) -> dict[str, Option]:
-    """The fields of a settings class as options, by dotted key.
-
-    Args:
-        kind: Settings class.
-        section: First part of the keys; the class's own by default.
-    """
+    """The fields of a `Settings` class as options, by dotted key; `section` replaces the class's own."""
     hints = typing.get_type_hints(kind)
     options = {}
     for item in fields(kind):
-        key = f"{section or kind.section}.{item.name}"
-        options[key] = Option(key, hints[item.name], item.default, **item.metadata)
+        key, hint = f"{section or kind.section}.{item.name}", hints[item.name]
+        optional = typing.get_origin(hint) in (typing.Union, types.UnionType)
+        one = typing.get_args(hint)[0] if optional else hint
+        choices = typing.get_args(one)  # of a Literal
+        parts: dict[str, Any] = {"kind": str if choices else one, "choices": choices, "optional": optional}
+        options[key] = Option(key, item.default, **parts, **item.metadata)
     return options
+
+
+def check_known(names: Iterable[str], known: Iterable[str], what: str) -> None:
+    """Raises ConfigError, which begins with `what`, for the first of `names` that is not `known`."""
+    known = list(known)
+    for name in names:
+        if name not in known:
+            last = name.rpartition(".")[2].lstrip("-")
+            last = ALIASES.get(last, last)
+            same = [other for other in known if other.rpartition(".")[2].lstrip("-") == last]
+            hint = f"; did you mean {same[0]!r}?" if same else near_miss(name, known)
+            raise ConfigError(f"{what} {name}{hint}")
+
+
+def show(value: Any) -> str:
+    """A value as YAML and the command line write it; text is in quotes."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value) if isinstance(value, date) else repr(value)

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
 from recgrela.settings.command_line import Parser, peek
 from recgrela.settings.data import DataConfig
 from recgrela.settings.fields import Option, options_of
-from recgrela.settings.merge import CONFIG, PRESET, Source, last, make, merge, named_errors, read_sources
+from recgrela.settings.merge import (
+    CONFIG,
+    PRESET,
+    for_models,
+    last,
+    make,
+    merge,
+    named_errors,
+    read_file,
+    read_preset,
+    read_sources,
+)
 from recgrela.settings.model import ModelConfig
 from recgrela.settings.train import TrainConfig
 from recgrela.settings.yaml import flatten
 from recgrela.system.errors import ConfigError
 
-RESUME = Option("resume", str, None, "Run folder to resume; its settings are kept.")
+RESUME = Option("resume", None, "Run folder to resume; its settings are kept.")
 
 Models = Mapping[str, type[ModelConfig]]
 
@@ -75,30 +86,31 @@ def read_run(argv: Sequence[str], models: Models) -> RunConfig:
     Raises:
         ConfigError: A wrong key, value or combination.
     """
-    given = peek(argv, [PRESET, CONFIG, _name_option(models)])
-    preset, *files = read_sources(given)
-    model = _find_model(models, [preset, *files, Source("", given)])
-    values = merge(_options(model), [preset.of_models({"model": model}), *files])
-    return _make_run(model, _make_parser(model, values).read(argv))
+    name, (preset, *files) = read_sources(argv, _name_option(models))
+    sources = [for_models(preset, {"model": models[name]}), *files]
+    return _read_options(argv, models[name], merge(_options(models[name]), sources), models)
 
 
-def read_resumed(argv: Sequence[str], models: Models, path: Path) -> RunConfig:
-    """The settings of a run that is resumed.
+def find_resumed(argv: Sequence[str]) -> str | None:
+    """The run folder of --resume."""
+    return peek(argv, [RESUME]).get("resume")
+
+
+def read_resumed(argv: Sequence[str], before: RunConfig) -> RunConfig:
+    """The settings of a resumed run.
 
     Args:
         argv: Options of `recgrela.train`, --resume among them.
-        models: As for `read_run`.
-        path: The config.yaml of the run.
+        before: The settings of the run so far.
 
     Raises:
         ConfigError: A wrong key, value or combination, or a setting that a resumed run may not change.
     """
     for key in peek(argv, [PRESET, CONFIG]):
         raise ConfigError(f"--{key} does not go with --resume: a resumed run keeps its own settings")
-    before = read_config(path, models)
-    model = type(before.model)
-    after = _make_run(model, _make_parser(model, before.flat()).read(argv))
     old, free = before.flat(), before.resumable()
+    model = type(before.model)
+    after = _read_options(argv, model, old, {model.name: model})
     for key, value in after.flat().items():
         if value != old[key] and key not in free:
             raise ConfigError(
@@ -108,43 +120,36 @@ def read_resumed(argv: Sequence[str], models: Models, path: Path) -> RunConfig:
     return after
 
 
-def find_resumed(argv: Sequence[str]) -> str | None:
-    """The run folder given by --resume."""
-    return peek(argv, [RESUME]).get("resume")
-
-
 def read_config(path: Path, models: Models) -> RunConfig:
     """The settings in a file that has all of them, such as a run folder's config.yaml.
 
     Raises:
         ConfigError: A wrong key, value or combination; the message names the file.
     """
-    source = Source.of_file(path)
-    model = _find_model(models, [source])
-    values = merge(_options(model) | {"preset": replace(PRESET, kind=str)}, [source])
+    source = read_file(path)
+    model = models[last(_name_option(models), [source])]
     with named_errors(source.name):
-        return _make_run(model, values)
+        return _make_run(model, merge(_options(model), [source]))
 
 
 def preset_config(preset: str, model: type[ModelConfig]) -> RunConfig:
     """What a preset alone gives for a model. Raises ConfigError for an unknown preset."""
-    source = Source.of_preset(preset).of_models({"model": model})
-    return _make_run(model, merge(_options(model), [source]) | {"preset": preset})
+    values = merge(_options(model), [for_models(read_preset(preset), {"model": model})])
+    return _make_run(model, values | {"preset": preset})
+
+
+def _name_option(models: Models) -> Option:
+    return Option("model.name", next(iter(models)), "Name of the model.", choices=tuple(models))
 
 
 def _options(model: type[ModelConfig]) -> dict[str, Option]:
     return {"preset": PRESET} | options_of(model) | options_of(DataConfig) | options_of(TrainConfig)
 
 
-def _name_option(models: Models) -> Option:
-    return Option("model.name", Literal[tuple(models)], next(iter(models)), "Name of the model.")
-
-
-def _find_model(models: Models, sources: Sequence[Source]) -> type[ModelConfig]:
-    return models[last(_name_option(models), sources)]
-
-
-def _make_parser(model: type[ModelConfig], values: Mapping[str, Any]) -> Parser:
+def _read_options(
+    argv: Sequence[str], model: type[ModelConfig], values: Mapping[str, Any], models: Models
+) -> RunConfig:
+    """The settings on the command line, over `values`; --help lists `models`."""
     parser = Parser(
         "train",
         "Train a sequential recommender, evaluate it and leave a run folder.",
@@ -152,14 +157,11 @@ def _make_parser(model: type[ModelConfig], values: Mapping[str, Any]) -> Parser:
         epilog="A value comes from the command line, else from the last --config that has it, else from the "
         "preset, else it is the default. --help shows the values of the given preset and files.",
     )
-    parser.add([PRESET], values)
-    parser.add([CONFIG, RESUME])
-    for title, kind in ((f"model {model.name}", model), ("data", DataConfig), ("training", TrainConfig)):
-        parser.add(options_of(kind).values(), values, title)
-    return parser
+    options = {"preset": PRESET, "config": CONFIG, "resume": RESUME} | _options(model)
+    parser.add((options | {"model.name": _name_option(models)}).values(), values)
+    return _make_run(model, parser.read(argv))
 
 
 def _make_run(model: type[ModelConfig], values: Mapping[str, Any]) -> RunConfig:
-    return RunConfig(
-        make(model, values), make(DataConfig, values), make(TrainConfig, values), values["preset"]
-    )
+    data, train = make(DataConfig, values), make(TrainConfig, values)
+    return RunConfig(make(model, values), data, train, values["preset"])

@@ -7,7 +7,6 @@ from typing import ClassVar, Literal
 
 from recgrela.settings.fields import (
     LENGTH,
-    MAX_COUNT,
     MAX_SEED,
     MAX_THREADS,
     NOTHING,
@@ -31,98 +30,45 @@ class TrainConfig(Settings):
     section: ClassVar[str] = "train"
 
     objective: Objective = setting(
-        "all",
-        "Targets of a step: last is one target per prefix of a history (the published way), all is every "
-        "position of a window (causal models only).",
+        "all", "last: one target per prefix of a history, as published; all: every position (causal models)."
     )
-    epochs: int = setting(300, "Maximum number of epochs.", min=1, max=MAX_COUNT, affects=LENGTH)
-    max_steps: int | None = setting(
-        None,
-        "Maximum number of optimization steps, even inside an epoch; null for no limit.",
-        min=1,
-        max=MAX_COUNT,
-        affects=LENGTH,
-    )
-    batch_size: int = setting(
-        6400,
-        "Number of targets per step: sequences with objective last, items of windows with objective all.",
-        min=1,
-        max=MAX_COUNT,
-    )
+    epochs: int = setting(300, "Maximum number of epochs.", min=1, affects=LENGTH)
+    max_steps: int | None = setting(None, "Maximum number of steps; null: no limit.", min=1, affects=LENGTH)
+    batch_size: int = setting(6400, "Targets per step: sequences (objective last) or items (all).", min=1)
     max_tokens: int | None = setting(
-        None,
-        "Maximum number of items, padding included, in one forward and backward pass; a larger batch takes "
-        "several passes and adds up their gradients. null is 16,384 on a CPU and no limit on a GPU.",
-        min=1,
-        max=MAX_COUNT,
+        None, "Items per pass, padding included; null: 16,384 on a CPU, no limit on a GPU.", min=1
     )
     lr: float = setting(1e-3, "Highest learning rate of Adam.", above=0)
-    warmup_steps: int = setting(
-        0, "Number of steps in which the learning rate rises to lr.", min=0, max=MAX_COUNT
-    )
-    lr_decay: Decay = setting("none", "Decay of the learning rate, to zero at the end of the last epoch.")
-    loss: LossName = setting(
-        "softmax",
-        "Loss: softmax over every item; or for large catalogues, on sampled negatives, sampled_softmax "
-        "(corrected by the log of their probability) or gbce.",
-    )
-    label_smoothing: float = setting(
-        0.0, "Probability that is spread evenly over all items (loss softmax).", min=0, max=1
-    )
-    negatives: int = setting(
-        1024,
-        "Number of items sampled per pass (losses sampled_softmax and gbce).",
-        min=1,
-        max=MAX_COUNT,
-    )
+    warmup_steps: int = setting(0, "Steps in which the learning rate rises to lr.", min=0)
+    lr_decay: Decay = setting("none", "Decay of the learning rate to zero at the end of the last epoch.")
+    loss: LossName = setting("softmax", "softmax over all items, or a loss on sampled negatives.")
+    label_smoothing: float = setting(0.0, "Probability spread over all items (softmax).", min=0, max=1)
+    negatives: int = setting(1024, "Items sampled per pass (sampled_softmax, gbce).", min=1)
     gbce_t: float = setting(
-        0.75,
-        "Calibration of gbce: 0 is plain binary cross-entropy, 1 undoes the effect of sampling.",
-        min=0,
-        max=1,
+        0.75, "Calibration of gbce: 0: plain binary cross-entropy, 1: undoes the sampling.", min=0, max=1
     )
-    amp: bool = setting(
-        False, "Run the forward pass in bfloat16 where that is safe (autocast); weights stay float32."
-    )
+    amp: bool = setting(False, "Run the forward pass in bfloat16 (autocast); weights stay float32.")
     compile: bool = setting(False, "Compile the code between the ops with torch.compile.")
     cuda_graphs: bool = setting(False, "Launch each step as one CUDA graph (objective all).")
-    eval_batch_size: int = setting(256, "Number of users ranked at a time.", min=1, max=MAX_COUNT)
+    eval_batch_size: int = setting(256, "Users ranked at a time.", min=1)
     patience: int = setting(
-        20,
-        "Stop after more than this many epochs without an improvement of NDCG@10 on the valid split.",
-        min=0,
-        max=MAX_COUNT,
-        affects=LENGTH,
+        20, "Stop after more epochs than this without an improvement of NDCG@10.", min=0, affects=LENGTH
     )
-    seed: int = setting(
-        2020, "Seed of the weights, of dropout and of the order of samples.", min=0, max=MAX_SEED
-    )
-    device: str = setting(
-        "auto", "Device: cpu, cuda, cuda:N, or auto for the GPU if there is one.", affects=SPEED
-    )
+    seed: int = setting(2020, "Seed of weights, dropout and the order of samples.", min=0, max=MAX_SEED)
+    device: str = setting("auto", "cpu, cuda, cuda:N, or auto: the GPU if there is one.", affects=SPEED)
     threads: int | None = setting(
-        None, "Number of CPU threads; null for PyTorch's default.", min=1, max=MAX_THREADS, affects=SPEED
+        None, "CPU threads; null: PyTorch's default.", min=1, max=MAX_THREADS, affects=SPEED
     )
     output: str = setting("runs", "Folder that contains the run folders.", affects=PLACE)
     name: str | None = setting(
-        None, "Name of the run folder; null composes it from data, preset and time.", affects=PLACE
+        None, "Name of the run folder; null: composed of data, preset and time.", affects=PLACE
     )
     tensorboard: TensorBoard = setting(
-        "auto", "Write TensorBoard events; auto does if the package is installed.", affects=NOTHING
+        "auto", "Write TensorBoard events; auto: if the package is installed.", affects=NOTHING
     )
-    log_every: int = setting(
-        50,
-        "Number of steps between two readings of the loss; each makes the host wait for the device.",
-        min=1,
-        max=MAX_COUNT,
-        affects=NOTHING,
-    )
+    log_every: int = setting(50, "Steps between readings of the loss.", min=1, affects=NOTHING)
     save_minutes: float = setting(
-        10.0,
-        "Minutes between two checkpoints inside an epoch; each epoch also ends with one.",
-        min=0,
-        max=MAX_COUNT,
-        affects=NOTHING,
+        10.0, "Minutes between checkpoints; each epoch also ends with one.", min=0, affects=NOTHING
     )
 
     def check_together(self) -> None:
