@@ -4,9 +4,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from python_tests.support.tensors import assert_close, cu_seqlens_of
+from python_tests.cases import CausalConv1dCase
+from python_tests.support.gpu import needs_gpu
+from python_tests.support.results import UNEVEN as CUDA_LENGTHS
+from python_tests.support.results import check_on_cuda
+from python_tests.support.tensors import assert_close, cu_seqlens_of, flops_of
 from recgrela.ops import causal_conv1d, causal_conv1d_reference
 
 UNEVEN = [1, 257, 0, 3, 64, 2, 65]
@@ -192,3 +197,18 @@ def test_bad_input(change: dict[str, Any], error: type[Exception], message: str)
     }
     with pytest.raises(error, match=message):
         causal_conv1d(**(args | change))
+
+
+@needs_gpu
+@pytest.mark.parametrize("kernel_size", [1, 2, 3, 4, 5])  # 5 by the reference
+@pytest.mark.parametrize("channels", [1, 8, 60, 64, 200])
+@pytest.mark.parametrize("dtype", CausalConv1dCase.dtypes)
+def test_cuda_equals_cpu(dtype: torch.dtype, channels: int, kernel_size: int) -> None:
+    sizes = {"channels": channels, "kernel_size": kernel_size}
+    check_on_cuda(CausalConv1dCase(lengths=CUDA_LENGTHS, dtype=dtype, state=True, **sizes))
+
+
+def test_flops_are_those_of_a_convolution() -> None:
+    x, weight = torch.randn(7, 16), torch.randn(16, 4)
+    plain = flops_of(lambda: F.conv1d(F.pad(x.T[None], (3, 0)), weight[:, None], groups=16))
+    assert flops_of(lambda: causal_conv1d(x, weight, None, torch.tensor([0, 7]))) == plain == 2 * 7 * 16 * 4

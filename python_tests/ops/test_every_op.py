@@ -12,7 +12,7 @@ from python_tests.cases import CASES, Case
 from python_tests.cases.capture import replay
 from python_tests.cases.compare import TOLERANCES, differing, errors_of, fault_of
 from python_tests.support.gpu import needs_gpu
-from python_tests.support.results import LAYOUTS, UNEVEN, assert_results
+from python_tests.support.results import LAYOUTS, UNEVEN, assert_results, check_on_cuda
 
 EVERY_OP = pytest.mark.parametrize("op", CASES, ids=lambda op: op.op)
 SMALL = [case for op in CASES for case in op.small(torch.float32) if max(case.lengths) < 100]
@@ -22,14 +22,6 @@ def with_dtypes(test: Any) -> Any:
     """Runs a test for every op in every dtype that its CUDA kernels take."""
     pairs = [pytest.param(op, dtype, id=f"{op.op}-{dtype}") for op in CASES for dtype in op.dtypes]
     return pytest.mark.parametrize("op, dtype", pairs)(test)
-
-
-def check(case: Case, layout: Any = None) -> None:
-    """Compares the CUDA kernels with the CPU kernels in float64."""
-    x = case.operands()
-    on_gpu = x.cast("cuda")
-    got = case.results(on_gpu.with_layout(layout) if layout else on_gpu)
-    assert_results(case, x, case.on_cpu(x), got)
 
 
 # On the CPU
@@ -83,7 +75,7 @@ def test_expectations_of_dense_forms_equal_our_kernels(
 @with_dtypes
 def test_cuda_equals_cpu(op: type[Case], dtype: torch.dtype) -> None:
     for case in op.small(dtype):
-        check(case)
+        check_on_cuda(case)
 
 
 @needs_gpu
@@ -91,7 +83,7 @@ def test_cuda_equals_cpu(op: type[Case], dtype: torch.dtype) -> None:
 def test_cuda_equals_cpu_from_a_state(op: type[Case], dtype: torch.dtype) -> None:
     for lengths in ((1,), (0, 2, 300, 3), (1200, 5)):
         for case in op.variants(lengths, dtype, state=True, offsets=torch.int32):
-            check(case)
+            check_on_cuda(case)
 
 
 @needs_gpu
@@ -99,7 +91,7 @@ def test_cuda_equals_cpu_from_a_state(op: type[Case], dtype: torch.dtype) -> Non
 @with_dtypes
 def test_cuda_takes_any_strides(op: type[Case], dtype: torch.dtype, layout: str) -> None:
     for case in op.variants(UNEVEN, dtype):
-        check(case, LAYOUTS[layout])
+        check_on_cuda(case, LAYOUTS[layout])
 
 
 @needs_gpu
@@ -116,7 +108,7 @@ def test_cuda_repeats_itself_bit_by_bit(op: type[Case], dtype: torch.dtype) -> N
 def test_cuda_takes_empty_batches(op: type[Case], lengths: tuple[int, ...]) -> None:
     for state in (False, True):
         for case in op.variants(lengths, torch.float32, state=state):
-            check(case)
+            check_on_cuda(case)
 
 
 @needs_gpu

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from python_tests.support.tensors import assert_close, cu_seqlens_of
+from python_tests.support.tensors import assert_close, cu_seqlens_of, flops_of
 from recgrela.ops import RelaState, gated_rela, gated_rela_reference, rotary_table
 
 UNEVEN = [1, 257, 0, 3, 64, 2, 65, 129]
@@ -484,3 +484,15 @@ def test_meta_operands_give_the_shape() -> None:
     x = torch.randn(7, 8, device="meta")
     y = gated_rela(x, x, x, x, torch.tensor([0, 7], device="meta"), num_heads=2, causal=True)
     assert y.device.type == "meta" and y.shape == (7, 8)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("side_by_side", [True, False])
+def test_flops(causal: bool, side_by_side: bool) -> None:
+    case = Case([3, 4], 16, 2, causal=causal, side_by_side=side_by_side, gate=False, kernel_size=0)
+    state = 2 * 7 * 2 * 8 * 8  # k^T v of each head, added up
+    normaliser = 2 * 7 * 16 + 2 * 7 * 16  # the sum of keys, counted as multiply-adds, and q times it
+    plain = flops_of(case.call)
+    assert plain == state + state + normaliser  # q times the state is as much
+    convolved = Case([3, 4], 16, 2, causal=causal, side_by_side=side_by_side)
+    assert flops_of(convolved.call) == plain + 2 * 7 * 16 * 4

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from python_tests.support.gpu import needs_gpu
-from python_tests.support.tensors import assert_close, cu_seqlens_of
+from python_tests.support.tensors import assert_close, cu_seqlens_of, flops_of
 from recgrela.ops import gated_rela, gated_rela_last, gated_rela_last_reference, rotary_table
 from recgrela.ops.gated_rela.last import _key_sums_backward_cuda, _key_sums_cuda
 
@@ -249,3 +249,9 @@ def test_the_form_for_cuda_gives_the_same() -> None:
     expected = torch.ops.recgrela.key_sums_backward(d_sums, *args)
     for name, one, other in zip(("dk", "dv"), expected, _key_sums_backward_cuda(d_sums, *args), strict=True):
         assert_close(name, one, other, 1e-12)
+
+
+def test_flops_of_the_sums_are_the_keys_half_of_gated_rela() -> None:
+    x = torch.randn(7, 16)
+    sums = flops_of(lambda: torch.ops.recgrela.key_sums(x, x, torch.tensor([0, 3, 7]), None, 2))
+    assert sums == 2 * 7 * 16 * 8 + 2 * 7 * 16

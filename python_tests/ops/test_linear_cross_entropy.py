@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from python_tests.support.gpu import needs_gpu
-from python_tests.support.tensors import assert_close
+from python_tests.support.tensors import assert_close, flops_of
 from recgrela.ops import linear_cross_entropy, linear_cross_entropy_reference
 from recgrela.ops.linear_cross_entropy import _by_chunks
 
@@ -301,3 +301,11 @@ def test_bad_input() -> None:
     for bad in (target + 7, target - 100):
         with pytest.raises(RuntimeError, match="out of bounds"):
             linear_cross_entropy(hidden, weight, bad)
+
+
+def test_flops_with_gradients() -> None:
+    hidden, weight, target = operands(7, 30, 16)
+    once = 2 * 7 * 16 * 30
+    assert flops_of(lambda: linear_cross_entropy(hidden, weight, target)) == 3 * once
+    assert flops_of(lambda: linear_cross_entropy(hidden.detach(), weight, target)) == 2 * once
+    assert flops_of(lambda: linear_cross_entropy(hidden.detach(), weight.detach(), target)) == once

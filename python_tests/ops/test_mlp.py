@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from python_tests.support.tensors import assert_close
+from python_tests.support.tensors import assert_close, flops_of
 from recgrela.ops import dropout, mlp, mlp_reference
 
 NAMES = ("x", "w1", "b1", "w2", "b2")
@@ -175,3 +175,9 @@ def test_bad_input() -> None:
     y = mlp(x, w1, b1, w2, b2)
     with pytest.raises(NotImplementedError, match="second derivatives"):
         torch.autograd.grad(torch.autograd.grad(y.sum(), x, create_graph=True)[0].sum(), x)
+
+
+def test_flops_are_those_of_two_layers() -> None:
+    x, w1, b1, w2, b2 = operands(7, 16, 40, 16)
+    plain = flops_of(lambda: F.linear(F.gelu(F.linear(x, w1, b1)), w2, b2))
+    assert flops_of(lambda: mlp(x, w1, b1, w2, b2)) == plain == 2 * 7 * 16 * 40 * 2

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+import re
 from typing import Any
 
 import pytest
@@ -10,11 +12,13 @@ import torch
 from torch import Tensor
 
 import recgrela.ops
+from python_tests.support.project import ROOT
 from python_tests.support.tensors import assert_close
-from recgrela.ops import MISSING, OPS, has_kernels, implementation_for
+from recgrela.ops import MISSING, OPS, has_kernels, implementation_for, support_table
 from recgrela.ops.support import Implementation
 
 HALF = (torch.float16, torch.bfloat16)
+PAGE = ROOT / "docs/ops.md"
 
 
 def example(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -50,6 +54,20 @@ def test_every_op_is_exported_with_its_reference() -> None:
         assert {name, f"{name}_reference"} <= set(recgrela.ops.__all__)
     public = {name for name in recgrela.ops.__all__ if f"{name}_reference" in recgrela.ops.__all__}
     assert public == set(OPS)
+
+
+def test_the_page_has_the_table_of_kernels() -> None:
+    assert f"<!-- support -->\n\n{support_table()}\n" in PAGE.read_text()
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_the_page_has_the_signature(name: str) -> None:
+    section = re.search(rf"^## {name}\n\n```\n{name}\((.*?)\) -> ", PAGE.read_text(), re.S | re.M)
+    assert section, f"docs/ops.md has no section {name} that begins with the signature"
+    parameters = inspect.signature(getattr(recgrela.ops, name)).parameters.values()
+    bare = [p.replace(annotation=inspect.Parameter.empty) for p in parameters]
+    expected = str(inspect.Signature(bare))[1:-1].replace("'", '"').replace("e-0", "e-")
+    assert " ".join(section[1].split()) == expected
 
 
 @pytest.mark.parametrize("name", OPS)

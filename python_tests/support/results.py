@@ -20,6 +20,14 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def check_on_cuda(case: Case, layout: Callable[[Tensor], Tensor] | None = None) -> None:
+    """Compares the op on CUDA with the CPU kernels in float64."""
+    x = case.operands()
+    on_gpu = x.cast("cuda")
+    got = case.results(on_gpu.with_layout(layout) if layout else on_gpu)
+    assert_results(case, x, case.on_cpu(x), got)
+
+
 def assert_results(case: Case, x: Operands, expected: dict[str, Tensor], got: dict[str, Tensor]) -> None:
     """Asserts that results are close to the expected ones; gradients have the dtypes of their operands."""
     assert got.keys() == expected.keys()

@@ -1,9 +1,12 @@
-"""Comparison of tensors, and offsets of packed sequences."""
+"""Comparison of tensors, offsets of packed sequences, and counts of operations."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 
 def assert_close(name: str, expected: Tensor, got: Tensor, ratio: float, scale: float = 0.0) -> None:
@@ -21,6 +24,13 @@ def assert_close(name: str, expected: Tensor, got: Tensor, ratio: float, scale: 
     size = max(expected.abs().max().item(), scale)
     error = (got.double() - expected.double()).abs().max().item()
     assert error <= ratio * size, f"{name}: differs by {error:.3g} at size {size:.3g} (allowed {ratio:.1g})"
+
+
+def flops_of(call: Callable[[], object]) -> int:
+    """Floating-point operations of a call, as PyTorch's counter adds them up."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
 
 
 def cu_seqlens_of(lengths: list[int], dtype: torch.dtype = torch.int64) -> Tensor:
