@@ -1,10 +1,10 @@
-"""The curves of runs beside each other and beside a published log, by the number of targets seen.
-
-Writes OUT/NAME.csv for each run (from its metrics.jsonl), OUT/OUT.png, and prints a table in Markdown.
+"""Draws training curves of runs beside a published log, by the number of targets trained on.
 
 python -m tools.curves runs/ml-1m-causal [RUN ...] --published recgrela_ml1m_log.csv --out docs/ml-1m
 
-The published log has the columns epoch, train_loss_mean, valid_ndcg10; its epoch is one of the same targets.
+It writes OUT/NAME.csv for each run (from its metrics.jsonl) and a figure to the folder OUT, and prints a
+table in Markdown. The published log has the columns epoch, train_loss_mean and valid_ndcg10; its epochs have
+as many targets as those of the first run.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def rows_of_run(path: Path) -> list[dict[str, float]]:
 
 
 def rows_of_log(path: Path, targets: float) -> list[dict[str, float]]:
-    """A row per epoch of a published log, `targets` in each."""
+    """A row per epoch of a published log; each epoch has `targets` targets."""
     with path.open(newline="") as file:
         return [
             {
@@ -55,6 +55,7 @@ def rows_of_log(path: Path, targets: float) -> list[dict[str, float]]:
 
 
 def write_csv(path: Path, rows: list[dict[str, float]]) -> None:
+    """Writes rows with six significant digits."""
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -63,13 +64,14 @@ def write_csv(path: Path, rows: list[dict[str, float]]) -> None:
 
 
 def draw(path: Path, curves: dict[str, list[dict[str, float]]]) -> None:
+    """Draws the loss and valid NDCG@10 of each run side by side."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for axis, key, title in zip(
         axes, ("loss", "valid_ndcg10"), ("training loss", "valid NDCG@10"), strict=True
     ):
         for name, rows in curves.items():
             axis.plot([row["targets"] / 1e6 for row in rows], [row[key] for row in rows], label=name)
-        axis.set_xlabel("targets seen, millions")
+        axis.set_xlabel("targets trained on, millions")
         axis.set_title(title)
         axis.grid(alpha=0.3)
     axes[1].legend()
@@ -77,7 +79,7 @@ def draw(path: Path, curves: dict[str, list[dict[str, float]]]) -> None:
 
 
 def table(curves: dict[str, list[dict[str, float]]]) -> str:
-    """Valid NDCG@10 and the loss after the same numbers of epochs."""
+    """A table in Markdown: valid NDCG@10 and the loss after some numbers of epochs, and the best epoch."""
     lines = ["| epochs | " + " | ".join(curves) + " |", "|---" * (len(curves) + 1) + "|"]
     for epoch in EPOCHS:
         found = [next((row for row in rows if row["epoch"] == epoch), None) for rows in curves.values()]
@@ -93,9 +95,9 @@ def table(curves: dict[str, list[dict[str, float]]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path)
-    parser.add_argument("--published", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders")
+    parser.add_argument("--published", type=Path, help="CSV file of the published log")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the CSV files and the figure")
     args = parser.parse_args()
     curves = {path.name: rows_of_run(path) for path in args.runs}
     args.out.mkdir(parents=True, exist_ok=True)

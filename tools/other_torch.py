@@ -1,9 +1,9 @@
-"""Runs the operators' tests on one wheel with other torch versions than the one that built it.
+"""Tests a wheel with PyTorch versions other than the one that built it.
 
-    python -m tools.other_torch dist/recgrela-*.whl 2.10.0 2.15.0
+python -m tools.other_torch dist/recgrela-*.whl 2.10.0 2.15.0 [--work FOLDER]
 
-Each version is downloaded, which may be gigabytes, so this is run by hand. The library is the wheel's, not
-that of this tree; the result is kept in benchmarks/results/torch_versions.json.
+It installs the wheel with each version in an environment of its own, runs the tests of ops and models there,
+and writes the counts to benchmarks/results/torch_versions.json. The downloads may take gigabytes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,7 @@ from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "benchmarks" / "results" / "torch_versions.json"
-TESTS = ("ops", "models", "test_env.py")
+TESTS = ("ops", "models", "commands/test_env.py")
 
 
 def run(*command: str | Path, cwd: Path | None = None, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -32,23 +33,27 @@ def run(*command: str | Path, cwd: Path | None = None, **environ: str) -> subpro
     return subprocess.run(words, cwd=cwd, env=os.environ | environ, stdout=subprocess.PIPE, text=True)
 
 
+def copy_tests(folder: Path) -> None:
+    """Copies the tests, so that they import the wheel's recgrela and not the tree's."""
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    shutil.copytree(ROOT / "python_tests", folder / "python_tests")
+
+
 def check(wheel: Path, version: str, work: Path) -> dict[str, Any]:
-    """Installs torch and the wheel in an environment of their own and runs the tests there."""
+    """Installs torch and the wheel in an environment and runs the tests there; returns the record."""
     environment = work / f"torch-{version}"
     if not environment.exists():
         venv.create(environment, with_pip=True)
     python = environment / "bin" / "python"
     pip = (python, "-m", "pip", "install", "-q")
     run(*pip, f"torch=={version}", "pytest", wheel).check_returncode()
-    run(*pip, "--no-deps", "--force-reinstall", wheel).check_returncode()  # not one of an earlier run
+    run(*pip, "--no-deps", "--force-reinstall", wheel).check_returncode()  # replaces an earlier wheel
     with tempfile.TemporaryDirectory() as name:
         folder, report = Path(name), Path(name) / "report.xml"
         facts = json.loads(run(python, "-m", "recgrela.env", "--json", cwd=folder).stdout)
-        done = run(
-            *(python, "-m", "pytest", "-q", "--rootdir", ROOT, "-c", ROOT / "pyproject.toml"),
-            *(f"--junitxml={report}", *(ROOT / "python_tests" / test for test in TESTS)),
-            cwd=folder,
-        )
+        copy_tests(folder)
+        tests = (f"python_tests/{test}" for test in TESTS)
+        done = run(python, "-m", "pytest", "-q", f"--junitxml={report}", *tests, cwd=folder)
         print(done.stdout[-3000:])
         suites = ElementTree.parse(report).getroot().iter("testsuite")
         counts = dict.fromkeys(("tests", "failures", "errors", "skipped"), 0)
@@ -71,10 +76,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("wheel", type=Path)
     parser.add_argument("versions", nargs="+", help="torch versions, such as 2.10.0")
-    parser.add_argument("--work", type=Path, help="a folder for the environments; kept, and used again")
+    parser.add_argument("--work", type=Path, help="folder for the environments; it is kept and reused")
     options = parser.parse_args(argv)
     if not options.wheel.is_file():
-        parser.error(f"{options.wheel} is no file")
+        parser.error(f"{options.wheel} is not a file")
     with tempfile.TemporaryDirectory() as folder:
         work = options.work or Path(folder)
         results = [check(options.wheel.resolve(), version, work.resolve()) for version in options.versions]

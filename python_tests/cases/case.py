@@ -19,6 +19,7 @@ CHECKED_SEQUENCES = 4
 # Elements of an expectation's largest intermediate tensor that are held at a time.
 MAX_ELEMENTS = 1 << 22
 
+Tensors = dict[str, Tensor]
 Form = Callable[..., Tensor]
 Layout = Callable[[Tensor], Tensor]
 
@@ -34,10 +35,10 @@ class Operands:
         constants: operands without gradients, by name.
     """
 
-    inputs: dict[str, Tensor]
-    upstream: dict[str, Tensor]
+    inputs: Tensors
+    upstream: Tensors
     cu_seqlens: Tensor
-    constants: dict[str, Tensor] = field(default_factory=dict)
+    constants: Tensors = field(default_factory=dict)
 
     def cast(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Operands:
         """A copy on a device, with new leaves; every floating-point tensor in `dtype`, if one is given."""
@@ -96,14 +97,22 @@ class Case:
     state: bool = False
 
     op: ClassVar[str]
-    kernel: ClassVar[Callable[..., Any]]
+    function: ClassVar[Callable[..., Any]]
     definition: ClassVar[Callable[..., Any]]  # the op in plain PyTorch, on packed rows
-    dtypes: ClassVar[tuple[torch.dtype, ...]] = REAL_DTYPES
-    parameters: ClassVar[frozenset[str]] = frozenset()  # operands that all rows share
-    forms: ClassVar[tuple[str, ...]] = ()  # ways to write the op in plain PyTorch, on dense operands
+    dtypes: ClassVar[tuple[torch.dtype, ...]] = REAL_DTYPES  # of the CUDA kernels
     autocast: ClassVar[bool] = False  # the forms are too inaccurate in half precision without it
     compiled: ClassVar[bool] = False  # torch.compile of a form is worth its time
     term_size: ClassVar[float] = 1.0  # size of the terms of a gradient, which may cancel almost to zero
+
+    @property
+    def parameters(self) -> frozenset[str]:
+        """Names of the operands that all rows share."""
+        return frozenset()
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """Names of ways to write the op in plain PyTorch, on dense operands."""
+        return ()
 
     @property
     def rows(self) -> int:
@@ -127,9 +136,8 @@ class Case:
     def __str__(self) -> str:
         equal = len(set(self.lengths)) == 1
         sizes = f"B={self.batch} L={self.length}" if equal else f"uneven T={self.rows}"
-        return (
-            f"{self.op} {' '.join(filter(None, (self.options(), LABELS[self.dtype], sizes, self.sizes())))}"
-        )
+        parts = (self.op, self.options(), LABELS[self.dtype], sizes, self.sizes())
+        return " ".join(part for part in parts if part)
 
     def options(self) -> str:
         """The options in words, for reports."""
@@ -139,7 +147,7 @@ class Case:
         """The sizes of a row, for reports."""
         raise NotImplementedError
 
-    def draw(self, draw: Draw) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    def draw(self, draw: Draw) -> tuple[Tensors, Tensors, Tensors]:
         """Inputs, gradients of the outputs, and constants."""
         raise NotImplementedError
 
@@ -150,30 +158,30 @@ class Case:
         leaves = {name: x.requires_grad_() for name, x in inputs.items()}
         return Operands(leaves, upstream, offsets, constants)
 
-    def call(self, x: Operands, op: Callable[..., Any] | None = None) -> dict[str, Tensor]:
+    def call(self, x: Operands, op: Callable[..., Any] | None = None) -> Tensors:
         """The outputs of our op, or of one with its signature, by name; the first is y."""
         raise NotImplementedError
 
-    def results(self, x: Operands, op: Callable[..., Any] | None = None) -> dict[str, Tensor]:
+    def results(self, x: Operands, op: Callable[..., Any] | None = None) -> Tensors:
         """The outputs, and the gradient of each input as d_<input>."""
         return gradients(self.call(x, op), x)
 
-    def reference(self, x: Operands) -> dict[str, Tensor]:
+    def reference(self, x: Operands) -> Tensors:
         """The results of the op's definition in float64, on the device of `x`."""
         return self.results(x.cast(x.cu_seqlens.device, torch.float64), type(self).definition)
 
-    def on_cpu(self, x: Operands) -> dict[str, Tensor]:
+    def on_cpu(self, x: Operands) -> Tensors:
         """The results of our CPU kernels in float64, for the same values."""
         return self.results(x.cast("cpu", torch.float64))
 
-    def dense(self, x: Operands) -> dict[str, Tensor]:
+    def dense(self, x: Operands) -> Tensors:
         """Operands as the forms take them: rows as [B, L, ...], the rest as it is."""
         rows = {
             n: t if n in self.parameters else t.unflatten(0, (-1, self.length)) for n, t in x.inputs.items()
         }
         return rows | x.constants
 
-    def form(self, name: str, t: dict[str, Tensor]) -> Tensor:
+    def form(self, name: str, t: Tensors) -> Tensor:
         """y, [B, L, ...], by one of `forms`, of dense operands."""
         raise NotImplementedError
 
@@ -184,11 +192,11 @@ class Case:
             y = (compute or self.form)(name, self.dense(x))
         return y.to(self.dtype).flatten(0, 1)
 
-    def exact(self, t: dict[str, Tensor]) -> Tensor:
+    def exact(self, t: Tensors) -> Tensor:
         """y, [B, L, ...], of dense operands, in plain PyTorch and in memory linear in the length."""
         raise NotImplementedError
 
-    def expected(self, x: Operands) -> dict[str, Tensor]:
+    def expected(self, x: Operands) -> Tensors:
         """Results by `exact` in float64, on the device of `x`: of the first sequences, and of parameters.
 
         The sequences have one length and no state. They are computed a few at a time.
@@ -253,7 +261,7 @@ class Case:
         yield from ()
 
 
-def gradients(outputs: dict[str, Tensor], x: Operands) -> dict[str, Tensor]:
+def gradients(outputs: Tensors, x: Operands) -> Tensors:
     """The outputs, detached, and the gradient of each input as d_<input>."""
     leaves = {name: t for name, t in x.inputs.items() if t.numel()}
     names = [name for name in outputs if name in x.upstream]

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from python_tests.cases.case import HEADLINE_LENGTHS, Case, Draw, Operands
+from python_tests.cases.case import HEADLINE_LENGTHS, Case, Draw, Operands, Tensors
 from recgrela.ops import causal_conv1d, causal_conv1d_reference
 
 
@@ -39,17 +39,23 @@ class CausalConv1dCase(Case):
     kernel_size: int = 4
 
     op: ClassVar[str] = "causal_conv1d"
-    kernel = staticmethod(causal_conv1d)
+    function = staticmethod(causal_conv1d)
     definition = staticmethod(causal_conv1d_reference)
-    parameters: ClassVar[frozenset[str]] = frozenset({"weight", "bias"})
-    forms: ClassVar[tuple[str, ...]] = tuple(FORMS)
     compiled: ClassVar[bool] = True
     term_size: ClassVar[float] = 0.3
+
+    @property
+    def parameters(self) -> frozenset[str]:
+        return frozenset({"weight", "bias"})
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        return tuple(FORMS)
 
     def sizes(self) -> str:
         return f"C={self.channels} K={self.kernel_size}"
 
-    def draw(self, draw: Draw) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    def draw(self, draw: Draw) -> tuple[Tensors, Tensors, Tensors]:
         def normal(*shape: int) -> Tensor:
             return draw.normal(*shape, dtype=self.dtype)
 
@@ -65,16 +71,16 @@ class CausalConv1dCase(Case):
             upstream["final_history"] = normal(*history)
         return inputs, upstream, {}
 
-    def call(self, x: Operands, op: Callable[..., Any] | None = None) -> dict[str, Tensor]:
+    def call(self, x: Operands, op: Callable[..., Any] | None = None) -> Tensors:
         more = {"return_final_history": True} if self.state else {}
-        out = (op or self.kernel)(**x.inputs, cu_seqlens=x.cu_seqlens, **more)
+        out = (op or self.function)(**x.inputs, cu_seqlens=x.cu_seqlens, **more)
         return dict(zip(("y", "final_history"), out, strict=True)) if self.state else {"y": out}
 
-    def form(self, name: str, t: dict[str, Tensor]) -> Tensor:
+    def form(self, name: str, t: Tensors) -> Tensor:
         """y, [B, L, C], by a form in plain PyTorch, of dense operands."""
         return FORMS[name](t["x"], t["weight"], t["bias"])
 
-    def exact(self, t: dict[str, Tensor]) -> Tensor:
+    def exact(self, t: Tensors) -> Tensor:
         return self.form("shifts", t)
 
     @property

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from python_tests.cases.case import HEADLINE_LENGTHS, Case, Draw, Operands
+from python_tests.cases.case import HEADLINE_LENGTHS, Case, Draw, Operands, Tensors
 from python_tests.cases.causal_conv1d import conv_by_shifts, conv_by_torch
 from recgrela.ops import RelaState, gated_rela, gated_rela_reference, rotary_table, rotate
 
@@ -98,12 +98,19 @@ class GatedRelaCase(Case):
     kernel_size: int = 4
 
     op: ClassVar[str] = "gated_rela"
-    kernel = staticmethod(gated_rela)
+    function = staticmethod(gated_rela)
     definition = staticmethod(gated_rela_reference)
-    parameters: ClassVar[frozenset[str]] = frozenset({"conv_weight", "conv_bias"})
     autocast: ClassVar[bool] = True
     compiled: ClassVar[bool] = True
     term_size: ClassVar[float] = 0.3
+
+    @property
+    def parameters(self) -> frozenset[str]:
+        return frozenset({"conv_weight", "conv_bias"})
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        return ("causal_masked", "causal_chunked") if self.causal else ("bidirectional",)
 
     @property
     def dim(self) -> int:
@@ -119,7 +126,7 @@ class GatedRelaCase(Case):
     def sizes(self) -> str:
         return f"D={self.dim} H={self.heads}"
 
-    def draw(self, draw: Draw) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    def draw(self, draw: Draw) -> tuple[Tensors, Tensors, Tensors]:
         def rows(width: int = self.dim) -> Tensor:
             return draw.normal(self.rows, width, dtype=self.dtype)
 
@@ -146,11 +153,11 @@ class GatedRelaCase(Case):
             )
         return inputs, upstream, constants
 
-    def call(self, x: Operands, op: Callable[..., Any] | None = None) -> dict[str, Tensor]:
+    def call(self, x: Operands, op: Callable[..., Any] | None = None) -> Tensors:
         t = x.inputs
         names = ("initial_kv_state", "initial_history", "initial_position")
         state = RelaState(*((t | x.constants)[name] for name in names)) if self.state else None
-        out = (op or self.kernel)(
+        out = (op or self.function)(
             t["q"],
             t.get("k"),
             t["v"],
@@ -169,18 +176,14 @@ class GatedRelaCase(Case):
         y, final = out
         return dict(zip(("y", "final_kv_state", "final_history", "final_position"), (y, *final), strict=True))
 
-    def form(self, name: str, t: dict[str, Tensor], **more: Any) -> Tensor:
+    def form(self, name: str, t: Tensors, **more: Any) -> Tensor:
         """y, [B, L, D], by a form of the attention in plain PyTorch, of dense operands."""
         q, k = t["q"].chunk(2, dim=-1) if self.joined else (t["q"], t["k"])
         rotary = t["rotary"].to(t["v"].dtype)
         rows = (q, k, t["v"], t["g"], rotary, t["conv_weight"], t["conv_bias"])
         return gated(ATTENTION[name], *rows, self.heads, **more)
 
-    @property
-    def forms(self) -> tuple[str, ...]:  # type: ignore[override]
-        return ("causal_masked", "causal_chunked") if self.causal else ("bidirectional",)
-
-    def exact(self, t: dict[str, Tensor]) -> Tensor:
+    def exact(self, t: Tensors) -> Tensor:
         return self.form(self.forms[-1], t, conv=conv_by_shifts)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -9,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from python_tests.cases.case import HEADLINE_LENGTHS, REAL_DTYPES, Case, Draw, Operands
+from python_tests.cases.case import HEADLINE_LENGTHS, REAL_DTYPES, Case, Draw, Operands, Tensors
 from recgrela.ops import linear_scan, linear_scan_reference
 
 
@@ -47,14 +48,17 @@ class LinearScanCase(Case):
     per_step: bool = True
 
     op: ClassVar[str] = "linear_scan"
-    kernel = staticmethod(linear_scan)
+    function = staticmethod(linear_scan)
     definition = staticmethod(linear_scan_reference)
     dtypes: ClassVar[tuple[torch.dtype, ...]] = (*REAL_DTYPES, torch.complex64)
-    forms: ClassVar[tuple[str, ...]] = tuple(FORMS)
 
     @property
-    def parameters(self) -> frozenset[str]:  # type: ignore[override]
+    def parameters(self) -> frozenset[str]:
         return frozenset() if self.per_step else frozenset({"a"})
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        return tuple(FORMS)
 
     def options(self) -> str:
         return "per step" if self.per_step else "constant"
@@ -62,16 +66,14 @@ class LinearScanCase(Case):
     def sizes(self) -> str:
         return f"C={self.channels}"
 
-    def draw(self, draw: Draw) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    def draw(self, draw: Draw) -> tuple[Tensors, Tensors, Tensors]:
         rows = (self.rows, self.channels)
         shape = rows if self.per_step else rows[1:]
         size, turn = 0.5 + 0.499 * draw.uniform(*shape), draw.uniform(*shape)
-        # Real coefficients of both signs, complex ones of any angle.
-        a = (
-            torch.polar(size, 6.28 * turn)
-            if self.dtype.is_complex
-            else size * (turn > 0.25).float().mul(2).sub(1)
-        )
+        if self.dtype.is_complex:
+            a = torch.polar(size, 2 * math.pi * turn)
+        else:
+            a = torch.where(turn < 0.25, -size, size)  # both signs
         inputs = {"x": draw.normal(*rows, dtype=self.dtype), "a": a.to(self.accumulate_dtype)}
         upstream = {"y": draw.normal(*rows, dtype=self.dtype)}
         if self.state:
@@ -80,15 +82,15 @@ class LinearScanCase(Case):
             upstream["final_state"] = draw.normal(*state, dtype=self.accumulate_dtype)
         return inputs, upstream, {}
 
-    def call(self, x: Operands, op: Callable[..., Any] | None = None) -> dict[str, Tensor]:
-        out = (op or self.kernel)(**x.inputs, cu_seqlens=x.cu_seqlens, return_state=self.state)
+    def call(self, x: Operands, op: Callable[..., Any] | None = None) -> Tensors:
+        out = (op or self.function)(**x.inputs, cu_seqlens=x.cu_seqlens, return_state=self.state)
         return dict(zip(("y", "final_state"), out, strict=True)) if self.state else {"y": out}
 
-    def form(self, name: str, t: dict[str, Tensor]) -> Tensor:
+    def form(self, name: str, t: Tensors) -> Tensor:
         """h, [B, L, C], by a form in plain PyTorch, of dense operands."""
         return FORMS[name](t["x"], t["a"])
 
-    def exact(self, t: dict[str, Tensor]) -> Tensor:
+    def exact(self, t: Tensors) -> Tensor:
         return self.form("by_doubling", t)
 
     @property

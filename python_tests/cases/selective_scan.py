@@ -10,20 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from python_tests.cases.case import HEADLINE_LENGTHS, Case, Draw, Operands
+from python_tests.cases.case import HEADLINE_LENGTHS, Case, Draw, Operands, Tensors
 from python_tests.cases.linear_scan import by_doubling as scan_by_doubling
 from recgrela.ops import selective_scan, selective_scan_reference
 
 ROWS = ("u", "delta", "B", "C", "z")
-PARAMETERS = ("A", "D", "delta_bias")
 
 
-def _output(h_c: Tensor, t: dict[str, Tensor]) -> Tensor:
+def _output(h_c: Tensor, t: Tensors) -> Tensor:
     """y of the products of states and C, [B, L, I]."""
     return (h_c + t["D"] * t["u"]) * F.silu(t["z"])
 
 
-def by_row(t: dict[str, Tensor]) -> Tensor:
+def by_row(t: Tensors) -> Tensor:
     """y, [B, L, I]; the decay and input of a row are computed when the loop reaches it."""
     delta = F.softplus(t["delta"] + t["delta_bias"])
     h, out = t["u"].new_zeros(len(delta), *t["A"].shape), []
@@ -34,7 +33,7 @@ def by_row(t: dict[str, Tensor]) -> Tensor:
     return _output(torch.stack(out, 1), t)
 
 
-def by_row_precomputed(t: dict[str, Tensor]) -> Tensor:
+def by_row_precomputed(t: Tensors) -> Tensor:
     """The same, with the decays and inputs of all rows, [B, L, I, N], computed first."""
     delta = F.softplus(t["delta"] + t["delta_bias"])
     decay = (delta[..., None] * t["A"]).exp()
@@ -46,7 +45,7 @@ def by_row_precomputed(t: dict[str, Tensor]) -> Tensor:
     return _output(torch.stack(out, 1), t)
 
 
-def by_doubling(t: dict[str, Tensor]) -> Tensor:
+def by_doubling(t: Tensors) -> Tensor:
     """The same in log2(L) steps over all rows; holds all states."""
     delta = F.softplus(t["delta"] + t["delta_bias"])
     decay = (delta[..., None] * t["A"]).exp()
@@ -54,7 +53,7 @@ def by_doubling(t: dict[str, Tensor]) -> Tensor:
     return _output(torch.einsum("blin,bln->bli", h, t["C"]), t)
 
 
-FORMS: dict[str, Callable[[dict[str, Tensor]], Tensor]] = {
+FORMS: dict[str, Callable[[Tensors], Tensor]] = {
     "by_row": by_row,
     "by_row_precomputed": by_row_precomputed,
 }
@@ -76,15 +75,21 @@ class SelectiveScanCase(Case):
     softplus: bool = True
 
     op: ClassVar[str] = "selective_scan"
-    kernel = staticmethod(selective_scan)
+    function = staticmethod(selective_scan)
     definition = staticmethod(selective_scan_reference)
-    parameters: ClassVar[frozenset[str]] = frozenset(PARAMETERS)
-    forms: ClassVar[tuple[str, ...]] = tuple(FORMS)
+
+    @property
+    def parameters(self) -> frozenset[str]:
+        return frozenset({"A", "D", "delta_bias"})
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        return tuple(FORMS)
 
     def sizes(self) -> str:
         return f"C={self.channels} N={self.num_states}"
 
-    def draw(self, draw: Draw) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    def draw(self, draw: Draw) -> tuple[Tensors, Tensors, Tensors]:
         rows, states = (self.rows, self.channels), (self.rows, self.num_states)
         shapes = {"u": rows, "delta": rows, "B": states, "C": states, "z": rows}
         shapes |= {"A": (self.channels, self.num_states), "D": rows[1:], "delta_bias": rows[1:]}
@@ -105,9 +110,9 @@ class SelectiveScanCase(Case):
             upstream["final_state"] = draw.normal(*state, dtype=self.accumulate_dtype)
         return inputs, upstream, {}
 
-    def call(self, x: Operands, op: Callable[..., Any] | None = None) -> dict[str, Tensor]:
+    def call(self, x: Operands, op: Callable[..., Any] | None = None) -> Tensors:
         absent = dict.fromkeys(self.without)
-        out = (op or self.kernel)(
+        out = (op or self.function)(
             **absent,
             **x.inputs,
             cu_seqlens=x.cu_seqlens,
@@ -116,11 +121,11 @@ class SelectiveScanCase(Case):
         )
         return dict(zip(("y", "final_state"), out, strict=True)) if self.state else {"y": out}
 
-    def form(self, name: str, t: dict[str, Tensor]) -> Tensor:
+    def form(self, name: str, t: Tensors) -> Tensor:
         """y, [B, L, I], by a form in plain PyTorch, of dense operands; in float32 for half precision."""
         return FORMS[name]({name: x.to(self.accumulate_dtype) for name, x in t.items()})
 
-    def exact(self, t: dict[str, Tensor]) -> Tensor:
+    def exact(self, t: Tensors) -> Tensor:
         return by_doubling(t)
 
     @property
