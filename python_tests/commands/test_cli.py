@@ -86,8 +86,8 @@ def test_runs_without_a_name_never_collide(tmp_path: Path) -> None:
         (["--model.hidden_size=32"], "--model.hidden_size: a resumed run keeps its settings (here 16)"),
         (["--data.order=recbole"], "--data.order: a resumed run keeps"),
         (["--train.epoch=3"], "unknown option --train.epoch; did you mean '--train.epochs'?"),
-        (["--preset=paper"], "--preset does not go with --resume"),
-        (["--config=a.yaml"], "--config does not go with --resume"),
+        (["--preset=paper"], "--preset cannot be given with --resume"),
+        (["--config=a.yaml"], "--config cannot be given with --resume"),
     ],
 )
 def test_what_a_resumed_run_may_not_change(

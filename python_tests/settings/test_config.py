@@ -128,7 +128,7 @@ def test_written_configuration_reads_back(tmp_path: Path) -> None:
         (["--config", ""], "--config: '' is not a path"),
         (
             ["--preset", "paper", "--model.mode", "causal"],
-            "padding=attend goes with model.mode=bidirectional",
+            "model.padding: attend requires model.mode bidirectional",
         ),
         (["stray"], "stray"),
     ],
@@ -159,8 +159,8 @@ def test_wrong_options(argv: list[str], message: str) -> None:
         ("train: {optim: {}}\n", "a.yaml: unknown key train.optim"),
         ("train: {name: [x]}\n", "a.yaml: train.name: ['x'] is not text or null"),
         ("train: {name: {}}\n", "a.yaml: train.name: {} is not text or null"),
-        ("train: &t\n  lr: *t\n", "a.yaml: nested without end"),
-        ("train: {name: &t [*t]}\n", "a.yaml: nested without end"),
+        ("train: &t\n  lr: *t\n", "a.yaml: an alias (*) refers to a node that contains it"),
+        ("train: {name: &t [*t]}\n", "a.yaml: an alias (*) refers to a node that contains it"),
         ("train: {name: 2020-13-01}\n", "a.yaml: not YAML: month must be in 1..12"),
     ],
 )

@@ -36,13 +36,11 @@ class RecGRELAConfig(ModelConfig):
     num_heads: int = setting(4, "Number of attention heads; divides hidden_size into even parts.", min=1)
     mode: Literal["causal", "bidirectional"] = setting(
         "causal",
-        "Direction: causal attends to earlier items and trains on every position; bidirectional is the "
-        "published model and trains on the last position.",
+        "causal: attends to earlier items, trains on every position; bidirectional: as published, trains on "
+        "the last position.",
     )
     padding: Padding = setting(
-        "mask",
-        "Padding up to max_len: mask excludes it; attend treats it as items, as published (mode "
-        "bidirectional).",
+        "mask", "Padding up to max_len: mask excludes it; attend treats it as items (bidirectional only)."
     )
     drop_path: float = setting(
         0.1, "Rate at which a whole sequence skips a block's attention branch.", min=0, below=1
@@ -71,8 +69,8 @@ class RecGRELAConfig(ModelConfig):
         check_heads(self.hidden_size, self.num_heads, even=True)
         if self.mode == "causal" and self.padding == "attend":
             raise ConfigError(
-                "model.padding=attend goes with model.mode=bidirectional only: what follows a "
-                "causal sequence's end cannot change it"
+                "model.padding: attend requires model.mode bidirectional; padding after the end of a causal "
+                "sequence cannot affect it"
             )
 
 

@@ -12,7 +12,7 @@ from recgrela.system.files import given_path
 Format = Literal["auto", "recbole", "movielens", "csv", "parquet"]
 Order = Literal["time", "recbole"]
 
-MAX_SYNTHETIC_EVENTS = 2**28  # about 20 GB of memory while they are generated
+MAX_SYNTHETIC_EVENTS = 2**28  # about 20 GB of memory while they are made
 MAX_SYNTHETIC_PAIRS = 2**31  # users times items, about 3 GB of memory
 
 
@@ -24,22 +24,26 @@ class DataConfig(Settings):
 
     # The hash of the events is compared in place of the path.
     path: str = setting(
-        "synthetic", "File, folder or zip: RecBole, MovieLens, CSV or Parquet; or synthetic.", affects=NOTHING
+        "synthetic",
+        "File, folder or zip of RecBole, MovieLens, CSV or Parquet; or synthetic.",
+        affects=NOTHING,
     )
     format: Format = setting("auto", "Format of the data; auto decides by the file's name.")
     user_column: str = setting("user_id", "Name of the user column (RecBole, CSV, Parquet).")
     item_column: str = setting("item_id", "Name of the item column (RecBole, CSV, Parquet).")
     time_column: str = setting("timestamp", "Name of the time column (RecBole, CSV, Parquet).")
-    min_user_events: int = setting(5, "Drop users with fewer events; filters repeat until all hold.", min=0)
-    max_user_events: int | None = setting(None, "Drop users with more events; null: none.")
+    min_user_events: int = setting(
+        5, "Drop users with fewer events; all filters repeat until they hold.", min=0
+    )
+    max_user_events: int | None = setting(None, "Drop users with more events; null: no limit.")
     min_item_events: int = setting(5, "Drop items with fewer events.", min=0)
-    max_item_events: int | None = setting(None, "Drop items with more events; null: none.")
+    max_item_events: int | None = setting(None, "Drop items with more events; null: no limit.")
     order: Order = setting(
-        "time", "Order of events: by time, or as published by RecBole's time in float32 (64 s steps)."
+        "time", "Order of events by time; recbole: by time in float32 (steps of 64 s), as published."
     )
     max_len: int = setting(200, "Maximum length of a history; its last items are kept.", min=1)
     eval_max_len: int | None = setting(
-        None, "max_len in evaluation and recommendation; null: the same as in training.", min=1
+        None, "Maximum length in evaluation and recommendation; null: max_len.", min=1
     )
     synthetic_seed: int = setting(0, "Seed of the synthetic data.", min=0, max=MAX_SEED)
     synthetic_users: int = setting(1000, "Number of synthetic users.", min=1)

@@ -18,8 +18,8 @@ S = TypeVar("S", bound=Settings)
 
 PRESETS = ("causal", "paper")
 PRESETS_FOLDER = Path(__file__).parent / "presets"
-PRESET = Option("preset", "causal", "Named settings that the others change.", choices=PRESETS)
-CONFIG = Option("config", None, "YAML file of settings. May be given several times.", many="append")
+PRESET = Option("preset", "causal", "Named settings to start from.", choices=PRESETS)
+CONFIG = Option("config", None, "YAML file of settings; repeat it for several files.", many="append")
 
 
 class Source(NamedTuple):

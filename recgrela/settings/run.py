@@ -107,7 +107,7 @@ def read_resumed(argv: Sequence[str], before: RunConfig) -> RunConfig:
         ConfigError: A wrong key, value or combination, or a setting that a resumed run may not change.
     """
     for key in peek(argv, [PRESET, CONFIG]):
-        raise ConfigError(f"--{key} does not go with --resume: a resumed run keeps its own settings")
+        raise ConfigError(f"--{key} cannot be given with --resume: a resumed run keeps its own settings")
     old, free = before.flat(), before.resumable()
     model = type(before.model)
     after = _read_options(argv, model, old, {model.name: model})
@@ -153,7 +153,7 @@ def _read_options(
     parser = Parser(
         "train",
         "Train a sequential recommender, evaluate it and leave a run folder.",
-        usage="%(prog)s [--preset NAME] [--config FILE] [--SECTION.KEY VALUE ...]",
+        usage="%(prog)s [--preset PRESET] [--config CONFIG] [--SECTION.KEY VALUE ...]",
         epilog="A value comes from the command line, else from the last --config that has it, else from the "
         "preset, else it is the default. --help shows the values of the given preset and files.",
     )

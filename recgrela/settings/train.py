@@ -30,7 +30,7 @@ class TrainConfig(Settings):
     section: ClassVar[str] = "train"
 
     objective: Objective = setting(
-        "all", "last: one target per prefix of a history, as published; all: every position (causal models)."
+        "all", "last: one target per prefix of a history, as published; all: every position (causal model)."
     )
     epochs: int = setting(300, "Maximum number of epochs.", min=1, affects=LENGTH)
     max_steps: int | None = setting(None, "Maximum number of steps; null: no limit.", min=1, affects=LENGTH)
@@ -73,13 +73,17 @@ class TrainConfig(Settings):
 
     def check_together(self) -> None:
         if self.label_smoothing and self.loss != "softmax":
-            raise ConfigError(f"train.label_smoothing goes with train.loss softmax, not with {self.loss}")
+            raise ConfigError(
+                f"train.label_smoothing: {self.label_smoothing} requires train.loss softmax, not {self.loss}"
+            )
         if self.cuda_graphs and self.objective != "all":
-            raise ConfigError("train.cuda_graphs goes with train.objective all, whose batches have one size")
+            raise ConfigError(
+                "train.cuda_graphs: true requires train.objective all; its batches have one size"
+            )
         if self.cuda_graphs and self.max_tokens is not None and self.max_tokens < self.batch_size:
             raise ConfigError(
-                f"train.cuda_graphs needs the whole batch in one pass: train.max_tokens {self.max_tokens} is "
-                f"below train.batch_size {self.batch_size}"
+                f"train.cuda_graphs: true requires the whole batch in one pass; train.max_tokens "
+                f"{self.max_tokens} is below train.batch_size {self.batch_size}"
             )
         if self.name is not None and (self.name in ("", ".", "..") or set(self.name) & set("/\\\0")):
             raise ConfigError(f"train.name: {self.name!r} is not a folder's name; --train.output says where")

@@ -20,7 +20,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         content = yaml.load(path.read_text("utf-8"), _Loader)  # a SafeLoader
-        _check_ends(content)
+        _check_finite(content)
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: there is no such file{near_file(path)}") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -32,7 +32,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except ValueError as error:  # such as a date in month 13
         raise ConfigError(f"{path}: not YAML: {error}") from error
     except RecursionError as error:
-        raise ConfigError(f"{path}: nested without end") from error
+        raise ConfigError(f"{path}: an alias (*) refers to a node that contains it") from error
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
@@ -50,7 +50,7 @@ def flatten(content: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """A loader that refuses a key that occurs twice; YAML's own takes the last one."""
+    """A loader that rejects a duplicate key; SafeLoader keeps the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -64,8 +64,8 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _check_ends(content: object) -> None:
+def _check_finite(content: object) -> None:
     """Raises RecursionError for an alias inside the node that it refers to."""
     parts = content.values() if isinstance(content, Mapping) else content if isinstance(content, list) else ()
     for part in parts:
-        _check_ends(part)
+        _check_finite(part)
