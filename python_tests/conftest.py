@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,6 +34,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two epochs, with the options of `support.runs`; tests must not change it."""
+    from python_tests.support.runs import make_run  # imports every command
+
+    torch.manual_seed(0)
+    return make_run(tmp_path_factory.mktemp("runs"), "run")
 
 
 @pytest.fixture

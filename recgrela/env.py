@@ -1,145 +1,56 @@
-"""`python -m recgrela.env`: what was built, and whether its kernels run on this machine."""
+"""`python -m recgrela.env`: show how recgrela was built and whether its kernels run on this machine."""
 
 from __future__ import annotations
 
 import json
-import platform
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
-import recgrela
 from recgrela.settings import command_line
 from recgrela.settings.command_line import Parser
 from recgrela.settings.fields import Option
+from recgrela.system.environment import environment_facts
 
-NOT_USABLE = 1  # the exit code; 2 is a mistake in the command
+NOT_USABLE = 1  # the exit code; 2 is an error in the command line
 
-
-def facts() -> dict[str, Any]:
-    """Versions, build facts, and for the CPU and each GPU whether the kernels run, as plain values.
-
-    `built` is None where the compiled library does not load, with the reason in `library_error`.
-    """
-    found: dict[str, Any] = {
-        "recgrela": recgrela.__version__,
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()} {' '.join(platform.libc_ver())}".strip(),
-        "torch": torch.__version__,
-        "torch_cuda": torch.version.cuda,
-    }
-    try:
-        from recgrela.ops._library import _C
-    except ImportError as error:
-        why = " ".join(str(error).split())
-        unusable = {"usable": False, "why_not": "the compiled library does not load"}
-        return found | {"built": None, "library_error": why, "cpu": unusable, "cuda": unusable | {"gpus": []}}
-    return found | {
-        "built": {
-            "torch": _C.torch_version,
-            "compiler": _C.compiler,
-            "cuda": _C.cuda_version,
-            "cuda_architectures": _C.cuda_architectures.split() if _C.cuda_architectures else [],
-        },
-        "library_error": None,
-        "cpu": _usable(_try("cpu")) | {"isa": _C.cpu_isa(), "threads": torch.get_num_threads()},
-        "cuda": _cuda(),
-    }
-
-
-def _cuda() -> dict[str, Any]:
-    from recgrela.system import gpu
-
-    driver = gpu.driver_cuda()
-    gpus: list[dict[str, Any]] = []
-    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        why_not = gpu.gpu_obstacle(index)
-        try:
-            properties = torch.cuda.get_device_properties(index)
-        except RuntimeError as error:
-            gpus.append({"name": None} | _usable(why_not or " ".join(str(error).split())))
-            continue
-        why_not = why_not or _try(f"cuda:{index}")
-        gpus.append(
-            {
-                "name": properties.name,
-                "capability": f"{properties.major}.{properties.minor}",
-                "memory_bytes": properties.total_memory,
-                "code": gpu.code_for(properties.major, properties.minor),
-            }
-            | _usable(why_not)
-        )
-    why_not = None
-    if not any(found["usable"] for found in gpus):
-        why_not = gpu.build_obstacle() or "; ".join(found["why_not"] for found in gpus)
-    return _usable(why_not) | {"driver_cuda": driver and f"{driver[0]}.{driver[1]}", "gpus": gpus}
-
-
-def _usable(why_not: str | None) -> dict[str, Any]:
-    return {"usable": why_not is None, "why_not": why_not}
-
-
-def _try(device: str) -> str | None:
-    """Runs the operator and its gradient on a device; what went wrong, or None."""
-    from recgrela.ops import gated_rela, gated_rela_reference, rotary_table
-
-    generator = torch.Generator().manual_seed(0)
-    try:
-        x = torch.randn(24, 32, generator=generator).to(device)
-        table = rotary_table(17, 32, device=device)
-        options: dict[str, Any] = {"num_heads": 2, "causal": True, "rotary": table}
-        results = []
-        for op in (gated_rela, gated_rela_reference):
-            leaf = x.clone().requires_grad_()
-            cu_seqlens = torch.tensor([0, 17, 24], device=device)
-            y: Any = op(leaf, leaf, leaf, leaf, cu_seqlens, **options)
-            (gradient,) = torch.autograd.grad(y.square().sum(), leaf)
-            results.append(torch.cat([y.detach(), gradient]).cpu())
-    except RuntimeError as error:
-        return " ".join(str(error).split())
-    ours, expected = results
-    if not torch.allclose(ours, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item()):
-        return f"wrong results: {(ours - expected).abs().max().item():.3g} off the reference"
-    return None
+REQUIRE = Option(
+    "require",
+    None,
+    "Exit with 0 if the kernels run on this device, else with 1; by default on the CPU and on every GPU that "
+    "PyTorch detects.",
+    choices=("cpu", "cuda"),
+)
 
 
 def command(argv: Sequence[str]) -> int:
     """Print the facts.
 
-    Exit code 0 if the kernels run on the CPU and on every GPU that PyTorch sees (or on what --require names),
-    1 if they do not.
+    Returns:
+        0 if the kernels run on the device of --require, or without it on the CPU and on every GPU that
+        PyTorch detects; else 1.
     """
     parser = Parser("env", "Show how recgrela was built and whether its kernels run on this machine.")
     parser.add_argument("--json", action="store_true", help="Print JSON.")
-    parser.add(
-        [
-            Option(
-                "require",
-                None,
-                "Exit with 0 if the kernels run on this device, else with 1; by default on the CPU and on "
-                "every GPU that PyTorch detects.",
-                choices=("cpu", "cuda"),
-            )
-        ]
-    )
+    parser.add([REQUIRE])
     options = parser.read(argv)
-    found = facts()
+    facts = environment_facts()
     if options["json"]:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(facts, indent=2))
     else:
-        _print(found)
+        Console().print(_table(facts))
     if options["require"]:
-        usable = found[options["require"]]["usable"]
+        usable = facts[options["require"]]["usable"]
     else:
-        usable = found["cpu"]["usable"] and all(gpu["usable"] for gpu in found["cuda"]["gpus"])
+        usable = facts["cpu"]["usable"] and all(gpu["usable"] for gpu in facts["cuda"]["gpus"])
     return 0 if usable else NOT_USABLE
 
 
-def _print(found: dict[str, Any]) -> None:
+def _table(facts: dict[str, Any]) -> Table:
+    """A row for each fact with a value; nested names are joined by dots."""
     table = Table(show_header=False)
 
     def add(name: str, value: object) -> None:
@@ -156,9 +67,9 @@ def _print(found: dict[str, Any]) -> None:
         else:
             table.add_row(name, ", ".join(value) if isinstance(value, list) else str(value))
 
-    for name, value in found.items():
+    for name, value in facts.items():
         add(name, value)
-    Console().print(table)
+    return table
 
 
 def main(argv: Sequence[str] | None = None) -> int:

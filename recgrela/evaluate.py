@@ -1,4 +1,4 @@
-"""`python -m recgrela.evaluate RUN`: repeat a run's table from its checkpoint and its data."""
+"""`python -m recgrela.evaluate RUN`: recompute a run's table from its checkpoint and data."""
 
 from __future__ import annotations
 
@@ -8,37 +8,35 @@ from collections.abc import Sequence
 import torch
 from rich.console import Console
 
-from recgrela.runs.report import show_rankings
 from recgrela.runs.saved import Split, evaluate, load_data, load_run
+from recgrela.runs.tables import show_rankings
 from recgrela.settings import command_line
 from recgrela.settings.command_line import Parser
 from recgrela.settings.fields import MAX_THREADS, Option
 from recgrela.system.console import say
+from recgrela.system.device import pick_device
 from recgrela.system.files import given_path
-from recgrela.system.runtime import pick_device
+
+OPTIONS = [
+    Option("split", "both", "The splits to evaluate.", choices=("both", "valid", "test")),
+    Option(
+        "checkpoint",
+        "auto",
+        "The weights to evaluate; auto takes those of the run's final table.",
+        choices=("auto", "best", "last"),
+    ),
+    Option("data.path", None, "Path of the data if it has moved."),
+    Option("batch_size", None, "Number of users ranked at a time; by default the run's.", kind=int, min=1),
+    Option("device", "auto", "Device: cpu, cuda, cuda:N, or auto for the GPU if there is one."),
+    Option("threads", None, "Number of CPU threads.", kind=int, min=1, max=MAX_THREADS),
+]
 
 
 def command(argv: Sequence[str]) -> int:
     """Parse, evaluate, print."""
     parser = Parser("evaluate", "Recompute a run's table, with seen items ranked and removed.")
     parser.add_argument("run", metavar="RUN", help="Run folder.")
-    parser.add(
-        [
-            Option("split", "both", "The splits to evaluate.", choices=("both", "valid", "test")),
-            Option(
-                "checkpoint",
-                "auto",
-                "The weights to evaluate; auto takes those of the run's final table.",
-                choices=("auto", "best", "last"),
-            ),
-            Option("data.path", None, "Path of the data if it has moved."),
-            Option(
-                "batch_size", None, "Number of users ranked at a time; by default the run's.", kind=int, min=1
-            ),
-            Option("device", "auto", "Device: cpu, cuda, cuda:N, or auto for the GPU if there is one."),
-            Option("threads", None, "Number of CPU threads.", kind=int, min=1, max=MAX_THREADS),
-        ]
-    )
+    parser.add(OPTIONS)
     options = parser.read(argv)
     if options["threads"]:
         torch.set_num_threads(options["threads"])

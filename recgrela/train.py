@@ -1,4 +1,4 @@
-"""`python -m recgrela.train`: train a model, evaluate it and leave a run folder."""
+"""`python -m recgrela.train`: train a model, evaluate it and write a run folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from rich.console import Console
 
 from recgrela.models import CONFIGS
 from recgrela.runs.folder import RunFolder
-from recgrela.runs.saved import describe_state
 from recgrela.settings import command_line
 from recgrela.settings.run import find_resumed, read_config, read_resumed, read_run
 from recgrela.system.console import say
@@ -20,22 +19,21 @@ from recgrela.training.trainer import train
 
 
 def command(argv: Sequence[str]) -> int:
-    """Parse, train, and say how to go on."""
+    """Parse, train, and print how to evaluate or resume the run."""
+    console = Console()
     resumed = find_resumed(argv)
     if resumed is None:
-        config, path = read_run(argv, CONFIGS), None
+        result = train(read_run(argv, CONFIGS), console=console)
     else:
         folder = RunFolder.open(given_path(resumed, "--resume"))
-        config, path = read_resumed(argv, read_config(folder.config_path, CONFIGS)), folder.path
-    console = Console()
-    result = train(config, path, console)
-    path = result.folder.path
+        config = read_resumed(argv, read_config(folder.config_path, CONFIGS))
+        result = train(config, folder, console)
+    path = shlex.quote(str(result.folder.path))
     if result.signum is not None:
-        name, where = signal.Signals(result.signum).name, describe_state(result.state)
-        say(console, f"stopped by {name} {where}")
-        say(console, f"go on with: python -m recgrela.train --resume {shlex.quote(str(path))}")
+        say(console, f"stopped by {signal.Signals(result.signum).name} {result.state.describe()}")
+        say(console, f"resume with: python -m recgrela.train --resume {path}")
         return command_line.EXIT_SIGNAL + result.signum
-    say(console, f"run folder {path}: python -m recgrela.evaluate {shlex.quote(str(path))} repeats the table")
+    say(console, f"run folder {path}: python -m recgrela.evaluate {path} repeats the table")
     return 0
 
 

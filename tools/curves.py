@@ -31,7 +31,7 @@ def rows_of_run(path: Path) -> list[dict[str, float]]:
     """A row per epoch of a run folder."""
     rows = []
     targets = 0
-    for record in RunFolder.open(path).epoch_records():
+    for record in RunFolder.open(path).metrics.read_epochs():
         targets += record["targets"]
         valid, removed = record["valid"]["unmasked"], record["valid"]["masked"]
         scores = (valid["HR@10"], valid["NDCG@10"], removed["NDCG@10"])

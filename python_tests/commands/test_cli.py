@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,15 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from python_tests.support.runs import make_run, options, run_train
+from python_tests.support.runs import options, run_train
 from recgrela import evaluate, recommend, train
 from recgrela.settings import command_line
 from recgrela.system.suggest import near_miss
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_run(tmp_path_factory.mktemp("runs"), "run", "--train.epochs=1")
+@pytest.fixture
+def run(finished_run: Path) -> Path:
+    return finished_run
 
 
 def error_of(capsys: pytest.CaptureFixture[str]) -> str:
@@ -44,7 +45,7 @@ def error_of(capsys: pytest.CaptureFixture[str]) -> str:
         (["--data.path=nowhere.csv"], "nowhere.csv"),
         (["--data.min_item_events=100000"], "synthetic"),
         (["--config=nowhere.yaml"], "nowhere.yaml: there is no such file"),
-        (["--resume=nowhere"], "nowhere: there is no such run folder"),
+        (["--resume=nowhere"], "nowhere: no such run folder"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
@@ -107,10 +108,10 @@ def test_not_a_run_folder(
     more = ["--items=1"] if command is recommend.main else []
     first = [f"--resume={tmp_path}"] if command is train.main else [str(tmp_path)]
     assert command([*first, *more]) == 2
-    assert "not a run folder, config.yaml and protocol.json missing" in error_of(capsys)
+    assert "not a run folder: config.yaml and protocol.json missing" in error_of(capsys)
     wrong = str(run.parent / "ruun")
     assert command([f"--resume={wrong}" if command is train.main else wrong, *more]) == 2
-    assert "there is no such run folder; did you mean 'run'?" in error_of(capsys)
+    assert "no such run folder; did you mean 'run'?" in error_of(capsys)
 
 
 def test_a_file_or_nothing_given_as_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -130,9 +131,9 @@ def test_a_folder_that_cannot_be_listed_gives_no_hint(
 
     monkeypatch.setattr(Path, "iterdir", refused)
     assert evaluate.main([str(tmp_path / "run")]) == 2
-    assert error_of(capsys).endswith("there is no such run folder\n")
+    assert error_of(capsys).endswith(": no such run folder\n")
     assert run_train(f"--config={tmp_path / 'a.yaml'}") == 2
-    assert error_of(capsys).endswith("there is no such file\n")
+    assert error_of(capsys).endswith("no such file\n")
 
 
 @pytest.mark.parametrize(
@@ -168,7 +169,7 @@ def test_a_run_without_a_checkpoint_cannot_go_on(
     for name in ("config.yaml", "protocol.json"):
         (tmp_path / name).write_bytes((run / name).read_bytes())
     assert run_train(f"--resume={tmp_path}") == 2
-    assert "there is no last.safetensors" in error_of(capsys)
+    assert "last.safetensors is missing" in error_of(capsys)
 
 
 @pytest.mark.parametrize(
@@ -181,9 +182,9 @@ def test_a_run_without_a_checkpoint_cannot_go_on(
             "split: 'tst' is not one of both, valid, test; did you mean 'test'?",
         ),
         (evaluate.main, ["--batch_size=0"], "batch_size: 0 is below 1"),
-        (recommend.main, [], "give either --user TOKEN or --items TOKEN,TOKEN,..."),
+        (recommend.main, [], "give either --user ID or --items ID,ID,..."),
         (recommend.main, ["--user=1", "--items=1"], "give either --user"),
-        (recommend.main, ["--items=,"], "--items: there is no item"),
+        (recommend.main, ["--items=,"], "--items: no item is given"),
         (recommend.main, ["--items=nothing"], "item 'nothing' is not among the run's"),
         (recommend.main, ["--user=nobody"], "user 'nobody' is not in the data"),
         (recommend.main, ["--items=1", "--k=0"], "k: 0 is below 1"),
@@ -200,13 +201,22 @@ def test_wrong_options_of_the_other_commands(
     assert message in error_of(capsys)
 
 
-def test_the_commands_run_as_modules() -> None:
-    for module, option in (("train", "--train.lr"), ("evaluate", "--checkpoint"), ("recommend", "--items")):
-        done = subprocess.run(
-            [sys.executable, "-m", f"recgrela.{module}", "--help"], capture_output=True, text=True, timeout=60
-        )
-        assert done.returncode == 0, done.stderr
-        assert option in done.stdout
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [("train", "--train.lr"), ("evaluate", "--checkpoint"), ("recommend", "--items"), ("compare", "--seeds")],
+)
+@pytest.mark.filterwarnings("ignore:.* found in sys.modules:RuntimeWarning")
+def test_the_commands_run_as_modules(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str, option: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["", "--help"])
+    with pytest.raises(SystemExit, match=r"\A0\Z"):
+        runpy.run_module(f"recgrela.{command}", run_name="__main__")
+    out = capsys.readouterr().out
+    assert f"usage: python -m recgrela.{command} " in out and option in out
+
+
+def test_a_process_reports_an_error_in_one_line() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "recgrela.train", "--train.lrr=1"], capture_output=True, text=True, timeout=60
     )

@@ -14,9 +14,10 @@ import torch
 
 from recgrela import env
 from recgrela.ops._library import _C
-from recgrela.system import gpu
+from recgrela.system import device as device_module
+from recgrela.system import environment
+from recgrela.system.device import pick_device
 from recgrela.system.errors import ConfigError
-from recgrela.system.runtime import pick_device
 
 
 def test_json_of_a_real_process() -> None:
@@ -62,9 +63,9 @@ def make_gpu(
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     built = SimpleNamespace(**{name: getattr(_C, name) for name in dir(_C) if not name.startswith("__")})
     built.cuda_architectures, built.cuda_version = architectures, architectures and cuda
-    monkeypatch.setattr(gpu, "_C", built)
-    monkeypatch.setattr(gpu, "has_kernels", lambda device: architectures is not None)
-    monkeypatch.setattr(gpu, "driver_cuda", lambda: driver)
+    monkeypatch.setattr(device_module, "_C", built)
+    monkeypatch.setattr(device_module, "has_kernels", lambda device: architectures is not None)
+    monkeypatch.setattr(device_module, "driver_cuda", lambda: driver)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: visible)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: int(visible))
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
@@ -94,8 +95,8 @@ def make_gpu(
 )
 def test_code(monkeypatch: Any, capability: tuple[int, int], architectures: str, code: str | None) -> None:
     make_gpu(monkeypatch, capability, architectures)
-    assert gpu.code_for(*capability) == code
-    assert (gpu.gpu_obstacle() is None) == (code is not None)
+    assert device_module.code_for(*capability) == code
+    assert (device_module.gpu_obstacle() is None) == (code is not None)
 
 
 @pytest.mark.parametrize(
@@ -104,14 +105,17 @@ def test_code(monkeypatch: Any, capability: tuple[int, int], architectures: str,
         ({"capability": (7, 5)}, "need 8.0 or newer"),
         ({"capability": (9, 0), "architectures": "8.0"}, "TORCH_CUDA_ARCH_LIST=9.0"),
         ({"capability": (9, 0), "architectures": None}, "built without CUDA kernels"),
-        ({"capability": (9, 0), "driver": (12, 4)}, "supports CUDA up to 12.4, recgrela was built with 13.0"),
+        (
+            {"capability": (9, 0), "driver": (12, 4)},
+            "supports CUDA up to 12.4, but recgrela is built with 13.0",
+        ),
         ({"capability": (9, 0), "driver": None}, "no NVIDIA driver"),
-        ({"capability": (12, 0), "cuda": "13.2"}, "whose PTX it does not compile"),
+        ({"capability": (12, 0), "cuda": "13.2"}, "whose PTX the driver cannot compile"),
     ],
 )
 def test_obstacles(monkeypatch: Any, machine: dict[str, Any], why: str) -> None:
     make_gpu(monkeypatch, **machine)
-    assert why in (gpu.gpu_obstacle() or "")
+    assert why in (device_module.gpu_obstacle() or "")
     assert env.main(["--json"]) == 1  # a GPU that is there and cannot be used
     assert env.main(["--json", "--require", "cpu"]) == 0
     with pytest.raises(ConfigError, match="device 'cuda'") as error:
@@ -121,11 +125,13 @@ def test_obstacles(monkeypatch: Any, machine: dict[str, Any], why: str) -> None:
 
 def test_a_gpu_on_which_the_kernels_fail(monkeypatch: Any, capsys: pytest.CaptureFixture[str]) -> None:
     make_gpu(monkeypatch, (9, 0))
-    monkeypatch.setattr(env, "_try", lambda device: "it did not start" if "cuda" in device else None)
+    monkeypatch.setattr(
+        environment, "kernel_fault", lambda device: "it did not start" if "cuda" in device else None
+    )
     assert env.main(["--json", "--require", "cuda"]) == 1
     (found,) = json.loads(capsys.readouterr().out)["cuda"]["gpus"]
     assert found["why_not"] == "it did not start" and found["code"] == "compiled"
-    monkeypatch.setattr(env, "_try", lambda device: None)
+    monkeypatch.setattr(environment, "kernel_fault", lambda device: None)
     assert env.main(["--require", "cuda"]) == 0
 
 
@@ -145,7 +151,7 @@ def test_a_gpu_that_does_not_start(monkeypatch: Any, capsys: pytest.CaptureFixtu
 
 def test_a_build_for_a_newer_driver_runs_what_is_compiled(monkeypatch: Any) -> None:
     make_gpu(monkeypatch, (9, 0), cuda="13.2")  # of the same major version: only PTX needs the newer one
-    assert gpu.gpu_obstacle() is None
+    assert device_module.gpu_obstacle() is None
 
 
 def test_no_gpu_is_no_failure_unless_one_is_required(monkeypatch: Any) -> None:
@@ -160,4 +166,4 @@ def test_wrong_results_are_found(monkeypatch: Any) -> None:
 
     real = recgrela.ops.gated_rela
     monkeypatch.setattr(recgrela.ops, "gated_rela", lambda *a, **k: 1.01 * real(*a, **k))
-    assert "wrong results" in (env._try("cpu") or "")
+    assert "wrong results" in (environment.kernel_fault("cpu") or "")

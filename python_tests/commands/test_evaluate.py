@@ -11,20 +11,24 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from python_tests.support.runs import make_run
 from recgrela import evaluate, recommend
 from recgrela.data import EvalBatches
 from recgrela.evaluation.ranking import rank_all
+from recgrela.evaluation.recommendation import recommend as best_items
+from recgrela.runs.consistency import check_data
 from recgrela.runs.folder import RunFolder
-from recgrela.runs.saved import check_data, load_data, load_run
+from recgrela.runs.histories import token_history, user_history
+from recgrela.runs.items import read_items
+from recgrela.runs.saved import evaluate as evaluate_run
+from recgrela.runs.saved import load_data, load_run
 from recgrela.system.errors import DataError, RunError
 
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_run(tmp_path_factory.mktemp("runs"), "run")
+@pytest.fixture
+def run(finished_run: Path) -> Path:
+    return finished_run
 
 
 @pytest.fixture
@@ -34,7 +38,7 @@ def copy(run: Path, tmp_path: Path) -> Path:
 
 def test_repeats_the_final_table(run: Path) -> None:
     saved = load_run(run, None, CPU)
-    rankings = evaluate.evaluate(saved, load_data(saved), batch_size=7)
+    rankings = evaluate_run(saved, load_data(saved), batch_size=7)
     results = json.loads((run / "results.json").read_text())
     for split in ("valid", "test"):
         now, then = rankings[split].as_dict(), results[split]
@@ -57,9 +61,9 @@ def test_other_data_is_refused(copy: Path, capsys: pytest.CaptureFixture[str]) -
     text = config.read_text()
     config.write_text(text.replace("synthetic_seed: 0", "synthetic_seed: 1"))
     assert evaluate.main([str(copy)]) == 2
-    assert "synthetic: not the data of this run: sha256" in capsys.readouterr().err
+    assert "synthetic: not the data of this run: its sha256 is" in capsys.readouterr().err
     config.write_text(text.replace("min_item_events: 5", "min_item_events: 30"))
-    with pytest.raises(RunError, match="after filtering, the run had"):
+    with pytest.raises(RunError, match="after filtering, but the run had"):
         load_data(load_run(copy, None, CPU))
 
 
@@ -67,14 +71,14 @@ def test_other_events_of_the_same_file_are_refused(copy: Path) -> None:
     saved = load_run(copy, None, CPU)
     data = load_data(saved)
     check_data(saved.folder, data)
-    with pytest.raises(RunError, match="not the events of this run, or in another order; restore"):
+    with pytest.raises(RunError, match="the events or their order differ from those of this run; restore"):
         check_data(saved.folder, replace(data, items=data.items.flip(0)))
 
 
 def test_the_checkpoint_of_the_table_is_the_only_one(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (copy / "best.safetensors").unlink()
     assert evaluate.main([str(copy)]) == 2
-    assert "there is no best.safetensors; results.json is of it" in capsys.readouterr().err
+    assert "best.safetensors is missing; results.json was computed from it" in capsys.readouterr().err
     assert evaluate.main([str(copy), "--checkpoint=last"]) == 0
     (copy / "results.json").write_text('{"checkpoint": 3}')
     assert evaluate.main([str(copy)]) == 2
@@ -85,11 +89,11 @@ def test_an_item_table_of_another_length(copy: Path) -> None:
     folder = load_run(copy, None, CPU).folder
     table = pq.read_table(folder.items_path)
     pq.write_table(table.slice(1), folder.items_path)
-    with pytest.raises(RunError, match=rf"damaged: {len(table) - 1} items, the run has {len(table)}"):
-        folder.read_items(len(table))
+    with pytest.raises(RunError, match=rf"damaged: {len(table) - 1} items, but the run has {len(table)}"):
+        read_items(folder.items_path, len(table))
     pq.write_table(table.drop_columns("title"), folder.items_path)
     with pytest.raises(RunError, match="expected the text columns"):
-        folder.read_items(len(table))
+        read_items(folder.items_path, len(table))
 
 
 @pytest.mark.parametrize(
@@ -102,9 +106,9 @@ def test_an_item_table_of_another_length(copy: Path) -> None:
 )
 def test_damaged_metrics(copy: Path, content: bytes, message: str) -> None:
     folder = RunFolder.open(copy)
-    folder.metrics_path.write_bytes(content)
+    folder.metrics.path.write_bytes(content)
     with pytest.raises(RunError, match=message):
-        folder.read_metrics()
+        folder.metrics.read()
 
 
 @pytest.mark.parametrize("key", ["sha256", "packed_sha256", "items"])
@@ -120,15 +124,15 @@ def test_another_model_is_refused(copy: Path, capsys: pytest.CaptureFixture[str]
     config = copy / "config.yaml"
     config.write_text(config.read_text().replace("hidden_size: 16", "hidden_size: 32"))
     assert evaluate.main([str(copy)]) == 2
-    assert "a checkpoint of another RecGRELA: hidden_size 16 (here 32)" in capsys.readouterr().err
+    assert "a checkpoint of RecGRELA with other settings: hidden_size 16 (here 32)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("config.yaml", "not a run folder, config.yaml missing"),
-        ("protocol.json", "not a run folder, protocol.json missing"),
-        ("best.safetensors", "there is no best.safetensors"),
+        ("config.yaml", "not a run folder: config.yaml missing"),
+        ("protocol.json", "not a run folder: protocol.json missing"),
+        ("best.safetensors", "best.safetensors is missing"),
     ],
 )
 def test_a_missing_file_is_named(
@@ -146,7 +150,7 @@ def test_a_missing_file_is_named(
         ("protocol.json", "{}", "the section 'data' is missing"),
         ("config.yaml", "train: {lrr: 1}", "unknown key train.lrr"),
         ("results.json", "[]", "results.json: damaged"),
-        ("best.safetensors", "nonsense", "not a checkpoint, or a damaged one"),
+        ("best.safetensors", "nonsense", "not a checkpoint, or damaged"),
     ],
 )
 def test_a_damaged_file_is_named(
@@ -164,26 +168,26 @@ def test_recommends_what_scores_highest(run: Path) -> None:
     with torch.no_grad():
         scores = saved.model.score(torch.tensor([history]), torch.tensor([3]))[0]
     order = [item for item in scores.argsort(descending=True).tolist() if item != 0]
-    found = recommend.recommend(saved.model, history, k=5, seen=True)
+    found = best_items(saved.model, history, k=5, seen=True)
     assert [r.item for r in found] == order[:5]
     assert [r.score for r in found] == pytest.approx(scores[order[:5]].tolist(), rel=1e-5)
     unseen = [item for item in order if item not in history]
-    assert [r.item for r in recommend.recommend(saved.model, history, k=5)] == unseen[:5]
-    assert [r.item for r in recommend.recommend(saved.model, history, k=1000)] == unseen
+    assert [r.item for r in best_items(saved.model, history, k=5)] == unseen[:5]
+    assert [r.item for r in best_items(saved.model, history, k=1000)] == unseen
 
 
 def test_only_the_end_of_a_long_history_counts(run: Path) -> None:
     model = load_run(run, None, CPU).model
     tail = [1 + i % 7 for i in range(model.max_len)]
-    short = recommend.recommend(model, tail, seen=True)
-    assert recommend.recommend(model, [20, 21, 22, *tail], seen=True) == short
+    short = best_items(model, tail, seen=True)
+    assert best_items(model, [20, 21, 22, *tail], seen=True) == short
 
 
 def test_recommend_for_a_user(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     saved = load_run(run, None, CPU)
     data = load_data(saved)
     user = data.user_ids[7]
-    history = recommend.user_history(saved, user)
+    history = user_history(saved, user)
     assert history == data.items[data.offsets[7] : data.offsets[8]].tolist()
     assert recommend.main([str(run), "--user", user, "--k", "3", "--device", "cpu"]) == 0
     out = capsys.readouterr().out
@@ -196,27 +200,27 @@ def test_recommend_for_items_needs_no_data(copy: Path, capsys: pytest.CaptureFix
     config = copy / "config.yaml"
     config.write_text(config.read_text().replace("path: synthetic", "path: /nowhere/ratings.csv"))
     saved = load_run(copy, None, CPU)
-    tokens = saved.folder.read_items(saved.model.n_items).tokens
+    tokens = read_items(saved.folder.items_path, saved.model.n_items).tokens
     assert recommend.main([str(copy), f"--items={tokens[3]},{tokens[5]}", "--device", "cpu"]) == 0
     out = capsys.readouterr().out
-    assert "history of 2 items" in out and "items of the history left out" in out
+    assert "history of 2 items" in out and "excluding items of the history" in out
     assert recommend.main([str(copy), f"--items={tokens[3]}", "--device=cpu", "--seen", "--k=1000"]) == 0
     out = capsys.readouterr().out
-    assert "items of the history included" in out and f"│ {len(tokens) - 1} │" in " ".join(out.split())
+    assert "including items of the history" in out and f"│ {len(tokens) - 1} │" in " ".join(out.split())
 
 
 def test_unknown_users_and_items(run: Path) -> None:
     saved = load_run(run, None, CPU)
-    items = saved.folder.read_items(saved.model.n_items)
+    items = read_items(saved.folder.items_path, saved.model.n_items)
     with pytest.raises(DataError, match=r"user '59x' is not in the data; did you mean '59'\?"):
-        recommend.user_history(saved, "59x")
+        user_history(saved, "59x")
     known = items.tokens[4]
     with pytest.raises(DataError, match=rf"item '{known}x' is not among the run's \d+ items; did you mean"):
-        recommend.token_history(items, [known, f"{known}x"])
-    with pytest.raises(DataError, match=rf"is a title; its id is '{known}'"):
-        recommend.token_history(items, [str(items.titles[4])])
+        token_history(items, [known, f"{known}x"])
+    with pytest.raises(DataError, match=rf"is a title; use its id '{known}'"):
+        token_history(items, [str(items.titles[4])])
     with pytest.raises(DataError, match="not among"):
-        recommend.token_history(items, ["[PAD]"])
+        token_history(items, ["[PAD]"])
 
 
 @pytest.mark.parametrize("training", [True, False])

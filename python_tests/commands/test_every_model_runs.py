@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from python_tests.support.runs import DATA, PLAIN, TRAIN, assert_same_tensors, run_train
-from recgrela import evaluate, recommend
+from recgrela import recommend
 from recgrela.models import CONFIGS, MODELS, ModelEntry, build, from_official
 from recgrela.models.base import Objective
 from recgrela.runs.folder import RunFolder
-from recgrela.runs.saved import load_data, load_run
+from recgrela.runs.saved import evaluate, load_data, load_run
 from recgrela.settings.run import read_run
 from recgrela.system.errors import ConfigError
 from recgrela.training.session import check_model
@@ -52,12 +52,12 @@ def test_trains_goes_on_and_is_evaluated(
     assert run_train("--resume", str(cut), "--train.max_steps", "null") == 0
     for file in ("last.safetensors", "best.safetensors"):
         assert_same_tensors(whole / file, cut / file)
-    first, second, _ = RunFolder.open(whole).read_metrics()
+    first, second, _ = RunFolder.open(whole).metrics.read()
     assert first["loss"] > second["loss"] > 0
 
     saved = load_run(whole, None, torch.device("cpu"))
     assert type(saved.model) is MODELS[name].model
-    rankings = evaluate.evaluate(saved, load_data(saved), batch_size=7)
+    rankings = evaluate(saved, load_data(saved), batch_size=7)
     results = json.loads((whole / "results.json").read_text())
     for split in ("valid", "test"):
         assert rankings[split].as_dict()["unmasked"] == pytest.approx(results[split]["unmasked"], abs=1e-12)
@@ -70,7 +70,7 @@ def test_trains_goes_on_and_is_evaluated(
 def test_trains_in_bfloat16_on_the_last_position(name: str, tmp_path: Path) -> None:
     more = ("--train.amp=true", "--train.epochs=1", "--train.max_tokens=700")
     assert train(name, "last", tmp_path, "low", *more) == 0
-    first, final = RunFolder.open(tmp_path / "low").read_metrics()
+    first, final = RunFolder.open(tmp_path / "low").metrics.read()
     assert 0 < first["loss"] < 5 and final["test"]["users"] == 60
 
 
@@ -83,7 +83,7 @@ def test_the_model_of_the_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(MODELS, "MeanPool", ModelEntry(module.MeanPoolConfig, module.MeanPool))
     monkeypatch.setitem(CONFIGS, "MeanPool", module.MeanPoolConfig)
     assert train("MeanPool", "all", tmp_path, "pool") == 0
-    first, second, _ = RunFolder.open(tmp_path / "pool").read_metrics()
+    first, second, _ = RunFolder.open(tmp_path / "pool").metrics.read()
     assert first["loss"] > second["loss"] > 0
     model = build(module.MeanPoolConfig(hidden_size=8), 20, 10).eval()
     items = torch.tensor([3, 5, 7])
@@ -99,7 +99,7 @@ def test_cuda_graphs_need_a_model_without_padding() -> None:
     """Their batches are filled up with empty sequences."""
     argv = ["--model.name=EulerFormer", "--train.cuda_graphs=true", "--train.device=cpu", *DATA]
     padded, clean = (read_run([*argv, f"--model.padding={p}"], CONFIGS) for p in ("attend", "mask"))
-    with pytest.raises(ConfigError, match=r"cuda_graphs .* goes with --model.padding mask"):
+    with pytest.raises(ConfigError, match=r"cuda_graphs .*; use --model.padding mask"):
         check_model(build(padded.model, 40, 50), padded)
     check_model(build(clean.model, 40, 50), clean)
 

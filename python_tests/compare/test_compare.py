@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import json
 import os
 import shutil
@@ -10,27 +12,29 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import pytest
 import yaml
 from safetensors.numpy import load_file, save_file
 
-from python_tests.support.runs import DATA, PLAIN, TRAIN
+from python_tests.support.runs import DATA, PLAIN, TRAIN, run_train
 from recgrela import evaluate
 from recgrela.compare import __main__ as compare
-from recgrela.compare import runs
+from recgrela.compare import runner
 from recgrela.compare.__main__ import main
 from recgrela.compare.options import Request, parse_args
 from recgrela.compare.plan import Plan, make_plan
-from recgrela.compare.runs import Runner, describe_failure
-from recgrela.compare.table import make_rows
+from recgrela.compare.rows import make_rows
+from recgrela.compare.runner import Runner, describe_failure
 from recgrela.evaluation.metrics import NAMES
 from recgrela.models import CONFIGS
 from recgrela.runs.folder import RunFolder
 from recgrela.settings.run import read_config
-from recgrela.system.runtime import Stopped
+from recgrela.system.signals import Stopped
 
+POPEN = subprocess.Popen
 LABELS, SEEDS = ("RecGRELA", "narrow"), (1, 2)
 SIZES = [f"--model.{label}.{key}" for label in LABELS for key in ("num_layers=2", "num_heads=2")]
 SIZES += ["--model.RecGRELA.hidden_size=16", "--model.narrow.hidden_size=4"]
@@ -39,11 +43,37 @@ SHARED = [*DATA, *PLAIN, *TRAIN, "--train.epochs=2"]
 ASKED = [*MODELS, *SIZES, *SHARED, "--train.lr=1e-2", "--seeds", "1", "2"]
 
 
+class InProcess:
+    """A training process of `Runner` that trains in this process, which has imported PyTorch already."""
+
+    def __init__(self, command: list[str], stderr: IO[bytes], **options: object) -> None:
+        errors = io.StringIO()
+        with contextlib.redirect_stderr(errors):
+            self.code = run_train(*command[3:])
+        stderr.write(errors.getvalue().encode())
+
+    def wait(self) -> int:
+        return self.code
+
+
+def start(command: list[str], **options: Any) -> Any:
+    """`subprocess.Popen`, but a valid training command runs in this process."""
+    is_training = command[:3] == [sys.executable, "-m", "recgrela.train"]
+    return (InProcess if is_training and "--train.nothing" not in command else POPEN)(command, **options)
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner.subprocess, "Popen", start)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished comparison of two models and two seeds."""
     out = tmp_path_factory.mktemp("compared") / "out"
-    assert main([*ASKED, f"--out={out}"]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner.subprocess, "Popen", start)
+        assert main([*ASKED, f"--out={out}"]) == 0
     return out
 
 
@@ -58,7 +88,7 @@ def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*arguments: object, **options: object) -> None:
         raise AssertionError("a run was started")
 
-    monkeypatch.setattr(runs.subprocess, "Popen", refused)
+    monkeypatch.setattr(runner.subprocess, "Popen", refused)
 
 
 def folders(out: Path) -> dict[tuple[str, int], RunFolder]:
@@ -78,15 +108,15 @@ def test_the_table_is_the_runs_own_numbers(whole: Path) -> None:
     lines, made = table(whole), folders(whole)
     assert list(lines) == list(LABELS)
     for label, line in lines.items():
-        finals = [made[label, seed].read_metrics()[-1]["test"]["unmasked"] for seed in SEEDS]
+        finals = [made[label, seed].metrics.read()[-1]["test"]["unmasked"] for seed in SEEDS]
         for name in NAMES:
             values = [final[name] for final in finals]
             assert float(line[name]) == pytest.approx(statistics.mean(values), abs=1e-12)
             assert float(line[f"{name} sd"]) == pytest.approx(np.std(values, ddof=1), abs=1e-12)
             assert float(line[f"{name} low"]) <= float(line[name]) <= float(line[f"{name} high"])
-        records = [record for seed in SEEDS for record in made[label, seed].epoch_records()]
+        records = [record for seed in SEEDS for record in made[label, seed].metrics.read_epochs()]
         assert float(line["epoch_seconds"]) == statistics.median(r["seconds"] for r in records)
-        assert int(line["peak_memory"]) == max(r["peak_memory"] for r in records) > 1e7
+        assert int(line["peak_memory"]) == max(r["peak_memory"] for r in records)
         assert line["epochs"] == "2 2" and line["seeds"] == "1 2" and line["failed_seeds"] == ""
         best = [made[label, seed].read_json(made[label, seed].results_path)["epoch"] for seed in SEEDS]
         assert line["best_epochs"] == " ".join(map(str, best))
@@ -125,7 +155,7 @@ def test_a_run_of_a_comparison_is_a_run(whole: Path, capsys: pytest.CaptureFixtu
 def test_nothing_is_repeated(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = files(copied)
     assert main([*ASKED, f"--out={copied}"]) == 0
-    assert capsys.readouterr().out.count("finished before") == 4
+    assert capsys.readouterr().out.count("already finished") == 4
     after = files(copied)
     assert {path: text for path, (_, text) in after.items()} == {p: text for p, (_, text) in before.items()}
     in_runs = [path for path in before if "runs" in path.relative_to(copied).parts]
@@ -139,12 +169,12 @@ def test_nothing_is_repeated(copied: Path, capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--train.lr=0.5"], "comparison.yaml: train.lr is 0.01 there, and 0.5 is asked for"),
-        (["--train.epochs=3"], "comparison.yaml: train.epochs is 2 there"),
-        (["--train.objective=last"], "comparison.yaml: train.objective is 'auto' there"),
-        (["--train.threads=2"], "comparison.yaml: train.threads is 1 there"),
-        (["--data.synthetic_seed=4"], "comparison.yaml: data.synthetic_seed is 0 there"),
-        (["--model.narrow.num_layers=1"], "comparison.yaml: model.narrow.num_layers is 2 there"),
+        (["--train.lr=0.5"], "comparison.yaml: train.lr is 0.01, but 0.5 is requested"),
+        (["--train.epochs=3"], "comparison.yaml: train.epochs is 2"),
+        (["--train.objective=last"], "comparison.yaml: train.objective is 'auto'"),
+        (["--train.threads=2"], "comparison.yaml: train.threads is 1"),
+        (["--data.synthetic_seed=4"], "comparison.yaml: data.synthetic_seed is 0"),
+        (["--model.narrow.num_layers=1"], "comparison.yaml: model.narrow.num_layers is 2"),
     ],
 )
 def test_another_comparison_in_the_folder_is_an_error(
@@ -167,13 +197,13 @@ def test_a_run_of_other_settings_or_data_is_not_taken(
     only_seeds = {"seeds": [1, 2]}
     (copied / "comparison.yaml").write_text(yaml.safe_dump(only_seeds))
     assert main([*ASKED, "--train.lr=0.5", f"--out={copied}"]) == 2
-    assert "runs/RecGRELA/1/config.yaml: train.lr is 0.01 there" in capsys.readouterr().err
+    assert "runs/RecGRELA/1/config.yaml: train.lr is 0.01, but 0.5 is requested" in capsys.readouterr().err
     protocol = folders(copied)["narrow", 1].protocol_path
     content = json.loads(protocol.read_text())
     content["data"]["packed_sha256"] = "0" * 64
     protocol.write_text(json.dumps(content))
     assert main([*ASKED, f"--out={copied}"]) == 2
-    assert "not the events of this run" in capsys.readouterr().err
+    assert "the events or their order differ from those of this run" in capsys.readouterr().err
     folders(copied)["RecGRELA", 1].ranks_path.unlink()
     folders(copied)["RecGRELA", 1].checkpoint_path("last").unlink()
     assert main([*ASKED, f"--out={copied}"]) == 2
@@ -188,19 +218,20 @@ def test_runs_that_ranked_different_users_do_not_compare(
     arrays = load_file(path)
     save_file(arrays | {"test/users": arrays["test/users"][::-1].copy()}, path)
     assert main([*ASKED, f"--out={copied}"]) == 2
-    assert "not the users of" in capsys.readouterr().err
+    assert "the users or their order differ from those of" in capsys.readouterr().err
     path.write_bytes(path.read_bytes()[:100])
     assert main([*ASKED, f"--out={copied}"]) == 2
     assert "ranks.safetensors: damaged" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("in_process")
 def test_another_model_joins_and_one_that_fails_is_reported(
     copied: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """One that cannot begin, and one that can, beside those that were finished before."""
-    make = runs.train_options
+    """A model whose process fails, and one that trains, beside finished ones."""
+    make = runner.train_options
     monkeypatch.setattr(
-        runs, "train_options", lambda run: make(run) + ["--train.nothing"] * (run.label == "wild")
+        runner, "train_options", lambda run: make(run) + ["--train.nothing"] * (run.label == "wild")
     )
     before = {path: text for path, text in files(copied).items() if "runs" in path.parts}
     joined = ["--models", "RecGRELA", "wild=RecGRELA", "narrow=RecGRELA", "third=RecGRELA"]
@@ -220,16 +251,16 @@ def test_another_model_joins_and_one_that_fails_is_reported(
     assert "| wild | failed |" in markdown and "FAILED: wild, seed 1: unknown option" in markdown
     assert {path: text for path, text in files(copied).items() if path in before} == before
 
-    monkeypatch.setattr(runs, "train_options", make)  # what failed is tried again, the rest is not
+    monkeypatch.setattr(runner, "train_options", make)  # the failed run is repeated, finished ones are not
     assert main([*joined, *sizes, *asked[:-1], f"--out={copied}"]) == 0
-    assert capfd.readouterr().out.count("finished before") == 3
+    assert capfd.readouterr().out.count("already finished") == 3
     assert table(copied)["wild"]["NDCG@10"] == table(copied)["third"]["NDCG@10"]
 
 
 def test_a_comparison_without_a_finished_run_is_a_table_of_failures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs.Runner, "make", lambda runner, run: "out of memory")
+    monkeypatch.setattr(runner.Runner, "make", lambda self, run: "out of memory")
     assert main([*ASKED, f"--out={tmp_path / 'out'}"]) == 1
     assert {line["NDCG@10"] for line in table(tmp_path / "out").values()} == {""}
     assert (tmp_path / "out" / "table.md").read_text().count(": out of memory") == 4
@@ -243,19 +274,10 @@ def test_without_the_first_model_there_is_nothing_to_test_against(copied: Path) 
     assert second.quality is not None and second.quality.p_value is None
 
 
-def test_a_signal_leaves_a_comparison_to_go_on_with(tmp_path: Path) -> None:
+def test_a_comparison_stopped_by_a_signal_can_be_resumed(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    long = [
-        "--models",
-        "RecGRELA",
-        "--seeds",
-        "1",
-        "--train.epochs=20",
-        *SIZES[:2],
-        *DATA,
-        *PLAIN,
-        *TRAIN[:1],
-    ]
+    sizes = [word for word in SIZES if ".RecGRELA." in word]
+    long = ["--models", "RecGRELA", "--seeds", "1", "--train.epochs=20", *sizes, *DATA, *PLAIN, *TRAIN]
     argv = [sys.executable, "-m", "recgrela.compare", *long, f"--out={out}"]
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     folder = RunFolder(out / "runs" / "RecGRELA" / "1")
@@ -267,13 +289,14 @@ def test_a_signal_leaves_a_comparison_to_go_on_with(tmp_path: Path) -> None:
     text, err = process.communicate(timeout=120)
     assert process.returncode == 143, text + err
     assert "stopped by SIGTERM, 0 of 1 runs finished" in text
-    assert "go on with the same command" in text and err == ""
-    first = folder.epoch_records()
+    assert "resume with the same command" in text and err == ""
+    first = folder.metrics.read_epochs()
     assert 0 < len(first) < 20 and not folder.results_path.exists()
 
     assert main(argv[3:]) == 0
-    assert folder.epoch_records()[: len(first)] == first and len(folder.epoch_records()) == 20
+    assert folder.metrics.read_epochs()[: len(first)] == first and len(folder.metrics.read_epochs()) == 20
     assert len(folder.read_protocol()["resumed"]) == 1
+    assert int(table(out)["RecGRELA"]["peak_memory"]) > 1e7  # of a process that only trains
 
 
 @pytest.mark.parametrize(
@@ -310,15 +333,15 @@ def test_each_signal_reaches_the_run_once(
                 os.kill(os.getpid(), signum)
             return 128 + sent[-1]
 
-    monkeypatch.setattr(runs.subprocess, "Popen", Process)
+    monkeypatch.setattr(runner.subprocess, "Popen", Process)
     plan = make_plan(parse_args([*ASKED, f"--out={tmp_path / 'out'}"]))
     # Not ignored, as nohup and a shell's background jobs have some.
     before = {signum: signal.signal(signum, signal.SIG_DFL) for signum in set(received)}
     try:
-        with Runner(tmp_path / "out") as runner:
+        with Runner(tmp_path / "out") as opened:
             for run in plan.runs:
                 with pytest.raises(Stopped):
-                    runner.make(run)
+                    opened.make(run)
         assert all(signal.getsignal(signum) == signal.SIG_DFL for signum in before)
     finally:
         for signum, handler in before.items():
@@ -332,7 +355,10 @@ def test_one_comparison_at_a_time_in_a_folder(copied: Path, capsys: pytest.Captu
     fewer = [*ASKED[:-1], "--train.save_minutes=7", f"--out={copied}"]
     with Runner(copied):
         assert main(fewer) == 2
-        assert f"{copied}: another comparison is at work there" in capsys.readouterr().err
+        assert (
+            f"{copied}: another comparison, or a run that it left, is using the folder"
+            in capsys.readouterr().err
+        )
         assert files(copied) == before
     assert main(fewer) == 0
     assert yaml.safe_load((copied / "comparison.yaml").read_text())["seeds"] == [1]
@@ -352,7 +378,7 @@ def test_a_comparison_that_came_in_between_is_seen(
 
     monkeypatch.setattr(compare, "make_plan", plan_slowly)
     assert main([*ASKED, "--train.lr=0.5", f"--out={out}"]) == 2
-    assert "comparison.yaml: train.lr is 0.01 there" in capsys.readouterr().err
+    assert "comparison.yaml: train.lr is 0.01, but 0.5 is requested" in capsys.readouterr().err
     assert (out / "comparison.yaml").read_bytes() == (whole / "comparison.yaml").read_bytes()
 
 
@@ -360,7 +386,7 @@ def test_a_folder_that_holds_a_lock_alone_is_empty(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As one has it that ended before comparison.yaml was there; what is not a comparison gets no lock."""
-    monkeypatch.setattr(runs.Runner, "make", lambda runner, run: "out of memory")
+    monkeypatch.setattr(runner.Runner, "make", lambda self, run: "out of memory")
     with Runner(tmp_path / "out"):
         pass
     assert main([*ASKED, f"--out={tmp_path / 'out'}"]) == 1
@@ -370,7 +396,7 @@ def test_a_folder_that_holds_a_lock_alone_is_empty(
     assert "not empty, and not a comparison" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["file"]
     assert main([*ASKED, f"--out={tmp_path / 'other' / 'file' / 'out'}"]) == 2
-    assert "cannot make the folder" in capsys.readouterr().err
+    assert "cannot create or write the folder" in capsys.readouterr().err
 
 
 def test_the_lock_lasts_as_long_as_a_run_that_was_left(
@@ -386,9 +412,9 @@ def test_the_lock_lasts_as_long_as_a_run_that_was_left(
         left.append(popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, **options))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs.subprocess, "Popen", leave)
-    with pytest.raises(KeyboardInterrupt), Runner(out) as runner:
-        runner.make(plan.runs[0])
+    monkeypatch.setattr(runner.subprocess, "Popen", leave)
+    with pytest.raises(KeyboardInterrupt), Runner(out) as opened:
+        opened.make(plan.runs[0])
     assert main([*ASKED, f"--out={out}"]) == 2
     assert "or a run that it left" in capsys.readouterr().err
     left[0].communicate(b"\n")
@@ -396,8 +422,9 @@ def test_the_lock_lasts_as_long_as_a_run_that_was_left(
         pass
 
 
-def test_a_cut_run_goes_on_where_the_data_has_moved(tmp_path: Path) -> None:
-    """And with what else may change."""
+@pytest.mark.usefixtures("in_process")
+def test_a_cut_run_resumes_with_moved_data(tmp_path: Path) -> None:
+    """Other settings that a resumed run may change are taken too."""
     rng = np.random.default_rng(0)
     first, second = tmp_path / "a.inter", tmp_path / "b.inter"
     events = [f"u{user}\ti{rng.integers(40)}\t{time}" for user in range(30) for time in range(12)]
@@ -420,7 +447,8 @@ def test_a_cut_run_goes_on_where_the_data_has_moved(tmp_path: Path) -> None:
     assert (train.save_minutes, train.log_every, train.tensorboard) == (7, 3, "auto")
 
 
-def test_a_run_without_a_checkpoint_begins_anew(copied: Path) -> None:
+@pytest.mark.usefixtures("in_process")
+def test_a_run_without_a_checkpoint_starts_again(copied: Path) -> None:
     folder = folders(copied)["narrow", 1]
     expected = folder.results_path.read_text()
     for path in folder.path.iterdir():

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from matplotlib.text import Annotation, Text
 
-from recgrela.compare.figure import LARGEST, draw_bubbles, make_figure
+from recgrela.compare.figure import MAX_AREA, draw_bubbles, make_figure
 from recgrela.compare.flops import Flops
 from recgrela.compare.plan import Contender
-from recgrela.compare.table import TESTED, Cost, Quality, Row
+from recgrela.compare.rows import TESTED, Cost, Quality, Row
 from recgrela.system.errors import RunError
 
 LABELS = [
@@ -69,7 +69,7 @@ def test_the_largest_is_of_those_that_are_drawn() -> None:
     assert figure is not None
     (axes,) = figure.axes
     (bubble,) = axes.collections
-    assert bubble.get_sizes()[0] == pytest.approx(LARGEST)
+    assert bubble.get_sizes()[0] == pytest.approx(MAX_AREA)
     assert "10.0 M the largest" in axes.get_title()
 
 

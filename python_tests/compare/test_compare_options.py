@@ -41,7 +41,7 @@ from recgrela.compare.plan import make_plan
         (["--models", "RecGRELA", "--train.device=gpu"], "device 'gpu' is not one of"),
         (
             ["--models", "x=RecGRELA", "--model.x.mode=bidirectional", "--train.objective=all"],
-            "x: train.objective: 'all' does not go with this RecGRELA, which trains on: last",
+            "x: train.objective: 'all' is not supported by this RecGRELA, which trains on: last",
         ),
     ],
 )
@@ -71,7 +71,7 @@ def test_a_file_of_seeds_and_models_is_checked(tmp_path: Path, capsys: pytest.Ca
     assert "--out: name the folder" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
     assert main(["--models", "RecGRELA", f"--out={tmp_path / 'file'}"]) == 2
-    assert "is a file; --out names the folder" in capsys.readouterr().err
+    assert "is a file, but --out must name the folder" in capsys.readouterr().err
 
 
 def test_each_model_has_the_objective_that_it_can(tmp_path: Path) -> None:

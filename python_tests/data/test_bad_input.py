@@ -1,4 +1,4 @@
-"""Bad input gives one clear line that names file, line and column."""
+"""Invalid input gives a one-line error that names file, line and column."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def fails(path, expected: str, **settings) -> None:
 
 LINES = {
     "truncated line": ("b\t2\n", ": column 'rating' is missing, 2 of 4 columns (a truncated line?)"),
-    "line too long": ("b\t2\t3\t4\t5\n", ": 5 columns, 4 expected"),
+    "line too long": ("b\t2\t3\t4\t5\n", ": 5 columns, expected 4"),
     "time is text": ("b\t2\t3\tnoon\n", ", column 'timestamp': 'noon' is not a finite number"),
     "time with trailing text": ("b\t2\t3\t12h\n", ", column 'timestamp': '12h' is not a finite number"),
     "no time": ("b\t2\t3\t\n", ", column 'timestamp': '' is not a finite number"),
@@ -46,7 +46,7 @@ LINES = {
     "hexadecimal time": ("b\t2\t3\t0x10\n", ", column 'timestamp': '0x10' is not a finite number"),
     "time too large": (
         f"b\t2\t3\t{2**63}\n",
-        f", column 'timestamp': {2**63} is out of range, times lie between -2^63 and 2^63",
+        f", column 'timestamp': {2**63} is out of range; times must be between -2^63 and 2^63",
     ),
     "Latin-1 user": (b"Am\xe9lie\t2\t3\t4\n", ", column 'user_id': not UTF-8 text (wrong encoding)"),
     "Latin-1 item": (b"b\t\xe9\t3\t4\n", ", column 'item_id': not UTF-8 text (wrong encoding)"),
@@ -100,19 +100,19 @@ def test_empty_file(tmp_path, content):
     (tmp_path / "x.inter").write_text(content)
     fails(tmp_path / "x.inter", ": empty file")
     (tmp_path / "ratings.dat").write_text(content)
-    fails(tmp_path / "ratings.dat", ": empty, it has no events")
+    fails(tmp_path / "ratings.dat", ": the file has no events")
 
 
 def test_first_line_is_empty(tmp_path):
     for name in ("x.inter", "x.csv", "ratings.csv"):
         (tmp_path / name).write_text("\n" + HEADER)
-        fails(tmp_path / name, ", line 1 is empty: a header is expected")
+        fails(tmp_path / name, ", line 1: empty; expected a header")
 
 
 @pytest.mark.parametrize("end", ["", "\n\n"])
 def test_header_alone(tmp_path, end):
     (tmp_path / "x.inter").write_text(HEADER + end)
-    fails(tmp_path / "x.inter", ": empty, it has no events")
+    fails(tmp_path / "x.inter", ": the file has no events")
 
 
 def test_missing_column(tmp_path):
@@ -132,7 +132,7 @@ def test_missing_column(tmp_path):
 def test_a_general_file_named_as_movielens(tmp_path):
     path = tmp_path / "ratings.csv"
     path.write_text("user_id,item_id,timestamp\na,1,2\n")
-    expected = ", line 1: not the header of MovieLens; read the file with data.format=csv"
+    expected = ", line 1: not a MovieLens header; set data.format=csv to read the file"
     fails(path, expected)
     config = DataConfig(path=str(path), format="csv", min_user_events=0, min_item_events=0)
     assert load(config).user_ids == ["a"]
@@ -143,8 +143,12 @@ def test_a_general_file_named_as_movielens(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "remedy"),
     [
-        ("ratings.dat", "1::2::3::4\n", "leave it out"),
-        ("ratings.csv", "userId,movieId,rating,timestamp\n1,2,3,4\n", "leave it out, or set data.format=csv"),
+        ("ratings.dat", "1::2::3::4\n", "remove the setting"),
+        (
+            "ratings.csv",
+            "userId,movieId,rating,timestamp\n1,2,3,4\n",
+            "remove the setting, or set data.format=csv",
+        ),
     ],
 )
 @pytest.mark.parametrize("setting", ["user_column", "item_column", "time_column"])
@@ -153,7 +157,7 @@ def test_columns_of_movielens_are_fixed(tmp_path, setting, name, content, remedy
     path.write_text(content)
     with pytest.raises(ConfigError) as caught:
         load(DataConfig(path=str(path), **{setting: "x"}))
-    why = f"'x' does not apply to {path}, MovieLens' columns are fixed"
+    why = f"'x' does not apply to {path}: the columns of MovieLens are fixed"
     assert str(caught.value) == f"data.{setting}: {why}; {remedy}"
 
 
@@ -165,13 +169,13 @@ def test_header_in_another_encoding(tmp_path, content):
 
 MOVIELENS_LINES = {
     "1::2::3\n": ": column 'Timestamp' is missing, 3 of 4 columns (a truncated line?)",
-    "1::2::3::4::5\n": ": 5 columns, 4 expected",
+    "1::2::3::4::5\n": ": 5 columns, expected 4",
     "1::2::3::x\n": ", column 'Timestamp': 'x' is not a finite number",
     "1::-2::3::4\n": ", column 'MovieID': negative id -2",
     "1:7:2::3::4\n": ": column 'Timestamp' is missing, 3 of 4 columns (a truncated line?)",
     "1:NA:2::3::4\n": ": column 'Timestamp' is missing, 3 of 4 columns (a truncated line?)",
-    "1::2:x::3::4\n": ", column 'MovieID': '2:x' has a ':' inside, columns end at '::'",
-    "1::2::3:::4\n": ", column 'Timestamp': ':4' has a ':' inside, columns end at '::'",
+    "1::2:x::3::4\n": ", column 'MovieID': '2:x' contains ':', the separator is '::'",
+    "1::2::3:::4\n": ", column 'Timestamp': ':4' contains ':', the separator is '::'",
     "1::nan::3::4\n": ", column 'MovieID': missing id 'nan'",
 }
 
@@ -210,7 +214,7 @@ def test_bad_titles(tmp_path):
 def test_nothing_left_after_filtering(tmp_path):
     (tmp_path / "x.inter").write_text(HEADER + "a\t1\t5\t6\nb\t1\t5\t6\n")
     limits = "min_user_events=2, max_user_events=9, min_item_events=0"
-    expected = f": none of its 2 events is left after filtering ({limits})"
+    expected = f": none of the 2 events are left after filtering ({limits})"
     fails(tmp_path / "x.inter", expected, min_user_events=2, max_user_events=9)
 
 
@@ -231,17 +235,17 @@ def test_missing_and_unknown_files(tmp_path):
     (tmp_path / "ml-1m.inter.gz").write_bytes(b"")
     fails(tmp_path / "ml-1m.inter", ": no such file or folder; did you mean 'ml-1m.inter.gz'?")
     fails(tmp_path / "nowhere" / "x.inter", ": no such file or folder")
-    known = "known are RecBole .inter, MovieLens ratings.dat, u.data, ratings.csv, .csv and .parquet"
+    known = "known files are *.inter, ratings.dat, u.data, ratings.csv, *.parquet, *.csv"
     (tmp_path / "x.json").write_text("{}")
-    fails(tmp_path / "x.json", f": unknown format; {known}; or name it with data.format")
+    fails(tmp_path / "x.json", f": unknown format; {known}; or set data.format")
     (tmp_path / "folder").mkdir()
-    fails(tmp_path / "folder", f": holds no file of a known format; {known}")
+    fails(tmp_path / "folder", f": contains no file of a known format; {known}")
     for name in ("a.inter", "b.inter"):
         (tmp_path / "folder" / name).write_text(HEADER)
-    fails(tmp_path / "folder", ": holds a.inter, b.inter; name one of them")
-    fails(tmp_path / "folder", f": holds no file of a known format; {known}", format="csv")
+    fails(tmp_path / "folder", ": contains a.inter, b.inter; give the path of one")
+    fails(tmp_path / "folder", f": contains no file of a known format; {known}", format="csv")
     (tmp_path / "my.dat").write_text("1::2::3::4\n")
-    expected = ": not a MovieLens file; format 'movielens' reads ratings.dat, u.data, ratings.csv"
+    expected = ": not a MovieLens file; the format movielens reads ratings.dat, u.data, ratings.csv"
     fails(tmp_path / "my.dat", expected, format="movielens")
 
 
@@ -249,7 +253,7 @@ def test_zip_with_several_files(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         archive.writestr("a.csv", "")
         archive.writestr("b.csv", "")
-    fails(tmp_path / "x.zip", ": holds a.csv, b.csv; extract it and give the path of one")
+    fails(tmp_path / "x.zip", ": contains a.csv, b.csv; extract it and give the path of one")
 
 
 def test_paths_that_the_system_refuses(tmp_path):
@@ -317,15 +321,15 @@ def test_parquet(tmp_path):
     table_fails(", row 2, column 'user_id': empty id", user_id=["a", "", "-1"])
     table_fails(", row 2, column 'user_id': missing id 'nan'", user_id=["a", "nan", "-1"])
     table_fails(", row 1, column 'item_id': empty id", item_id=[None, 2, 3])
-    out_of_range = "1e+19 is out of range, times lie between -2^63 and 2^63"
+    out_of_range = "1e+19 is out of range; times must be between -2^63 and 2^63"
     table_fails(f", row 2, column 'timestamp': {out_of_range}", timestamp=[1, 1e19, 3])
     table_fails(", row 3, column 'item_id': negative id -4", item_id=[1, 2, -4])
     table_fails(", row 2, column 'timestamp': 'nan' is not a finite number", timestamp=[1, float("nan"), 3])
     table_fails(", row 1, column 'timestamp': '' is not a finite number", timestamp=[None, 2, 3])
-    kinds = "times are numbers, dates or timestamps"
+    kinds = "times must be numbers, dates or timestamps"
     table_fails(f", column 'timestamp': {kinds}, not string", timestamp=["x", "y", "z"])
-    table_fails(", column 'item_id': ids are integers or strings, not double", item_id=[1.0, 2.0, 3.0])
-    table_fails(": empty, it has no events", user_id=[], item_id=[], timestamp=[])
+    table_fails(", column 'item_id': ids must be integers or strings, not double", item_id=[1.0, 2.0, 3.0])
+    table_fails(": the file has no events", user_id=[], item_id=[], timestamp=[])
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(DataError, match=r"x\.parquet: not a Parquet file, or damaged"):

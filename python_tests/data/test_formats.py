@@ -1,4 +1,4 @@
-"""Every format gives the same events, whatever the order of its columns and the container it lies in."""
+"""Every format gives the same events, in any order of columns and in any container."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ import hashlib
 import json
 import zipfile
 from pathlib import Path
+from typing import get_args
 
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
 from recgrela.data import DataConfig, load
+from recgrela.data.formats import FORMATS
+from recgrela.settings.data import Format
 
 # user, item, rating, time: user b comes first in the file, a's events are out of order.
 EVENTS = [
@@ -258,3 +261,7 @@ def test_parquet(tmp_path, id_type, time_type):
     )
     parquet.write_table(table, tmp_path / "x.parquet", row_group_size=2)
     check(read(tmp_path / "x.parquet"), ("9", "7") if numbers else ("b", "a"))
+
+
+def test_the_setting_names_every_format() -> None:
+    assert set(get_args(Format)) == {"auto", *FORMATS}

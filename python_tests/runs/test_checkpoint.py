@@ -59,14 +59,14 @@ def test_weights_alone_cannot_be_resumed(tmp_path: Path) -> None:
     model = make_model()
     checkpoint.save(path, model, {})
     assert all(name.startswith("model/") for name in load_file(path))
-    with pytest.raises(RunError, match="holds weights only"):
+    with pytest.raises(RunError, match="contains only weights"):
         checkpoint.load(path, model, make_optimizer(model))
 
 
 @pytest.mark.parametrize(
     ("config", "n_items", "message"),
     [
-        (replace(CONFIG, hidden_size=32), 11, r"another RecGRELA: hidden_size 16 \(here 32\)"),
+        (replace(CONFIG, hidden_size=32), 11, r"RecGRELA with other settings: hidden_size 16 \(here 32\)"),
         (CONFIG, 12, r"items \(with padding\) 11 \(here 12\)"),
         (replace(CONFIG, gate_activation="relu"), 11, "gate_activation silu"),
     ],
@@ -89,11 +89,11 @@ def test_tensors_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     meta = {"recgrela": _metadata(path)}
     tensors["model/norm.weight"] = torch.zeros(5)
     save_file(tensors, path, meta)
-    with pytest.raises(RunError, match=r"norm.weight is \[5\], the model has \[16\]"):
+    with pytest.raises(RunError, match=r"norm.weight is \[5\], but \[16\] in the model"):
         checkpoint.load(path, model)
     del tensors["model/norm.weight"]
     save_file(tensors, path, meta)
-    with pytest.raises(RunError, match="weight is nothing"):
+    with pytest.raises(RunError, match="weight is missing, but"):
         checkpoint.load(path, model)
 
 
@@ -118,8 +118,8 @@ def test_damaged_metadata(tmp_path: Path, text: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("rng/cpu", "generator's state has another size"),
-        ("adam/norm.weight/exp_avg", "norm.weight is not whole"),
+        ("rng/cpu", "generator's state has a wrong size or type"),
+        ("adam/norm.weight/exp_avg", "norm.weight is incomplete"),
     ],
 )
 def test_a_damaged_training_state_changes_nothing(tmp_path: Path, name: str, message: str) -> None:
@@ -199,7 +199,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path, monkeypatch
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(RunError, match="no space left on the disk; the one that was there is kept"):
+    with pytest.raises(RunError, match="no space left on the disk; the previous file is unchanged"):
         checkpoint.save(path, model, {"epoch": 2})
     assert path.read_bytes() == good
     assert [file.name for file in tmp_path.iterdir()] == [path.name]

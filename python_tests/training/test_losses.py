@@ -62,7 +62,7 @@ def test_equals_its_formula(name: str, rows_at_a_time: int, monkeypatch: pytest.
     monkeypatch.setitem(lce.MAX_LOGITS, "cpu", 12 * rows_at_a_time)
     negatives = loss.draw()
     assert negatives.shape == (12,) and (negatives[:, None] == target).any(), "no negative is a target"
-    got = loss.of_negatives(hidden, weight, target, negatives)
+    got = loss.with_negatives(hidden, weight, target, negatives)
     scores = hidden @ weight.T
     if isinstance(loss, SampledSoftmax):
         expected = naive_sampled_softmax(loss, scores, target, negatives)
@@ -107,7 +107,9 @@ def test_a_calibration_of_nothing_is_binary_cross_entropy() -> None:
 
 
 def test_more_negatives_than_items_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"gbce draws from 29 items, 30 are more; .* train.loss softmax"):
+    with pytest.raises(
+        ConfigError, match=r"30 is more than the 29 items gbce draws from; use train.loss softmax"
+    ):
         GBCE(skewed_items(), N_ITEMS, 30, 0.5)
 
 
@@ -143,8 +145,8 @@ def test_half_precision_is_summed_in_float32(name: str) -> None:
         else GBCE(skewed_items(), N_ITEMS, 12, 0.75)
     )
     negatives = loss.draw()
-    expected = loss.of_negatives(hidden, weight, target, negatives)
+    expected = loss.with_negatives(hidden, weight, target, negatives)
     with torch.autocast("cpu", torch.bfloat16):
-        got = loss.of_negatives(hidden.float(), weight.float(), target, negatives)
+        got = loss.with_negatives(hidden.float(), weight.float(), target, negatives)
     assert got.dtype == torch.float32
     assert_close("loss", expected, got, 0.02)

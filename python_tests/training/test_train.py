@@ -23,23 +23,31 @@ from recgrela.evaluation.metrics import NAMES, metrics_of
 from recgrela.models import CONFIGS
 from recgrela.runs import checkpoint
 from recgrela.runs.folder import RunFolder
+from recgrela.runs.ranks import read_ranks
 from recgrela.runs.state import TrainState
 from recgrela.settings.run import read_run
 from recgrela.settings.train import TrainConfig
-from recgrela.training import trainer
+from recgrela.training import final_test, trainer
 
+SCHEDULE = ["--train.lr_decay=cosine", "--train.warmup_steps=5", "--train.lr=1e-2"]
 FILES = ["config.yaml", "protocol.json", "items.parquet", "metrics.jsonl", "curves.png", "results.json"]
 FILES += ["best.safetensors", "last.safetensors", "ranks.safetensors"]
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def whole(finished_run: Path) -> Path:
     """An uninterrupted run of two epochs of eight steps."""
-    return make_run(tmp_path_factory.mktemp("runs"), "whole")
+    return finished_run
+
+
+@pytest.fixture(scope="module")
+def scheduled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a learning-rate schedule."""
+    return make_run(tmp_path_factory.mktemp("runs"), "scheduled", *SCHEDULE)
 
 
 def records(run: Path) -> list[dict]:
-    return RunFolder.open(run).read_metrics()
+    return RunFolder.open(run).metrics.read()
 
 
 def weights_part(record: dict) -> dict:
@@ -66,7 +74,7 @@ def test_a_run_leaves_its_folder(whole: Path) -> None:
     assert results["epoch"] == best["epoch"]
     assert results["valid"] == best["valid"]
     for split in ("valid", "test"):
-        ranks = RunFolder.open(whole).read_ranks(split)
+        ranks = read_ranks(RunFolder.open(whole).ranks_path, split)
         assert ranks.users.tolist() == list(range(60))
         for kind in ("unmasked", "masked"):
             means = metrics_of(torch.from_numpy(getattr(ranks, kind))).mean(0).tolist()
@@ -134,12 +142,10 @@ def test_max_steps_and_resume_give_the_same_bits(whole: Path, tmp_path: Path, st
 
 
 @pytest.mark.parametrize("steps", [3, 11])
-def test_a_schedule_goes_on_where_it_was(tmp_path: Path, steps: int) -> None:
-    schedule = ["--train.lr_decay=cosine", "--train.warmup_steps=5", "--train.lr=1e-2"]
-    whole = make_run(tmp_path, "whole", *schedule)
-    cut = make_run(tmp_path, "cut", *schedule, f"--train.max_steps={steps}")
+def test_a_resumed_run_continues_its_schedule(scheduled: Path, tmp_path: Path, steps: int) -> None:
+    cut = make_run(tmp_path, "cut", *SCHEDULE, f"--train.max_steps={steps}")
     assert run_train("--resume", str(cut), "--train.max_steps", "null") == 0
-    assert_same_tensors(whole / "last.safetensors", cut / "last.safetensors")
+    assert_same_tensors(scheduled / "last.safetensors", cut / "last.safetensors")
 
 
 def test_a_falling_learning_rate_fixes_the_epochs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -149,7 +155,7 @@ def test_a_falling_learning_rate_fixes_the_epochs(tmp_path: Path, capsys: pytest
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("epochs: 2", "epochs: 3"))
     assert run_train("--resume", str(run)) == 2
-    assert "train.epochs is 3, the run began with 2" in capsys.readouterr().err
+    assert "train.epochs is 3, but the run was started with 2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("loss", ["sampled_softmax", "gbce"])
@@ -179,7 +185,7 @@ def test_longer_histories_in_evaluation(tmp_path: Path) -> None:
 
 
 def test_sigterm_leaves_a_run_to_go_on_with(tmp_path: Path) -> None:
-    more = ["--data.synthetic_users=300", "--data.max_len=15", "--train.batch_size=60", "--train.epochs=3"]
+    more = ["--data.synthetic_users=300", "--data.max_len=15", "--train.batch_size=60", "--train.epochs=2"]
     run = tmp_path / "stopped"
     process = subprocess.Popen(
         [sys.executable, "-m", "recgrela.train", *options(tmp_path, "stopped", *more)],
@@ -219,7 +225,8 @@ def test_a_signal_while_ranking_loses_nothing(
             os.kill(os.getpid(), signal.SIGINT)
         return rank_all(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(trainer, "rank_all", interrupted)
+    for module in (trainer, final_test):
+        monkeypatch.setattr(module, "rank_all", interrupted)
     run = tmp_path / "run"
     assert run_train(*options(tmp_path, "run")) == 130
     state = checkpoint.read_meta(run / "last.safetensors")["state"]
@@ -245,7 +252,7 @@ def test_a_disk_that_fills_up_loses_one_epoch_at_most(
     run = tmp_path / "run"
     monkeypatch.setattr(os, "fsync", full)
     assert run_train(*options(tmp_path, "run")) == 2
-    assert "no space left on the disk; the one that was there is kept" in capsys.readouterr().err
+    assert "no space left on the disk; the previous file is unchanged" in capsys.readouterr().err
     assert checkpoint.read_meta(run / "last.safetensors")["state"]["epoch"] == 1
     assert len(records(run)) == 2
     monkeypatch.undo()
@@ -281,10 +288,10 @@ def test_a_resumed_run_says_where_it_may_round_differently(
 @pytest.mark.parametrize(
     ("name", "damage", "message"),
     [
-        ("best.safetensors", None, "there is no best.safetensors"),
-        ("best.safetensors", lambda text: text[:-100], "not a checkpoint, or a damaged one"),
-        ("metrics.jsonl", None, "lacks 2 epochs between 1 and 2"),
-        ("metrics.jsonl", lambda text: text.split(b"\n", 1)[1], "lacks 1 epochs between 1 and 1"),
+        ("best.safetensors", None, "best.safetensors is missing"),
+        ("best.safetensors", lambda text: text[:-100], "not a checkpoint, or damaged"),
+        ("metrics.jsonl", None, "2 epochs between 1 and 2 are missing"),
+        ("metrics.jsonl", lambda text: text.split(b"\n", 1)[1], "1 epochs between 1 and 1 are missing"),
         (
             "protocol.json",
             lambda text: text.replace(b'"machine"', b'"m"'),
@@ -337,7 +344,7 @@ def test_an_epochs_record_is_on_the_disk_before_its_checkpoint(
 def test_a_run_that_diverges_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_train(*options(tmp_path, "wild", "--train.lr=1e30")) == 2
     err = capsys.readouterr().err
-    assert "training diverged" in err and "holds no checkpoint" in err
+    assert "training diverged" in err and "has no checkpoint" in err
     assert not (tmp_path / "wild" / "last.safetensors").exists()
 
 
@@ -391,10 +398,12 @@ def test_tensorboard_events(tmp_path: Path) -> None:
 def test_a_batch_in_parts_gives_the_same_weights(tmp_path: Path) -> None:
     quiet = ["--model.dropout=0", "--model.drop_path=0", "--train.max_steps=5"]
     last = ["--train.objective=last", "--model.mode=bidirectional", "--model.padding=attend"]
-    for name, more in {"all": [], "last": last}.items():
+    # 128 items in three parts; 128 sequences, padded to 50 items, in thirteen.
+    for name, max_tokens, more in (("all", 60, []), ("last", 500, last)):
         whole = make_run(tmp_path, name, *quiet, *more)
-        parts = make_run(tmp_path, f"{name}-parts", *quiet, *more, "--train.max_tokens=60")
-        assert json.loads((parts / "protocol.json").read_text())["training"]["max_tokens_a_pass"] == 60
+        parts = make_run(tmp_path, f"{name}-parts", *quiet, *more, f"--train.max_tokens={max_tokens}")
+        training = json.loads((parts / "protocol.json").read_text())["training"]
+        assert training["max_tokens_a_pass"] == max_tokens
         assert records(parts)[0]["loss"] == pytest.approx(records(whole)[0]["loss"], rel=1e-5)
         one, two = (load_file(run / "last.safetensors") for run in (whole, parts))
         weights = [key for key in one if key.startswith("model/")]

@@ -1,1 +1,1 @@
-"""`python -m recgrela.compare`: several models under one protocol and one list of seeds, in one table."""
+"""`python -m recgrela.compare`: several models under one protocol and the same seeds, in one table."""

@@ -1,4 +1,4 @@
-"""Quality against memory, a bubble a model, its area the operations of scoring a history."""
+"""A bubble chart of quality against memory; the area of a bubble is the cost of scoring a history."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recgrela.compare.table import TESTED, Row
+from recgrela.compare.rows import TESTED, Row
 from recgrela.system.errors import RunError
 from recgrela.system.files import atomic_write
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from matplotlib.text import Annotation
     from matplotlib.transforms import Bbox
 
-LARGEST = 2400.0  # area of the largest bubble, in square points
+MAX_AREA = 2400.0  # of a bubble, in square points
 SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (0.7, 0.7), (-0.7, 0.7), (0.7, -0.7), (-0.7, -0.7))
 GAPS = (3.0, 12.0, 24.0, 40.0)  # points between a bubble and its label
 
 
 @dataclass(frozen=True)
 class Bubble:
-    """A model's: memory in MB, quality, and area in square points."""
+    """A model's bubble: memory in MB, quality, and area in square points."""
 
     label: str
     memory: float
@@ -36,17 +36,17 @@ class Bubble:
 
     @property
     def radius(self) -> float:
-        """In points."""
+        """Radius in points."""
         return math.sqrt(self.area / math.pi)
 
 
 def draw_bubbles(path: Path, rows: Sequence[Row]) -> bool:
-    """Draw the models that have a quality and a peak of memory; returns whether there was one.
+    """Draw the models with known quality and peak memory; returns whether there are any.
 
-    Without one a figure that is there is removed: it would be of an older table.
+    Without any, an existing figure is removed, because it belongs to an earlier table.
 
     Raises:
-        RunError: the file cannot be written, or not removed.
+        RunError: the file cannot be written or removed.
     """
     figure = make_figure(rows)
     if figure is not None:
@@ -55,13 +55,15 @@ def draw_bubbles(path: Path, rows: Sequence[Row]) -> bool:
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        raise RunError(f"cannot remove {path}, which is of an older table: {error.strerror}") from error
+        raise RunError(
+            f"cannot remove {path}, which belongs to an earlier table: {error.strerror}"
+        ) from error
     return False
 
 
 def make_figure(rows: Sequence[Row]) -> Figure | None:
-    """The figure, None without a model to draw."""
-    from matplotlib import colormaps  # slow to import, and needed once
+    """The figure; None without a model to draw."""
+    from matplotlib import colormaps  # slow to import
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -72,9 +74,9 @@ def make_figure(rows: Sequence[Row]) -> Figure | None:
     ]
     if not drawn:
         return None
-    most = max(contender.flops.total for contender, _, _ in drawn)
+    max_flops = max(contender.flops.total for contender, _, _ in drawn)
     bubbles = [
-        Bubble(contender.label, memory, quality, LARGEST * contender.flops.total / most)
+        Bubble(contender.label, memory, quality, MAX_AREA * contender.flops.total / max_flops)
         for contender, quality, memory in drawn
     ]
     figure = Figure(figsize=(8, 5.5), dpi=130, layout="constrained")
@@ -83,22 +85,22 @@ def make_figure(rows: Sequence[Row]) -> Figure | None:
     colours = colormaps["tab10"]
     for index, bubble in enumerate(bubbles):
         look: dict[str, Any] = {"color": colours(index % 10), "alpha": 0.55, "lw": 0}
-        look["zorder"] = 3 - bubble.area / LARGEST  # the small ones above
+        look["zorder"] = 3 - bubble.area / MAX_AREA  # small bubbles above large ones
         axes.scatter(bubble.memory, bubble.quality, s=bubble.area, **look)
     axes.margins(0.2)
     axes.grid(alpha=0.3)
     axes.set(
-        title=f"Area: FLOPs of scoring one history, {most / 1e6:,.1f} M the largest",
+        title=f"Area: FLOPs of scoring one history, {max_flops / 1e6:,.1f} M the largest",
         xlabel="peak memory of training, MB",
         ylabel=f"{TESTED}, test split",
     )
-    canvas.draw()  # lays the axes out, so that places on the page are known
+    canvas.draw()  # computes the layout, which the labels need
     _write_labels(axes, bubbles, canvas.get_renderer())
     return figure
 
 
 def _write_labels(axes: Axes, bubbles: Sequence[Bubble], renderer: RendererBase) -> None:
-    """Write each label where it covers the least of other labels and bubbles, and near its own."""
+    """Place each label near its bubble, where it covers least of other labels and bubbles."""
     from matplotlib.text import Text
 
     taken = [_box_of(axes, bubble) for bubble in bubbles]
@@ -108,7 +110,7 @@ def _write_labels(axes: Axes, bubbles: Sequence[Bubble], renderer: RendererBase)
         for gap, side in itertools.product(GAPS, SIDES):
             text = _annotate(axes, bubble, gap, side)
             text.update_positions(renderer)
-            box = Text.get_window_extent(text)  # the annotation's own has its line in it
+            box = Text.get_window_extent(text)  # without the annotation's line
             outside = box.width * box.height - _overlap(box, frame)
             covered = sum(_overlap(box, other) for other in taken)
             tried.append((covered + 10 * outside + gap, text))
@@ -122,7 +124,7 @@ def _write_labels(axes: Axes, bubbles: Sequence[Bubble], renderer: RendererBase)
 
 
 def _annotate(axes: Axes, bubble: Bubble, gap: float, side: tuple[float, float]) -> Annotation:
-    """The label at a side of its bubble, with a thin line to it."""
+    """A label at a side of its bubble, connected by a thin line."""
     across, up = side
     away = bubble.radius + gap
     options: dict[str, Any] = {
@@ -137,7 +139,7 @@ def _annotate(axes: Axes, bubble: Bubble, gap: float, side: tuple[float, float])
 
 
 def _box_of(axes: Axes, bubble: Bubble) -> Bbox:
-    """A bubble's place on the page, in pixels."""
+    """The bounding box of a bubble in pixels."""
     from matplotlib.transforms import Bbox
 
     x, y = axes.transData.transform((bubble.memory, bubble.quality))
@@ -146,7 +148,7 @@ def _box_of(axes: Axes, bubble: Bubble) -> Bbox:
 
 
 def _overlap(first: Bbox, second: Bbox) -> float:
-    """Square pixels that two boxes share."""
+    """Area of the intersection of two boxes, in square pixels."""
     width = min(first.x1, second.x1) - max(first.x0, second.x0)
     height = min(first.y1, second.y1) - max(first.y0, second.y0)
     return max(0.0, width) * max(0.0, height)

@@ -1,173 +1,128 @@
-"""The rows of the comparison's table, from the run folders."""
+"""A comparison's table as Markdown, as CSV and for a terminal."""
 
 from __future__ import annotations
 
+import csv
+import io
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-import torch
+from rich.table import Table
+from rich.text import Text
 
-from recgrela.compare.plan import Contender, Run
-from recgrela.evaluation.metrics import NAMES, metrics_of
-from recgrela.evaluation.statistics import bootstrap_interval, holm, sign_flip_test
-from recgrela.runs.protocol import started_in
-from recgrela.system.errors import RunError
+from recgrela.compare.rows import TESTED, Cost, Quality, Row
+from recgrela.evaluation.metrics import NAMES
 
-TESTED = "NDCG@10"
+COSTS = ("s/epoch", "best epoch", "epochs", "peak memory", "parameters", "FLOPs", "scoring items")
+Mark = Callable[[str, int], str]  # marks a cell, given its text and its place among the models from 0
 
 
-@dataclass(frozen=True)
-class Quality:
-    """A model's scores on the test split, all items ranked.
-
-    Attributes:
-        mean: over seeds, by metric.
-        deviation: over seeds (n - 1), by metric; None of one seed.
-        interval: 95 %, over users, of their scores averaged over seeds, by metric.
-        p_value: of the paired test of NDCG@10 against the first model, corrected; None where there is none.
-    """
-
-    mean: dict[str, float]
-    deviation: dict[str, float] | None
-    interval: dict[str, tuple[float, float]]
-    p_value: float | None
+def to_markdown(rows: Sequence[Row], notes: Sequence[str]) -> str:
+    """Tables of quality and cost, and notes. The best value is bold, the second best underlined."""
+    first = rows[0].contender.label
+    heads = ["model", *NAMES, f"p against {first}"]
+    lines = _markdown_table(heads, [_quality_cells(row, rows, _mark_markdown, "<br>") for row in rows])
+    lines += ["", *_markdown_table(["model", *COSTS], [_cost_cells(row) for row in rows])]
+    lines += ["", *(f"- {note}" for note in notes)]
+    return "\n".join(lines) + "\n"
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What a model's training took.
-
-    Attributes:
-        epoch_seconds: median over all whole epochs, without evaluation; None where there was none.
-        epochs, best_epochs: trained, and chosen on the valid split, of each seed.
-        peak_memory: bytes, the most of any run; None where the system does not tell.
-    """
-
-    epoch_seconds: float | None
-    epochs: list[int]
-    best_epochs: list[int]
-    peak_memory: int | None
+def to_tables(rows: Sequence[Row]) -> tuple[Table, Table]:
+    """Tables of quality and cost for a terminal."""
+    quality, cost = Table(title="test split, all items ranked"), Table(title="cost")
+    for table, heads in ((quality, ("model", *NAMES, "p")), (cost, ("model", *COSTS))):
+        for head in heads:
+            table.add_column(head, justify="left" if head == "model" else "right")
+    for row in rows:
+        quality.add_row(*map(Text.from_markup, _quality_cells(row, rows, _mark_rich, "\n")))
+        cost.add_row(*_cost_cells(row))
+    return quality, cost
 
 
-@dataclass(frozen=True)
-class Row:
-    """A model of the table; quality and cost are None if no run of it was finished.
-
-    Attributes:
-        contender: the model.
-        seeds: of its finished runs.
-        failures: why the others failed, by seed.
-    """
-
-    contender: Contender
-    seeds: list[int]
-    failures: dict[int, str]
-    quality: Quality | None
-    cost: Cost | None
+def to_csv(rows: Sequence[Row]) -> str:
+    """A line for each model, with unrounded numbers."""
+    file = io.StringIO()
+    lines = [_csv_line(row) for row in rows]
+    writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return file.getvalue()
 
 
-def make_rows(contenders: Sequence[Contender], failures: Mapping[tuple[str, int], str]) -> list[Row]:
-    """Read the finished runs and compute the table.
-
-    Args:
-        contenders: the models; the first is what the others are tested against.
-        failures: by label and seed.
-
-    Raises:
-        RunError: a file of a run is damaged, or two runs ranked different users.
-    """
-    finished = {c.label: [run for run in c.runs if (c.label, run.seed) not in failures] for c in contenders}
-    scores = _scores({label: runs for label, runs in finished.items() if runs})
-    intervals, p_values = _intervals(scores), _p_values(scores, contenders[0].label)
-    rows = []
-    for contender in contenders:
-        label, runs = contender.label, finished[contender.label]
-        quality = _quality(runs, intervals[label], p_values.get(label)) if runs else None
-        failed = {seed: reason for (of, seed), reason in failures.items() if of == label}
-        seeds = [run.seed for run in runs]
-        rows.append(Row(contender, seeds, failed, quality, _cost(runs) if runs else None))
-    return rows
+def _csv_line(row: Row) -> dict[str, Any]:
+    """The cells of a model; missing numbers are None."""
+    contender, quality, cost = row.contender, row.quality, row.cost
+    line: dict[str, Any] = {"label": contender.label, "model": contender.name}
+    line["objective"] = contender.runs[0].config.train.objective
+    line["seeds"] = " ".join(map(str, row.seeds))
+    line["failed_seeds"] = " ".join(map(str, row.failures))
+    for name in NAMES:
+        line[name] = quality.mean[name] if quality else None
+        line[f"{name} sd"] = quality.deviation[name] if quality and quality.deviation else None
+        line[f"{name} low"], line[f"{name} high"] = quality.interval[name] if quality else (None, None)
+    line[f"p {TESTED}"] = quality.p_value if quality else None
+    line["epoch_seconds"] = cost.epoch_seconds if cost else None
+    line["best_epochs"] = " ".join(map(str, cost.best_epochs)) if cost else None
+    line["epochs"] = " ".join(map(str, cost.epochs)) if cost else None
+    line["peak_memory"] = cost.peak_memory if cost else None
+    line["parameters"] = contender.parameters
+    line["flops"], line["flops_scores"] = contender.flops.total, contender.flops.scores
+    return line
 
 
-def surroundings(contenders: Sequence[Contender]) -> list[dict[str, Any]]:
-    """The different ones that the finished runs were made in: times of more than one do not compare."""
-    found: list[dict[str, Any]] = []
-    for run in (run for contender in contenders for run in contender.runs if run.status == "finished"):
-        for place in started_in(run.folder.read_protocol()):
-            if place not in found:
-                found.append(place)
-    return found
+def _quality_cells(row: Row, rows: Sequence[Row], mark: Mark, newline: str) -> list[str]:
+    """Label, a cell for each metric (mean, deviation, interval), and p."""
+    quality = row.quality
+    if quality is None:
+        return [row.contender.label, *["failed"] * len(NAMES), "-"]
+    cells = []
+    for name in NAMES:
+        means = sorted({round(other.quality.mean[name], 4) for other in rows if other.quality}, reverse=True)
+        text = mark(f"{quality.mean[name]:.4f}", means.index(round(quality.mean[name], 4)))
+        deviation = f" ± {quality.deviation[name]:.4f}" if quality.deviation else ""
+        low, high = quality.interval[name]
+        cells.append(f"{text}{deviation}{newline}({low:.4f}, {high:.4f})")
+    return [row.contender.label, *cells, _p_text(quality)]
 
 
-def _scores(finished: Mapping[str, Sequence[Run]]) -> dict[str, np.ndarray]:
-    """By label, each user's scores [U, len(NAMES)], averaged over the model's runs.
-
-    Raises:
-        RunError: a run ranked other users, or in another order.
-    """
-    first: tuple[Run, np.ndarray] | None = None
-    scores = {}
-    for label, runs in finished.items():
-        of_runs = []
-        for run in runs:
-            ranks = run.folder.read_ranks("test")
-            first = first or (run, ranks.users)
-            if not np.array_equal(first[1], ranks.users):
-                raise RunError(
-                    f"{run.folder.ranks_path}: not the users of {first[0].folder.ranks_path}, or in another "
-                    "order: the two do not compare"
-                )
-            of_runs.append(metrics_of(torch.from_numpy(ranks.unmasked)).numpy())
-        scores[label] = np.mean(of_runs, axis=0)
-    return scores
+def _mark_markdown(text: str, place: int) -> str:
+    return {0: f"**{text}**", 1: f"<u>{text}</u>"}.get(place, text)
 
 
-def _intervals(scores: Mapping[str, np.ndarray]) -> dict[str, dict[str, tuple[float, float]]]:
-    """The bootstrap's interval of each model and metric."""
-    if not scores:
-        return {}
-    low, high = bootstrap_interval(np.concatenate(list(scores.values()), axis=1))
-    pairs = list(zip(low.tolist(), high.tolist(), strict=True))
-    size = len(NAMES)
-    return {
-        label: dict(zip(NAMES, pairs[i * size : (i + 1) * size], strict=True))
-        for i, label in enumerate(scores)
-    }
+def _mark_rich(text: str, place: int) -> str:
+    return {0: f"[bold]{text}[/]", 1: f"[underline]{text}[/]"}.get(place, text)
 
 
-def _p_values(scores: Mapping[str, np.ndarray], reference: str) -> dict[str, float]:
-    """Holm's p of each other model's paired test against the reference; none if that has no run."""
-    others = [label for label in scores if label != reference]
-    if reference not in scores or not others:
-        return {}
-    column = NAMES.index(TESTED)
-    differences = [scores[label][:, column] - scores[reference][:, column] for label in others]
-    corrected = holm(sign_flip_test(np.stack(differences, axis=1)).tolist())
-    return dict(zip(others, corrected, strict=True))
+def _p_text(quality: Quality) -> str:
+    return "-" if quality.p_value is None else f"{quality.p_value:.4f}"
 
 
-def _quality(runs: Sequence[Run], interval: dict[str, tuple[float, float]], p_value: float | None) -> Quality:
-    results = [run.folder.read_json(run.folder.results_path) for run in runs]
-    values = {name: [result["test"]["unmasked"][name] for result in results] for name in NAMES}
-    mean = {name: statistics.fmean(of) for name, of in values.items()}
-    deviation = {name: statistics.stdev(of) for name, of in values.items()} if len(runs) > 1 else None
-    return Quality(mean, deviation, interval, p_value)
+def _cost_cells(row: Row) -> list[str]:
+    flops, cost = row.contender.flops, row.cost
+    counted = [f"{row.contender.parameters:,}", _short(flops.total), _short(flops.scores)]
+    return [row.contender.label, *(_training_cells(cost) if cost else ["-"] * 4), *counted]
 
 
-def _cost(runs: Sequence[Run]) -> Cost:
-    records = [run.folder.read_metrics() for run in runs]
-    epochs = [[record for record in of_run if record["kind"] == "epoch"] for of_run in records]
-    seconds = [epoch["seconds"] for of_run in epochs for epoch in of_run]
-    peaks = [
-        record.get("peak_memory") for of_run in records for record in of_run if record["kind"] != "final"
-    ]
-    known = [peak for peak in peaks if peak is not None]
-    return Cost(
-        epoch_seconds=statistics.median(seconds) if seconds else None,
-        epochs=[len(of_run) for of_run in epochs],
-        best_epochs=[run.folder.read_json(run.folder.results_path)["epoch"] for run in runs],
-        peak_memory=max(known) if known else None,
-    )
+def _training_cells(cost: Cost) -> list[str]:
+    seconds = "-" if cost.epoch_seconds is None else f"{cost.epoch_seconds:.3g}"
+    memory = "-" if cost.peak_memory is None else f"{cost.peak_memory / 1e6:,.0f} MB"
+    return [seconds, _median(cost.best_epochs), _median(cost.epochs), memory]
+
+
+def _median(numbers: Sequence[int]) -> str:
+    return f"{statistics.median(numbers):g}"
+
+
+def _short(number: float) -> str:
+    """Three digits and a unit, for example 71.1 M."""
+    for unit in ("", " k", " M", " G", " T"):
+        if number < 999.5 or unit == " T":
+            break
+        number /= 1000
+    return f"{number:.3g}{unit}"
+
+
+def _markdown_table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    rule = "|---|" + "---:|" * (len(heads) - 1)
+    return ["| " + " | ".join(heads) + " |", rule, *("| " + " | ".join(cells) + " |" for cells in lines)]

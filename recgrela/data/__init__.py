@@ -1,4 +1,4 @@
-"""Data: formats (readers) -> filter and order -> packed interactions -> batches."""
+"""Data: readers of file formats, filter and order, packed interactions, batches."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""Known sets: the published counts after filtering, which a run's protocol.json puts beside its own counts.
+"""Published counts of known data sets after filtering, which protocol.json records beside a run's counts.
 
-A set is known by its file's name alone: the counts say what to expect of that name, not that the data is the
-same.
+A data set is recognised by its file name alone, so different counts show that the data differs.
 """
 
 from __future__ import annotations
@@ -12,12 +11,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class KnownSet:
-    """A row of the paper's Table 1 and the filter behind it.
+    """A row of the paper's Table 1, and its filter.
 
     Attributes:
-        users: users left, with the padding id.
-        items: items left, with the padding id.
-        events: events left.
+        users: number of users after filtering, padding id included.
+        items: number of items after filtering, padding id included.
+        events: number of events after filtering.
         filter: the settings of DataConfig that give these counts.
     """
 
@@ -51,7 +50,7 @@ KNOWN_SETS = {
 
 
 def find_known(source: str) -> KnownSet | None:
-    """The known set that a file's own name tells, without endings: of the file, or of the zip it lies in."""
+    """The known set named by a file, or by the zip that contains it, without suffixes; None if unknown."""
     for file in re.split(r"(?<=\.zip):", source.lower()):
         known = KNOWN_SETS.get(re.split(r"[/\\]", file)[-1].split(".")[0])
         if known is not None:

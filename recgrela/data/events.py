@@ -1,4 +1,4 @@
-"""The raw log that every reader gives: one row per event, in the file's order."""
+"""The unfiltered log that readers return: one row per event, in file order."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Events:
-    """Events as read, before any filter.
+    """Events as read from a file, before filtering.
 
     Attributes:
         users: [n] int32 indices into ``user_tokens``.
         items: [n] int32 indices into ``item_tokens``.
-        times: [n] int64, or float64 where the source has fractions.
-        user_tokens: original user ids, each once.
-        item_tokens: original item ids, each once.
-        sha256: of the source's bytes after decompression.
-        source: what the user named, for messages.
-        format: the reader's name.
-        titles: original item id -> title, where known.
+        times: [n] int64, or float64 if the source has fractional times.
+        user_tokens: distinct original user ids.
+        item_tokens: distinct original item ids.
+        sha256: hash of the file's bytes after decompression.
+        source: the file's name in messages.
+        format: the name of the format.
+        titles: titles by original item id, if known.
     """
 
     users: np.ndarray

@@ -1,4 +1,4 @@
-"""Packed interactions: every user's items end to end, and the leave-one-out split as arithmetic on them."""
+"""Packed interactions: all users' items concatenated, and the leave-one-out split on offsets."""
 
 from __future__ import annotations
 
@@ -15,24 +15,23 @@ from recgrela.system.errors import DataError
 
 @dataclass(frozen=True)
 class Interactions:
-    """Interactions by user, in order of time. Nothing is stored per prefix.
+    """Interactions by user, in order of time.
 
     The split is leave-one-out: of n >= 3 events the last is the test target, the second last the valid
-    target, and the first n - 2 are for training. Users with fewer events only train. From 5 events a user
-    on, the usual filter, this is RecBole's split; with fewer RecBole's may differ.
+    target, and the first n - 2 are for training. All events of users with fewer are for training. For users
+    with at least 5 events, the usual filter, this is RecBole's split.
 
     Attributes:
-        items: [n_events] int32, item ids in 1..n_items-1, user after user; 0 is padding and never occurs.
-        offsets: [n_users + 1] int64; user row u has ``items[offsets[u]:offsets[u + 1]]``.
-        user_ids: the original id of each user row (RecBole's id is the row + 1: it counts a padding user).
+        items: [n_events] int32, item ids in 1..n_items-1, user by user; 0 is padding and does not occur.
+        offsets: [n_users + 1] int64; the items of user row u are ``items[offsets[u]:offsets[u + 1]]``.
+        user_ids: the original id of each user row (RecBole's id is the row + 1, as it has a padding user).
         item_ids: the original id of each item id; row 0 is "[PAD]".
-        titles: a title or None for each item id, or None where the source has no titles.
-        n_items: rows of the item table, the padding row included.
-        sha256: of the interactions file's bytes after decompression (synthetic set: of its arrays).
-        description: source, format, filter, order and counts, ready for JSON. Counts include the padding ids.
-            A file named as a known set, under the published filter, also has the paper's counts (Table 1),
-            "published".
-        dropped_users: original ids that were read but lost every event to the filter.
+        titles: a title or None for each item id; None if the source has no titles.
+        n_items: number of rows of the item table, padding included.
+        sha256: hash of the file's bytes after decompression (of the arrays for the synthetic set).
+        description: source, format, filter, order and counts, as values for JSON. Counts include padding ids.
+            "published" has the paper's counts (Table 1) for a file with the name and filter of a known set.
+        dropped_users: original ids of the users without events after filtering.
     """
 
     items: torch.Tensor
@@ -47,7 +46,7 @@ class Interactions:
 
     @property
     def n_users(self) -> int:
-        """Users with events (without a padding user)."""
+        """Number of users with events, without a padding user."""
         return len(self.user_ids)
 
     @property
@@ -55,11 +54,11 @@ class Interactions:
         return self.items.numel()
 
     def to(self, device: torch.device | str) -> Interactions:
-        """The same interactions with both tensors on ``device``."""
+        """A copy with both tensors on ``device``."""
         return dataclasses.replace(self, items=self.items.to(device), offsets=self.offsets.to(device))
 
     def user_row(self, user: str) -> int:
-        """The row of an original user id. Raises DataError if it is unknown or has no events left."""
+        """The row of an original user id. Raises DataError if the user is unknown or has no events."""
         row = self._user_rows.get(str(user))
         if row is None:
             why = (
@@ -75,11 +74,11 @@ class Interactions:
         return {token: row for row, token in enumerate(self.user_ids)}
 
     def host_offsets(self) -> np.ndarray:
-        """``offsets`` as an int64 array on the host: a copy and a wait if they are on another device."""
+        """``offsets`` as an int64 array on the host. Copies and waits if they are on another device."""
         return self.offsets.cpu().numpy()
 
     def train_items(self) -> torch.Tensor:
-        """[n_train] int32, the items of all training events, user after user."""
+        """[n_train] int32, the items of all training events, user by user."""
         counts = np.diff(self.host_offsets())
         place = np.arange(self.n_events) - np.repeat(np.cumsum(counts) - counts, counts)
         is_train = torch.from_numpy(place < np.repeat(train_counts(counts), counts))
@@ -87,5 +86,5 @@ class Interactions:
 
 
 def train_counts(event_counts: np.ndarray) -> np.ndarray:
-    """How many of each user's first events are for training: [n_users] events -> [n_users]."""
+    """Number of training events of each user: [n_users] events -> [n_users]."""
     return np.where(event_counts >= 3, event_counts - 2, event_counts)

@@ -1,4 +1,4 @@
-"""One call from a configuration to packed interactions."""
+"""Loads the data of a configuration."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def load(config: DataConfig) -> Interactions:
         Interactions on the CPU.
 
     Raises:
-        DataError: the file is missing or bad, or nothing is left after filtering; one line that names the
-            file, and the line and column where there is one.
+        DataError: the file is missing or invalid, or no events are left after filtering; the message names
+            the file, and the line and column if there is one.
     """
     if config.path == "synthetic":
         events = synthetic.generate(

@@ -1,4 +1,4 @@
-"""From the raw log to packed interactions: k-core filter, ids, order."""
+"""Turns events into packed interactions: k-core filter, ids, order."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def k_core(
     user_range: tuple[int, int | None],
     item_range: tuple[int, int | None],
 ) -> np.ndarray:
-    """Rows that survive the iterative filter, as RecBole's ``_filter_by_inter_num``.
+    """Rows that pass the iterative k-core filter, as in RecBole's ``_filter_by_inter_num``.
 
-    Users and items with too few or too many events are dropped together each round, until nothing changes.
-    Duplicate (user, item) events count each.
+    Each round drops the users and items with too few or too many events, until nothing changes. Repeated
+    (user, item) events all count.
 
     Args:
         users: [n] int32 user indices.
         items: [n] int32 item indices.
-        user_range: least and most events a user; None for no limit.
-        item_range: least and most events an item.
+        user_range: minimum and maximum number of events of a user; None for no maximum.
+        item_range: the same for items.
 
     Returns:
         [m] row numbers, ascending.
@@ -45,14 +45,14 @@ def k_core(
 
 def _within(codes: np.ndarray, limits: tuple[int, int | None]) -> np.ndarray:
     counts = np.bincount(codes)
-    least, most = limits
-    return ((counts >= least) & (counts <= (codes.size if most is None else most)))[codes]
+    low, high = limits
+    return ((counts >= low) & (counts <= (codes.size if high is None else high)))[codes]
 
 
 def by_first_appearance(codes: np.ndarray, tokens: list[str]) -> tuple[np.ndarray, list[str]]:
-    """Renumber [n] codes 0.. in the order they first occur; tokens that do not occur are left out."""
+    """Renumber [n] codes from 0 in order of first occurrence, and drop the tokens that do not occur."""
     first = np.full(len(tokens), codes.size)
-    first[codes[::-1]] = np.arange(codes.size)[::-1]  # the last assignment stays: the first occurrence
+    first[codes[::-1]] = np.arange(codes.size)[::-1]  # the last assignment wins: the first occurrence
     present = np.argsort(first, kind="stable")[: np.count_nonzero(first < codes.size)]
     new = np.empty(len(tokens), dtype=np.int32)
     new[present] = np.arange(present.size, dtype=np.int32)
@@ -60,10 +60,10 @@ def by_first_appearance(codes: np.ndarray, tokens: list[str]) -> tuple[np.ndarra
 
 
 def time_order(users: np.ndarray, times: np.ndarray, order: Order) -> np.ndarray:
-    """Rows by user, then by time, ties in file order: [n] row numbers.
+    """Row numbers [n] sorted by user, then by time; ties keep the file order.
 
-    "recbole" compares times as float32, as RecBole holds them (by way of float64, as it reads them): near 1e9
-    the events within one step of 64 s keep the file's order.
+    Order "recbole" compares times as float32, converted from float64 as RecBole does: near 1e9, events within
+    64 s of each other are ties.
     """
     if order == "recbole":
         times = times.astype(np.float64).astype(np.float32)
@@ -71,7 +71,7 @@ def time_order(users: np.ndarray, times: np.ndarray, order: Order) -> np.ndarray
 
 
 def prepare(events: Events, config: DataConfig) -> Interactions:
-    """Filter, number, sort and pack. Raises DataError if nothing is left."""
+    """Filter, number, sort and pack events. Raises DataError if no events are left."""
     user_range = (config.min_user_events, config.max_user_events)
     item_range = (config.min_item_events, config.max_item_events)
     rows = k_core(events.users, events.items, user_range, item_range)
@@ -80,7 +80,7 @@ def prepare(events: Events, config: DataConfig) -> Interactions:
     if rows.size == 0:
         shown = ", ".join(f"{name}={value}" for name, value in settings.items() if value is not None)
         raise DataError(
-            f"{events.source}: none of its {events.users.size} events is left after filtering ({shown})"
+            f"{events.source}: none of the {events.users.size} events are left after filtering ({shown})"
         )
     users, user_ids = by_first_appearance(events.users[rows], events.user_tokens)
     items, item_ids = by_first_appearance(events.items[rows], events.item_tokens)

@@ -1,4 +1,4 @@
-"""A built-in set made from a seed: everything runs with no download. A demonstration, never a result."""
+"""A synthetic data set, generated from a seed: for demonstrations without a download, not for results."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ import numpy as np
 
 from recgrela.data.events import Events
 
-CLUSTER_SIZE = 20  # items in a cluster; each user walks through a cluster in the same order
-NUM_TASTES = 3  # clusters that a user likes at a time
-P_BURST = 0.04  # a burst starts: 4 to 10 events in one cluster outside the taste, then back
-P_DRIFT = 0.015  # a real drift: one taste is replaced for good
-P_SWITCH = 0.25  # move to another of the tastes
+CLUSTER_SIZE = 20  # items of a cluster; all users go through a cluster in the same order
+NUM_TASTES = 3  # clusters that a user likes at the same time
+P_BURST = 0.04  # a burst starts: 4 to 10 events in a random cluster
+P_DRIFT = 0.015  # a taste is replaced permanently
+P_SWITCH = 0.25  # move to another taste
 P_SKIP = 0.25  # skip an item instead of taking the next
 
 
 def generate(seed: int, n_users: int, n_items: int, mean_events: int) -> Events:
-    """Users with long-term tastes, short bursts of something else, and real drifts.
+    """Events of users with long-term tastes, short bursts of other interests, and changes of taste.
 
-    Items form clusters of 20. A user goes through a cluster item by item and remembers the place: back from a
-    burst or from another taste, the walk goes on where it stopped: the next item depends on events long past.
+    Items form clusters of 20. A user goes through a cluster item by item. After a burst or another taste, the
+    user continues a cluster at the last item, so the next item depends on events long past.
 
     Args:
-        seed: the same seed and sizes give the same set.
-        n_users: users.
-        n_items: items; rounded down to whole clusters.
-        mean_events: mean events a user, between half and twice of it each (at least 5).
+        seed: the same seed and sizes give the same events.
+        n_users: number of users.
+        n_items: number of items, rounded down to full clusters.
+        mean_events: mean number of events per user; each user has between half and twice as many, and at
+            least 5.
 
     Returns:
         Events in order of time, with titles such as "cluster 3 / item 17".
@@ -34,10 +35,10 @@ def generate(seed: int, n_users: int, n_items: int, mean_events: int) -> Events:
     random = np.random.default_rng(seed)
     n_clusters = n_items // CLUSTER_SIZE
     tastes = np.argsort(random.random((n_users, n_clusters)), axis=1)[:, :NUM_TASTES]  # [n_users, tastes]
-    place = random.integers(CLUSTER_SIZE, size=(n_users, n_clusters))  # the last item met in each cluster
+    place = random.integers(CLUSTER_SIZE, size=(n_users, n_clusters))  # the last item of each cluster
     counts = np.maximum(mean_events * np.exp2(random.uniform(-1, 0.87, n_users)), 5).astype(
         np.int64
-    )  # mean ~ 1
+    )  # the factor has mean 1
     burst_left = np.zeros(n_users, dtype=np.int64)
     burst = np.zeros(n_users, dtype=np.int64)
     current = tastes[:, 0].copy()

@@ -1,1 +1,1 @@
-"""Ranking of users, its metrics, and statistics over users."""
+"""Ranking of users, its metrics, significance over users, and recommendations."""

@@ -1,8 +1,8 @@
-"""HR, NDCG and MRR by full ranking, for one positive item per user.
+"""HR, NDCG and MRR by full ranking, with one target item per user.
 
-The protocol is RecBole's (every item is ranked, only the padding column is left out) but for ties, which
-count against the model: an item with the same score as the target ranks before it. Each user is ranked twice
-in one pass, among all items and with the seen items removed: readers compare with papers of both kinds.
+The protocol is RecBole's (all items but padding are ranked) except for ties, which count against the model:
+an item with the same score as the target ranks before it. One pass ranks each user twice, among all items and
+with the seen items removed, because papers report both.
 """
 
 from __future__ import annotations
@@ -23,10 +23,13 @@ NAMES = tuple(f"{metric}@{k}" for k in CUTOFFS for metric in METRICS)
 class Ranking:
     """Metrics of one split, as means over its users.
 
-    `values` and `masked` map "HR@5" ... "MRR@10" to the figure with all items ranked and with the seen items
-    removed. `ties` and `masked_ties` count the users whose figures would be higher had ties gone their way.
-    `ranks` [2, users] int32, on the CPU, is each user's rank (from 1) with all items ranked and with the seen
-    items removed.
+    Attributes:
+        users: number of users.
+        values: metrics "HR@5" ... "MRR@10" with all items ranked.
+        masked: the same with the seen items removed.
+        ties, masked_ties: number of users whose metrics would be higher if ties favoured the model.
+        ranks: [2, users] int32, on the CPU; each user's rank from 1, with all items ranked and with the seen
+            items removed.
     """
 
     users: int
@@ -37,7 +40,7 @@ class Ranking:
     ranks: Tensor = field(compare=False, repr=False)
 
     def as_dict(self) -> dict[str, object]:
-        """Plain values for JSON."""
+        """Plain values for JSON, without the ranks."""
         return {
             "users": self.users,
             "unmasked": self.values,
@@ -47,15 +50,16 @@ class Ranking:
 
 
 def target_ranks(scores: Tensor, target: Tensor, removed: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """1-based rank of each row's target, and how many other items share its score.
+    """The rank, from 1, of each row's target, and the number of other items with its score.
 
     Args:
-        scores: [B, n_items]; column 0 is padding and never ranked.
+        scores: [B, n_items]; column 0 is padding and is not ranked.
         target: [B] int64, in 1..n_items-1.
-        removed: [B, n_items] bool, items not ranked (the target's own entry is ignored), or None.
+        removed: [B, n_items] bool, items that are not ranked (the target's entry is ignored), or None.
 
     Returns:
-        rank [B] int64 = 1 + items scored higher + other items scored equal; ties [B] int64 = the latter.
+        rank [B] int64, 1 + items with higher scores + other items with an equal score; ties [B] int64, the
+        number of other items with an equal score.
     """
     own = scores.gather(1, target[:, None])
     higher = scores > own
@@ -71,7 +75,7 @@ def target_ranks(scores: Tensor, target: Tensor, removed: Tensor | None = None) 
 
 
 class RankingSums:
-    """Adds up the metrics of batches on their device; `result` is the only synchronisation."""
+    """Sums the metrics of batches on their device; only `result` synchronises."""
 
     def __init__(self, device: torch.device) -> None:
         self.users = 0
@@ -86,8 +90,8 @@ class RankingSums:
         Args:
             scores: [B, n_items] of any floating type.
             target: [B] int64.
-            seen: (rows [S], items [S]) int64, the items to remove in the masked ranking. Repeats are harmless
-                and the target itself stays (a user may meet an item again).
+            seen: (rows [S], items [S]) int64, the items to remove in the masked ranking. Repeats are allowed,
+                and the target is never removed (a user may interact with an item again).
         """
         removed = torch.zeros_like(scores, dtype=torch.bool)
         removed[seen] = True
@@ -96,7 +100,7 @@ class RankingSums:
             rank, ties = target_ranks(scores, target, mask)
             ranks.append(rank)
             self._sums[variant] += metrics_of(rank).sum(0)
-            # The best rank these ties allow is inside the widest cut, so the way they fall decides a figure.
+            # Ties matter if the best rank that they allow is within the largest cutoff.
             self._ties[variant] += ((ties > 0) & (rank - ties <= max(CUTOFFS))).sum()
         self._ranks.append(torch.stack(ranks).int())
         self._nan_users += scores[:, 1:].isnan().any(1).sum()
@@ -106,14 +110,16 @@ class RankingSums:
         """Means over all users so far.
 
         Raises:
-            RunError: there were NaN scores (every comparison with NaN is false, so the ranks would look
-                perfect), or no user at all.
+            RunError: there are no users, or NaN scores (comparisons with NaN are false, so the ranks would
+                look perfect).
         """
         if self.users == 0:
-            raise RunError("there is no user to evaluate")
+            raise RunError("no users to evaluate")
         nan_users = int(self._nan_users)
         if nan_users:
-            raise RunError(f"the model gives NaN scores for {nan_users} of {self.users} users: it diverged")
+            raise RunError(
+                f"the model gives NaN scores for {nan_users} of {self.users} users; training diverged"
+            )
         unmasked, masked = (self._sums / self.users).tolist()
         ties, masked_ties = self._ties.tolist()
         return Ranking(
@@ -127,7 +133,7 @@ class RankingSums:
 
 
 def metrics_of(rank: Tensor) -> Tensor:
-    """[B] ranks from 1 -> each one's metrics, [B, len(NAMES)] float64, in the order of NAMES."""
+    """Metrics of ranks: [B] from 1 -> [B, len(NAMES)] float64, in the order of NAMES."""
     position = rank.double()
     columns = []
     for k in CUTOFFS:

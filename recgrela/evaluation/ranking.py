@@ -1,4 +1,4 @@
-"""Ranks every user of a split with a model."""
+"""Ranking of all users of a split."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ def rank_all(
     max_tokens: int,
     after_batch: Callable[[], None] | None = None,
 ) -> Ranking:
-    """Rank every user of a split, with and without the items seen before.
+    """Rank every user of a split, among all items and with the seen items removed.
 
-    In float32 also after training in bfloat16, whose 8 bits would make ties of near scores.
+    Scores are float32 even for a model trained in bfloat16, whose 8 bits would turn close scores into ties.
 
     Args:
-        model: in any mode; its mode is restored.
+        model: the model; its train or eval mode is restored.
         batches: the split.
-        device: where model and batches are.
-        max_tokens: most item slots in one forward pass.
-        after_batch: called after each batch; may raise to stop.
+        device: the device of model and batches.
+        max_tokens: maximum number of item slots in one forward pass.
+        after_batch: called after each batch; may raise an exception to stop.
 
     Raises:
-        RunError: the model gives NaN.
+        RunError: the model gives NaN scores.
     """
     was_training = model.training
     model.eval()

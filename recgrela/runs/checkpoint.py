@@ -1,10 +1,10 @@
-"""Checkpoints: safetensors only, so loading one never runs code; written whole or not at all.
+"""Checkpoints in the safetensors format, which loads without running code; writes are atomic.
 
 Tensors:   model/<name>                                the model's state
-           adam/<parameter>/{step,exp_avg,exp_avg_sq}  the optimiser's, for parameters that were ever updated
+           adam/<parameter>/{step,exp_avg,exp_avg_sq}  the optimiser's state, for parameters with updates
            rng/cpu, rng/cuda                           states of the random number generators
-Metadata:  "recgrela" holds a JSON object: format, model (name and settings), n_items, max_len, and
-           the caller's state.
+Metadata:  "recgrela" is a JSON object with format, model (name and settings), n_items, max_len and the
+           caller's state.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ _KEY = "recgrela"
 def save(
     path: Path, model: SequenceModel, state: Mapping[str, Any], optimizer: torch.optim.Optimizer | None = None
 ) -> None:
-    """Write a checkpoint in place of the one at `path`.
+    """Write a checkpoint, replacing the file at `path`.
 
     Args:
         path: the file.
-        model: the model, whose settings are recorded.
-        state: plain values for JSON, returned by `load`.
-        optimizer: with it the file holds all that is needed to go on: its state and the random number
-            generators'.
+        model: the model; its settings are recorded too.
+        state: plain values for JSON, which `load` returns.
+        optimizer: if given, its state and those of the random number generators are saved, so that training
+            can resume.
 
     Raises:
-        RunError: it cannot be written; the file that was there is kept.
+        RunError: the file cannot be written; the previous file is unchanged.
     """
     tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
     if optimizer is not None:
@@ -58,25 +58,26 @@ def save(
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """The metadata alone. Raises RunError if the file is missing, damaged or not one of ours."""
+    """The metadata of a checkpoint. Raises RunError if the file is missing, damaged or not a checkpoint."""
     return _read(path, tensors=False)[0]
 
 
 def load(path: Path, model: SequenceModel, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
-    """Load a checkpoint into `model`, and into `optimizer` and the random number generators if there is one.
+    """Load a checkpoint into `model`, and if given into `optimizer` and the random number generators.
 
-    Nothing is changed unless all of it fits.
+    Everything is checked before anything is changed.
 
     Returns:
         The `state` given to `save`.
 
     Raises:
-        RunError: missing or damaged file, another model, other settings or shapes, or no training state.
+        RunError: the file is missing or damaged, is of another model or other settings or shapes, or has no
+            training state for the optimiser.
     """
     meta, tensors = _read_for(path, model)
     if optimizer is not None:
         if "rng/cpu" not in tensors:
-            raise RunError(f"{path}: holds weights only; resume takes last.safetensors")
+            raise RunError(f"{path}: contains only weights; resume from last.safetensors")
         device = next(model.parameters()).device
         _check_rng(path, tensors["rng/cpu"], torch.get_rng_state())
         if device.type == "cuda" and "rng/cuda" in tensors:
@@ -90,7 +91,7 @@ def load(path: Path, model: SequenceModel, optimizer: torch.optim.Optimizer | No
 
 
 def check(path: Path, model: SequenceModel) -> None:
-    """Raises RunError if `load` could not load the weights; changes nothing."""
+    """Raises RunError if `load` could not load the weights; the model is not changed."""
     _read_for(path, model)
 
 
@@ -104,18 +105,18 @@ def _read_for(path: Path, model: SequenceModel) -> tuple[dict[str, Any], dict[st
 def _identity(model: SequenceModel) -> dict[str, Any]:
     settings = asdict(model.config)
     identity = {"model": settings, "n_items": model.n_items, "max_len": model.max_len}
-    return json.loads(json.dumps(identity))  # as it will be read back
+    return json.loads(json.dumps(identity))  # the values that reading the file gives
 
 
 def _read(path: Path, tensors: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not path.is_file():
-        raise RunError(f"{path}: there is no such checkpoint")
+        raise RunError(f"{path}: no such checkpoint")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             text = (file.metadata() or {}).get(_KEY)
             values = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise RunError(f"{path}: not a checkpoint, or a damaged one: {error}") from error
+        raise RunError(f"{path}: not a checkpoint, or damaged: {error}") from error
     if text is None:
         raise RunError(f"{path}: a safetensors file, but not a checkpoint of recgrela")
     try:
@@ -125,7 +126,9 @@ def _read(path: Path, tensors: bool) -> tuple[dict[str, Any], dict[str, Tensor]]
     if not isinstance(meta, dict):
         raise RunError(f"{path}: damaged: its metadata is not an object")
     if meta.get("format") != FORMAT:
-        raise RunError(f"{path}: checkpoint format {meta.get('format')}, this version reads format {FORMAT}")
+        raise RunError(
+            f"{path}: checkpoint format {meta.get('format')}, but this version reads format {FORMAT}"
+        )
     for key, kind in {"model": dict, "n_items": int, "max_len": int, "state": dict}.items():
         if not isinstance(meta.get(key), kind):
             raise RunError(f"{path}: damaged: its metadata has no {key}")
@@ -138,24 +141,24 @@ def _check_identity(path: Path, meta: dict[str, Any], own: dict[str, Any]) -> No
     theirs = meta["model"] | {"items (with padding)": meta["n_items"], "max_len": meta["max_len"]}
     ours = own["model"] | {"items (with padding)": own["n_items"], "max_len": own["max_len"]}
     if theirs["name"] != ours["name"]:
-        raise RunError(f"{path}: a checkpoint of the model {theirs['name']}, not of {ours['name']}")
-    # Settings that only one side knows come from another version; the tensors' names and shapes decide then.
+        raise RunError(f"{path}: a checkpoint of {theirs['name']}, but the model is {ours['name']}")
+    # A setting that only one side has comes from another version; names and shapes of tensors decide then.
     different = [key for key in ours if key in theirs and theirs[key] != ours[key]]
     if different:
         listed = ", ".join(f"{key} {theirs[key]} (here {ours[key]})" for key in different)
-        raise RunError(f"{path}: a checkpoint of another {ours['name']}: {listed}")
+        raise RunError(f"{path}: a checkpoint of {ours['name']} with other settings: {listed}")
 
 
 def _check_shapes(path: Path, weights: dict[str, Tensor], own: Mapping[str, Tensor]) -> None:
     for name in [*own, *weights]:
-        theirs, ours = (list(where[name].shape) if name in where else "nothing" for where in (weights, own))
+        theirs, ours = (list(where[name].shape) if name in where else "missing" for where in (weights, own))
         if theirs != ours:
-            raise RunError(f"{path}: a checkpoint of another model: {name} is {theirs}, the model has {ours}")
+            raise RunError(f"{path}: does not fit the model: {name} is {theirs}, but {ours} in the model")
 
 
 def _check_rng(path: Path, theirs: Tensor, ours: Tensor) -> None:
     if (theirs.shape, theirs.dtype) != (ours.shape, ours.dtype):
-        raise RunError(f"{path}: damaged: the random number generator's state has another size")
+        raise RunError(f"{path}: damaged: the random number generator's state has a wrong size or type")
 
 
 def _load_adam(
@@ -168,14 +171,14 @@ def _load_adam(
     parameters = dict(model.named_parameters())
     for name, values in states.items():
         if values.keys() != {"step", "exp_avg", "exp_avg_sq"}:
-            raise RunError(f"{path}: damaged: the optimiser's state of {name} is not whole")
+            raise RunError(f"{path}: damaged: the optimiser's state of {name} is incomplete")
         for key, value in values.items():
             if name not in parameters or (key != "step" and value.shape != parameters[name].shape):
                 raise RunError(f"{path}: the optimiser's state of {name} does not fit the model")
     order = [name for name, _ in model.named_parameters()]
     content = optimizer.state_dict()
     content["state"] = {order.index(name): values for name, values in states.items()}
-    optimizer.load_state_dict(content)  # moves each state to its parameter's device
+    optimizer.load_state_dict(content)  # also moves the state to the device of its parameter
 
 
 def _strip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""protocol.json: what a reader needs to know to trust, compare or repeat a run's numbers."""
+"""protocol.json: the conditions of a run, recorded so that its numbers can be compared and repeated."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from recgrela.data import Interactions, TrainBatches
 from recgrela.evaluation.metrics import NAMES
 from recgrela.settings.run import RunConfig, preset_config
 from recgrela.settings.train import TrainConfig
-from recgrela.system.runtime import describe_device
+from recgrela.system.device import device_name
 
 EARLY_STOPPING_METRIC = "NDCG@10"
 
@@ -24,17 +24,17 @@ EARLY_STOPPING_METRIC = "NDCG@10"
 def describe(
     config: RunConfig, data: Interactions, batches: TrainBatches, device: torch.device, max_tokens: int
 ) -> dict[str, Any]:
-    """The content of protocol.json, of plain values.
+    """The content of protocol.json, as plain values.
 
-    Counts of users and items include the padding id, as the published tables do.
+    Counts of users and items include the padding id, as in the published tables.
     """
     train = config.train
     if train.objective == "last":
         samples = "one target per prefix: up to max_len items predict the next"
     else:
         samples = (
-            "windows of up to max_len items, cut where a batch is full; each position predicts its next; cut "
-            "points move every epoch"
+            "windows of up to max_len items, cut at the end of a batch; each position predicts the next; "
+            "cut points change every epoch"
         )
     return {
         "created": _now(),
@@ -43,7 +43,8 @@ def describe(
         "model": asdict(config.model),
         "settings": fixed_settings(config),
         "data": {"sha256": data.sha256, "packed_sha256": packed_sha256(data), **data.description},
-        "split": "leave one out per user: last event test, second last valid; users of 1 or 2 only train",
+        "split": "leave one out per user: the last event is test, the second last valid; users with "
+        "1 or 2 events are used for training only",
         "max_len": config.data.max_len,
         "eval_max_len": config.data.history_len,
         "training": {
@@ -57,15 +58,15 @@ def describe(
             "schedule": f"warm-up over {train.warmup_steps} steps, then decay: {train.lr_decay}",
             "precision": "bfloat16 autocast" if train.amp else "float32",
             "early_stopping": f"valid {EARLY_STOPPING_METRIC} (unmasked) rounded to 4 decimals; an equal "
-            f"score is an improvement; stop at more than {train.patience} epochs without one",
-            "test": "once, on the best epoch's weights",
+            f"score is an improvement; stop after more than {train.patience} epochs without one",
+            "test": "once, with the weights of the best epoch",
         },
         "evaluation": {
-            "ranking": "full, over all items but the padding column",
-            "masking": "unmasked: every item is ranked; masked: items of the user's history are removed, the "
-            "target stays",
-            "ties": "against the model: an item with the target's score ranks before it; ties_at_cut counts "
-            "the users whose figures depend on that",
+            "ranking": "full, over all items except padding",
+            "masking": "unmasked: all items are ranked; masked: items of the user's history except "
+            "the target are removed",
+            "ties": "against the model: an item with the target's score ranks before it; ties_at_cut is the "
+            "number of users whose metrics depend on this rule",
             "metrics": list(NAMES),
             "precision": "float32",
         },
@@ -79,7 +80,7 @@ def describe(
         },
         "machine": {
             "device": str(device),
-            "device_name": describe_device(device),
+            "device_name": device_name(device),
             "threads": torch.get_num_threads(),
             "cpu_kernels": _C.cpu_isa(),
             "platform": platform.platform(),
@@ -88,17 +89,17 @@ def describe(
 
 
 def describe_loss(train: TrainConfig) -> str:
-    """What a step minimises, in words."""
+    """The training loss in words."""
     if train.loss == "softmax":
         smoothing = f", label smoothing {train.label_smoothing}" if train.label_smoothing else ""
         return f"cross-entropy over every row of the item table, the padding row included{smoothing}"
     if train.loss == "sampled_softmax":
-        return f"sampled softmax of {train.negatives} negatives a pass, corrected by log of probability"
-    return f"gBCE of {train.negatives} negatives a pass, t {train.gbce_t}"
+        return f"sampled softmax with {train.negatives} negatives per pass, corrected by log of probability"
+    return f"gBCE with {train.negatives} negatives per pass, t {train.gbce_t}"
 
 
 def changed_from_preset(config: RunConfig) -> dict[str, Any]:
-    """The settings, by dotted key, that differ from the preset and can decide a number."""
+    """The settings, by dotted key, that differ from the preset and affect results."""
     preset = preset_config(config.preset, type(config.model)).flat()
     options = config.options
     return {
@@ -109,13 +110,13 @@ def changed_from_preset(config: RunConfig) -> dict[str, Any]:
 
 
 def fixed_settings(config: RunConfig) -> dict[str, Any]:
-    """The settings, by dotted key, that no resumed run may change."""
+    """The settings, by dotted key, that a resumed run must keep."""
     resumable = config.resumable()
     return {key: value for key, value in config.flat().items() if key not in resumable}
 
 
 def packed_sha256(data: Interactions) -> str:
-    """Hash of the events as they are learnt, so of filter, order and columns too."""
+    """Hash of the filtered and ordered events."""
     digest = hashlib.sha256()
     for part, kind in ((data.items, np.int32), (data.offsets, np.int64)):
         digest.update(np.ascontiguousarray(part.cpu().numpy(), dtype=kind).data)
@@ -123,7 +124,7 @@ def packed_sha256(data: Interactions) -> str:
 
 
 def surroundings(device: torch.device) -> dict[str, Any]:
-    """What can change the rounding of a run."""
+    """The parts of the machine and software that affect the rounding of a run."""
     return {
         "device": str(device),
         "threads": torch.get_num_threads(),
@@ -133,7 +134,7 @@ def surroundings(device: torch.device) -> dict[str, Any]:
 
 
 def started_in(content: dict[str, Any]) -> list[dict[str, Any]]:
-    """The `surroundings` that the parts of a run so far had, out of its protocol.json."""
+    """The `surroundings` of each part of a run, from its protocol.json: the start, then each resumption."""
     machine = content["machine"]
     first = {key: machine.get(key) for key in ("device", "threads", "cpu_kernels")}
     parts = [first | {"torch": content["versions"].get("torch")}, *content.get("resumed", [])]
@@ -141,7 +142,7 @@ def started_in(content: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def resumption(config: RunConfig, step: int, device: torch.device) -> dict[str, Any]:
-    """An entry of the list "resumed": where a run goes on, how far it may go, and on what."""
+    """An entry of the list "resumed": the step, the limits and the surroundings of a resumed run."""
     limits = {key: getattr(config.train, key) for key in ("epochs", "max_steps", "patience")}
     return {"time": _now(), "step": step, **limits, **surroundings(device)}
 

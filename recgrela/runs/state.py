@@ -1,4 +1,4 @@
-"""Where a training run stands: with the weights and random states, all that is needed to go on."""
+"""The counters of a training run, which a checkpoint stores beside weights and random states."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from recgrela.evaluation.metrics import Ranking
 from recgrela.settings.train import TrainConfig
 from recgrela.system.errors import RunError
 
-_KINDS: dict[Any, tuple[type, ...]] = {  # JSON's types of a field's annotation
+_KINDS: dict[Any, tuple[type, ...]] = {  # the JSON types of each annotation
     "int": (int,),
     "float": (int, float),
     "float | None": (int, float, type(None)),
@@ -21,19 +21,19 @@ _KINDS: dict[Any, tuple[type, ...]] = {  # JSON's types of a field's annotation
 
 @dataclass
 class TrainState:
-    """Counters of a run, as plain values for a checkpoint.
+    """Counters of a run, as plain values for a checkpoint. The current epoch is the first unfinished one.
 
     Attributes:
-        epoch: epochs trained and evaluated.
-        step: steps done in the epoch after those.
-        total_steps: optimisation steps in all.
-        best_score: best rounded NDCG@10 so far.
-        best_epoch: the epoch (from 1) that reached it.
-        stale_epochs: epochs since then.
-        loss_sum: sum of the batch means in the epoch in hand; read from the device now and then.
-        read_sum, read_step: `loss_sum` and `step` at the last reading.
-        samples, targets, seconds: of the epoch in hand.
-        loss_curve: [total_steps, mean loss since the reading before] for each reading in the epoch in hand.
+        epoch: number of finished epochs.
+        step: number of steps done in the current epoch.
+        total_steps: number of optimisation steps of the run.
+        best_score: best NDCG@10 so far, rounded.
+        best_epoch: the epoch, from 1, with the best score.
+        stale_epochs: number of epochs since the best one.
+        loss_sum: sum of the batch means in the current epoch, as last read from the device.
+        read_sum, read_step: `loss_sum` and `step` at the last point of the loss curve.
+        samples, targets, seconds: totals of the current epoch.
+        loss_curve: points [total_steps, mean loss since the previous point] of the current epoch.
     """
 
     epoch: int = 0
@@ -52,7 +52,7 @@ class TrainState:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], path: Path) -> TrainState:
-        """The inverse of `as_dict`. Raises RunError, naming the checkpoint `path`, where it is not that."""
+        """The inverse of `as_dict`. Raises RunError, which names the checkpoint `path`, for other content."""
         known = {field.name: _KINDS[field.type] for field in fields(cls)}
         for key in known.keys() ^ content.keys():
             raise RunError(
@@ -67,12 +67,18 @@ class TrainState:
         """Plain values for JSON."""
         return asdict(self)
 
+    def describe(self) -> str:
+        """The amount of training, for example "after epoch 12, step 4800"."""
+        if self.step:
+            return f"{self.step} steps into epoch {self.epoch + 1}, step {self.total_steps}"
+        return f"after epoch {self.epoch}, step {self.total_steps}"
+
     def is_improvement(self, score: float) -> bool:
-        """Whether a valid score, rounded to 4 decimals, counts as one; an equal one does (RecBole's rule)."""
+        """Whether a valid score, rounded to 4 decimals, is at least the best one (RecBole's rule)."""
         return self.best_score is None or round(score, 4) >= self.best_score
 
     def finish_epoch(self, score: float) -> None:
-        """Count the epoch in hand as done, with its valid score."""
+        """End the current epoch with its valid score."""
         self.epoch += 1
         if self.is_improvement(score):
             self.best_score, self.best_epoch, self.stale_epochs = round(score, 4), self.epoch, 0
@@ -82,15 +88,22 @@ class TrainState:
         self.loss_sum = self.read_sum = self.seconds = 0.0
         self.loss_curve = []
 
+    def add_loss_point(self) -> float:
+        """Add a point to the loss curve and return its mean loss."""
+        mean = (self.loss_sum - self.read_sum) / (self.step - self.read_step)
+        self.loss_curve.append([self.total_steps, mean])
+        self.read_sum, self.read_step = self.loss_sum, self.step
+        return mean
+
     def record(self, kind: str, valid: Ranking, eval_seconds: float, improved: bool) -> dict[str, Any]:
-        """A line of metrics.jsonl for the epoch in hand, `kind` "epoch" or "partial"."""
+        """A record of metrics.jsonl for the current epoch; `kind` is "epoch" or "partial"."""
         seconds = max(self.seconds, 1e-9)
         return {
             "kind": kind,
             "epoch": self.epoch + 1,
             "step": self.total_steps,
             "loss": self.loss_sum / self.step,  # mean of the batch means
-            "loss_sum": self.loss_sum,  # their sum, as RecBole prints it
+            "loss_sum": self.loss_sum,  # the figure that RecBole prints
             "samples": self.samples,
             "targets": self.targets,
             "seconds": self.seconds,
@@ -103,7 +116,7 @@ class TrainState:
         }
 
     def reason_to_stop(self, config: TrainConfig) -> str | None:
-        """Why training is over, if it is."""
+        """The reason why training ends here, None if it continues."""
         if config.max_steps is not None and self.total_steps >= config.max_steps:
             return f"{config.max_steps} steps done"
         if self.stale_epochs > config.patience:

@@ -1,1 +1,1 @@
-"""What a run needs of the machine: devices, memory, files, signals, progress; and the errors it reports."""
+"""The machine of a run: device, memory, files, signals, progress; and the errors that commands report."""

@@ -1,4 +1,4 @@
-"""Lines printed to a console."""
+"""Plain lines on a console."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from rich.console import Console
 
 
 def say(console: Console, text: str) -> None:
-    """Print one line as it is: no markup, colours or wrapping."""
+    """Print one line without markup, colours or wrapping."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)

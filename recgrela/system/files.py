@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: written beside their place, then moved into it."""
+"""Atomic file writes: a file is written under a temporary name, then renamed."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from recgrela.system.errors import ConfigError, RunError
 
 
 def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
-    """Make `path` with `write(temporary)`, so that a reader sees the old file or the new one, never a part.
+    """Write `path` by `write(temporary)` and a rename, so that readers get the old file or the whole new one.
 
-    The temporary file lies in the same folder (a rename across file systems is a copy), is flushed to the
-    disk before the rename, and is removed when anything fails.
+    The temporary file is in the same folder (a rename across file systems is a copy), is flushed to disk
+    before the rename, and is removed if anything fails.
 
     Raises:
-        RunError: the file cannot be written (disk full, no permission); the old one is untouched.
+        RunError: the file cannot be written (disk full, no permission); the old file is unchanged.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         write(temporary)
-        temporary.chmod(0o666 & ~_umask())  # safetensors makes files that nobody else may read
+        temporary.chmod(0o666 & ~_umask())  # safetensors creates files that only the owner can read
         _flush(temporary)
         os.replace(temporary, path)
-        _flush(path.parent)  # the rename itself must survive a power cut
+        _flush(path.parent)  # makes the rename survive a power failure
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)
-        kept = "; the one that was there is kept" if path.exists() else ""
+        kept = "; the previous file is unchanged" if path.exists() else ""
         raise RunError(f"cannot write {path}: {_reason(error)}{kept}") from error
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -38,12 +38,12 @@ def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def atomic_write_text(path: Path, text: str) -> None:
-    """`atomic_write` of a text file in UTF-8."""
+    """`atomic_write` for UTF-8 text."""
     atomic_write(path, lambda temporary: _write_text(temporary, text))
 
 
 def append_text(path: Path, text: str) -> None:
-    """Add `text` to a file, in UTF-8 and flushed to the disk. Raises RunError if it cannot be written."""
+    """Append UTF-8 text to a file and flush it to disk. Raises RunError if the file cannot be written."""
     try:
         is_new = not path.exists()
         with path.open("a", encoding="utf-8") as file:
@@ -56,7 +56,7 @@ def append_text(path: Path, text: str) -> None:
 
 
 def given_path(text: str, what: str) -> Path:
-    """A path as a user gives it, "~" included. Raises ConfigError, naming `what`, for one that is none."""
+    """A user's path with "~" expanded. Raises ConfigError, which names `what`, for an invalid path."""
     if not text.strip() or "\0" in text:
         raise ConfigError(f"{what}: {text!r} is not a path")
     try:
@@ -70,7 +70,7 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _umask() -> int:
-    mask = os.umask(0o022)  # there is no way to read it but to set it
+    mask = os.umask(0o022)  # the system has no call that only reads the mask
     os.umask(mask)
     return mask
 

@@ -1,4 +1,4 @@
-"""How much memory a run takes at its highest."""
+"""Peak memory of a run."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ _STATUS = Path("/proc/self/status")
 
 
 class PeakMemory:
-    """The highest that memory has been since this was made, beyond what the process held then.
+    """The peak memory since the object was made, without what the process held at that time.
 
-    On a GPU that is what PyTorch allocated there. On the CPU it is resident memory as Linux counts it, whose
-    highest value belongs to the process as a whole: it tells of a run where the process does nothing else.
+    On a GPU it is PyTorch's peak allocation. On the CPU it is the peak resident memory that Linux records for
+    the process, so it describes a run only if the process does nothing else.
     """
 
     def __init__(self) -> None:
         self._before = _resident("VmRSS")
-        if torch.cuda.is_initialized():  # asking an idle GPU would wake it
+        if torch.cuda.is_initialized():  # a query would initialise a GPU that the run does not use
             for index in range(torch.cuda.device_count()):
                 torch.cuda.reset_peak_memory_stats(index)
 
     def read(self, device: torch.device) -> int | None:
-        """Bytes so far on `device`; None on a CPU whose system does not tell (other than Linux)."""
+        """Bytes on `device` so far; None for a CPU on a system other than Linux."""
         if device.type == "cuda":
             return torch.cuda.max_memory_allocated(device)
         now = _resident("VmHWM")
@@ -31,7 +31,7 @@ class PeakMemory:
 
 
 def _resident(field: str) -> int | None:
-    """Bytes of a line of Linux's status of this process, whose unit is KiB."""
+    """A field of Linux's status of this process, in bytes (the file is in KiB)."""
     if not _STATUS.is_file():
         return None
     lines = dict(line.split(":", 1) for line in _STATUS.read_text("utf-8").splitlines() if ":" in line)

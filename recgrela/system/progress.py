@@ -1,4 +1,4 @@
-"""Progress of an epoch: a bar on a terminal, plain lines elsewhere."""
+"""Training progress: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from recgrela.system.console import say
 
-PLAIN_SECONDS = 30.0  # between two plain lines inside an epoch
+PLAIN_SECONDS = 30.0  # between two plain lines within an epoch
 
 
 class ProgressDisplay:
-    """Shows steps, loss and speed of the epoch in hand, and a line for each that is done.
+    """Shows steps, loss and speed of the current epoch, and a line for each finished epoch.
 
     Args:
-        console: where to.
-        unit: what the speed counts: "samples" or "targets".
+        console: the output.
+        unit: the unit of the speed, "samples" or "targets".
     """
 
     def __init__(self, console: Console, unit: str) -> None:
@@ -54,7 +54,7 @@ class ProgressDisplay:
             self._bar.stop()
 
     def start(self, label: str, steps: int, done: int) -> None:
-        """A new pass of `steps` steps, of which `done` are behind us."""
+        """Begin an epoch of `steps` steps, `done` of which are already finished."""
         self._label, self._steps, self._last_line = label, steps, time.perf_counter()
         if self._bar is not None:
             if self._task is not None:
@@ -62,12 +62,12 @@ class ProgressDisplay:
             self._task = self._bar.add_task(label, total=steps, completed=done, note="")
 
     def advance(self, done: int) -> None:
-        """`done` steps of the pass are behind us."""
+        """Show that `done` steps of the epoch are finished."""
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done)
 
-    def reading(self, done: int, loss: float, rate: float) -> None:
-        """A fresh reading of the loss and the speed."""
+    def show_loss(self, done: int, loss: float, rate: float) -> None:
+        """Show the current loss and speed."""
         note = f"loss {loss:.4f}  {rate:,.0f} {self._unit}/s"
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, note=note)
@@ -75,8 +75,8 @@ class ProgressDisplay:
             self._last_line = time.perf_counter()
             say(self._console, f"{self._label}  step {done}/{self._steps}  {note}")
 
-    def epoch_done(self, record: Mapping[str, Any]) -> None:
-        """The line of a finished epoch."""
+    def finish_epoch(self, record: Mapping[str, Any]) -> None:
+        """Print the line of a finished epoch."""
         valid = record["valid"]["unmasked"]
         say(
             self._console,

@@ -1,4 +1,4 @@
-"""What a step minimises: full softmax, or for very large catalogues a loss on sampled negatives."""
+"""Training losses: full softmax, and for very large catalogues losses on sampled negatives."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ class FullSoftmax(nn.Module):
 
 
 class SampledLoss(nn.Module, ABC):
-    """A loss of each row's target and of negatives that all rows of a pass over the model share.
+    """A loss on each row's target and on negatives that all rows of a pass share.
 
-    Half of the negatives are items of random training events, so frequent items come often; half are uniform,
-    so that every item comes. A negative that is a row's target does not count for that row. Scores are held
-    for as many rows at a time as `linear_cross_entropy` holds, and made again in the backward.
+    Half of the negatives are items of random training events, which favours frequent items; the others are
+    uniform, so that every item is drawn. A negative equal to a row's target is ignored for that row. Scores
+    are held for a bounded number of rows, as in `linear_cross_entropy`, and recomputed in the backward.
 
     Args:
         items: [n_events] item ids of the training events, on the training device.
-        n_items: rows of the item table, the padding row (never drawn) included.
-        num_negatives: drawn in a pass, with replacement.
+        n_items: number of rows of the item table, including the padding row, which is never drawn.
+        num_negatives: number of negatives per pass, drawn with replacement.
     """
 
     items: Tensor
@@ -50,7 +50,7 @@ class SampledLoss(nn.Module, ABC):
         self.register_buffer("items", items, persistent=False)
 
     def draw(self) -> Tensor:
-        """[num_negatives] int64 items, from the device's random number generator."""
+        """[num_negatives] int64 item ids, from the device's random number generator."""
         device, frequent = self.items.device, self.num_negatives // 2
         events = torch.randint(len(self.items), (frequent,), device=device)
         uniform = torch.randint(1, self.n_items, (self.num_negatives - frequent,), device=device)
@@ -58,22 +58,22 @@ class SampledLoss(nn.Module, ABC):
 
     def forward(self, hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
         """hidden [T, D], item table [n_items, D], target [T] int64 -> the mean loss."""
-        return self.of_negatives(hidden, weight, target, self.draw())
+        return self.with_negatives(hidden, weight, target, self.draw())
 
-    def of_negatives(self, hidden: Tensor, weight: Tensor, target: Tensor, negatives: Tensor) -> Tensor:
-        """The mean loss with these negatives, [K] int64."""
+    def with_negatives(self, hidden: Tensor, weight: Tensor, target: Tensor, negatives: Tensor) -> Tensor:
+        """The mean loss with given negatives, [K] int64."""
         rows = max(1, max_logits_of(hidden.device.type) // len(negatives))
-        # One look-up: each makes a gradient as large as the table.
+        # A single look-up, because each one creates a gradient as large as the table.
         own, others = F.embedding(torch.cat([target, negatives]), weight).split([len(target), len(negatives)])
         losses = [
-            # It draws nothing, and a CUDA graph cannot keep a generator's state.
+            # No random state is needed, and a CUDA graph could not save it.
             checkpoint(self._sum, *part, others, negatives, use_reentrant=False, preserve_rng_state=False)
             for part in zip(hidden.split(rows), own.split(rows), target.split(rows), strict=True)
         ]
         return torch.stack(losses).sum() / len(target)
 
     def _sum(self, hidden: Tensor, own: Tensor, target: Tensor, others: Tensor, negatives: Tensor) -> Tensor:
-        # Scores rounded to bfloat16 would be of little use.
+        # Without autocast, because bfloat16 is too coarse for scores.
         with torch.autocast(hidden.device.type, enabled=False):
             hidden = hidden.float()
             positive = (hidden * own.float()).sum(1)
@@ -81,15 +81,15 @@ class SampledLoss(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, positive: Tensor, negative: Tensor, target: Tensor, negatives: Tensor) -> Tensor:
-        """The targets' scores [T] and the negatives' [T, K] -> each row's loss [T]."""
+        """Scores of targets [T] and of negatives [T, K] -> the loss of each row [T]."""
 
 
 class SampledSoftmax(SampledLoss):
-    """Softmax among the target and the negatives, each of these divided by how often it is drawn on average.
+    """Softmax over the target and the negatives, with negatives divided by their expected number of draws.
 
-    So the negatives' sum estimates that of all items but the target, which is there with certainty and needs
-    no correction. Source: Bengio and Senecal (2008); Yi et al. (RecSys 2019) correct the target too, against
-    which Khrylchenko et al., Correcting the LogQ correction (RecSys 2025).
+    The sum over negatives then estimates the sum over all items except the target. The target is always
+    present and needs no correction. Source: Bengio and Senecal (2008). Yi et al. (RecSys 2019) also correct
+    the target; Khrylchenko et al., Correcting the LogQ correction (RecSys 2025), explain why not to.
     """
 
     log_q: Tensor
@@ -108,25 +108,25 @@ class SampledSoftmax(SampledLoss):
 
 
 class GBCE(SampledLoss):
-    """Binary cross-entropy whose positive term is to the power beta, against overconfidence from sampling.
+    """Binary cross-entropy with the positive probability raised to the power beta, against overconfidence.
 
     beta = alpha (t (1 - 1/alpha) + 1/alpha) with alpha = K / (n_items - 1); t = 0 is plain binary
-    cross-entropy, t = 1 fully calibrated. Source: Petrov and Macdonald, gSASRec (RecSys 2023), where each row
-    draws negatives of its own.
+    cross-entropy, t = 1 fully calibrated. Source: Petrov and Macdonald, gSASRec (RecSys 2023), with separate
+    negatives for each row.
     """
 
     def __init__(self, items: Tensor, n_items: int, num_negatives: int, t: float) -> None:
         super().__init__(items, n_items, num_negatives)
         if num_negatives >= n_items:
             raise ConfigError(
-                f"train.negatives: gbce draws from {n_items - 1} items, {num_negatives} are more; "
-                "so few items need no sampling, take train.loss softmax"
+                f"train.negatives: {num_negatives} is more than the {n_items - 1} items gbce draws from; "
+                "use train.loss softmax, which needs no sampling"
             )
         alpha = num_negatives / (n_items - 1)
         self.beta = alpha * (t * (1 - 1 / alpha) + 1 / alpha)
 
     def draw(self) -> Tensor:
-        # Uniform, which is what beta is for.
+        # Uniform, as the formula of beta assumes.
         return torch.randint(1, self.n_items, (self.num_negatives,), device=self.items.device)
 
     def loss(self, positive: Tensor, negative: Tensor, target: Tensor, negatives: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ class GBCE(SampledLoss):
 def make_loss(
     name: LossName, label_smoothing: float, negatives: int, gbce_t: float, data: Interactions
 ) -> nn.Module:
-    """The loss of a name, for data on the training device; see the classes for the other arguments."""
+    """The loss with a given name, for data on the training device; see the classes for other arguments."""
     if name == "softmax":
         return FullSoftmax(label_smoothing)
     items, n_items = data.train_items(), data.n_items

@@ -1,25 +1,19 @@
-"""Everything that a configuration stands for, made before the first step: what can fail early fails here."""
+"""The parts of a run, made before the first step so that mistakes are reported before anything is written."""
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, replace
 
 import torch
-from rich.console import Console
 from torch import nn
 
 from recgrela.data import EvalBatches, Interactions, TrainBatches, load
 from recgrela.models import SequenceModel, build
-from recgrela.runs import protocol
-from recgrela.runs.folder import RunFolder, stem_of
-from recgrela.runs.report import check_tensorboard
+from recgrela.runs.tensorboard import use_tensorboard
 from recgrela.settings.data import with_absolute_path
 from recgrela.settings.run import RunConfig
-from recgrela.system.console import say
+from recgrela.system.device import pick_device
 from recgrela.system.errors import ConfigError
-from recgrela.system.files import given_path
-from recgrela.system.runtime import pick_device
 from recgrela.training.losses import make_loss
 from recgrela.training.step import GraphedStep, TrainStep
 
@@ -29,13 +23,14 @@ class Session:
     """A run's parts, on their device.
 
     Attributes:
-        config: with the data's path absolute.
-        device: where model and batches are.
+        config: the settings, with an absolute data path.
+        device: the device of model and batches.
         data: the interactions, on the CPU.
-        model: with fresh weights from the seed.
-        step: moves the model on by a batch, with Adam.
-        batches: for training.
-        splits: "valid" and "test".
+        model: the model with fresh weights from the seed.
+        step: the training step, with Adam.
+        batches: the training batches.
+        splits: the evaluation batches "valid" and "test".
+        max_tokens: maximum number of item slots in one pass over the model.
         use_tensorboard: whether to write TensorBoard events.
     """
 
@@ -46,19 +41,20 @@ class Session:
     step: TrainStep
     batches: TrainBatches
     splits: dict[str, EvalBatches]
+    max_tokens: int
     use_tensorboard: bool
 
 
 def open_session(config: RunConfig) -> Session:
-    """Make the parts of a run; nothing is written. Seeds PyTorch and sets its threads.
+    """Make the parts of a run; nothing is written. Seeds PyTorch and sets its number of threads.
 
     Raises:
-        ConfigError, DataError: settings that do not fit each other, this machine or the data; data that
-            cannot be read.
+        ConfigError, DataError: settings that do not suit each other, this machine or the data; unreadable
+            data.
     """
     config = replace(config, data=with_absolute_path(config.data))
     train, max_len = config.train, config.data.max_len
-    use_tensorboard = check_tensorboard(train.tensorboard)
+    tensorboard = use_tensorboard(train.tensorboard)
     device = pick_device(train.device)
     if train.threads is not None:
         torch.set_num_threads(train.threads)
@@ -69,82 +65,55 @@ def open_session(config: RunConfig) -> Session:
     check_model(model, config)
     loss = make_loss(train.loss, train.label_smoothing, train.negatives, train.gbce_t, on_device)
     batches = TrainBatches(on_device, train.objective, max_len, train.batch_size, train.seed, device)
+    max_tokens = config.max_tokens(device.type)
     return Session(
         config=config,
         device=device,
         data=data,
         model=model,
-        step=_make_step(model, loss, config),
+        step=_make_step(model, loss, config, max_tokens),
         batches=batches,
         splits={
             split: EvalBatches(on_device, split, config.data.history_len, train.eval_batch_size, device)
             for split in ("valid", "test")
         },
-        use_tensorboard=use_tensorboard,
+        max_tokens=max_tokens,
+        use_tensorboard=tensorboard,
     )
 
 
 def check_model(model: SequenceModel, config: RunConfig) -> None:
-    """Raises ConfigError for a model that cannot be trained or evaluated in the way of `config`."""
-    objective, max_len = config.train.objective, config.data.max_len
+    """Raises ConfigError if the model does not support the training or evaluation settings."""
+    objective, max_len, name = config.train.objective, config.data.max_len, config.model.name
     if objective not in model.trains_on:
         known = ", ".join(model.trains_on)
         causal = "--model.mode causal" if hasattr(config.model, "mode") else "such as SASRec or RecGRELA"
         raise ConfigError(
-            f"train.objective: {objective!r} does not go with this {config.model.name}, which "
-            f"trains on: {known}; use that, or for 'all' a causal model ({causal})"
+            f"train.objective: {objective!r} is not supported by this {name}, which trains on: {known}; use "
+            f"that, or for 'all' a causal model ({causal})"
         )
     if config.train.cuda_graphs and model.attends_to_padding:
         raise ConfigError(
-            "train.cuda_graphs fills batches up with empty sequences, whose padding slots would take part in "
-            f"this {config.model.name}: it goes with --model.padding mask"
+            f"train.cuda_graphs fills batches with empty sequences, whose padding this {name} would attend "
+            "to; use --model.padding mask"
         )
     if model.max_positions is not None and config.data.history_len > model.max_positions:
         raise ConfigError(
-            f"data.eval_max_len: {config.data.history_len} is above data.max_len {max_len}, and this "
-            f"{config.model.name} has no positions beyond it; a causal model with rotary positions has"
+            f"data.eval_max_len: {config.data.history_len} is above data.max_len {max_len}, and this {name} "
+            "has no positions beyond it; use a causal model with rotary positions"
         )
 
 
-def _make_step(model: SequenceModel, loss: nn.Module, config: RunConfig) -> TrainStep:
-    """With Adam as published: no decay, no clipping; "fused" is the same arithmetic in one pass."""
+def _make_step(model: SequenceModel, loss: nn.Module, config: RunConfig, max_tokens: int) -> TrainStep:
+    """The training step with Adam as published: without weight decay or clipping."""
     train, device = config.train, next(model.parameters()).device
     if not train.cuda_graphs:
-        optimizer = torch.optim.Adam(model.parameters(), lr=train.lr, fused=True)
-        return TrainStep(model, optimizer, loss, train, config.max_tokens(device.type))
+        optimizer = torch.optim.Adam(model.parameters(), lr=train.lr, fused=True)  # same arithmetic, faster
+        return TrainStep(model, optimizer, loss, train, max_tokens)
     if device.type != "cuda":
-        raise ConfigError("train.cuda_graphs needs a GPU; the device of this run is the CPU")
+        raise ConfigError("train.cuda_graphs needs a GPU, but the device of this run is the CPU")
     lr = torch.tensor(train.lr, device=device)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True, capturable=True)
-    # The first steps are not captured, on purpose, of which it would warn.
+    # The first steps run uncaptured on purpose, of which Adam would warn.
     optimizer._warned_capturable_if_run_uncaptured = True
     return GraphedStep(model, optimizer, loss, train, config.data.max_len)
-
-
-def create_folder(session: Session, console: Console) -> RunFolder:
-    """Make a new run folder with all that is known before training, and say what is to be trained.
-
-    Raises:
-        RunError: the name is taken, or the files cannot be written; no folder is left then.
-    """
-    config, data = session.config, session.data
-    content = protocol.describe(config, data, session.batches, session.device, session.step.max_tokens)
-    stem = stem_of(config.data.path, config.preset) + "-modified" * bool(content["changed_from_preset"])
-    folder = RunFolder.create(given_path(config.train.output, "train.output"), config.train.name, stem)
-    try:
-        folder.write_text(folder.config_path, config.to_yaml())
-        folder.write_json(folder.protocol_path, content)
-        folder.write_items(data)
-    except BaseException:
-        shutil.rmtree(folder.path)
-        raise
-    counts = content["data"]
-    weights = sum(parameter.numel() for parameter in session.model.parameters())
-    say(console, f"run folder {folder.path}")
-    say(
-        console,
-        f"{counts['source']}: {counts['users']:,} users, {counts['items']:,} items, {counts['events']:,} "
-        f"events (padding ids included); {session.batches.num_targets:,} targets an epoch",
-    )
-    say(console, f"{config.model.name}: {weights:,} parameters, on {content['machine']['device_name']}")
-    return folder

@@ -1,4 +1,4 @@
-"""Arrow columns -> the arrays of Events, with the checks that every format shares."""
+"""Conversion of Arrow columns to the arrays of Events, with the checks that all formats share."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import pyarrow.compute as pc
 from recgrela.system.errors import DataError
 from recgrela.system.suggest import near_miss
 
-_MISSING = r"\s*|nan|NaN|NAN|null|NULL|NA"  # how tools write that there is no value
+_MISSING = r"\s*|nan|NaN|NAN|null|NULL|NA"  # spellings of a missing value
 _BAD_ID = rf"^({_MISSING}|-[0-9]+(\.[0-9]*)?)$"  # missing, or a number below 0
 _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 class Names(NamedTuple):
-    """The names of the three columns in a file."""
+    """Names of the three columns of a file."""
 
     user: str
     item: str
@@ -27,7 +27,7 @@ class Names(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """The three columns, of one length."""
+    """The three columns, of equal length."""
 
     user: pa.ChunkedArray
     item: pa.ChunkedArray
@@ -35,7 +35,7 @@ class Columns(NamedTuple):
 
 
 class Arrays(NamedTuple):
-    """The columns as Events holds them."""
+    """The columns as arrays of Events."""
 
     users: np.ndarray
     items: np.ndarray
@@ -45,7 +45,7 @@ class Arrays(NamedTuple):
 
 
 def find_columns(where: str, present: list[str], wanted: tuple[str, ...]) -> None:
-    """Raises DataError for a wanted column that is missing or ambiguous, and suggests the nearest."""
+    """Raises DataError for a wanted column that is missing or ambiguous, with a suggestion."""
     for name in wanted:
         if name not in present:
             known = ", ".join(map(repr, present))
@@ -55,7 +55,7 @@ def find_columns(where: str, present: list[str], wanted: tuple[str, ...]) -> Non
 
 
 def value_fault(names: Names, user: str, item: str, time: str) -> str | None:
-    """What is wrong with one row, naming the column; None if nothing is."""
+    """Describes the first invalid value of a row, with its column; None if the row is valid."""
     for name, value in ((names.user, user), (names.item, item)):
         if re.fullmatch(_MISSING, value, re.ASCII):
             return f"column {name!r}: {f'missing id {value!r}' if value else 'empty id'}"
@@ -64,12 +64,12 @@ def value_fault(names: Names, user: str, item: str, time: str) -> str | None:
     if not _NUMBER.fullmatch(time.strip()) or not math.isfinite(float(time)):
         return f"column {names.time!r}: {time!r} is not a finite number"
     if abs(float(time)) >= 2**63:
-        return f"column {names.time!r}: {time} is out of range, times lie between -2^63 and 2^63"
+        return f"column {names.time!r}: {time} is out of range; times must be between -2^63 and 2^63"
     return None
 
 
 def to_arrays(columns: Columns) -> Arrays | int:
-    """The columns as arrays, or the number of the first row with a bad value (see ``value_fault``)."""
+    """The columns as arrays, or the number of the first row with an invalid value (see ``value_fault``)."""
     users, user_tokens, bad_user = _encode(columns.user)
     items, item_tokens, bad_item = _encode(columns.item)
     times = pc.fill_null(columns.time, math.nan if pa.types.is_floating(columns.time.type) else 0).to_numpy()
@@ -85,7 +85,7 @@ def to_arrays(columns: Columns) -> Arrays | int:
 
 
 def _encode(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str], Any]:
-    """A column of ids -> ([n] int32 codes, tokens, [n] bool or False: which rows have a bad id)."""
+    """A column of ids -> [n] int32 codes, tokens, and [n] bool or False, whether each row's id is invalid."""
     column = column.dictionary_encode().unify_dictionaries()
     codes = pa.chunked_array([chunk.indices for chunk in column.chunks], pa.int32())
     tokens = column.chunk(0).dictionary.cast(pa.string())

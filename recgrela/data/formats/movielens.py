@@ -15,7 +15,7 @@ from recgrela.system.errors import ConfigError, DataError
 
 
 class _Release(NamedTuple):
-    """How one generation of MovieLens lays out its files; None: as the file's first line says."""
+    """Files and layouts of a MovieLens release; a layout of None is read from the file's header."""
 
     ratings: Layout | None
     names: Names
@@ -39,14 +39,15 @@ FILES = {
 
 
 def read(data: pa.Buffer, source: Source, name: str, config: DataConfig) -> tuple[Arrays, dict[str, str]]:
-    """Events of a ratings file, and titles from the movies file beside it.
+    """Events of a ratings file, and titles from the movies file in the same folder.
 
-    movies.dat and u.item are UTF-8 (10M) or Latin-1 (1M, 100K): what is not valid UTF-8 is read as Latin-1.
+    movies.dat and u.item are UTF-8 (10M) or Latin-1 (1M, 100K); a file that is not valid UTF-8 is read as
+    Latin-1.
     """
     label = source.label(name)
     release = FILES.get(posixpath.basename(name).lower().removesuffix(".gz"))
     if release is None:
-        raise DataError(f"{label}: not a MovieLens file; format 'movielens' reads {', '.join(FILES)}")
+        raise DataError(f"{label}: not a MovieLens file; the format movielens reads {', '.join(FILES)}")
     layout = release.ratings or header_layout(data, label, ",", quoted=True)
     _refuse_columns(layout, label, release, config)
     arrays = read_events(data, label, layout, release.names)
@@ -60,13 +61,13 @@ def read(data: pa.Buffer, source: Source, name: str, config: DataConfig) -> tupl
 
 
 def _refuse_columns(layout: Layout, label: str, release: _Release, config: DataConfig) -> None:
-    """Raises where the configured columns are of another kind of file."""
+    """Raises DataError or ConfigError if the configured columns are those of another format."""
     columns = {name: getattr(config, name) for name in ("user_column", "item_column", "time_column")}
     if {*columns.values()} <= {*layout.columns} and not {*release.names} <= {*layout.columns}:
-        raise DataError(f"{label}, line 1: not the header of MovieLens; read the file with data.format=csv")
+        raise DataError(f"{label}, line 1: not a MovieLens header; set data.format=csv to read the file")
     for name, value in columns.items():
         if value != getattr(DataConfig, name):
-            remedy = "leave it out" if release.ratings else "leave it out, or set data.format=csv"
+            fix = "remove the setting" if release.ratings else "remove the setting, or set data.format=csv"
             raise ConfigError(
-                f"data.{name}: {value!r} does not apply to {label}, MovieLens' columns are fixed; {remedy}"
+                f"data.{name}: {value!r} does not apply to {label}: the columns of MovieLens are fixed; {fix}"
             )

@@ -17,8 +17,8 @@ from recgrela.settings.data import DataConfig
 def read(data: pa.Buffer, source: Source, name: str, config: DataConfig) -> tuple[Arrays, dict[str, str]]:
     """Events and titles of a ``.inter`` file.
 
-    Its columns are separated by tabs, in any order, with names such as ``user_id:token``. Titles come from
-    the ``.item`` file beside it: from the column whose name ends in "title", or is "name".
+    Columns are separated by tabs, in any order, with names such as ``user_id:token``. Titles are from the
+    ``.item`` file in the same folder, from the column "name" or one whose name ends in "title".
     """
     label = source.label(name)
     names = Names(config.user_column, config.item_column, config.time_column)

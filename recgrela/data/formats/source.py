@@ -1,4 +1,4 @@
-"""Where the bytes come from: a file, a folder or a zip, plain or gzip."""
+"""Access to the files of a folder or zip, plain or compressed by gzip."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from recgrela.system.suggest import near_file
 
 @dataclass(frozen=True)
 class Source:
-    """The named files of a folder or of a zip.
+    """The files of a folder or of a zip.
 
     Attributes:
         path: the folder or the zip.
-        is_zip: which of the two.
+        is_zip: whether it is a zip.
     """
 
     path: Path
     is_zip: bool
 
     def names(self) -> list[str]:
-        """Names of the files, sorted; in a zip with the folders inside it. Hidden files are left out."""
+        """Sorted names of the files without hidden ones; names in a zip include folders."""
         if self.is_zip:
             try:
                 with zipfile.ZipFile(self.path) as archive:
@@ -46,17 +46,17 @@ class Source:
         return sorted(name for name in names if not posixpath.basename(name).startswith("."))
 
     def label(self, name: str) -> str:
-        """How messages call a file."""
+        """The name of a file in messages."""
         return f"{self.path}:{name}" if self.is_zip else str(self.path / name)
 
     def beside(self, name: str, *others: str) -> str | None:
-        """The first of ``others``, in capitals or not, that lies in the same folder as ``name``."""
+        """The first of ``others`` that is in the same folder as ``name``; letter case is ignored."""
         present = {present.lower(): present for present in self.names()}
         candidates = [posixpath.join(posixpath.dirname(name), other).lower() for other in others]
         return next((present[candidate] for candidate in candidates if candidate in present), None)
 
     def read(self, name: str) -> pa.Buffer:
-        """A file's bytes, decompressed where its name ends in .gz. Raises DataError if that fails."""
+        """A file's bytes, decompressed if its name ends in .gz. Raises DataError if it cannot be read."""
         try:
             if self.is_zip:
                 with zipfile.ZipFile(self.path) as archive:
@@ -72,9 +72,9 @@ class Source:
 
 
 def open_source(path: str) -> tuple[Source, str | None]:
-    """The source that holds ``path``, and the file's name where the path is one file.
+    """The source of ``path``, and the file's name if the path is a single file.
 
-    Raises DataError, with the nearest name there is, if nothing is there.
+    Raises DataError if the path does not exist; the message suggests a similar name.
     """
     try:
         place = Path(path).expanduser()

@@ -1,4 +1,4 @@
-"""Any CSV or Parquet file with named columns."""
+"""CSV and Parquet files with named columns."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from recgrela.system.errors import DataError
 
 
 def read_csv(data: pa.Buffer, source: Source, name: str, config: DataConfig) -> tuple[Arrays, dict[str, str]]:
-    """Events of a comma-separated file whose first line names the columns; values may be quoted."""
+    """Events of a comma-separated file with a header; values may be quoted."""
     label = source.label(name)
     return read_events(data, label, header_layout(data, label, ",", quoted=True), _names(config)), {}
 
@@ -30,7 +30,7 @@ def read_parquet(
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{label}: not a Parquet file, or damaged ({str(error).splitlines()[0]})") from None
     if table.num_rows == 0:
-        raise DataError(f"{label}: empty, it has no events")
+        raise DataError(f"{label}: the file has no events")
     user, item = (_ids(table[column], label, column) for column in names[:2])
     columns = Columns(user, item, _times(table[names.time], label, names.time))
     arrays = to_arrays(columns)
@@ -47,10 +47,10 @@ def _names(config: DataConfig) -> Names:
 
 def _ids(column: pa.ChunkedArray, label: str, name: str) -> pa.ChunkedArray:
     if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)  # its codes may be too narrow to be united
+        column = column.cast(column.type.value_type)  # a unified dictionary may not fit the code type
     kind = column.type
     if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise DataError(f"{label}, column {name!r}: ids are integers or strings, not {kind}")
+        raise DataError(f"{label}, column {name!r}: ids must be integers or strings, not {kind}")
     return column
 
 
@@ -65,4 +65,4 @@ def _times(column: pa.ChunkedArray, label: str, name: str) -> pa.ChunkedArray:
             raise DataError(f"{label}, column {name!r}: {str(error).splitlines()[0]}") from None
     if pa.types.is_date32(kind):
         return column.cast(pa.int32()).cast(pa.int64())
-    raise DataError(f"{label}, column {name!r}: times are numbers, dates or timestamps, not {kind}")
+    raise DataError(f"{label}, column {name!r}: times must be numbers, dates or timestamps, not {kind}")

@@ -1,4 +1,4 @@
-"""Delimited text: the bulk by pyarrow; when it finds a fault, a slow second pass finds the line."""
+"""Delimited text, read by pyarrow. If that fails, a slower second pass finds the line at fault."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from recgrela.system.errors import DataError
 
 @dataclass(frozen=True)
 class Layout:
-    """How a text file is laid out.
+    """The layout of a text file.
 
     Attributes:
-        delimiter: between columns; one character, or "::".
-        columns: every column's name, in the file's order.
-        has_header: whether line 1 names the columns.
-        quoted: whether values may stand in double quotes, with delimiters and line ends inside.
+        delimiter: the column separator, one character or "::".
+        columns: names of all columns, in file order.
+        has_header: whether the first line is a header.
+        quoted: whether values may be in double quotes and contain delimiters and line breaks.
     """
 
     delimiter: str
@@ -34,7 +34,7 @@ class Layout:
 
 
 def header_layout(data: pa.Buffer, label: str, delimiter: str, quoted: bool = False) -> Layout:
-    """The layout of a file whose first line names its columns. Raises DataError if it is empty or no text."""
+    """The layout of a file with a header. Raises DataError if the file is empty or not text."""
     start = bytes(memoryview(data)[: 1 << 20])
     if not start.strip():
         raise DataError(f"{label}: empty file")
@@ -43,23 +43,24 @@ def header_layout(data: pa.Buffer, label: str, delimiter: str, quoted: bool = Fa
     except UnicodeDecodeError:
         raise DataError(f"{label}, line 1: not UTF-8 text (wrong encoding, or not a text file)") from None
     if not line.strip():
-        raise DataError(f"{label}, line 1 is empty: a header is expected")
+        raise DataError(f"{label}, line 1: empty; expected a header")
     columns = next(_csv_reader([line], delimiter)) if quoted else line.split(delimiter)
     return Layout(delimiter, columns, has_header=True, quoted=quoted)
 
 
 def read_events(data: pa.Buffer, label: str, layout: Layout, names: Names) -> Arrays:
-    """The named columns of a text file.
+    """Read three columns of a text file.
 
     Args:
         data: the file, UTF-8.
-        label: what messages call it.
-        layout: of the file.
-        names: the three columns to read; others are ignored.
+        label: the file's name in messages.
+        layout: the file's layout.
+        names: the columns to read; others are ignored.
 
     Raises:
-        DataError: missing column, empty file, truncated line, wrong encoding, an empty, missing (NaN) or
-            negative id, a time that is not a finite number or out of range; with line and column.
+        DataError: the file is empty, a column is missing, a line is truncated or has a wrong encoding, an id
+            is empty, missing (NaN) or negative, or a time is not a finite number in range; the message names
+            line and column.
     """
     find_columns(f"{label}, line 1", layout.columns, names)
     complaint = "no events in the file"
@@ -67,8 +68,8 @@ def read_events(data: pa.Buffer, label: str, layout: Layout, names: Names) -> Ar
         try:
             columns = _parse(data, layout, names, time_type)
             if pa.types.is_integer(time_type) and re.search(rb"0[xX]", data):
-                _parse(data, layout, names, pa.float64())  # refuses hexadecimal times, which int64 takes
-        except pa.ArrowInvalid as error:  # perhaps only that the times have fractions
+                _parse(data, layout, names, pa.float64())  # rejects hexadecimal times
+        except pa.ArrowInvalid as error:  # the times may have fractions, which float64 reads
             complaint = str(error).splitlines()[0]
             continue
         if len(columns.user) == 0:
@@ -76,14 +77,14 @@ def read_events(data: pa.Buffer, label: str, layout: Layout, names: Names) -> Ar
         arrays = to_arrays(columns)
         if isinstance(arrays, Arrays):
             return arrays
-        complaint = f"bad value in event {arrays + 1}"
+        complaint = f"invalid value in event {arrays + 1}"
         break
     raise _fault(data, label, layout, names, complaint)
 
 
 def _parse(data: pa.Buffer, layout: Layout, names: Names, time_type: pa.DataType) -> Columns:
-    # pyarrow splits at one character. MovieLens' "::" split at ":" gives columns between that must be empty:
-    # type null checks it.
+    # pyarrow splits at one character. MovieLens' "::" split at ":" gives an empty column in each gap, and the
+    # type null checks that it is empty.
     step = len(layout.delimiter)
     width = step * (len(layout.columns) - 1) + 1
     position = [str(step * layout.columns.index(name)) for name in names]
@@ -111,7 +112,7 @@ def _parse(data: pa.Buffer, layout: Layout, names: Names, time_type: pa.DataType
 
 
 def _fault(data: pa.Buffer, label: str, layout: Layout, names: Names, complaint: str) -> DataError:
-    """The first bad line of the file, as an error; ``complaint`` where no line is to blame."""
+    """An error for the first invalid line of the file, or with ``complaint`` if no line is invalid."""
     text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", errors="surrogateescape", newline="")
     position = [layout.columns.index(name) for name in names]
     events = 0
@@ -123,10 +124,10 @@ def _fault(data: pa.Buffer, label: str, layout: Layout, names: Names, complaint:
                 f"{where}: {missing}, {len(fields)} of {len(expected)} columns (a truncated line?)"
             )
         if len(fields) > len(expected):
-            return DataError(f"{where}: {len(fields)} columns, {len(expected)} expected")
+            return DataError(f"{where}: {len(fields)} columns, expected {len(expected)}")
         for name, value in zip(expected, fields, strict=True):
             if layout.delimiter == "::" and ":" in value:
-                return DataError(f"{where}, column {name!r}: {value!r} has a ':' inside, columns end at '::'")
+                return DataError(f"{where}, column {name!r}: {value!r} contains ':', the separator is '::'")
         values = [fields[column] for column in position]
         for name, value in zip(names, values, strict=True):
             if any("\udc80" <= character <= "\udcff" for character in value):
@@ -135,11 +136,11 @@ def _fault(data: pa.Buffer, label: str, layout: Layout, names: Names, complaint:
         if fault:
             return DataError(f"{where}, {fault}")
         events += 1
-    return DataError(f"{label}: {complaint}" if events else f"{label}: empty, it has no events")
+    return DataError(f"{label}: {complaint}" if events else f"{label}: the file has no events")
 
 
 def split_lines(text: io.TextIOBase, label: str, layout: Layout) -> Iterator[tuple[int, list[str]]]:
-    """Line numbers from 1 and fields of the lines after the header; empty lines are left out."""
+    """Line number from 1 and fields of each line after the header, without empty lines."""
     if layout.quoted:
         reader = _csv_reader(text, layout.delimiter)
         try:
@@ -155,25 +156,25 @@ def split_lines(text: io.TextIOBase, label: str, layout: Layout) -> Iterator[tup
 
 
 def _csv_reader(lines: Iterable[str], delimiter: str) -> Any:
-    csv.field_size_limit(2**31 - 1)  # of the process: else a long value would pass for a fault
+    csv.field_size_limit(2**31 - 1)  # a global setting; the default rejects long values
     return csv.reader(lines, delimiter=delimiter)
 
 
 def read_titles(
     data: pa.Buffer, label: str, layout: Layout, item: str, title: str, or_latin1: bool = False
 ) -> dict[str, str]:
-    """Titles by item id, from a text file, with single spaces; items with an empty one are left out.
+    """Titles by item id from a text file, with whitespace collapsed; items without a title are omitted.
 
     Args:
         data: the file.
-        label: what messages call it.
-        layout: of the file.
+        label: the file's name in messages.
+        layout: the file's layout.
         item: name of the id column.
         title: name of the title column.
-        or_latin1: read what is not valid UTF-8 as Latin-1.
+        or_latin1: whether a file that is not valid UTF-8 is read as Latin-1.
 
     Raises:
-        DataError: missing column, truncated line, wrong encoding.
+        DataError: a column is missing, a line is truncated, or the encoding is wrong.
     """
     find_columns(f"{label}, line 1", layout.columns, (item, title))
     columns = layout.columns.index(item), layout.columns.index(title)

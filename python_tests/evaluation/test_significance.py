@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from recgrela.evaluation.statistics import bootstrap_interval, holm, sign_flip_test
+from recgrela.evaluation.significance import bootstrap_interval, holm, sign_flip_test
 
 
 def test_the_interval_of_hits_is_that_of_the_binomial() -> None:

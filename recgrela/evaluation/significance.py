@@ -1,7 +1,7 @@
-"""Statistics over users: intervals and paired tests by resampling, and Holm's correction.
+"""Bootstrap intervals and paired tests over users, and Holm's correction.
 
-Both draw once for all columns and are products of matrices, so that a table of many models is a matter of
-seconds; the draws come from a fixed seed, so the same scores give the same figures.
+All columns share their random draws, and each resampling is a matrix product, so a table of many models takes
+seconds. The random seed is fixed: the same scores always give the same figures.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ import numpy as np
 
 RESAMPLES = 10_000
 SEED = 0
-_PLACES = 1 << 22  # of a block of draws: 32 MiB
+_BLOCK_ELEMENTS = 1 << 22  # draws in a block: 32 MiB
 
 
 def bootstrap_interval(
     scores: np.ndarray, level: float = 0.95, resamples: int = RESAMPLES
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The percentile bootstrap's interval of means over users, drawn with replacement.
+    """Percentile bootstrap intervals of means over users.
 
     Args:
-        scores: [U, K], users and columns; the columns share their draws.
-        level: how often the interval is to hold the mean.
-        resamples: draws of U users.
+        scores: [U, K], a row for each user; columns share their draws.
+        level: confidence level.
+        resamples: number of resamples of U users, drawn with replacement.
 
     Returns:
         low [K] and high [K]. Source: Efron (1979); Sakai, Evaluating evaluation metrics (SIGIR 2006).
@@ -40,21 +40,22 @@ def bootstrap_interval(
 
 
 def sign_flip_test(differences: np.ndarray, resamples: int = RESAMPLES) -> np.ndarray:
-    """Two-sided paired randomisation test that two systems score users alike.
+    """Two-sided paired randomisation test of the hypothesis that two systems score users equally well.
 
-    If they do, each user's difference could as well have the other sign: p is the share of random signs whose
-    sum is as far from zero as the differences' own, these being one of the draws (so p is never 0).
+    Under the hypothesis the sign of each user's difference is random. p is the share of random signs for
+    which the sum is at least as far from zero as the observed sum. The observed signs count as one draw, so p
+    is never 0.
 
     Args:
-        differences: [U, K], each user's difference of scores between two systems; columns share the signs.
-        resamples: draws of U signs.
+        differences: [U, K], each user's difference of scores between two systems; columns share their signs.
+        resamples: number of draws of U signs.
 
     Returns:
         p [K]. Source: Smucker, Allan and Carterette (CIKM 2007).
     """
     users = len(differences)
     rng = np.random.default_rng(SEED)
-    # Sums that are equal but for rounding count as equal.
+    # The tolerance makes sums that differ only by rounding count as equal.
     observed = np.abs(differences.sum(0)) - 1e-9 * np.abs(differences).sum(0)
     as_far = np.zeros(differences.shape[1], dtype=np.int64)
     for size in _blocks(users, resamples):
@@ -64,7 +65,7 @@ def sign_flip_test(differences: np.ndarray, resamples: int = RESAMPLES) -> np.nd
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p values of several tests, corrected so that the chance of any false alarm is bounded (Holm, 1979)."""
+    """p values of several tests, corrected to bound the chance of any false positive (Holm, 1979)."""
     adjusted = [0.0] * len(p_values)
     running = 0.0
     for done, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
@@ -74,7 +75,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _blocks(users: int, resamples: int) -> Iterator[int]:
-    """Sizes of blocks of draws that add up to `resamples`."""
-    most = max(1, _PLACES // users)
-    for start in range(0, resamples, most):
-        yield min(most, resamples - start)
+    """Sizes of blocks of draws that sum to `resamples`."""
+    max_size = max(1, _BLOCK_ELEMENTS // users)
+    for start in range(0, resamples, max_size):
+        yield min(max_size, resamples - start)

@@ -1,0 +1,170 @@
+"""Makes the runs of a comparison, one at a time, each as a process `python -m recgrela.train`.
+
+A process of its own makes each run independent: its peak memory is its own, and its failure does not end the
+other runs.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+from rich.console import Console
+
+from recgrela.compare.folder import LOCK, claim_folder
+from recgrela.compare.plan import Plan, Run
+from recgrela.settings.command_line import EXIT_SIGNAL, to_argv
+from recgrela.settings.fields import NOTHING
+from recgrela.system.console import say
+from recgrela.system.errors import RunError
+from recgrela.system.signals import Stopped
+
+
+def make_runs(plan: Plan, console: Console) -> dict[tuple[str, int], str]:
+    """Make the runs that are not finished.
+
+    Returns:
+        The reasons of failed runs, by label and seed.
+
+    Raises:
+        RunError: the folder has something else, or another comparison is running there.
+        Stopped: a signal arrived; the current run can be resumed.
+    """
+    failures = {}
+    with Runner(plan.request.out) as runner:
+        claim_folder(plan)
+        for number, run in enumerate(plan.runs, 1):
+            name = f"{run.label}, seed {run.seed} ({number} of {len(plan.runs)})"
+            if run.status == "finished":
+                say(console, f"{name}: already finished")
+                continue
+            say(console, f"{name}: {run.folder.path}")
+            failure = runner.make(run)
+            if failure is not None:
+                say(console, f"{name}: failed: {failure}")
+                failures[run.label, run.seed] = failure
+    return failures
+
+
+class Runner:
+    """Runs training processes and forwards stop signals to the current one, which saves and ends.
+
+    Each process has its own session. In the terminal's session, Ctrl-C would reach it twice, directly and
+    forwarded, and a second signal ends training without saving. A signal between two processes also stops.
+
+    A lock on the folder admits one comparison at a time. Training processes inherit the lock, so it lasts
+    until the current run ends even if the comparison is killed.
+
+    Args:
+        out: the comparison's folder, created if missing.
+
+    Raises:
+        RunError: the folder cannot be created or written.
+    """
+
+    def __init__(self, out: Path) -> None:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            self._lock = (out / LOCK).open("a")  # "w" would modify the lock file of another comparison
+        except OSError as error:
+            raise RunError(f"cannot create or write the folder {out}: {error.strerror}") from error
+        self._signum: int | None = None
+        self._pending: int | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Runner:
+        """Raises RunError if another process holds the folder's lock."""
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._lock.close()
+            raise RunError(
+                f"{Path(self._lock.name).parent}: another comparison, or a run that it left, is using the "
+                "folder; wait for it, or stop it"
+            ) from error
+        if threading.current_thread() is not threading.main_thread():  # Python allows no handlers there
+            return self
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup ignores SIGHUP
+                self._previous[signum] = signal.signal(signum, self._receive)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lock.close()
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+
+    def make(self, run: Run) -> str | None:
+        """Make or resume a run; returns the reason if it failed, else None.
+
+        Raises:
+            Stopped: a signal arrived; the run can be resumed.
+        """
+        if run.status == "new" and run.folder.path.is_dir():
+            shutil.rmtree(run.folder.path)  # left by a process that ended before its first checkpoint
+        with tempfile.TemporaryFile() as errors:
+            self._check()
+            command = [sys.executable, "-m", "recgrela.train", *train_options(run)]
+            self._process = subprocess.Popen(
+                command, stderr=errors, start_new_session=True, pass_fds=[self._lock.fileno()]
+            )
+            if self._pending is not None:  # a signal that arrived after the check
+                self._process.send_signal(self._pending)
+            code = self._process.wait()
+            self._process = None
+            self._check()
+            errors.seek(0)
+            text = errors.read().decode(errors="replace")
+        sys.stderr.write(text)
+        return None if code == 0 else describe_failure(code, text)
+
+    def _check(self) -> None:
+        if self._signum is not None:
+            raise Stopped(self._signum)
+
+    def _receive(self, signum: int, frame: FrameType | None) -> None:
+        self._signum = signum
+        forwarded = signal.SIGTERM if signum == signal.SIGHUP else signum  # training does not handle SIGHUP
+        if self._process is None:
+            self._pending = forwarded
+        else:
+            self._process.send_signal(forwarded)
+
+
+def train_options(run: Run) -> list[str]:
+    """The options of `recgrela.train` that make or resume a run.
+
+    A resumed run takes its other settings from its folder, where `claim_folder` has checked them.
+    """
+    values = run.config.flat()
+    if run.status == "cut":
+        free = {key: values[key] for key, option in run.config.options.items() if option.affects == NOTHING}
+        return ["--resume", str(run.folder.path), *to_argv(free)]
+    return to_argv(values)
+
+
+def describe_failure(code: int, errors: str) -> str:
+    """The reason why a process ended, in one line.
+
+    Args:
+        code: the exit code.
+        errors: the text that the process wrote to stderr.
+    """
+    if code < 0:
+        hint = " (the system may have run out of memory)" if code == -signal.SIGKILL else ""
+        return f"ended by {signal.Signals(-code).name}{hint}"
+    if code > EXIT_SIGNAL:
+        return f"stopped by {signal.Signals(code - EXIT_SIGNAL).name}; the same command resumes it"
+    lines = errors.strip().splitlines()
+    return lines[-1].removeprefix("error: ") if lines else f"exit code {code}"

@@ -1,0 +1,43 @@
+"""The run folder of a new run, with everything that is known before training."""
+
+from __future__ import annotations
+
+import shutil
+
+from rich.console import Console
+
+from recgrela.runs import protocol
+from recgrela.runs.folder import RunFolder, stem_of
+from recgrela.runs.items import write_items
+from recgrela.system.console import say
+from recgrela.system.files import given_path
+from recgrela.training.session import Session
+
+
+def create_folder(session: Session, console: Console) -> RunFolder:
+    """Make the folder of a new run, and print the data and model.
+
+    Raises:
+        RunError: the name is taken, or a file cannot be written; then no folder is left.
+    """
+    config, data = session.config, session.data
+    content = protocol.describe(config, data, session.batches, session.device, session.step.max_tokens)
+    stem = stem_of(config.data.path, config.preset) + "-modified" * bool(content["changed_from_preset"])
+    folder = RunFolder.create(given_path(config.train.output, "train.output"), config.train.name, stem)
+    try:
+        folder.write_text(folder.config_path, config.to_yaml())
+        folder.write_json(folder.protocol_path, content)
+        write_items(folder.items_path, data)
+    except BaseException:
+        shutil.rmtree(folder.path)
+        raise
+    counts = content["data"]
+    parameters = sum(parameter.numel() for parameter in session.model.parameters())
+    say(console, f"run folder {folder.path}")
+    say(
+        console,
+        f"{counts['source']}: {counts['users']:,} users, {counts['items']:,} items, {counts['events']:,} "
+        f"events (counts include padding ids); {session.batches.num_targets:,} targets per epoch",
+    )
+    say(console, f"{config.model.name}: {parameters:,} parameters, on {content['machine']['device_name']}")
+    return folder

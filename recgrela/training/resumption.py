@@ -1,0 +1,41 @@
+"""Resumes a run from its last checkpoint."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from recgrela.runs import checkpoint, protocol
+from recgrela.runs.folder import RunFolder
+from recgrela.runs.state import TrainState
+from recgrela.system.console import say
+from recgrela.training.session import Session
+
+
+def resume(folder: RunFolder, session: Session, console: Console) -> TrainState:
+    """Load the last checkpoint into the session, and bring the folder's files to its state.
+
+    All files are read and checked before any is changed.
+
+    Raises:
+        RunError: a file is missing or damaged; the folder is unchanged.
+    """
+    config, step = session.config, session.step
+    path = folder.find_checkpoint("last")
+    state = TrainState.from_dict(checkpoint.load(path, session.model, step.optimizer), path)
+    step.loss_sum.fill_(state.loss_sum)
+    if state.best_score is not None:
+        checkpoint.check(folder.find_checkpoint("best"), session.model)
+    content, records = folder.read_protocol(), folder.metrics.first_epochs(state.epoch)
+
+    entry = protocol.resumption(config, state.total_steps, session.device)
+    for result in (folder.results_path, folder.ranks_path):  # training will outdate them
+        result.unlink(missing_ok=True)
+    folder.metrics.rewrite(records)
+    folder.write_json(folder.protocol_path, content | {"resumed": [*content.get("resumed", []), entry]})
+    folder.write_text(folder.config_path, config.to_yaml())
+    say(console, f"resuming {folder.path} {state.describe()}")
+    here = protocol.surroundings(session.device)
+    others = [place for place in protocol.started_in(content) if place != here]
+    if others:
+        say(console, f"note: rounding may differ: the run was on {others[-1]} and is now on {here}")
+    return state
