@@ -129,7 +129,7 @@ def test_every_position_equals_the_plain_function(name: str, change: dict[str, A
     assert_gradients(model, model.loss(item_seq, lengths, following), w, loss)
 
 
-def test_angles_of_eulerformer() -> None:
+def test_eulerformers_angles() -> None:
     """Position i rotates pair t by i 10000^(-2t / D). The plain function takes the angles as given."""
     angles = make(config_of("EulerFormer", {}), 11).get_buffer("blocks.1.attention.angles")
     expected = [[i * 10000 ** (-2 * t / 12) for t in range(6)] for i in range(11)]
@@ -142,7 +142,7 @@ CLEAN = [case for case in CASES if case[0] in ("LinRec", "EchoMamba4Rec", "Euler
 
 
 @pytest.mark.parametrize("name, change, max_len", CLEAN, ids=ids(CLEAN))
-def test_the_form_without_padding_is_of_each_sequence_alone(
+def test_forms_without_padding_equal_each_sequence_alone(
     name: str, change: dict[str, Any], max_len: int
 ) -> None:
     clean = {"warm_up": False} if name == "RecBLR" else {"padding": "mask"}

@@ -88,8 +88,7 @@ def gru(w: Weights, x: Tensor) -> Tensor:
 
 
 def sigma(w: Weights, config: Any, items: Tensor) -> Tensor:
-    """The first `flip` slots are turned round for one branch, with those of the padding among them."""
-
+    """One branch takes the first `flip` slots in reverse order, padding slots among them."""
     x = layer_norm(w, "norm", look_up(w, items))
     for layer in parts(w, "layers"):
         m = part(layer, "mixer")
@@ -98,13 +97,13 @@ def sigma(w: Weights, config: Any, items: Tensor) -> Tensor:
         first = linear(m, "silu_gate", silu(first)) + linear(m, "sigmoid_gate", torch.sigmoid(first))
         # The sigmoid of the second branch takes the gate of the first.
         second = linear(m, "silu_gate", silu(second)) + linear(m, "sigmoid_gate", torch.sigmoid(first))
-        straight = mamba(part(m, "mamba"), x) * (1 + first)
-        turned = mamba(part(m, "mamba"), flipped) * (1 + second)
+        y = mamba(part(m, "mamba"), x) * (1 + first)
+        y_flipped = mamba(part(m, "mamba"), flipped) * (1 + second)
         around = torch.cat([torch.zeros_like(x[:, :1]), x, torch.zeros_like(x[:, :1])], 1)
         slots, kernel = range(items.shape[1]), m["conv.weight"]
         local = [sum(around[:, t + k] @ kernel[:, :, k].T for k in range(3)) for t in slots]
         recurrent = gru(m, torch.stack(local, 1) + m["conv.bias"])
-        y = m["mix"][0] * recurrent + m["mix"][1] * turned + m["mix"][2] * straight
+        y = m["mix"][0] * recurrent + m["mix"][1] * y_flipped + m["mix"][2] * y
         y = linear(m, "out_proj", y)
         y = y + x if config.num_layers > 1 or config.single_layer_residual else y
         x = feed_forward(part(layer, "ffn"), layer_norm(layer, "norm", y), gelu)

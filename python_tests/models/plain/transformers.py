@@ -67,8 +67,8 @@ def linrec(w: Weights, config: Any, items: Tensor) -> Tensor:
         return x / x.square().sum(-1, keepdim=True).sqrt()
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        likeness = feature(q) @ feature(k).transpose(1, 2)  # [B, L, L]
-        return likeness @ v / math.sqrt(q.shape[2])
+        similarity = feature(q) @ feature(k).transpose(1, 2)  # [B, L, L]
+        return similarity @ v / math.sqrt(q.shape[2])
 
     def attention(_: Weights, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return by_head(attend, config.num_heads, q, k, v)
@@ -87,19 +87,19 @@ def eulerformer(w: Weights, config: Any, items: Tensor) -> tuple[Tensor, Tensor]
     def cartesian(modulus: Tensor, angle: Tensor) -> Tensor:
         return torch.stack([modulus * torch.cos(angle), modulus * torch.sin(angle)], 3).flatten(2)
 
-    def turned(a: Weights, x: Tensor, bias: Tensor | float) -> Tensor:
+    def rotated(a: Weights, x: Tensor, bias: Tensor | float) -> Tensor:
         modulus, angle = polar(x)
         return cartesian(modulus, angle * a["delta"] + a["angles"][: items.shape[1]] + bias)
 
     def contrast(a: Weights, x: Tensor) -> Tensor:
         _, angle = polar(x)
-        apart = angle[:, :, None] - angle[:, None]  # [B, L, L, D / 2]
-        likeness = torch.exp((torch.cos(apart) * a["contrastive_scale"]).sum(3) / config.temperature)
-        own = likeness.diagonal(dim1=1, dim2=2)
-        return -torch.log(own / (likeness.sum(2) + 1e-5)).mean()
+        difference = angle[:, :, None] - angle[:, None]  # [B, L, L, D / 2]
+        similarity = torch.exp((torch.cos(difference) * a["contrastive_scale"]).sum(3) / config.temperature)
+        own = similarity.diagonal(dim1=1, dim2=2)
+        return -torch.log(own / (similarity.sum(2) + 1e-5)).mean()
 
     def attention(a: Weights, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q, k = turned(a, q, a.get("query_bias", 0.0)), turned(a, k, 0.0)
+        q, k = rotated(a, q, a.get("query_bias", 0.0)), rotated(a, k, 0.0)
         contrastive.append(contrast(a, q) + contrast(a, k))
         return softmax_attention(q, k, v, items, config.num_heads)
 
