@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from python_tests.cases.compare import LABELS
+from recgrela.ops import OPS
 
 HALF_DTYPES = (torch.float16, torch.bfloat16)
-REAL_DTYPES = (torch.float32, *HALF_DTYPES)  # what the CUDA kernels take
+REAL_DTYPES = (torch.float32, *HALF_DTYPES)
 HEADLINE_LENGTHS = (200,) * 2048  # the published batch
 # Sequences whose rows are compared with expectations; gradients of parameters are sums over all sequences.
 CHECKED_SEQUENCES = 4
@@ -99,10 +100,13 @@ class Case:
     op: ClassVar[str]
     function: ClassVar[Callable[..., Any]]
     definition: ClassVar[Callable[..., Any]]  # the op in plain PyTorch, on packed rows
-    dtypes: ClassVar[tuple[torch.dtype, ...]] = REAL_DTYPES  # of the CUDA kernels
+    dtypes: ClassVar[tuple[torch.dtype, ...]]  # of the CUDA kernels
     autocast: ClassVar[bool] = False  # the forms are too inaccurate in half precision without it
     compiled: ClassVar[bool] = False  # torch.compile of a form is worth its time
     term_size: ClassVar[float] = 1.0  # size of the terms of a gradient, which may cancel almost to zero
+
+    def __init_subclass__(cls) -> None:
+        cls.dtypes = OPS[cls.op].kernels["cuda"].dtypes
 
     @property
     def parameters(self) -> frozenset[str]:

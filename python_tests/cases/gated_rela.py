@@ -12,12 +12,11 @@ from torch import Tensor
 
 from python_tests.cases.case import HEADLINE_LENGTHS, Case, Draw, Operands, Tensors
 from python_tests.cases.causal_conv1d import conv_by_shifts, conv_by_torch
-from recgrela.ops import RelaState, gated_rela, gated_rela_reference, rotary_table, rotate
+from recgrela.ops import OPS, RelaState, gated_rela, gated_rela_reference, rotary_table, rotate
 
 EPS = 1e-6
 CHUNK = 40  # rows of a chunk of causal_chunked
 MAX_MASKED = 2048  # no user forms L x L products of longer sequences
-HEAD_DIMS = (8, 16, 32, 64, 128)
 
 
 def _features(q: Tensor, k: Tensor, v: Tensor, rotary: Tensor, num_heads: int) -> tuple[Tensor, ...]:
@@ -209,7 +208,7 @@ class GatedRelaCase(Case):
     @classmethod
     def small(cls, dtype: torch.dtype) -> Iterator[Case]:
         for causal in (True, False):
-            for head_dim in HEAD_DIMS:
+            for head_dim in OPS[cls.op].kernels["cuda"].head_widths:
                 for lengths in ((1, 17, 0, 33, 5), (601, 2, 300)):
                     yield cls(
                         lengths=lengths,

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from python_tests.cases.case import HEADLINE_LENGTHS, REAL_DTYPES, Case, Draw, Operands, Tensors
+from python_tests.cases.case import HEADLINE_LENGTHS, Case, Draw, Operands, Tensors
 from recgrela.ops import linear_scan, linear_scan_reference
 
 
@@ -50,7 +50,6 @@ class LinearScanCase(Case):
     op: ClassVar[str] = "linear_scan"
     function = staticmethod(linear_scan)
     definition = staticmethod(linear_scan_reference)
-    dtypes: ClassVar[tuple[torch.dtype, ...]] = (*REAL_DTYPES, torch.complex64)
 
     @property
     def parameters(self) -> frozenset[str]:

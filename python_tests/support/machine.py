@@ -1,4 +1,4 @@
-"""Machines made of files: the toolkits, compilers and Python environments that a build finds."""
+"""Simulated machines: folders with the toolkits, compilers and Python environments that a build finds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ case "$1" in
   *) echo "{words}" >&2; exit {code} ;;
 esac
 """
-# Nothing of the real machine is found: not its toolkits, and no torch that the tests were started with.
+# The build must not find the real machine's toolkits or the torch that runs the tests.
 DRIVER = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
@@ -36,7 +36,7 @@ print(json.dumps(answer))
 
 
 def make_toolkit(home: Path, release: str, code: int = 0, words: str = "") -> Path:
-    """A folder with the parts of a CUDA toolkit; its nvcc tells its release and compiles with `code`."""
+    """Makes a CUDA toolkit whose nvcc prints its release; when it compiles, it exits with `code` and `words`."""
     for folder in ("bin", "include", "lib64"):
         (home / folder).mkdir(parents=True)
     (home / "include" / "cuda_runtime.h").touch()
@@ -53,7 +53,7 @@ def write_program(file: Path, text: str = "#!/bin/sh\n") -> None:
 
 
 class Machine:
-    """A machine with an empty Python environment, this one's C++ compiler, ninja, and no nvcc."""
+    """A machine with the real C++ compiler, a fake ninja, an empty Python environment and no nvcc."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -70,7 +70,7 @@ class Machine:
         version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
         self.site = self.environment / "lib" / version / "site-packages"
         self.add_package("pybind11")
-        self.variables = {"PATH": f"{self.bin}:/bin:/usr/bin"}  # the compiler calls others
+        self.variables = {"PATH": f"{self.bin}:/bin:/usr/bin"}  # the compiler needs as and ld
 
     def add_package(self, name: str, **files: str) -> None:
         (self.site / name).mkdir(parents=True)
@@ -84,13 +84,13 @@ class Machine:
         return self
 
     def with_nvcc(self, release: str, **what: Any) -> Machine:
-        """A toolkit whose nvcc is on PATH."""
+        """Adds a toolkit whose nvcc is on PATH."""
         home = make_toolkit(self.root / f"cuda-{release}", release, **what)
         (self.bin / "nvcc").symlink_to(home / "bin" / "nvcc")
         return self
 
     def with_packages(self, release: str) -> Machine:
-        """nvcc from the package index, in the environment."""
+        """Adds nvcc as a Python package in the environment."""
         make_toolkit(self.site / "nvidia" / f"cu{release.split('.')[0]}", release)
         return self
 
@@ -99,7 +99,7 @@ class Machine:
         return self
 
     def ask(self, what: str) -> Any:
-        """What `plan.requirements` or `plan.make_plan` answers, or the text that the build ends with."""
+        """The answer of `plan.requirements` or `plan.make_plan`, or the error message."""
         command = [str(self.python), "-c", DRIVER, str(ROOT), str(self.usual_place), what]
         environ = {name: value for name, value in os.environ.items() if name in ("HOME", "LD_LIBRARY_PATH")}
         done = subprocess.run(

@@ -10,7 +10,7 @@ import pytest
 
 
 def install(monkeypatch: pytest.MonkeyPatch, path: str, **attributes: Any) -> None:
-    """A package of this name with these attributes."""
+    """Puts a module with the given attributes into sys.modules for one test, with its parent packages."""
     parts = path.split(".")
     for i in range(len(parts)):
         module = ModuleType(".".join(parts[: i + 1]))

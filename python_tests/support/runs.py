@@ -1,4 +1,4 @@
-"""Runs small enough for tests: a set of 60 users and a model of two narrow blocks."""
+"""Small training runs: a set of 60 users and a model of two narrow blocks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def options(output: Path, name: str, *more: str) -> list[str]:
 
 
 def run_train(*argv: str) -> int:
-    """`recgrela.train` in this process, its thread setting undone."""
+    """Runs `recgrela.train` in this process and restores the number of threads."""
     threads = torch.get_num_threads()
     try:
         return train.main(argv)
@@ -36,13 +36,13 @@ def run_train(*argv: str) -> int:
 
 
 def make_run(output: Path, name: str, *more: str) -> Path:
-    """A finished run; returns its folder."""
+    """Trains a run and returns its folder."""
     assert run_train(*options(output, name, *more)) == 0
     return output / name
 
 
 def assert_same_tensors(first: Path, second: Path) -> None:
-    """Two safetensors files hold the same bits under the same names."""
+    """Asserts that two safetensors files hold the same bits under the same names."""
     one, two = load_file(first), load_file(second)
     assert one.keys() == two.keys()
     different = [name for name in one if not torch.equal(one[name], two[name])]

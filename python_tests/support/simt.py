@@ -20,7 +20,7 @@ BUILD = ROOT / "build" / "simt"
 
 
 def run(*command: str | Path, cwd: Path | None = None) -> str:
-    """A command's output; fails the test with it unless the exit code is 0."""
+    """Runs a command and returns its output; the test fails with the output unless the exit code is 0."""
     result = subprocess.run(command, cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert result.returncode == 0, f"{shlex.join(map(str, command))}\n{result.stdout[-8000:]}"
     return result.stdout
@@ -39,19 +39,19 @@ def has_sanitizers() -> bool:
 
 
 def program(name: str) -> str | None:
-    """A program on PATH or beside this Python."""
+    """Finds a program on PATH or beside this Python."""
     return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
 
 
 def skip(why: str) -> NoReturn:
-    """Skips the test, or fails it where RECGRELA_REQUIRE_SIMT says that nothing may be skipped."""
+    """Skips the test; fails it if RECGRELA_REQUIRE_SIMT is set."""
     if os.environ.get("RECGRELA_REQUIRE_SIMT"):
         pytest.fail(why)
     pytest.skip(why)
 
 
 def build_simt(*targets: str, **options: str | Path) -> Path:
-    """The build folder, with the targets (all, if none) up to date; skips the test where that cannot be."""
+    """Builds targets, or all of them, and returns the build folder; skips the test if a tool is missing."""
     cmake, ninja = program("cmake"), program("ninja")
     if cmake is None:
         skip("needs cmake: pip install cmake")
