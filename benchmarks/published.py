@@ -91,7 +91,7 @@ class Published(nn.Module):
         return F.cross_entropy(last @ self.item_embedding.weight.T, target)
 
     def loss_all(self, item_seq: Tensor, target: Tensor) -> Tensor:
-        """The next item at every position: [B, L], [B, L]; 0 does not count."""
+        """The next item at every position: [B, L], [B, L]; targets of 0 are ignored."""
         scores = self.hidden(item_seq).flatten(0, 1) @ self.item_embedding.weight.T
         return F.cross_entropy(scores, target.flatten(), ignore_index=0)
 

@@ -1,4 +1,4 @@
-"""Interleaved timing, peak memory, comparisons, and records with machine and commit."""
+"""Times variants that take turns, measures peak memory, and writes records with machine and commit."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OURS = "recgrela"
 
 
 def arguments(description: str, **defaults: int) -> argparse.ArgumentParser:
-    """A parser of whole numbers, --NAME with these defaults."""
+    """A command-line parser with an integer option --NAME for each default."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )

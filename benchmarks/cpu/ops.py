@@ -19,7 +19,7 @@ from benchmarks.timing import OURS, arguments, compare, gate, record
 from python_tests.cases import CASES, Case
 from python_tests.cases.case import gradients
 
-MAX_ERROR = 1e-3  # of the largest value
+MAX_ERROR = 1e-3  # relative to the largest value
 
 
 def make(variant: str, case: Case, threads: int) -> Callable[[], dict[str, Tensor]]:

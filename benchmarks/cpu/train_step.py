@@ -40,7 +40,7 @@ CASES: dict[str, tuple[RecGRELAConfig, tuple[str, ...]]] = {
 
 
 def load_data(path: str) -> Interactions:
-    """The file's events, or (synthetic) as many users, items and events as MovieLens-1M has."""
+    """Reads a data set; "synthetic" has as many users, items and events as MovieLens-1M."""
     return load(DataConfig(path, synthetic_users=6040, synthetic_items=3416, synthetic_events=165))
 
 

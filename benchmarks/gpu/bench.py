@@ -1,4 +1,4 @@
-"""The op benchmarks of gpu_check: our ops first, then each family of peers in a process of its own."""
+"""Step that measures the ops: ours first, then each family of peers in a process of its own."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from benchmarks.gpu.workers import OURS, Record, Worker, our_call
 from python_tests.cases import CASES, Case
 from python_tests.cases.compare import TOLERANCES, errors_of, fault_of
 
-MIN_SECONDS = 3.0  # a peer is not started with less time left
-MAX_SHARE = 0.5  # of the time left, for one family
+MIN_SECONDS = 3.0  # no peer is started with less time left
+MAX_SHARE = 0.5  # one family gets at most this share of the time left
 NO_TIME = "no time left"
 
 
@@ -59,7 +59,7 @@ def plans(quick: bool) -> list[Plan]:
 
 
 def measure_ours(plan: Plan, device: str, bandwidth: float) -> Record:
-    """The record of one case of ours; no speed is reported if the results are wrong."""
+    """The record of our op for one case; it has no speed if the results are wrong."""
     case = plan.case
     record: Record = {"case": str(case), "status": "passed", "peers": {}}
     try:
@@ -79,7 +79,7 @@ def measure_ours(plan: Plan, device: str, bandwidth: float) -> Record:
 
 
 def faster_eager(record: Record) -> str | None:
-    """The name of the fastest form in plain PyTorch that was measured."""
+    """Name of the fastest form in plain PyTorch; None if none was measured."""
     ratios = {
         name: peer["ratio"]
         for name, peer in record["peers"].items()
@@ -89,7 +89,7 @@ def faster_eager(record: Record) -> str | None:
 
 
 def wanted_peers(family: Family, plan: Plan, record: Record) -> set[str] | None:
-    """Names of a family's peers to measure; None for all. torch.compile takes the faster form alone."""
+    """Names of a family's peers to measure, None for all; torch.compile takes only the fastest form."""
     if "ours" not in record or not family.computes(plan.case):
         return set()
     if family.name != "torch.compile":
@@ -106,7 +106,7 @@ def measure_peers(
     ends: float,
     save: Callable[[], None],
 ) -> None:
-    """Adds a family's peers to the records of the cases, in order, until the time is over."""
+    """Adds a family's peers to the records, case after case, until the time is over."""
     with Worker(family, device, bandwidth) as worker:
         for plan, record in chosen:
             wanted = wanted_peers(family, plan, record)
@@ -134,7 +134,7 @@ def run_plans(
     """Measures our op in all cases, then the peers, until the time is over.
 
     Args:
-        save: gets the details after each result.
+        save: called with the details after each result.
 
     Returns:
         {"copy_gb_s", "l2_bytes", "cases": [records]}; cases not begun have the status "not run".
@@ -166,7 +166,7 @@ def benchmarks(settings: Settings) -> Outcome:
 
 
 def judge(details: dict[str, Any]) -> tuple[str, str]:
-    """Status and summary; a case without time is no failure, but it is one if no case passed."""
+    """Status and summary. A case that had no time is not a failure, unless no case passed."""
     statuses = [case["status"] for case in details["cases"]]
     counts = {status: statuses.count(status) for status in ("passed", "failed", "not run")}
     said = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
@@ -179,6 +179,6 @@ def judge(details: dict[str, Any]) -> tuple[str, str]:
 
 
 def missed_peers(details: dict[str, Any]) -> list[str]:
-    """The peers that were stopped, did not start or had no time left, each with the number of its cases."""
+    """Peers that were killed or had no time, each with its number of cases."""
     names = [name for case in details["cases"] for name, peer in case["peers"].items() if peer.get("missed")]
     return [f"{name} ({names.count(name)})" for name in dict.fromkeys(names)]

@@ -1,6 +1,6 @@
 """Builds, tests, checks and measures recgrela on an NVIDIA GPU, in under 8 minutes, without network.
 
-Each step runs in a process of its own and has a limit of time; a step that fails stops no other.
+Each step runs in a process of its own with a time limit; the next steps run even if one fails.
 
 python -m benchmarks.gpu.gpu_check [--out DIR] [--skip STEP ...] [--quick]
 
@@ -108,7 +108,7 @@ def run_apart(name: str, settings: Settings) -> dict[str, Any]:
         except subprocess.TimeoutExpired:
             code = None
         finally:
-            with suppress(ProcessLookupError):  # the group may outlive its first process
+            with suppress(ProcessLookupError):  # children may outlive the step
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     result = read_result(path, code, settings.limit)
@@ -118,7 +118,7 @@ def run_apart(name: str, settings: Settings) -> dict[str, Any]:
 
 
 def read_result(path: Path, code: int | None, limit: float) -> dict[str, Any]:
-    """The result that a step wrote; a step that did not end has failed and keeps its details so far."""
+    """The result that a step wrote. A step that did not end has failed; its details so far are kept."""
     result: dict[str, Any] = {"status": "running", "summary": "", "details": {}}
     if path.exists():
         result |= json.loads(path.read_text())
@@ -137,7 +137,7 @@ def exit_code(steps: Sequence[dict[str, Any]]) -> int:
 
 
 def check_all(settings: Settings, skip: Sequence[str], console: Console) -> int:
-    """Runs the steps in order, whether or not others fail, and reports; returns the exit code."""
+    """Runs all steps in order, writes the report, and returns the exit code."""
     settings.logs.mkdir(parents=True, exist_ok=True)
     (settings.logs / ".gitignore").write_text("*\n")
     path = settings.out / "gpu_check.json"

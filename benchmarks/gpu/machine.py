@@ -41,7 +41,7 @@ def environment() -> Any:
 
 
 def facts(settings: Settings) -> Outcome:
-    """The machine and the versions that the figures belong to."""
+    """Describes the GPU and the versions of the software."""
     properties = torch.cuda.get_device_properties(0)
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     found = {
@@ -66,7 +66,7 @@ def facts(settings: Settings) -> Outcome:
 
 
 def cuda_kernels() -> str:
-    """Reports "yes", "no" or an import error, from a fresh process."""
+    """Reports whether recgrela has CUDA kernels: "yes", "no" or an import error, from a fresh process."""
     question = "from recgrela.ops import has_kernels; print('yes' if has_kernels('cuda') else 'no')"
     return text_of([sys.executable, "-c", question], 60)
 

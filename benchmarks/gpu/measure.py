@@ -1,4 +1,4 @@
-"""Times of calls by device events, and the figures that follow from them.
+"""Measures times by device events, memory and bandwidth.
 
 A sample is a forward and a backward on the next of several sets of operands, which together exceed twice the
 L2 cache. The device is kept busy until the host has queued both, so that the times are the device's alone.
@@ -114,7 +114,7 @@ def measure(calls: dict[str, Call], sets: Sequence[Operands], rounds: int) -> di
 
 
 def peak_bytes(call: Call, x: Operands) -> int | None:
-    """Largest memory of a forward and backward beyond their operands, in bytes; None without a GPU."""
+    """Peak bytes of a forward and backward beyond their operands; None without a GPU."""
     if not is_cuda(x.cu_seqlens.device):
         return None
     torch.cuda.synchronize()
@@ -133,17 +133,17 @@ def cache_bytes(device: torch.device | str) -> int:
 
 
 def number_of_sets(case: Case, cache: int) -> int:
-    """Number of sets of operands whose inputs exceed twice a cache of so many bytes."""
+    """Number of sets of operands that together exceed twice a cache of `cache` bytes."""
     return min(MAX_SETS, max(2, math.ceil(2 * cache / case.forward_bytes) + 1))
 
 
 def make_sets(case: Case, device: torch.device | str) -> list[Operands]:
-    """Sets of operands, of the seeds 0, 1, ..."""
+    """Sets of operands from the seeds 0, 1, ..."""
     return [case.operands(device, seed) for seed in range(number_of_sets(case, cache_bytes(device)))]
 
 
 def figures(case: Case, samples: Samples, bandwidth: float) -> dict[str, float]:
-    """Microseconds, GB/s by the floor's bytes, and the share of the bandwidth of a copy."""
+    """Microseconds, GB/s of the bytes that must move, and their share of the bandwidth of a copy."""
     forward, backward = samples.medians()
     found = {"host_us": 1e6 * statistics.median(samples.host)}
     for name, seconds, size in (

@@ -66,7 +66,7 @@ def reference(settings: Settings) -> Outcome:
 
 
 def graph(settings: Settings) -> Outcome:
-    """Captures the ops in CUDA graphs; replayed on new operands they equal plain calls, and never wait."""
+    """Captures the ops in CUDA graphs and compares replays on new operands with plain calls."""
     faults: list[str] = []
     cases = list(every_variant(((200,) * 64, (4096,) * 2), (torch.float32, torch.bfloat16)))
     for case in cases:

@@ -1,4 +1,4 @@
-"""Other people's kernels for the same operators, where their packages are installed."""
+"""Calls of other packages' kernels for the same operators."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def load(module: str, attribute: str) -> Any:
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0] == module.partition(".")[0]
         raise Unusable(NOT_INSTALLED if missing else describe(error)) from error
-    except Exception as error:  # a package built for another torch raises anything
+    except Exception as error:  # a package built for another torch can raise any error
         raise Unusable(f"cannot be imported: {describe(error)}") from error
 
 
@@ -82,7 +82,7 @@ def convolution(case: CausalConv1dCase) -> Call:
 
 
 def attention(case: GatedRelaCase, product: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Call:
-    """gated_rela by a package's causal sums of q k' v, [B, L, H, d], and PyTorch for the rest."""
+    """gated_rela with a package's causal sums of q k' v, [B, L, H, d]; PyTorch computes the rest."""
     try:
         conv = load_convolution()
     except Unusable:
@@ -134,7 +134,7 @@ def mamba(case: SelectiveScanCase) -> Call:
 
 
 def accelerated_scan(case: LinearScanCase) -> Call:
-    """The package takes [B, C, L] where L is a power of 2."""
+    """Pads rows, because the package takes [B, C, L] where L is a power of 2."""
     fn = load("accelerated_scan.warp", "scan")
     if case.dtype.is_complex or not case.per_step:
         raise Unusable("real coefficients of each step only")

@@ -14,13 +14,13 @@ from benchmarks.gpu.measure import Call
 from python_tests.cases import Case
 from python_tests.cases.gated_rela import MAX_MASKED
 
-MAX_LOOP = 1024  # no user loops over the rows of longer sequences
+MAX_LOOP = 1024  # benchmarks do not loop over the rows of longer sequences
 COMPILED = "torch.compile of "
 
 
 @dataclass(frozen=True)
 class Peer:
-    """One way to compute y of a case: a call, or a note why there is none."""
+    """One way to compute y of a case: a call, or a note that says why it cannot."""
 
     name: str
     call: Call | None
@@ -53,7 +53,7 @@ class Family:
 
 
 def obstacle(case: Case, form: str) -> str:
-    """The reason why no user would call a form at this length; "" if there is none."""
+    """The reason why a form is not measured at this length; "" if it is."""
     if form == "causal_masked" and case.length > MAX_MASKED:
         return f"L x L products at L={case.length}"
     if form.startswith("by_row") and case.length > MAX_LOOP:
@@ -73,7 +73,7 @@ def eager_peers(case: Case) -> list[Peer]:
 
 def compiled_peers(case: Case) -> list[Peer]:
     """torch.compile of each form; it compiles at the first call."""
-    torch.compiler.reset()  # each case is compiled alone, whatever was compiled before
+    torch.compiler.reset()  # otherwise torch.compile gives up after some cases
     compiled = torch.compile(case.form, dynamic=False)
     forms = [form for form in case.forms if case.compiled and not obstacle(case, form)]
     return [Peer(COMPILED + form, partial(case.plain, form, compute=compiled)) for form in forms]

@@ -40,7 +40,7 @@ def steps_table(steps: Sequence[dict[str, Any]]) -> Table:
 
 
 def peer_text(peer: dict[str, Any] | None) -> str:
-    """A peer's times divided by ours, forward and backward, or the note why there are none."""
+    """A peer's times divided by ours, forward and backward, or its note."""
     if peer is None:
         return "-"
     if "ratio" not in peer:

@@ -1,4 +1,4 @@
-"""What the steps of gpu_check share: their settings, and commands in processes of their own."""
+"""Settings of a step of gpu_check, and commands with a time limit."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def text_of(command: Sequence[str], seconds: float = 20.0) -> str:
 def run_logged(
     command: Sequence[str], seconds: float, env: dict[str, str] | None = None
 ) -> tuple[int | None, str]:
-    """The exit code, None if the command ran out of time, and the output, which is also printed."""
+    """Runs a command and prints its output; returns the exit code (None: out of time) and the output."""
     print("+", " ".join(command), flush=True)
     with tempfile.TemporaryFile("w+", errors="replace") as file:
         process = subprocess.Popen(

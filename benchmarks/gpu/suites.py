@@ -1,4 +1,4 @@
-"""Steps that run the tests of the CUDA kernels, and compute-sanitizer."""
+"""Steps that run the GPU tests and compute-sanitizer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import Any
 
 from benchmarks.gpu.step import Outcome, Settings, run_logged, tail
 
-# Selects the tests that need a GPU.
 CUDA_TESTS = (
     *("python_tests/ops", "python_tests/training/test_step.py", "python_tests/models/test_every_model.py"),
     *("-m", "gpu"),
@@ -22,7 +21,7 @@ SANITIZERS = {
     "memcheck": r"ERROR SUMMARY: (\d+) error",
     "racecheck": r"RACECHECK SUMMARY: (\d+) hazard",
 }
-SANITIZED = "sanitize target:"  # begins the last line of that command's output
+SANITIZED = "sanitize target:"  # starts the last line that `sanitize_target` prints
 
 
 def read_junit(path: Path) -> dict[str, int]:
@@ -46,7 +45,7 @@ def judge_tests(counts: dict[str, int], code: int | None) -> tuple[str, str]:
 
 
 def tests(settings: Settings) -> Outcome:
-    """The tests that need a GPU."""
+    """Runs the tests that need a GPU."""
     report = settings.logs / "tests.xml"
     report.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *CUDA_TESTS]
@@ -63,7 +62,7 @@ def tests(settings: Settings) -> Outcome:
 
 
 def find_sanitizer() -> str | None:
-    """compute-sanitizer on PATH, in CUDA_HOME or in /usr/local/cuda."""
+    """Finds compute-sanitizer on PATH, in CUDA_HOME or in /usr/local/cuda."""
     homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
     places = [Path(home, "bin", "compute-sanitizer") for home in homes if home]
     found = (str(place) for place in places if os.access(place, os.X_OK))
@@ -85,7 +84,7 @@ def judge_sanitizer(tool: str, code: int | None, output: str) -> str:
 
 
 def sanitizer(settings: Settings) -> Outcome:
-    """compute-sanitizer's memcheck and racecheck over `sanitize_target`."""
+    """Runs `sanitize_target` under compute-sanitizer's memcheck and racecheck."""
     program = find_sanitizer()
     if program is None:
         return "skipped", "compute-sanitizer is not installed", {}

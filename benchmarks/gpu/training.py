@@ -1,4 +1,4 @@
-"""The step that trains: a few epochs on the built-in set, compared with the CPU and with CUDA graphs."""
+"""Step that trains a few epochs on the built-in set and compares them with the CPU and with CUDA graphs."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 
 from benchmarks.gpu.step import Outcome, Settings, run_logged, tail
 
-# Largest relative difference of losses; the random streams of two devices differ.
+# Losses may differ by this share, since two devices have different random streams.
 LOSS_TOLERANCE = 0.05
 
 
 def train_once(
     device: str, epochs: int, seconds: float, **more: object
 ) -> tuple[int | None, str, list[dict[str, Any]]]:
-    """The exit code, the output, and the epochs of metrics.jsonl of a run on the built-in set."""
+    """Trains on the built-in set; returns the exit code, the output and the epochs of metrics.jsonl."""
     with tempfile.TemporaryDirectory(prefix="gpu_check-") as folder:
         options = {"device": device, "epochs": epochs, "output": folder, "name": "run", "tensorboard": "off"}
         options |= {"lr": 1e-3, "lr_decay": "none", "warmup_steps": 0}  # the same for any number of epochs
@@ -34,7 +34,7 @@ def train_once(
 
 
 def judge(records: list[dict[str, Any]], others: dict[str, list[dict[str, Any]]]) -> tuple[str, str]:
-    """Status and summary of the epochs on the GPU beside those of other ways to train, by name."""
+    """Status and summary of the epochs on the GPU, compared with other ways to train, by name."""
     losses = [record["loss"] for record in records]
     rate = max(record["targets_per_second"] for record in records)
     said = f"loss {losses[0]:.4f} to {losses[-1]:.4f} in {len(losses)} epochs, {rate:,.0f} targets/s"

@@ -23,14 +23,14 @@ from python_tests.cases.case import gradients
 from python_tests.cases.compare import PEER_TOLERANCES, errors_of, fault_of
 
 OURS = "recgrela"
-START_SECONDS = 60.0  # limit of a process's start, which imports torch
-MAX_KILLED = 2  # a family is given up when so many of its processes were killed
+START_SECONDS = 60.0  # a process imports torch when it starts
+MAX_KILLED = 2  # a family whose process was killed so often is given up
 
 Record = dict[str, Any]
 
 
 def missed(why: str) -> Record:
-    """The record of a peer that was not measured for want of time or because its process ended."""
+    """The record of a peer whose measurement did not end."""
     return {"note": why, "missed": True}
 
 
@@ -46,7 +46,7 @@ def compare_times(peer: Samples, ours: Samples) -> Record:
 
 
 def measure_peer(case: Case, peer: Peer, device: str, bandwidth: float, rounds: int) -> Record:
-    """A peer's error, times beside ours, and memory; or a note why it has none."""
+    """A peer's error, times divided by ours, and memory; or a note that says why they are missing."""
     record: Record = {"note": peer.note} if peer.note else {}
     if peer.call is None:
         return record
@@ -62,7 +62,7 @@ def measure_peer(case: Case, peer: Peer, device: str, bandwidth: float, rounds: 
         record |= figures(case, samples[peer.name], bandwidth)
         record |= compare_times(samples[peer.name], samples[OURS])
         return record | {"peak_bytes": peak_bytes(peer.call, sets[0])}
-    except Exception as error:  # whatever other people's code raises is its result
+    except Exception as error:  # any error of a peer is its result
         return record | {"note": describe(error)}
     finally:
         if is_cuda(device):
@@ -111,14 +111,14 @@ class Worker:
             self.process = None
 
     def receive(self, seconds: float) -> tuple[Any, ...] | None:
-        """The next answer; None if there is none in so many seconds or the process has ended."""
+        """The next answer; None if it does not come in `seconds` or the process has ended."""
         try:
             return self.connection.recv() if self.connection.poll(seconds) else None
         except (EOFError, ConnectionError):
             return None
 
     def start(self, seconds: float) -> bool:
-        """Starts the process unless it runs; reports whether it is ready in time."""
+        """Starts the process unless it is running; reports whether it is ready in time."""
         if self.process is not None:
             return True
         context = multiprocessing.get_context("spawn")
@@ -133,8 +133,8 @@ class Worker:
         return False
 
     def fail(self) -> str:
-        """Kills the process; returns how it ended before."""
-        self.process.join(0.2)  # of a process that has just ended
+        """Kills the process; returns a note if it had ended by itself."""
+        self.process.join(0.2)
         code = self.process.exitcode
         self.stop()
         self.killed += 1
@@ -143,7 +143,7 @@ class Worker:
     def records(
         self, case: Case, wanted: set[str] | None, rounds: int, seconds: float
     ) -> Iterator[tuple[str, Record]]:
-        """The name and record of each of the family's peers of a case, as soon as it is known.
+        """Yields the name and record of each peer of a case as soon as it is measured.
 
         Args:
             wanted: names of the peers to measure; None measures all.

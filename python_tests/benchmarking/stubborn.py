@@ -1,4 +1,4 @@
-"""Peers that do not end, for the processes of test_workers.py."""
+"""Peers that do not end, for the processes of test_bench.py."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from python_tests.cases import Case, Operands
 
 
 def sleep(x: Operands) -> Tensor:
-    """Ignores signals and sleeps in C, where no signal handler of Python would run either."""
+    """Ignores signals and sleeps in C, where Python cannot run a signal handler."""
     for number in (signal.SIGALRM, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     ctypes.PyDLL(None).sleep(600)
@@ -22,7 +22,7 @@ def sleep(x: Operands) -> Tensor:
 
 
 def leave(x: Operands) -> Tensor:
-    """Ends the process, as a fault in C does."""
+    """Ends the process like a crash in C."""
     os._exit(7)
 
 

@@ -44,7 +44,7 @@ def test_figures_follow_from_bytes_and_seconds() -> None:
     found = measure.figures(case, samples, 4.3e12)
     assert found["forward_us"] == pytest.approx(244)
     assert found["forward_gb_s"] == pytest.approx(5 * 104_857_600 / 244e-6 / 1e9)
-    assert found["forward_share"] == pytest.approx(0.5, abs=0.01)  # the design's 122 us
+    assert found["forward_share"] == pytest.approx(0.5, abs=0.01)  # the floor is 122 us
     assert found["backward_share"] == pytest.approx(0.5, abs=0.01)
     assert found["host_us"] == pytest.approx(10)
 
@@ -170,7 +170,7 @@ def test_peers_without_time_are_missed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_peer_that_does_not_end_holds_up_nothing() -> None:
-    """It sleeps in C and ignores signals; every result is saved as soon as it is known."""
+    """The peer sleeps in C and ignores signals; every result is saved as soon as it is measured."""
     plans = [bench.Plan(CONV, 2), bench.Plan(SMALL, 2), bench.Plan(CONV, 2)]
     families = [
         Family("sleepers", stubborn.sleepers, 5.0),
@@ -197,7 +197,7 @@ def test_a_peer_that_does_not_end_holds_up_nothing() -> None:
         assert record["absent"] == {"note": "not installed"} and "other op" not in record
     assert bench.judge(found)[0] == "passed"
     assert "missed: sleeper (2)" in bench.judge(found)[1]
-    # The results of ours are there before any peer begins, and those of each peer before the next one.
+    # Our results are saved before any peer begins, and each peer's record before the next peer begins.
     assert all("ours" in case for case in saved[len(plans) - 1]["cases"])
     grown = [sum(len(case["peers"]) for case in details["cases"]) for details in saved]
     assert grown == sorted(grown) and grown[len(plans) - 1] == 0

@@ -14,8 +14,8 @@ from python_tests.cases import CASES
 
 
 @pytest.fixture(autouse=True)
-def memory_of_nothing(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
-    """Memory is not measured: it takes three processes for each variant."""
+def fake_memory(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
+    """Replaces the measurement of memory, which takes three processes for each variant."""
     calls: list[tuple] = []
 
     def peak_memory(target: Any, warm_up: tuple, args: tuple) -> int:
@@ -45,7 +45,7 @@ def test_no_speed_is_reported_for_wrong_results() -> None:
 
 
 def test_a_comparison_names_the_faster_variant(
-    memory_of_nothing: list[tuple], capsys: pytest.CaptureFixture[str]
+    fake_memory: list[tuple], capsys: pytest.CaptureFixture[str]
 ) -> None:
     def make(variant: str, size: int) -> Any:
         work = {timing.OURS: 1, "slow": 200_000, "slower": 2_000_000}[variant]
@@ -56,7 +56,7 @@ def test_a_comparison_names_the_faster_variant(
     assert "times faster than slow," in capsys.readouterr().out
     assert found["times_faster_than_the_faster_eager"] > 1
     assert found["share_of_its_peak_memory"] == pytest.approx(9 / 5)
-    assert memory_of_nothing == [(name, 1) for name in variants]
+    assert fake_memory == [(name, 1) for name in variants]
 
 
 @pytest.mark.parametrize("case", train_step.CASES)

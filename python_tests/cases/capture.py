@@ -1,4 +1,4 @@
-"""A case in a CUDA graph."""
+"""Captures a case in a CUDA graph."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from python_tests.cases.case import Case, Operands
 
 
 def replay(case: Case, captured: Operands, fresh: Operands) -> dict[str, Tensor]:
-    """Results for `fresh` of a graph that was captured on other operands, which are overwritten.
+    """Captures a graph on `captured`, copies `fresh` into these operands, and returns the replayed results.
 
     Raises:
         RuntimeError: forward or backward waits for the device, so that it cannot be captured.

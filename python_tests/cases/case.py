@@ -1,4 +1,4 @@
-"""What every op's case has: operands from a seed, our call, the reference, expectations, bytes to move."""
+"""A case of an op: operands from a seed, our call, the reference, expected results, bytes to move."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from recgrela.ops import OPS
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 REAL_DTYPES = (torch.float32, *HALF_DTYPES)
 HEADLINE_LENGTHS = (200,) * 2048  # the published batch
-# Sequences whose rows are compared with expectations; gradients of parameters are sums over all sequences.
+# Only the rows of so many sequences have expected results; gradients of parameters sum over all sequences.
 CHECKED_SEQUENCES = 4
-# Elements of an expectation's largest intermediate tensor that are held at a time.
+# Expected results hold at most so many elements of their largest intermediate tensor.
 MAX_ELEMENTS = 1 << 22
 
 Tensors = dict[str, Tensor]
@@ -42,7 +42,7 @@ class Operands:
     constants: Tensors = field(default_factory=dict)
 
     def cast(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Operands:
-        """A copy on a device, with new leaves; every floating-point tensor in `dtype`, if one is given."""
+        """Copies the operands to a device, as new leaves; `dtype` converts all floating-point tensors."""
 
         def to(x: Tensor) -> Tensor:
             if dtype is None or not (x.is_floating_point() or x.is_complex()):
@@ -57,7 +57,7 @@ class Operands:
         )
 
     def with_layout(self, layout: Layout) -> Operands:
-        """The same values in tensors of other strides."""
+        """Copies the operands into tensors with other strides."""
         inputs = {name: layout(x.detach()).requires_grad_() for name, x in self.inputs.items()}
         return replace(self, inputs=inputs, upstream={name: layout(x) for name, x in self.upstream.items()})
 
@@ -99,11 +99,11 @@ class Case:
 
     op: ClassVar[str]
     function: ClassVar[Callable[..., Any]]
-    definition: ClassVar[Callable[..., Any]]  # the op in plain PyTorch, on packed rows
-    dtypes: ClassVar[tuple[torch.dtype, ...]]  # of the CUDA kernels
-    autocast: ClassVar[bool] = False  # the forms are too inaccurate in half precision without it
-    compiled: ClassVar[bool] = False  # torch.compile of a form is worth its time
-    term_size: ClassVar[float] = 1.0  # size of the terms of a gradient, which may cancel almost to zero
+    definition: ClassVar[Callable[..., Any]]  # the *_reference in plain PyTorch
+    dtypes: ClassVar[tuple[torch.dtype, ...]]  # the CUDA kernels take these
+    autocast: ClassVar[bool] = False  # forms need it to be accurate in half precision
+    compiled: ClassVar[bool] = False  # benchmarks compile the forms, too
+    term_size: ClassVar[float] = 1.0  # terms of a gradient have this size, and can cancel
 
     def __init_subclass__(cls) -> None:
         cls.dtypes = OPS[cls.op].kernels["cuda"].dtypes
@@ -144,66 +144,67 @@ class Case:
         return " ".join(part for part in parts if part)
 
     def options(self) -> str:
-        """The options in words, for reports."""
+        """The options as words of a report."""
         return ""
 
     def sizes(self) -> str:
-        """The sizes of a row, for reports."""
+        """The sizes of a row as words of a report."""
         raise NotImplementedError
 
     def draw(self, draw: Draw) -> tuple[Tensors, Tensors, Tensors]:
-        """Inputs, gradients of the outputs, and constants."""
+        """Draws inputs, gradients of the outputs, and constants."""
         raise NotImplementedError
 
     def operands(self, device: torch.device | str = "cpu", seed: int = 0) -> Operands:
-        """Random operands; the same ones for the same seed and device."""
+        """Random operands; the same seed and device give the same operands."""
         inputs, upstream, constants = self.draw(Draw(device, seed))
         offsets = torch.tensor([0, *self.lengths]).cumsum(0).to(device, self.offsets)
         leaves = {name: x.requires_grad_() for name, x in inputs.items()}
         return Operands(leaves, upstream, offsets, constants)
 
     def call(self, x: Operands, op: Callable[..., Any] | None = None) -> Tensors:
-        """The outputs of our op, or of one with its signature, by name; the first is y."""
+        """Outputs by name, y first, of our op or of another function with its signature."""
         raise NotImplementedError
 
     def results(self, x: Operands, op: Callable[..., Any] | None = None) -> Tensors:
-        """The outputs, and the gradient of each input as d_<input>."""
+        """Outputs by name, and gradients as d_<input>."""
         return gradients(self.call(x, op), x)
 
     def reference(self, x: Operands) -> Tensors:
-        """The results of the op's definition in float64, on the device of `x`."""
+        """Results of the op's *_reference in float64, on the device of `x`."""
         return self.results(x.cast(x.cu_seqlens.device, torch.float64), type(self).definition)
 
     def on_cpu(self, x: Operands) -> Tensors:
-        """The results of our CPU kernels in float64, for the same values."""
+        """Results of our CPU kernels in float64 for the same values."""
         return self.results(x.cast("cpu", torch.float64))
 
     def dense(self, x: Operands) -> Tensors:
-        """Operands as the forms take them: rows as [B, L, ...], the rest as it is."""
+        """Operands of the forms: rows as [B, L, ...], parameters and constants unchanged."""
         rows = {
             n: t if n in self.parameters else t.unflatten(0, (-1, self.length)) for n, t in x.inputs.items()
         }
         return rows | x.constants
 
     def form(self, name: str, t: Tensors) -> Tensor:
-        """y, [B, L, ...], by one of `forms`, of dense operands."""
+        """y, [B, L, ...], of dense operands, computed by one of `forms`."""
         raise NotImplementedError
 
     def plain(self, name: str, x: Operands, compute: Form | None = None) -> Tensor:
-        """y of packed rows by one of `forms`; `compute` takes the place of `form`, compiled for example."""
+        """y of packed rows, computed by one of `forms`; `compute` replaces `form`, for example compiled."""
         half = self.autocast and self.dtype in HALF_DTYPES
         with torch.autocast(x.cu_seqlens.device.type, self.dtype if half else None, enabled=half):
             y = (compute or self.form)(name, self.dense(x))
         return y.to(self.dtype).flatten(0, 1)
 
     def exact(self, t: Tensors) -> Tensor:
-        """y, [B, L, ...], of dense operands, in plain PyTorch and in memory linear in the length."""
+        """y, [B, L, ...], of dense operands, in plain PyTorch, with memory linear in the length."""
         raise NotImplementedError
 
     def expected(self, x: Operands) -> Tensors:
-        """Results by `exact` in float64, on the device of `x`: of the first sequences, and of parameters.
+        """Results of `exact` in float64: rows of the first sequences, and gradients of parameters.
 
-        The sequences have one length and no state. They are computed a few at a time.
+        All sequences must have the same length, and no state. They are computed a few at a time, on the device of
+        `x`.
         """
         step = max(1, MAX_ELEMENTS // (self.length * self.row_elements))
         few, kept = min(self.batch, CHECKED_SEQUENCES), {}
@@ -226,7 +227,7 @@ class Case:
 
     @property
     def row_elements(self) -> int:
-        """Elements for one row of the largest intermediate tensor of `exact`."""
+        """Elements per row of the largest intermediate tensor of `exact`."""
         raise NotImplementedError
 
     @property
@@ -236,7 +237,7 @@ class Case:
 
     @property
     def backward_bytes(self) -> int:
-        """Bytes that a backward which recomputes from the inputs must read or write."""
+        """Bytes that a backward must read or write if it recomputes from the inputs."""
         raise NotImplementedError
 
     @classmethod
@@ -246,27 +247,27 @@ class Case:
 
     @classmethod
     def small(cls, dtype: torch.dtype) -> Iterator[Case]:
-        """Every kernel of a dtype at small odd sizes, and sequences long enough to be cut."""
+        """Cases for every kernel of a dtype: small odd sizes, and sequences that the kernels cut."""
         raise NotImplementedError
 
     @classmethod
     def headline(cls, quick: bool) -> Iterator[Case]:
-        """The sizes that a benchmark measures first."""
+        """Cases that a benchmark on a GPU measures first."""
         raise NotImplementedError
 
     @classmethod
     def cpu_sizes(cls) -> Iterator[Case]:
-        """The sizes that a benchmark on a CPU measures."""
+        """Cases that a benchmark on a CPU measures."""
         raise NotImplementedError
 
     @classmethod
     def further(cls, quick: bool) -> Iterator[Case]:
-        """The sizes that a benchmark measures if there is time."""
+        """Cases that a benchmark on a GPU measures if there is time."""
         yield from ()
 
 
 def gradients(outputs: Tensors, x: Operands) -> Tensors:
-    """The outputs, detached, and the gradient of each input as d_<input>."""
+    """Detached outputs by name, and the gradient of each input as d_<input>."""
     leaves = {name: t for name, t in x.inputs.items() if t.numel()}
     names = [name for name in outputs if name in x.upstream]
     upstream = [x.upstream[name].to(outputs[name].dtype) for name in names]

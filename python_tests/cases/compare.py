@@ -1,4 +1,4 @@
-"""Errors of results against expected ones, and how large they may be."""
+"""Errors of results, and tolerances."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Error(NamedTuple):
-    """A relative error by norm, |error| / |expected|, and the largest error / the largest expected value."""
+    """Relative errors: by norm, |error| / |expected|, and largest error / largest expected value."""
 
     norm: float
     largest: float
@@ -23,7 +23,7 @@ LABELS = {
     torch.complex128: "complex128",
     torch.complex64: "complex64",
 }
-# For small operands: the largest error relative to the largest expected value.
+# The largest error relative to the largest expected value, for small operands.
 MAX_ERRORS = {
     torch.float64: 1e-10,
     torch.float32: 2e-5,
@@ -32,7 +32,7 @@ MAX_ERRORS = {
     torch.float16: 1e-2,
     torch.bfloat16: 6e-2,
 }
-# For operands of any size.
+# Tolerances for operands of any size.
 TOLERANCES = {
     torch.float64: Error(1e-11, 1e-10),
     torch.complex128: Error(1e-11, 1e-10),
@@ -41,7 +41,7 @@ TOLERANCES = {
     torch.float16: Error(3e-3, 1.5e-2),
     torch.bfloat16: Error(1.5e-2, 5e-2),
 }
-# For other implementations, which may use TF32 or accumulate in half precision.
+# Tolerances for other implementations, which may use TF32 or accumulate in half precision.
 PEER_TOLERANCES = {
     torch.float64: Error(1e-9, 1e-8),
     torch.complex128: Error(1e-9, 1e-8),
@@ -53,7 +53,7 @@ PEER_TOLERANCES = {
 
 
 def errors_of(expected: dict[str, Tensor], got: dict[str, Tensor]) -> dict[str, Error]:
-    """Errors by name. Only the first rows of `got` are compared where `expected` has fewer rows."""
+    """Errors by name. If `expected` has fewer rows than `got`, only the first rows are compared."""
     errors = {}
     for name, want in expected.items():
         have = got[name][: len(want)].to(want.device, want.dtype)

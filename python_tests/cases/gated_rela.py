@@ -15,8 +15,8 @@ from python_tests.cases.causal_conv1d import conv_by_shifts, conv_by_torch
 from recgrela.ops import OPS, RelaState, gated_rela, gated_rela_reference, rotary_table, rotate
 
 EPS = 1e-6
-CHUNK = 40  # rows of a chunk of causal_chunked
-MAX_MASKED = 2048  # no user forms L x L products of longer sequences
+CHUNK = 40  # rows per chunk of causal_chunked
+MAX_MASKED = 2048  # benchmarks compute no L x L products of longer sequences
 
 
 def _features(q: Tensor, k: Tensor, v: Tensor, rotary: Tensor, num_heads: int) -> tuple[Tensor, ...]:
@@ -75,7 +75,7 @@ def gated(
     num_heads: int,
     conv: Callable[..., Tensor] = conv_by_torch,
 ) -> Tensor:
-    """y, [B, L, D], of one form of the attention and one of the convolution."""
+    """y, [B, L, D], with one form of the attention and one of the convolution."""
     return (attention(q, k, v, rotary, num_heads) + conv(v, weight, bias)) * F.silu(g)
 
 
@@ -202,7 +202,7 @@ class GatedRelaCase(Case):
     @classmethod
     def variants(cls, lengths: tuple[int, ...], dtype: torch.dtype, **options: Any) -> Iterator[Case]:
         yield cls(lengths=lengths, dtype=dtype, **options)
-        if not options.get("state"):  # only the causal form has one
+        if not options.get("state"):  # only the causal form has a state
             yield cls(lengths=lengths, dtype=dtype, causal=False, **options)
 
     @classmethod

@@ -97,7 +97,7 @@ class LinearScanCase(Case):
         return self.channels
 
     def _bytes(self, rows: int, coefficients: int) -> int:
-        """Bytes of so many tensors of rows and of coefficients; constant ones need none."""
+        """Bytes of tensors of rows and of coefficients; constant coefficients are negligible."""
         sizes = rows * self.dtype.itemsize + self.per_step * coefficients * self.accumulate_dtype.itemsize
         return self.rows * self.channels * sizes
 

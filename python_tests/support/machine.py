@@ -36,7 +36,7 @@ print(json.dumps(answer))
 
 
 def make_toolkit(home: Path, release: str, code: int = 0, words: str = "") -> Path:
-    """Makes a CUDA toolkit whose nvcc prints its release; when it compiles, it exits with `code` and `words`."""
+    """Makes a CUDA toolkit. Its nvcc prints the release, and compiles by printing `words` and exiting."""
     for folder in ("bin", "include", "lib64"):
         (home / folder).mkdir(parents=True)
     (home / "include" / "cuda_runtime.h").touch()
