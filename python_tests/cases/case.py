@@ -203,8 +203,7 @@ class Case:
     def expected(self, x: Operands) -> Tensors:
         """Results of `exact` in float64: rows of the first sequences, and gradients of parameters.
 
-        All sequences must have the same length, and no state. They are computed a few at a time, on the device of
-        `x`.
+        All sequences must have the same length, and no state. They are computed a few at a time.
         """
         step = max(1, MAX_ELEMENTS // (self.length * self.row_elements))
         few, kept = min(self.batch, CHECKED_SEQUENCES), {}
