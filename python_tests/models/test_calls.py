@@ -60,7 +60,7 @@ def test_bad_operands() -> None:
     with pytest.raises(ValueError, match="target must be"):
         model.loss(seq, torch.tensor([5, 2]), torch.zeros(2, 4, dtype=torch.int64))
     bidirectional = build(replace(SMALL, mode="bidirectional"), 30, 20)
-    with pytest.raises(ConfigError, match="objective 'all' does not go with"):
+    with pytest.raises(ConfigError, match="objective: this RecGRELA cannot train on 'all'; expected last"):
         bidirectional.loss(seq, torch.tensor([5, 2]), seq)
     for n_items, max_len in ((1, 20), (30, 0)):
         with pytest.raises(ConfigError):

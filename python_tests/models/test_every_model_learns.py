@@ -100,7 +100,7 @@ def test_the_gru_stays_in_training_mode() -> None:
 @needs_gpu
 @pytest.mark.parametrize("form", [form for form in CAUSAL if not form.endswith("-attend")])
 def test_a_step_can_be_captured(form: str) -> None:
-    """As with `train.cuda_graphs`: a step neither copies from the host nor waits for the device."""
+    """A step neither copies from the host nor waits for the device, as `train.cuda_graphs` requires."""
     config = FORMS[form] if FORMS[form].name != "EulerFormer" else replace(FORMS[form], padding="mask")
     model = build(config, N_ITEMS, MAX_LEN).cuda()
     items, cu_seqlens, longest = (x.cuda() if isinstance(x, Tensor) else x for x in packed())

@@ -74,12 +74,12 @@ def test_bad_parameters(name: str) -> None:
         from_official(name, {}, settings)
     with pytest.raises(ConfigError, match="lack 'MAX_ITEM_LIST_LENGTH'"):
         from_official(name, state, {k: v for k, v in settings.items() if k != "MAX_ITEM_LIST_LENGTH"})
-    with pytest.raises(ConfigError, match=f"not the parameters of an official {name}"):
+    with pytest.raises(ConfigError, match=f"official {name}: the parameters do not fit"):
         from_official(name, state | {"extra.weight": torch.zeros(1).double()}, settings)
     norm = next(k for k in state if k.lower().replace("_", "").startswith("layernorm"))
-    with pytest.raises(ConfigError, match=f"not the parameters of an official {name}"):
+    with pytest.raises(ConfigError, match=f"official {name}: the parameters do not fit"):
         from_official(name, state | {norm: torch.zeros(5).double()}, settings)
-    with pytest.raises(ConfigError, match=f"hidden_size is 7, the parameters have {size}"):
+    with pytest.raises(ConfigError, match=f"hidden_size is 7, but the parameters have {size}"):
         from_official(name, state, settings | {"hidden_size": 7})
     with pytest.raises(ConfigError, match="one floating dtype"):
         from_official(name, state | {norm: state[norm].float()}, settings)
@@ -92,9 +92,9 @@ def test_bad_parameters_of_recgrela() -> None:
         from_official("GRELA", state, settings)
     with pytest.raises(ConfigError, match="lack 'num_heads'"):
         from_official("RecGRELA", state, {"max_len": 6})
-    with pytest.raises(ConfigError, match="not the parameters or settings"):
+    with pytest.raises(ConfigError, match="the parameters or settings do not fit"):
         from_official("RecGRELA", state | {"item_embedding.weight": torch.zeros(5).double()}, settings)
-    with pytest.raises(ConfigError, match="not the parameters or settings"):
+    with pytest.raises(ConfigError, match="the parameters or settings do not fit"):
         from_official("RecGRELA", state, settings | {"num_heads": "x"})
-    with pytest.raises(ConfigError, match="num_layers is 7, the parameters have 2"):
+    with pytest.raises(ConfigError, match="num_layers is 7, but the parameters have 2"):
         from_official("RecGRELA", state, settings | {"num_layers": 7})

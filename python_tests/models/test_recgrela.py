@@ -130,5 +130,5 @@ def test_histories_beyond_max_len() -> None:
     batch = packed([30])
     build(SMALL, 30, 20).eval().score_packed(*batch)  # rotary positions have no end
     for change in ({"position": "learned"}, {"mode": "bidirectional", "padding": "attend"}):
-        with pytest.raises(ValueError, match="does not fit this model's max_len=20"):
+        with pytest.raises(ValueError, match="max_seqlen: 30 is above the 20 positions"):
             build(replace(SMALL, **change), 30, 20).score_packed(*batch)

@@ -33,7 +33,7 @@ class _Windows(NamedTuple):
         """The same windows with additional cuts after every ``size`` items, counted over all windows."""
         ends = np.cumsum(self.lengths)
         begins = ends - self.lengths
-        pieces = np.union1d(begins, np.arange(0, ends[-1], size))  # the begins of all pieces
+        pieces = np.union1d(begins, np.arange(0, ends[-1], size))  # the start of each piece
         rows = np.searchsorted(begins, pieces, side="right") - 1
         starts = self.starts[rows] + pieces - begins[rows]
         return _Windows(self.users[rows], starts, np.diff(pieces, append=ends[-1]))

@@ -54,11 +54,9 @@ class SequenceModel(nn.Module, ABC):
     def __init__(self, config: ModelConfig, n_items: int, max_len: int) -> None:
         super().__init__()
         if n_items < 2:
-            raise ConfigError(
-                f"a model needs at least one item besides the padding row, got n_items={n_items}"
-            )
+            raise ConfigError(f"n_items: {n_items} is below 2, the padding row and one item")
         if max_len < 1:
-            raise ConfigError(f"max_len must be at least 1, got {max_len}")
+            raise ConfigError(f"max_len: {max_len} is below 1")
         self.config, self.n_items, self.max_len = config, n_items, max_len
         self.attends_to_padding = getattr(config, "padding", "mask") == "attend"
         self.max_positions = max_len if self.attends_to_padding else None
@@ -127,7 +125,8 @@ class SequenceModel(nn.Module, ABC):
     ) -> tuple[Tensor, Tensor | None]:
         if self.max_positions is not None and max_seqlen > self.max_positions:
             raise ValueError(
-                f"a sequence of {max_seqlen} items does not fit this model's max_len={self.max_positions}"
+                f"max_seqlen: {max_seqlen} is above the {self.max_positions} positions of this "
+                f"{self.config.name}; shorten the sequences"
             )
         if items.shape[0] == 0:
             return self.item_embedding.weight[:0], None
@@ -186,8 +185,8 @@ class SequenceModel(nn.Module, ABC):
         """
         if objective not in self.trains_on:
             raise ConfigError(
-                f"objective {objective!r} does not go with this {self.config.name}; it trains on: "
-                f"{', '.join(self.trains_on)}"
+                f"objective: this {self.config.name} cannot train on {objective!r}; expected "
+                f"{' or '.join(self.trains_on)}"
             )
         last_only = objective == "last"
         hidden, extra = self._hidden(self.encode_for_loss, items, cu_seqlens, max_seqlen, last_only)

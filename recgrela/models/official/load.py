@@ -61,20 +61,22 @@ def load_official(
         max_len = int(settings["max_len"] if "max_len" in settings else settings["MAX_ITEM_LIST_LENGTH"])
         converted = official.convert(state)
     except KeyError as error:
-        raise ConfigError(f"the official {label} parameters or settings lack {error}") from None
+        raise ConfigError(f"official {label}: the parameters or settings lack {error}") from None
     except (ValueError, TypeError, IndexError, RuntimeError) as error:
-        raise ConfigError(f"not the parameters or settings of an official {label}: {error}") from None
+        raise ConfigError(f"official {label}: the parameters or settings do not fit: {error}") from None
     found = {"n_items": n_items, "hidden_size": config.hidden_size, "num_layers": config.num_layers}
     for name, value in found.items():
         if settings.get(name, value) != value:
-            raise ConfigError(f"the setting {name} is {settings[name]}, the parameters have {value}")
+            raise ConfigError(
+                f"official {label}: the setting {name} is {settings[name]}, but the parameters have {value}"
+            )
     dtypes = {x.dtype for x in converted.values()}
     if len(dtypes) != 1 or not (dtype := dtypes.pop()).is_floating_point:
-        raise ConfigError("the official parameters must all be of one floating dtype")
+        raise ConfigError(f"official {label}: the parameters must have one floating dtype")
     with torch.random.fork_rng(devices=[]):  # the fresh weights are overwritten
         model = build(config, n_items, max_len).to(dtype)
     try:
         model.load_state_dict(converted)
     except RuntimeError as error:
-        raise ConfigError(f"not the parameters of an official {label}: {error}") from None
+        raise ConfigError(f"official {label}: the parameters do not fit: {error}") from None
     return model.eval()
