@@ -9,12 +9,12 @@ from recgrela import _C
 
 @pytest.fixture(params=["avx512", "avx2", "baseline"])
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every instruction set that the CPU kernels are compiled for and this processor can run."""
-    before = _C.cpu_isa()
+    """Each instruction set of the CPU kernels that this processor can run."""
+    initial = _C.cpu_isa()
     if not _C.set_cpu_isa(request.param):
         pytest.skip(f"this processor has no {request.param}")
     yield request.param
-    _C.set_cpu_isa(before)
+    _C.set_cpu_isa(initial)
 
 
 @pytest.fixture(autouse=True)

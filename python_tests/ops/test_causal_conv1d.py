@@ -17,8 +17,8 @@ from recgrela.ops import causal_conv1d, causal_conv1d_reference
 UNEVEN = [1, 257, 0, 3, 64, 2, 65]
 
 
-def operands(lengths: list[int], channels: int, width: int, *, bias: bool = True) -> list[Tensor]:
-    shapes = [(sum(lengths), channels), (channels, width)] + ([(channels,)] if bias else [])
+def operands(lengths: list[int], channels: int, kernel_size: int, *, bias: bool = True) -> list[Tensor]:
+    shapes = [(sum(lengths), channels), (channels, kernel_size)] + ([(channels,)] if bias else [])
     return [torch.randn(*shape, dtype=torch.float64).requires_grad_() for shape in shapes]
 
 
@@ -34,22 +34,22 @@ def call(op: Any, inputs: list[Tensor], cu_seqlens: Tensor, activation: Any) -> 
 
 
 def check(
-    lengths: list[int], channels: int, width: int, *, bias: bool = True, activation: Any = "silu"
+    lengths: list[int], channels: int, kernel_size: int, *, bias: bool = True, activation: Any = "silu"
 ) -> None:
-    inputs, cu_seqlens = operands(lengths, channels, width, bias=bias), cu_seqlens_of(lengths)
-    dy = torch.randn_like(inputs[0])
+    inputs, cu_seqlens = operands(lengths, channels, kernel_size, bias=bias), cu_seqlens_of(lengths)
+    d_y = torch.randn_like(inputs[0])
     results = []
     for op in (causal_conv1d_reference, causal_conv1d):
         y = call(op, inputs, cu_seqlens, activation)
-        results.append([y.detach(), *torch.autograd.grad(y, inputs, dy)])
-    for name, expected, got in zip(("y", "dx", "dweight", "dbias"), *results, strict=False):
+        results.append([y.detach(), *torch.autograd.grad(y, inputs, d_y)])
+    for name, expected, got in zip(("y", "d_x", "d_weight", "d_bias"), *results, strict=False):
         assert_close(name, expected, got, 1e-12, scale=1.0)
 
 
 @pytest.mark.parametrize("lengths", [[1], [2], [3], [4], [5], [199], [200], [257], UNEVEN])
-@pytest.mark.parametrize("width", [1, 2, 3, 4])
-def test_equals_reference_at_odd_lengths(lengths: list[int], width: int, isa: str) -> None:
-    check(lengths, 16, width)
+@pytest.mark.parametrize("kernel_size", [1, 2, 3, 4])
+def test_equals_reference_at_odd_lengths(lengths: list[int], kernel_size: int, isa: str) -> None:
+    check(lengths, 16, kernel_size)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 7, 12, 64, 100])
@@ -59,7 +59,7 @@ def test_equals_reference_at_any_number_of_channels(channels: int, bias: bool, a
     check([70, 3], channels, 4, bias=bias, activation=activation)
 
 
-def test_taps_beyond_a_chunk() -> None:
+def test_a_kernel_longer_than_a_chunk() -> None:
     check([200, 5, 90], 4, 80)
 
 
@@ -83,11 +83,11 @@ def test_gradcheck(bias: bool) -> None:
 @pytest.mark.parametrize("bias", [True, False])
 def test_opcheck(bias: bool) -> None:
     x, weight, *rest = operands([3, 4], 8, 4, bias=bias)
-    values = torch.randn(2, 3, 8, dtype=torch.float64, requires_grad=True) if bias else None
-    args = (x, weight, rest[0] if rest else None, cu_seqlens_of([3, 4]), values, True, bias)
+    history = torch.randn(2, 3, 8, dtype=torch.float64, requires_grad=True) if bias else None
+    args = (x, weight, rest[0] if rest else None, cu_seqlens_of([3, 4]), history, True, bias)
     torch.library.opcheck(torch.ops.recgrela.causal_conv1d.default, args)
     detached = [t.detach() if isinstance(t, Tensor) else t for t in args[:-1]]
-    grads = (torch.randn_like(x), None if values is None else torch.randn_like(values))
+    grads = (torch.randn_like(x), None if history is None else torch.randn_like(history))
     torch.library.opcheck(torch.ops.recgrela.causal_conv1d_backward.default, (*grads, *detached))
 
 
@@ -105,11 +105,11 @@ def test_compiles_without_a_graph_break() -> None:
 
 def test_strides_do_not_matter() -> None:
     inputs, cu_seqlens = operands([20, 4], 8, 4), cu_seqlens_of([20, 4])
-    dy = torch.randn_like(inputs[0])
-    expected = torch.autograd.grad(call(causal_conv1d, inputs, cu_seqlens, "silu"), inputs, dy)
+    d_y = torch.randn_like(inputs[0])
+    expected = torch.autograd.grad(call(causal_conv1d, inputs, cu_seqlens, "silu"), inputs, d_y)
     strided = [t.detach().repeat_interleave(2, dim=-1)[..., ::2].requires_grad_() for t in inputs]
     y = call(causal_conv1d, strided, cu_seqlens, "silu")
-    got = torch.autograd.grad(y, strided, dy.t().contiguous().t())
+    got = torch.autograd.grad(y, strided, d_y.t().contiguous().t())
     assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
 
 
@@ -119,28 +119,28 @@ def test_dense_equals_packed() -> None:
     assert torch.equal(causal_conv1d(x.view(2, 6, 8), weight, bias).flatten(0, 1), packed)
 
 
-@pytest.mark.parametrize("width", [1, 2, 4, 6])
+@pytest.mark.parametrize("kernel_size", [1, 2, 4, 6])
 @pytest.mark.parametrize("lengths", [[1], [2, 70, 0, 3]])
-def test_values_before_and_behind_equal_reference(lengths: list[int], width: int, isa: str) -> None:
-    """Also of sequences shorter than the convolution, and their gradients."""
-    inputs, cu_seqlens = operands(lengths, 8, width), cu_seqlens_of(lengths)
-    before = torch.randn(len(lengths), width - 1, 8, dtype=torch.float64).requires_grad_()
-    dy, d_behind = torch.randn_like(inputs[0]), torch.randn_like(before)
+def test_histories_equal_the_reference(lengths: list[int], kernel_size: int, isa: str) -> None:
+    """Sequences shorter than the convolution too, and all gradients."""
+    inputs, cu_seqlens = operands(lengths, 8, kernel_size), cu_seqlens_of(lengths)
+    history = torch.randn(len(lengths), kernel_size - 1, 8, dtype=torch.float64).requires_grad_()
+    d_y, d_final_history = torch.randn_like(inputs[0]), torch.randn_like(history)
     results = []
     for op in (causal_conv1d_reference, causal_conv1d):
-        y, behind = op(*inputs, cu_seqlens, "silu", before, return_final_history=True)
-        loss = (y * dy).sum() + (behind * d_behind).sum()
-        results.append([y.detach(), behind.detach(), *torch.autograd.grad(loss, [*inputs, before])])
+        y, final_history = op(*inputs, cu_seqlens, "silu", history, return_final_history=True)
+        loss = (y * d_y).sum() + (final_history * d_final_history).sum()
+        results.append([y.detach(), final_history.detach(), *torch.autograd.grad(loss, [*inputs, history])])
     for i, (expected, got) in enumerate(zip(*results, strict=True)):
         assert_close(f"result {i}", expected, got, 1e-12, scale=1.0)
 
 
-def test_parts_with_the_values_handed_on_equal_the_whole() -> None:
+def test_chunks_with_the_history_passed_on_equal_the_whole() -> None:
     (x, weight, bias), whole = operands([9], 4, 4), cu_seqlens_of([9])
-    values, outs = None, []
-    for part in x.split([1, 2, 6]):
-        y, values = causal_conv1d(
-            part, weight, bias, cu_seqlens_of([len(part)]), "silu", values, return_final_history=True
+    history, outs = None, []
+    for chunk in x.split([1, 2, 6]):
+        y, history = causal_conv1d(
+            chunk, weight, bias, cu_seqlens_of([len(chunk)]), "silu", history, return_final_history=True
         )
         outs.append(y)
     assert_close("y", causal_conv1d(x, weight, bias, whole), torch.cat(outs), 1e-13)
@@ -151,8 +151,8 @@ def test_empty_batch() -> None:
         inputs = operands(lengths, 4, 3)
         y = call(causal_conv1d, inputs, cu_seqlens_of(lengths), "silu")
         assert y.shape == (0, 4)
-        dx, *rest = torch.autograd.grad(y.sum(), inputs)
-        assert dx.shape == (0, 4) and not any(grad.any() for grad in rest)
+        d_x, *rest = torch.autograd.grad(y.sum(), inputs)
+        assert d_x.shape == (0, 4) and not any(grad.any() for grad in rest)
 
 
 def test_autocast_computes_in_float32() -> None:

@@ -23,11 +23,11 @@ def example() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_equals_reference(numel: int, dtype: torch.dtype, isa: str) -> None:
     x = torch.randn(numel, dtype=dtype).requires_grad_()
-    dy = torch.randn_like(x)
+    d_y = torch.randn_like(x)
     for rate in (1e-9, 0.1, 0.5, 1 - 1e-9):
         expected, got = dropout_reference(x, rate, seed_of(3)), dropout(x, rate, seed_of(3))
         assert torch.equal(expected, got)
-        assert torch.equal(*(torch.autograd.grad(y, x, dy)[0] for y in (expected, got)))
+        assert torch.equal(*(torch.autograd.grad(y, x, d_y)[0] for y in (expected, got)))
 
 
 def test_keeps_the_mean_and_the_rate() -> None:
@@ -41,7 +41,7 @@ def test_keeps_the_mean_and_the_rate() -> None:
 
 
 def test_elements_seeds_and_bits_are_independent() -> None:
-    """Correlations between neighbours at any small distance, rows of usual widths, and near-by seeds."""
+    """Correlations between elements at small distances and usual row widths, and between similar seeds."""
     n = 1 << 20
     limit = 5 / math.sqrt(n)
 
@@ -57,7 +57,7 @@ def test_elements_seeds_and_bits_are_independent() -> None:
 
 
 def test_draws_are_uniform() -> None:
-    """A rate keeps the same elements as a lower one does, less its share: chi-squared over 64 rates."""
+    """A higher rate drops the elements of a lower one and more: chi-squared test over 64 rates."""
     x, seed, bins = torch.ones(1 << 20), seed_of(7), 64
     below = torch.tensor([(dropout(x, i / bins, seed) == 0).sum() for i in range(1, bins)])
     counts = torch.cat((below, torch.tensor([len(x)]))).diff(prepend=torch.tensor([0]))

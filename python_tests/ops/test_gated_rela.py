@@ -13,7 +13,7 @@ UNEVEN = [1, 257, 0, 3, 64, 2, 65, 129]
 
 
 class Case:
-    """Random operands; q and k are two halves of one projection, as in the model."""
+    """Random operands; q and k come from one projection, as in the model."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class Case:
         self.options: dict[str, Any] = {"num_heads": num_heads, "causal": causal}
         if rotary:
             self.options["rotary"] = rotary_table(max(lengths, default=0), dim, dtype=dtype)
-        self.dy = torch.randn(rows, dim, dtype=dtype)
+        self.d_y = torch.randn(rows, dim, dtype=dtype)
 
     def call(self, op: Any = gated_rela, inputs: dict[str, Tensor] | None = None) -> Tensor:
         x = dict(inputs or self.inputs)
@@ -52,7 +52,7 @@ class Case:
 
     def gradients(self, op: Any = gated_rela) -> dict[str, Tensor]:
         y = self.call(op)
-        grads = torch.autograd.grad(y, list(self.inputs.values()), self.dy)
+        grads = torch.autograd.grad(y, list(self.inputs.values()), self.d_y)
         return {"y": y.detach(), **dict(zip(self.inputs, grads, strict=True))}
 
     def state(self, requires_grad: bool = False) -> RelaState:
@@ -60,12 +60,12 @@ class Case:
         batch, dim = len(self.cu_seqlens) - 1, self.inputs["v"].shape[1]
         heads = self.options["num_heads"]
         kernel_size = self.inputs["conv_weight"].shape[1] if "conv_weight" in self.inputs else 1
-        kv_state = torch.rand(batch, heads, dim // heads + 1, dim // heads, dtype=self.dy.dtype)
-        history = torch.randn(batch, kernel_size - 1, dim, dtype=self.dy.dtype)
+        kv_state = torch.rand(batch, heads, dim // heads + 1, dim // heads, dtype=self.d_y.dtype)
+        history = torch.randn(batch, kernel_size - 1, dim, dtype=self.d_y.dtype)
         position = torch.randint(1, 6, (batch,))
         if "rotary" in self.options:
             longest = int(self.cu_seqlens.diff().max()) + 5
-            self.options["rotary"] = rotary_table(longest, dim, dtype=self.dy.dtype)
+            self.options["rotary"] = rotary_table(longest, dim, dtype=self.d_y.dtype)
         return RelaState(
             kv_state.requires_grad_(requires_grad), history.requires_grad_(requires_grad), position
         )
@@ -92,7 +92,7 @@ def test_equals_reference_at_odd_lengths(lengths: list[int], causal: bool, isa: 
 @pytest.mark.parametrize("rotary", [True, False])
 @pytest.mark.parametrize("lengths", [[512, 70], [513, 70]])
 def test_long_sequences(lengths: list[int], rotary: bool, isa: str) -> None:
-    """The bidirectional backward keeps the keys' features of up to 512 rows, and makes them again beyond."""
+    """The bidirectional backward keeps the keys' features of up to 512 rows, and recomputes them beyond."""
     Case(lengths, 16, 2, causal=False, rotary=rotary).check(1e-11)
 
 
@@ -106,7 +106,9 @@ def test_equals_reference_at_every_head_width(dim: int, num_heads: int, causal: 
 @pytest.mark.parametrize("rotary", [True, False])
 @pytest.mark.parametrize("gate", [True, False])
 @pytest.mark.parametrize("kernel_size", [0, 1, 2, 3, 4, 7])
-def test_equals_reference_with_parts_off(causal: bool, rotary: bool, gate: bool, kernel_size: int) -> None:
+def test_equals_reference_without_optional_operands(
+    causal: bool, rotary: bool, gate: bool, kernel_size: int
+) -> None:
     case = Case([70, 2, 1], 16, 2, causal=causal, rotary=rotary, gate=gate, kernel_size=kernel_size)
     case.check(1e-11)
 
@@ -117,7 +119,7 @@ def test_float32(causal: bool, isa: str) -> None:
     got = case.gradients()
     for name in case.inputs:
         case.inputs[name] = case.inputs[name].detach().double().requires_grad_()
-    case.options["rotary"], case.dy = case.options["rotary"].double(), case.dy.double()
+    case.options["rotary"], case.d_y = case.options["rotary"].double(), case.d_y.double()
     for name, value in case.gradients(gated_rela_reference).items():
         assert_close(name, value, got[name], 2e-5)
 
@@ -167,7 +169,7 @@ def test_opcheck(causal: bool, full: bool) -> None:
     torch.library.opcheck(torch.ops.recgrela.gated_rela.default, args)
     detached = [t.detach() if isinstance(t, Tensor) else t for t in args[:-1]]
     d_state = [torch.randn_like(t) for t in state[:2]] if with_state else (None, None)
-    torch.library.opcheck(torch.ops.recgrela.gated_rela_backward.default, (case.dy, *d_state, *detached))
+    torch.library.opcheck(torch.ops.recgrela.gated_rela_backward.default, (case.d_y, *d_state, *detached))
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -199,11 +201,11 @@ def test_strides_of_operands_and_gradients_do_not_matter(causal: bool) -> None:
         }
         inputs["conv_bias"] = case.inputs["conv_bias"].detach().repeat_interleave(2)[::2].requires_grad_()
         assert not inputs["v"].is_contiguous() and not inputs["conv_bias"].is_contiguous()
-        grads = torch.autograd.grad(case.call(inputs=inputs), list(inputs.values()), layout(case.dy))
+        grads = torch.autograd.grad(case.call(inputs=inputs), list(inputs.values()), layout(case.d_y))
         for name, grad in zip(inputs, grads, strict=True):
             assert torch.equal(grad, expected[name]), f"{name}, {how}"
-    # sum() hands the backward an expanded gradient, whose strides are zero
-    ones = torch.autograd.grad(case.call(), list(case.inputs.values()), torch.ones_like(case.dy))
+    # The gradient of sum() is expanded: its strides are 0.
+    ones = torch.autograd.grad(case.call(), list(case.inputs.values()), torch.ones_like(case.d_y))
     summed = torch.autograd.grad(case.call().sum(), list(case.inputs.values()))
     assert all(torch.equal(a, b) for a, b in zip(ones, summed, strict=True))
 
@@ -221,7 +223,7 @@ def test_packed_equals_one_by_one_and_dense(causal: bool) -> None:
         assert torch.equal(alone[0], y[start:end])
 
 
-def test_causal_rows_see_no_later_row() -> None:
+def test_causal_rows_attend_to_no_later_row() -> None:
     case = Case([40], 8, 2, causal=True)
     before = case.call()
     changed = {name: x.detach().clone() for name, x in case.inputs.items()}
@@ -283,9 +285,9 @@ def test_autocast_computes_in_float32() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         y = case.call(inputs=half)
     assert y.dtype == torch.float32
-    wide = {name: x.detach().float() for name, x in half.items()}
-    assert torch.equal(y, case.call(inputs=wide))
-    grads = torch.autograd.grad(y, list(half.values()), case.dy)
+    single = {name: x.detach().float() for name, x in half.items()}
+    assert torch.equal(y, case.call(inputs=single))
+    grads = torch.autograd.grad(y, list(half.values()), case.d_y)
     assert all(g.dtype == torch.bfloat16 for g in grads)
 
 
@@ -341,7 +343,7 @@ def test_bad_input(change: dict[str, Any], error: type[Exception], message: str)
     }
     with pytest.raises(error, match=message):
         gated_rela(**(args | change))
-    if error is not TypeError and "device" not in message:  # autocast makes dtypes one, and nothing else
+    if error is not TypeError and "device" not in message:  # autocast converts dtypes, nothing else
         with torch.autocast("cpu", torch.bfloat16), pytest.raises(error, match=message):
             gated_rela(**(args | change))
 
@@ -372,20 +374,20 @@ def test_state_equals_reference(lengths: list[int], kernel_size: int, isa: str) 
     for op in (gated_rela_reference, gated_rela):
         y, final = case.call(op)
         torch.manual_seed(1)
-        loss = (y * case.dy).sum() + sum((x * torch.randn_like(x)).sum() for x in final[:2])
+        loss = (y * case.d_y).sum() + sum((x * torch.randn_like(x)).sum() for x in final[:2])
         grads = torch.autograd.grad(loss, wanted, allow_unused=True)
         results.append([y.detach(), *final, *grads])
     for i, (expected, got) in enumerate(zip(*results, strict=True)):
         assert_close(f"result {i}", expected, got, 1e-11, scale=1.0)
 
 
-@pytest.mark.parametrize("parts", [[1, 1, 1, 1, 1], [2, 0, 3, 75], [64, 16]])
-def test_parts_with_the_state_handed_on_equal_the_whole(parts: list[int], isa: str) -> None:
-    """Also parts shorter than the convolution, whose values have to come from further back."""
-    case = Case([sum(parts)], 16, 2, causal=True)
+@pytest.mark.parametrize("chunks", [[1, 1, 1, 1, 1], [2, 0, 3, 75], [64, 16]])
+def test_chunks_with_the_state_passed_on_equal_the_whole(chunks: list[int], isa: str) -> None:
+    """Chunks shorter than the convolution too, whose history spans several chunks."""
+    case = Case([sum(chunks)], 16, 2, causal=True)
     whole = case.gradients()
     state, outs = None, []
-    for rows in zip(*(case.inputs[name].split(parts) for name in ("qk", "v", "g")), strict=True):
+    for rows in zip(*(case.inputs[name].split(chunks) for name in ("qk", "v", "g")), strict=True):
         qk, v, g = rows
         q, k = qk.chunk(2, dim=-1)
         weights = {name: case.inputs[name] for name in ("conv_weight", "conv_bias")}
@@ -394,9 +396,9 @@ def test_parts_with_the_state_handed_on_equal_the_whole(parts: list[int], isa: s
             q, k, v, g, cu_seqlens, **weights, **case.options, initial_state=state, return_state=True
         )
         outs.append(y)
-    assert state is not None and state.position.tolist() == [sum(parts)]
+    assert state is not None and state.position.tolist() == [sum(chunks)]
     y = torch.cat(outs)
-    grads = torch.autograd.grad(y, list(case.inputs.values()), case.dy)
+    grads = torch.autograd.grad(y, list(case.inputs.values()), case.d_y)
     for name, got in zip(("y", *case.inputs), (y, *grads), strict=True):
         assert_close(name, whole[name], got, 1e-11)
 

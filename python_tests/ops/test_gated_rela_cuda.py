@@ -50,7 +50,7 @@ def test_cuda_long_sequences_are_cut(dtype: torch.dtype, head_dim: int, causal: 
 @pytest.mark.parametrize(
     "rotary, gate, kernel_size", [(False, True, 4), (True, False, 3), (True, True, 0), (False, False, 1)]
 )
-def test_cuda_with_parts_off(causal: bool, rotary: bool, gate: bool, kernel_size: int) -> None:
+def test_cuda_without_optional_operands(causal: bool, rotary: bool, gate: bool, kernel_size: int) -> None:
     parts = {"rotary": rotary, "gate": gate, "kernel_size": kernel_size}
     check_on_cuda(GatedRelaCase(lengths=(70, 2, 1), heads=2, causal=causal, offsets=torch.int32, **parts))
 
@@ -113,7 +113,7 @@ def test_cuda_model_equals_cpu() -> None:
     ],
 )
 def test_cuda_bad_offsets_are_device_assertions(offsets: list[int], positions: int, message: str) -> None:
-    """In a process of its own: the assertion ends the process's use of the GPU."""
+    """Runs in a process of its own, since the assertion ends a process's use of the GPU."""
     script = (
         "import torch; from recgrela.ops import gated_rela, rotary_table\n"
         "x = torch.randn(7, 16, device='cuda')\n"

@@ -15,7 +15,7 @@ UNEVEN = [1, 257, 3, 64, 2, 65, 129]
 
 
 class Case:
-    """Random operands; the rows are the sequences' last ones, or any."""
+    """Random operands; the rows are the last ones of the sequences, or middle ones."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class Case:
         self.options: dict[str, Any] = {"num_heads": num_heads}
         if rotary:
             self.options["rotary"] = rotary_table(max(lengths, default=0), dim, dtype=dtype)
-        self.dy = torch.randn(batch, dim, dtype=dtype)
+        self.d_y = torch.randn(batch, dim, dtype=dtype)
 
     def call(self, op: Any = gated_rela_last) -> Tensor:
         x = dict(self.inputs)
@@ -54,7 +54,7 @@ class Case:
 
     def gradients(self, op: Any = gated_rela_last) -> dict[str, Tensor]:
         y = self.call(op)
-        grads = torch.autograd.grad(y, list(self.inputs.values()), self.dy)
+        grads = torch.autograd.grad(y, list(self.inputs.values()), self.d_y)
         return {"y": y.detach(), **dict(zip(self.inputs, grads, strict=True))}
 
     def check(self, ratio: float) -> None:
@@ -83,7 +83,7 @@ def test_every_head_width(dim: int, num_heads: int, isa: str) -> None:
 @pytest.mark.parametrize("kernel_size", [0, 1, 4, 7])
 @pytest.mark.parametrize("rotary", [True, False])
 @pytest.mark.parametrize("gate", [True, False])
-def test_parts_off(rotary: bool, gate: bool, kernel_size: int) -> None:
+def test_without_optional_operands(rotary: bool, gate: bool, kernel_size: int) -> None:
     Case([70, 2, 1], 16, 2, rotary=rotary, gate=gate, kernel_size=kernel_size).check(1e-11)
 
 
@@ -98,7 +98,7 @@ def test_is_the_last_row_of_gated_rela(causal: bool) -> None:
 
 
 def test_float32_and_far_below_zero(isa: str) -> None:
-    """phi keeps its digits where elu(x) + 1 has none in float32."""
+    """phi has all its digits where elu(x) + 1 has none in float32."""
     case = Case(UNEVEN, dtype=torch.float32)
     with torch.no_grad():
         for name in ("q", "k"):
@@ -107,7 +107,7 @@ def test_float32_and_far_below_zero(isa: str) -> None:
     got = case.gradients()
     for name in case.inputs:
         case.inputs[name] = case.inputs[name].detach().double().requires_grad_()
-    case.options["rotary"], case.dy = case.options["rotary"].double(), case.dy.double()
+    case.options["rotary"], case.d_y = case.options["rotary"].double(), case.d_y.double()
     for name, value in case.gradients(gated_rela_last_reference).items():
         assert_close(name, value, got[name], 1e-4)
 
@@ -142,16 +142,18 @@ def test_strides_of_operands_and_gradients_do_not_matter() -> None:
     plain = case.gradients()
     for name, x in case.inputs.items():
         if x.dim() == 2 and name != "conv_weight":
-            wide = torch.zeros(len(x), 3, 16, dtype=x.dtype)
-            wide[:, 1] = x.detach()
-            case.inputs[name] = (wide[:, 1] if name != "v" else x.detach().T.contiguous().T).requires_grad_()
-    case.dy = case.dy.T.contiguous().T
+            spaced = torch.zeros(len(x), 3, 16, dtype=x.dtype)
+            spaced[:, 1] = x.detach()
+            case.inputs[name] = (
+                spaced[:, 1] if name != "v" else x.detach().T.contiguous().T
+            ).requires_grad_()
+    case.d_y = case.d_y.T.contiguous().T
     for name, value in case.gradients().items():
         assert_close(name, plain[name], value, 1e-13)
 
 
 def test_nan_spreads_no_further_than_its_sequence() -> None:
-    """Also not through the taps that would reach into the sequence before."""
+    """The convolution does not reach into the previous sequence either."""
     case = Case([5, 2, 4], 16, 2)
     with torch.no_grad():
         case.inputs["v"][4] = float("nan")
@@ -160,14 +162,14 @@ def test_nan_spreads_no_further_than_its_sequence() -> None:
 
 
 def test_bitwise_the_same_for_any_number_of_threads() -> None:
-    case, before = Case([300] * 12), torch.get_num_threads()
+    case, initial = Case([300] * 12), torch.get_num_threads()
     try:
         results = []
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             results.append(case.gradients())
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(initial)
     assert all(torch.equal(value, other[name]) for other in results for name, value in results[0].items())
 
 
@@ -234,13 +236,17 @@ def test_on_a_gpu(dtype: torch.dtype) -> None:
     for name, x in case.inputs.items():
         case.inputs[name] = x.detach().to("cuda", dtype).requires_grad_()
     case.options["rotary"] = case.options["rotary"].to("cuda", torch.float32)
-    case.cu_seqlens, case.rows, case.dy = case.cu_seqlens.cuda(), case.rows.cuda(), case.dy.to("cuda", dtype)
+    case.cu_seqlens, case.rows, case.d_y = (
+        case.cu_seqlens.cuda(),
+        case.rows.cuda(),
+        case.d_y.to("cuda", dtype),
+    )
     for name, value in case.gradients().items():
         assert_close(name, expected[name], value.cpu(), 1e-4 if dtype == torch.float32 else 6e-2, scale=1.0)
 
 
-def test_the_form_for_cuda_gives_the_same() -> None:
-    """On CUDA the sums come from the whole op's state, which the CPU's has too."""
+def test_the_sums_on_cuda_are_the_state_of_gated_rela() -> None:
+    """On CUDA the sums are the state of gated_rela, which the CPU returns too."""
     case = Case(UNEVEN)
     args = (case.inputs["k"].detach(), case.inputs["v"].detach(), case.cu_seqlens, case.options["rotary"], 4)
     sums = torch.ops.recgrela.key_sums(*args)

@@ -39,7 +39,7 @@ def check(rows: int, n_items: int, dim: int, max_logits: int) -> None:
         assert_close(name, a, b, 1e-12)
 
 
-# with room for all scores, for those of some rows and all items, and for those of some rows and items
+# Limits for all scores, for some rows and all items, and for some rows and items.
 MAX_LOGITS = [1 << 21, 30_000, 1]
 
 
@@ -218,11 +218,11 @@ def test_the_form_for_other_devices_sums_half_precision_in_float32() -> None:
     hidden, weight, target = operands(100, 17)
     half = [x.detach().bfloat16() for x in (hidden, weight)]
     loss, *grads = _by_chunks(*half, target, 200, True, True)
-    wide = [x.double().requires_grad_() for x in half]
-    expected = linear_cross_entropy_reference(*wide, target)
+    double = [x.double().requires_grad_() for x in half]
+    expected = linear_cross_entropy_reference(*double, target)
     assert loss.dtype == torch.float32 and grads[0].dtype == grads[1].dtype == torch.bfloat16
     assert_close("loss", expected, loss, 1e-6)  # the scores are not rounded to bfloat16
-    for a, b in zip(torch.autograd.grad(expected, wide), grads, strict=True):
+    for a, b in zip(torch.autograd.grad(expected, double), grads, strict=True):
         assert_close("gradient", a, b, 1e-2)
 
 
@@ -233,11 +233,11 @@ def test_on_a_gpu(dtype: torch.dtype) -> None:
     with torch.no_grad():
         weight.mul_(0.2)
     there = [x.detach().to("cuda", dtype).requires_grad_() for x in (hidden, weight)]
-    wide = [x.detach().double().cpu().requires_grad_() for x in there]
+    double = [x.detach().double().cpu().requires_grad_() for x in there]
     loss = linear_cross_entropy(*there, target.cuda(), max_logits=1 << 20)
-    expected = linear_cross_entropy_reference(*wide, target)
+    expected = linear_cross_entropy_reference(*double, target)
     assert_close("loss", expected, loss.cpu(), 1e-5)
-    grads = (torch.autograd.grad(expected, wide), torch.autograd.grad(loss, there))
+    grads = (torch.autograd.grad(expected, double), torch.autograd.grad(loss, there))
     for a, b in zip(*grads, strict=True):
         assert_close("gradient", a, b.cpu(), 1e-4 if dtype == torch.float32 else 2e-2)
 

@@ -25,7 +25,7 @@ def example() -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def draw(*shape: int, dtype: torch.dtype = torch.float64, largest: float | None = None) -> Tensor:
-    """Random numbers; with `largest` of at most that modulus, as of coefficients that do not explode."""
+    """Random numbers; `largest` bounds their modulus, so that coefficients keep states finite."""
     x = torch.randn(*shape, dtype=dtype)
     return (x if largest is None else x / (x.abs() / largest).clamp(min=1)).requires_grad_()
 
@@ -33,7 +33,7 @@ def draw(*shape: int, dtype: torch.dtype = torch.float64, largest: float | None 
 def operands(
     lengths: list[int], channels: int, dtype: torch.dtype = torch.float64, *, per_step: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """x, a and the states before."""
+    """x, a and the initial states."""
     rows = sum(lengths)
     a = draw(*([rows] if per_step else []), channels, dtype=dtype, largest=0.99)
     return draw(rows, channels, dtype=dtype), a, draw(len(lengths), channels, dtype=dtype)
@@ -44,18 +44,18 @@ def real(x: Tensor) -> Tensor:
 
 
 def results(op: Any, inputs: list[Tensor], cu_seqlens: Tensor, grads: tuple[Tensor, Tensor]) -> list[Tensor]:
-    """h, the states behind and the gradients."""
-    x, a, *before = inputs
-    h, behind = op(x, a, cu_seqlens, initial_state=before[0] if before else None, return_state=True)
-    return [h.detach(), behind.detach(), *torch.autograd.grad([h, behind], inputs, list(grads))]
+    """h, the final states and the gradients."""
+    x, a, *rest = inputs
+    h, final_state = op(x, a, cu_seqlens, initial_state=rest[0] if rest else None, return_state=True)
+    return [h.detach(), final_state.detach(), *torch.autograd.grad([h, final_state], inputs, list(grads))]
 
 
 def check(lengths: list[int], channels: int, dtype: torch.dtype, *, per_step: bool, state: bool) -> None:
-    x, a, before = operands(lengths, channels, dtype, per_step=per_step)
-    inputs, cu_seqlens = [x, a, before] if state else [x, a], cu_seqlens_of(lengths)
-    grads = (torch.randn_like(x), torch.randn_like(before))
+    x, a, initial_state = operands(lengths, channels, dtype, per_step=per_step)
+    inputs, cu_seqlens = [x, a, initial_state] if state else [x, a], cu_seqlens_of(lengths)
+    grads = (torch.randn_like(x), torch.randn_like(initial_state))
     expected, got = (results(op, inputs, cu_seqlens, grads) for op in (linear_scan_reference, linear_scan))
-    names = ("h", "state", "dx", "da", "d_initial_state")
+    names = ("h", "state", "d_x", "d_a", "d_initial_state")
     for name, e, g in zip(names, expected, got, strict=False):
         assert_close(name, real(e), real(g), 1e-12, scale=1.0)
 
@@ -80,11 +80,11 @@ def test_equals_reference_at_any_number_of_channels(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
 def test_single_precision(dtype: torch.dtype, isa: str) -> None:
-    wide = torch.complex128 if dtype.is_complex else torch.float64
-    x, a, before = (t.detach() for t in operands(UNEVEN, 50, wide))
+    double = torch.complex128 if dtype.is_complex else torch.float64
+    x, a, initial_state = (t.detach() for t in operands(UNEVEN, 50, double))
     cu_seqlens = cu_seqlens_of(UNEVEN)
-    expected = linear_scan_reference(x, a, cu_seqlens, before)
-    got = linear_scan(x.to(dtype), a.to(dtype), cu_seqlens, initial_state=before.to(dtype))
+    expected = linear_scan_reference(x, a, cu_seqlens, initial_state)
+    got = linear_scan(x.to(dtype), a.to(dtype), cu_seqlens, initial_state=initial_state.to(dtype))
     assert got.dtype == dtype
     assert_close("h", real(expected), real(got), 2e-6)
 
@@ -96,7 +96,7 @@ def test_the_gradient_of_a_constant_stays_accurate_over_many_rows() -> None:
         constant = a.to(dtype).requires_grad_()
         h = linear_scan(x.to(dtype), constant, cu_seqlens_of([len(x)]))
         grads.append(torch.autograd.grad(h.sum(), constant)[0])
-    assert_close("da", *grads, 5e-6)
+    assert_close("d_a", *grads, 5e-6)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -105,8 +105,8 @@ def test_gradcheck(dtype: torch.dtype, per_step: bool) -> None:
     lengths = [5, 2, 0, 1]
     cu_seqlens = cu_seqlens_of(lengths)
 
-    def f(x: Tensor, a: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-        return linear_scan(x, a, cu_seqlens, initial_state=before, return_state=True)
+    def f(x: Tensor, a: Tensor, initial_state: Tensor) -> tuple[Tensor, Tensor]:
+        return linear_scan(x, a, cu_seqlens, initial_state=initial_state, return_state=True)
 
     assert torch.autograd.gradcheck(f, operands(lengths, 3, dtype, per_step=per_step))
 
@@ -114,22 +114,22 @@ def test_gradcheck(dtype: torch.dtype, per_step: bool) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("state", [True, False])
 def test_opcheck(dtype: torch.dtype, state: bool) -> None:
-    x, a, before = operands([3, 4], 8, dtype, per_step=state)
-    args = (x, a, cu_seqlens_of([3, 4]), before if state else None, state)
+    x, a, initial_state = operands([3, 4], 8, dtype, per_step=state)
+    args = (x, a, cu_seqlens_of([3, 4]), initial_state if state else None, state)
     torch.library.opcheck(torch.ops.recgrela.linear_scan.default, args)
-    dh, d_state = torch.randn_like(x), torch.randn_like(before) if state else None
+    d_h, d_final_state = torch.randn_like(x), torch.randn_like(initial_state) if state else None
     detached = [t.detach() if isinstance(t, Tensor) else t for t in args[1:-1]]
     backward = torch.ops.recgrela.linear_scan_backward.default
-    torch.library.opcheck(backward, (dh, d_state, *detached, torch.randn_like(x).detach()))
+    torch.library.opcheck(backward, (d_h, d_final_state, *detached, torch.randn_like(x).detach()))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_compiles_without_a_graph_break(dtype: torch.dtype) -> None:
     inputs, cu_seqlens = operands([3, 4], 8, dtype), cu_seqlens_of([3, 4])
 
-    def f(x: Tensor, a: Tensor, before: Tensor) -> Tensor:
-        h, behind = linear_scan(x, a, cu_seqlens, initial_state=before, return_state=True)
-        return h.abs().square().sum() + behind.abs().sum()
+    def f(x: Tensor, a: Tensor, initial_state: Tensor) -> Tensor:
+        h, final_state = linear_scan(x, a, cu_seqlens, initial_state=initial_state, return_state=True)
+        return h.abs().square().sum() + final_state.abs().sum()
 
     expected = torch.autograd.grad(f(*inputs), inputs)
     got = torch.autograd.grad(torch.compile(f, fullgraph=True, backend="aot_eager")(*inputs), inputs)
@@ -142,17 +142,19 @@ def test_compiles_without_a_graph_break(dtype: torch.dtype) -> None:
 def test_strides_do_not_matter(dtype: torch.dtype, per_step: bool) -> None:
     lengths = [20, 0, 4]
     inputs, cu_seqlens = list(operands(lengths, 8, dtype, per_step=per_step)), cu_seqlens_of(lengths)
-    dh, d_state = torch.randn_like(inputs[0]), torch.randn_like(inputs[2])
-    expected = results(linear_scan, inputs, cu_seqlens, (dh, d_state))
+    d_h, d_final_state = torch.randn_like(inputs[0]), torch.randn_like(inputs[2])
+    expected = results(linear_scan, inputs, cu_seqlens, (d_h, d_final_state))
     columns = [t.detach().repeat_interleave(2, dim=-1)[..., ::2].requires_grad_() for t in inputs]
-    got = results(linear_scan, columns, cu_seqlens, (dh.t().contiguous().t(), d_state.t().contiguous().t()))
+    got = results(
+        linear_scan, columns, cu_seqlens, (d_h.t().contiguous().t(), d_final_state.t().contiguous().t())
+    )
     assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
     slices = [torch.cat([t, t], dim=-1).detach()[..., :8].requires_grad_() for t in inputs]
-    got = results(linear_scan, slices, cu_seqlens, (torch.cat([dh, dh], dim=-1)[:, 8:], d_state))
+    got = results(linear_scan, slices, cu_seqlens, (torch.cat([d_h, d_h], dim=-1)[:, 8:], d_final_state))
     assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
 
 
-def test_conjugates_that_torch_has_not_computed() -> None:
+def test_lazy_conjugates() -> None:
     x, a, _ = (t.detach() for t in operands([9], 4, torch.complex128))
     cu_seqlens = cu_seqlens_of([9])
     assert x.conj().is_conj()
@@ -160,13 +162,13 @@ def test_conjugates_that_torch_has_not_computed() -> None:
     assert torch.equal(linear_scan(x.conj(), a.conj(), cu_seqlens), expected)
 
 
-def test_a_row_of_coefficients_spread_over_the_steps_equals_a_constant() -> None:
+def test_expanded_coefficients_equal_constant_ones() -> None:
     x, a, _ = operands(UNEVEN, 8, per_step=False)
-    cu_seqlens, dh = cu_seqlens_of(UNEVEN), torch.randn_like(x)
-    h, spread = linear_scan(x, a, cu_seqlens), linear_scan(x, a.expand(len(x), -1), cu_seqlens)
-    assert torch.equal(h, spread)
-    (da,), (d_spread,) = torch.autograd.grad(h, a, dh), torch.autograd.grad(spread, a, dh)
-    assert_close("da", da, d_spread, 1e-12)
+    cu_seqlens, d_h = cu_seqlens_of(UNEVEN), torch.randn_like(x)
+    h, expanded = linear_scan(x, a, cu_seqlens), linear_scan(x, a.expand(len(x), -1), cu_seqlens)
+    assert torch.equal(h, expanded)
+    (d_a,), (d_expanded,) = torch.autograd.grad(h, a, d_h), torch.autograd.grad(expanded, a, d_h)
+    assert_close("d_a", d_a, d_expanded, 1e-12)
 
 
 @pytest.mark.parametrize("per_step", [True, False])
@@ -178,57 +180,59 @@ def test_dense_equals_packed(per_step: bool) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_parts_with_the_state_handed_on_equal_the_whole(dtype: torch.dtype) -> None:
+def test_chunks_with_the_state_passed_on_equal_the_whole(dtype: torch.dtype) -> None:
     x, a, _ = operands([40], 5, dtype)
     state, outs = None, []
-    for part, steps in zip(x.split([1, 33, 6]), a.split([1, 33, 6]), strict=True):
+    for chunk, steps in zip(x.split([1, 33, 6]), a.split([1, 33, 6]), strict=True):
         h, state = linear_scan(
-            part, steps, cu_seqlens_of([len(part)]), initial_state=state, return_state=True
+            chunk, steps, cu_seqlens_of([len(chunk)]), initial_state=state, return_state=True
         )
         outs.append(h)
     whole = linear_scan(x, a, cu_seqlens_of([40]))
     assert torch.equal(whole, torch.cat(outs))
-    dh = torch.randn_like(x)
+    d_h = torch.randn_like(x)
     for e, g in zip(
-        torch.autograd.grad(whole, [x, a], dh), torch.autograd.grad(torch.cat(outs), [x, a], dh), strict=True
+        torch.autograd.grad(whole, [x, a], d_h),
+        torch.autograd.grad(torch.cat(outs), [x, a], d_h),
+        strict=True,
     ):
         assert_close("gradient", real(e), real(g), 1e-13)
 
 
 def test_gradient_through_the_states_alone() -> None:
-    x, a, before = operands([4, 0, 2], 3)
-    cu_seqlens, d_state = cu_seqlens_of([4, 0, 2]), torch.randn(3, 3, dtype=torch.float64)
+    x, a, initial_state = operands([4, 0, 2], 3)
+    cu_seqlens, d_final_state = cu_seqlens_of([4, 0, 2]), torch.randn(3, 3, dtype=torch.float64)
     grads = []
     for op in (linear_scan_reference, linear_scan):
-        _, behind = op(x, a, cu_seqlens, initial_state=before, return_state=True)
-        grads.append(torch.autograd.grad(behind, [x, a, before], d_state))
+        _, final_state = op(x, a, cu_seqlens, initial_state=initial_state, return_state=True)
+        grads.append(torch.autograd.grad(final_state, [x, a, initial_state], d_final_state))
     for e, g in zip(*grads, strict=True):
         assert_close("gradient", e, g, 1e-13)
-    assert torch.equal(grads[1][2][1], d_state[1])  # an empty sequence hands its state through
+    assert torch.equal(grads[1][2][1], d_final_state[1])  # an empty sequence passes its state on
 
 
 @pytest.mark.parametrize("lengths", [[], [0, 0]])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("per_step", [True, False])
 def test_empty_batch(lengths: list[int], dtype: torch.dtype, per_step: bool) -> None:
-    x, a, before = operands(lengths, 4, dtype, per_step=per_step)
+    x, a, initial_state = operands(lengths, 4, dtype, per_step=per_step)
     cu_seqlens = cu_seqlens_of(lengths)
-    h, behind = linear_scan(x, a, cu_seqlens, initial_state=before, return_state=True)
-    assert h.shape == (0, 4) and torch.equal(behind, before)
-    dx, da, d_before = torch.autograd.grad(
-        [h, behind], [x, a, before], [torch.zeros_like(h), before.detach()]
+    h, final_state = linear_scan(x, a, cu_seqlens, initial_state=initial_state, return_state=True)
+    assert h.shape == (0, 4) and torch.equal(final_state, initial_state)
+    d_x, d_a, d_initial_state = torch.autograd.grad(
+        [h, final_state], [x, a, initial_state], [torch.zeros_like(h), initial_state.detach()]
     )
-    assert dx.shape == (0, 4) and not da.any() and torch.equal(d_before, before)
-    _, behind = linear_scan(x, a, cu_seqlens, return_state=True)
-    assert behind.shape == before.shape and not behind.any()
+    assert d_x.shape == (0, 4) and not d_a.any() and torch.equal(d_initial_state, initial_state)
+    _, final_state = linear_scan(x, a, cu_seqlens, return_state=True)
+    assert final_state.shape == initial_state.shape and not final_state.any()
 
 
 def test_autocast_computes_in_float32() -> None:
-    x, a, before = (t.detach().bfloat16() for t in operands([6, 3], 8))
+    x, a, initial_state = (t.detach().bfloat16() for t in operands([6, 3], 8))
     cu_seqlens = cu_seqlens_of([6, 3])
     with torch.autocast("cpu", torch.bfloat16):
-        h = linear_scan(x, a.float(), cu_seqlens, initial_state=before)
-    expected = linear_scan(x.float(), a.float(), cu_seqlens, initial_state=before.float())
+        h = linear_scan(x, a.float(), cu_seqlens, initial_state=initial_state)
+    expected = linear_scan(x.float(), a.float(), cu_seqlens, initial_state=initial_state.float())
     assert h.dtype == torch.float32 and torch.equal(h, expected)
 
 
@@ -244,12 +248,12 @@ def test_autocast_leaves_other_dtypes_alone(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
 @pytest.mark.parametrize("per_step", [True, False])
 def test_same_bits_with_any_number_of_threads(lengths: list[int], dtype: torch.dtype, per_step: bool) -> None:
-    x, a, before = operands(lengths, 50, dtype, per_step=per_step)
-    cu_seqlens, grads = cu_seqlens_of(lengths), (torch.randn_like(x), torch.randn_like(before))
+    x, a, initial_state = operands(lengths, 50, dtype, per_step=per_step)
+    cu_seqlens, grads = cu_seqlens_of(lengths), (torch.randn_like(x), torch.randn_like(initial_state))
     threads, runs = torch.get_num_threads(), []
     for number in (1, 2):
         torch.set_num_threads(number)
-        runs.append(results(linear_scan, [x, a, before], cu_seqlens, grads))
+        runs.append(results(linear_scan, [x, a, initial_state], cu_seqlens, grads))
     torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
@@ -305,15 +309,15 @@ def test_bad_input(change: dict[str, Any], error: type[Exception], message: str)
         ({"h": torch.randn(6, 4)}, "d_h must have the shape"),
         ({"cu_seqlens": torch.tensor([0, 3, 8])}, "end at 7"),
         ({"cu_seqlens": torch.tensor([0.0, 3, 7])}, "cu_seqlens must be"),
-        ({"dh": torch.randn(7, 3)}, "d_h must have the shape"),
-        ({"d_state": torch.randn(1, 4)}, "d_final_state must have the shape"),
+        ({"d_h": torch.randn(7, 3)}, "d_h must have the shape"),
+        ({"d_final_state": torch.randn(1, 4)}, "d_final_state must have the shape"),
     ],
 )
 def test_the_operator_itself_refuses_what_does_not_fit(change: dict[str, Any], message: str) -> None:
-    """Whoever calls it without the public function must not reach memory that is not there."""
+    """Callers without the public function must not reach memory outside the tensors."""
     args: dict[str, Any] = {
-        "dh": torch.randn(7, 4),
-        "d_state": torch.randn(2, 4),
+        "d_h": torch.randn(7, 4),
+        "d_final_state": torch.randn(2, 4),
         "a": torch.randn(4),
         "cu_seqlens": torch.tensor([0, 3, 7]),
         "initial_state": torch.randn(2, 4),

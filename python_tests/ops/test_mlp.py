@@ -28,8 +28,8 @@ def check(rows: int, i: int, f: int, o: int, **kw: Any) -> None:
     inputs = operands(rows, i, f, o)
     expected, got = mlp_reference(*inputs, **kw), mlp(*inputs, **kw)
     assert_close("y", expected, got, 1e-13)
-    dy = torch.randn_like(expected)
-    grads = (torch.autograd.grad(y, inputs, dy) for y in (expected, got))
+    d_y = torch.randn_like(expected)
+    grads = (torch.autograd.grad(y, inputs, d_y) for y in (expected, got))
     for name, a, b in zip(NAMES, *grads, strict=True):
         assert_close(name, a, b, 1e-12)
 
@@ -54,26 +54,26 @@ def test_activations(activation: str, isa: str) -> None:
 
 def test_float32(isa: str) -> None:
     inputs = operands(300, 64, 256, 64)
-    dy = torch.randn(300, 64, dtype=torch.float64)
-    narrow = [x.detach().float().requires_grad_() for x in inputs]
-    expected, got = mlp_reference(*inputs), mlp(*narrow)
+    d_y = torch.randn(300, 64, dtype=torch.float64)
+    single = [x.detach().float().requires_grad_() for x in inputs]
+    expected, got = mlp_reference(*inputs), mlp(*single)
     assert_close("y", expected, got, 2e-6)
-    grads = (torch.autograd.grad(expected, inputs, dy), torch.autograd.grad(got, narrow, dy.float()))
+    grads = (torch.autograd.grad(expected, inputs, d_y), torch.autograd.grad(got, single, d_y.float()))
     for name, a, b in zip(NAMES, *grads, strict=True):
         assert_close(name, a, b, 4e-6)
 
 
 def test_gelu_everywhere(isa: str) -> None:
-    """The fitted curve in float32, also far from 0, and its slope."""
+    """The approximation in float32 and its slope, near 0 and far from it."""
     x = torch.linspace(-30, 30, 60_001).requires_grad_()
     one, zero = torch.ones(1, 1), torch.zeros(1)
     y = mlp(x[:, None], one, zero, one, zero)[:, 0]
-    wide = x.detach().double().requires_grad_()
-    expected = torch.nn.functional.gelu(wide)
+    double = x.detach().double().requires_grad_()
+    expected = torch.nn.functional.gelu(double)
     error = (y.double() - expected).abs()
     assert (error <= 2e-7 * expected.abs().clamp_min(1.0)).all()
     (slope,) = torch.autograd.grad(y.sum(), x)
-    (expected_slope,) = torch.autograd.grad(expected.sum(), wide)
+    (expected_slope,) = torch.autograd.grad(expected.sum(), double)
     assert_close("slope", expected_slope, slope, 3e-7)
 
 
@@ -84,8 +84,8 @@ def test_autocast_computes_as_linear_layers_do() -> None:
         y = mlp(*inputs)
         expected = F.linear(F.gelu(F.linear(x, w1, b1)), w2, b2)
     assert y.dtype == torch.bfloat16 and torch.equal(y, expected)
-    dy = torch.randn_like(y)
-    grads = (torch.autograd.grad(out, inputs, dy) for out in (expected, y))
+    d_y = torch.randn_like(y)
+    grads = (torch.autograd.grad(out, inputs, d_y) for out in (expected, y))
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
     with torch.autocast("cpu", torch.bfloat16):
         torch.manual_seed(0)
@@ -141,12 +141,12 @@ def test_compiles_without_a_graph_break() -> None:
 
 def test_strides_do_not_matter() -> None:
     inputs = operands(20, 8, 16, 6)
-    dy = torch.randn(20, 6, dtype=torch.float64)
-    expected = torch.autograd.grad(mlp(*inputs), inputs, dy)
-    wide = [x.detach().repeat_interleave(2, dim=-1)[..., ::2].requires_grad_() for x in inputs]
-    parts = [torch.cat((x.detach(), x.detach()), -1)[..., : x.shape[-1]].requires_grad_() for x in inputs]
-    for strided in (wide, parts):
-        got = torch.autograd.grad(mlp(*strided), strided, dy.T.contiguous().T)
+    d_y = torch.randn(20, 6, dtype=torch.float64)
+    expected = torch.autograd.grad(mlp(*inputs), inputs, d_y)
+    spaced = [x.detach().repeat_interleave(2, dim=-1)[..., ::2].requires_grad_() for x in inputs]
+    slices = [torch.cat((x.detach(), x.detach()), -1)[..., : x.shape[-1]].requires_grad_() for x in inputs]
+    for strided in (spaced, slices):
+        got = torch.autograd.grad(mlp(*strided), strided, d_y.T.contiguous().T)
         assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
 
 

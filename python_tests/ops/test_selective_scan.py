@@ -54,12 +54,12 @@ def results(
     grads: tuple[Tensor, Tensor],
     softplus: bool = True,
 ) -> dict[str, Tensor]:
-    """y, the states behind and the gradients, by name."""
-    y, behind = op(**inputs, cu_seqlens=cu_seqlens, delta_softplus=softplus, return_state=True)
+    """y, the final states and the gradients, by name."""
+    y, final_state = op(**inputs, cu_seqlens=cu_seqlens, delta_softplus=softplus, return_state=True)
     present = {name: x for name, x in inputs.items() if x is not None}
-    gradients = torch.autograd.grad([y, behind], list(present.values()), list(grads))
+    gradients = torch.autograd.grad([y, final_state], list(present.values()), list(grads))
     named = zip((f"d_{name}" for name in present), gradients, strict=True)
-    return {"y": y.detach(), "state": behind.detach(), **dict(named)}
+    return {"y": y.detach(), "state": final_state.detach(), **dict(named)}
 
 
 def grads_for(inputs: dict[str, Any], batch: int) -> tuple[Tensor, Tensor]:
@@ -71,7 +71,7 @@ def check(
     lengths: list[int], channels: int, states: int, without: tuple[str, ...] = (), softplus: bool = True
 ) -> None:
     inputs, cu_seqlens = operands(lengths, channels, states, without=without), cu_seqlens_of(lengths)
-    if not softplus:  # a step is positive
+    if not softplus:  # a step is never negative
         inputs["delta"] = inputs["delta"].detach().abs().requires_grad_()
         inputs["delta_bias"] = None
     grads = grads_for(inputs, len(lengths))
@@ -94,7 +94,7 @@ def test_equals_reference_at_any_number_of_states(states: int, isa: str) -> None
 
 @pytest.mark.parametrize("channels", [1, 3, 8, 31, 100, 200])
 def test_equals_reference_at_any_number_of_channels(channels: int, isa: str) -> None:
-    """Of which 200 are taken in several parts."""
+    """200 channels take several blocks."""
     check([34, 3], channels, 3)
 
 
@@ -163,23 +163,23 @@ def test_gradcheck(without: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("without", [(), OPTIONAL])
 @pytest.mark.parametrize("lengths", [[3, 4], [40, 0, 70]])
 def test_opcheck(without: tuple[str, ...], lengths: list[int]) -> None:
-    *inputs, before = operands(lengths, 8, 3, without=without).values()
-    args = (*inputs, cu_seqlens_of(lengths), before, True, not without, True)
+    *inputs, initial_state = operands(lengths, 8, 3, without=without).values()
+    args = (*inputs, cu_seqlens_of(lengths), initial_state, True, not without, True)
     torch.library.opcheck(torch.ops.recgrela.selective_scan.default, args)
     detached = [t.detach() if isinstance(t, Tensor) else t for t in args]
-    kept = torch.ops.recgrela.selective_scan(*detached)[2]
-    dy = torch.randn(sum(lengths), 8, dtype=torch.float64)
-    d_state = None if without else torch.randn(len(lengths), 8, 3, dtype=torch.float64)
+    checkpoints = torch.ops.recgrela.selective_scan(*detached)[2]
+    d_y = torch.randn(sum(lengths), 8, dtype=torch.float64)
+    d_final_state = None if without else torch.randn(len(lengths), 8, 3, dtype=torch.float64)
     backward = torch.ops.recgrela.selective_scan_backward.default
-    torch.library.opcheck(backward, (dy, d_state, *detached[:10], kept, True))
+    torch.library.opcheck(backward, (d_y, d_final_state, *detached[:10], checkpoints, True))
 
 
 def test_compiles_without_a_graph_break() -> None:
     inputs, cu_seqlens = operands([3, 40], 8, 3), cu_seqlens_of([3, 40])
 
     def f(inputs: dict[str, Any]) -> Tensor:
-        y, behind = selective_scan(**inputs, cu_seqlens=cu_seqlens, return_state=True)
-        return y.square().sum() + behind.sum()
+        y, final_state = selective_scan(**inputs, cu_seqlens=cu_seqlens, return_state=True)
+        return y.square().sum() + final_state.sum()
 
     values = list(inputs.values())
     expected = torch.autograd.grad(f(inputs), values)
@@ -191,8 +191,8 @@ def test_compiles_without_a_graph_break() -> None:
 def test_strides_do_not_matter() -> None:
     lengths = [40, 0, 4]
     inputs, cu_seqlens = operands(lengths, 8, 4), cu_seqlens_of(lengths)
-    dy, d_state = grads_for(inputs, len(lengths))
-    expected = results(selective_scan, inputs, cu_seqlens, (dy, d_state))
+    d_y, d_final_state = grads_for(inputs, len(lengths))
+    expected = results(selective_scan, inputs, cu_seqlens, (d_y, d_final_state))
     present = {name: x.detach() for name, x in inputs.items() if x is not None}
     strided = {
         "columns": {k: x.repeat_interleave(2, dim=-1)[..., ::2].requires_grad_() for k, x in present.items()},
@@ -201,8 +201,8 @@ def test_strides_do_not_matter() -> None:
         },
     }
     grads = {
-        "columns": (dy.t().contiguous().t(), d_state.mT.contiguous().mT),
-        "slices": (torch.cat([dy, dy], dim=-1)[:, 8:], d_state),
+        "columns": (d_y.t().contiguous().t(), d_final_state.mT.contiguous().mT),
+        "slices": (torch.cat([d_y, d_y], dim=-1)[:, 8:], d_final_state),
     }
     for kind, values in strided.items():
         got = results(selective_scan, values, cu_seqlens, grads[kind])
@@ -210,11 +210,11 @@ def test_strides_do_not_matter() -> None:
 
 
 def test_a_gradient_of_one_number() -> None:
-    """y.sum().backward() hands in a gradient all of whose strides are 0."""
+    """The gradient of y.sum() is one number with strides of 0."""
     inputs, cu_seqlens = operands([5], 3, 2, without=OPTIONAL), cu_seqlens_of([5])
     (got,) = torch.autograd.grad(selective_scan(**inputs, cu_seqlens=cu_seqlens).sum(), inputs["u"])
     expected = selective_scan_reference(**inputs, cu_seqlens=cu_seqlens).sum()
-    assert_close("du", torch.autograd.grad(expected, inputs["u"])[0], got, 1e-12)
+    assert_close("d_u", torch.autograd.grad(expected, inputs["u"])[0], got, 1e-12)
 
 
 def test_dense_equals_packed() -> None:
@@ -225,23 +225,25 @@ def test_dense_equals_packed() -> None:
     assert torch.equal(selective_scan(**dense).flatten(0, 1), packed)
 
 
-def test_parts_with_the_state_handed_on_equal_the_whole() -> None:
+def test_chunks_with_the_state_passed_on_equal_the_whole() -> None:
     inputs = operands([75], 5, 3, without=("initial_state",))
     state, outs, start = None, [], 0
     for n in (1, 33, 41):
-        part: dict[str, Any] = dict(inputs)
+        chunk: dict[str, Any] = dict(inputs)
         for name in ("u", "delta", "B", "C", "z"):
-            part[name] = part[name][start : start + n]
-        part["initial_state"] = state
-        y, state = selective_scan(**part, cu_seqlens=cu_seqlens_of([n]), return_state=True)
+            chunk[name] = chunk[name][start : start + n]
+        chunk["initial_state"] = state
+        y, state = selective_scan(**chunk, cu_seqlens=cu_seqlens_of([n]), return_state=True)
         outs.append(y)
         start += n
     whole = selective_scan(**inputs, cu_seqlens=cu_seqlens_of([75]))
     assert_close("y", whole, torch.cat(outs), 1e-13)
     wanted = [x for x in inputs.values() if x is not None]
-    dy = torch.randn_like(whole)
+    d_y = torch.randn_like(whole)
     for e, g in zip(
-        torch.autograd.grad(whole, wanted, dy), torch.autograd.grad(torch.cat(outs), wanted, dy), strict=True
+        torch.autograd.grad(whole, wanted, d_y),
+        torch.autograd.grad(torch.cat(outs), wanted, d_y),
+        strict=True,
     ):
         assert_close("gradient", e, g, 1e-12)
 
@@ -249,15 +251,15 @@ def test_parts_with_the_state_handed_on_equal_the_whole() -> None:
 def test_gradient_through_the_states_alone() -> None:
     lengths = [40, 0, 2]
     inputs, cu_seqlens = operands(lengths, 3, 2), cu_seqlens_of(lengths)
-    _, d_state = grads_for(inputs, 3)
+    _, d_final_state = grads_for(inputs, 3)
     wanted = [x for name, x in inputs.items() if name not in ("C", "D", "z")]
     grads = []
     for op in (selective_scan_reference, selective_scan):
-        _, behind = op(**inputs, cu_seqlens=cu_seqlens, return_state=True)
-        grads.append(torch.autograd.grad(behind, wanted, d_state))
+        _, final_state = op(**inputs, cu_seqlens=cu_seqlens, return_state=True)
+        grads.append(torch.autograd.grad(final_state, wanted, d_final_state))
     for e, g in zip(*grads, strict=True):
         assert_close("gradient", e, g, 1e-12)
-    assert torch.equal(grads[1][-1][1], d_state[1])  # an empty sequence hands its state through
+    assert torch.equal(grads[1][-1][1], d_final_state[1])  # an empty sequence passes its state on
 
 
 @pytest.mark.parametrize("lengths", [[], [0, 0]])
@@ -271,29 +273,31 @@ def test_empty_batch(lengths: list[int]) -> None:
     assert not any(got[name].any() for name in ("d_A", "d_D", "d_delta_bias"))
 
 
-def test_keeps_states_only_where_a_gradient_is_wanted() -> None:
+def test_saves_checkpoints_only_for_a_gradient() -> None:
     inputs, cu_seqlens = operands([70, 3], 4, 2), cu_seqlens_of([70, 3])
-    *values, before = inputs.values()
-    op, seen = torch.ops.recgrela.selective_scan, []
+    *values, initial_state = inputs.values()
+    op, shapes = torch.ops.recgrela.selective_scan, []
 
-    class Kept(torch.utils._python_dispatch.TorchDispatchMode):
+    class Shapes(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             out = func(*args, **(kwargs or {}))
             if func is op.default:
-                seen.append(tuple(out[2].shape))
+                shapes.append(tuple(out[2].shape))
             return out
 
-    with Kept():
-        y = selective_scan(*values, cu_seqlens, initial_state=before)
+    with Shapes():
+        y = selective_scan(*values, cu_seqlens, initial_state=initial_state)
         with torch.no_grad():
-            y_alone = selective_scan(*values, cu_seqlens, initial_state=before)
-    assert seen == [(73 // 32 + 2, 4, 2), (0,)]
+            y_alone = selective_scan(*values, cu_seqlens, initial_state=initial_state)
+    assert shapes == [(73 // 32 + 2, 4, 2), (0,)]
     assert torch.equal(y, y_alone)
 
 
-def test_a_backward_without_kept_states_is_refused() -> None:
-    *inputs, before = operands([3], 4, 2).values()
-    y, _, _ = torch.ops.recgrela.selective_scan(*inputs, cu_seqlens_of([3]), before, True, False, False)
+def test_a_backward_without_checkpoints_is_refused() -> None:
+    *inputs, initial_state = operands([3], 4, 2).values()
+    y, _, _ = torch.ops.recgrela.selective_scan(
+        *inputs, cu_seqlens_of([3]), initial_state, True, False, False
+    )
     with pytest.raises(RuntimeError, match="needs save_checkpoints=True"):
         y.sum().backward()
 
@@ -302,7 +306,7 @@ def test_autocast_computes_in_float32() -> None:
     inputs, cu_seqlens = operands([6, 3], 8, 4), cu_seqlens_of([6, 3])
     half = {k: None if x is None else x.detach().bfloat16() for k, x in inputs.items()}
     single = {k: None if x is None else x.float() for k, x in half.items()}
-    # as they would come out of modules: projections in the half type, parameters in float32
+    # as modules return them: projections in half precision, parameters in float32
     mixed = half | {k: single[k] for k in ("A", "D", "delta_bias", "initial_state")}
     with torch.autocast("cpu", torch.bfloat16):
         y = selective_scan(**mixed, cu_seqlens=cu_seqlens)
@@ -369,8 +373,8 @@ def test_bad_input(change: dict[str, Any], error: type[Exception], message: str)
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"dy": torch.randn(7, 3)}, "d_y must have the shape"),
-        ({"d_state": torch.randn(1, 4, 3)}, "d_final_state must have the shape"),
+        ({"d_y": torch.randn(7, 3)}, "d_y must have the shape"),
+        ({"d_final_state": torch.randn(1, 4, 3)}, "d_final_state must have the shape"),
         ({"delta": torch.randn(7, 3)}, "delta must have the shape"),
         ({"A": torch.randn(3, 3)}, "A must have the shape"),
         ({"A": torch.randn(4, 0)}, "A must have 1 to 256 states, not 0"),
@@ -381,14 +385,14 @@ def test_bad_input(change: dict[str, Any], error: type[Exception], message: str)
         ({"delta_bias": torch.randn(4).double()}, "delta_bias must have the shape"),
         ({"cu_seqlens": torch.tensor([0, 3, 8])}, "end at 7"),
         ({"initial_state": torch.randn(2, 3, 4)}, "initial_state must have the shape"),
-        ({"kept": torch.randn(1, 4, 3)}, "checkpoints must have the shape"),
+        ({"checkpoints": torch.randn(1, 4, 3)}, "checkpoints must have the shape"),
     ],
 )
 def test_the_operator_itself_refuses_what_does_not_fit(change: dict[str, Any], message: str) -> None:
-    """Whoever calls it without the public function must not reach memory that is not there."""
+    """Callers without the public function must not reach memory outside the tensors."""
     args: dict[str, Any] = {
-        "dy": torch.randn(7, 4),
-        "d_state": torch.randn(2, 4, 3),
+        "d_y": torch.randn(7, 4),
+        "d_final_state": torch.randn(2, 4, 3),
         "u": torch.randn(7, 4),
         "delta": torch.randn(7, 4),
         "A": torch.randn(4, 3),
@@ -399,7 +403,7 @@ def test_the_operator_itself_refuses_what_does_not_fit(change: dict[str, Any], m
         "delta_bias": torch.randn(4),
         "cu_seqlens": torch.tensor([0, 3, 7]),
         "initial_state": torch.randn(2, 4, 3),
-        "kept": torch.randn(2, 4, 3),
+        "checkpoints": torch.randn(2, 4, 3),
         "delta_softplus": True,
     }
     with pytest.raises(RuntimeError, match=message):

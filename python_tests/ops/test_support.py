@@ -1,4 +1,4 @@
-"""What holds of every op: it is registered, exported and documented, and it runs without its kernel too."""
+"""Every op is registered, exported and documented, and runs without its kernel too."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def example(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def results(
-    name: str, operands: dict[str, Tensor], others: dict[str, Any], narrow: torch.dtype | None = None
+    name: str, operands: dict[str, Tensor], others: dict[str, Any], half: torch.dtype | None = None
 ) -> list[Tensor]:
-    """Outputs and gradients; `narrow` gives operands in half precision, with float32 where ops want it."""
+    """Outputs and gradients; `half` gives operands in half precision, with float32 where ops want it."""
 
     def convert(key: str, x: Tensor) -> Tensor:
         states = {"linear_scan": ("a",), "selective_scan": ("A", "D", "delta_bias", "initial_state")}
-        return x.detach().to(torch.float32 if key in states.get(name, ()) else narrow)
+        return x.detach().to(torch.float32 if key in states.get(name, ()) else half)
 
-    if narrow is not None:
+    if half is not None:
         operands = {key: convert(key, x).requires_grad_() for key, x in operands.items()}
         others = {
             key: x.float() if isinstance(x, Tensor) and x.is_floating_point() else x
@@ -71,7 +71,7 @@ def test_the_page_has_the_signature(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OPS)
-def test_the_kernel_and_its_stand_in_agree(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_kernel_and_its_fallback_agree(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     operands, others = example(name)
     expected = results(name, operands, others)
     assert OPS[name].implementation("cpu", torch.float64).kind == "kernel"
@@ -150,7 +150,7 @@ def test_has_kernels() -> None:
 @pytest.mark.skipif(has_kernels("cuda"), reason="needs a build without CUDA kernels")
 def test_missing_kernels_are_an_error_with_a_remedy() -> None:
     assert {"linear_scan", "linear_scan_backward", "gated_rela"} <= set(MISSING["cuda"])
-    assert "key_sums" not in MISSING["cuda"]  # made of gated_rela
+    assert "key_sums" not in MISSING["cuda"]  # computed by gated_rela
     x, cu_seqlens = torch.randn(7, 4), torch.tensor([0, 7])
     on_cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
     with pytest.raises(NotImplementedError, match=r"linear_scan: this build .* no cuda kernels; install it"):
@@ -163,11 +163,14 @@ def test_states_beyond_the_kernels_by_reference() -> None:
     A = -torch.rand(3, 300, dtype=torch.float64)
     cu_seqlens = torch.tensor([0, 2, 5])
     y = recgrela.ops.selective_scan(u, delta, A, B, C, cu_seqlens=cu_seqlens)
-    halves = [
+    two = [
         recgrela.ops.selective_scan(u, delta, A[:, s], B[:, s], C[:, s], cu_seqlens=cu_seqlens)
         for s in (slice(150), slice(150, 300))
     ]
-    assert_close("y", halves[0] + halves[1], y, 1e-12)
+    assert_close("y", two[0] + two[1], y, 1e-12)
+    with torch.autocast("cpu", torch.bfloat16):
+        single = [x.float() for x in (u, delta, A, B, C)]
+        assert_close("y", y, recgrela.ops.selective_scan(*single, cu_seqlens=cu_seqlens), 1e-5)
 
 
 def test_references_refuse_bad_offsets(monkeypatch: pytest.MonkeyPatch) -> None:

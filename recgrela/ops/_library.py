@@ -39,7 +39,7 @@ class Autograd(NamedTuple):
     backward: Callable[..., Any]
 
 
-# By operator. Tests register them for builds of the same operators under another name.
+# Gradients by operator. Tests register them for a build of the same operators under another name.
 AUTOGRAD: dict[str, Autograd] = {}
 
 
@@ -56,14 +56,13 @@ def register_operator(
     """Complete an operator that C++ has declared.
 
     Args:
-        name: of the operator below torch.ops.recgrela.
-        fake: the shape function, called with the operator's arguments; it need not check devices.
-        setup, backward: save what the gradient needs, and compute it.
-        fake_backward: the shape function of the operator NAME_backward, where there is one; its own
-            derivative is an error that names a remedy.
-        flops: the number of floating-point operations of a call. It is called with shapes in place of tensors
-            and with `out_shape`.
-        flops_of_tensors: call `flops` with the tensors instead.
+        name: name in torch.ops.recgrela.
+        fake: shape function of the operator's arguments, which are on one device.
+        setup, backward: functions that save tensors for the gradient, and compute it.
+        fake_backward: shape function of the operator NAME_backward, if there is one. The derivative of that
+            operator is an error with a remedy.
+        flops: count of floating-point operations of a call, a function of shapes in place of tensors.
+        flops_of_tensors: whether `flops` takes the tensors themselves.
     """
     qualified = f"recgrela::{name}"
     torch.library.register_fake(qualified, _on_one_device(name, fake))
@@ -80,7 +79,7 @@ def register_operator(
 
 
 def _on_one_device(name: str, fake: Callable[..., Any]) -> Callable[..., Any]:
-    """The shape function with a check first: one meta operand among others would call it in real runs."""
+    """The shape function behind a check of devices, since one meta operand among real ones would call it."""
 
     def checked(*args: Any) -> Any:
         devices = {x.device for x in args if isinstance(x, Tensor)}

@@ -57,14 +57,14 @@ def check_operands(
 ) -> None:
     """Check that operands have their shapes, one floating dtype (or one of their own) and one device.
 
-    Under autocast, which makes the dtypes one, any floating dtypes pass.
+    Under autocast, which converts operands to one dtype, any floating dtypes pass.
 
     Args:
         op: the op's name, for the messages.
-        first_name, first: the operand that sets dtype and device.
-        dtypes: the dtypes that `first` may have.
-        others: name = (tensor or None, expected shape[, dtype other than that of `first`]); an entry of the
-            shape that is a string, such as "K", accepts any size.
+        first_name, first: name and tensor of the operand that sets dtype and device.
+        dtypes: dtypes that `first` may have.
+        others: name = (tensor or None, expected shape[, dtype, if not that of `first`]). A string in the
+            shape, such as "K", accepts any size.
 
     Raises:
         ValueError: on a shape or device; TypeError: on a dtype. The message names the operand.
@@ -109,7 +109,7 @@ def check_cu_seqlens(op: str, cu_seqlens: Tensor, like: Tensor) -> None:
 
 
 def offsets_of(op: str, name: str, x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
-    """The checked offsets of packed rows x [T, D]; made for equal lengths x [B, L, D] with None.
+    """The checked offsets of packed rows x [T, D]; with None, those of the equal lengths of x [B, L, D].
 
     Raises:
         TypeError, ValueError: on other shapes or dtypes, or on packed rows without cu_seqlens.

@@ -141,13 +141,9 @@ def linear_cross_entropy(
 
 
 def _fake(
-    hidden: Tensor,
-    weight: Tensor,
-    target: Tensor,
-    max_logits: int,
-    needs_d_hidden: bool,
-    needs_d_weight: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+    hidden: Tensor, weight: Tensor, target: Tensor, max_logits: int, *needs: bool
+) -> tuple[Tensor, ...]:
+    needs_d_hidden, needs_d_weight = needs
     loss = hidden.new_empty((), dtype=state_dtype(hidden.dtype))
     d_hidden = hidden.new_empty(hidden.shape if needs_d_hidden else 0)
     return loss, d_hidden, weight.new_empty(weight.shape if needs_d_weight else 0)

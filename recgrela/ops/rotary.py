@@ -16,7 +16,13 @@ def rotary_table(
 ) -> Tensor:
     """(cos, sin) of the angle i * base^(-2t / dim) at position i for the channel pair (2t, 2t + 1).
 
-    The angles are computed in float64 whatever the dtype, so that far positions keep their precision.
+    The angles are computed in float64 for every dtype, so that large positions are precise.
+
+    Args:
+        length: number of positions.
+        dim: number of channels, even.
+        base: base of the rates.
+        dtype, device: dtype and device of the table.
 
     Returns:
         [length, dim / 2, 2] of `dtype`.
@@ -32,11 +38,14 @@ def rotary_table(
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Rotate each pair (x[..., 2t], x[..., 2t + 1]) of row i by the angle of `table[i, t]`.
+    """Each pair (x[..., 2t], x[..., 2t + 1]) of row i rotated by the angle of `table[i, t]`.
 
     Args:
         x: [..., n, D].
-        table: [>= n, D / 2, 2] as `rotary_table` makes it.
+        table: [P, D / 2, 2] from `rotary_table`, P at least n.
+
+    Returns:
+        A tensor of the shape of `x`.
     """
     pairs = x.unflatten(-1, (-1, 2))
     cos, sin = table[: x.shape[-2]].unbind(-1)

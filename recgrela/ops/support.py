@@ -1,13 +1,13 @@
-"""The table of kernels: which op has one on which type of device, for which dtypes and sizes.
+"""The table of kernels: for each op and type of device, the dtypes and sizes that its kernel takes.
 
-Every op runs on every device. The table says how:
+Every op runs on every device, by one of:
 
 - "kernel": the compiled kernel of the device;
 - "composition": plain PyTorch, written for speed;
 - "reference": the definition in plain PyTorch. It is slow (a loop over rows, or all pairs of rows), waits for
   the device and does not compile into a full graph.
 
-Half-precision operands that no kernel takes as they are become float32, and the results half precision again.
+If no kernel takes half-precision operands, the op computes in float32 and rounds the results.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ Kind = Literal["kernel", "composition", "reference"]
 
 @dataclass(frozen=True)
 class Kernel:
-    """What the kernel of an op takes on one type of device.
+    """Operands that the kernel of an op takes on one type of device.
 
     Attributes:
         dtypes: dtypes of the operands.
-        head_widths: channels of a head; None: any even number.
-        max_kernel_size: the longest convolution; None: any.
-        max_states: the most states of a channel; None: any number.
+        head_widths: numbers of channels of a head; None: any even number.
+        max_kernel_size: largest kernel size of the convolution; None: any.
+        max_states: largest number of states of a channel; None: any.
     """
 
     dtypes: tuple[torch.dtype, ...]
@@ -51,24 +51,30 @@ class Kernel:
 
 
 class Implementation(NamedTuple):
-    """How an op runs: by what, and the dtype that it computes in."""
+    """How an op runs.
+
+    Attributes:
+        kind: "kernel", "composition" or "reference".
+        dtype: dtype that the op computes in.
+    """
 
     kind: Kind
     dtype: torch.dtype
 
 
 class Op:
-    """One op of `recgrela.ops`: its kernels and what runs without them.
+    """One op of `recgrela.ops`: its kernels, and the fallback for operands that they do not take.
 
     Args:
-        name: of the public function.
-        kernels: by type of device.
-        fallback: runs where no kernel does, called with the operator's arguments; None: the operator itself
-            has a default implementation.
-        fallback_kind: how `fallback` is written.
-        outputs_like_operands: which of several outputs have the operands' dtype; the others have their own.
-        operator: its name below torch.ops.recgrela, if not that of the function.
-        kernel: runs the kernel, called with the operator's arguments; None: the operator itself.
+        name: name of the public function.
+        kernels: kernels by type of device.
+        fallback: function of the operator's arguments that runs without a kernel; None if the public function
+            or the operator has an implementation of its own.
+        fallback_kind: kind of the fallback.
+        outputs_like_operands: indices of the outputs that have the operands' dtype; the others have that of
+            states or positions.
+        operator: name in torch.ops.recgrela; None: `name`.
+        kernel: function of the operator's arguments that runs the kernel; None: the operator.
     """
 
     def __init__(
@@ -94,7 +100,7 @@ class Op:
                     _raise_not_built(operator, device_type)
 
     def operators(self) -> Iterator[str]:
-        """The operators that need kernels: the op's and that of its gradient, where there is one."""
+        """The operators that need kernels: the op's own and, if it has one, that of its gradient."""
         yield self.operator
         if hasattr(torch.ops.recgrela, f"{self.operator}_backward"):
             yield f"{self.operator}_backward"
@@ -107,27 +113,27 @@ class Op:
         kernel_size: int = 0,
         num_states: int = 0,
     ) -> Implementation:
-        """Which implementation takes operands of `dtype` on a device; sizes of 0 do not matter."""
+        """The implementation for operands of `dtype` on a device; a size of 0 fits every kernel."""
+        if device_type == "meta":
+            return Implementation("kernel", dtype)  # its shape function
         kernel = self.kernels.get(device_type)
-        computed = dtype
-        if kernel is not None and not kernel.takes(dtype, head_width, kernel_size, num_states):
-            computed = dtype if dtype.is_complex else state_dtype(dtype)
-            if not kernel.takes(computed, head_width, kernel_size, num_states):
-                kernel = None
-        if kernel is not None or device_type == "meta":  # the shape function
-            return Implementation("kernel", computed)
-        if self.fallback_kind == "reference" and not dtype.is_complex:
-            computed = state_dtype(dtype)
-        return Implementation(self.fallback_kind, computed)
+        accumulate = dtype if dtype.is_complex else state_dtype(dtype)
+        for computed in (dtype, accumulate):
+            if kernel is not None and kernel.takes(computed, head_width, kernel_size, num_states):
+                return Implementation("kernel", computed)
+        return Implementation(
+            self.fallback_kind, dtype if self.fallback_kind == "composition" else accumulate
+        )
 
     def run(
         self, like: Tensor, *args: Any, head_width: int = 0, kernel_size: int = 0, num_states: int = 0
     ) -> Any:
-        """Call the operator, or what stands in for it.
+        """Run the kernel or, if it does not take the operands, the fallback.
 
         Args:
-            like: the operand that sets the device and the dtype.
+            like: operand that sets the device and the dtype.
             args: the operator's arguments.
+            head_width, kernel_size, num_states: sizes that the kernels may limit.
 
         Returns:
             The operator's outputs.
@@ -153,7 +159,7 @@ class Op:
 
 
 OPS: dict[str, Op] = {}
-# Operators that the table promises and this build lacks, by type of device.
+# Operators of the table without a kernel in this build, by type of device.
 MISSING: dict[str, list[str]] = {}
 
 
@@ -162,7 +168,7 @@ def _registered(operator: str, device_type: str) -> bool:
 
 
 def _raise_not_built(operator: str, device_type: str) -> None:
-    """Makes a call an error that says what to do."""
+    """Registers an error with a remedy in place of a kernel."""
 
     def raise_not_built(*args: object) -> None:
         raise NotImplementedError(
@@ -188,18 +194,18 @@ def implementation_for(
     kernel_size: int = 0,
     num_states: int = 0,
 ) -> Implementation:
-    """Which implementation of an op takes such operands.
+    """Reports which implementation of an op runs.
 
     Args:
-        op: the name of a function of `recgrela.ops`.
-        device: of the operands.
-        dtype: of the operands, after autocast.
+        op: name of a function of `recgrela.ops`.
+        device: device of the operands.
+        dtype: dtype of the operands, after autocast.
         head_width: channels of a head, for `gated_rela` and `gated_rela_last`.
-        kernel_size: of the convolution, for `gated_rela` and `causal_conv1d`.
+        kernel_size: size of the convolution, for `gated_rela` and `causal_conv1d`.
         num_states: states of a channel, for `selective_scan`.
 
     Returns:
-        ("kernel", "composition" or "reference", the dtype computed in).
+        The kind of implementation and the dtype that it computes in.
 
     Raises:
         ValueError: on an unknown op.

@@ -65,7 +65,7 @@ def head_width_of(op: str, v: Tensor, num_heads: int) -> int:
     """Channels of a head, an even number.
 
     Raises:
-        ValueError: if `num_heads` does not divide the width of v so.
+        ValueError: if `num_heads` does not divide v into such heads.
     """
     width = v.shape[-1]
     if num_heads < 1 or width < 1 or width % num_heads or width // num_heads % 2:
@@ -152,7 +152,7 @@ def gated_rela(
             `cu_seqlens` None. One device and one floating dtype; autocast on the CPU computes in float32. Any
             row stride: two halves of one projection need no copy, whereas a last dimension that is not
             contiguous is copied, and on CUDA so are rows that do not begin at multiples of 16 bytes. With `k`
-            None, `q` is [..., 2 D], q and k side by side as one projection makes them; their gradients need
+            None, `q` is [..., 2 D], q and k side by side as one projection returns them; their gradients need
             no copy either.
         g: the gate before its SiLU, shaped like `v`; None leaves the gate out.
         cu_seqlens: int32 or int64 [B + 1] on the same device: sequence b is rows
