@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from benchmarks.gpu.measure import (
     COPY_BYTES,
     cache_bytes,
     copy_bandwidth,
+    expected_results,
     figures,
     is_cuda,
     make_sets,
@@ -28,16 +30,22 @@ from python_tests.cases import CASES, Case
 from python_tests.cases.compare import TOLERANCES, errors_of, fault_of
 
 MIN_SECONDS = 3.0  # no peer is started with less time left
-MAX_SHARE = 0.5  # one family gets at most this share of the time left
 NO_TIME = "no time left"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A case, how many rounds measure it, and whether torch.compile is measured too."""
+    """How to measure a case.
+
+    Attributes:
+        rounds: number of samples.
+        headline: peers measure it before other cases.
+        compiled: torch.compile measures it.
+    """
 
     case: Case
     rounds: int
+    headline: bool = True
     compiled: bool = False
 
 
@@ -53,8 +61,11 @@ def plans(quick: bool) -> list[Plan]:
     headline = [case for op in CASES for case in op.headline(quick)]
     further = round_robin([op.further(quick) for op in CASES])
     return [
-        *(Plan(case, many if case.compiled else few, case.compiled and not quick) for case in headline),
-        *(Plan(case, few) for case in further),
+        *(
+            Plan(case, many if case.compiled else few, compiled=case.compiled and not quick)
+            for case in headline
+        ),
+        *(Plan(case, few, headline=False) for case in further),
     ]
 
 
@@ -64,7 +75,7 @@ def measure_ours(plan: Plan, device: str, bandwidth: float) -> Record:
     record: Record = {"case": str(case), "status": "passed", "peers": {}}
     try:
         sets = make_sets(case, device)
-        errors = errors_of(case.expected(sets[0]), case.results(sets[0]))
+        errors = errors_of(expected_results(case, device), case.results(sets[0]))
         record["errors"] = {name: error._asdict() for name, error in errors.items()}
         if fault := fault_of(errors, TOLERANCES[case.dtype]):
             return record | {"status": "failed", "fault": fault}
@@ -99,28 +110,23 @@ def wanted_peers(family: Family, plan: Plan, record: Record) -> set[str] | None:
 
 
 def measure_peers(
-    family: Family,
-    chosen: Sequence[tuple[Plan, Record]],
-    device: str,
-    bandwidth: float,
-    ends: float,
-    save: Callable[[], None],
+    worker: Worker, chosen: Sequence[tuple[Plan, Record]], ends: float, save: Callable[[], None]
 ) -> None:
     """Adds a family's peers to the records, case after case, until the time is over."""
-    with Worker(family, device, bandwidth) as worker:
-        for plan, record in chosen:
-            wanted = wanted_peers(family, plan, record)
-            if wanted == set():
-                continue
-            left = ends - time.monotonic()
-            if left < MIN_SECONDS:
-                record["peers"].setdefault(family.name, {"note": NO_TIME, "missed": True})
-                continue
-            for name, found in worker.records(plan.case, wanted, plan.rounds, left):
-                record["peers"][name] = found
-                print(record["case"], name, found.get("note", f"{found.get('ratio', 0):.2f}"), flush=True)
-                save()
-            record["faster_eager"] = faster_eager(record)
+    family = worker.family
+    for plan, record in chosen:
+        wanted = wanted_peers(family, plan, record)
+        if wanted == set():
+            continue
+        left = ends - time.monotonic()
+        if left < MIN_SECONDS:
+            record["peers"].setdefault(family.name, {"note": NO_TIME, "missed": True})
+            continue
+        for name, found in worker.records(plan.case, wanted, plan.rounds, left):
+            record["peers"][name] = found
+            print(record["case"], name, found.get("note", f"{found.get('ratio', 0):.2f}"), flush=True)
+            save()
+        record["faster_eager"] = faster_eager(record)
 
 
 def run_plans(
@@ -132,6 +138,9 @@ def run_plans(
     copy_bytes: int = COPY_BYTES,
 ) -> dict[str, Any]:
     """Measures our op in all cases, then the peers, until the time is over.
+
+    Peers measure the headline cases before the others. A family gets at most half of the time left if other
+    families wait for theirs.
 
     Args:
         save: called with the details after each result.
@@ -152,10 +161,14 @@ def run_plans(
         records.append(record)
         save(found)
     pairs = list(zip(chosen, records, strict=True))
-    for i, family in enumerate(families):
-        left = ends - time.monotonic()
-        share = 1.0 if i == len(families) - 1 else MAX_SHARE
-        measure_peers(family, pairs, device, bandwidth, ends - (1 - share) * left, lambda: save(found))
+    with ExitStack() as stack:
+        workers = [stack.enter_context(Worker(family, device, bandwidth)) for family in families]
+        for headline in (True, False):
+            part = [(plan, record) for plan, record in pairs if plan.headline == headline]
+            for i, worker in enumerate(workers):
+                last = not any(other.is_installed() for other in families[i + 1 :])
+                left = ends - time.monotonic()
+                measure_peers(worker, part, ends if last else ends - left / 2, lambda: save(found))
     return found
 
 

@@ -69,7 +69,27 @@ def test_the_headline_sizes_of_all_ops_come_first() -> None:
     assert planned[: len(headline)] == headline
     assert isinstance(planned[0], GatedRelaCase)
     assert {case.op for case in headline} == {op.op for op in CASES}
+    assert [plan.case for plan in bench.plans(quick=False) if plan.headline] == headline
     assert not any(plan.compiled for plan in bench.plans(quick=True))
+
+
+def test_peers_measure_the_headline_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_process(monkeypatch)
+    order: list[tuple[str, int]] = []
+
+    def peers_of(name: str) -> Any:
+        def peers(case: Any) -> list[Peer]:
+            order.append((name, case.rows))
+            return [Peer(name, None, "not measured")]
+
+        return peers
+
+    cases = [CausalConv1dCase(lengths=(n,), channels=8) for n in (5, 6, 7)]
+    plans = [bench.Plan(case, 1, headline=case.rows < 7) for case in cases]
+    families = [Family(name, peers_of(name), 30.0) for name in ("first", "second")]
+    bench.run_plans(plans, "cpu", 60, lambda details: None, families, 1 << 20)
+    headline = [(name, rows) for name in ("first", "second") for rows in (5, 6)]
+    assert order == [*headline, ("first", 7), ("second", 7)]
 
 
 # Our ops
