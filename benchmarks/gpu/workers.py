@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -73,9 +74,6 @@ def measure_peer(case: Case, peer: Peer, device: str, bandwidth: float, rounds: 
         return record | {"peak_bytes": peak_bytes(peer.call, sets[0])}
     except Exception as error:  # any error of a peer is its result
         return record | {"note": describe(error)}
-    finally:
-        if is_cuda(device):
-            torch.cuda.empty_cache()
 
 
 def serve(connection: Connection, family: Family, device: str, bandwidth: float) -> None:
@@ -93,6 +91,9 @@ def serve(connection: Connection, family: Family, device: str, bandwidth: float)
             if wanted is None or peer.name in wanted:
                 connection.send(("begin", peer.name))
                 connection.send(("record", peer.name, measure_peer(case, peer, device, bandwidth, rounds)))
+                if is_cuda(device):  # after a fault on the device this raises, and a new process starts
+                    torch.cuda.synchronize()
+                    torch.cuda.empty_cache()
         connection.send(("end",))
 
 
@@ -168,7 +169,8 @@ class Worker:
         if not self.start(seconds):
             yield name, missed("its process did not start")
             return
-        self.connection.send((case, wanted, rounds))
+        with suppress(ConnectionError):  # receive() notices that the process has ended
+            self.connection.send((case, wanted, rounds))
         while True:
             limit = max(0.0, min(self.family.seconds, ends - time.monotonic()))
             answer = self.receive(limit)
@@ -180,5 +182,6 @@ class Worker:
                 (name,) = content
             elif kind == "record":
                 yield content[0], content[1]
+                name = self.family.name
             else:
                 return
