@@ -12,10 +12,13 @@ from python_tests.support.gpu import needs_gpu
 from python_tests.support.results import UNEVEN as CUDA_LENGTHS
 from python_tests.support.results import check_on_cuda
 from python_tests.support.tensors import assert_close, cu_seqlens_of, flops_of
-from recgrela.ops import linear_scan, linear_scan_reference
+from recgrela.ops import implementation_for, linear_scan, linear_scan_reference
 
 UNEVEN = [1, 65, 0, 31, 32, 2, 33]
 DTYPES = [torch.float64, torch.complex128]
+
+
+FLOAT32 = ("a",)  # operands that are float32 beside others in half precision
 
 
 def example() -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -371,6 +374,21 @@ def test_cuda_shapes_and_dtypes(dtype: torch.dtype) -> None:
 def test_cuda_coefficients_of_half_precision_stay_float32() -> None:
     with pytest.raises(TypeError, match=r"a is torch.bfloat16; with x in torch.bfloat16 it must be"):
         on_a_fake_gpu(torch.bfloat16, torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    "device, dtype, expected",
+    [
+        ("cpu", torch.complex128, ("kernel", torch.complex128)),
+        ("cuda", torch.bfloat16, ("kernel", torch.bfloat16)),
+        ("cuda", torch.float64, ("reference", torch.float64)),
+        ("cuda", torch.complex128, ("reference", torch.complex128)),
+    ],
+)
+def test_which_implementation_runs(
+    device: str, dtype: torch.dtype, expected: tuple[str, torch.dtype]
+) -> None:
+    assert implementation_for("linear_scan", device, dtype) == expected
 
 
 def test_flops() -> None:

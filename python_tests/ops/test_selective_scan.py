@@ -20,6 +20,10 @@ NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
 OPTIONAL = ("D", "z", "delta_bias", "initial_state")
 
 
+# Operands that are float32 beside others in half precision.
+FLOAT32 = ("A", "D", "delta_bias", "initial_state")
+
+
 def example() -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Operands and other arguments of a small call, for test_support.py."""
     inputs = operands([3, 0, 4], 8, 3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -21,32 +22,28 @@ HALF = (torch.float16, torch.bfloat16)
 PAGE = ROOT / "docs/ops.md"
 
 
-def example(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Float64 operands with gradients and the other arguments, from the op's own tests."""
-    module = importlib.import_module(f"python_tests.ops.test_{name}")
-    return module.example()
+def own_tests(name: str) -> ModuleType:
+    """The module of the op's tests: `example` returns float64 operands with gradients and other arguments."""
+    return importlib.import_module(f"python_tests.ops.test_{name}")
 
 
 def results(
     name: str, operands: dict[str, Tensor], others: dict[str, Any], half: torch.dtype | None = None
 ) -> list[Tensor]:
-    """Outputs and gradients; `half` gives operands in half precision, with float32 where ops want it."""
-
-    def convert(key: str, x: Tensor) -> Tensor:
-        states = {"linear_scan": ("a",), "selective_scan": ("A", "D", "delta_bias", "initial_state")}
-        return x.detach().to(torch.float32 if key in states.get(name, ()) else half)
-
+    """Outputs and gradients of an op; `half` is the dtype for operands that may have half precision."""
     if half is not None:
-        operands = {key: convert(key, x).requires_grad_() for key, x in operands.items()}
-        others = {
-            key: x.float() if isinstance(x, Tensor) and x.is_floating_point() else x
-            for key, x in others.items()
-        }
-    torch.manual_seed(0)
+        single = getattr(own_tests(name), "FLOAT32", ())
+        operands = {n: x.detach().to(torch.float32 if n in single else half) for n, x in operands.items()}
+        operands = {n: x.requires_grad_() for n, x in operands.items()}
+        others = {n: x.float() if is_floating(x) else x for n, x in others.items()}
     out = getattr(recgrela.ops, name)(**operands, **others)
     outputs = [out] if isinstance(out, Tensor) else list(out)
     loss = sum((y.double() * torch.linspace(-1, 2, y.numel()).view(y.shape)).sum() for y in outputs)
     return [y.detach() for y in outputs] + list(torch.autograd.grad(loss, list(operands.values())))
+
+
+def is_floating(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.is_floating_point()
 
 
 def test_every_op_is_exported_with_its_reference() -> None:
@@ -72,7 +69,7 @@ def test_the_page_has_the_signature(name: str) -> None:
 
 @pytest.mark.parametrize("name", OPS)
 def test_the_kernel_and_its_fallback_agree(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    operands, others = example(name)
+    operands, others = own_tests(name).example()
     expected = results(name, operands, others)
     assert OPS[name].implementation("cpu", torch.float64).kind == "kernel"
     monkeypatch.delitem(OPS[name].kernels, "cpu")
@@ -84,8 +81,8 @@ def test_the_kernel_and_its_fallback_agree(name: str, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("name", OPS)
 def test_half_precision_on_the_cpu(name: str, dtype: torch.dtype) -> None:
-    operands, others = example(name)
-    rounded = {key: x.detach().to(dtype).double().requires_grad_() for key, x in operands.items()}
+    operands, others = own_tests(name).example()
+    rounded = {n: x.detach().to(dtype).double().requires_grad_() for n, x in operands.items()}
     expected, got = results(name, rounded, others), results(name, operands, others, dtype)
     assert got[0].dtype == (torch.float32 if name == "linear_cross_entropy" else dtype)
     for i, pair in enumerate(zip(expected, got, strict=True)):
@@ -94,7 +91,7 @@ def test_half_precision_on_the_cpu(name: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("name", OPS)
 def test_compiles_into_one_graph(name: str) -> None:
-    operands, others = example(name)
+    operands, others = own_tests(name).example()
 
     def f(*values: Tensor) -> Any:
         return getattr(recgrela.ops, name)(**dict(zip(operands, values, strict=True)), **others)
@@ -107,12 +104,6 @@ def test_compiles_into_one_graph(name: str) -> None:
 @pytest.mark.parametrize(
     "op, device, dtype, sizes, expected",
     [
-        ("linear_scan", "cuda", torch.bfloat16, {}, ("kernel", torch.bfloat16)),
-        ("linear_scan", "cuda", torch.float64, {}, ("reference", torch.float64)),
-        ("linear_scan", "cuda", torch.complex128, {}, ("reference", torch.complex128)),
-        ("linear_scan", "cpu", torch.bfloat16, {}, ("kernel", torch.float32)),
-        ("linear_scan", "mps", torch.float16, {}, ("reference", torch.float32)),
-        ("linear_scan", "meta", torch.float64, {}, ("kernel", torch.float64)),
         (
             "gated_rela",
             "cuda",
@@ -122,7 +113,11 @@ def test_compiles_into_one_graph(name: str) -> None:
         ),
         ("gated_rela", "cuda", torch.float16, {"head_width": 12}, ("reference", torch.float32)),
         ("gated_rela", "cuda", torch.float32, {"kernel_size": 5}, ("reference", torch.float32)),
+        ("gated_rela", "cuda", torch.float64, {}, ("reference", torch.float64)),
         ("gated_rela", "cpu", torch.float32, {"head_width": 12, "kernel_size": 5}, ("kernel", torch.float32)),
+        ("gated_rela", "cpu", torch.bfloat16, {}, ("kernel", torch.float32)),
+        ("gated_rela", "mps", torch.float16, {}, ("reference", torch.float32)),
+        ("gated_rela", "meta", torch.float64, {}, ("kernel", torch.float64)),
         ("causal_conv1d", "cuda", torch.float32, {"kernel_size": 5}, ("reference", torch.float32)),
         ("selective_scan", "cpu", torch.float32, {"num_states": 256}, ("kernel", torch.float32)),
         ("selective_scan", "cpu", torch.float32, {"num_states": 257}, ("reference", torch.float32)),
@@ -149,12 +144,13 @@ def test_has_kernels() -> None:
 
 @pytest.mark.skipif(has_kernels("cuda"), reason="needs a build without CUDA kernels")
 def test_missing_kernels_are_an_error_with_a_remedy() -> None:
-    assert {"linear_scan", "linear_scan_backward", "gated_rela"} <= set(MISSING["cuda"])
+    assert {"gated_rela", "gated_rela_backward", "causal_conv1d"} <= set(MISSING["cuda"])
     assert "key_sums" not in MISSING["cuda"]  # computed by gated_rela
     x, cu_seqlens = torch.randn(7, 4), torch.tensor([0, 7])
     on_cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
-    with pytest.raises(NotImplementedError, match=r"linear_scan: this build .* no cuda kernels; install it"):
-        torch.ops.recgrela.linear_scan.default.redispatch(on_cuda, x, x[0], cu_seqlens, None, False)
+    with pytest.raises(NotImplementedError, match=r"causal_conv1d: .* no cuda kernels; install it"):
+        op = torch.ops.recgrela.causal_conv1d.default
+        op.redispatch(on_cuda, x, torch.randn(4, 3), None, cu_seqlens, None, True, False)
 
 
 def test_states_beyond_the_kernels_by_reference() -> None:
@@ -173,8 +169,8 @@ def test_states_beyond_the_kernels_by_reference() -> None:
         assert_close("y", y, recgrela.ops.selective_scan(*single, cu_seqlens=cu_seqlens), 1e-5)
 
 
-def test_references_refuse_bad_offsets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(OPS["linear_scan"].kernels, "cpu")
-    for offsets in ([1, 7], [0, 6], [0, 5, 4, 7]):
-        with pytest.raises(RuntimeError, match="must start at 0, not decrease and end at 7"):
-            recgrela.ops.linear_scan(torch.randn(7, 4), torch.rand(4), torch.tensor(offsets))
+@pytest.mark.parametrize("offsets", [[1, 7], [0, 6], [0, 5, 4, 7]])
+def test_references_refuse_bad_offsets(offsets: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(OPS["causal_conv1d"].kernels, "cpu")
+    with pytest.raises(RuntimeError, match="must start at 0, not decrease and end at 7"):
+        recgrela.ops.causal_conv1d(torch.randn(7, 4), torch.randn(4, 3), None, torch.tensor(offsets))
