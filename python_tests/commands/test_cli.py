@@ -72,7 +72,7 @@ def test_a_run_is_never_overwritten(run: Path, capsys: pytest.CaptureFixture[str
     assert {file.name: file.read_bytes() for file in run.iterdir()} == before
 
 
-def test_runs_without_a_name_never_collide(tmp_path: Path) -> None:
+def test_unnamed_runs_never_collide(tmp_path: Path) -> None:
     argv = [option for option in options(tmp_path, "x", "--train.max_steps=1") if "train.name" not in option]
     for _ in range(3):
         assert run_train(*argv) == 0
@@ -91,7 +91,7 @@ def test_runs_without_a_name_never_collide(tmp_path: Path) -> None:
         (["--config=a.yaml"], "--config cannot be given with --resume"),
     ],
 )
-def test_what_a_resumed_run_may_not_change(
+def test_settings_that_a_resumed_run_must_keep(
     run: Path, capsys: pytest.CaptureFixture[str], argv: list[str], message: str
 ) -> None:
     before = {file.name: file.read_bytes() for file in run.iterdir()}
@@ -114,7 +114,7 @@ def test_not_a_run_folder(
     assert "no such run folder; did you mean 'run'?" in error_of(capsys)
 
 
-def test_a_file_or_nothing_given_as_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_or_an_empty_path_is_not_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate.main([str(run / "best.safetensors")]) == 2
     message = error_of(capsys)
     assert "best.safetensors: is a file, not a run folder; give the folder" in message
@@ -123,7 +123,7 @@ def test_a_file_or_nothing_given_as_a_run(run: Path, capsys: pytest.CaptureFixtu
     assert "RUN: '' is not a path" in error_of(capsys)
 
 
-def test_a_folder_that_cannot_be_listed_gives_no_hint(
+def test_a_folder_that_cannot_be_listed_gives_no_suggestion(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(path: Path) -> object:
@@ -163,7 +163,7 @@ def test_bugs_keep_their_traceback() -> None:
         command_line.run(command, [])
 
 
-def test_a_run_without_a_checkpoint_cannot_go_on(
+def test_a_run_without_a_checkpoint_cannot_be_resumed(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("config.yaml", "protocol.json"):

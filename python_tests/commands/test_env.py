@@ -1,4 +1,4 @@
-"""`python -m recgrela.env`: facts, reasons, exit codes; a GPU is made of what PyTorch would say of one."""
+"""`python -m recgrela.env`: facts, reasons and exit codes, with PyTorch's answers about a GPU replaced."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def make_gpu(
     cuda: str = "13.0",
     visible: bool = True,
 ) -> None:
-    """A machine with one GPU, and a build with code for `architectures`."""
+    """Pretend that the machine has one GPU and that the library is built for `architectures`."""
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     built = SimpleNamespace(**{name: getattr(_C, name) for name in dir(_C) if not name.startswith("__")})
     built.cuda_architectures, built.cuda_version = architectures, architectures and cuda
@@ -116,10 +116,10 @@ def test_code(monkeypatch: Any, capability: tuple[int, int], architectures: str,
 def test_obstacles(monkeypatch: Any, machine: dict[str, Any], why: str) -> None:
     make_gpu(monkeypatch, **machine)
     assert why in (device_module.gpu_obstacle() or "")
-    assert env.main(["--json"]) == 1  # a GPU that is there and cannot be used
+    assert env.main(["--json"]) == 1  # a GPU is detected but cannot be used
     assert env.main(["--json", "--require", "cpu"]) == 0
     with pytest.raises(ConfigError, match="device 'cuda'") as error:
-        pick_device("auto")  # not passed over in silence
+        pick_device("auto")  # not silently the CPU
     assert why in str(error.value)
 
 
@@ -135,7 +135,7 @@ def test_a_gpu_on_which_the_kernels_fail(monkeypatch: Any, capsys: pytest.Captur
     assert env.main(["--require", "cuda"]) == 0
 
 
-def test_a_gpu_that_does_not_start(monkeypatch: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_gpu_that_cannot_be_initialised(monkeypatch: Any, capsys: pytest.CaptureFixture[str]) -> None:
     make_gpu(monkeypatch, (9, 0))
 
     def fail(index: int = 0) -> None:
@@ -149,12 +149,12 @@ def test_a_gpu_that_does_not_start(monkeypatch: Any, capsys: pytest.CaptureFixtu
         pick_device("auto")
 
 
-def test_a_build_for_a_newer_driver_runs_what_is_compiled(monkeypatch: Any) -> None:
-    make_gpu(monkeypatch, (9, 0), cuda="13.2")  # of the same major version: only PTX needs the newer one
+def test_compiled_code_runs_with_an_older_driver_of_the_major_version(monkeypatch: Any) -> None:
+    make_gpu(monkeypatch, (9, 0), cuda="13.2")  # only PTX would need the newer driver
     assert device_module.gpu_obstacle() is None
 
 
-def test_no_gpu_is_no_failure_unless_one_is_required(monkeypatch: Any) -> None:
+def test_no_gpu_is_a_failure_only_if_one_is_required(monkeypatch: Any) -> None:
     make_gpu(monkeypatch, (9, 0), visible=False)
     assert env.main([]) == 0
     assert env.main(["--require", "cuda"]) == 1

@@ -36,7 +36,7 @@ def copy(run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(run, tmp_path / "copy"))
 
 
-def test_repeats_the_final_table(run: Path) -> None:
+def test_evaluate_repeats_the_final_table(run: Path) -> None:
     saved = load_run(run, None, CPU)
     rankings = evaluate_run(saved, load_data(saved), batch_size=7)
     results = json.loads((run / "results.json").read_text())
@@ -75,7 +75,9 @@ def test_other_events_of_the_same_file_are_refused(copy: Path) -> None:
         check_data(saved.folder, replace(data, items=data.items.flip(0)))
 
 
-def test_the_checkpoint_of_the_table_is_the_only_one(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_other_checkpoint_replaces_that_of_the_table(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (copy / "best.safetensors").unlink()
     assert evaluate.main([str(copy)]) == 2
     assert "best.safetensors is missing; results.json was computed from it" in capsys.readouterr().err
@@ -162,7 +164,7 @@ def test_a_damaged_file_is_named(
     assert message in err and err.count("\n") == 1
 
 
-def test_recommends_what_scores_highest(run: Path) -> None:
+def test_the_highest_scores_are_recommended(run: Path) -> None:
     saved = load_run(run, None, CPU)
     history = [3, 9, 4]
     with torch.no_grad():
@@ -176,7 +178,7 @@ def test_recommends_what_scores_highest(run: Path) -> None:
     assert [r.item for r in best_items(saved.model, history, k=1000)] == unseen
 
 
-def test_only_the_end_of_a_long_history_counts(run: Path) -> None:
+def test_only_the_end_of_a_long_history_is_used(run: Path) -> None:
     model = load_run(run, None, CPU).model
     tail = [1 + i % 7 for i in range(model.max_len)]
     short = best_items(model, tail, seen=True)

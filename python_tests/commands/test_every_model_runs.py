@@ -34,7 +34,7 @@ def train(name: str, objective: Objective, output: Path, run: str, *more: str) -
 
 
 def objective_of(name: str) -> Objective:
-    """All positions where the model can."""
+    """Every position if the model supports it."""
     return "all" if name in EVERY_POSITION else "last"
 
 
@@ -42,7 +42,7 @@ EVERY_POSITION = ["RecGRELA", "SASRec", "LRURec", "Mamba4Rec", "EulerFormer", "R
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_trains_goes_on_and_is_evaluated(
+def test_trains_resumes_evaluates_and_recommends(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     objective = objective_of(name)
@@ -96,7 +96,7 @@ def test_the_model_of_the_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_cuda_graphs_need_a_model_without_padding() -> None:
-    """Their batches are filled up with empty sequences."""
+    """Batches are filled with empty sequences, whose padding a model must not attend to."""
     argv = ["--model.name=EulerFormer", "--train.cuda_graphs=true", "--train.device=cpu", *DATA]
     padded, clean = (read_run([*argv, f"--model.padding={p}"], CONFIGS) for p in ("attend", "mask"))
     with pytest.raises(ConfigError, match=r"cuda_graphs .*; use --model.padding mask"):
@@ -105,7 +105,7 @@ def test_cuda_graphs_need_a_model_without_padding() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in EVERY_POSITION])
-def test_an_objective_that_a_model_lacks(
+def test_an_unsupported_objective_is_an_error(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(name, "all", tmp_path, "no") == 2

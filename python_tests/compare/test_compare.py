@@ -79,7 +79,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copied(whole: Path, tmp_path: Path) -> Path:
-    """The same comparison, to be changed."""
+    """A copy of the comparison that a test may change."""
     return Path(shutil.copytree(whole, tmp_path / "out"))
 
 
@@ -188,7 +188,7 @@ def test_another_comparison_in_the_folder_is_an_error(
 
 
 @pytest.mark.usefixtures("no_training")
-def test_a_run_of_other_settings_or_data_is_not_taken(
+def test_a_run_of_other_settings_or_data_is_an_error(
     copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (copied / "comparison.yaml").unlink()
@@ -237,7 +237,7 @@ def test_another_model_joins_and_one_that_fails_is_reported(
     joined = ["--models", "RecGRELA", "wild=RecGRELA", "narrow=RecGRELA", "third=RecGRELA"]
     sizes = ["--model.third.num_layers=1", "--model.wild.num_layers=1"]
     asked = [word for word in ASKED if word not in MODELS]
-    assert main([*joined, *sizes, *asked[:-1], f"--out={copied}"]) == 1  # and one seed less
+    assert main([*joined, *sizes, *asked[:-1], f"--out={copied}"]) == 1  # with one seed less
     out, err = capfd.readouterr()
     assert "wild, seed 1 (2 of 4): failed: unknown option --train.nothing" in out
     assert "error: unknown option --train.nothing" in err
@@ -267,14 +267,16 @@ def test_a_comparison_without_a_finished_run_is_a_table_of_failures(
     assert not (tmp_path / "out" / "bubbles.png").exists()
 
 
-def test_without_the_first_model_there_is_nothing_to_test_against(copied: Path) -> None:
+def test_no_p_value_without_a_run_of_the_first_model(copied: Path) -> None:
     contenders = make_plan(parse_args([*ASKED, f"--out={copied}"])).contenders
     first, second = make_rows(contenders, {("RecGRELA", 1): "why", ("RecGRELA", 2): "why"})
     assert first.quality is None and first.failures == {1: "why", 2: "why"}
     assert second.quality is not None and second.quality.p_value is None
 
 
-def test_a_comparison_stopped_by_a_signal_can_be_resumed(tmp_path: Path) -> None:
+def test_a_comparison_stopped_by_a_signal_can_be_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "out"
     sizes = [word for word in SIZES if ".RecGRELA." in word]
     long = ["--models", "RecGRELA", "--seeds", "1", "--train.epochs=20", *sizes, *DATA, *PLAIN, *TRAIN]
@@ -292,11 +294,12 @@ def test_a_comparison_stopped_by_a_signal_can_be_resumed(tmp_path: Path) -> None
     assert "resume with the same command" in text and err == ""
     first = folder.metrics.read_epochs()
     assert 0 < len(first) < 20 and not folder.results_path.exists()
+    assert first[0]["peak_memory"] > 1e7  # of a process that only trains
 
+    monkeypatch.setattr(runner.subprocess, "Popen", start)
     assert main(argv[3:]) == 0
     assert folder.metrics.read_epochs()[: len(first)] == first and len(folder.metrics.read_epochs()) == 20
     assert len(folder.read_protocol()["resumed"]) == 1
-    assert int(table(out)["RecGRELA"]["peak_memory"]) > 1e7  # of a process that only trains
 
 
 @pytest.mark.parametrize(
@@ -315,7 +318,7 @@ def test_each_signal_reaches_the_run_once(
     sent: list[signal.Signals],
     is_early: bool,
 ) -> None:
-    """Whether it comes while the process is made or while it runs; and nothing is begun after it."""
+    """A signal arrives while the process starts or while it runs; no other run starts after it."""
     begun: list[object] = []
     got: list[signal.Signals] = []
 
@@ -335,7 +338,7 @@ def test_each_signal_reaches_the_run_once(
 
     monkeypatch.setattr(runner.subprocess, "Popen", Process)
     plan = make_plan(parse_args([*ASKED, f"--out={tmp_path / 'out'}"]))
-    # Not ignored, as nohup and a shell's background jobs have some.
+    # nohup and background jobs of a shell ignore some signals.
     before = {signum: signal.signal(signum, signal.SIG_DFL) for signum in set(received)}
     try:
         with Runner(tmp_path / "out") as opened:
@@ -365,10 +368,10 @@ def test_one_comparison_at_a_time_in_a_folder(copied: Path, capsys: pytest.Captu
 
 
 @pytest.mark.usefixtures("no_training")
-def test_a_comparison_that_came_in_between_is_seen(
+def test_a_comparison_made_in_the_meantime_is_detected(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One that began and ended while the data was read."""
+    """Another comparison begins and ends while the data is read."""
     out = tmp_path / "out"
 
     def plan_slowly(request: Request) -> Plan:
@@ -382,10 +385,10 @@ def test_a_comparison_that_came_in_between_is_seen(
     assert (out / "comparison.yaml").read_bytes() == (whole / "comparison.yaml").read_bytes()
 
 
-def test_a_folder_that_holds_a_lock_alone_is_empty(
+def test_a_folder_with_only_a_lock_counts_as_empty(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As one has it that ended before comparison.yaml was there; what is not a comparison gets no lock."""
+    """A comparison may end before it writes comparison.yaml. A folder of something else gets no lock."""
     monkeypatch.setattr(runner.Runner, "make", lambda self, run: "out of memory")
     with Runner(tmp_path / "out"):
         pass
@@ -399,10 +402,10 @@ def test_a_folder_that_holds_a_lock_alone_is_empty(
     assert "cannot create or write the folder" in capsys.readouterr().err
 
 
-def test_the_lock_lasts_as_long_as_a_run_that_was_left(
+def test_the_lock_lasts_until_the_last_run_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A process that holds the lock after the one that took it is gone."""
+    """A training process keeps the lock after the comparison is killed."""
     out = tmp_path / "out"
     plan = make_plan(parse_args([*ASKED, f"--out={out}"]))
     popen = subprocess.Popen
@@ -458,7 +461,7 @@ def test_a_run_without_a_checkpoint_starts_again(copied: Path) -> None:
     assert folder.results_path.read_text() == expected
 
 
-def test_what_ended_a_run() -> None:
+def test_reasons_of_failed_runs() -> None:
     assert describe_failure(2, "a warning\nerror: out of memory: more\n") == "out of memory: more"
     assert describe_failure(1, "Traceback\n  x\nKeyError: 'bug'\n") == "KeyError: 'bug'"
     assert describe_failure(1, "") == "exit code 1"

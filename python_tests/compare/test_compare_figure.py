@@ -57,13 +57,13 @@ def test_the_area_is_in_proportion_to_the_flops() -> None:
     assert large == pytest.approx(4 * small)
 
 
-def test_a_model_whose_memory_is_not_known_has_no_bubble() -> None:
+def test_a_model_with_unknown_memory_has_no_bubble() -> None:
     assert make_figure([row("a", 0.1, None, 10)]) is None
     figure = make_figure([row("a", 0.1, None, 10), row("b", 0.2, 10**8, 40)])
     assert figure is not None and len(figure.axes[0].collections) == 1
 
 
-def test_the_largest_is_of_those_that_are_drawn() -> None:
+def test_areas_are_relative_to_the_largest_drawn_model() -> None:
     failed = Row(Contender("b", "b", 1, Flops(10**9, 0), ()), [], {1: "why"}, None, None)
     figure = make_figure([row("a", 0.1, 10**8, 10**7), failed, row("c", 0.1, None, 10**8)])
     assert figure is not None
@@ -73,7 +73,7 @@ def test_the_largest_is_of_those_that_are_drawn() -> None:
     assert "10.0 M the largest" in axes.get_title()
 
 
-def test_an_older_figure_does_not_stay_where_nothing_is_drawn(tmp_path: Path) -> None:
+def test_an_older_figure_is_removed_if_nothing_is_drawn(tmp_path: Path) -> None:
     path = tmp_path / "bubbles.png"
     assert draw_bubbles(path, [row("a", 0.1, 10**8, 10)]) and path.is_file()
     assert not draw_bubbles(path, [row("a", 0.1, None, 10)]) and not path.exists()

@@ -38,7 +38,7 @@ def test_attention_on_the_cpu(options: dict) -> None:
 
 
 def test_a_whole_model_by_hand() -> None:
-    """Two blocks: the first computes every row, the last keys and values of every row and else one row."""
+    """Two blocks: the first computes every row, the last the keys and values of every row and one query."""
     n_items, length, ratio, taps = 31, 10, 4, 4
     model = build(RecGRELAConfig(hidden_size=D, num_heads=H, num_layers=2, mlp_ratio=ratio), n_items, length)
     square = 2 * D * D  # one row through one D x D layer

@@ -9,7 +9,7 @@ from recgrela.data import Interactions
 
 @pytest.fixture
 def make_interactions():
-    """Interactions with the given number of events a user; each event has its own item or a random one."""
+    """Interactions with given numbers of events per user; each event has its own item or a random one."""
 
     def make(counts: list[int], n_items: int | None = None, seed: int = 0) -> Interactions:
         total = sum(counts)

@@ -61,7 +61,7 @@ def test_bad_line(tmp_path, case, fractions):
     content = (HEADER + good * 3 + "\n").encode() + (line if isinstance(line, bytes) else line.encode())
     path = tmp_path / "x.inter"
     path.write_bytes(content + good.encode())
-    fails(path, f", line 6{expected}")  # line 5 is empty, and counts
+    fails(path, f", line 6{expected}")  # the empty line 5 counts
     path = tmp_path / "y.inter.gz"
     path.write_bytes(gzip.compress(content))
     fails(path, f", line 6{expected}")
@@ -73,17 +73,18 @@ def test_first_of_several_bad_lines_is_named(tmp_path):
 
 
 def test_bad_line_late_in_a_big_file(tmp_path):
-    (tmp_path / "x.inter").write_text(HEADER + "a\t1\t5\t978300760\n" * 600_000 + "a\t1\t5\tx\n")
-    fails(tmp_path / "x.inter", ", line 600002, column 'timestamp': 'x' is not a finite number")
+    line = f"{'a' * 80}\t1\t5\t978300760\n"
+    (tmp_path / "x.inter").write_text(HEADER + line * 100_000 + "a\t1\t5\tx\n")  # more than a block of 8 MiB
+    fails(tmp_path / "x.inter", ", line 100002, column 'timestamp': 'x' is not a finite number")
 
 
-def test_long_value_of_quoted_csv_is_no_fault(tmp_path):
+def test_a_long_value_of_quoted_csv_is_valid(tmp_path):
     lines = f"user_id,item_id,timestamp,note\na,1,2,{'x' * 200_000}\na,1,noon,x\n"
     (tmp_path / "x.csv").write_text(lines)
     fails(tmp_path / "x.csv", ", line 3, column 'timestamp': 'noon' is not a finite number")
 
 
-def test_other_columns_are_not_judged(tmp_path):
+def test_other_columns_are_ignored(tmp_path):
     (tmp_path / "x.inter").write_bytes(HEADER.encode() + b"a\t1\t\xe9\t5\nb\t1\t\t6\n")
     assert (
         load(DataConfig(path=str(tmp_path / "x.inter"), min_user_events=0, min_item_events=0)).n_events == 2
@@ -141,7 +142,7 @@ def test_a_general_file_named_as_movielens(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "remedy"),
+    ("name", "content", "fix"),
     [
         ("ratings.dat", "1::2::3::4\n", "remove the setting"),
         (
@@ -152,13 +153,13 @@ def test_a_general_file_named_as_movielens(tmp_path):
     ],
 )
 @pytest.mark.parametrize("setting", ["user_column", "item_column", "time_column"])
-def test_columns_of_movielens_are_fixed(tmp_path, setting, name, content, remedy):
+def test_columns_of_movielens_are_fixed(tmp_path, setting, name, content, fix):
     path = tmp_path / name
     path.write_text(content)
     with pytest.raises(ConfigError) as caught:
         load(DataConfig(path=str(path), **{setting: "x"}))
     why = f"'x' does not apply to {path}: the columns of MovieLens are fixed"
-    assert str(caught.value) == f"data.{setting}: {why}; {remedy}"
+    assert str(caught.value) == f"data.{setting}: {why}; {fix}"
 
 
 @pytest.mark.parametrize("content", [HEADER.encode("utf-16"), b"\x80\x81\n1"])

@@ -220,7 +220,7 @@ def test_times_with_fractions_and_beyond_float64(tmp_path):
 
 
 def test_a_file_of_several_blocks(tmp_path):
-    """The reader takes 8 MiB at a time: an id keeps its number over all, and a value may cross the border."""
+    """The reader takes blocks of 8 MiB: ids have one number in all blocks, and a value may cross a border."""
     events, note = range(400_000), "\n".join("abcdefghijklm")
     with open(tmp_path / "big.csv", "w") as file:  # 18 MB
         file.write("user_id,item_id,timestamp,note\n")

@@ -60,10 +60,10 @@ def test_k_core_matches_naive(seed):
 
 
 def test_k_core_drops_users_and_items_together():
-    # Round one sees user 1 with 2 events and drops item 1: user 1 is left with 1 event, round two drops it.
+    # Round one drops item 1, after which user 1 has a single event and is dropped in round two.
     users, items = np.array([0, 0, 0, 1, 1]), np.array([0, 0, 0, 0, 1])
     assert k_core(users, items, (2, None), (2, None)).tolist() == [0, 1, 2]
-    # Dropping user 1 first would bring item 1 down to its maximum. Counted on the same rows, both go.
+    # Both are dropped, because both are counted on the same rows: dropping user 1 first would keep item 1.
     users, items = np.array([0, 0, 1]), np.array([0, 1, 1])
     assert k_core(users, items, (2, None), (0, 1)).tolist() == []
 
@@ -74,7 +74,7 @@ def test_ids_by_first_appearance_after_filtering():
     data = prepare(
         make_events("xyxyyz", "qpqppq", [9, 8, 7, 6, 5, 4]), DataConfig(min_user_events=2, min_item_events=3)
     )
-    # z goes, then q has 2 events and goes, then x has none: only y and p are left.
+    # z is dropped, then q with 2 events, then x without events: y and p remain.
     assert data.user_ids == ["y"] and data.item_ids == ["[PAD]", "p"] and data.dropped_users == {"x", "z"}
 
 
@@ -102,7 +102,7 @@ def test_packing_matches_naive(seed, order):
 
 
 def test_float32_time_has_steps_of_64_seconds():
-    """2-protocol, point 3: within one step RecBole keeps the file's order."""
+    """RecBole keeps the file order of times within one step of float32."""
     step = 978_300_032  # a multiple of 64
     times = [step + 65, step + 20, step + 10, step - 40, step + 10]
     settings = {"min_user_events": 0, "min_item_events": 0}

@@ -34,8 +34,8 @@ def test_events_are_in_order_of_time_and_differ_in_number():
     assert counts.min() >= 5 and counts.min() < 25 and counts.max() > 60 and 30 < counts.mean() < 50
 
 
-def test_a_walk_goes_on_after_an_interruption():
-    """Back in a cluster after others, the next item is one or two steps on from the one left there."""
+def test_a_walk_resumes_after_an_interruption():
+    """After other clusters, the next item of a cluster is one or two steps after its last one."""
     events = generate(seed=0, n_users=200, n_items=500, mean_events=60)
     goes_on = total = 0
     for user in range(200):
@@ -51,7 +51,7 @@ def test_a_walk_goes_on_after_an_interruption():
 
 
 def test_tastes_bursts_and_drifts():
-    """Most events lie in a user's few favourite clusters; most users also meet several others."""
+    """Most events are in a user's few favourite clusters; most users also have events in several others."""
     events = generate(seed=0, n_users=200, n_items=500, mean_events=60)
     favourites, clusters, switches = [], [], []
     for user in range(200):

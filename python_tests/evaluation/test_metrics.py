@@ -12,7 +12,7 @@ CPU = torch.device("cpu")
 
 
 def naive_ranks(scores: list[float], target: int, removed: set[int]) -> tuple[int, int]:
-    """Rank against the model, and with every tie on its side."""
+    """The rank with ties against the model, and with ties in its favour."""
     others = [i for i in range(1, len(scores)) if i != target and i not in removed]
     higher = sum(scores[i] > scores[target] for i in others)
     equal = sum(scores[i] == scores[target] for i in others)
@@ -35,7 +35,7 @@ def test_equals_a_naive_ranking_with_ties_and_seen_items() -> None:
     target = torch.randint(1, n_items, (users,))
     seen = [[int(i) for i in torch.randint(1, n_items, (7,))] for _ in range(users)]  # with repeats
     for user in range(0, users, 3):
-        seen[user].append(int(target[user]))  # met before: stays all the same
+        seen[user].append(int(target[user]))  # seen before, but never removed
     sums = RankingSums(CPU)
     for start in range(0, users, 20):  # a last, smaller batch too
         rows = range(start, min(start + 20, users))
@@ -63,7 +63,7 @@ def test_equals_a_naive_ranking_with_ties_and_seen_items() -> None:
 def test_hand_made_ranks() -> None:
     scores = torch.tensor([[9.0, 1.0, 3.0, 2.0], [9.0, 5.0, 5.0, 7.0], [9.0, 4.0, 4.0, 4.0]])
     rank, ties = target_ranks(scores, torch.tensor([2, 1, 3]))
-    assert rank.tolist() == [1, 3, 3]  # the padding column's 9 never counts
+    assert rank.tolist() == [1, 3, 3]  # the 9 of the padding column is ignored
     assert ties.tolist() == [0, 1, 2]
 
 
@@ -79,7 +79,7 @@ def test_infinite_scores_rank_like_others() -> None:
     assert [int(target_ranks(scores, torch.tensor([t]))[0]) for t in (1, 2, 3)] == [1, 3, 2]
 
 
-def test_nan_is_an_error_but_for_the_padding_column() -> None:
+def test_nan_is_an_error_except_in_the_padding_column() -> None:
     nothing = (torch.empty(0, dtype=torch.int64),) * 2
     scores = torch.zeros(2, 5)
     scores[:, 0] = torch.nan
@@ -93,6 +93,6 @@ def test_nan_is_an_error_but_for_the_padding_column() -> None:
         sums.result()
 
 
-def test_no_user_is_an_error() -> None:
-    with pytest.raises(RunError, match="no user"):
+def test_no_users_is_an_error() -> None:
+    with pytest.raises(RunError, match="no users"):
         RankingSums(CPU).result()

@@ -8,7 +8,7 @@ import pytest
 from recgrela.evaluation.significance import bootstrap_interval, holm, sign_flip_test
 
 
-def test_the_interval_of_hits_is_that_of_the_binomial() -> None:
+def test_the_interval_of_hits_matches_the_binomial() -> None:
     """600 of 1,000 users hit: the mean's standard error is sqrt(0.6 * 0.4 / 1000) = 0.01549."""
     scores = np.repeat([1.0, 0.0], [600, 400])[:, None]
     low, high = bootstrap_interval(scores)
@@ -26,12 +26,12 @@ def test_intervals_hold_the_mean_and_repeat() -> None:
     assert (narrow[0] > low).all() and (narrow[1] < high).all()
 
 
-def test_users_that_are_all_alike_have_an_interval_of_no_width() -> None:
+def test_equal_users_have_an_interval_of_zero_width() -> None:
     low, high = bootstrap_interval(np.full((10, 1), 0.25))
     assert (low[0], high[0]) == (0.25, 0.25)
 
 
-def test_the_same_scores_are_no_difference_and_a_better_one_is() -> None:
+def test_equal_scores_do_not_differ_and_better_ones_do() -> None:
     users = 400
     rng = np.random.default_rng(2)
     noise = rng.normal(size=users)
@@ -44,7 +44,7 @@ def test_the_same_scores_are_no_difference_and_a_better_one_is() -> None:
 
 
 def test_p_is_the_share_of_all_signs() -> None:
-    """Six users have 64 signs, each as likely."""
+    """Six users have 64 equally likely combinations of signs."""
     differences = np.array([0.3, 0.1, 0.2, -0.05, 0.4, 0.15])
     sums = [abs(differences @ signs) for signs in itertools.product([-1, 1], repeat=6)]
     exact = np.mean(np.array(sums) >= differences.sum() - 1e-12)
@@ -54,7 +54,7 @@ def test_p_is_the_share_of_all_signs() -> None:
 
 
 def test_holm_by_hand() -> None:
-    # sorted .01 .02 .03 .04, times 4 3 2 1, no lower than the one before
+    # Sorted: .01 .02 .03 .04, times 4 3 2 1; each at least the previous one.
     assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
     assert holm([0.5, 0.9]) == [1.0, 1.0]
     assert holm([0.02]) == [0.02]

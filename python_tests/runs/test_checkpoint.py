@@ -36,7 +36,7 @@ def make_optimizer(model: SequenceModel) -> torch.optim.Optimizer:
     return torch.optim.Adam(model.parameters(), lr=0.01)
 
 
-def test_goes_on_bit_for_bit(tmp_path: Path) -> None:
+def test_training_resumes_bit_for_bit(tmp_path: Path) -> None:
     path = tmp_path / "last.safetensors"
     model = make_model()
     optimizer = make_optimizer(model)
@@ -160,7 +160,7 @@ def _metadata(path: Path) -> str:
 
 
 class Trap:
-    """Makes a file when unpickled."""
+    """An object that creates a file when unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -205,7 +205,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path, monkeypatch
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
-def test_a_write_cut_short_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "config.yaml"
     atomic_write_text(path, "old")
 

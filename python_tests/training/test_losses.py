@@ -24,7 +24,7 @@ def operands(rows: int = 40) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def skewed_items(events: int = 5000) -> Tensor:
-    """Items of which the first ones occur most often."""
+    """Items with skewed frequencies; the first ones are most frequent."""
     return (1 + (torch.rand(events) ** 3 * (N_ITEMS - 1)).long()).int()
 
 
@@ -87,7 +87,7 @@ def test_negatives_are_half_frequent_half_uniform() -> None:
 
 
 def test_sampled_softmax_approaches_the_full_one() -> None:
-    """Uncorrected it would not: the gradient of frequent items would be off by the factor of their draws."""
+    """Without the correction, the gradients of frequent items would be too large."""
     hidden, weight, target = operands(200)
     with torch.no_grad():
         weight[0] = -100 * hidden.mean(0)  # padding is never drawn
@@ -99,7 +99,7 @@ def test_sampled_softmax_approaches_the_full_one() -> None:
     assert_close("gradient", *(torch.autograd.grad(x, hidden)[0] for x in (expected, got)), 0.01)
 
 
-def test_a_calibration_of_nothing_is_binary_cross_entropy() -> None:
+def test_beta_without_and_with_full_calibration() -> None:
     loss = GBCE(skewed_items(), N_ITEMS, 10, 0.0)
     assert loss.beta == pytest.approx(1)
     full = GBCE(skewed_items(), N_ITEMS, 10, 1.0)
@@ -124,7 +124,14 @@ def test_losses_by_name() -> None:
         sha256="",
         description={},
     )
-    assert data.train_items().tolist() == [1, 2, 3, 6, 7, 8]  # without the last two of the user of five
+    assert data.train_items().tolist() == [
+        1,
+        2,
+        3,
+        6,
+        7,
+        8,
+    ]  # without the last two of the user with five events
     softmax = make_loss("softmax", 0.1, 4, 0.5, data)
     assert isinstance(softmax, FullSoftmax)
     hidden, weight, target = operands()

@@ -50,13 +50,13 @@ def records(run: Path) -> list[dict]:
     return RunFolder.open(run).metrics.read()
 
 
-def weights_part(record: dict) -> dict:
-    """What a resumed run must repeat exactly: everything but times and memory."""
+def exact_part(record: dict) -> dict:
+    """The part of a record that a resumed run repeats exactly: all but times and memory."""
     free = ("loss_curve", "peak_memory")
     return {key: value for key, value in record.items() if "second" not in key and key not in free}
 
 
-def test_a_run_leaves_its_folder(whole: Path) -> None:
+def test_the_files_of_a_run(whole: Path) -> None:
     assert sorted(file.name for file in whole.iterdir()) == sorted(FILES)
     assert (whole / "curves.png").read_bytes().startswith(b"\x89PNG")
     *epochs, final = records(whole)
@@ -130,13 +130,13 @@ def test_max_steps_and_resume_give_the_same_bits(whole: Path, tmp_path: Path, st
     run = make_run(tmp_path, "cut", f"--train.max_steps={steps}")
     *before, final = records(run)
     assert final["reason"] == ("2 epochs done" if steps > 16 else f"{steps} steps done")
-    if steps % 8:  # inside an epoch: judged as it stands
+    if steps % 8:  # inside an epoch, which is evaluated too
         assert (before[-1]["kind"], before[-1]["step"]) == ("partial", steps)
         assert checkpoint.read_meta(run / "last.safetensors")["state"]["step"] == steps % 8
     assert run_train("--resume", str(run), "--train.max_steps", "null") == 0
     for name in ("last.safetensors", "best.safetensors"):
         assert_same_tensors(whole / name, run / name)
-    assert [weights_part(r) for r in records(run)[:-1]] == [weights_part(r) for r in records(whole)[:-1]]
+    assert [exact_part(r) for r in records(run)[:-1]] == [exact_part(r) for r in records(whole)[:-1]]
     for split in ("valid", "test"):
         assert records(run)[-1][split] == records(whole)[-1][split]
 
@@ -172,7 +172,7 @@ def test_losses_of_sampled_negatives_train(tmp_path: Path, loss: str) -> None:
 
 
 def test_longer_histories_in_evaluation(tmp_path: Path) -> None:
-    """They change what is ranked, not what is trained."""
+    """Longer histories change the ranking, not the training."""
     more = ["--data.max_len=5", "--train.lr=3e-2"]
     short, long = (
         make_run(tmp_path, "short", *more),
@@ -184,7 +184,7 @@ def test_longer_histories_in_evaluation(tmp_path: Path) -> None:
     assert json.loads((long / "protocol.json").read_text())["eval_max_len"] == 50
 
 
-def test_sigterm_leaves_a_run_to_go_on_with(tmp_path: Path) -> None:
+def test_a_run_stopped_by_sigterm_can_be_resumed(tmp_path: Path) -> None:
     more = ["--data.synthetic_users=300", "--data.max_len=15", "--train.batch_size=60", "--train.epochs=2"]
     run = tmp_path / "stopped"
     process = subprocess.Popen(
@@ -196,7 +196,7 @@ def test_sigterm_leaves_a_run_to_go_on_with(tmp_path: Path) -> None:
     deadline = time.monotonic() + 60
     while not (run / "items.parquet").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
-    time.sleep(0.3)  # of an epoch that takes longer
+    time.sleep(0.3)  # an epoch takes longer
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 143, out + err
@@ -210,13 +210,13 @@ def test_sigterm_leaves_a_run_to_go_on_with(tmp_path: Path) -> None:
     uninterrupted = make_run(tmp_path, "uninterrupted", *more)
     for name in ("last.safetensors", "best.safetensors"):
         assert_same_tensors(uninterrupted / name, run / name)
-    assert [weights_part(r) for r in records(run)] == [weights_part(r) for r in records(uninterrupted)]
+    assert [exact_part(r) for r in records(run)] == [exact_part(r) for r in records(uninterrupted)]
 
 
 def test_a_signal_while_ranking_loses_nothing(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ctrl-C in the ranking after epoch 1, then in the final one, when the model holds the best weights."""
+    """Ctrl-C during the validation of epoch 1, then during the final test with the best weights."""
     rank_all, calls, before = trainer.rank_all, [], signal.getsignal(signal.SIGINT)
 
     def interrupted(*arguments: object) -> object:
@@ -241,7 +241,7 @@ def test_a_signal_while_ranking_loses_nothing(
 def test_a_disk_that_fills_up_loses_one_epoch_at_most(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Full after epoch 2 was judged and its record written, before its last checkpoint was."""
+    """The disk is full after the record of epoch 2 is written and before its checkpoint."""
     fsync = os.fsync
 
     def full(descriptor: int) -> None:
@@ -258,12 +258,12 @@ def test_a_disk_that_fills_up_loses_one_epoch_at_most(
     monkeypatch.undo()
     assert run_train("--resume", str(run)) == 0
     assert_same_tensors(whole / "last.safetensors", run / "last.safetensors")
-    assert [weights_part(r) for r in records(run)] == [weights_part(r) for r in records(whole)]
+    assert [exact_part(r) for r in records(run)] == [exact_part(r) for r in records(whole)]
 
 
 def test_more_epochs_than_planned(whole: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path, "short", "--train.epochs=1")
-    assert run_train("--resume", str(run)) == 0  # nothing left to do: the table again
+    assert run_train("--resume", str(run)) == 0  # nothing to train: only the final test is repeated
     assert run_train("--resume", str(run), "--train.epochs", "2") == 0
     assert_same_tensors(whole / "last.safetensors", run / "last.safetensors")
     assert "epochs: 2" in (run / "config.yaml").read_text()
@@ -272,7 +272,7 @@ def test_more_epochs_than_planned(whole: Path, tmp_path: Path) -> None:
     assert {"time", "patience", "device", "threads", "torch", "cpu_kernels"} <= second.keys()
 
 
-def test_a_resumed_run_says_where_it_may_round_differently(
+def test_a_resumed_run_warns_of_different_rounding(
     whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = Path(shutil.copytree(whole, tmp_path / "run"))
@@ -305,7 +305,7 @@ def test_a_resumed_run_says_where_it_may_round_differently(
         ("config.yaml", lambda text: text.replace(b"dropout: 0.1", b"dropout: 0.2"), "model.dropout is 0.2"),
     ],
 )
-def test_a_run_that_cannot_go_on_is_left_as_it_is(
+def test_a_run_that_cannot_be_resumed_is_unchanged(
     whole: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -327,7 +327,7 @@ def test_a_run_that_cannot_go_on_is_left_as_it_is(
     assert {file.name: file.read_bytes() for file in run.iterdir()} == before
 
 
-def test_an_epochs_record_is_on_the_disk_before_its_checkpoint(
+def test_the_record_of_an_epoch_is_flushed_before_its_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fsync, flushed = os.fsync, []
@@ -341,7 +341,7 @@ def test_an_epochs_record_is_on_the_disk_before_its_checkpoint(
     assert flushed.index("metrics.jsonl") < flushed.index(".last.safetensors.tmp")
 
 
-def test_a_run_that_diverges_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_divergence_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_train(*options(tmp_path, "wild", "--train.lr=1e30")) == 2
     err = capsys.readouterr().err
     assert "training diverged" in err and "has no checkpoint" in err
@@ -409,5 +409,5 @@ def test_a_batch_in_parts_gives_the_same_weights(tmp_path: Path) -> None:
         weights = [key for key in one if key.startswith("model/")]
         assert weights
         for key in weights:
-            # Adam divides by the gradient's size, so where that is rounding noise a step may differ wholly.
+            # Adam divides by the gradient's size: where the gradient is rounding noise, steps differ.
             assert (one[key] - two[key]).abs().mean() < 1e-5, key
