@@ -1,17 +1,17 @@
-"""Floating-point operations of scoring one history, counted op by op.
+"""Floating-point operations for scoring one history, counted op by op.
 
 `torch.utils.flop_counter` has formulas for matrix products, convolutions and attention on CUDA. The ops in
-recgrela/ops register their own (`_flops` in each file), and importing this module adds those for FFTs and for
-attention on the CPU.
+recgrela/ops register their own formulas, and importing this module adds those for FFTs and for attention on
+the CPU.
 
-The convention, of the forward pass:
+Conventions, for the forward pass:
 
-- a multiply-add is 2 (of complex numbers 8), in a matrix product, attention, a convolution or a scan;
-- elementwise work (activations, norms, rotations, gates, biases, divisions) is not counted, inside a fused op
-  no more than outside, so that fusing changes no count; nor are look-ups and sums over a row;
-- attention is counted as PyTorch counts it: every query with every key, whatever the mask.
+- A multiply-add counts as 2 (complex: 8) in matrix products, attention, convolutions and scans.
+- Elementwise work (activations, norms, rotations, gates, biases, divisions), look-ups and sums over a row are
+  not counted, inside or outside of fused ops, so that fusing does not change a count.
+- Attention counts every query with every key, whatever the mask, as in PyTorch.
 
-    FFT of n points       5 n log2 n complex, half of that real, as FFTW's authors count it
+    FFT of n points       5 n log2 n complex, half of that real (the convention of FFTW)
     attention             4 T^2 D
 """
 
@@ -33,7 +33,12 @@ Shape = Sequence[int]
 
 @dataclass(frozen=True)
 class Flops:
-    """Of scoring one history: `encoder` up to the last position's state, `scores` of all items from it."""
+    """Operations for scoring one history.
+
+    Attributes:
+        encoder: operations up to the last hidden state.
+        scores: operations for the scores of all items from that state.
+    """
 
     encoder: int
     scores: int
@@ -45,13 +50,13 @@ class Flops:
 
 @torch.no_grad()
 def count_flops(model: SequenceModel, length: int | None = None) -> Flops:
-    """Count the operations of scoring every item after one history.
+    """Count the operations for scoring every item after one history.
 
     Args:
-        model: in any mode, on any device; a copy on the CPU is counted.
-        length: items of the history; None: `model.max_len`.
+        model: a model in any mode and on any device; a copy on the CPU is used.
+        length: number of items of the history; None for `model.max_len`.
     """
-    model = copy.deepcopy(model).cpu().eval()  # a GPU's fused ops, such as cuDNN's GRU, have no formulas
+    model = copy.deepcopy(model).cpu().eval()  # fused ops of a GPU, such as cuDNN's GRU, have no formulas
     length = length or model.max_len
     items = torch.arange(length) % (model.n_items - 1) + 1
     cu_seqlens = torch.tensor([0, length])
@@ -80,13 +85,13 @@ def attention(query: Shape, key: Shape, value: Shape, *args: Any, **kwargs: Any)
 
 
 def _fft(each: float, shape: Shape, dim: Sequence[int]) -> int:
-    """Transforms over the dimensions `dim` of `shape`; where one side is real, that side's shape."""
+    """Operations of transforms over the dimensions `dim` of `shape`, the shape of the real side if any."""
     points = math.prod(shape[d] for d in dim)
     return round(each * math.prod(shape) * math.log2(points)) if points else 0
 
 
 def _register(op: Any, formula: Callable[..., int]) -> None:
-    if op not in flop_registry:  # a later PyTorch may have a formula of its own
+    if op not in flop_registry:  # later versions of PyTorch may have a formula
         register_flop_formula(op)(formula)
 
 

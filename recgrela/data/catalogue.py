@@ -1,4 +1,4 @@
-"""Published counts of known data sets after filtering, which protocol.json records beside a run's counts.
+"""Published counts of known data sets after filtering, which protocol.json records next to a run's.
 
 A data set is recognised by its file name alone, so different counts show that the data differs.
 """

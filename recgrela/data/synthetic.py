@@ -36,9 +36,8 @@ def generate(seed: int, n_users: int, n_items: int, mean_events: int) -> Events:
     n_clusters = n_items // CLUSTER_SIZE
     tastes = np.argsort(random.random((n_users, n_clusters)), axis=1)[:, :NUM_TASTES]  # [n_users, tastes]
     place = random.integers(CLUSTER_SIZE, size=(n_users, n_clusters))  # the last item of each cluster
-    counts = np.maximum(mean_events * np.exp2(random.uniform(-1, 0.87, n_users)), 5).astype(
-        np.int64
-    )  # the factor has mean 1
+    factors = np.exp2(random.uniform(-1, 0.87, n_users))  # mean 1
+    counts = np.maximum(mean_events * factors, 5).astype(np.int64)
     burst_left = np.zeros(n_users, dtype=np.int64)
     burst = np.zeros(n_users, dtype=np.int64)
     current = tastes[:, 0].copy()
@@ -47,15 +46,12 @@ def generate(seed: int, n_users: int, n_items: int, mean_events: int) -> Events:
     log = []
     for event in range(int(counts.max())):
         drifts = random.random(n_users) < P_DRIFT
-        slot, fresh = (
-            random.integers(tastes.shape[1], size=n_users),
-            random.integers(n_clusters, size=n_users),
-        )
-        tastes[everyone[drifts], slot[drifts]] = fresh[drifts]
+        slots = random.integers(tastes.shape[1], size=n_users)
+        new_tastes = random.integers(n_clusters, size=n_users)
+        tastes[everyone[drifts], slots[drifts]] = new_tastes[drifts]
         switches = (random.random(n_users) < P_SWITCH) | drifts
-        current = np.where(
-            switches, tastes[everyone, random.integers(tastes.shape[1], size=n_users)], current
-        )
+        chosen = tastes[everyone, random.integers(tastes.shape[1], size=n_users)]
+        current = np.where(switches, chosen, current)
         starts = (burst_left == 0) & (random.random(n_users) < P_BURST)
         burst = np.where(starts, random.integers(n_clusters, size=n_users), burst)
         burst_left = np.where(starts, random.integers(4, 11, size=n_users), np.maximum(burst_left - 1, 0))

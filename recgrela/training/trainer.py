@@ -52,7 +52,7 @@ class Result:
 
 
 def train(config: RunConfig, resumed: RunFolder | None = None, console: Console | None = None) -> Result:
-    """Train from fresh weights, or resume a run; resuming gives the same weights bit for bit.
+    """Train from fresh weights, or resume a run. A resumed run reaches the weights of an uninterrupted one.
 
     SIGINT and SIGTERM end training after the current step, with a checkpoint to resume from.
 

@@ -51,7 +51,7 @@ def read(data: pa.Buffer, source: Source, name: str, config: DataConfig) -> tupl
     layout = release.ratings or header_layout(data, label, ",", quoted=True)
     _refuse_columns(layout, label, release, config)
     arrays = read_events(data, label, layout, release.names)
-    movies = source.beside(name, release.movies_file, f"{release.movies_file}.gz")
+    movies = source.sibling(name, release.movies_file, f"{release.movies_file}.gz")
     if movies is None:
         return arrays, {}
     data, label = source.read(movies), source.label(movies)

@@ -24,7 +24,7 @@ def read(data: pa.Buffer, source: Source, name: str, config: DataConfig) -> tupl
     names = Names(config.user_column, config.item_column, config.time_column)
     arrays = read_events(data, label, _layout(data, label), names)
     stem = re.sub(r"(\.inter)?(\.gz)?$", "", posixpath.basename(name), flags=re.IGNORECASE)
-    item_file = source.beside(name, f"{stem}.item", f"{stem}.item.gz")
+    item_file = source.sibling(name, f"{stem}.item", f"{stem}.item.gz")
     if item_file is None:
         return arrays, {}
     data, label = source.read(item_file), source.label(item_file)

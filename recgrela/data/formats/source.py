@@ -49,7 +49,7 @@ class Source:
         """The name of a file in messages."""
         return f"{self.path}:{name}" if self.is_zip else str(self.path / name)
 
-    def beside(self, name: str, *others: str) -> str | None:
+    def sibling(self, name: str, *others: str) -> str | None:
         """The first of ``others`` that is in the same folder as ``name``; letter case is ignored."""
         present = {present.lower(): present for present in self.names()}
         candidates = [posixpath.join(posixpath.dirname(name), other).lower() for other in others]
