@@ -208,7 +208,7 @@ class GatedRelaCase(Case):
     @classmethod
     def small(cls, dtype: torch.dtype) -> Iterator[Case]:
         for causal in (True, False):
-            for head_dim in OPS[cls.op].kernels["cuda"].head_widths:
+            for head_dim in OPS[cls.op].kernels["cuda"].head_dims:
                 for lengths in ((1, 17, 0, 33, 5), (601, 2, 300)):
                     yield cls(
                         lengths=lengths,

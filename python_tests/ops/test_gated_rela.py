@@ -98,7 +98,7 @@ def test_long_sequences(lengths: list[int], rotary: bool, isa: str) -> None:
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("dim, num_heads", [(64, h) for h in (1, 2, 4, 8, 16)] + [(2, 1), (12, 2), (40, 2)])
-def test_equals_reference_at_every_head_width(dim: int, num_heads: int, causal: bool, isa: str) -> None:
+def test_equals_reference_at_every_head_dim(dim: int, num_heads: int, causal: bool, isa: str) -> None:
     Case([67, 5], dim, num_heads, causal=causal).check(1e-11)
 
 

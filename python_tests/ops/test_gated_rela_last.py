@@ -76,7 +76,7 @@ def test_equals_reference(lengths: list[int], last: bool, isa: str) -> None:
 
 
 @pytest.mark.parametrize("dim, num_heads", [(64, 1), (64, 8), (2, 1), (12, 2), (40, 2)])
-def test_every_head_width(dim: int, num_heads: int, isa: str) -> None:
+def test_every_head_dim(dim: int, num_heads: int, isa: str) -> None:
     Case([67, 5], dim, num_heads).check(1e-11)
 
 

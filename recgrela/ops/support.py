@@ -31,20 +31,20 @@ class Kernel:
 
     Attributes:
         dtypes: dtypes of the operands.
-        head_widths: numbers of channels of a head; None: any even number.
+        head_dims: numbers of channels of a head; None: any even number.
         max_kernel_size: largest kernel size of the convolution; None: any.
         max_states: largest number of states of a channel; None: any.
     """
 
     dtypes: tuple[torch.dtype, ...]
-    head_widths: tuple[int, ...] | None = None
+    head_dims: tuple[int, ...] | None = None
     max_kernel_size: int | None = None
     max_states: int | None = None
 
-    def takes(self, dtype: torch.dtype, head_width: int, kernel_size: int, num_states: int) -> bool:
+    def takes(self, dtype: torch.dtype, head_dim: int, kernel_size: int, num_states: int) -> bool:
         return (
             dtype in self.dtypes
-            and (self.head_widths is None or head_width == 0 or head_width in self.head_widths)
+            and (self.head_dims is None or head_dim == 0 or head_dim in self.head_dims)
             and (self.max_kernel_size is None or kernel_size <= self.max_kernel_size)
             and (self.max_states is None or num_states <= self.max_states)
         )
@@ -109,7 +109,7 @@ class Op:
         self,
         device_type: str,
         dtype: torch.dtype,
-        head_width: int = 0,
+        head_dim: int = 0,
         kernel_size: int = 0,
         num_states: int = 0,
     ) -> Implementation:
@@ -119,27 +119,27 @@ class Op:
         kernel = self.kernels.get(device_type)
         accumulate = dtype if dtype.is_complex else state_dtype(dtype)
         for computed in (dtype, accumulate):
-            if kernel is not None and kernel.takes(computed, head_width, kernel_size, num_states):
+            if kernel is not None and kernel.takes(computed, head_dim, kernel_size, num_states):
                 return Implementation("kernel", computed)
         return Implementation(
             self.fallback_kind, dtype if self.fallback_kind == "composition" else accumulate
         )
 
     def run(
-        self, like: Tensor, *args: Any, head_width: int = 0, kernel_size: int = 0, num_states: int = 0
+        self, like: Tensor, *args: Any, head_dim: int = 0, kernel_size: int = 0, num_states: int = 0
     ) -> Any:
         """Run the kernel or, if it does not take the operands, the fallback.
 
         Args:
             like: operand that sets the device and the dtype.
             args: the operator's arguments.
-            head_width, kernel_size, num_states: sizes that the kernels may limit.
+            head_dim, kernel_size, num_states: sizes that the kernels may limit.
 
         Returns:
             The operator's outputs.
         """
         device_type, dtype = like.device.type, like.dtype
-        kind, computed = self.implementation(device_type, dtype, head_width, kernel_size, num_states)
+        kind, computed = self.implementation(device_type, dtype, head_dim, kernel_size, num_states)
         if kind == "kernel" and computed == dtype:
             return self._call(*args)
         args = tuple(x.to(computed) if isinstance(x, Tensor) and x.dtype == dtype else x for x in args)
@@ -190,7 +190,7 @@ def implementation_for(
     device: torch.device | str,
     dtype: torch.dtype,
     *,
-    head_width: int = 0,
+    head_dim: int = 0,
     kernel_size: int = 0,
     num_states: int = 0,
 ) -> Implementation:
@@ -200,7 +200,7 @@ def implementation_for(
         op: name of a function of `recgrela.ops`.
         device: device of the operands.
         dtype: dtype of the operands, after autocast.
-        head_width: channels of a head, for `gated_rela` and `gated_rela_last`.
+        head_dim: channels of a head, for `gated_rela` and `gated_rela_last`.
         kernel_size: size of the convolution, for `gated_rela` and `causal_conv1d`.
         num_states: states of a channel, for `selective_scan`.
 
@@ -212,7 +212,7 @@ def implementation_for(
     """
     if op not in OPS:
         raise ValueError(f"implementation_for: {op!r} is not an op; expected one of {', '.join(OPS)}")
-    return OPS[op].implementation(torch.device(device).type, dtype, head_width, kernel_size, num_states)
+    return OPS[op].implementation(torch.device(device).type, dtype, head_dim, kernel_size, num_states)
 
 
 def support_table() -> str:
@@ -228,8 +228,8 @@ def _describe(kernel: Kernel | None) -> str:
     if kernel is None:
         return "none"
     parts = [", ".join(str(dtype).removeprefix("torch.") for dtype in kernel.dtypes)]
-    if kernel.head_widths is not None:
-        parts.append(f"heads of {', '.join(map(str, kernel.head_widths))} channels")
+    if kernel.head_dims is not None:
+        parts.append(f"heads of {', '.join(map(str, kernel.head_dims))} channels")
     if kernel.max_kernel_size is not None:
         parts.append(f"kernel size up to {kernel.max_kernel_size}")
     if kernel.max_states is not None:

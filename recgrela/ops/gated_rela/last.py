@@ -20,7 +20,7 @@ from recgrela.ops.checks import (
     state_dtype,
     without_autocast,
 )
-from recgrela.ops.gated_rela.op import CUDA_DTYPES, CUDA_HEAD_WIDTHS, conv_kernel_size, head_width_of
+from recgrela.ops.gated_rela.op import CUDA_DTYPES, CUDA_HEAD_DIMS, conv_kernel_size, head_dim_of
 from recgrela.ops.gated_rela.reference import gated_rela_last_reference, phi
 from recgrela.ops.rotary import rotate
 from recgrela.ops.support import Kernel, Op
@@ -63,7 +63,7 @@ def gated_rela_last(
     op = "gated_rela_last"
     if v.dim() != 2:
         raise ValueError(f"{op}: v must be [T, D], got shape {tuple(v.shape)}")
-    width, head_width = v.shape[1], head_width_of(op, v, num_heads)
+    width, head_dim = v.shape[1], head_dim_of(op, v, num_heads)
     conv_kernel_size(op, conv_weight, conv_bias, width)
     check_cu_seqlens(op, cu_seqlens, v)
     batch = cu_seqlens.shape[0] - 1
@@ -84,7 +84,7 @@ def gated_rela_last(
         conv_bias=(conv_bias, (width,)),
     )
     operands = (q, k, v, g, cu_seqlens, rows, rotary, conv_weight, conv_bias)
-    return OP.run(v, *operands, num_heads, eps, head_width=head_width)
+    return OP.run(v, *operands, num_heads, eps, head_dim=head_dim)
 
 
 def _by_reference(*args: Any) -> Tensor:
@@ -113,14 +113,14 @@ def _by_key_sums(
     eps: float,
 ) -> Tensor:
     """The sums over all keys by the kernel, and the one row from them in plain PyTorch."""
-    batch, head_width = q.shape[0], v.shape[1] // num_heads
+    batch, head_dim = q.shape[0], v.shape[1] // num_heads
     sums = torch.ops.recgrela.key_sums(k, v, cu_seqlens, rotary, num_heads)  # [B, H, d + 1, d]
     with without_autocast(v.device.type):
         start, dtype = cu_seqlens[:-1], sums.dtype
         feature = phi(q.to(dtype))
         rotated = feature if rotary is None else rotate(feature, rotary[rows - start])
-        numerator = rotated.view(batch, num_heads, 1, head_width) @ sums[:, :, :-1]  # [B, H, 1, d]
-        denominator = (feature.view(batch, num_heads, head_width) * sums[:, :, -1]).sum(-1)  # [B, H]
+        numerator = rotated.view(batch, num_heads, 1, head_dim) @ sums[:, :, :-1]  # [B, H, 1, d]
+        denominator = (feature.view(batch, num_heads, head_dim) * sums[:, :, -1]).sum(-1)  # [B, H]
         denominator = denominator + eps * cu_seqlens.diff()[:, None]
         y = (numerator[:, :, 0] / denominator[..., None]).flatten(1)
         if conv_weight is not None and conv_bias is not None:
@@ -159,7 +159,7 @@ OP = Op(
     "gated_rela_last",
     {
         "cpu": Kernel((torch.float32, torch.float64)),
-        "cuda": Kernel(CUDA_DTYPES, head_widths=CUDA_HEAD_WIDTHS),
+        "cuda": Kernel(CUDA_DTYPES, head_dims=CUDA_HEAD_DIMS),
     },
     _by_reference,
     operator="key_sums",
@@ -168,8 +168,8 @@ OP = Op(
 
 
 def _fake(k: Tensor, v: Tensor, cu_seqlens: Tensor, rotary: Tensor | None, num_heads: int) -> Tensor:
-    head_width = v.shape[1] // num_heads
-    shape = (cu_seqlens.shape[0] - 1, num_heads, head_width + 1, head_width)
+    head_dim = v.shape[1] // num_heads
+    shape = (cu_seqlens.shape[0] - 1, num_heads, head_dim + 1, head_dim)
     return v.new_empty(shape, dtype=state_dtype(v.dtype))
 
 

@@ -49,19 +49,19 @@ def _by_reference(*args: Any) -> Any:
 
 
 CUDA_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-CUDA_HEAD_WIDTHS = (8, 16, 32, 64, 128)
+CUDA_HEAD_DIMS = (8, 16, 32, 64, 128)
 OP = Op(
     "gated_rela",
     {
         "cpu": Kernel((torch.float32, torch.float64)),
-        "cuda": Kernel(CUDA_DTYPES, head_widths=CUDA_HEAD_WIDTHS, max_kernel_size=4),
+        "cuda": Kernel(CUDA_DTYPES, head_dims=CUDA_HEAD_DIMS, max_kernel_size=4),
     },
     _by_reference,
     outputs_like_operands=(0, 2),
 )
 
 
-def head_width_of(op: str, v: Tensor, num_heads: int) -> int:
+def head_dim_of(op: str, v: Tensor, num_heads: int) -> int:
     """Channels of a head, an even number.
 
     Raises:
@@ -179,7 +179,7 @@ def gated_rela(
     op, shape = OP.name, v.shape
     cu_seqlens = offsets_of(op, "v", v, cu_seqlens)
     *rows, width = shape
-    head_width = head_width_of(op, v, num_heads)
+    head_dim = head_dim_of(op, v, num_heads)
     kernel_size = conv_kernel_size(op, conv_weight, conv_bias, width)
     if not causal and (initial_state is not None or return_state):
         raise ValueError(f"{op}: only the causal form has a state; leave out initial_state and return_state")
@@ -193,7 +193,7 @@ def gated_rela(
     if autocast_enabled(v.device.type):
         rotary, kv_state = cast(dtype, rotary, kv_state)
     state: dict[str, Any] = {
-        "initial_state.kv_state": (kv_state, (batch, num_heads, head_width + 1, head_width), dtype),
+        "initial_state.kv_state": (kv_state, (batch, num_heads, head_dim + 1, head_dim), dtype),
         "initial_state.history": (history, (batch, max(kernel_size - 1, 0), width)),
         "initial_state.position": (position, (batch,), torch.int64),
     }
@@ -226,7 +226,7 @@ def gated_rela(
         causal,
         float(eps),
         return_state,
-        head_width=head_width,
+        head_dim=head_dim,
         kernel_size=kernel_size,
     )
     return (y.view(shape), RelaState(*final_state)) if return_state else y.view(shape)
@@ -242,10 +242,10 @@ def _fake(*args: Any) -> tuple[Tensor, ...]:
     if not return_state:
         return y, v.new_empty(0, dtype=dtype), v.new_empty(0), v.new_empty(0, dtype=torch.int64)
     batch, width = cu_seqlens.shape[0] - 1, v.shape[1]
-    head_width, kernel_size = width // num_heads, 1 if conv_weight is None else conv_weight.shape[1]
+    head_dim, kernel_size = width // num_heads, 1 if conv_weight is None else conv_weight.shape[1]
     return (
         y,
-        v.new_empty(batch, num_heads, head_width + 1, head_width, dtype=dtype),
+        v.new_empty(batch, num_heads, head_dim + 1, head_dim, dtype=dtype),
         v.new_empty(batch, kernel_size - 1, width),
         v.new_empty(batch, dtype=torch.int64),
     )
