@@ -58,7 +58,7 @@ class Step:
 STEPS = (
     Step("facts", "machine.facts", 45, 20),
     Step("build", "machine.build", 180, 40),
-    Step("tests", "suites.tests", 100, 40),
+    Step("tests", "suites.tests", 150, 40),
     Step("reference", "numerics.reference", 60, 25),
     Step("sanitizer", "suites.sanitizer", 100, 40),
     Step("benchmarks", "bench.benchmarks", 180, 100),
