@@ -1,10 +1,12 @@
-"""Imports go downward and never in a circle; kernels know no torch; importing the package is cheap."""
+"""Imports and includes go downward and never in a circle; kernels know no torch."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from fnmatch import fnmatch
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -115,12 +117,71 @@ def test_importing_the_package_is_cheap() -> None:
     assert subprocess.check_output([sys.executable, "-c", loaded], text=True).strip() == "[]"
 
 
+# ---- C++ and CUDA sources
+
+CSRC = PACKAGE.parent / "csrc"
+needs_csrc = pytest.mark.skipif(not CSRC.exists(), reason=f"no sources beside the package in {PACKAGE}")
+# Folders below csrc, and the files below csrc that their sources may include, as patterns.
+INCLUDES = {
+    "cpu": ("cpu/*",),
+    "kernels/common": ("kernels/common/*", "tests/simt/simt.h"),
+    "kernels/*": ("{folder}/*", "kernels/common/*"),
+    "ops": ("ops/*", "cpu/*.h", "kernels/*/params.h"),
+}
+
+
+def includes(path: Path) -> set[str]:
+    """The files below csrc that a source includes, relative to csrc."""
+    names = re.findall(r'^\s*#\s*include "([^"]+)"', path.read_text(), re.M)
+    places = [
+        next((p for p in (path.parent / name, CSRC / name) if p.exists()), CSRC / name) for name in names
+    ]
+    return {place.resolve().relative_to(CSRC.resolve()).as_posix() for place in places}
+
+
+def wrong_includes(folder: str, found: set[str]) -> list[str]:
+    """The includes that a source in a folder may not have."""
+    key = next(key for key in INCLUDES if fnmatch(folder, key))
+    allowed = [pattern.format(folder=folder) for pattern in INCLUDES[key]]
+    return sorted(name for name in found if not any(fnmatch(name, pattern) for pattern in allowed))
+
+
+def sources() -> dict[str, Path]:
+    """The sources of kernels and operators by their path below csrc."""
+    found = (path for folder in ("cpu", "kernels", "ops") for path in (CSRC / folder).rglob("*"))
+    return {path.relative_to(CSRC).as_posix(): path for path in found if path.is_file()}
+
+
+@needs_csrc
 def test_kernels_know_no_torch() -> None:
-    root = PACKAGE.parent / "csrc"
-    if not root.exists():
-        pytest.skip(f"no sources beside the package in {PACKAGE}")
-    sources = [p for folder in ("cpu", "kernels") for p in (root / folder).rglob("*") if p.is_file()]
-    assert sources
-    words = ("torch/", "ATen", "c10", "Python.h", "csrc/ops", '"ops/', '"../ops', "../../ops")
-    found = [f"{p.relative_to(root)}: {w}" for p in sources for w in words if w in p.read_text()]
-    assert found == []
+    kernels = {name: path for name, path in sources().items() if not name.startswith("ops/")}
+    assert kernels
+    words = ("torch/", "ATen", "c10", "Python.h")
+    assert [f"{name}: {w}" for name, path in kernels.items() for w in words if w in path.read_text()] == []
+
+
+@needs_csrc
+def test_includes_go_downward() -> None:
+    wrong = []
+    for name, path in sources().items():
+        for other in wrong_includes(name.rpartition("/")[0], includes(path)):
+            wrong.append(f"{name} includes {other}")
+    assert wrong == []
+
+
+@needs_csrc
+def test_no_circle_of_includes() -> None:
+    assert circle({name: includes(path) - {name} for name, path in sources().items()}) == ""
+
+
+def test_the_checks_of_includes_find_mistakes() -> None:
+    assert wrong_includes("cpu", {"cpu/vec.inl", "ops/cpu.h"}) == ["ops/cpu.h"]
+    assert wrong_includes("kernels/common", {"kernels/gated_rela/plan.cuh"}) == [
+        "kernels/gated_rela/plan.cuh"
+    ]
+    assert wrong_includes("kernels/linear_scan", {"kernels/common/params.h", "cpu/common.h"}) == [
+        "cpu/common.h"
+    ]
+    assert wrong_includes("ops", {"kernels/linear_scan/params.h", "kernels/common/tile.cuh"}) == [
+        "kernels/common/tile.cuh"
+    ]
