@@ -62,7 +62,7 @@ class Operands:
         return replace(self, inputs=inputs, upstream={name: layout(x) for name, x in self.upstream.items()})
 
 
-class Draw:
+class Random:
     """Random tensors on one device from one seed."""
 
     def __init__(self, device: torch.device | str, seed: int) -> None:
@@ -151,13 +151,13 @@ class Case:
         """The sizes of a row as words of a report."""
         raise NotImplementedError
 
-    def draw(self, draw: Draw) -> tuple[Tensors, Tensors, Tensors]:
+    def draw(self, random: Random) -> tuple[Tensors, Tensors, Tensors]:
         """Draws inputs, gradients of the outputs, and constants."""
         raise NotImplementedError
 
     def operands(self, device: torch.device | str = "cpu", seed: int = 0) -> Operands:
         """Random operands; the same seed and device give the same operands."""
-        inputs, upstream, constants = self.draw(Draw(device, seed))
+        inputs, upstream, constants = self.draw(Random(device, seed))
         offsets = torch.tensor([0, *self.lengths]).cumsum(0).to(device, self.offsets)
         leaves = {name: x.requires_grad_() for name, x in inputs.items()}
         return Operands(leaves, upstream, offsets, constants)

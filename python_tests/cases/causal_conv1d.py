@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from python_tests.cases.case import HEADLINE_LENGTHS, Case, Draw, Operands, Tensors
+from python_tests.cases.case import HEADLINE_LENGTHS, Case, Operands, Random, Tensors
 from recgrela.ops import causal_conv1d, causal_conv1d_reference
 
 
@@ -55,9 +55,9 @@ class CausalConv1dCase(Case):
     def sizes(self) -> str:
         return f"C={self.channels} K={self.kernel_size}"
 
-    def draw(self, draw: Draw) -> tuple[Tensors, Tensors, Tensors]:
+    def draw(self, random: Random) -> tuple[Tensors, Tensors, Tensors]:
         def normal(*shape: int) -> Tensor:
-            return draw.normal(*shape, dtype=self.dtype)
+            return random.normal(*shape, dtype=self.dtype)
 
         inputs = {
             "x": normal(self.rows, self.channels),

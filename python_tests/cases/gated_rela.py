@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from python_tests.cases.case import HEADLINE_LENGTHS, Case, Draw, Operands, Tensors
+from python_tests.cases.case import HEADLINE_LENGTHS, Case, Operands, Random, Tensors
 from python_tests.cases.causal_conv1d import conv_by_shifts, conv_by_torch
 from recgrela.ops import OPS, RelaState, gated_rela, gated_rela_reference, rotary_table, rotate
 
@@ -125,30 +125,30 @@ class GatedRelaCase(Case):
     def sizes(self) -> str:
         return f"D={self.dim} H={self.heads}"
 
-    def draw(self, draw: Draw) -> tuple[Tensors, Tensors, Tensors]:
+    def draw(self, random: Random) -> tuple[Tensors, Tensors, Tensors]:
         def rows(width: int = self.dim) -> Tensor:
-            return draw.normal(self.rows, width, dtype=self.dtype)
+            return random.normal(self.rows, width, dtype=self.dtype)
 
         inputs = {"q": rows(2 * self.dim)} if self.joined else {"q": rows(), "k": rows()}
         inputs["v"] = rows()
         if self.gate:
             inputs["g"] = rows()
         if self.kernel_size:
-            inputs["conv_weight"] = draw.normal(self.dim, self.kernel_size, dtype=self.dtype)
-            inputs["conv_bias"] = draw.normal(self.dim, dtype=self.dtype)
+            inputs["conv_weight"] = random.normal(self.dim, self.kernel_size, dtype=self.dtype)
+            inputs["conv_bias"] = random.normal(self.dim, dtype=self.dtype)
         upstream, constants, positions = {"y": rows()}, {}, max(self.lengths, default=0)
         if self.state:
             kv = (self.batch, self.heads, self.head_dim + 1, self.head_dim)
             history = (self.batch, max(self.kernel_size - 1, 0), self.dim)
-            inputs["initial_kv_state"] = draw.uniform(*kv).to(self.accumulate_dtype)
-            inputs["initial_history"] = draw.normal(*history, dtype=self.dtype)
-            constants["initial_position"] = draw.integers(0, 9, self.batch)
-            upstream["final_kv_state"] = 0.1 * draw.normal(*kv, dtype=self.accumulate_dtype)
-            upstream["final_history"] = draw.normal(*history, dtype=self.dtype)
+            inputs["initial_kv_state"] = random.uniform(*kv).to(self.accumulate_dtype)
+            inputs["initial_history"] = random.normal(*history, dtype=self.dtype)
+            constants["initial_position"] = random.integers(0, 9, self.batch)
+            upstream["final_kv_state"] = 0.1 * random.normal(*kv, dtype=self.accumulate_dtype)
+            upstream["final_history"] = random.normal(*history, dtype=self.dtype)
             positions += 9
         if self.rotary:
             constants["rotary"] = rotary_table(
-                positions, self.dim, dtype=self.accumulate_dtype, device=draw.device
+                positions, self.dim, dtype=self.accumulate_dtype, device=random.device
             )
         return inputs, upstream, constants
 

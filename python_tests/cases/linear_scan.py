@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from python_tests.cases.case import HEADLINE_LENGTHS, Case, Draw, Operands, Tensors
+from python_tests.cases.case import HEADLINE_LENGTHS, Case, Operands, Random, Tensors
 from recgrela.ops import linear_scan, linear_scan_reference
 
 
@@ -65,20 +65,20 @@ class LinearScanCase(Case):
     def sizes(self) -> str:
         return f"C={self.channels}"
 
-    def draw(self, draw: Draw) -> tuple[Tensors, Tensors, Tensors]:
+    def draw(self, random: Random) -> tuple[Tensors, Tensors, Tensors]:
         rows = (self.rows, self.channels)
         shape = rows if self.per_step else rows[1:]
-        size, turn = 0.5 + 0.499 * draw.uniform(*shape), draw.uniform(*shape)
+        size, turn = 0.5 + 0.499 * random.uniform(*shape), random.uniform(*shape)
         if self.dtype.is_complex:
             a = torch.polar(size, 2 * math.pi * turn)
         else:
             a = torch.where(turn < 0.25, -size, size)  # both signs
-        inputs = {"x": draw.normal(*rows, dtype=self.dtype), "a": a.to(self.accumulate_dtype)}
-        upstream = {"y": draw.normal(*rows, dtype=self.dtype)}
+        inputs = {"x": random.normal(*rows, dtype=self.dtype), "a": a.to(self.accumulate_dtype)}
+        upstream = {"y": random.normal(*rows, dtype=self.dtype)}
         if self.state:
             state = (self.batch, self.channels)
-            inputs["initial_state"] = draw.normal(*state, dtype=self.accumulate_dtype)
-            upstream["final_state"] = draw.normal(*state, dtype=self.accumulate_dtype)
+            inputs["initial_state"] = random.normal(*state, dtype=self.accumulate_dtype)
+            upstream["final_state"] = random.normal(*state, dtype=self.accumulate_dtype)
         return inputs, upstream, {}
 
     def call(self, x: Operands, op: Callable[..., Any] | None = None) -> Tensors:
@@ -97,7 +97,7 @@ class LinearScanCase(Case):
         return self.channels
 
     def _bytes(self, rows: int, coefficients: int) -> int:
-        """Bytes of tensors of rows and of coefficients; constant coefficients are negligible."""
+        """Bytes of some tensors of rows and of coefficients; constant coefficients are negligible."""
         sizes = rows * self.dtype.itemsize + self.per_step * coefficients * self.accumulate_dtype.itemsize
         return self.rows * self.channels * sizes
 

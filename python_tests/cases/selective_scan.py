@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from python_tests.cases.case import HEADLINE_LENGTHS, Case, Draw, Operands, Tensors
+from python_tests.cases.case import HEADLINE_LENGTHS, Case, Operands, Random, Tensors
 from python_tests.cases.linear_scan import by_doubling as scan_by_doubling
 from recgrela.ops import selective_scan, selective_scan_reference
 
@@ -89,12 +89,12 @@ class SelectiveScanCase(Case):
     def sizes(self) -> str:
         return f"C={self.channels} N={self.num_states}"
 
-    def draw(self, draw: Draw) -> tuple[Tensors, Tensors, Tensors]:
+    def draw(self, random: Random) -> tuple[Tensors, Tensors, Tensors]:
         rows, states = (self.rows, self.channels), (self.rows, self.num_states)
         shapes = {"u": rows, "delta": rows, "B": states, "C": states, "z": rows}
         shapes |= {"A": (self.channels, self.num_states), "D": rows[1:], "delta_bias": rows[1:]}
         inputs = {
-            name: draw.normal(*shape, dtype=self.dtype if name in ROWS else self.accumulate_dtype)
+            name: random.normal(*shape, dtype=self.dtype if name in ROWS else self.accumulate_dtype)
             for name, shape in shapes.items()
             if name not in self.without
         }
@@ -103,11 +103,11 @@ class SelectiveScanCase(Case):
             inputs["delta"] -= 2  # steps of about 0.1
         else:
             inputs |= {name: inputs[name].abs() for name in ("delta", "delta_bias") if name in inputs}
-        upstream = {"y": draw.normal(*rows, dtype=self.dtype)}
+        upstream = {"y": random.normal(*rows, dtype=self.dtype)}
         if self.state:
             state = (self.batch, self.channels, self.num_states)
-            inputs["initial_state"] = draw.normal(*state, dtype=self.accumulate_dtype)
-            upstream["final_state"] = draw.normal(*state, dtype=self.accumulate_dtype)
+            inputs["initial_state"] = random.normal(*state, dtype=self.accumulate_dtype)
+            upstream["final_state"] = random.normal(*state, dtype=self.accumulate_dtype)
         return inputs, upstream, {}
 
     def call(self, x: Operands, op: Callable[..., Any] | None = None) -> Tensors:
