@@ -109,9 +109,8 @@ class Parser(argparse.ArgumentParser):
         try:
             namespace, rest = self.parse_known_args(list(argv))
         except argparse.ArgumentError as error:
-            needs = "expected" in error.message and "argument" in error.message
-            what = " needs a value" if needs else f": {error.message}"
-            raise ConfigError(f"{error.argument_name}{what}") from error
+            is_bare = error.message.startswith("expected ")  # "one argument" or "at least one argument"
+            raise ConfigError(f"{error.argument_name} needs a value" if is_bare else str(error)) from error
         return vars(namespace), rest
 
     def error(self, message: str) -> NoReturn:

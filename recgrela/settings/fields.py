@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import operator
+import sys
 import types
 import typing
 from collections.abc import Iterable
@@ -17,19 +17,13 @@ from recgrela.system.suggest import near_miss
 
 T = TypeVar("T")
 
-MAX_NUMBER = 2**31 - 1  # of a setting without a limit of its own
+MAX_INT = 2**31 - 1  # of an integer without a limit of its own
 MAX_SEED = 2**64 - 1
 MAX_THREADS = 1024
 
 WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 LISTS = {int: "a list of whole numbers", str: "a list of names"}
-LIMITS = {
-    "min": (operator.lt, "below"),
-    "max": (operator.gt, "above"),
-    "above": (operator.le, "not above"),
-    "below": (operator.ge, "not below"),
-}
 ALIASES = {"learning_rate": "lr", "num_epochs": "epochs", "max_epochs": "epochs"}  # names in other projects
 
 
@@ -80,7 +74,7 @@ class Option:
     optional: bool = False
     many: Literal["store", "append"] | None = None
     min: float | None = None
-    max: float | None = MAX_NUMBER
+    max: float | None = None
     above: float | None = None
     below: float | None = None
     affects: Effect = RESULTS
@@ -103,10 +97,14 @@ class Option:
             what += " or null" * self.optional + near_miss(str(value), self.choices)
             raise ConfigError(f"{self.key}: {show(value)} is not {what}")
         for number in parts if self.kind in (int, float) else []:
-            if number != number or abs(number) == math.inf:
+            if not abs(number) <= sys.float_info.max:  # NaN too
                 raise ConfigError(f"{self.key}: {number} is not a finite number")
-            for name, (is_outside, side) in LIMITS.items():
-                limit = getattr(self, name)
+            for is_outside, side, limit in (
+                (operator.lt, "below", self.min),
+                (operator.gt, "above", MAX_INT if self.max is None and self.kind is int else self.max),
+                (operator.le, "not above", self.above),
+                (operator.ge, "not below", self.below),
+            ):
                 if limit is not None and is_outside(number, limit):
                     raise ConfigError(f"{self.key}: {number} is {side} {limit}")
         return value
@@ -121,7 +119,7 @@ class Option:
             if self.kind is str and isinstance(value, bool | int | float | date):
                 return show(value)
             with suppress(OverflowError):
-                return float(value) if self.kind is float and type(value) is int else value
+                value = float(value) if self.kind is float and type(value) is int else value
             return value
         if self.optional and value.lower() in ("null", "~"):
             return None

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from recgrela.settings.fields import (
     LENGTH,
+    MAX_INT,
     MAX_SEED,
     MAX_THREADS,
     NOTHING,
@@ -68,7 +69,11 @@ class TrainConfig(Settings):
     )
     log_every: int = setting(50, "Steps between readings of the loss.", min=1, affects=NOTHING)
     save_minutes: float = setting(
-        10.0, "Minutes between checkpoints; each epoch also ends with one.", min=0, affects=NOTHING
+        10.0,
+        "Minutes between checkpoints in an epoch.",
+        min=0,
+        max=MAX_INT,
+        affects=NOTHING,
     )
 
     def check_together(self) -> None:
