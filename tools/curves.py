@@ -1,10 +1,9 @@
 """Draws training curves of runs beside a published log, by the number of targets trained on.
 
-python -m tools.curves runs/ml-1m-causal [RUN ...] --published recgrela_ml1m_log.csv --out docs/ml-1m
+python -m tools.curves runs/ml-1m-causal [RUN ...] --published docs/ml-1m/published.csv --out docs/ml-1m
 
 It writes OUT/NAME.csv for each run (from its metrics.jsonl) and a figure to the folder OUT, and prints a
-table in Markdown. The published log has the columns epoch, train_loss_mean and valid_ndcg10; its epochs have
-as many targets as those of the first run.
+table in Markdown. The published log has the columns epoch, targets, loss and valid_ndcg10.
 """
 
 from __future__ import annotations
@@ -40,18 +39,11 @@ def rows_of_run(path: Path) -> list[dict[str, float]]:
     return rows
 
 
-def rows_of_log(path: Path, targets: float) -> list[dict[str, float]]:
-    """A row per epoch of a published log; each epoch has `targets` targets."""
+def rows_of_csv(path: Path) -> list[dict[str, float]]:
+    """A row per epoch of a CSV file with the columns of `write_csv`, or some of them."""
     with path.open(newline="") as file:
-        return [
-            {
-                "epoch": int(row["epoch"]) + 1,
-                "targets": (int(row["epoch"]) + 1) * targets,
-                "loss": float(row["train_loss_mean"]),
-                "valid_ndcg10": float(row["valid_ndcg10"]),
-            }
-            for row in csv.DictReader(file)
-        ]
+        rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    return [{**row, "epoch": int(row["epoch"])} for row in rows]
 
 
 def write_csv(path: Path, rows: list[dict[str, float]]) -> None:
@@ -104,8 +96,7 @@ def main() -> None:
     for name, rows in curves.items():
         write_csv(args.out / f"{name}.csv", rows)
     if args.published:
-        first = next(iter(curves.values()))
-        curves["published"] = rows_of_log(args.published, first[0]["targets"])
+        curves["published"] = rows_of_csv(args.published)
     draw(args.out / f"{args.out.name}.png", curves)
     print(table(curves))
 
