@@ -294,7 +294,7 @@ void check_refusals() {
   with({0, 3, 6}, 4, 0, "cu_seqlens must end at the number of rows");
   with({0, 8, 7}, 8, 0, "cu_seqlens must not decrease");
   with({0, 3, 7}, 3, 0, "a sequence is longer than the rotary table");
-  with({0, 3, 7}, 4, 3, "a sequence is longer than it was said to be");
+  with({0, 3, 7}, 4, 3, "a sequence is longer than max_length");
   p.head_dim = 24;
   expect(cuda::gated_rela_forward(p, nullptr) == cudaErrorInvalidValue, "heads of 24 channels are not refused");
 }

@@ -1,13 +1,13 @@
-// What the kernels ask of a GPU beyond C++: number types, tensor-core products, asynchronous copies, launches. All
-// inline PTX of the project is here. csrc/tests/simt/simt.h has a twin of every function for the CPU, so that the
-// same .cu sources run there thread by thread under sanitizers.
+// GPU features that the kernels use beyond C++: number types, tensor-core products, asynchronous copies, launches. All
+// inline PTX of the project is here. csrc/tests/simt/simt.h has a twin of every function for the CPU, so that the same
+// .cu sources run there thread by thread under sanitizers.
 #pragma once
 
 #ifdef RECGRELA_SIMT_HOST
 #include "tests/simt/simt.h"
 #else
 
-#undef NDEBUG  // the checks of values stay in: __assert_fail is what PyTorch knows as a device-side assertion
+#undef NDEBUG  // keeps the checks of values: PyTorch reports __assert_fail as a device-side assertion
 #include <cassert>
 
 #include <cuda_bf16.h>
@@ -43,7 +43,7 @@ inline __device__ bf16 from_float<bf16>(float x) {
   return __float2bfloat16_rn(x);
 }
 
-// Two numbers of 16 bits in one register, `low` in the low half.
+// Packs two 16-bit numbers into one register, `low` in the low half.
 template <typename E>
 __device__ uint32_t pack2(float low, float high);
 template <>
@@ -86,7 +86,7 @@ inline __device__ float fast_reciprocal(float x) {
   return y;
 }
 
-// x > 0 ? yes : no, without a jump around what makes `yes` and `no`.
+// x > 0 ? yes : no, without a branch around the computation of `yes` and `no`.
 inline __device__ float where_positive(float x, float yes, float no) {
   float y;
   asm("{\n\t.reg .pred p;\n\tsetp.gt.f32 p, %1, 0f00000000;\n\tselp.f32 %0, %2, %3, p;\n\t}"
@@ -95,8 +95,8 @@ inline __device__ float where_positive(float x, float yes, float no) {
   return y;
 }
 
-// D += A B of one warp with the PTX fragment layouts; mma.m16n8k16 for 16-bit operands, mma.m16n8k8 for TF32,
-// which reads the upper 19 bits of each operand. Sums in float32.
+// D += A B by one warp with PTX's fragment layouts: mma.m16n8k16 for 16-bit operands, and mma.m16n8k8 for TF32, which
+// reads the upper 19 bits of each operand. Sums are float32.
 template <typename E>
 __device__ void mma16816(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 template <>
@@ -117,7 +117,7 @@ inline __device__ void mma1688_tf32(float (&d)[4], const uint32_t (&a)[4], const
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// ldmatrix.x4: lane l names row l % 8 of matrix l / 8, eight 16-bit numbers in shared memory, aligned to 16 bytes.
+// ldmatrix.x4: lane l passes row l % 8 of matrix l / 8, eight 16-bit numbers in shared memory, aligned to 16 bytes.
 template <bool kTranspose>
 __device__ void load_matrices(uint32_t (&r)[4], const void* row) {
   const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
@@ -134,16 +134,16 @@ __device__ void load_matrices(uint32_t (&r)[4], const void* row) {
   }
 }
 
-// Of an 8 x 8 matrix of 16-bit numbers, of which lane l holds row l / 4 at the columns 2 (l % 4) and + 1, the
-// transpose.
+// Transposes an 8 x 8 matrix of 16-bit numbers; lane l holds row l / 4 at columns 2 (l % 4) and + 1.
 inline __device__ uint32_t transpose_matrix(uint32_t x) {
   uint32_t y;
   asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
   return y;
 }
 
-// Starts a copy of 16 bytes from global to shared memory, both aligned to 16; zeros where not `valid`, and nothing is
-// read then. What this thread copied is there after copies_wait; what others copied, after a barrier behind theirs.
+// Starts a copy of 16 bytes from global to shared memory, both aligned to 16; writes zeros and reads nothing unless
+// `valid`. A thread sees its own copies after copies_wait, and those of others after a barrier behind their
+// copies_wait.
 inline __device__ void copy_async16(void* shared, const void* global, bool valid) {
   const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
@@ -152,13 +152,13 @@ inline __device__ void copy_async16(void* shared, const void* global, bool valid
                : "memory");
 }
 inline __device__ void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Waits until at most `kPending` of this thread's newest groups are under way.
+// Waits until at most kPending of this thread's newest groups are pending.
 template <int kPending>
 __device__ void copies_wait() {
   asm volatile("cp.async.wait_group %0;" : : "n"(kPending) : "memory");
 }
 
-// The block's dynamic shared memory, aligned to 16 bytes.
+// Dynamic shared memory of the block, aligned to 16 bytes.
 inline __device__ unsigned char* dynamic_shared() {
   extern __shared__ __align__(16) unsigned char recgrela_shared[];
   return recgrela_shared;
@@ -170,13 +170,13 @@ inline __device__ unsigned char* dynamic_shared() {
     if (!(condition)) __assert_fail(message, "recgrela", 0, "recgrela's operators"); \
   } while (false)
 
-// Launches kernel(params), of a grid of any number of blocks below 2^31.
+// Launches kernel(params) with `blocks` blocks, which must be below 2^31; does nothing for 0 blocks.
 template <typename Params>
 cudaError_t launch(void (*kernel)(Params), int64_t blocks, int threads, size_t shared_bytes, cudaStream_t stream,
                    const Params& params) {
   if (blocks == 0) return cudaSuccess;
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
-  if (shared_bytes > 48 * 1024) {  // more needs to be asked for
+  if (shared_bytes > 48 * 1024) {  // the default limit
     const cudaError_t error =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
     if (error != cudaSuccess) return error;
@@ -187,7 +187,7 @@ cudaError_t launch(void (*kernel)(Params), int64_t blocks, int threads, size_t s
                           arguments, shared_bytes, stream);
 }
 
-// Of the current device.
+// Number of multiprocessors of the current device.
 inline int multiprocessors() {
   int device = 0, count = 0;
   if (cudaGetDevice(&device) != cudaSuccess ||

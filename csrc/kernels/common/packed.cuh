@@ -1,15 +1,14 @@
-// Groups of neighbouring channels of a row, which a thread loads and stores at once where they are aligned.
+// Groups of adjacent channels of a row, which a thread loads and stores with one instruction if they are aligned.
 #pragma once
 
 #include "kernels/common/device.cuh"
-#include "kernels/common/params.h"
 
 namespace recgrela::cuda {
 
-// N neighbouring channels of a row as they lie in memory.
+// N adjacent channels of a row, as in memory.
 template <typename E, int N>
 struct alignas(N * sizeof(E)) Packed {
-  static_assert(N % 2 == 0 && N * sizeof(E) <= 16, "one load");
+  static_assert(N % 2 == 0 && N * sizeof(E) <= 16, "one load instruction takes up to 16 bytes");
   uint32_t words[N * sizeof(E) / 4];
 };
 
@@ -42,18 +41,19 @@ __device__ Packed<E, N> pack(const float (&values)[N]) {
   return packed;
 }
 
-// One channel at a time, zero from `valid` on: where a row ends inside the group, or rows are not aligned.
+// Loads one channel at a time, zeros from `valid` on: for the end of a row, or rows that are not aligned.
 template <typename E, int N>
 __device__ void load_each(const E* from, int valid, float (&out)[N]) {
 #pragma unroll
   for (int i = 0; i < N; ++i) out[i] = i < valid ? to_float(from[i]) : 0.f;
 }
 
+// Stores the first `valid` channels, with one instruction if `whole`: all N are valid and aligned.
 template <typename E, int N>
 __device__ void store_row(E* to, int valid, bool whole, const float (&values)[N]) {
   if (whole) {
     const Packed<E, N> packed = pack<E>(values);
-    if constexpr (sizeof(packed) == 16) {  // by name: the compiler splits most plain stores into words
+    if constexpr (sizeof(packed) == 16) {  // the compiler splits most plain stores into words
       __stcg(reinterpret_cast<uint4*>(to),
              make_uint4(packed.words[0], packed.words[1], packed.words[2], packed.words[3]));
     } else {
@@ -64,12 +64,6 @@ __device__ void store_row(E* to, int valid, bool whole, const float (&values)[N]
     for (int i = 0; i < N; ++i)
       if (i < valid) to[i] = from_float<E>(values[i]);
   }
-}
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-inline bool is_aligned(const RowMatrix& rows, int64_t element_size, int64_t bytes) {
-  return reinterpret_cast<uintptr_t>(rows.data) % bytes == 0 && rows.stride * element_size % bytes == 0;
 }
 
 }  // namespace recgrela::cuda

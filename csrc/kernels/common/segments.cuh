@@ -1,123 +1,117 @@
-// What the scans share: sequences cut into segments, and sums of parts in a fixed order.
+// Segments: pieces of sequences that run side by side.
 //
-// Many short sequences: each is one segment. Few long ones: a segment's own sums are found first, carried along each
-// sequence in order, and given to the threads that finish the segments. Which it is depends on sizes that the host
-// knows; the cut itself is found on the device.
+// With many short sequences, each is one segment. A few long ones are cut into segments: the sums of each are found
+// first, carried along each sequence in order, and handed to the threads that finish the segments. The host decides
+// which it is from sizes alone; the device finds the cut from the offsets.
 #pragma once
 
 #include <algorithm>
 
-#include "kernels/common/packed.cuh"
 #include "kernels/common/sequences.cuh"
 
 namespace recgrela::cuda {
 
 struct SegmentPlan {
   Sequences sequences;
-  int64_t rows = 1;   // of a segment; the last of a sequence may have fewer
-  bool cut = false;   // sequences may have more than one
-  int64_t slots = 0;  // places for segments; not all are taken
+  int64_t rows = 1;       // of a segment; the last one of a sequence may have fewer
+  bool is_cut = false;    // a sequence may have more than one segment
+  int64_t num_slots = 0;  // upper bound on the number of segments
 };
 
-// Rows begin .. end of a sequence, of all rows; none where the sequence is empty or the slot is not taken.
-struct ScanSegment {
+// Rows begin .. end of a sequence, counted among all rows.
+struct Segment {
   int64_t sequence, slot;
+  int64_t sequence_begin, sequence_end;
   int64_t begin, end;
-  int64_t index, count;  // among the sequence's segments
+  int64_t index, count;  // among the segments of the sequence; index >= count: the slot is empty
 
-  __device__ bool taken() const { return index < count; }
-  __device__ bool first() const { return index == 0; }
-  __device__ bool last() const { return index + 1 == count; }
+  __device__ bool exists() const { return index < count; }
+  __device__ bool is_first() const { return index == 0; }
+  __device__ bool is_last() const { return index + 1 == count; }
 };
 
-inline __device__ int64_t segments_of(const SegmentPlan& p, const RowRange& rows) {
-  return !p.cut || rows.end == rows.begin ? 1 : (rows.end - rows.begin + p.rows - 1) / p.rows;
+// First slot of sequence b where sequences are cut every `segment_rows` rows. No two segments share a slot, and no list
+// of segments is needed; some slots stay empty.
+inline __device__ int64_t first_slot(const Sequences& s, int64_t segment_rows, int64_t b) {
+  return sequence_rows(s, b).begin / segment_rows + b;
 }
-
 inline __device__ int64_t first_slot(const SegmentPlan& p, int64_t b) {
-  return p.cut ? first_slot(p.sequences, p.rows, b) : b;
+  return p.is_cut ? first_slot(p.sequences, p.rows, b) : b;
 }
 
-// By a whole warp.
-inline __device__ ScanSegment find_segment(const SegmentPlan& p, int64_t slot) {
-  ScanSegment s;
+// Number of segments of a sequence; an empty one has one segment.
+inline __device__ int64_t count_segments(const SegmentPlan& p, const RowRange& rows) {
+  return !p.is_cut || rows.end == rows.begin ? 1 : (rows.end - rows.begin + p.rows - 1) / p.rows;
+}
+
+// Last sequence whose first slot is not after `slot`. A whole warp calls it and probes 32 sequences at a time.
+inline __device__ int64_t sequence_of_slot(const Sequences& s, int64_t segment_rows, int64_t slot) {
+  int64_t low = 0, size = s.num_sequences;
+  while (size > 1) {
+    const int64_t step = (size + 31) / 32, probe = low + step * (threadIdx.x % 32);
+    const bool before = probe < low + size && first_slot(s, segment_rows, probe) <= slot;
+    const int found = __popc(__ballot_sync(0xffffffffu, before));
+    const int64_t next = low + step * (found > 0 ? found - 1 : 0);
+    size = step < low + size - next ? step : low + size - next;
+    low = next;
+  }
+  return low;
+}
+
+// Segment of a slot. A whole warp calls it.
+inline __device__ Segment find_segment(const SegmentPlan& p, int64_t slot) {
+  Segment s;
   s.slot = slot;
-  s.sequence = p.cut ? sequence_of_slot(p.sequences, p.rows, slot) : slot;
+  s.sequence = p.is_cut ? sequence_of_slot(p.sequences, p.rows, slot) : slot;
   const RowRange rows = sequence_rows(p.sequences, s.sequence);
-  s.index = slot - first_slot(p, s.sequence);
-  s.count = segments_of(p, rows);
-  s.begin = rows.begin, s.end = rows.end;
-  if (p.cut) {
-    s.begin += s.index * p.rows;
-    if (!s.taken()) s.begin = rows.end;
-    if (!s.last()) s.end = min(rows.end, s.begin + p.rows);
+  s.sequence_begin = s.begin = rows.begin, s.sequence_end = s.end = rows.end;
+  s.index = 0, s.count = 1;
+  if (p.is_cut) {
+    s.index = slot - first_slot(p, s.sequence);
+    s.count = count_segments(p, rows);
+    s.begin = s.exists() ? rows.begin + s.index * p.rows : rows.end;
+    if (!s.is_last()) s.end = min(rows.end, s.begin + p.rows);
   }
   return s;
 }
 
-// `row_threads`: those that a row keeps busy. `segment_rows` 0: chosen here, a multiple of `unit`.
-inline SegmentPlan plan_segments(const Sequences& s, int64_t row_threads, int64_t segment_rows, int64_t unit) {
+// Cuts sequences that may be longer than `rows`.
+inline SegmentPlan plan_segments(const Sequences& s, int64_t rows) {
   SegmentPlan p;
   p.sequences = s;
-  p.rows = segment_rows;
-  if (p.rows == 0) {
-    constexpr int64_t kThreads = 512, kLeastRows = 64;  // for each multiprocessor; of a segment
-    const int64_t threads = kThreads * multiprocessors();
-    p.rows = std::max(kLeastRows, s.num_rows * row_threads / threads);
-    // Where the sequences are work enough, only those far longer than the others are cut.
-    if (s.num_sequences * row_threads >= threads / 2)
-      p.rows = std::max(p.rows, 4 * ceil_div(s.num_rows, s.num_sequences));
-  }
-  p.rows = ceil_div(p.rows, unit) * unit;
-  const int64_t longest = s.max_length > 0 ? std::min(s.max_length, s.num_rows) : s.num_rows;
-  p.cut = s.num_sequences > 0 && longest > p.rows;
-  p.slots = s.num_sequences == 0 ? 0 : p.cut ? s.num_rows / p.rows + s.num_sequences : s.num_sequences;
+  p.rows = rows;
+  const int64_t max_length = s.max_length > 0 ? std::min(s.max_length, s.num_rows) : s.num_rows;
+  p.is_cut = s.num_sequences > 0 && max_length > rows;
+  p.num_slots = s.num_sequences == 0 ? 0 : p.is_cut ? s.num_rows / rows + s.num_sequences : s.num_sequences;
   return p;
 }
 
-constexpr int kAddThreads = 1024;
-
-struct AddArgs {
-  const float* parts = nullptr;  // [count, size]
-  int64_t count = 0, size = 0;
-  float* sums = nullptr;  // [size]
-};
-
-// Adds parts in a fixed order: each warp every 32nd of 32 columns, then the warps' sums one by one.
-template <int kThreads>
-__global__ void __launch_bounds__(kThreads) add_parts_kernel(const AddArgs args) {
-  constexpr int kWarps = kThreads / 32;
-  float (*const sums)[32] = reinterpret_cast<float (*)[32]>(dynamic_shared());
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int64_t column = int64_t{blockIdx.x} * 32 + lane;
-  float sum = 0.f;
-  if (column < args.size) {
-#pragma unroll 8
-    for (int64_t i = warp; i < args.count; i += kWarps) sum += args.parts[i * args.size + column];
+// Plan of a scan, which occupies `row_threads` threads per row. Segments have `segment_rows` rows, or as many as the
+// device needs to be busy if that is 0, rounded up to a multiple of `unit`.
+inline SegmentPlan plan_scan(const Sequences& s, int64_t row_threads, int64_t segment_rows, int64_t unit) {
+  if (segment_rows == 0) {
+    constexpr int64_t kThreads = 512, kMinRows = 64;  // per multiprocessor; of a segment
+    const int64_t threads = kThreads * multiprocessors();
+    segment_rows = std::max(kMinRows, s.num_rows * row_threads / threads);
+    // If the sequences alone keep the device busy, only those far longer than the mean are cut.
+    if (s.num_sequences * row_threads >= threads / 2)
+      segment_rows = std::max(segment_rows, 4 * ceil_div(s.num_rows, s.num_sequences));
   }
-  sums[warp][lane] = sum;
-  __syncthreads();
-  if (warp != 0 || column >= args.size) return;
-  sum = 0.f;
-  for (int w = 0; w < kWarps; ++w) sum += sums[w][lane];
-  args.sums[column] = sum;
+  return plan_segments(s, ceil_div(segment_rows, unit) * unit);
 }
 
-inline cudaError_t add_parts(const float* parts, int64_t count, int64_t size, float* sums, cudaStream_t stream) {
-  return launch(add_parts_kernel<kAddThreads>, ceil_div(size, 32), kAddThreads, kAddThreads * sizeof(float), stream,
-                AddArgs{parts, count, size, sums});
-}
-
-// Hands out arrays of a workspace, each aligned to 256 bytes.
-struct Workspace {
-  void* memory;
-  size_t used = 0;
-
-  float* take(int64_t floats) {
-    float* const place = reinterpret_cast<float*>(static_cast<char*>(memory) + used);
-    used += ceil_div(floats * int64_t{sizeof(float)}, 256) * 256;
-    return place;
+// Calls use(i, load(i)) for i = 0 .. count - 1 in order, with kBatch loads in flight. load(i) is called for up to
+// kBatch - 1 further i, which it must ignore.
+template <int kBatch, typename Load, typename Use>
+__device__ void for_each_in_batches(int64_t count, Load load, Use use) {
+  for (int64_t first = 0; first < count; first += kBatch) {
+    decltype(load(first)) loaded[kBatch];
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) loaded[k] = load(first + k);
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k)
+      if (first + k < count) use(first + k, loaded[k]);
   }
-};
+}
 
 }  // namespace recgrela::cuda

@@ -1,14 +1,14 @@
 // Products of 16 x 16 tiles by one warp, on tensor cores.
 //
-// One layout serves for sums and for operands: lane l holds the rows l / 4 and l / 4 + 8 of a tile at the columns
-// 2 (l % 4), 2 (l % 4) + 1 and these + 8. It is what mma.m16n8k16 gives and takes, so that a sum can be an operand
-// of the next product without moving; for TF32, whose k8 fragments are laid out otherwise, the order of the inner
-// dimension is permuted alike in both operands. An operand is the matrix M[i][k], k the inner dimension: A as it is,
-// B transposed, so a product is D[m][n] = sum_k A[m][k] B[n][k].
+// Sums and operands share one layout: lane l holds rows l / 4 and l / 4 + 8 of a tile at columns 2 (l % 4), + 1, + 8
+// and
+// + 9. mma.m16n8k16 returns and takes this layout, so that a sum can be an operand of the next product without moving.
+// TF32's k8 fragments have another layout; there the inner dimension is permuted alike in both operands. An operand is
+// a matrix M[i][k], k the inner dimension: A as it is, B transposed, so that D[m][n] = sum_k A[m][k] B[n][k].
 //
-// float32 operands are split into two TF32 numbers each, and three products of them summed: the error is that of
-// float32. Tensor cores truncate their sums; so float32 sums of many tiles are made by ordinary additions. 16-bit
-// operands are taken as they are, and a float32 sum that becomes an operand is rounded.
+// float32 operands are split into two TF32 numbers each and three products of them added, for the accuracy of float32.
+// Tensor cores truncate their sums; therefore float32 sums over many tiles use ordinary additions. 16-bit operands are
+// used directly, and a float32 sum that becomes an operand is rounded.
 #pragma once
 
 #include "kernels/common/device.cuh"
@@ -34,7 +34,7 @@ struct Operand<float> {
   uint32_t high[2][4], low[2][4];
 };
 
-// The upper 19 bits, rounded.
+// Rounds to the upper 19 bits.
 inline __device__ uint32_t round_tf32(float x) { return (float_bits(x) + 0x1000u) & 0xffffe000u; }
 
 inline __device__ void set_element(Operand<float>& operand, int j, int e, float x) {
@@ -42,7 +42,7 @@ inline __device__ void set_element(Operand<float>& operand, int j, int e, float 
   operand.low[j][e] = float_bits(x - bits_float(operand.high[j][e]));
 }
 
-// Rounds to E, unless that is float32.
+// Converts a sum to an operand, rounded to E unless that is float32.
 template <typename E>
 __device__ Operand<E> to_operand(const Acc& a) {
   Operand<E> operand;
@@ -58,7 +58,8 @@ __device__ Operand<E> to_operand(const Acc& a) {
   return operand;
 }
 
-// M[i][k] = tile[i * stride + k], or tile[k * stride + i] if transposed; tile rows aligned to 16 bytes.
+// Loads M[i][k] = tile[i * stride + k], or tile[k * stride + i] if kTranspose; rows of the tile are aligned to 16
+// bytes.
 template <typename E, bool kTranspose>
 __device__ Operand<E> load_operand(const E* tile, int stride) {
   Operand<E> operand;
@@ -85,7 +86,7 @@ __device__ Operand<E> load_operand(const E* tile, int stride) {
   return operand;
 }
 
-// The columns 8 j .. 8 j + 7 of A B^T, added to d (kAdd) or in its place. kExact: A's elements fit into TF32, or E.
+// Adds columns 8 j .. 8 j + 7 of A B^T to d, or overwrites d unless kAdd. kExact: TF32 represents A's elements exactly.
 template <bool kExact, bool kAdd, typename E>
 __device__ void mma_columns(float (&d)[4], const Operand<E>& a, const Operand<E>& b, int j) {
   float part[4] = {};
@@ -114,7 +115,7 @@ __device__ void mma_columns(float (&d)[4], const Operand<E>& a, const Operand<E>
   }
 }
 
-// d += A B^T or, where this is the first, d = A B^T.
+// d += A B^T, or d = A B^T if kFirst.
 template <bool kFirst = false, typename E>
 __device__ void mma(Acc& d, const Operand<E>& a, const Operand<E>& b) {
   mma_columns<false, !kFirst>(d.x[0], a, b, 0);
@@ -132,7 +133,7 @@ inline __device__ void scale(Acc& a, float factor) {
 #pragma unroll
   for (int i = 0; i < 8; ++i) a.x[i / 4][i % 4] *= factor;
 }
-// Of this lane's two rows, l / 4 and l / 4 + 8.
+// One value for each of this lane's rows, l / 4 and l / 4 + 8.
 struct RowPair {
   float x[2] = {};
 };
@@ -140,7 +141,7 @@ inline __device__ void scale_rows(Acc& a, const RowPair& factor) {
 #pragma unroll
   for (int i = 0; i < 8; ++i) a.x[i / 4][i % 4] *= factor.x[i / 2 % 2];
 }
-// Of a tile of weights between tokens, those of columns up to the row, or from the row on; zeros elsewhere.
+// Keeps the elements on and below the diagonal (lower) or on and above it (upper); zeros elsewhere.
 inline __device__ void keep_lower(Acc& a) {
   const int row = threadIdx.x % 32 / 4, col = threadIdx.x % 4 * 2;
 #pragma unroll
@@ -162,7 +163,7 @@ inline __device__ void add_scaled(Acc& d, const Acc& a, float factor) {
   for (int i = 0; i < 8; ++i) d.x[i / 4][i % 4] += factor * a.x[i / 4][i % 4];
 }
 
-// factor A, rounded to E unless that is float32.
+// factor * A as an operand, rounded to E unless that is float32.
 template <typename E>
 __device__ Operand<E> to_operand(const Acc& a, float factor) {
   Acc x = a;
@@ -170,48 +171,48 @@ __device__ Operand<E> to_operand(const Acc& a, float factor) {
   return to_operand<E>(x);
 }
 
-// The operand M^T of 16-bit numbers.
+// Operand M^T of 16-bit numbers.
 template <typename E>
 __device__ Operand<E> transpose(const Operand<E>& m) {
   static_assert(sizeof(E) == 2);
   return {{transpose_matrix(m.r[0]), transpose_matrix(m.r[2]), transpose_matrix(m.r[1]), transpose_matrix(m.r[3])}};
 }
 
-// Tiles in global memory in the order in which lanes hold them: kPackedTile numbers in vectors of 16 bytes.
+// Tiles in memory in the order in which lanes hold them: kPackedTile elements in vectors of 16 bytes.
 constexpr int kPackedTile = kTile * kTile;
 
 template <typename E>
-__device__ void store_packed(E* place, const Acc& a, float factor) {
+__device__ void store_packed(E* tile, const Acc& a, float factor) {
   const int lane = threadIdx.x % 32;
   if constexpr (sizeof(E) == 4) {
 #pragma unroll
     for (int j = 0; j < 2; ++j)
-      reinterpret_cast<float4*>(place)[32 * j + lane] =
+      reinterpret_cast<float4*>(tile)[32 * j + lane] =
           make_float4(a.x[j][0] * factor, a.x[j][1] * factor, a.x[j][2] * factor, a.x[j][3] * factor);
   } else {
     const Operand<E> m = to_operand<E>(a, factor);
-    reinterpret_cast<uint4*>(place)[lane] = make_uint4(m.r[0], m.r[1], m.r[2], m.r[3]);
+    reinterpret_cast<uint4*>(tile)[lane] = make_uint4(m.r[0], m.r[1], m.r[2], m.r[3]);
   }
 }
 
-// The operand M, or M^T, of a tile that the warp, or before a barrier its block, has stored.
+// Loads the operand M, or M^T if kTranspose, of a packed tile. Other warps may have stored it before a barrier.
 template <typename E, bool kTranspose>
-__device__ Operand<E> load_packed(const E* place) {
+__device__ Operand<E> load_packed(const E* tile) {
   const int lane = threadIdx.x % 32;
   Operand<E> operand;
   if constexpr (sizeof(E) == 2) {
-    const uint4 r = reinterpret_cast<const uint4*>(place)[lane];
+    const uint4 r = reinterpret_cast<const uint4*>(tile)[lane];
     operand.r[0] = r.x, operand.r[1] = r.y, operand.r[2] = r.z, operand.r[3] = r.w;
     if constexpr (kTranspose) operand = transpose(operand);
   } else if constexpr (kTranspose) {
-    // M^T[row][col] is with lane 4 (col % 8) + row % 8 / 2, among its numbers j = row / 8, e = 2 (col / 8) + row % 2.
-    const float* const first = place + lane % 4 * 32 + lane / 8 * 4 + lane / 4 % 2;
+    // Lane 4 (col % 8) + row % 8 / 2 holds M^T[row][col] as its x[row / 8][2 (col / 8) + row % 2].
+    const float* const first = tile + lane % 4 * 32 + lane / 8 * 4 + lane / 4 % 2;
 #pragma unroll
     for (int i = 0; i < 8; ++i) set_element(operand, i / 4, i % 4, first[i / 2 % 2 * 128 + i % 2 * 16 + i / 4 * 2]);
   } else {
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      const float4 x = reinterpret_cast<const float4*>(place)[32 * j + lane];
+      const float4 x = reinterpret_cast<const float4*>(tile)[32 * j + lane];
       set_element(operand, j, 0, x.x), set_element(operand, j, 1, x.y);
       set_element(operand, j, 2, x.z), set_element(operand, j, 3, x.w);
     }
@@ -219,11 +220,11 @@ __device__ Operand<E> load_packed(const E* place) {
   return operand;
 }
 
-// Of a tile's columns, this lane's four (2 (l % 4), + 1, + 8, + 9): a tile whose rows are all the same.
+// One value for each of this lane's columns, 2 (l % 4), + 1, + 8 and + 9: a tile whose rows are equal.
 struct RowVector {
   float x[4] = {};
 };
-// As the operand A.
+// Converts equal rows to the operand A.
 template <typename E>
 __device__ Operand<E> to_operand(const RowVector& row) {
   Operand<E> operand;
@@ -236,7 +237,7 @@ __device__ Operand<E> to_operand(const RowVector& row) {
   }
   return operand;
 }
-// A row of a tile.
+// Row kRow of a tile.
 template <int kRow>
 __device__ RowVector row_of(const Acc& a) {
   RowVector row;
@@ -254,33 +255,33 @@ inline __device__ void add_scaled(RowVector& sum, const RowVector& row, float fa
 #pragma unroll
   for (int i = 0; i < 4; ++i) sum.x[i] += factor * row.x[i];
 }
-// sum += factor * the sum over the tokens of weight[token] M[channel][token], where M is an operand.
+// sum[i] += factor * sum_k weights[k] M[i][k], where M is an operand.
 template <typename E>
 __device__ void add_weighted(RowVector& sum, const RowVector& weights, const Operand<E>& m, float factor) {
   const Acc d = product(to_operand<E>(weights), m);
   add_scaled(sum, RowVector{{d.x[0][0], d.x[0][1], d.x[1][0], d.x[1][1]}}, factor);
 }
-// sum += the sum over the tokens of M[channel][token].
+// sum[i] += sum_k M[i][k], where M is an operand.
 template <typename E>
-__device__ void add_tokens(RowVector& sum, const Operand<E>& m) {
+__device__ void add_columns(RowVector& sum, const Operand<E>& m) {
   const Acc d = product<true>(to_operand<E>(RowVector{{1.f, 1.f, 1.f, 1.f}}), m);
 #pragma unroll
   for (int i = 0; i < 4; ++i) sum.x[i] += d.x[i / 2][i % 2];
 }
 
-// Between products in float32, whose operands take many registers: the compiler does not begin with the next before.
+// Stops the compiler from overlapping the next product with the previous ones. float32 operands take many registers.
 template <typename E, bool kLimit = true>
 __device__ void limit_overlap() {
   if constexpr (sizeof(E) == 4 && kLimit) __syncwarp();
 }
 
-// Of the four lanes that share a tile's rows.
+// Sum over the four lanes that share rows of a tile.
 inline __device__ float quad_sum(float x) {
   x += __shfl_xor_sync(0xffffffffu, x, 1);
   return x + __shfl_xor_sync(0xffffffffu, x, 2);
 }
 
-// Two neighbours in memory, aligned to their size.
+// Two adjacent elements in memory, aligned to their size.
 template <typename E>
 __device__ float2 load2(const E* p) {
   if constexpr (sizeof(E) == 4)
@@ -295,13 +296,5 @@ __device__ void store2(E* p, float x, float y) {
   else
     *reinterpret_cast<uint32_t*>(p) = pack2<E>(x, y);
 }
-
-inline __device__ float sigmoid(float x) { return fast_reciprocal(1.f + fast_exp2(-1.44269504f * x)); }
-// The derivative of SiLU, from s = sigmoid(x) and y = x s.
-inline __device__ float silu_grad(float s, float y) { return s + y * (1.f - s); }
-// phi(x) = elu(x) + 1
-inline __device__ float phi(float x) { return where_positive(x, x + 1.f, fast_exp2(1.44269504f * x)); }
-// its derivative, from f = phi(x)
-inline __device__ float phi_grad(float f) { return f > 1.f ? 1.f : f; }
 
 }  // namespace recgrela::cuda

@@ -1,13 +1,13 @@
-// The backward of gated_rela for a segment, from its raw inputs.
+// Backward of gated_rela for a segment, from its inputs.
 //
-// With a = d_y * SiLU(g), Z the denominator, o the attention's output and u = a / Z, dZ = -(a . o) / Z:
-//   d(R phi(q))_i = u_i S_i^T,      d phi(q)_i += dZ_i z_i
-//   d(R phi(k))_j = v_j U_j^T,      d phi(k)_j += w_j,        dv_j = R phi(k)_j U_j + the convolution's
-//   where U_j = sum_i R phi(q)_i (x) u_i, w_j = sum_i dZ_i phi(q)_i     over i >= j (causal) or all i
-// by chunks as in the forward: products within the chunk and with a state. S and z run forward along the segment, U and
-// w back. So a light sweep over keys and values leaves S and z before each chunk in global memory, and one in reverse
-// does all else. As in the forward, what enters a product in 16 bits is kept near 1: rows are scaled by n / Z, n the
-// chunk's count, and sums divided by n.
+// With a = d_y * SiLU(g), Z the denominator, o the attention's output, u = a / Z and d_Z = -(a . o) / Z:
+//   d(R phi(q))_i = u_i S_i^T,      d phi(q)_i += d_Z_i z_i
+//   d(R phi(k))_j = v_j U_j^T,      d phi(k)_j += w_j,        d_v_j = R phi(k)_j U_j + the convolution's
+//   where U_j = sum_i R phi(q)_i (x) u_i, w_j = sum_i d_Z_i phi(q)_i     over i >= j (causal) or all i
+// in chunks as in the forward: products within the chunk and with a state. S and z accumulate forward along the
+// segment, U and w in reverse. Therefore a light sweep over keys and values stores S and z before each chunk in global
+// memory, and one reverse sweep computes all gradients. Operands of 16 bits stay near 1: rows are scaled by n / Z, n
+// the number of keys, and sums divided by n.
 #pragma once
 
 #include "kernels/gated_rela/conv_gradient.cuh"
@@ -22,33 +22,33 @@ struct BackwardMemory {
   struct alignas(16) Stage {
     E q[T::kTileSize], k[T::kTileSize], history[T::kHistorySize], v[T::kTileSize], g[T::kTileSize], d_y[T::kTileSize];
   };
-  Segment segment;
+  RelaSegment segment;
   union {
     struct {
       Stage stages[T::kStages];
       E fq[T::kTileSize], fk[T::kTileSize];
-      alignas(16) float taps[kHead * (kMaxKernelSize + 1)], d_denominator[kTile];
+      alignas(16) float conv_weights[kHead * (kMaxKernelSize + 1)], d_denominator[kTile];
       RowSums<E, kHead> denominators, dots;
       ConvGradient<kHead> conv;
     };
-    KeySumsMemory<E, kHead> keys;  // of the sweep before
+    KeySumsMemory<E, kHead> keys;  // of the sweep over keys, which comes first
   };
 };
 
-// The transposes of the queries' state as operands, of own key channels, which the state's owners hold by value
-// channels. A head of one tile in 16 bits turns its own; others go through memory.
+// The state of queries transposed, as operands by own key channels; the warps hold it by own value channels. Heads of
+// one tile in 16 bits transpose registers; others go through memory.
 template <typename E, int kHead>
 struct TransposedState {
   static constexpr int kTiles = Team<E, kHead>::kTiles;
   static constexpr bool kInMemory = kTiles > 1 || sizeof(E) == 4;
   E* tiles;
-  Operand<E> own;  // not in memory
+  Operand<E> own;  // unless kInMemory
 
-  // After a barrier behind this the operands are there. `free`: room for a tile in shared memory.
-  __device__ TransposedState(const Team<E, kHead>& team, const Acc (&state)[kTiles], E* free) : tiles(free) {
+  // The operands are available after a barrier. `scratch` is a tile of shared memory.
+  __device__ TransposedState(const Team<E, kHead>& team, const Acc (&state)[kTiles], E* scratch) : tiles(scratch) {
     if constexpr (kTiles > 1)
-      tiles = static_cast<E*>(team.segment.chunk_states) + team.p.room_chunks * (kTiles * kTiles * kPackedTile);
-    if constexpr (kTiles == 1) __syncwarp();  // for those that read what was there
+      tiles = static_cast<E*>(team.segment.chunk_states) + team.p.max_chunks * (kTiles * kTiles * kPackedTile);
+    if constexpr (kTiles == 1) __syncwarp();  // other lanes may still read the scratch
     if constexpr (kInMemory) {
 #pragma unroll
       for (int t = 0; t < kTiles; ++t) store_packed(tiles + (team.warp * kTiles + t) * kPackedTile, state[t], 1.f);
@@ -64,35 +64,36 @@ struct TransposedState {
   }
 };
 
-// The sweep in reverse.
+// Sweeps over the segment in reverse and stores all gradients.
 template <typename E, int kHead>
-__device__ void sweep_back(const Team<E, kHead>& team, BackwardMemory<E, kHead>& memory) {
+__device__ void sweep_reverse(const Team<E, kHead>& team, BackwardMemory<E, kHead>& memory) {
   using T = Team<E, kHead>;
   const RelaPlan& p = team.p;
-  const Segment& segment = team.segment;
+  const RelaSegment& segment = team.segment;
   const bool gates = p.g.data, convolves = p.kernel_size > 0;
   const int history = p.kernel_size - 1;
 
-  const float* behind_state = nullptr;
+  const float* state_after = nullptr;
   if (!p.causal || segment.count > 1)
-    behind_state = team.state(p.query_state);
+    state_after = team.state(p.query_states);
   else if (p.d_final_kv_state)
-    behind_state = team.sequence_state(p.d_final_kv_state);
+    state_after = team.sequence_state(p.d_final_kv_state);
   Acc state[T::kTiles];
   RowVector sum;
-  team.load_state(behind_state, state);
-  team.load_sum(behind_state, sum);
-  TapGradients taps = no_tap_gradients();
-  team.load_taps(memory.taps);
+  team.load_state(state_after, state);
+  team.load_sum(state_after, sum);
+  ConvWeightGradients d_conv_weights = zero_conv_weight_gradients();
+  team.load_conv_weights(memory.conv_weights);
   move_conv_gradient(team, memory.conv, true);
 
-  // The convolution's gradient at the segment's last rows needs the kMaxHistory rows behind them: a chunk of their own.
-  const int behind = history > 0 && segment.end < segment.length;
-  const int chunks = team.chunks() + behind;
+  // The gradient of the convolution at the last rows of the segment needs the kMaxHistory rows after them, which are
+  // processed as a chunk of their own.
+  const int chunks_after = history > 0 && segment.end < segment.sequence_end;
+  const int chunks = team.chunks() + chunks_after;
   Sources<E, kHead> from;
   from.find(team, chunks - 1);
   auto rows_of = [&](int chunk) {
-    const int64_t left = segment.length - team.first_row(chunk);
+    const int64_t left = segment.sequence_end - team.first_row(chunk);
     return left < kTile ? static_cast<int>(left) : kTile;
   };
   auto copy = [&](int i, int stage) {
@@ -100,22 +101,22 @@ __device__ void sweep_back(const Team<E, kHead>& team, BackwardMemory<E, kHead>&
     const int n = rows_of(chunks - 1 - i);
     team.copy_chunk(m.q, from.q, p.q, n);
     team.copy_chunk(m.k, from.k, p.k, n);
-    team.copy_values(m.v, from.v, i == chunks - 1 && segment.index == 0, n);
+    team.copy_values(m.v, from.v, i == chunks - 1 && segment.is_first(), n);
     if (gates) team.copy_chunk(m.g, from.g, p.g, n);
     team.copy_chunk(m.d_y, from.d_y, p.d_y, n);
     from.move(team, -1);
   };
-  const int last = chunks - 1 - behind;
+  const int last = chunks - 1 - chunks_after;
   const float* angle = find_angle(team, last);
   Target<E, kHead> d_q(team, p.d_q, last), d_k(team, p.d_k, last), d_v(team, p.d_v, last);
   Target<E, kHead> d_g(team, p.d_g, last);
   constexpr bool kOne = T::kTiles == 1;
   auto use = [&](int i, int stage) {
     auto& m = memory.stages[stage];
-    const int chunk = chunks - 1 - i;  // of the segment
+    const int chunk = chunks - 1 - i;
     const bool own_rows = chunk < team.chunks();
     const int n = rows_of(chunk);
-    const float count = team.chunk_count(chunk), factor = fast_reciprocal(count);
+    const float num_keys = team.num_keys(chunk), factor = fast_reciprocal(num_keys);
     const ChunkState<E, kHead> key_state(team, chunk);
     Angles angles;
     Features<E, kHead> queries, keys;
@@ -124,7 +125,7 @@ __device__ void sweep_back(const Team<E, kHead>& team, BackwardMemory<E, kHead>&
     Products for_values;
     auto add_value_products = [&](int t, const Operand<E>& query) {
       const Operand<E> key = keys.operand(t);
-      if (p.causal) mma<kOne>(for_values.tokens, key, query);
+      if (p.causal) mma<kOne>(for_values.rows, key, query);
       mma<kOne>(for_values.state, key, to_operand<E>(state[t]));
     };
     if (own_rows) {
@@ -137,7 +138,7 @@ __device__ void sweep_back(const Team<E, kHead>& team, BackwardMemory<E, kHead>&
       team.sync();
       denominator = memory.denominators.get(team, denominator);
       o = attend<false>(
-          team, n, count, denominator, queries, keys, m.v,
+          team, n, num_keys, denominator, queries, keys, m.v,
           [&](int t) { return load_packed<E, false>(key_state.tile(team.warp, t)); }, inverse,
           [&](int, const Operand<E>& query) {
             if constexpr (kOne) add_value_products(0, query);
@@ -150,7 +151,7 @@ __device__ void sweep_back(const Team<E, kHead>& team, BackwardMemory<E, kHead>&
         }
       }
     }
-    Acc a, d_gate;  // d_y through the gate; the gradient of the gate's input, but for the factor of the output
+    Acc a, d_gate;  // gradients of the gated sum and of the gate's input; the latter lacks the factor of that sum
     team.load_pairs(a, m.d_y);
     if (gates) {
       Acc gate;
@@ -163,7 +164,7 @@ __device__ void sweep_back(const Team<E, kHead>& team, BackwardMemory<E, kHead>&
       }
     }
     Acc silu;
-    if (convolves) silu = convolve_back(team, a, m.v, memory.taps, own_rows, memory.conv, taps);
+    if (convolves) silu = convolve_back(team, a, m.v, memory.conv_weights, own_rows, memory.conv, d_conv_weights);
 
     if (own_rows) {
       if (gates) {
@@ -178,7 +179,7 @@ __device__ void sweep_back(const Team<E, kHead>& team, BackwardMemory<E, kHead>&
       {
         const Operand<E> gradients = load_operand<E, true>(m.d_y + team.own(), T::kStride);
         Acc d_value = value_gradient(team, for_values, gradients, factor);
-        if (convolves) add_conv_gradient(team, d_value, memory.taps, memory.conv);
+        if (convolves) add_conv_gradient(team, d_value, memory.conv_weights, memory.conv);
         if (convolves && p.d_final_history) add_final_gradient(team, d_value, team.first_row(chunk));
         d_v.store(team, n, d_value, -1);
         if (p.causal) add_queries<E, kHead>(queries, gradients, factor, state);
@@ -190,13 +191,13 @@ __device__ void sweep_back(const Team<E, kHead>& team, BackwardMemory<E, kHead>&
       for (int t = 0; t < T::kTiles; ++t) {
         const Operand<E> u = load_operand<E, false>(m.d_y + t * kTile, T::kStride);
         const Operand<E> v = load_operand<E, false>(m.v + t * kTile, T::kStride);
-        if (p.causal) mma<kOne>(for_queries.tokens, u, v), mma<kOne>(for_keys.tokens, v, u);
+        if (p.causal) mma<kOne>(for_queries.rows, u, v), mma<kOne>(for_keys.rows, v, u);
         limit_overlap<E>();
         mma<kOne>(for_queries.state, u, load_packed<E, true>(key_state.tile(t, team.warp)));
         limit_overlap<E>();
         mma<kOne>(for_keys.state, v, transposed.operand(team, t));
       }
-      // Made and loaded again, which is cheaper than the registers until here.
+      // Recomputing and reloading is cheaper than holding the registers until here.
       running = with_state(running_keys(team, keys), team.row_vector(key_state.sums + team.own()), factor);
       if constexpr (sizeof(E) == 4) angles = load_angles(team, angle, n);
       d_q.store(team, n,
@@ -213,8 +214,8 @@ __device__ void sweep_back(const Team<E, kHead>& team, BackwardMemory<E, kHead>&
   team.sync();
   pipeline(team, chunks, copy, use);
 
-  if (convolves) store_tap_gradients(team, taps);
-  if (segment.index > 0) return;
+  if (convolves) store_conv_weight_gradients(team, d_conv_weights);
+  if (!segment.is_first()) return;
   if (p.d_initial_kv_state) {
     float* const out = team.sequence_state(p.d_initial_kv_state);
     team.store_state(out, state);
@@ -222,23 +223,23 @@ __device__ void sweep_back(const Team<E, kHead>& team, BackwardMemory<E, kHead>&
   }
   if (p.d_initial_history && history > 0) {
     __syncwarp();
-    store_initial_history_gradient(team, memory.taps, memory.conv);
+    store_initial_history_gradient(team, memory.conv_weights, memory.conv);
   }
 }
 
 template <typename E, int kHead>
 __global__ void __launch_bounds__(Team<E, kHead>::kThreads, Team<E, kHead>::kBackwardBlocks)
-    backward_kernel(const RelaPlan p) {
+    rela_backward_kernel(const RelaPlan p) {
   using T = Team<E, kHead>;
   auto& memory = team_memory<BackwardMemory<E, kHead>, T>();
   T team(p, memory.segment);
-  if (team.find_work(memory.segment)) {
+  if (team.find_segment(memory.segment)) {
     store_key_states(team, memory.keys);
     team.sync();
-    sweep_back(team, memory);
-  } else if (p.kernel_size > 0 && p.first_work + team.number() < p.works()) {
-    // No segment: its place among the partial sums is zero.
-    float* const out = p.conv_partial + (team.segment.slot * p.width() + team.head_channel()) * (kMaxKernelSize + 1);
+    sweep_reverse(team, memory);
+  } else if (p.kernel_size > 0 && p.first_unit + team.number() < p.num_units()) {
+    // The slot is empty: its partial sums are zero.
+    float* const out = p.conv_partials + (team.segment.slot * p.width() + team.head_channel()) * (kMaxKernelSize + 1);
     for (int i = team.thread; i < p.head_dim * (kMaxKernelSize + 1); i += 32 * T::kWarps) out[i] = 0.f;
   }
 }

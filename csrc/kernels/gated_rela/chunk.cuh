@@ -1,34 +1,35 @@
-// What is made of a chunk's queries and keys: features, and the attention within the chunk and to a state.
+// Features of a chunk's queries and keys, and attention within the chunk and to a state.
 #pragma once
 
 #include <type_traits>
 
-#include "kernels/gated_rela/team.cuh"
+#include "kernels/common/activations.cuh"
+#include "kernels/gated_rela/pipeline.cuh"
 
 namespace recgrela::cuda {
 
-// What the backward's u = a / Z is multiplied by in float16, whose range is small: n / Z is about one over the number
-// of channels. And what products that are sums over channels are divided by before they enter another.
+// Scale of the backward's u = a / Z in float16, whose range is small: n / Z is about one over the number of channels.
+// Sums of products over channels are divided by it before they enter another product.
 template <typename E, int kHead>
 constexpr float kRange = std::is_same_v<E, fp16> ? kHead : 1;
 
-// (cos, sin) for this lane's pairs of the own channels.
+// (cos, sin) for the pairs of channels that this lane holds.
 struct Angles {
   float2 x[2][2];  // [j][row / 8]
 };
 
-// This lane's place in the rotary table for the segment's chunk i; null without one.
+// This lane's first entry of the rotary table for chunk i; null without a table.
 template <typename E, int kHead>
 __device__ const float* find_angle(const Team<E, kHead>& team, int i) {
   const RelaPlan& p = team.p;
   if (!p.rotary) return nullptr;
-  return p.rotary + (team.segment.before + team.first_row(i) + team.lane / 4) * p.width() + team.head_channel() +
+  return p.rotary + (team.segment.position + int64_t{i} * kTile + team.lane / 4) * p.width() + team.head_channel() +
          team.own() + tile_col(team.lane, 0, 0);
 }
 
-// For a chunk of n rows.
+// Loads the angles of a chunk of n rows; rows after them are not rotated.
 template <typename E, int kHead>
-__device__ Angles load_angles(const Team<E, kHead>& team, const float* place, int n) {
+__device__ Angles load_angles(const Team<E, kHead>& team, const float* angle, int n) {
   Angles angles;
   const int width = static_cast<int>(team.p.width());
 #pragma unroll
@@ -36,8 +37,8 @@ __device__ Angles load_angles(const Team<E, kHead>& team, const float* place, in
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       angles.x[j][h] = make_float2(1.f, 0.f);
-      if (place && team.lane / 4 + 8 * h < n && team.in_head(team.own() + tile_col(team.lane, j, 0)))
-        angles.x[j][h] = *reinterpret_cast<const float2*>(place + 8 * h * width + 8 * j);
+      if (angle && team.lane / 4 + 8 * h < n && team.in_head(team.own() + tile_col(team.lane, j, 0)))
+        angles.x[j][h] = *reinterpret_cast<const float2*>(angle + 8 * h * width + 8 * j);
     }
   return angles;
 }
@@ -62,8 +63,8 @@ inline __device__ Acc rotate_back(const Acc& x, Angles angles) {
   return rotate(x, angles);
 }
 
-// phi(x) and R phi(x) of a chunk by rows, in shared memory, where they are after a barrier; the latter, kInRegisters,
-// of a head of one tile in registers as well.
+// phi(x) and R phi(x) of a chunk by rows, in shared memory; readable after a barrier. kInRegisters: R phi(x) is in
+// registers too, for heads of one tile.
 template <typename E, int kHead, bool kInRegisters = false>
 struct Features {
   static_assert(!kInRegisters || kHead == kTile);
@@ -79,8 +80,8 @@ struct Features {
   }
 };
 
-// Of the n rows of x, zeros in the others; R phi(x) takes the place of x. Null `plain`: phi(x) is not needed in shared
-// memory, nor R phi(x) where it is in registers. Returns phi(x) of the own channels.
+// Computes the features of n rows of x, zeros for the rows after them; R phi(x) replaces x. A null `plain` leaves out
+// phi(x), and R phi(x) if that is in registers. Returns phi(x) of own channels.
 template <typename E, int kHead, bool kInRegisters>
 __device__ Acc make_features(const Team<E, kHead>& team, Features<E, kHead, kInRegisters>& f, E* x, E* plain,
                              const Angles& angles, int n) {
@@ -103,13 +104,13 @@ __device__ Acc make_features(const Team<E, kHead>& team, Features<E, kHead, kInR
   return y;
 }
 
-// The sum over all of the head's channels, from what each warp has of its own, for this lane's rows.
+// Sums over all channels of the head, for this lane's rows.
 template <typename E, int kHead>
 struct RowSums {
   static constexpr int kWarps = Team<E, kHead>::kWarps;
   float shared[kWarps > 1 ? kWarps * kTile : 1];
 
-  // a . b of own channels; after a barrier, `get` gives the sums.
+  // Publishes a . b over own channels; after a barrier, `get` returns the sums.
   __device__ RowPair put(const Team<E, kHead>& team, const Acc& a, const Acc& b) {
     RowPair sum;
 #pragma unroll
@@ -136,8 +137,7 @@ struct RowSums {
   }
 };
 
-// For each token of a chunk the sum of phi(k) up to it in the chunk, of own key channels; zero in the bidirectional
-// form.
+// Sums of phi(k) up to each row of a chunk, within the chunk, by own key channels; zeros if bidirectional.
 template <typename E, int kHead, typename F>
 __device__ Acc running_keys(const Team<E, kHead>& team, const F& k) {
   Acc running;
@@ -150,18 +150,24 @@ __device__ Acc running_keys(const Team<E, kHead>& team, const F& k) {
   }
   return running;
 }
-// And in a state whose sum is `sum`, times the factor: what a query's denominator is made of.
+// sum + factor * running: the sums of phi(k) that the denominators of queries are products with.
 inline __device__ Acc with_state(Acc running, const RowVector& sum, float factor) {
 #pragma unroll
   for (int i = 0; i < 8; ++i) running.x[i / 4][i % 4] = sum.x[i / 4 * 2 + i % 2] + factor * running.x[i / 4][i % 4];
   return running;
 }
 
-// A chunk's attention of own value channels, and n / denominator of each of its `rows` rows, zero for others; n is the
-// chunk's count, of which `denominator` has the features' part. Of a state of keys over n, state_of(t) is the operand
-// of own value channels by tile t of key channels. also(t, R phi(q)) is called with each tile of the queries. kUnroll:
-// these need to know t when they are compiled.
-// The weights within a chunk are multiplied by n / denominator before they become an operand of 16 bits.
+// Attention of a chunk of `rows` rows, by own value channels.
+//
+// Args:
+//   n            number of keys, as Team::num_keys
+//   denominator  phi(q) . (the sum of phi(k)) / n of each row
+//   state_of     state_of(t) returns the state of keys over n as an operand, own value channels by tile t of key
+//   channels inverse      receives n / (denominator of the row), zero after the last row also         also(t, R phi(q))
+//   is called for each tile of the queries
+//
+// kUnroll: state_of and also need t at compile time. Weights within a chunk are multiplied by n / denominator before
+// they become an operand of 16 bits.
 template <bool kUnroll, typename E, int kHead, typename F, typename StateOf, typename Also>
 __device__ Acc attend(const Team<E, kHead>& team, int rows, float n, const RowPair& denominator, const F& q, const F& k,
                       const E* v, StateOf state_of, RowPair& inverse, Also also) {
@@ -181,8 +187,8 @@ __device__ Acc attend(const Team<E, kHead>& team, int rows, float n, const RowPa
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     const int row = tile_row(team.lane, 2 * h);
-    const float count = causal ? n - static_cast<float>(kTile - 1 - row) : n;
-    inverse.x[h] = row < rows ? fast_reciprocal(denominator.x[h] + team.p.eps * (count * factor)) : 0.f;
+    const float num_keys = causal ? n - static_cast<float>(kTile - 1 - row) : n;
+    inverse.x[h] = row < rows ? fast_reciprocal(denominator.x[h] + team.p.eps * (num_keys * factor)) : 0.f;
   }
   scale_rows(o, inverse);
   if (causal) {
@@ -193,7 +199,7 @@ __device__ Acc attend(const Team<E, kHead>& team, int rows, float n, const RowPa
   return o;
 }
 
-// Adds a chunk's keys, R phi(k) (x) v, to their state of own value channels.
+// Adds R phi(k) (x) v of a chunk to the state of keys, by own value channels.
 template <typename E, int kHead, typename F>
 __device__ void add_keys(const Team<E, kHead>& team, const F& k, const E* v, Acc (&state)[Team<E, kHead>::kTiles]) {
   using T = Team<E, kHead>;
@@ -205,11 +211,11 @@ __device__ void add_keys(const Team<E, kHead>& team, const F& k, const E* v, Acc
   }
 }
 
-// Where the state before a segment is, or that of a bidirectional sequence; null: it is zero.
+// State of keys before a causal segment, or of a whole bidirectional sequence; null: zeros.
 template <typename E, int kHead>
 __device__ const float* state_before(const Team<E, kHead>& team) {
   const RelaPlan& p = team.p;
-  if (!p.causal || team.segment.count > 1) return team.state(p.key_state);
+  if (!p.causal || team.segment.count > 1) return team.state(p.key_states);
   return p.initial_kv_state ? team.sequence_state(p.initial_kv_state) : nullptr;
 }
 

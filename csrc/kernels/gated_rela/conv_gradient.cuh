@@ -1,33 +1,33 @@
-// The convolution's part of the backward: c = bias + sum_w tap_w v[row - 3 + w], whose SiLU is added to the attention.
+// Backward of the convolution c = bias + sum_k weight_k v[row - 3 + k], whose SiLU is added to the attention.
 #pragma once
 
 #include "kernels/gated_rela/chunk.cuh"
 
 namespace recgrela::cuda {
 
-// The convolution's gradients of a chunk's rows and the kMaxHistory behind them, in shared memory.
+// Gradients of c at the rows of a chunk and the kMaxHistory rows after them, in shared memory.
 template <int kHead>
 struct ConvGradient {
-  static constexpr int kStride = kHead + 8;  // a quarter warp's rows in different banks
+  static constexpr int kStride = kHead + 8;  // puts the rows of a quarter warp in different banks
   alignas(16) float x[(kTile + kMaxHistory) * kStride];
 };
 
-// The gradients of the taps and the bias by this lane's rows, at its columns of the own channels.
-struct TapGradients {
+// Gradients of the weights and the bias, summed over this lane's rows, at the channels that it holds.
+struct ConvWeightGradients {
   float2 x[2][kMaxKernelSize + 1];
 };
-inline __device__ TapGradients no_tap_gradients() {
-  TapGradients taps;
+inline __device__ ConvWeightGradients zero_conv_weight_gradients() {
+  ConvWeightGradients gradients;
 #pragma unroll
-  for (int i = 0; i < 2 * (kMaxKernelSize + 1); ++i) taps.x[i % 2][i / 2] = make_float2(0.f, 0.f);
-  return taps;
+  for (int i = 0; i < 2 * (kMaxKernelSize + 1); ++i) gradients.x[i % 2][i / 2] = make_float2(0.f, 0.f);
+  return gradients;
 }
 
-// From a = d_y through the gate: SiLU(c), the gradients of c to `gradient` and, where the rows count, those of the
-// taps.
+// Returns SiLU(c) and stores the gradient of c, from the gradient `a` of SiLU(c). Adds to the gradients of the weights
+// if `own_rows`: the chunk is in the segment.
 template <typename E, int kHead>
-__device__ Acc convolve_back(const Team<E, kHead>& team, const Acc& a, const E* v, const float* taps, bool counts,
-                             ConvGradient<kHead>& gradient, TapGradients& tap_gradients) {
+__device__ Acc convolve_back(const Team<E, kHead>& team, const Acc& a, const E* v, const float* conv_weights,
+                             bool own_rows, ConvGradient<kHead>& gradient, ConvWeightGradients& d_weights) {
   using T = Team<E, kHead>;
   Acc silu;
 #pragma unroll
@@ -35,7 +35,7 @@ __device__ Acc convolve_back(const Team<E, kHead>& team, const Acc& a, const E* 
     const int column = team.own() + tile_col(team.lane, j, 0);
     float2 w[kMaxKernelSize + 1];
 #pragma unroll
-    for (int i = 0; i <= kMaxKernelSize; ++i) w[i] = load2(taps + i * kHead + column);
+    for (int i = 0; i <= kMaxKernelSize; ++i) w[i] = load2(conv_weights + i * kHead + column);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int row = tile_row(team.lane, 2 * h);
@@ -50,28 +50,28 @@ __device__ Acc convolve_back(const Team<E, kHead>& team, const Acc& a, const E* 
       silu.x[j][2 * h] = c.x, silu.x[j][2 * h + 1] = c.y;
       d.x = a.x[j][2 * h] * silu_grad(s, c.x), d.y = a.x[j][2 * h + 1] * silu_grad(t, c.y);
       store2(gradient.x + row * ConvGradient<kHead>::kStride + column, d.x, d.y);
-      if (!counts) continue;
+      if (!own_rows) continue;
 #pragma unroll
       for (int i = 0; i < kMaxKernelSize; ++i) {
-        float2& sum = tap_gradients.x[j][i];
+        float2& sum = d_weights.x[j][i];
         sum.x += d.x * x[i].x, sum.y += d.y * x[i].y;
       }
-      tap_gradients.x[j][kMaxKernelSize].x += d.x, tap_gradients.x[j][kMaxKernelSize].y += d.y;
+      d_weights.x[j][kMaxKernelSize].x += d.x, d_weights.x[j][kMaxKernelSize].y += d.y;
     }
   }
   return silu;
 }
 
-// Adds to the values' gradients what comes through the convolution.
+// Adds the gradient of the values through the convolution.
 template <typename E, int kHead>
-__device__ void add_conv_gradient(const Team<E, kHead>& team, Acc& d_value, const float* taps,
+__device__ void add_conv_gradient(const Team<E, kHead>& team, Acc& d_value, const float* conv_weights,
                                   const ConvGradient<kHead>& gradient) {
 #pragma unroll
   for (int j = 0; j < 2; ++j) {
     const int column = team.own() + tile_col(team.lane, j, 0);
 #pragma unroll
     for (int i = 0; i < kMaxKernelSize; ++i) {
-      const float2 w = load2(taps + (kMaxHistory - i) * kHead + column);
+      const float2 w = load2(conv_weights + (kMaxHistory - i) * kHead + column);
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         const float2 c = load2(gradient.x + (tile_row(team.lane, 2 * h) + i) * ConvGradient<kHead>::kStride + column);
@@ -81,22 +81,23 @@ __device__ void add_conv_gradient(const Team<E, kHead>& team, Acc& d_value, cons
   }
 }
 
-// Adds the gradients of the values that are handed on, to those of the sequence's last rows; t is the chunk's first.
+// Adds the gradient of the final history to the last values of the sequence; first_row is that of the chunk.
 template <typename E, int kHead>
-__device__ void add_final_gradient(const Team<E, kHead>& team, Acc& d_value, int64_t t) {
+__device__ void add_final_gradient(const Team<E, kHead>& team, Acc& d_value, int64_t first_row) {
   const RelaPlan& p = team.p;
-  const E* const final_grad = static_cast<const E*>(p.d_final_history);
+  const E* const d_final_history = static_cast<const E*>(p.d_final_history);
   const int history = p.kernel_size - 1;
   team.for_each_pair([&](int row, int channel, int j, int e) {
-    const int64_t last = t + row - (team.segment.length - history);
+    const int64_t last = first_row + row - (team.segment.sequence_end - history);
     if (last < 0 || last >= history || !team.in_head(channel)) return;
-    const int64_t place = (team.segment.sequence * history + last) * p.width() + team.head_channel() + channel;
-    const float2 c = load2(final_grad + place);
+    const int64_t offset = (team.segment.sequence * history + last) * p.width() + team.head_channel() + channel;
+    const float2 c = load2(d_final_history + offset);
     d_value.x[j][e] += c.x, d_value.x[j][e + 1] += c.y;
   });
 }
 
-// The first rows are those behind the chunk before: each warp moves its own channels. Zeros, if there are none.
+// Moves the gradients at the first rows of a chunk to the rows after the chunk processed next, by own channels. `zero`:
+// stores zeros there instead.
 template <typename E, int kHead>
 __device__ void move_conv_gradient(const Team<E, kHead>& team, ConvGradient<kHead>& gradient, bool zero) {
   constexpr int kStride = ConvGradient<kHead>::kStride;
@@ -108,16 +109,16 @@ __device__ void move_conv_gradient(const Team<E, kHead>& team, ConvGradient<kHea
 }
 
 template <typename E, int kHead>
-__device__ void store_tap_gradients(const Team<E, kHead>& team, TapGradients taps) {
+__device__ void store_conv_weight_gradients(const Team<E, kHead>& team, ConvWeightGradients gradients) {
   const RelaPlan& p = team.p;
 #pragma unroll
   for (int j = 0; j < 2; ++j) {
     const int channel = team.own() + tile_col(team.lane, j, 0);
     float* const out =
-        p.conv_partial + (team.segment.slot * p.width() + team.head_channel() + channel) * (kMaxKernelSize + 1);
+        p.conv_partials + (team.segment.slot * p.width() + team.head_channel() + channel) * (kMaxKernelSize + 1);
 #pragma unroll
     for (int i = 0; i <= kMaxKernelSize; ++i) {
-      float2 sum = taps.x[j][i];
+      float2 sum = gradients.x[j][i];
 #pragma unroll
       for (int lanes = 4; lanes < 32; lanes *= 2) {
         sum.x += __shfl_xor_sync(0xffffffffu, sum.x, lanes);
@@ -128,24 +129,24 @@ __device__ void store_tap_gradients(const Team<E, kHead>& team, TapGradients tap
   }
 }
 
-// The gradients of the values before the sequence, from those of the convolution at its first rows, which are behind
-// the chunk before.
+// Stores the gradient of the initial history, from the gradients of c at the sequence's first rows, which
+// move_conv_gradient has moved.
 template <typename E, int kHead>
-__device__ void store_initial_history_gradient(const Team<E, kHead>& team, const float* taps,
+__device__ void store_initial_history_gradient(const Team<E, kHead>& team, const float* conv_weights,
                                                const ConvGradient<kHead>& gradient) {
   const RelaPlan& p = team.p;
-  const E* const final_grad = static_cast<const E*>(p.d_final_history);
+  const E* const d_final_history = static_cast<const E*>(p.d_final_history);
   const int history = p.kernel_size - 1;
   for (int i = team.lane; i < history * kTile; i += 32) {
-    const int back = i / kTile + 1, column = team.own() + i % kTile;  // rows before the sequence's first
+    const int back = i / kTile + 1, column = team.own() + i % kTile;  // rows before the first of the sequence
     if (column >= p.head_dim) continue;
     float d = 0.f;
     for (int s = back; s <= history; ++s)
-      d += taps[(kMaxHistory - s) * kHead + column] *
+      d += conv_weights[(kMaxHistory - s) * kHead + column] *
            gradient.x[(kTile + s - back) * ConvGradient<kHead>::kStride + column];
-    const int64_t channel = team.head_channel() + column, last = history - back - team.segment.length;
+    const int64_t channel = team.head_channel() + column, last = history - back - team.segment.length();
     const int64_t base = team.segment.sequence * history;
-    if (final_grad && last >= 0) d += to_float(final_grad[(base + last) * p.width() + channel]);
+    if (d_final_history && last >= 0) d += to_float(d_final_history[(base + last) * p.width() + channel]);
     static_cast<E*>(p.d_initial_history)[(base + history - back) * p.width() + channel] = from_float<E>(d);
   }
 }

@@ -1,167 +1,135 @@
-// The host side of gated_rela, and its kernels that do not depend on the head width.
+// Host side of gated_rela, and the kernels that depend neither on the element type nor on the head size.
 //
-// Many short sequences: a team of warps takes a head of a whole sequence. Few long ones: sequences are cut into
-// segments, whose sums are found first, added up along each sequence in order, and given to the teams that finish the
-// segments. Which it is depends on sizes that the host knows; the cut itself is found on the device.
+// A call runs up to five kernels: the sums of keys and values of each segment; the states before each segment, carried
+// along its sequence; the forward, or the sums of queries and their states and then the backward.
 #include <algorithm>
 
+#include "kernels/common/reduce.cuh"
+#include "kernels/common/workspace.cuh"
 #include "kernels/gated_rela/plan.cuh"
 
 namespace recgrela::cuda {
 namespace {
 
-constexpr int kScanThreads = 128, kReduceThreads = 1024;
+constexpr int kCarryThreads = 128;
 
-struct ScanArgs {
+struct CarryArgs {
   RelaPlan plan;
-  float* states = nullptr;         // [slots, H, d + 1, d], sums of segments on entry
-  const float* initial = nullptr;  // [B, H, d + 1, d], may be null
+  float* states = nullptr;         // [slots, H, d + 1, d]: sums of the segments on entry, states before them on return
+  const float* initial = nullptr;  // [B, H, d + 1, d]; null: zeros
   bool reverse = false;
 };
 
-// The sums of a sequence's segments in order: each becomes the sum of those before it (causal; after it, in reverse)
-// with the initial one, or of all. A thread takes one element of a head's sums, and several segments at a time.
-__global__ void __launch_bounds__(kScanThreads) scan_kernel(const ScanArgs args) {
-  constexpr int kAtATime = 8;
+// Replaces the sum of each segment by the state that it begins from: the initial state and the sums of the segments
+// before it (causal; after it, if reverse), or the sum of all segments (bidirectional). A thread takes one element of
+// the state of a head.
+__global__ void __launch_bounds__(kCarryThreads) rela_carry_states_kernel(const CarryArgs args) {
+  constexpr int kBatch = 8;
   const RelaPlan& p = args.plan;
-  const int64_t size = p.state_size(), parts = (size + kScanThreads - 1) / kScanThreads;
-  const int64_t element = blockIdx.x % parts * kScanThreads + threadIdx.x, which = blockIdx.x / parts;
-  const int64_t b = which / p.num_heads, head = which % p.num_heads;
-  const RowRange rows = sequence_rows(p.sequences, b);
-  const int64_t count = (rows.end - rows.begin + p.segment_rows - 1) / p.segment_rows;
+  const int64_t size = p.state_size(), blocks = (size + kCarryThreads - 1) / kCarryThreads;
+  const int64_t element = blockIdx.x % blocks * kCarryThreads + threadIdx.x, sequence_head = blockIdx.x / blocks;
+  const int64_t b = sequence_head / p.num_heads, head = sequence_head % p.num_heads;
+  const int64_t count = count_segments(p.segments, sequence_rows(p.sequences, b));
   if (count <= 1 || element >= size) return;
   const int64_t step = (args.reverse ? -1 : 1) * p.num_heads * size;
-  float* state =
-      args.states + ((first_slot(p, b) + (args.reverse ? count - 1 : 0)) * p.num_heads + head) * size + element;
-  float sum = args.initial ? args.initial[which * size + element] : 0.f;
-  // The last segment's own sums are not there in the causal form, as nobody needs them.
-  const int64_t known = p.causal ? count - 1 : count;
-  float* at = state;
-  for (int64_t i = 0; i < known; i += kAtATime, at += kAtATime * step) {
-    float part[kAtATime];
-#pragma unroll
-    for (int k = 0; k < kAtATime; ++k) part[k] = i + k < known ? at[k * step] : 0.f;
-#pragma unroll
-    for (int k = 0; k < kAtATime; ++k) {
-      if (p.causal && i + k < known) at[k * step] = sum;
-      sum += part[k];
-    }
-  }
+  const int64_t first = first_slot(p.segments, b) + (args.reverse ? count - 1 : 0);
+  float* const state = args.states + (first * p.num_heads + head) * size + element;
+  float sum = args.initial ? args.initial[sequence_head * size + element] : 0.f;
+  const int64_t num_sums = p.causal ? count - 1 : count;  // no segment needs the sum of the last one if causal
+  for_each_in_batches<kBatch>(
+      num_sums, [&](int64_t i) { return i < num_sums ? state[i * step] : 0.f; },
+      [&](int64_t i, float segment_sum) {
+        if (p.causal) state[i * step] = sum;
+        sum += segment_sum;
+      });
   if (p.causal) {
-    state[known * step] = sum;
+    state[num_sums * step] = sum;
   } else {
     for (int64_t i = 0; i < count; ++i) state[i * step] = sum;
   }
 }
 
-// The gradients of the taps and the bias from those of the slots, added in an order of its own whatever the device.
-// A block takes 8 places of [D, 5], with 128 threads each.
+// Stores column [channel, i] of the gradients of the convolution: weight i - (4 - K), or the bias for i = 4.
 template <typename E>
-__global__ void __launch_bounds__(kReduceThreads) reduce_taps_kernel(const RelaPlan p) {
-  float* const parts = reinterpret_cast<float*>(dynamic_shared());
-  const int64_t places = p.width() * (kMaxKernelSize + 1);
-  const int64_t place = int64_t{blockIdx.x} * 8 + threadIdx.x % 8;
-  float sum = 0.f;
-  if (place < places) {
-#pragma unroll 8
-    for (int64_t slot = threadIdx.x / 8; slot < p.num_slots; slot += kReduceThreads / 8)
-      sum += p.conv_partial[slot * places + place];
-  }
-  parts[threadIdx.x] = sum;
-  __syncthreads();
-  if (threadIdx.x >= 8 || place >= places) return;
-  sum = 0.f;
-  for (int i = 0; i < kReduceThreads / 8; ++i) sum += parts[i * 8 + threadIdx.x];
-  const int64_t channel = place / (kMaxKernelSize + 1);
-  const int tap = static_cast<int>(place % (kMaxKernelSize + 1)), w = tap - (kMaxKernelSize - p.kernel_size);
-  if (tap == kMaxKernelSize)
-    static_cast<E*>(p.d_conv_bias)[channel] = from_float<E>(sum);
-  else if (w >= 0)
-    static_cast<E*>(p.d_conv_weight)[channel * p.kernel_size + w] = from_float<E>(sum);
-}
+struct StoreConvGradients {
+  E *d_weight, *d_bias;
+  int kernel_size;
 
-size_t align(size_t bytes) { return (bytes + 255) / 256 * 256; }
+  __device__ void operator()(int64_t column, float sum) const {
+    const int64_t channel = column / (kMaxKernelSize + 1);
+    const int i = static_cast<int>(column % (kMaxKernelSize + 1)), k = i - (kMaxKernelSize - kernel_size);
+    if (i == kMaxKernelSize)
+      d_bias[channel] = from_float<E>(sum);
+    else if (k >= 0)
+      d_weight[channel * kernel_size + k] = from_float<E>(sum);
+  }
+};
 
 RelaPlan make_plan(const GatedRelaParams& params) {
   RelaPlan p;
   static_cast<GatedRelaParams&>(p) = params;
-  const int64_t rows = params.sequences.num_rows, count = params.sequences.num_sequences;
-  const int64_t longest = params.sequences.max_length > 0 ? std::min(params.sequences.max_length, rows) : rows;
-  if (p.segment_rows == 0) {
-    // About 32 warps for each multiprocessor, but never segments so short that the sums of each weigh in.
-    constexpr int64_t kLeast = 256, kWarps = 32;
+  const Sequences& s = params.sequences;
+  int64_t segment_rows = params.segment_rows;
+  if (segment_rows == 0) {
+    // About 32 warps per multiprocessor, but no segments so short that summing each twice dominates.
+    constexpr int64_t kMinRows = 256, kWarps = 32;
     const int64_t warps_per_head = std::max(1, p.head_dim / kTile);
-    p.segment_rows = std::max(kLeast, rows * p.num_heads * warps_per_head / (kWarps * multiprocessors()));
+    segment_rows = std::max(kMinRows, s.num_rows * p.num_heads * warps_per_head / (kWarps * multiprocessors()));
   }
-  constexpr int64_t kMost = 1 << 30;  // rows of a segment are counted in 32 bits
-  p.segment_rows = std::min((p.segment_rows + kTile - 1) / kTile * kTile, kMost);
-  p.cut = longest > p.segment_rows;
-  p.num_slots = count == 0 ? 0 : p.cut ? rows / p.segment_rows + count : count;
-  p.room_chunks = p.causal ? std::max<int64_t>(1, (std::min(longest, p.segment_rows) + kTile - 1) / kTile) : 1;
+  constexpr int64_t kMaxRows = 1 << 30;  // 32 bits hold the rows of a segment
+  p.segments = plan_segments(s, std::min(ceil_div(segment_rows, kTile) * kTile, kMaxRows));
+  const int64_t max_length = s.max_length > 0 ? std::min(s.max_length, s.num_rows) : s.num_rows;
+  p.max_chunks = p.causal ? std::max<int64_t>(1, ceil_div(std::min(max_length, p.segments.rows), kTile)) : 1;
   return p;
 }
 
-// Lays the plan's arrays out in the workspace; returns their size.
+// Places the arrays of the plan in the workspace; returns its size.
 size_t lay_out(RelaPlan& p, bool backward) {
-  size_t used = 0;
-  auto take_bytes = [&](int64_t bytes) {
-    void* const place = static_cast<char*>(p.workspace) + used;
-    used += align(bytes);
-    return place;
-  };
-  auto take = [&](float*& array, int64_t elements) {
-    array = static_cast<float*>(take_bytes(elements * int64_t{sizeof(float)}));
-  };
-  const int64_t states = p.num_slots * p.num_heads * p.state_size();
-  const bool sums = p.cut || !p.causal;
-  take(p.key_state, sums ? states : 0);
-  if (!backward) return used;
-  take(p.query_state, sums ? states : 0);
-  // Rooms for as many teams as run at a time, of up to 12 warps to a multiprocessor; blocks have one or two.
-  const int64_t tile = kPackedTile * (p.dtype == DType::kFloat32 ? 4 : 2);
-  const int64_t state = p.tiles() * p.tiles() * tile, sum = p.tiles() * kTile * int64_t{sizeof(float)};
-  const int64_t room = (p.room_chunks + 1) * state + p.room_chunks * sum;
-  const int64_t most = std::max((p.team_workspace_bytes > 0 ? p.team_workspace_bytes : int64_t{128} << 20) / room,
-                                12 / p.tiles() * multiprocessors());
-  p.num_rooms = (std::min(p.works(), most) + 1) / 2 * 2;
-  p.chunk_states = take_bytes(p.num_rooms * (p.room_chunks + 1) * state);
-  take(p.chunk_sums, p.num_rooms * p.room_chunks * p.tiles() * kTile);
-  take(p.conv_partial, p.kernel_size > 0 ? p.num_slots * p.width() * (kMaxKernelSize + 1) : 0);
-  return used;
+  Workspace workspace(p.workspace);
+  const int64_t states = p.segments.is_cut || !p.causal ? p.num_units() * p.state_size() : 0;
+  p.key_states = workspace.take_floats(states);
+  if (!backward) return workspace.size();
+  p.query_states = workspace.take_floats(states);
+  // As many teams as the target bytes allow, and no fewer than run at a time: 12 warps per multiprocessor. The number
+  // is even, since a block may have two teams.
+  const int64_t tile_bytes = kPackedTile * size_of(p.dtype), padded_dim = p.num_tiles() * kTile;
+  const int64_t state_bytes = p.num_tiles() * p.num_tiles() * tile_bytes;
+  const int64_t sum_bytes = padded_dim * int64_t{sizeof(float)};
+  const int64_t team_bytes = (p.max_chunks + 1) * state_bytes + p.max_chunks * sum_bytes;
+  const int64_t target_bytes = p.team_workspace_bytes > 0 ? p.team_workspace_bytes : int64_t{128} << 20;
+  const int64_t max_teams = std::max(target_bytes / team_bytes, 12 / p.num_tiles() * multiprocessors());
+  p.num_teams = ceil_div(std::min(p.num_units(), max_teams), 2) * 2;
+  p.chunk_states = workspace.take_bytes(p.num_teams * (p.max_chunks + 1) * state_bytes);
+  p.chunk_sums = workspace.take_floats(p.num_teams * p.max_chunks * padded_dim);
+  p.conv_partials =
+      workspace.take_floats(p.kernel_size > 0 ? p.segments.num_slots * p.width() * (kMaxKernelSize + 1) : 0);
+  return workspace.size();
 }
 
-template <typename F>
-cudaError_t with_kernels(DType dtype, F f) {
-  switch (dtype) {
-    case DType::kFloat32:
-      return f(RelaKernels<float>{}, float{});
-    case DType::kFloat16:
-      return f(RelaKernels<fp16>{}, fp16{});
-    case DType::kBFloat16:
-      return f(RelaKernels<bf16>{}, bf16{});
-  }
-  return cudaErrorInvalidValue;
+cudaError_t carry_states(const RelaPlan& p, float* states, const float* initial, bool reverse, cudaStream_t stream) {
+  if (!p.segments.is_cut) return cudaSuccess;
+  const int64_t blocks = p.sequences.num_sequences * p.num_heads * ceil_div(p.state_size(), kCarryThreads);
+  return launch(rela_carry_states_kernel, blocks, kCarryThreads, 0, stream, CarryArgs{p, states, initial, reverse});
 }
 
-#define RECGRELA_RETURN_IF(call)            \
-  do {                                      \
-    const cudaError_t error = (call);       \
-    if (error != cudaSuccess) return error; \
-  } while (false)
-
-cudaError_t scan(const RelaPlan& p, float* states, const float* initial, bool reverse, cudaStream_t stream) {
-  ScanArgs args;
-  args.plan = p, args.states = states, args.initial = initial, args.reverse = reverse;
-  const int64_t parts = (p.state_size() + kScanThreads - 1) / kScanThreads;
-  return launch(scan_kernel, p.sequences.num_sequences * p.num_heads * parts, kScanThreads, 0, stream, args);
+// Finds the states of keys before all segments (causal), or of whole sequences (bidirectional).
+template <typename E>
+cudaError_t find_key_states(const RelaPlan& p, cudaStream_t stream) {
+  if (p.causal && !p.segments.is_cut) return cudaSuccess;
+  RECGRELA_RETURN_IF_ERROR(RelaKernels<E>::key_sums(p, stream));
+  return carry_states(p, p.key_states, p.initial_kv_state, false, stream);
 }
 
-// The states of keys before all segments, or of all keys.
-template <typename Kernels>
-cudaError_t find_key_states(Kernels kernels, const RelaPlan& p, cudaStream_t stream) {
-  if (p.causal && !p.cut) return cudaSuccess;
-  RECGRELA_RETURN_IF(kernels.key_sums(p, stream));
-  return p.cut ? scan(p, p.key_state, p.initial_kv_state, false, stream) : cudaSuccess;
+// Finds the states of queries after all segments (causal), or of whole sequences (bidirectional).
+template <typename E>
+cudaError_t find_query_states(const RelaPlan& p, cudaStream_t stream) {
+  if (p.causal && !p.segments.is_cut) return cudaSuccess;
+  RECGRELA_RETURN_IF_ERROR(RelaKernels<E>::query_sums(p, stream));
+  return carry_states(p, p.query_states, p.d_final_kv_state, true, stream);
+}
+
+cudaError_t check(const RelaPlan& p, cudaStream_t stream) {
+  return check_sequences(p.sequences, stream, p.initial_position, p.rotary ? p.rotary_positions : 0);
 }
 
 }  // namespace
@@ -179,26 +147,26 @@ size_t gated_rela_backward_workspace(const GatedRelaParams& params) {
 cudaError_t gated_rela_forward(const GatedRelaParams& params, cudaStream_t stream) {
   RelaPlan p = make_plan(params);
   lay_out(p, false);
-  RECGRELA_RETURN_IF(check_sequences(p.sequences, p.initial_position, p.rotary ? p.rotary_positions : 0, stream));
-  return with_kernels(p.dtype, [&](auto kernels, auto) {
-    RECGRELA_RETURN_IF(find_key_states(kernels, p, stream));
-    return kernels.forward(p, stream);
+  RECGRELA_RETURN_IF_ERROR(check(p, stream));
+  return dispatch_dtype(p.dtype, [&](auto element) {
+    using E = decltype(element);
+    RECGRELA_RETURN_IF_ERROR(find_key_states<E>(p, stream));
+    return RelaKernels<E>::forward(p, stream);
   });
 }
 
 cudaError_t gated_rela_backward(const GatedRelaParams& params, cudaStream_t stream) {
   RelaPlan p = make_plan(params);
   lay_out(p, true);
-  RECGRELA_RETURN_IF(check_sequences(p.sequences, p.initial_position, p.rotary ? p.rotary_positions : 0, stream));
-  return with_kernels(p.dtype, [&](auto kernels, auto zero) {
-    RECGRELA_RETURN_IF(find_key_states(kernels, p, stream));
-    if (!p.causal || p.cut) RECGRELA_RETURN_IF(kernels.query_sums(p, stream));
-    if (p.cut) RECGRELA_RETURN_IF(scan(p, p.query_state, p.d_final_kv_state, true, stream));
-    RECGRELA_RETURN_IF(kernels.backward(p, stream));
+  RECGRELA_RETURN_IF_ERROR(check(p, stream));
+  return dispatch_dtype(p.dtype, [&](auto element) {
+    using E = decltype(element);
+    RECGRELA_RETURN_IF_ERROR(find_key_states<E>(p, stream));
+    RECGRELA_RETURN_IF_ERROR(find_query_states<E>(p, stream));
+    RECGRELA_RETURN_IF_ERROR(RelaKernels<E>::backward(p, stream));
     if (p.kernel_size == 0) return cudaSuccess;
-    const int64_t places = p.width() * (kMaxKernelSize + 1);
-    return launch(reduce_taps_kernel<decltype(zero)>, (places + 7) / 8, kReduceThreads, kReduceThreads * sizeof(float),
-                  stream, p);
+    const StoreConvGradients<E> store{static_cast<E*>(p.d_conv_weight), static_cast<E*>(p.d_conv_bias), p.kernel_size};
+    return add_partials<8>(p.conv_partials, p.segments.num_slots, p.width() * (kMaxKernelSize + 1), store, stream);
   });
 }
 

@@ -1,61 +1,71 @@
-// The gradients of a chunk's queries, keys and values.
+// Gradients of a chunk's queries, keys and values.
 #pragma once
 
 #include "kernels/gated_rela/chunk.cuh"
 
 namespace recgrela::cuda {
 
-// Products of a chunk's tokens with each other and with states. Those with tokens are masked: row i, column j is of
-// tokens j <= i in the query's, j >= i in the key's and value's. Columns of the others are own channels.
+// Products that a gradient is made of: `rows` between the rows of a chunk, `state` of rows with a state, by own
+// channels. Products between rows i and j are masked to j <= i in the gradient of queries, and to j >= i in those of
+// keys and values.
 struct Products {
-  Acc tokens, state;
+  Acc rows, state;
 };
 
-// factor products.tokens M^T + products.state
+// factor * products.rows M^T + products.state
 template <typename E>
 __device__ Acc apply_products(const Products& products, const Operand<E>& m, float factor) {
   Acc d = products.state;
-  add_scaled(d, product(to_operand<E>(products.tokens), m), factor);
+  add_scaled(d, product(to_operand<E>(products.rows), m), factor);
   return d;
 }
 
-// Finishes the gradients of queries, of own key channels: products are of u with values and with the state of keys;
-// `running` is what the denominator has of keys.
+// Gradient of queries, by own key channels.
+//
+// Args:
+//   products  u with values, and u with the state of keys
+//   running   sums of phi(k) that the denominators are products with
 template <typename E, int kHead, typename F>
 __device__ Acc query_gradient(const Team<E, kHead>& team, Products& products, const Acc& running, const F& q,
                               const F& k, const float* d_denominator, const Angles& angles, float factor) {
   scale(products.state, 1.f / kRange<E, kHead>);
   if (team.p.causal) {
-    keep_lower(products.tokens);
-    scale(products.tokens, 1.f / kRange<E, kHead>);
+    keep_lower(products.rows);
+    scale(products.rows, 1.f / kRange<E, kHead>);
     products.state =
         apply_products(products, load_operand<E, true>(k.rotated + team.own(), Team<E, kHead>::kStride), factor);
   }
   Acc d = rotate_back(products.state, angles), f;
   team.load_pairs(f, q.plain);
-  const float dz[2] = {d_denominator[team.lane / 4], d_denominator[team.lane / 4 + 8]};
+  const float d_z[2] = {d_denominator[team.lane / 4], d_denominator[team.lane / 4 + 8]};
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
     const int j = i / 4, e = i % 4;
-    d.x[j][e] += dz[i / 2 % 2] * running.x[j][e];
+    d.x[j][e] += d_z[i / 2 % 2] * running.x[j][e];
     d.x[j][e] *= phi_grad(f.x[j][e]);
   }
   return d;
 }
 
-// Those of values, but for the convolution's, of own value channels: products are of keys with queries and with the
-// state of queries; `gradients` is the operand u^T.
+// Gradient of values by the attention, by own value channels.
+//
+// Args:
+//   products   keys with queries, and keys with the state of queries
+//   gradients  operand u^T
 template <typename E, int kHead>
 __device__ Acc value_gradient(const Team<E, kHead>& team, Products& products, const Operand<E>& gradients,
                               float factor) {
   if (!team.p.causal) return products.state;
-  keep_upper(products.tokens);
-  scale(products.tokens, 1.f / kRange<E, kHead>);
+  keep_upper(products.rows);
+  scale(products.rows, 1.f / kRange<E, kHead>);
   return apply_products(products, gradients, factor);
 }
 
-// Those of keys, of own key channels: products are of values with u and with the state of queries, whose sum of
-// queries is `sum`. That is moved on by the chunk.
+// Gradient of keys, by own key channels.
+//
+// Args:
+//   products  values with u, and values with the state of queries
+//   sum       sum over queries of that state; the chunk is added to it
 template <typename E, int kHead, typename F>
 __device__ Acc key_gradient(const Team<E, kHead>& team, Products& products, RowVector& sum, const F& q, const F& k,
                             const float* d_denominator, const Angles& angles, float factor) {
@@ -68,8 +78,8 @@ __device__ Acc key_gradient(const Team<E, kHead>& team, Products& products, RowV
     for (int i = 0; i < 8; ++i) weights.x[i / 4][i % 4] = row.x[i / 4 * 2 + i % 2];
     keep_upper(weights);
     d_phi = product(to_operand<E>(weights), load_operand<E, true>(q.plain + team.own(), kStride));
-    keep_upper(products.tokens);
-    scale(products.tokens, 1.f / kRange<E, kHead>);
+    keep_upper(products.rows);
+    scale(products.rows, 1.f / kRange<E, kHead>);
     products.state = apply_products(products, load_operand<E, true>(q.rotated + team.own(), kStride), factor);
   }
   Acc d = rotate_back(products.state, angles), f;

@@ -1,5 +1,5 @@
-// The kernels of gated_rela for one element type, for all head widths. Included by two sources per type, so that they
-// compile side by side, and one of them in little time.
+// Launches of gated_rela's kernels for one element type and all head sizes. Two sources per type include it, so that
+// the backward compiles beside the rest.
 #pragma once
 
 #include <algorithm>
@@ -10,20 +10,20 @@
 
 namespace recgrela::cuda {
 
-// Heads of 8 channels are half of a tile; the other half is zero. In launches of num_rooms teams, if there are rooms.
+// Launches a kernel for all units of work, num_teams teams at a time if the plan limits them. Heads of 8 channels are
+// padded with zeros to a tile of 16.
 template <typename E, template <typename, int> class Memory, typename F>
 cudaError_t launch_rela(const RelaPlan& plan, cudaStream_t stream, F kernel_of) {
   auto run = [&](auto head) {
     constexpr int kHead = decltype(head)::value;
     using T = Team<E, kHead>;
     constexpr size_t kBytes = T::kTeams * sizeof(Memory<E, kHead>);
-    static_assert(kBytes <= 99 * 1024, "as much as a block can have on every GPU from sm_80 on");
-    const int64_t works = plan.works(), step = plan.num_rooms > 0 ? plan.num_rooms : works;
+    static_assert(kBytes <= 99 * 1024, "every GPU from sm_80 on gives a block this much shared memory");
+    const int64_t units = plan.num_units(), step = plan.num_teams > 0 ? plan.num_teams : units;
     RelaPlan p = plan;
-    for (; p.first_work < works; p.first_work += step) {
-      const int64_t blocks = (std::min(works - p.first_work, step) + T::kTeams - 1) / T::kTeams;
-      const cudaError_t error = launch(kernel_of(head), blocks, T::kThreads, kBytes, stream, p);
-      if (error != cudaSuccess) return error;
+    for (; p.first_unit < units; p.first_unit += step) {
+      const int64_t blocks = ceil_div(std::min(units - p.first_unit, step), T::kTeams);
+      RECGRELA_RETURN_IF_ERROR(launch(kernel_of(head), blocks, T::kThreads, kBytes, stream, p));
     }
     return cudaSuccess;
   };
@@ -45,22 +45,22 @@ cudaError_t launch_rela(const RelaPlan& plan, cudaStream_t stream, F kernel_of) 
 template <typename E>
 cudaError_t RelaKernels<E>::key_sums(const RelaPlan& plan, cudaStream_t stream) {
   return launch_rela<E, KeySumsMemory>(plan, stream,
-                                       [](auto head) { return &key_sums_kernel<E, decltype(head)::value>; });
+                                       [](auto head) { return &rela_key_sums_kernel<E, decltype(head)::value>; });
 }
 template <typename E>
 cudaError_t RelaKernels<E>::query_sums(const RelaPlan& plan, cudaStream_t stream) {
   return launch_rela<E, QuerySumsMemory>(plan, stream,
-                                         [](auto head) { return &query_sums_kernel<E, decltype(head)::value>; });
+                                         [](auto head) { return &rela_query_sums_kernel<E, decltype(head)::value>; });
 }
 template <typename E>
 cudaError_t RelaKernels<E>::forward(const RelaPlan& plan, cudaStream_t stream) {
   return launch_rela<E, ForwardMemory>(plan, stream,
-                                       [](auto head) { return &forward_kernel<E, decltype(head)::value>; });
+                                       [](auto head) { return &rela_forward_kernel<E, decltype(head)::value>; });
 }
 template <typename E>
 cudaError_t RelaKernels<E>::backward(const RelaPlan& plan, cudaStream_t stream) {
   return launch_rela<E, BackwardMemory>(plan, stream,
-                                        [](auto head) { return &backward_kernel<E, decltype(head)::value>; });
+                                        [](auto head) { return &rela_backward_kernel<E, decltype(head)::value>; });
 }
 
 }  // namespace recgrela::cuda

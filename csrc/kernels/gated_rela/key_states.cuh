@@ -1,18 +1,18 @@
-// The states of keys before each chunk of a segment, which the backward reads in any order.
+// States of keys before each chunk of a segment. A forward sweep stores them for the backward's reverse sweep.
 #pragma once
 
 #include "kernels/gated_rela/key_sums.cuh"
 
 namespace recgrela::cuda {
 
-// A team's part of the plan's chunk_states and chunk_sums for one chunk.
+// State of one chunk in the team's workspace.
 template <typename E, int kHead>
 struct ChunkState {
   static constexpr int kTiles = Team<E, kHead>::kTiles;
   E* tiles;
   float* sums;
 
-  // For the segment's chunk i.
+  // State before chunk i of the segment; the only one, if bidirectional.
   __device__ ChunkState(const Team<E, kHead>& team, int i) {
     if (!team.p.causal) i = 0;
     tiles = static_cast<E*>(team.segment.chunk_states) + int64_t{i} * (kTiles * kTiles * kPackedTile);
@@ -27,7 +27,7 @@ struct ChunkState {
   }
 };
 
-// Leaves the state of keys before each chunk where the other sweep finds it.
+// Stores the state of keys before each chunk.
 template <typename E, int kHead>
 __device__ void store_key_states(const Team<E, kHead>& team, KeySumsMemory<E, kHead>& memory) {
   Acc state[Team<E, kHead>::kTiles];
@@ -35,9 +35,7 @@ __device__ void store_key_states(const Team<E, kHead>& team, KeySumsMemory<E, kH
   team.load_state(state_before(team), state);
   team.load_sum(state_before(team), sum);
   const int last = team.p.causal && team.rows() > 0 ? team.chunks() - 1 : 0;
-  auto store = [&](int i) {
-    ChunkState<E, kHead>(team, i).store(team, state, sum, fast_reciprocal(team.chunk_count(i)));
-  };
+  auto store = [&](int i) { ChunkState<E, kHead>(team, i).store(team, state, sum, fast_reciprocal(team.num_keys(i))); };
   if (last > 0) sweep_keys(team, memory, 1, state, sum, store);
   store(last);
 }

@@ -1,4 +1,5 @@
-// The sums over a segment's keys and values that others need: those behind it or, in the bidirectional form, all.
+// Sums over the keys and values of a segment, for the segments after it (causal) or all of its sequence
+// (bidirectional).
 #pragma once
 
 #include "kernels/gated_rela/chunk.cuh"
@@ -11,14 +12,15 @@ struct KeySumsMemory {
   struct alignas(16) Stage {
     E k[T::kTileSize], v[T::kTileSize];
   };
-  Segment segment;
+  RelaSegment segment;
   Stage stages[T::kStages];
   E fk[T::kTileSize];
 };
 
-// Calls before(i) for each chunk of the segment but the last `kept`, then adds its keys to the state.
+// Calls before(i) for each chunk i of the segment and then adds its keys to the state; leaves out the last `skipped`
+// chunks.
 template <typename E, int kHead, typename Before>
-__device__ void sweep_keys(const Team<E, kHead>& team, KeySumsMemory<E, kHead>& memory, int kept,
+__device__ void sweep_keys(const Team<E, kHead>& team, KeySumsMemory<E, kHead>& memory, int skipped,
                            Acc (&state)[Team<E, kHead>::kTiles], RowVector& sum, Before before) {
   const RelaPlan& p = team.p;
   Sources<E, kHead> from;
@@ -40,24 +42,23 @@ __device__ void sweep_keys(const Team<E, kHead>& team, KeySumsMemory<E, kHead>& 
     if (angle) angle += kTile * static_cast<int>(p.width());
     team.sync();
     add_keys(team, keys, m.v, state);
-    add_tokens(sum, load_operand<E, true>(keys.plain + team.own(), Team<E, kHead>::kStride));
+    add_columns(sum, load_operand<E, true>(keys.plain + team.own(), Team<E, kHead>::kStride));
   };
-  pipeline(team, team.chunks() - kept, copy, use);
+  pipeline(team, team.chunks() - skipped, copy, use);
 }
 
 template <typename E, int kHead>
 __global__ void __launch_bounds__(Team<E, kHead>::kThreads, Team<E, kHead>::kForwardBlocks)
-    key_sums_kernel(const RelaPlan p) {
+    rela_key_sums_kernel(const RelaPlan p) {
   using T = Team<E, kHead>;
   auto& memory = team_memory<KeySumsMemory<E, kHead>, T>();
   T team(p, memory.segment);
-  if (!team.find_work(memory.segment)) return;
-  // In the causal form nobody comes after a sequence's last keys.
-  if (p.causal && team.segment.index == team.segment.count - 1) return;
+  if (!team.find_segment(memory.segment)) return;
+  if (p.causal && team.segment.is_last()) return;  // no segment comes after it
   Acc state[T::kTiles];
   RowVector sum;
   sweep_keys(team, memory, 0, state, sum, [](int) {});
-  float* const out = team.state(p.key_state);
+  float* const out = team.state(p.key_states);
   team.store_state(out, state);
   team.store_sum(out, sum);
 }

@@ -1,14 +1,19 @@
-// The sums over a segment's queries and gradients that the backward needs for those before it or, in the bidirectional
-// form, for all.
+// Sums over the queries and gradients of a segment, for the segments before it (causal) or all of its sequence
+// (bidirectional).
 #pragma once
 
 #include "kernels/gated_rela/key_states.cuh"
 
 namespace recgrela::cuda {
 
-// From a = d_y through the gate, with n / denominator: u n = a n / denominator, times kRange, to the tile `u`. And from
-// a . o, o the attention's output, n d(denominator) of each row to d_denominator, [16]. They are there after a barrier;
-// rows behind the sequence's end are zero.
+// Computes the gradients of the numerator and the denominator from a, the gradient of the attention's output o.
+//
+// Args:
+//   inverse        n / denominator of each row
+//   u              receives kRange n u = kRange n a / denominator, a tile; zeros after the sequence's end
+//   d_denominator  receives n d(denominator) = -n (a . o) / denominator, [16]
+//
+// Both are readable after a barrier.
 template <typename E, int kHead>
 __device__ void scale_gradient(const Team<E, kHead>& team, Acc a, const Acc& o, const RowPair& inverse, E* u,
                                float* d_denominator, RowSums<E, kHead>& sums) {
@@ -25,7 +30,7 @@ __device__ void scale_gradient(const Team<E, kHead>& team, Acc a, const Acc& o, 
   team.store_pairs(u, a);
 }
 
-// Adds a chunk's R phi(q) (x) u to their state of own value channels; `gradients` is the operand u^T of those.
+// Adds R phi(q) (x) u of a chunk to the state of queries, by own value channels; `gradients` is the operand u^T.
 template <typename E, int kHead, typename F>
 __device__ void add_queries(const F& q, const Operand<E>& gradients, float factor,
                             Acc (&state)[Team<E, kHead>::kTiles]) {
@@ -45,7 +50,7 @@ struct QuerySumsMemory {
   struct alignas(16) Stage {
     E q[T::kTileSize], k[T::kTileSize], v[T::kTileSize], g[T::kTileSize], d_y[T::kTileSize];
   };
-  Segment segment;
+  RelaSegment segment;
   union {
     struct {
       Stage stages[T::kStages];
@@ -53,7 +58,7 @@ struct QuerySumsMemory {
       alignas(16) float d_denominator[kTile];
       RowSums<E, kHead> denominators, dots;
     };
-    KeySumsMemory<E, kHead> keys;  // of the sweep before
+    KeySumsMemory<E, kHead> keys;  // of the sweep over keys, which comes first
   };
 };
 
@@ -83,7 +88,7 @@ __device__ void sum_queries(const Team<E, kHead>& team, QuerySumsMemory<E, kHead
     Features<E, kHead> queries, keys;
     const Acc plain = make_features(team, queries, m.q, memory.fq, angles, n);
     if (p.causal) make_features(team, keys, m.k, memory.fk, angles, n);
-    const float count = team.chunk_count(i), factor = fast_reciprocal(count);
+    const float num_keys = team.num_keys(i), factor = fast_reciprocal(num_keys);
     const ChunkState<E, kHead> key_state(team, i);
     __syncwarp();
     const RowVector key_sum = team.row_vector(key_state.sums + team.own());
@@ -92,7 +97,7 @@ __device__ void sum_queries(const Team<E, kHead>& team, QuerySumsMemory<E, kHead
     denominator = memory.denominators.get(team, denominator);
     RowPair inverse;
     const Acc o = attend<false>(
-        team, n, count, denominator, queries, keys, m.v,
+        team, n, num_keys, denominator, queries, keys, m.v,
         [&](int t) { return load_packed<E, false>(key_state.tile(team.warp, t)); }, inverse,
         [](int, const Operand<E>&) {});
     Acc a;
@@ -110,19 +115,19 @@ __device__ void sum_queries(const Team<E, kHead>& team, QuerySumsMemory<E, kHead
     if (angle) angle += kTile * static_cast<int>(p.width());
   };
   pipeline(team, team.chunks(), copy, use);
-  float* const out = team.state(p.query_state);
+  float* const out = team.state(p.query_states);
   team.store_state(out, state);
   team.store_sum(out, sum);
 }
 
 template <typename E, int kHead>
 __global__ void __launch_bounds__(Team<E, kHead>::kThreads, Team<E, kHead>::kBackwardBlocks)
-    query_sums_kernel(const RelaPlan p) {
+    rela_query_sums_kernel(const RelaPlan p) {
   using T = Team<E, kHead>;
   auto& memory = team_memory<QuerySumsMemory<E, kHead>, T>();
   T team(p, memory.segment);
-  // In the causal form nobody comes before a sequence's first queries.
-  if (!team.find_work(memory.segment) || (p.causal && team.segment.index == 0)) return;
+  if (!team.find_segment(memory.segment)) return;
+  if (p.causal && team.segment.is_first()) return;  // no segment comes before it
   store_key_states(team, memory.keys);
   team.sync();
   sum_queries(team, memory);

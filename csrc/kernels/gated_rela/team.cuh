@@ -1,37 +1,34 @@
-// What the kernels of gated_rela share: the team of warps that takes one head of one segment in chunks of 16 tokens.
+// Team of warps that processes one head of one segment in chunks of 16 rows.
 //
-// A team has a warp for each 16 channels of the head. A warp owns its 16 value channels and the key channels of the
-// same numbers. Heads of up to 16 channels have teams of one warp, two in a block, which never wait for each other.
+// A team has one warp per 16 channels of the head. Each warp owns 16 value channels and the key channels with the same
+// indices. Heads of up to 16 channels have teams of one warp, two per block, which never wait for each other.
 #pragma once
 
 #include "kernels/gated_rela/plan.cuh"
 
 namespace recgrela::cuda {
 
-// From a chunk's rows to the next one's.
-inline __device__ int chunk_stride(const RowMatrix& rows) { return kTile * static_cast<int>(rows.stride); }
-
 template <typename E, int kHead>
 struct Team {
   static constexpr int kTiles = kHead / kTile;
   static constexpr int kWarps = kTiles;
-  static constexpr int kTeams = kWarps == 1 ? 2 : 1;  // in a block
+  static constexpr int kTeams = kWarps == 1 ? 2 : 1;  // per block
   static constexpr int kThreads = 32 * kWarps * kTeams;
-  // A row's length in shared memory: 16 bytes more than needed, so that a tile's rows lie in different banks.
+  // Row stride in shared memory: 16 bytes of padding put the rows of a tile in different banks.
   static constexpr int kStride = kHead + 16 / static_cast<int>(sizeof(E));
   static constexpr int kTileSize = kTile * kStride;
   static constexpr int kHistorySize = kMaxHistory * kStride;
-  // Blocks to a multiprocessor that the compiler leaves registers for: as many as it can without spilling.
+  // Blocks per multiprocessor that the compiler leaves registers for: as many as it can without spilling.
   static constexpr int kForwardBlocks = kHead == 128 ? 1 : kHead == 64 ? 3 : 8;
   static constexpr int kBackwardBlocks = kHead == 128 ? 1 : kHead == 64 ? 2 : kHead == 32 ? 4 : 6;
-  static constexpr int kStages = kHead == 128 ? 1 : 2;  // one leaves enough registers and shared memory
+  static constexpr int kStages = kHead == 128 ? 1 : 2;  // of the pipeline; two would exhaust registers at 128
 
   const RelaPlan& p;
-  const Segment& segment;  // in shared memory, to leave registers free
-  int warp, lane, thread;  // in the team
+  const RelaSegment& segment;  // in shared memory, to save registers
+  int warp, lane, thread;      // within the team
   int head = 0;
 
-  __device__ Team(const RelaPlan& p, const Segment& segment)
+  __device__ Team(const RelaPlan& p, const RelaSegment& segment)
       : p(p),
         segment(segment),
         warp(threadIdx.x / 32 % kWarps),
@@ -40,23 +37,26 @@ struct Team {
 
   __device__ int64_t number() const { return int64_t{blockIdx.x} * kTeams + threadIdx.x / (32 * kWarps); }
 
-  // Finds the team's work by its number and puts it where `segment` is. False: there is none.
-  __device__ bool find_work(Segment& out) {
-    const int64_t work = p.first_work + number();
-    if (work >= p.works()) return false;
-    head = static_cast<int>(work % p.num_heads);
-    Segment found;
-    const bool any = find_segment(p, work / p.num_heads, found);
+  // Finds the head and segment of the team's unit of work; `out` is what `segment` refers to. Returns whether there is
+  // a segment.
+  __device__ bool find_segment(RelaSegment& out) {
+    const int64_t unit = p.first_unit + number();
+    if (unit >= p.num_units()) return false;
+    head = static_cast<int>(unit % p.num_heads);
+    RelaSegment found;
+    static_cast<Segment&>(found) = cuda::find_segment(p.segments, unit / p.num_heads);
+    found.position = found.begin - found.sequence_begin;
+    if (p.initial_position) found.position += p.initial_position[found.sequence];
     if (thread == 0) {
       if (p.chunk_states) {
-        const int64_t room = number() * kTiles * kTile;
-        found.chunk_states = static_cast<E*>(p.chunk_states) + room * (p.room_chunks + 1) * kHead;
-        found.chunk_sums = p.chunk_sums + room * p.room_chunks;
+        const int64_t offset = number() * kTiles * kTile;
+        found.chunk_states = static_cast<E*>(p.chunk_states) + offset * (p.max_chunks + 1) * kHead;
+        found.chunk_sums = p.chunk_sums + offset * p.max_chunks;
       }
       out = found;
     }
     sync();
-    return any;
+    return found.exists();
   }
 
   __device__ void sync() const {
@@ -66,34 +66,33 @@ struct Team {
       __syncthreads();
   }
 
-  __device__ int own() const { return warp * kTile; }  // the first of the warp's own channels
+  __device__ int own() const { return warp * kTile; }  // first channel that the warp owns
   __device__ int64_t head_channel() const { return int64_t{head} * p.head_dim; }
-  // Whether a channel of the padded head is one.
+  // Returns whether a channel is in the head, not in its padding to a whole tile.
   __device__ bool in_head(int channel) const { return kHead > kTile || channel < p.head_dim; }
 
   __device__ int rows() const { return static_cast<int>(segment.end - segment.begin); }
   __device__ int chunks() const { return (rows() + kTile - 1) / kTile; }
-  // The sequence's row where the segment's chunk i begins.
+  // First row of chunk i of the segment.
   __device__ int64_t first_row(int i) const { return segment.begin + int64_t{i} * kTile; }
-  // Of the segment's chunk i, by how much sums are divided where they would outgrow 16 bits: the count of rows up to
-  // the chunk's last, or of all.
-  __device__ float chunk_count(int i) const {
-    if (!p.causal) return static_cast<float>(segment.length);
-    return static_cast<float>(segment.before + segment.begin) + static_cast<float>((i + 1) * kTile);
+  // Number of keys that the last row of chunk i attends to. Sums are divided by it where they would overflow 16 bits.
+  __device__ float num_keys(int i) const {
+    if (!p.causal) return static_cast<float>(segment.length());
+    return static_cast<float>(segment.position) + static_cast<float>((i + 1) * kTile);
   }
 
   // ---- copies to shared memory ----
 
   static constexpr int kVector = 16 / sizeof(E), kVectors = kHead / kVector, kRowsAtOnce = 32 * kWarps / kVectors;
 
-  // Where this thread copies the segment's chunk i from; null where there is nothing.
+  // First element of chunk i that this thread copies; null if the matrix is absent.
   __device__ const E* source(const RowMatrix& rows, int i) const {
     if (!rows.data) return nullptr;
-    return static_cast<const E*>(rows.data) + (segment.row0 + first_row(i) + thread / kVectors) * rows.stride +
-           head_channel() + thread % kVectors * kVector;
+    return static_cast<const E*>(rows.data) + (first_row(i) + thread / kVectors) * rows.stride + head_channel() +
+           thread % kVectors * kVector;
   }
 
-  // Starts to copy a chunk of n rows; zeros behind them.
+  // Starts copying a chunk of n rows, and zeros after them.
   __device__ void copy_chunk(E* tile, const E* source, const RowMatrix& rows, int n) const {
     const int row = thread / kVectors, column = thread % kVectors * kVector;
     if (!in_head(column)) n = 0;
@@ -102,7 +101,8 @@ struct Team {
       copy_async16(tile + (row + i) * kStride + column, source + i * static_cast<int>(rows.stride), row + i < n);
   }
 
-  // The values and the kMaxHistory rows before them, which for the sequence's first chunk are a state's, or zero.
+  // Starts copying values and the kMaxHistory rows before them: those of the initial history, or zeros, for the first
+  // chunk of a sequence.
   __device__ void copy_values(E* tile, const E* source, bool first, int n) const {
     copy_chunk(tile, source, p.v, n);
     const int row = thread / kVectors, column = thread % kVectors * kVector;
@@ -118,27 +118,28 @@ struct Team {
     copy_async16(tile - kHistorySize + row * kStride + column, source, valid && in_head(column));
   }
 
-  // The taps, [5, kHead]: that of the current row is the fourth; then the bias. To shared memory.
-  __device__ void load_taps(float* taps) const {
+  // Loads the convolution's weights to shared memory, [5, kHead]: the fourth row applies to the current row of the
+  // values, missing ones are zero; the fifth row is the bias.
+  __device__ void load_conv_weights(float* conv_weights) const {
     const E* const weight = static_cast<const E*>(p.conv_weight);
     const E* const bias = static_cast<const E*>(p.conv_bias);
     for (int i = thread; i < kHead * (kMaxKernelSize + 1); i += 32 * kWarps) {
-      const int channel = i % kHead, tap = i / kHead;
-      const int w = tap - (kMaxKernelSize - p.kernel_size);
+      const int channel = i % kHead, row = i / kHead;
+      const int k = row - (kMaxKernelSize - p.kernel_size);
       float x = 0.f;
       if (p.kernel_size > 0 && channel < p.head_dim) {
-        if (tap == kMaxKernelSize)
+        if (row == kMaxKernelSize)
           x = to_float(bias[head_channel() + channel]);
-        else if (w >= 0)
-          x = to_float(weight[(head_channel() + channel) * p.kernel_size + w]);
+        else if (k >= 0)
+          x = to_float(weight[(head_channel() + channel) * p.kernel_size + k]);
       }
-      taps[i] = x;
+      conv_weights[i] = x;
     }
   }
 
-  // ---- this lane's places of the own channels in a tile ----
+  // ---- elements of a tile that this lane holds, in the warp's own channels ----
 
-  // f(row, channel, j, e) for the pairs x[j][e], x[j][e + 1].
+  // Calls f(row, channel, j, e) for the pairs x[j][e], x[j][e + 1].
   template <typename F>
   __device__ void for_each_pair(F f) const {
 #pragma unroll
@@ -164,14 +165,14 @@ struct Team {
         [&](int row, int channel, int j, int e) { store2(tile + row * kStride + channel, a.x[j][e], a.x[j][e + 1]); });
   }
 
-  // Where this lane stores the segment's chunk i to; null where there is nothing.
+  // First element of chunk i that this lane stores; null if the matrix is absent.
   __device__ E* target(const RowMatrix& rows, int i) const {
     if (!rows.data) return nullptr;
-    return static_cast<E*>(rows.data) + (segment.row0 + first_row(i) + lane / 4) * rows.stride + head_channel() +
-           own() + tile_col(lane & ~1, lane % 2, 0);
+    return static_cast<E*>(rows.data) + (first_row(i) + lane / 4) * rows.stride + head_channel() + own() +
+           tile_col(lane & ~1, lane % 2, 0);
   }
 
-  // Stores a chunk of n rows. Two lanes give each other a pair, so that each stores four neighbours of a row.
+  // Stores a chunk of n rows. Two lanes exchange a pair, so that each stores four adjacent elements of a row.
   __device__ void store_chunk(E* target, const RowMatrix& rows, int n, const Acc& a) const {
     const bool odd = lane % 2;
     if (!in_head(own() + tile_col(lane & ~1, odd, 0))) n = 0;
@@ -183,9 +184,9 @@ struct Team {
       const float* const y = a.x[1] + 2 * h;
       if constexpr (sizeof(E) == 4) {
         const float2 kept = odd ? make_float2(y[0], y[1]) : make_float2(x[0], x[1]);
-        const float2 given = odd ? make_float2(x[0], x[1]) : make_float2(y[0], y[1]);
-        const float2 other = make_float2(__shfl_xor_sync(0xffffffffu, given.x, 1),  //
-                                         __shfl_xor_sync(0xffffffffu, given.y, 1));
+        const float2 sent = odd ? make_float2(x[0], x[1]) : make_float2(y[0], y[1]);
+        const float2 other = make_float2(__shfl_xor_sync(0xffffffffu, sent.x, 1),  //
+                                         __shfl_xor_sync(0xffffffffu, sent.y, 1));
         const float4 quad =
             odd ? make_float4(other.x, other.y, kept.x, kept.y) : make_float4(kept.x, kept.y, other.x, other.y);
         if (inside) *reinterpret_cast<float4*>(out) = quad;
@@ -198,7 +199,7 @@ struct Team {
     }
   }
 
-  // ---- states: [d + 1, d] float32, the sums by key and value channel, then those of keys ----
+  // ---- states, [d + 1, d] float32: sums by key and value channel, then sums by key channel ----
 
   __device__ float* state(float* states) const { return states + (segment.slot * p.num_heads + head) * p.state_size(); }
   template <typename S>
@@ -206,7 +207,7 @@ struct Team {
     return states + (segment.sequence * p.num_heads + head) * p.state_size();
   }
 
-  // As sums of own value channels by all key channels, and of own key channels. A missing state is zero.
+  // Loads the sums of own value channels by all key channels, and those of own key channels. A null state is zero.
   __device__ void load_state(const float* state, Acc (&by_value)[kTiles]) const {
     visit(by_value, [&](float& x, int value, int key) { x = state ? state[key * p.head_dim + value] : 0.f; });
   }
@@ -219,19 +220,19 @@ struct Team {
   __device__ void store_sum(float* state, RowVector& sum) const {
     if (lane < 4) visit(sum, [&](float& x, int key) { state[p.head_dim * p.head_dim + key] = x; });
   }
-  // factor * the sum, to [kHead].
-  __device__ void publish(float* place, const RowVector& sum, float factor) const {
+  // Stores factor * sum to [kHead].
+  __device__ void publish(float* out, const RowVector& sum, float factor) const {
     if (lane >= 4) return;
 #pragma unroll
     for (int j = 0; j < 2; ++j)
-      store2(place + own() + tile_col(lane, j, 0), factor * sum.x[2 * j], factor * sum.x[2 * j + 1]);
+      store2(out + own() + tile_col(lane, j, 0), factor * sum.x[2 * j], factor * sum.x[2 * j + 1]);
   }
-  // This lane's four of 16 numbers.
-  __device__ RowVector row_vector(const float* numbers) const {
+  // This lane's four of 16 floats.
+  __device__ RowVector row_vector(const float* floats) const {
     RowVector row;
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      const float2 x = load2(numbers + tile_col(lane, j, 0));
+      const float2 x = load2(floats + tile_col(lane, j, 0));
       row.x[2 * j] = x.x, row.x[2 * j + 1] = x.y;
     }
     return row;
@@ -257,69 +258,5 @@ struct Team {
     }
   }
 };
-
-// Where a thread copies a chunk's rows from.
-template <typename E, int kHead>
-struct Sources {
-  using T = Team<E, kHead>;
-  const E *q, *k, *v, *g, *d_y;
-
-  // The segment's chunk i.
-  __device__ void find(const T& team, int i) {
-    const RelaPlan& p = team.p;
-    q = team.source(p.q, i), k = team.source(p.k, i), v = team.source(p.v, i), g = team.source(p.g, i);
-    d_y = team.source(p.d_y, i);
-  }
-  __device__ void move(const T& team, int chunks) {
-    const RelaPlan& p = team.p;
-    q += chunks * chunk_stride(p.q), k += chunks * chunk_stride(p.k), v += chunks * chunk_stride(p.v);
-    g += chunks * chunk_stride(p.g), d_y += chunks * chunk_stride(p.d_y);
-  }
-};
-
-// Where a lane stores a chunk's rows to.
-template <typename E, int kHead>
-struct Target {
-  const RowMatrix& rows;
-  E* at;
-
-  __device__ Target(const Team<E, kHead>& team, const RowMatrix& rows, int i) : rows(rows), at(team.target(rows, i)) {}
-  // Stores n rows, and goes on by so many chunks.
-  __device__ void store(const Team<E, kHead>& team, int n, const Acc& a, int chunks) {
-    team.store_chunk(at, rows, n, a);
-    at += chunks * chunk_stride(rows);
-  }
-};
-
-// The team's part of the block's shared memory.
-template <typename Memory, typename T>
-__device__ Memory& team_memory() {
-  return reinterpret_cast<Memory*>(dynamic_shared())[threadIdx.x / (32 * T::kWarps)];
-}
-
-// Calls use(i, stage) for `chunks` chunks in turn, whose copies copy(i, stage) started a chunk ahead where there are
-// two stages.
-template <typename T, typename Copy, typename Use>
-__device__ void pipeline(const T& team, int chunks, Copy copy, Use use) {
-  if (chunks > 0) copy(0, 0);
-  copies_commit();
-  for (int i = 0; i < chunks; ++i) {
-    if constexpr (T::kStages == 2) {
-      if (i + 1 < chunks) copy(i + 1, (i + 1) % 2);
-      copies_commit();
-      copies_wait<1>();
-    } else {
-      copies_wait<0>();
-    }
-    team.sync();
-    use(i, T::kStages == 2 ? i % 2 : 0);
-    team.sync();
-    if constexpr (T::kStages == 1) {
-      if (i + 1 < chunks) copy(i + 1, 0);
-      copies_commit();
-    }
-  }
-  copies_wait<0>();
-}
 
 }  // namespace recgrela::cuda

@@ -1,4 +1,4 @@
-// selective_scan's forward, and what segments come to from zero in both directions.
+// Forward of selective_scan, and the final states of segments from zero in both directions.
 #pragma once
 
 #include "kernels/selective_scan/team.cuh"
@@ -12,15 +12,16 @@ size_t selective_forward_shared(const SelectivePlan& p) {
   return sizeof(float) * (SelectiveTile<kLanes, kForwardRows>::size(p.block_channels));
 }
 
-// What the states of a segment come to from zero, and the sum of its steps: of h for kReverse false; of
-// k_i = a_i (k_{i+1} + C_i dy_i) from the last row to the first, where dy is the gradient before the gate.
+// Final state of a segment from zero, and the sum of its steps: of h, or for kReverse of the gradient
+// k_i = a_i (k_{i+1} + C_i d_y_i) from the last row to the first, where a_i is the decay exp(d_i A) and d_y the
+// gradient before the gate.
 template <typename E, int kLanes, bool kReverse>
-__global__ void __launch_bounds__(kForwardThreads, 2) selective_sum_segments(const SelectivePlan p) {
+__global__ void __launch_bounds__(kForwardThreads, 2) selective_sum_segments_kernel(const SelectivePlan p) {
   constexpr int kRows = kForwardRows;
   const SelectiveTeam<E, kLanes> team(p, static_cast<int>(blockIdx.x % p.columns));
   const SelectiveTile<kLanes, kRows> tile(reinterpret_cast<float*>(dynamic_shared()), team.channels);
-  const ScanSegment segment = find_segment(p.segments, blockIdx.x / p.columns);
-  if (!segment.taken() || (kReverse ? segment.first() : segment.last())) return;
+  const Segment segment = find_segment(p.segments, blockIdx.x / p.columns);
+  if (!segment.exists() || (kReverse ? segment.is_first() : segment.is_last())) return;
   float a[kThreadStates], state[kThreadStates] = {}, steps = 0.f;
   team.load_states(p.A, 0, a);
 #pragma unroll
@@ -29,14 +30,14 @@ __global__ void __launch_bounds__(kForwardThreads, 2) selective_sum_segments(con
 #pragma unroll 1
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t row0 = segment.begin + (kReverse ? tiles - 1 - t : t) * kRows;
-    team.template each_element<kRows>(row0, segment.end, [&](int r, int64_t at, bool there) {
+    team.template for_each_element<kRows>(row0, segment.end, [&](int r, int64_t row, bool valid) {
       const int i = r * team.channels + team.column;
-      const float step = there ? team.step_at(at) : 0.f;
+      const float step = valid ? team.load_step(row) : 0.f;
       tile.step[i] = step;
       if constexpr (kReverse) {
-        tile.grad[i] = there ? team.gated_grad(at) : 0.f;
+        tile.grad[i] = valid ? team.load_ungated_grad(row) : 0.f;
       } else {
-        tile.delta_u[i] = there ? step * team.element(p.u, at) : 0.f;
+        tile.delta_u[i] = valid ? step * team.load_element(p.u, row) : 0.f;
       }
     });
     team.template load_rows<kRows>(kReverse ? p.C : p.B, row0, segment.end, tile.B);
@@ -46,30 +47,30 @@ __global__ void __launch_bounds__(kForwardThreads, 2) selective_sum_segments(con
       const int r = kReverse ? kRows - 1 - i : i;
       const float step = tile.step[r * team.channels + team.channel()];
       const float x = (kReverse ? tile.grad : tile.delta_u)[r * team.channels + team.channel()];
-      float by[kThreadStates];
-      team.load_shared(tile.B, r, by);
+      float weight[kThreadStates];  // C or B
+      team.load_shared(tile.B, r, weight);
       steps += step;
 #pragma unroll
       for (int s = 0; s < kThreadStates; ++s) {
         const float decay = fast_exp2(step * a[s]);
-        state[s] = kReverse ? decay * (state[s] + x * by[s]) : decay * state[s] + x * by[s];
+        state[s] = kReverse ? decay * (state[s] + x * weight[s]) : decay * state[s] + x * weight[s];
       }
     }
     __syncthreads();
   }
   team.store_states(p.segment_states, segment.slot, state);
-  if (team.there() && team.lane() == 0)
+  if (team.in_range() && team.lane() == 0)
     p.segment_steps[segment.slot * p.channels + team.first_channel + team.channel()] = steps;
 }
 
 template <typename E, int kLanes>
-__global__ void __launch_bounds__(kForwardThreads, 2) selective_forward(const SelectivePlan p) {
+__global__ void __launch_bounds__(kForwardThreads, 2) selective_forward_kernel(const SelectivePlan p) {
   constexpr int kRows = kForwardRows;
   const SelectiveTeam<E, kLanes> team(p, static_cast<int>(blockIdx.x % p.columns));
   const SelectiveTile<kLanes, kRows> tile(reinterpret_cast<float*>(dynamic_shared()), team.channels);
-  float* const sums = tile.grad;  // y before skip and gate
-  const ScanSegment segment = find_segment(p.segments, blockIdx.x / p.columns);
-  if (!segment.taken()) return;
+  float* const sums = tile.grad;  // y before D u and the gate are applied
+  const Segment segment = find_segment(p.segments, blockIdx.x / p.columns);
+  if (!segment.exists()) return;
   float a[kThreadStates], state[kThreadStates];
   team.load_states(p.A, 0, a);
 #pragma unroll
@@ -80,22 +81,21 @@ __global__ void __launch_bounds__(kForwardThreads, 2) selective_forward(const Se
     team.load_states(p.initial_state, segment.sequence, state);
   }
   // Segments begin at multiples of kCheckpointRows in their sequence.
-  const int64_t sequence_row0 = segment.begin - segment.index * p.segments.rows;
-  int64_t number = first_slot(p.sequences, p.kCheckpointRows, segment.sequence) +
-                   (segment.begin - sequence_row0) / p.kCheckpointRows;
+  int64_t checkpoint = first_slot(p.sequences, p.kCheckpointRows, segment.sequence) +
+                       (segment.begin - segment.sequence_begin) / p.kCheckpointRows;
 #pragma unroll 1
   for (int64_t row0 = segment.begin; row0 < segment.end; row0 += kRows) {
-    team.template each_element<kRows>(row0, segment.end, [&](int r, int64_t at, bool there) {
+    team.template for_each_element<kRows>(row0, segment.end, [&](int r, int64_t row, bool valid) {
       const int i = r * team.channels + team.column;
-      const float step = there ? team.step_at(at) : 0.f;
+      const float step = valid ? team.load_step(row) : 0.f;
       tile.step[i] = step;
-      tile.delta_u[i] = there ? step * team.element(p.u, at) : 0.f;
+      tile.delta_u[i] = valid ? step * team.load_element(p.u, row) : 0.f;
     });
     team.template load_rows<kRows>(p.B, row0, segment.end, tile.B);
     team.template load_rows<kRows>(p.C, row0, segment.end, tile.C);
     __syncthreads();
     if (p.checkpoints && (row0 - segment.begin) % p.kCheckpointRows == 0)
-      team.store_states(p.checkpoints, number++, state);
+      team.store_states(p.checkpoints, checkpoint++, state);
 #pragma unroll 2
     for (int r = 0; r < kRows; ++r) {
       const float step = tile.step[r * team.channels + team.channel()];
@@ -108,37 +108,38 @@ __global__ void __launch_bounds__(kForwardThreads, 2) selective_forward(const Se
         state[s] = fast_exp2(step * a[s]) * state[s] + delta_u * b[s];
         y += c[s] * state[s];
       }
-      y = team.sum_of_lanes(y);
+      y = team.lane_sum(y);
       if (team.lane() == 0) sums[r * team.channels + team.channel()] = y;
     }
     __syncthreads();
-    team.template each_element<kRows>(row0, segment.end, [&](int r, int64_t at, bool there) {
-      if (!there) return;
-      float y = sums[r * team.channels + team.column] + team.of_channel(p.D) * team.element(p.u, at);
+    team.template for_each_element<kRows>(row0, segment.end, [&](int r, int64_t row, bool valid) {
+      if (!valid) return;
+      float y = sums[r * team.channels + team.column] + team.load_channel(p.D) * team.load_element(p.u, row);
       if (p.z.data) {
-        const float z = team.element(p.z, at);
+        const float z = team.load_element(p.z, row);
         y *= z * sigmoid(z);
       }
-      team.put_element(p.y, at, y);
+      team.store_element(p.y, row, y);
     });
   }
-  if (segment.last() && p.final_state) team.store_states(p.final_state, segment.sequence, state);
+  if (segment.is_last() && p.final_state) team.store_states(p.final_state, segment.sequence, state);
 }
 
 template <typename E>
 cudaError_t SelectiveKernels<E>::sum_segments(const SelectivePlan& p, bool reverse, cudaStream_t stream) {
-  return with_lanes(p.num_states, [&](auto lanes) {
+  return dispatch_lanes(p.num_states, [&](auto lanes) {
     constexpr int kLanes = decltype(lanes)::value;
-    return launch(reverse ? selective_sum_segments<E, kLanes, true> : selective_sum_segments<E, kLanes, false>,
-                  p.segments.slots * p.columns, p.threads, selective_forward_shared<kLanes>(p), stream, p);
+    return launch(
+        reverse ? selective_sum_segments_kernel<E, kLanes, true> : selective_sum_segments_kernel<E, kLanes, false>,
+        p.segments.num_slots * p.columns, p.threads, selective_forward_shared<kLanes>(p), stream, p);
   });
 }
 
 template <typename E>
 cudaError_t SelectiveKernels<E>::forward(const SelectivePlan& p, cudaStream_t stream) {
-  return with_lanes(p.num_states, [&](auto lanes) {
+  return dispatch_lanes(p.num_states, [&](auto lanes) {
     constexpr int kLanes = decltype(lanes)::value;
-    return launch(selective_forward<E, kLanes>, p.segments.slots * p.columns, p.threads,
+    return launch(selective_forward_kernel<E, kLanes>, p.segments.num_slots * p.columns, p.threads,
                   selective_forward_shared<kLanes>(p), stream, p);
   });
 }

@@ -1,56 +1,23 @@
-// A call of selective_scan as the host plans it, and the block of threads that takes some channels of a segment.
+// Block of threads that takes some channels of a segment.
 //
-// A thread holds 8 states of a channel in registers, and 1 to 32 neighbouring lanes all states of it. The rows of a
-// tile are prepared together: each thread takes elements of some rows of one channel, so that steps and gates are
-// found once and not by every lane, and leaves what the scan reads in shared memory.
+// A thread holds 8 states of a channel in registers; 1 to 32 adjacent lanes hold all states of the channel. All threads
+// prepare the rows of a tile together: each takes elements of some rows of one channel, so that steps and gates are
+// computed once and not by every lane, and stores what the scan reads in shared memory.
 #pragma once
 
-#include <type_traits>
-
-#include "kernels/common/segments.cuh"
-#include "kernels/selective_scan/params.h"
+#include "kernels/common/activations.cuh"
+#include "kernels/selective_scan/plan.cuh"
 
 namespace recgrela::cuda {
 
-constexpr int kThreadStates = 8;
-constexpr int kForwardThreads = 256;  // of a block, at most
-constexpr int kBackwardThreads = 128;
-constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
-
-// A call's parameters and what the host makes of them.
-struct SelectivePlan : SelectiveScanParams {
-  SegmentPlan segments;
-  int threads = 0, block_channels = 0;  // of a block
-  int columns = 0;                      // blocks side by side that cover the channels
-  float* segment_states = nullptr;      // [slots, C, N]: what a segment comes to from zero, then what it begins from
-  float* segment_steps = nullptr;       // [slots, C]: the sums of the steps
-
-  // The backward's blocks one below the other, each of which takes every so many-th slot: so many parts of dA, dD and
-  // the bias's gradient there are.
-  int64_t persistent_blocks = 0;
-  float *A_parts = nullptr, *D_parts = nullptr,
-        *bias_parts = nullptr;  // [persistent_blocks, C, N], [persistent_blocks, C]
-  // The columns' parts of dB and dC. As many columns run in a launch as take the room of about four float32 matrices
-  // of the rows of u; what launches before have found is in row_sums. Neither where there is one column.
-  int launch_columns = 0, first_column = 0;
-  float* row_parts = nullptr;  // [launch_columns, T, 2 N]
-  float* row_sums = nullptr;   // [T, 2 N]
-
-  __host__ __device__ int64_t state_size() const { return channels * num_states; }
-};
-
-inline __device__ float sigmoid(float x) { return fast_reciprocal(1.f + fast_exp2(x * -kLog2E)); }
-
-inline __device__ float softplus(float x) { return x > 20.f ? x : log1pf(expf(x)); }
-
-// The arrays of a tile of kRows rows in shared memory.
+// Arrays of a tile of kRows rows in shared memory.
 template <int kLanes, int kRows>
 struct SelectiveTile {
-  static constexpr int kStates = kLanes * kThreadStates;  // N, rounded up; zeros in between
+  static constexpr int kStates = kLanes * kThreadStates;  // N rounded up; the padding is zero
   float *B, *C;                                           // [kRows, kStates]
-  float *step, *delta_u, *grad;                           // [kRows, channels]: d, d u, and y's gradient times the gate
+  float *step, *delta_u, *grad;  // [kRows, channels]: d_i, d_i u_i, and the gradient of y before the gate
 
-  // The floats that the arrays take.
+  // Number of floats of all arrays.
   static __host__ __device__ constexpr int size(int channels) { return kRows * (2 * kStates + 3 * channels); }
   __device__ SelectiveTile(float* shared, int channels) {
     B = shared, C = B + kRows * kStates;
@@ -58,14 +25,14 @@ struct SelectiveTile {
   }
 };
 
-// One thread of a block.
+// One thread of the block.
 template <typename E, int kLanes>
 struct SelectiveTeam {
   static constexpr int kStates = kLanes * kThreadStates;
   const SelectivePlan& p;
-  int channels;       // of the block, whether they are there or not
-  int first_channel;  // the block's
-  int row, column;    // as one who prepares: rows row, row + kLanes .. of a channel
+  int channels;       // of the block, including those beyond the last one
+  int first_channel;  // of the block
+  int row, column;    // elements that the thread prepares: rows row, row + kLanes, .. of channel `column` of the block
 
   __device__ SelectiveTeam(const SelectivePlan& p, int block_column) : p(p) {
     channels = p.block_channels;
@@ -73,27 +40,27 @@ struct SelectiveTeam {
     row = static_cast<int>(threadIdx.x) / channels, column = static_cast<int>(threadIdx.x) % channels;
   }
 
-  // As part of the scan: which lane of which channel.
+  // Lane and channel of the block that the thread scans.
   __device__ int lane() const { return static_cast<int>(threadIdx.x) % kLanes; }
   __device__ int channel() const { return static_cast<int>(threadIdx.x) / kLanes; }
-  __device__ bool there() const { return first_channel + channel() < p.channels; }
+  __device__ bool in_range() const { return first_channel + channel() < p.channels; }
 
-  // Which state is the i-th of this thread.
+  // Index of the thread's i-th state.
   __device__ int state(int i) const { return i / 4 * 4 * kLanes + lane() * 4 + i % 4; }
-  // This thread's states of matrix `number` of those of [C, N]; zeros where there are none.
-  __device__ void load_states(const float* matrices, int64_t number, float (&out)[kThreadStates]) const {
-    const float* const from = matrices + number * p.state_size() + int64_t{first_channel + channel()} * p.num_states;
+  // Loads the thread's states of matrix `index` of [.., C, N]; zeros beyond the last state, or if `matrices` is null.
+  __device__ void load_states(const float* matrices, int64_t index, float (&out)[kThreadStates]) const {
+    const float* const from = matrices + index * p.state_size() + int64_t{first_channel + channel()} * p.num_states;
 #pragma unroll
     for (int i = 0; i < kThreadStates; ++i)
-      out[i] = matrices && there() && state(i) < p.num_states ? from[state(i)] : 0.f;
+      out[i] = matrices && in_range() && state(i) < p.num_states ? from[state(i)] : 0.f;
   }
-  __device__ void store_states(float* matrices, int64_t number, const float (&values)[kThreadStates]) const {
-    float* const to = matrices + number * p.state_size() + int64_t{first_channel + channel()} * p.num_states;
+  __device__ void store_states(float* matrices, int64_t index, const float (&values)[kThreadStates]) const {
+    float* const to = matrices + index * p.state_size() + int64_t{first_channel + channel()} * p.num_states;
 #pragma unroll
     for (int i = 0; i < kThreadStates; ++i)
-      if (there() && state(i) < p.num_states) to[state(i)] = values[i];
+      if (in_range() && state(i) < p.num_states) to[state(i)] = values[i];
   }
-  // This thread's share of a row of a tile.
+  // Loads the thread's states of a row of a tile.
   __device__ void load_shared(const float* matrix, int tile_row, float (&out)[kThreadStates]) const {
 #pragma unroll
     for (int i = 0; i < kThreadStates; i += 4) {
@@ -101,37 +68,38 @@ struct SelectiveTeam {
       out[i] = quad.x, out[i + 1] = quad.y, out[i + 2] = quad.z, out[i + 3] = quad.w;
     }
   }
-  __device__ float sum_of_lanes(float x) const {
+  __device__ float lane_sum(float x) const {
 #pragma unroll
     for (int offset = kLanes / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(0xffffffffu, x, offset);
     return x;
   }
 
-  __device__ float element(const RowMatrix& rows, int64_t at) const {
-    return to_float(static_cast<const E*>(rows.data)[at * rows.stride + first_channel + column]);
+  // Element of row i in the channel that the thread prepares.
+  __device__ float load_element(const RowMatrix& rows, int64_t i) const {
+    return to_float(static_cast<const E*>(rows.data)[i * rows.stride + first_channel + column]);
   }
-  __device__ void put_element(const RowMatrix& rows, int64_t at, float x) const {
-    static_cast<E*>(rows.data)[at * rows.stride + first_channel + column] = from_float<E>(x);
+  __device__ void store_element(const RowMatrix& rows, int64_t i, float x) const {
+    static_cast<E*>(rows.data)[i * rows.stride + first_channel + column] = from_float<E>(x);
   }
-  // Of a vector of the channels, which may be absent.
-  __device__ float of_channel(const float* vector) const { return vector ? vector[first_channel + column] : 0.f; }
-  __device__ float step_at(int64_t at) const {
-    const float x = element(p.delta, at) + of_channel(p.delta_bias);
+  // Element of a vector [C]; 0 if it is absent.
+  __device__ float load_channel(const float* vector) const { return vector ? vector[first_channel + column] : 0.f; }
+  __device__ float load_step(int64_t i) const {
+    const float x = load_element(p.delta, i) + load_channel(p.delta_bias);
     return p.delta_softplus ? softplus(x) : x;
   }
-  // y's gradient before the gate.
-  __device__ float gated_grad(int64_t at) const {
-    float grad = element(p.d_y, at);
+  // Gradient of y before the gate.
+  __device__ float load_ungated_grad(int64_t i) const {
+    float grad = load_element(p.d_y, i);
     if (p.z.data) {
-      const float z = element(p.z, at);
+      const float z = load_element(p.z, i);
       grad *= z * sigmoid(z);
     }
     return grad;
   }
 
-  // f(row of the tile, row of all, whether it is there) for the elements that this thread prepares.
+  // Calls f(row of the tile, row of all, whether it is in range) for the elements that the thread prepares.
   template <int kRows, typename F>
-  __device__ void each_element(int64_t tile_row0, int64_t end, F f) const {
+  __device__ void for_each_element(int64_t tile_row0, int64_t end, F f) const {
     constexpr int kElements = kRows > kLanes ? kRows / kLanes : 1;
     const bool prepares = first_channel + column < p.channels;
 #pragma unroll kRows> 4 ? kElements : 1
@@ -141,38 +109,17 @@ struct SelectiveTeam {
     }
   }
 
-  // Rows of B or C into a tile, zeros where there are none.
+  // Loads rows of B or C to a tile; zeros beyond `end` and the last state.
   template <int kRows>
   __device__ void load_rows(const RowMatrix& rows, int64_t tile_row0, int64_t end, float* to) const {
     for (int i = threadIdx.x; i < kRows * kStates; i += p.threads) {
-      const int64_t at = tile_row0 + i / kStates;
+      const int64_t row_index = tile_row0 + i / kStates;
       const int n = i % kStates;
-      to[i] = n < p.num_states && at < end ? to_float(static_cast<const E*>(rows.data)[at * rows.stride + n]) : 0.f;
+      to[i] = n < p.num_states && row_index < end
+                  ? to_float(static_cast<const E*>(rows.data)[row_index * rows.stride + n])
+                  : 0.f;
     }
   }
-};
-
-// Calls f(a count of lanes as a constant) with the fewest that hold so many states.
-template <typename F>
-cudaError_t with_lanes(int states, F&& f) {
-  if (states <= 8) return f(std::integral_constant<int, 1>{});
-  if (states <= 16) return f(std::integral_constant<int, 2>{});
-  if (states <= 32) return f(std::integral_constant<int, 4>{});
-  if (states <= 64) return f(std::integral_constant<int, 8>{});
-  if (states <= 128) return f(std::integral_constant<int, 16>{});
-  return f(std::integral_constant<int, 32>{});
-}
-
-// The kernels of one element type, for as many states as the plan has.
-template <typename E>
-struct SelectiveKernels {
-  // What each segment but the last one in order comes to from zero.
-  static cudaError_t sum_segments(const SelectivePlan& plan, bool reverse, cudaStream_t stream);
-  static cudaError_t forward(const SelectivePlan& plan, cudaStream_t stream);
-  // Of the columns of a launch.
-  static cudaError_t backward(const SelectivePlan& plan, cudaStream_t stream);
-  // Adds their parts of dB and dC.
-  static cudaError_t add_rows(const SelectivePlan& plan, cudaStream_t stream);
 };
 
 }  // namespace recgrela::cuda

@@ -1,4 +1,4 @@
-// The kernels of selective_scan for bfloat16.
+// Kernels of selective_scan for bfloat16.
 #include "kernels/selective_scan/backward.cuh"
 #include "kernels/selective_scan/forward.cuh"
 

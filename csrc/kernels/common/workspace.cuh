@@ -1,0 +1,27 @@
+// Layout of the arrays that an operator keeps in its workspace.
+#pragma once
+
+#include "kernels/common/host.cuh"
+
+namespace recgrela::cuda {
+
+// Hands out arrays one after the other, each aligned to 256 bytes. Without memory it only counts, so that one function
+// both sizes a workspace and lays it out.
+class Workspace {
+ public:
+  explicit Workspace(void* memory) : memory_(static_cast<char*>(memory)) {}
+
+  void* take_bytes(int64_t bytes) {
+    void* const array = memory_ ? memory_ + size_ : nullptr;
+    size_ += ceil_div(bytes, 256) * 256;
+    return array;
+  }
+  float* take_floats(int64_t count) { return static_cast<float*>(take_bytes(count * int64_t{sizeof(float)})); }
+  size_t size() const { return size_; }
+
+ private:
+  char* const memory_;
+  size_t size_ = 0;
+};
+
+}  // namespace recgrela::cuda

@@ -1,0 +1,57 @@
+// Plan of a linear_scan call: its parameters and how segments and channels are divided among threads.
+#pragma once
+
+#include "kernels/common/packed.cuh"
+#include "kernels/common/segments.cuh"
+#include "kernels/linear_scan/params.h"
+
+namespace recgrela::cuda {
+
+constexpr int kScanThreads = 256;
+
+// Floats that a thread takes of a row: as many as 8 bytes of x hold. A complex number is two floats.
+template <typename E>
+constexpr int kScanGroup = 8 / sizeof(E);
+
+// Strides are in floats for complex numbers too. A block takes `runs` consecutive segments of block_groups groups.
+struct ScanPlan : LinearScanParams {
+  SegmentPlan segments;
+  int64_t width = 0;          // floats of a row
+  int groups = 0;             // of floats
+  int columns = 0;            // blocks side by side that cover the groups
+  int block_groups = 0;       // groups per block
+  int runs = 0;               // segments per block
+  int64_t row_blocks = 0;     // blocks that cover the slots
+  bool aligned = false;       // every row of every matrix is aligned to a group
+  float* states = nullptr;    // [slots, width]: final states from zero, replaced by initial states
+  float* products = nullptr;  // [slots, width]: products of the coefficients
+  float* partials = nullptr;  // [row_blocks, width]: gradient of constant coefficients; backward only
+};
+
+// state = a * state + x, or with the conjugate of a.
+template <bool kComplex, bool kConjugate, int N>
+__device__ void advance(const float (&a)[N], const float (&x)[N], float (&state)[N]) {
+  if constexpr (kComplex) {
+#pragma unroll
+    for (int i = 0; i < N; i += 2) {
+      const float re = state[i], im = state[i + 1], a_im = kConjugate ? -a[i + 1] : a[i + 1];
+      state[i] = a[i] * re + (x[i] - a_im * im);
+      state[i + 1] = a[i] * im + (x[i + 1] + a_im * re);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; ++i) state[i] = a[i] * state[i] + x[i];
+  }
+}
+
+// Kernels of one element type, real or complex.
+template <typename E, bool kComplex>
+struct ScanKernels {
+  // Finds the final state from zero of each segment but the last one in order, and the product of its coefficients.
+  static cudaError_t sum_segments(const ScanPlan& plan, bool reverse, cudaStream_t stream);
+  static cudaError_t forward(const ScanPlan& plan, cudaStream_t stream);
+  // Stores the gradients, those of constant coefficients as partial sums.
+  static cudaError_t backward(const ScanPlan& plan, cudaStream_t stream);
+};
+
+}  // namespace recgrela::cuda

@@ -1,0 +1,59 @@
+// Plan of a selective_scan call: its parameters and what the host derives from them.
+#pragma once
+
+#include <type_traits>
+
+#include "kernels/common/segments.cuh"
+#include "kernels/selective_scan/params.h"
+
+namespace recgrela::cuda {
+
+constexpr int kThreadStates = 8;      // states of a channel that a thread holds
+constexpr int kForwardThreads = 256;  // of a block, at most
+constexpr int kBackwardThreads = 128;
+
+struct SelectivePlan : SelectiveScanParams {
+  SegmentPlan segments;
+  int threads = 0, block_channels = 0;  // of a block
+  int columns = 0;                      // blocks side by side that cover the channels
+  float* segment_states = nullptr;      // [slots, C, N]: final states from zero, replaced by initial states
+  float* segment_steps = nullptr;       // [slots, C]: sums of the steps d_i
+
+  // The backward runs persistent blocks. Each takes every persistent_blocks-th slot of a column and writes one partial
+  // sum of the gradients of A, D and delta_bias.
+  int64_t persistent_blocks = 0;
+  float* d_A_partials = nullptr;                              // [persistent_blocks, C, N]
+  float *d_D_partials = nullptr, *d_bias_partials = nullptr;  // [persistent_blocks, C]
+  // Partial sums of d_B and d_C by column, unless there is one column. A launch covers launch_columns columns, for
+  // which the partial sums take about as much memory as four float32 matrices of u's shape.
+  int launch_columns = 0, first_column = 0;
+  float* row_partials = nullptr;  // [launch_columns, T, 2 N]
+  float* row_sums = nullptr;      // [T, 2 N]: sums of earlier launches
+
+  __host__ __device__ int64_t state_size() const { return channels * num_states; }
+};
+
+// Calls f(the number of lanes per channel, as a constant): the fewest that hold `num_states` states.
+template <typename F>
+cudaError_t dispatch_lanes(int num_states, F&& f) {
+  if (num_states <= 8) return f(std::integral_constant<int, 1>{});
+  if (num_states <= 16) return f(std::integral_constant<int, 2>{});
+  if (num_states <= 32) return f(std::integral_constant<int, 4>{});
+  if (num_states <= 64) return f(std::integral_constant<int, 8>{});
+  if (num_states <= 128) return f(std::integral_constant<int, 16>{});
+  return f(std::integral_constant<int, 32>{});
+}
+
+// Kernels of one element type.
+template <typename E>
+struct SelectiveKernels {
+  // Finds the final state from zero of each segment but the last one in order, and the sum of its steps.
+  static cudaError_t sum_segments(const SelectivePlan& plan, bool reverse, cudaStream_t stream);
+  static cudaError_t forward(const SelectivePlan& plan, cudaStream_t stream);
+  // Runs the backward of launch_columns columns from first_column on.
+  static cudaError_t backward(const SelectivePlan& plan, cudaStream_t stream);
+  // Adds the partial sums of d_B and d_C of that launch.
+  static cudaError_t add_row_partials(const SelectivePlan& plan, cudaStream_t stream);
+};
+
+}  // namespace recgrela::cuda
