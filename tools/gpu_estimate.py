@@ -1,13 +1,13 @@
-"""What gated_rela should take on a GPU, from counted bytes and instructions. An estimate: nothing is run.
+"""Estimates the time of gated_rela on a GPU from counted bytes and instructions. It runs nothing.
 
 python -m tools.gpu_estimate [--batch 2048 --length 200 --dim 64 --heads 4]
 
-Bytes are those that have to move (the floor), and those that the kernels ask for, over the bandwidth.
-Instructions are the PTX ones of the loops over chunks, without the moves that ptxas removes, of both
-branches where the causal and the bidirectional form differ; divided by what all multiprocessors can
-issue at best, and at half of that. The larger of the bytes' and the instructions' times is the estimate.
-PTX has fewer instructions than the machine where addresses of 64 bits are added. Needs nvcc; the
-defaults are an H200's.
+The floor counts the bytes that any kernel must move; the estimate counts the bytes that these kernels
+move, both over the bandwidth. It also counts the PTX instructions of the loops over chunks, without the
+moves that ptxas removes and with both branches where the causal and the bidirectional form differ, over
+the issue rate of all multiprocessors at best, and at half of that. The larger of the two times is the
+estimate. PTX has fewer instructions than the machine code, which adds 64-bit addresses in several. Needs
+nvcc; the defaults are those of an H200.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from rich.table import Table
 from tools.ptxas import find_nvcc
 
 ROOT = Path(__file__).parents[1]
-TILE = 16  # tokens of a chunk, and the width of the heads that are counted
+TILE = 16  # rows of a chunk, and channels of the heads that are counted
 SIZES = {"float32": 4, "bfloat16": 2}
-# Tensors of [T, D] that the kernels read and write; the floor's are those that any kernel must. The
-# backward reads keys and values twice, and writes and reads states of about a tensor's size.
+# Tensors of [T, D] that any kernel, and these kernels, read and write. The backward here reads keys and
+# values twice, and writes and reads states of about the size of a tensor.
 TENSORS = {"forward": (5, 5), "backward": (9, 13)}
 
 
 def ptx_of(nvcc: str, dtype: str) -> str:
-    """The kernels of one element type as PTX for sm_90."""
+    """Returns the kernels of one element type as PTX for sm_90."""
     text = ""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "kernels.ptx"
-        for source in sorted(ROOT.glob(f"csrc/kernels/gated_rela/gated_rela_{dtype}*.cu")):
+        for source in sorted(ROOT.glob(f"csrc/kernels/gated_rela/*_{dtype}.cu")):
             target = "-gencode=arch=compute_90,code=compute_90"
             command = [nvcc, "-std=c++17", "-O3", f"-I{ROOT / 'csrc'}", target, "-ptx", source, "-o", out]
             subprocess.run(command, check=True)
@@ -47,7 +47,7 @@ def ptx_of(nvcc: str, dtype: str) -> str:
 
 
 def loops(body: str) -> Iterator[list[str]]:
-    """The instructions of each loop of a kernel that has tensor-core products."""
+    """Yields the instructions of each loop that has tensor-core products."""
     lines = [line.strip() for line in body.splitlines() if line.strip()]
     labels = {line[:-1]: i for i, line in enumerate(lines) if line.endswith(":")}
     for end, line in enumerate(lines):
@@ -59,9 +59,9 @@ def loops(body: str) -> Iterator[list[str]]:
 
 
 def instructions(ptx: str, kernel: str) -> int:
-    """Of a kernel's loops over chunks, for heads of 16 channels, by one warp for a chunk."""
+    """Returns the instructions of one warp for one chunk, for heads of 16 channels."""
     names = re.findall(r"\.entry\s+(\S+)\(", ptx)
-    (name,) = (n for n in names if f"{kernel}_kernel" in n and f"Li{TILE}E" in n)
+    (name,) = (n for n in names if f"rela_{kernel}_kernel" in n and f"Li{TILE}E" in n)
     body = re.search(rf"\.entry\s+{re.escape(name)}\(.*?\n\{{(.*?)\n\}}", ptx, re.S)
     assert body is not None
     moves = re.compile(r"(@!?%\w+\s+)?mov\.")
@@ -69,7 +69,7 @@ def instructions(ptx: str, kernel: str) -> int:
 
 
 def main() -> int:
-    """Print the table."""
+    """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     for name, default in (("batch", 2048), ("length", 200), ("dim", 64), ("heads", 4)):
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -81,7 +81,7 @@ def main() -> int:
         parser.error(f"only heads of {TILE} channels are counted: --dim must be {TILE} times --heads")
     nvcc = find_nvcc()
     if nvcc is None:
-        raise SystemExit("no nvcc: put it on PATH or set CUDA_HOME")
+        raise SystemExit("tools.gpu_estimate: nvcc is not installed; put it on PATH or set CUDA_HOME")
     chunks = args.batch * args.heads * -(-args.length // TILE)
     issue = args.multiprocessors * 4 * args.clock
     table = Table(
@@ -104,7 +104,7 @@ def main() -> int:
             floor_us, moved_us, best_us, half_us = (f"{1e6 * t:.0f}" for t in times)
             ratio = f"{best / (floor * tensor):.1f} to {half / (floor * tensor):.1f}"
             table.add_row(direction, dtype, floor_us, moved_us, str(count), best_us, half_us, ratio)
-    Console().print("An estimate from counts; nothing was run on a GPU.", table, sep="\n")
+    Console().print("An estimate from counts: nothing ran on a GPU.", table, sep="\n")
     return 0
 
 

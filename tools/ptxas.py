@@ -1,9 +1,9 @@
-"""Registers, stack and spills of every CUDA kernel; fails if one spills or has a stack. Needs no GPU.
+"""Lists registers, stack and spills of every CUDA kernel; fails if one spills or has a stack. Needs no GPU.
 
-python -m tools.ptxas                  compiles csrc/kernels/*.cu with nvcc, MAX_JOBS at a time
-python -m tools.ptxas --report PATH    reads what nvcc -Xptxas -v said in a build: a file or a folder
+python -m tools.ptxas                  compiles all .cu files of csrc/kernels with nvcc, MAX_JOBS at a time
+python -m tools.ptxas --report PATH    reads what nvcc -Xptxas -v printed: a file, or a folder of *.log
 
-RECGRELA_PTXAS_REPORT names a report likewise.
+The environment variable RECGRELA_PTXAS_REPORT stands in for --report.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ sys.path.append(str(ROOT))
 from build_backend.toolkit import find_toolkits  # noqa: E402
 
 ARCHITECTURES = ("80", "90")
-# A failed check calls __assert_fail, whose arguments may go through the stack; it takes no time until then.
+# A failed check calls __assert_fail, whose arguments may use the stack; a check that passes does not.
 STACK_ALLOWED = ("check_sequences_kernel",)
 
 
 @dataclass
 class Kernel:
-    """What ptxas says of a kernel compiled for one architecture."""
+    """Resources of a kernel on one architecture, as ptxas reports them."""
 
     name: str
     architecture: str
@@ -51,14 +51,14 @@ class Kernel:
 
 
 def parse(report: str) -> list[Kernel]:
-    """The kernels of a report, names as the compiler mangled them."""
+    """Returns the kernels of a report, under their mangled names."""
     kernels: list[Kernel] = []
     for line in report.splitlines():
         if found := re.search(r"Compiling entry function '(\S+)' for '(\w+)'", line):
             kernels.append(Kernel(*found.groups()))
         elif not kernels:
             continue
-        # A function that was not inlined has such a line of its own: it counts for the kernel that calls it.
+        # A function that is not inlined has a line of its own, which counts for the kernel that calls it.
         elif "bytes stack frame" in line:
             stack, stores, loads = map(int, re.findall(r"(\d+) bytes", line))
             kernel = kernels[-1]
@@ -75,7 +75,7 @@ def parse(report: str) -> list[Kernel]:
 
 
 def shorten(name: str) -> str:
-    """A demangled name without its namespace, result and arguments."""
+    """Returns a demangled name without namespaces, result and arguments."""
     name = re.sub(r"\(anonymous namespace\)::|recgrela::cuda::|^void ", "", name)
     depth = 0
     for i, letter in enumerate(name):
@@ -86,6 +86,7 @@ def shorten(name: str) -> str:
 
 
 def demangle(kernels: list[Kernel]) -> None:
+    """Replaces mangled names by short ones, if there is a demangler."""
     if tool := shutil.which("cu++filt") or shutil.which("c++filt"):
         names = "\n".join(kernel.name for kernel in kernels)
         output = subprocess.run([tool], input=names, capture_output=True, text=True, check=True).stdout
@@ -94,16 +95,16 @@ def demangle(kernels: list[Kernel]) -> None:
 
 
 def find_nvcc() -> str | None:
-    """As a build finds it."""
+    """Returns the nvcc that a build would use."""
     toolkits = find_toolkits()
     return str(toolkits[0].nvcc) if toolkits else None
 
 
 def compile_all(nvcc: str) -> str:
-    """What ptxas says of csrc/kernels/*.cu."""
+    """Compiles all kernels and returns what ptxas reports."""
 
     def job(source: Path, architecture: str, folder: str) -> str:
-        target = Path(folder, f"{source.stem}.{architecture}.cubin")
+        target = Path(folder, f"{source.parent.name}_{source.stem}.{architecture}.cubin")
         code = f"arch=compute_{architecture},code=sm_{architecture}"
         command = [nvcc, "-O3", "-std=c++17", "-Xptxas", "-v", f"-I{ROOT / 'csrc'}", "-gencode", code]
         command += ["-cubin", str(source), "-o", str(target)]
@@ -120,6 +121,7 @@ def compile_all(nvcc: str) -> str:
 
 
 def table(kernels: Sequence[Kernel]) -> str:
+    """Returns one line per kernel and architecture."""
     rows = [("kernel", "arch", "registers", "shared", "stack", "spill stores", "spill loads", "")]
     for k in sorted(kernels, key=lambda k: (k.name, k.architecture)):
         numbers = (k.registers, k.shared, k.stack, k.spill_stores, k.spill_loads)
@@ -133,6 +135,7 @@ def table(kernels: Sequence[Kernel]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the table; returns 1 if a kernel spills or has a stack, or if there are no kernels."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--report", default=os.environ.get("RECGRELA_PTXAS_REPORT"))
     args = parser.parse_args(argv)
@@ -143,15 +146,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif nvcc := find_nvcc():
         report = compile_all(nvcc)
     else:
-        raise SystemExit("no nvcc: put it on PATH or set CUDA_HOME")
+        raise SystemExit("tools.ptxas: nvcc is not installed; put it on PATH or set CUDA_HOME")
     kernels = parse(report)
     demangle(kernels)
-    # One row for what several files have; the last stays, so one with a fault does.
+    # Several files may have the same kernel: one row stays, with a fault if any has one.
     unique = {(k.name, k.architecture): k for k in sorted(kernels, key=lambda k: bool(k.fault))}
     print(table(list(unique.values())))
     faults = [k for k in unique.values() if k.fault]
     print(f"{len(unique)} kernels, {len(faults)} with spills or a stack")
-    return 1 if faults or not kernels else 0  # an empty report is no pass
+    return 1 if faults or not kernels else 0  # an empty report fails
 
 
 if __name__ == "__main__":

@@ -1,101 +1,63 @@
-// What the tests of the CUDA kernels share: tensors in memory of their own, random numbers, comparison.
+// Cases of the tests of the CUDA kernels: registration, and what a case expects.
 #pragma once
 
-#include <cstdint>
-#include <cmath>
 #include <functional>
-#include <memory>
+#include <random>
 #include <string>
-#include <utility>
 #include <vector>
 
-#include "kernels/common/params.h"
-#include "tests/place.h"
+#include "tests/backend.h"
+#include "tests/tensor.h"
 
 namespace recgrela::tests {
-
-using cuda::DType;
-using cuda::size_of;
-using Doubles = std::vector<double>;
-using Lengths = std::vector<int64_t>;
-using Named = std::vector<std::pair<std::string, Doubles>>;
 
 struct Case {
   std::string name;
   std::function<void()> run;
 };
-void add_causal_conv1d(std::vector<Case>& cases);
-void add_gated_rela(std::vector<Case>& cases);
-void add_linear_scan(std::vector<Case>& cases);
-void add_selective_scan(std::vector<Case>& cases);
 
-const char* name_of(DType type);
-std::string text_of(const Lengths& lengths);
-int64_t sum_of(const Lengths& lengths);
-
-// Memory of exactly so many bytes, all 0xff: NaN in every floating-point type.
-struct Memory {
-  explicit Memory(size_t bytes, bool sparse = false);  // sparse: only what is touched is there; zeros
-  ~Memory();
-  Memory(const Memory&) = delete;
-  unsigned char* data;
-  const size_t bytes;
-  const bool sparse;
-};
-
-// A matrix whose rows may be further apart than they are long.
-class Tensor {
+// Collects the cases of an operator, and draws their options at random.
+class Cases {
  public:
-  Tensor() = default;
-  Tensor(DType type, int64_t rows, int64_t columns, int64_t stride = 0, bool sparse = false);
-  Tensor columns(int64_t begin, int64_t end) const;  // shares the memory
+  explicit Cases(uint64_t seed) : random(static_cast<uint32_t>(seed)) {}
 
-  void set(const Doubles& values);
-  Doubles values() const;
-  std::vector<unsigned char> bytes() const;
-  bool gaps_are_untouched() const;  // of a tensor that was written to row by row
+  void add(std::string name, std::function<void()> run) { list.push_back({std::move(name), std::move(run)}); }
+  template <typename... T>
+  auto one_of(T... choices) {
+    const std::common_type_t<T...> all[] = {choices...};
+    return all[random() % sizeof...(choices)];
+  }
 
-  bool present() const { return memory_ != nullptr; }
-  void* data() const { return present() ? memory_->data + offset_ * size_of(type_) : nullptr; }
-  cuda::RowMatrix rows() const { return {data(), stride_}; }
-
- private:
-  double get(int64_t i) const;
-  DType type_ = DType::kFloat32;
-  int64_t num_rows_ = 0, num_columns_ = 0, stride_ = 0, offset_ = 0;
-  std::shared_ptr<Memory> memory_;
+  std::mt19937 random;
+  std::vector<Case> list;
 };
-using NamedTensors = std::vector<std::pair<std::string, Tensor>>;
 
-// A vector of integers in memory of its own.
-struct Integers {
-  Integers(const Lengths& values, bool wide);
-  Lengths values() const;
-  const bool wide;
-  Memory memory;
+// Registers the cases of an operator: a static variable of each test's source does.
+struct Registration {
+  Registration(uint64_t seed, void (*add)(Cases&));
 };
-Lengths offsets_of(const Lengths& lengths);
+std::vector<Case> registered_cases();
 
-// Normally distributed, of the type's precision.
-Doubles random_numbers(DType type, int64_t count, double scale, uint64_t seed);
-
-// Sequences cut into kParts: where each part ends, by part and sequence.
-constexpr int kParts = 3;
-using Cuts = std::vector<Lengths>;
-Cuts random_cuts(const Lengths& lengths, uint64_t seed);
-Lengths part_of(const Lengths& lengths, const Cuts& cuts, int part);
-Doubles part_of(const Doubles& rows, int64_t columns, const Lengths& lengths, const Cuts& cuts, int part);
-Doubles joined(const std::vector<Doubles>& parts, int64_t columns, const Lengths& lengths, const Cuts& cuts);
-Doubles sum_of(const std::vector<Doubles>& parts);
-
-// Reports to the case that runs. The tolerance is in parts of the largest magnitude wanted, or of `scale` if that is
-// larger.
+// Expectations report to the case that runs.
+void expect(bool holds, const std::string& what);
+// The tolerance is relative to the largest magnitude wanted, or to `scale` if that is larger.
 void expect_close(const std::string& tensor, const Doubles& got, const Doubles& want, double tolerance,
                   double scale = 0);
-double largest_of(const Doubles& values);
-void expect(bool holds, const std::string& what);
+void expect_untouched_gaps(const NamedTensors& written);  // between the rows of each tensor
 void expect_same_bytes(const NamedTensors& a, const NamedTensors& b, const std::string& when);
-void expect_fault(const std::function<void()>& f, const std::string& part);  // an error with this text
+void expect_fault(const std::function<void()>& f, const std::string& message);  // an error that contains it
 void expect_success(cudaError_t error);
+
+// Expects `run` to return the same bytes in a second run and in every order of threads.
+void expect_one_result(const std::function<NamedTensors()>& run);
+// Adds a case that expects forward(offsets, is_int64), on sequences of 3 and 4 rows, to refuse malformed offsets.
+void add_refusals(Cases& cases, const std::string& op, std::function<void(const void*, bool)> forward);
+
+// Result of the case that runs.
+struct Outcome {
+  bool failed = false;
+  double worst_error = 0;  // relative to the tolerance
+};
+Outcome& outcome();
 
 }  // namespace recgrela::tests

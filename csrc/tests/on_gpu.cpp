@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <stdexcept>
 
-#include "tests/place.h"
+#include "tests/backend.h"
 
 namespace recgrela::tests {
 
@@ -18,8 +18,8 @@ int multiprocessors() {
   return cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, 0) == cudaSuccess ? count : 0;
 }
 
-// A failed check of the kernels ends the CUDA context, and with it all other cases; rows that are gigabytes apart may
-// be more than the machine has.
+// A failed check in a kernel ends the CUDA context and all later cases; rows gigabytes apart may exceed the machine's
+// memory.
 bool runs_here(const std::string& name) {
   for (const char* part : {"/refusals", "/sparse"})
     if (name.find(part) != std::string::npos) return false;
@@ -41,6 +41,6 @@ std::string fault_of(const std::function<void()>& f) {
 
 cudaError_t wait() { return cudaDeviceSynchronize(); }
 
-void set_schedule(int) {}  // the hardware's own
+void set_schedule(int) {}  // the hardware has its own
 
 }  // namespace recgrela::tests

@@ -3,7 +3,7 @@
 #include <cstdlib>
 #include <new>
 
-#include "tests/place.h"
+#include "tests/backend.h"
 
 namespace recgrela::tests {
 

@@ -75,6 +75,6 @@ def test_an_empty_folder(tree: Path) -> None:
 
 def test_the_headers_of_a_kernel() -> None:
     root = Path(__file__).parents[2]
-    source = root / "csrc/kernels/gated_rela/gated_rela_float32.cu"
+    source = root / "csrc/kernels/gated_rela/forward_float32.cu"
     names = {file.name for file in objects.included(source, root / "csrc")}
     assert {"kernels.cuh", "forward.cuh", "params.h", "device.cuh"} <= names

@@ -1,6 +1,7 @@
-"""The CUDA operators as they are registered, on CPU tensors: the SIMT host runs their kernels.
+"""The CUDA operators as PyTorch calls them, on CPU tensors: the SIMT host runs their kernels.
 
-What test_simt.py cannot see: the way from Python to the kernels' parameters, and back into autograd.
+These tests cover the path from Python to the kernels' parameters and back into autograd, which test_simt.py
+does not.
 """
 
 from __future__ import annotations

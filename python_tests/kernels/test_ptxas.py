@@ -1,4 +1,4 @@
-"""No CUDA kernel spills registers or keeps arrays in local memory, and the gate that says so can fail."""
+"""No CUDA kernel spills registers or has arrays in local memory, and the check of this can fail."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from tools import ptxas
 
-# As nvcc 13.0 prints it: one kernel that is fine, one that spills, the check with a stack.
+# Output of nvcc 13.0: a kernel without faults, one that spills, and the check of sequences with its stack.
 REPORT = """\
 ptxas info    : 0 bytes gmem
 ptxas info    : Compiling entry function '_ZN8recgrela4cuda4fineI6__halfLi4EEEv8ConvArgs' for 'sm_80'

@@ -142,7 +142,7 @@ inline __device__ uint32_t transpose_matrix(uint32_t x) {
 }
 
 // Starts a copy of 16 bytes from global to shared memory, both aligned to 16; writes zeros and reads nothing unless
-// `valid`. A thread sees its own copies after copies_wait, and those of others after a barrier behind their
+// `valid`. A thread may read its own copies after copies_wait, and those of others after a barrier that follows
 // copies_wait.
 inline __device__ void copy_async16(void* shared, const void* global, bool valid) {
   const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));

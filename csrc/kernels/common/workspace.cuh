@@ -1,4 +1,4 @@
-// Layout of the arrays that an operator keeps in its workspace.
+// Layout of the arrays in the workspace of an operator.
 #pragma once
 
 #include "kernels/common/host.cuh"

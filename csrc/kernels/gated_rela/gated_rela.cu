@@ -90,8 +90,8 @@ size_t lay_out(RelaPlan& p, bool backward) {
   p.key_states = workspace.take_floats(states);
   if (!backward) return workspace.size();
   p.query_states = workspace.take_floats(states);
-  // As many teams as the target bytes allow, and no fewer than run at a time: 12 warps per multiprocessor. The number
-  // is even, since a block may have two teams.
+  // The number of teams is what the target bytes allow, but at least what runs at a time: 12 warps per multiprocessor.
+  // It is even, since a block may have two teams.
   const int64_t tile_bytes = kPackedTile * size_of(p.dtype), padded_dim = p.num_tiles() * kTile;
   const int64_t state_bytes = p.num_tiles() * p.num_tiles() * tile_bytes;
   const int64_t sum_bytes = padded_dim * int64_t{sizeof(float)};

@@ -110,9 +110,9 @@ struct Team {
     bool valid = !first;
     source -= kMaxHistory * static_cast<int>(p.v.stride);
     if (first && p.initial_history) {
-      const int history = p.kernel_size - 1, place = row - (kMaxHistory - history);
-      valid = place >= 0;
-      source = static_cast<const E*>(p.initial_history) + (segment.sequence * history + place) * p.width() +
+      const int history = p.kernel_size - 1, i = row - (kMaxHistory - history);
+      valid = i >= 0;
+      source = static_cast<const E*>(p.initial_history) + (segment.sequence * history + i) * p.width() +
                head_channel() + column;
     }
     copy_async16(tile - kHistorySize + row * kStride + column, source, valid && in_head(column));

@@ -1,3 +1,4 @@
+// Scheduler of the fibers, which are the threads of a block.
 #include "tests/simt/simt.h"
 
 #include <sys/mman.h>
@@ -6,132 +7,22 @@
 #include <memory>
 #include <vector>
 
-#if !defined(__x86_64__) && !defined(__aarch64__)
-#include <ucontext.h>
-#endif
+#include "tests/simt/collectives.h"
+#include "tests/simt/context.h"
 
-#if defined(__SANITIZE_ADDRESS__)
-#define RECGRELA_ASAN 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define RECGRELA_ASAN 1
-#endif
-#endif
 #ifdef RECGRELA_ASAN
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
-// Code that runs while the stack changes, or that is hot and touches checked memory only.
-#define RECGRELA_NO_SANITIZE __attribute__((no_sanitize("address", "undefined")))
-
 recgrela::simt::Index threadIdx, blockIdx;
 dim3 blockDim, gridDim;
-
-// ---- context switch: what a call must preserve goes to the old stack and comes from the new one ----
-
-#if defined(__x86_64__)
-extern "C" void recgrela_simt_switch(void** save, void* load);
-asm(R"(
-  .text
-  .type recgrela_simt_switch, @function
-recgrela_simt_switch:
-  pushq %rbp
-  pushq %rbx
-  pushq %r12
-  pushq %r13
-  pushq %r14
-  pushq %r15
-  movq %rsp, (%rdi)
-  movq %rsi, %rsp
-  popq %r15
-  popq %r14
-  popq %r13
-  popq %r12
-  popq %rbx
-  popq %rbp
-  ret
-  .size recgrela_simt_switch, . - recgrela_simt_switch
-)");
-#elif defined(__aarch64__)
-extern "C" void recgrela_simt_switch(void** save, void* load);
-asm(R"(
-  .text
-  .type recgrela_simt_switch, %function
-recgrela_simt_switch:
-  sub sp, sp, #160
-  stp x19, x20, [sp]
-  stp x21, x22, [sp, #16]
-  stp x23, x24, [sp, #32]
-  stp x25, x26, [sp, #48]
-  stp x27, x28, [sp, #64]
-  stp x29, x30, [sp, #80]
-  stp d8, d9, [sp, #96]
-  stp d10, d11, [sp, #112]
-  stp d12, d13, [sp, #128]
-  stp d14, d15, [sp, #144]
-  mov x9, sp
-  str x9, [x0]
-  mov sp, x1
-  ldp x19, x20, [sp]
-  ldp x21, x22, [sp, #16]
-  ldp x23, x24, [sp, #32]
-  ldp x25, x26, [sp, #48]
-  ldp x27, x28, [sp, #64]
-  ldp x29, x30, [sp, #80]
-  ldp d8, d9, [sp, #96]
-  ldp d10, d11, [sp, #112]
-  ldp d12, d13, [sp, #128]
-  ldp d14, d15, [sp, #144]
-  add sp, sp, #160
-  ret
-  .size recgrela_simt_switch, . - recgrela_simt_switch
-)");
-#endif
 
 namespace recgrela::simt {
 namespace {
 
-constexpr int kLanes = 32;
 constexpr size_t kStackBytes = 128 * 1024, kGuardBytes = 16 * 1024;
 constexpr size_t kMaxSharedBytes = 227 * 1024;
-
-struct Stack {
-  char* bottom = nullptr;
-  size_t bytes = 0;
-};
-
-#if defined(__x86_64__) || defined(__aarch64__)
-struct Context {
-  void* sp = nullptr;
-
-  void begin(const Stack& stack, void (*entry)()) {
-    auto* top = reinterpret_cast<void**>(stack.bottom + stack.bytes);
-#if defined(__x86_64__)
-    *--top = nullptr;  // aligns the stack as after a call
-    *--top = reinterpret_cast<void*>(entry);
-    for (int i = 0; i < 6; ++i) *--top = nullptr;
-#else
-    top -= 20;
-    std::fill_n(top, 20, nullptr);
-    top[11] = reinterpret_cast<void*>(entry);
-#endif
-    sp = top;
-  }
-  static void change(Context& from, const Context& to) { recgrela_simt_switch(&from.sp, to.sp); }
-};
-#else
-struct Context {
-  ucontext_t context;
-
-  void begin(const Stack& stack, void (*entry)()) {
-    getcontext(&context);
-    context.uc_stack.ss_sp = stack.bottom, context.uc_stack.ss_size = stack.bytes, context.uc_link = nullptr;
-    makecontext(&context, entry, 0);
-  }
-  static void change(Context& from, const Context& to) { swapcontext(&from.context, &to.context); }
-};
-#endif
 
 struct Copy {
   void* to;
@@ -140,14 +31,14 @@ struct Copy {
   int64_t group;
 };
 
-struct Stop {};  // unwinds the thread that failed
+struct Stop {};  // thrown to unwind the thread that failed
 
 enum class State { kRunning, kAtCollective, kAtBarrier, kExited };
 
 struct Fiber {
   Context context;
   Stack stack;
-  void* fake_stack = nullptr;  // the sanitizer's
+  void* fake_stack = nullptr;  // of the sanitizer
   int thread = 0;
   State state = State::kRunning;
   Collective kind{};
@@ -161,7 +52,7 @@ struct Group {
   uint32_t mask, arrived;
 };
 
-// Lanes, and the warps of a block, are held as bits by their rank in the order of the day.
+// Lanes and warps are ready in the order of their ranks, which change with the Order. Bits hold sets of them.
 struct Warp {
   uint32_t existing = 0, exited = 0, at_barrier = 0;  // by lane
   uint32_t ready = 0;                                 // by rank
@@ -170,14 +61,6 @@ struct Warp {
   Group groups[kLanes];
   void* operands[kLanes];
 };
-
-const char* name(Collective kind) {
-  static const char* const names[] = {"__syncwarp",       "__shfl_sync",          "__shfl_xor_sync",
-                                      "__shfl_up_sync",   "__shfl_down_sync",     "__ballot_sync",
-                                      "mma16816<bf16>",   "mma16816<fp16>",       "mma1688_tf32",
-                                      "transpose_matrix", "load_matrices<false>", "load_matrices<true>"};
-  return names[static_cast<int>(kind)];
-}
 
 struct Random {
   uint64_t state = 1;
@@ -193,11 +76,11 @@ uint64_t order_seed = 0;
 int num_multiprocessors = 4;
 Random random_source;
 
-// The launch that runs.
+// State of the current launch.
 void (*entry_call)(const void*) = nullptr;
 const void* entry_arguments = nullptr;
-std::vector<std::unique_ptr<Fiber>> fibers;  // kept from launch to launch, with their stacks
-Fiber host;                                  // who called launch
+std::vector<std::unique_ptr<Fiber>> fibers;  // reused by later launches, with their stacks
+Fiber host;                                  // the caller of launch
 Fiber* current = &host;
 int num_threads = 0, num_warps = 0, num_exited = 0, num_at_barrier = 0;
 Warp warps[kLanes];
@@ -243,7 +126,7 @@ std::string where_threads_are() {
          "; at collectives: " + list_threads(State::kAtCollective) + "; exited: " + list_threads(State::kExited);
 }
 
-// New ranks; only where no thread is halfway through a rendezvous.
+// Draws new ranks. Only called while no thread waits at a collective.
 RECGRELA_NO_SANITIZE void set_ranks(uint8_t* of, uint8_t* rank, int n) {
   for (int i = 0; i < n; ++i) of[i] = static_cast<uint8_t>(order == Order::kDescending ? n - 1 - i : i);
   if (order == Order::kShuffled)
@@ -270,7 +153,7 @@ RECGRELA_NO_SANITIZE Fiber& take_next(int warp) {
   return *fibers[warp * kLanes + lane];
 }
 
-// Lets others run: those of the same warp first, so that warps come as far apart as they can.
+// Lets other fibers run, those of the same warp first, so that warps drift apart as far as possible.
 RECGRELA_NO_SANITIZE void yield(bool for_good) {
   int warp = current->thread / kLanes;
   if (warps[warp].ready == 0) {
@@ -289,7 +172,7 @@ RECGRELA_NO_SANITIZE void yield(bool for_good) {
   if (&next != current) switch_to(next, for_good);
 }
 
-void check_no_one_waits_for(const char* what) {
+void check_not_awaited(const char* what) {
   const Warp& w = warps[current->thread / kLanes];
   for (int i = 0; i < w.num_groups; ++i)
     if (w.groups[i].mask >> current->thread % kLanes & 1)
@@ -300,7 +183,7 @@ void check_no_one_waits_for(const char* what) {
 void leave() {
   Fiber& f = *current;
   if (!f.copies.empty()) fail("asynchronous copies still pending at exit");
-  check_no_one_waits_for("its end");
+  check_not_awaited("its end");
   if (num_at_barrier) fail("barrier not reached by all threads: this one exits");
   f.state = State::kExited;
   warps[f.thread / kLanes].exited |= 1u << f.thread % kLanes;
@@ -309,7 +192,7 @@ void leave() {
 
 RECGRELA_NO_SANITIZE void fiber_main() {
 #ifdef RECGRELA_ASAN
-  // The first to come here in a launch learns the host's stack.
+  // The first fiber of a launch learns the stack of the host.
   const void* bottom;
   size_t bytes;
   __sanitizer_finish_switch_fiber(nullptr, &bottom, &bytes);
@@ -331,7 +214,7 @@ void add_fiber() {
   if (memory == MAP_FAILED || mprotect(memory, kGuardBytes, PROT_NONE) != 0) throw std::bad_alloc();
   auto fiber = std::make_unique<Fiber>();
   fiber->thread = static_cast<int>(i);
-  // Stacks begin at different places of a page, for the sake of the cache.
+  // Stacks begin at different offsets in a page, which avoids conflicts in the cache.
   fiber->stack = {static_cast<char*>(memory) + kGuardBytes, kStackBytes - i % 16 * 1088};
   fibers.push_back(std::move(fiber));
 }
@@ -354,135 +237,7 @@ void begin_block() {
   make_all_ready();
 }
 
-// ---- the collectives ----
-
-// As in the header, but here the compiler can put them in line: it does not where sanitizers differ.
-RECGRELA_NO_SANITIZE inline float float_of(uint32_t bits) {
-  float x;
-  __builtin_memcpy(&x, &bits, 4);
-  return x;
-}
-template <Collective kKind>
-RECGRELA_NO_SANITIZE inline float widen(uint32_t x) {
-  if (kKind == Collective::kMmaBf16) return float_of(x << 16);
-  const uint32_t rest = x & 0x7fffu;
-  const float y = rest < 0x7c00u ? float_of(rest << 13) * 0x1p112f : float_of(0x7f800000u | rest << 13);
-  return x & 0x8000u ? -y : y;
-}
-
-// Tensor cores truncate their sums: towards zero.
-float truncate(double x) {
-  const float rounded = static_cast<float>(x);
-  return std::fabs(rounded) > std::fabs(x) ? std::nextafter(rounded, 0.0f) : rounded;
-}
-
-// The layouts of PTX: which row and column a lane holds in each register and half.
-template <Collective kKind>
-__attribute__((optimize("O3"))) RECGRELA_NO_SANITIZE void mma(void* const* operands) {
-  constexpr int kDepth = kKind == Collective::kMmaTf32 ? 8 : 16;
-  float a[16][kDepth], b[kDepth][8], d[16][8];
-  for (int lane = 0; lane < kLanes; ++lane) {
-    const MmaOperands& o = *static_cast<const MmaOperands*>(operands[lane]);
-    const int group = lane / 4, member = lane % 4;
-    for (int r = 0; r < 4; ++r) d[group + r / 2 * 8][member * 2 + r % 2] = o.d[r];
-    if constexpr (kKind == Collective::kMmaTf32) {
-      constexpr uint32_t kUpper19 = 0xffffe000u;
-      for (int r = 0; r < 4; ++r) a[group + r % 2 * 8][member + r / 2 * 4] = float_of(o.a[r] & kUpper19);
-      for (int r = 0; r < 2; ++r) b[member + r * 4][group] = float_of(o.b[r] & kUpper19);
-    } else {
-      for (int r = 0; r < 4; ++r) {
-        float* to = &a[group + r % 2 * 8][member * 2 + r / 2 * 8];
-        to[0] = widen<kKind>(o.a[r] & 0xffffu), to[1] = widen<kKind>(o.a[r] >> 16);
-      }
-      for (int r = 0; r < 2; ++r) {
-        const int row = member * 2 + r * 8;
-        b[row][group] = widen<kKind>(o.b[r] & 0xffffu), b[row + 1][group] = widen<kKind>(o.b[r] >> 16);
-      }
-    }
-  }
-  for (int i = 0; i < 16; ++i) {
-    double sum[8];
-    for (int j = 0; j < 8; ++j) sum[j] = d[i][j];
-    for (int k = 0; k < kDepth; ++k)
-      for (int j = 0; j < 8; ++j) sum[j] += double{a[i][k]} * b[k][j];
-    for (int j = 0; j < 8; ++j) d[i][j] = truncate(sum[j]);
-  }
-  for (int lane = 0; lane < kLanes; ++lane) {
-    const MmaOperands& o = *static_cast<const MmaOperands*>(operands[lane]);
-    for (int r = 0; r < 4; ++r) o.d[r] = d[lane / 4 + r / 2 * 8][lane % 4 * 2 + r % 2];
-  }
-}
-
-void load_matrices(void* const* operands, bool transposed) {
-  for (int m = 0; m < 4; ++m) {
-    auto at = [&](int row, int col) { return static_cast<const MatrixOperands*>(operands[m * 8 + row])->copy[col]; };
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const int row = lane / 4, col = lane % 4 * 2;
-      const uint16_t low = transposed ? at(col, row) : at(row, col);
-      const uint16_t high = transposed ? at(col + 1, row) : at(row, col + 1);
-      static_cast<MatrixOperands*>(operands[lane])->r[m] = low | static_cast<uint32_t>(high) << 16;
-    }
-  }
-}
-
-void transpose_matrix(void* const* operands) {
-  uint16_t matrix[8][8];
-  for (int lane = 0; lane < kLanes; ++lane) std::memcpy(&matrix[lane / 4][lane % 4 * 2], operands[lane], 4);
-  for (int lane = 0; lane < kLanes; ++lane)
-    *static_cast<uint32_t*>(operands[lane]) =
-        matrix[lane % 4 * 2][lane / 4] | static_cast<uint32_t>(matrix[lane % 4 * 2 + 1][lane / 4]) << 16;
-}
-
-RECGRELA_NO_SANITIZE void shuffle_lanes(void* const* operands, Collective kind, uint32_t lanes) {
-  for (unsigned lane = 0; lane < kLanes; ++lane) {
-    if (!(lanes >> lane & 1)) continue;
-    auto& o = *static_cast<ShuffleOperands*>(operands[lane]);
-    const unsigned first = lane & ~(o.width - 1), last = first + o.width - 1;
-    unsigned from = lane;
-    if (kind == Collective::kShuffle) from = first | (o.argument & (o.width - 1));
-    if (kind == Collective::kShuffleXor && (lane ^ o.argument) <= last) from = lane ^ o.argument;
-    if (kind == Collective::kShuffleUp && lane >= first + o.argument) from = lane - o.argument;
-    if (kind == Collective::kShuffleDown && lane + o.argument <= last) from = lane + o.argument;
-    // what a lane that takes no part holds is unknown
-    const bool known = from < kLanes && (lanes >> from & 1);
-    o.result = known ? static_cast<const ShuffleOperands*>(operands[from])->value : ~uint64_t{0};
-  }
-}
-
-void carry_out(Warp& w, Collective kind, uint32_t lanes) {
-  switch (kind) {
-    case Collective::kSyncWarp:
-      return;
-    case Collective::kShuffle:
-    case Collective::kShuffleXor:
-    case Collective::kShuffleUp:
-    case Collective::kShuffleDown:
-      return shuffle_lanes(w.operands, kind, lanes);
-    case Collective::kBallot: {
-      uint32_t votes = 0;
-      for (uint32_t rest = lanes; rest; rest &= rest - 1) {
-        const int lane = __builtin_ctz(rest);
-        votes |= static_cast<uint32_t>(static_cast<VoteOperands*>(w.operands[lane])->predicate) << lane;
-      }
-      for (uint32_t rest = lanes; rest; rest &= rest - 1)
-        static_cast<VoteOperands*>(w.operands[__builtin_ctz(rest)])->result = votes;
-      return;
-    }
-    case Collective::kMmaBf16:
-      return mma<Collective::kMmaBf16>(w.operands);
-    case Collective::kMmaFp16:
-      return mma<Collective::kMmaFp16>(w.operands);
-    case Collective::kMmaTf32:
-      return mma<Collective::kMmaTf32>(w.operands);
-    case Collective::kTransposeMatrix:
-      return transpose_matrix(w.operands);
-    case Collective::kLoadMatrices:
-    case Collective::kLoadMatricesTransposed:
-      return load_matrices(w.operands, kind == Collective::kLoadMatricesTransposed);
-  }
-}
-
-// A new group that `lane` begins: those it waits for must be able to come.
+// Begins a group with `lane`; fails if a lane that it waits for cannot arrive.
 void begin_group(Warp& w, int lane, Collective kind, uint32_t mask) {
   auto refuse = [kind](const std::string& why) {
     fail(std::string("divergent warp collective: this thread is at ") + name(kind) + why);
@@ -536,7 +291,7 @@ RECGRELA_NO_SANITIZE void collective(Collective kind, uint32_t mask, void* opera
   f.state = State::kAtCollective, f.kind = kind;
   if (group.arrived == mask) {
     group = w.groups[--w.num_groups];
-    carry_out(w, kind, mask);
+    carry_out(kind, mask, w.operands);
     for (uint32_t rest = mask; rest; rest &= rest - 1) w.ready |= 1u << w.rank_of[__builtin_ctz(rest)];
     ready_warps |= 1u << rank_of_warp[f.thread / kLanes];
   }
@@ -549,7 +304,7 @@ RECGRELA_NO_SANITIZE void barrier() {
   Warp& w = warps[f.thread / kLanes];
   f.state = State::kAtBarrier;
   if (num_exited) fail("barrier not reached by all threads: some exited before it");
-  if (w.num_groups) check_no_one_waits_for("__syncthreads");
+  if (w.num_groups) check_not_awaited("__syncthreads");
   w.at_barrier |= 1u << f.thread % kLanes;
   if (++num_at_barrier == num_threads) {
     num_at_barrier = 0;
@@ -579,7 +334,7 @@ void run(int64_t blocks, int threads, size_t shared_bytes, void (*call)(const vo
                 std::to_string(kMaxSharedBytes));
   if (current != &host) throw Error("a launch within a launch");
   while (fibers.size() < static_cast<size_t>(threads)) add_fiber();
-  // Of the size asked for exactly, so that the sanitizer sees an overrun.
+  // The exact size lets the sanitizer detect overruns.
   void* memory = nullptr;
   if (shared_bytes && posix_memalign(&memory, 16, shared_bytes) != 0) throw std::bad_alloc();
   const std::unique_ptr<void, decltype(&std::free)> owner(memory, &std::free);
@@ -624,7 +379,7 @@ void copies_commit() { ++current->groups; }
 
 void wait_for_copies(int pending) {
   auto& copies = current->copies;
-  const int64_t done = current->groups - pending;  // groups below it
+  const int64_t done = current->groups - pending;  // earlier groups must be complete
   auto rest = copies.begin();
   for (Copy& copy : copies) {
     if (copy.group >= done) {

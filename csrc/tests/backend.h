@@ -1,4 +1,5 @@
-// Where the tests run the kernels: on the CPU, by the SIMT host (RECGRELA_SIMT_HOST), or on a GPU, compiled by nvcc.
+// Backend that runs the kernels in the tests: the SIMT host on the CPU (RECGRELA_SIMT_HOST), or a GPU with code from
+// nvcc.
 #pragma once
 
 #include <cstddef>
@@ -12,7 +13,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
-// What simt.h has for numbers on the host.
+// Conversions on the host, which simt.h has too.
 namespace recgrela::cuda {
 using fp16 = __half;
 using bf16 = __nv_bfloat16;
@@ -33,21 +34,21 @@ inline bf16 from_float<bf16>(float x) {
 
 namespace recgrela::tests {
 
-// Why no case can run here; empty if they can.
+// Reason why no case can run here; empty if cases can.
 std::string obstacle();
 int multiprocessors();
-// Whether a case of this name can run here.
+// Returns whether the case can run here.
 bool runs_here(const std::string& name);
 
 // Memory that the host and the kernels share.
 void* allocate(size_t bytes);
 void release(void* memory);
-// The text of the error that f ends with; empty if it ends without.
+// Error text of f; empty if it succeeds.
 std::string fault_of(const std::function<void()>& f);
-// Waits for the kernels, and returns their error.
+// Waits for the kernels and returns their error.
 cudaError_t wait();
 
-// What the SIMT host does that the hardware may do otherwise: which thread first, when copies take place.
+// Orders of threads and times of copies, among those that the hardware may choose.
 constexpr int kSchedules = 4;
 void set_schedule(int schedule);
 

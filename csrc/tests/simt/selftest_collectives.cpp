@@ -1,163 +1,15 @@
-// Checks the SIMT host itself: that right kernels come out right, and that each fault it is there for is seen.
-#include <sys/wait.h>
-#include <unistd.h>
-
 #include <chrono>
+#include <cmath>
 #include <cstdio>
-#include <functional>
 #include <random>
 #include <vector>
 
-#include "tests/simt/simt.h"
+#include "tests/simt/selftest.h"
 
-using namespace recgrela::cuda;
-namespace simt = recgrela::simt;
-
+namespace recgrela::simt {
 namespace {
 
-int failures = 0;
-
-void check(const char* name, const std::function<bool()>& holds) {
-  bool ok = false;
-  std::string note;
-  try {
-    ok = holds();
-  } catch (const std::exception& e) {
-    note = std::string(": ") + e.what();
-  }
-  std::printf("%s %s%s\n", ok ? "ok    " : "FAILED", name, note.c_str());
-  std::fflush(stdout);
-  failures += !ok;
-}
-
-bool throws(const std::function<void()>& f, const char* part) {
-  try {
-    f();
-  } catch (const simt::Error& e) {
-    if (std::strstr(e.what(), part)) return true;
-    std::printf("  another error: %s\n", e.what());
-  }
-  return false;
-}
-
-const simt::Order kOrders[] = {simt::Order::kAscending, simt::Order::kDescending, simt::Order::kShuffled};
-
-struct Args {
-  int n = 0;
-  float* out = nullptr;
-  const void* in = nullptr;
-};
-
-template <bool kBarrier>
-void reverse(Args p) {
-  auto* shared = reinterpret_cast<float*>(dynamic_shared());
-  const int n = blockDim.x, t = threadIdx.x;
-  shared[t] = static_cast<float>(blockIdx.x * n + t);
-  if (kBarrier) __syncthreads();
-  p.out[blockIdx.x * n + t] = shared[n - 1 - t];
-}
-
-template <bool kBarrier>
-bool reverse_is_right(simt::Order order, int threads, uint64_t seed = 0) {
-  constexpr int kBlocks = 3;
-  simt::set_order(order, seed);
-  std::vector<float> out(kBlocks * threads, -1);
-  launch(reverse<kBarrier>, kBlocks, threads, threads * sizeof(float), nullptr, Args{0, out.data(), nullptr});
-  simt::set_order(simt::Order::kAscending);
-  for (int b = 0; b < kBlocks; ++b)
-    for (int t = 0; t < threads; ++t)
-      if (out[b * threads + t] != static_cast<float>(b * threads + threads - 1 - t)) return false;
-  return true;
-}
-
-// Every thread reads its neighbour's number, then overwrites its own: without the barrier between, a thread that runs
-// late reads what is new.
-template <bool kBarrier>
-void shift(Args p) {
-  auto* shared = reinterpret_cast<float*>(dynamic_shared());
-  const int n = blockDim.x, t = threadIdx.x;
-  shared[t] = static_cast<float>(t);
-  __syncthreads();
-  const float x = shared[(t + 1) % n];
-  if (kBarrier) __syncthreads();
-  shared[t] = -1;
-  p.out[t] = x;
-}
-
-template <bool kBarrier>
-bool shift_is_right(simt::Order order) {
-  simt::set_order(order, 5);
-  std::vector<float> out(96);
-  launch(shift<kBarrier>, 1, 96, 96 * sizeof(float), nullptr, Args{0, out.data(), nullptr});
-  simt::set_order(simt::Order::kAscending);
-  for (int t = 0; t < 96; ++t)
-    if (out[t] != static_cast<float>((t + 1) % 96)) return false;
-  return true;
-}
-
-void barrier_of_some(Args p) {
-  if (static_cast<int>(threadIdx.x) < p.n) return;
-  __syncthreads();
-}
-// Each of three lanes waits for the next of them.
-void wait_in_a_circle(Args) {
-  const unsigned t = threadIdx.x - 32;
-  if (t < 3) {
-    __syncwarp(1u << t | 1u << (t + 1) % 3);
-  } else {
-    __syncthreads();
-  }
-}
-void shuffle_or_sync(Args) {
-  if (threadIdx.x % 2) {
-    __syncwarp();
-  } else {
-    __shfl_xor_sync(0xffffffffu, 1, 1);
-  }
-}
-void sync_or_barrier(Args) {
-  if (threadIdx.x == 7) __syncthreads();
-  __syncwarp();
-  __syncthreads();
-}
-void refuse_thread(Args p) { RECGRELA_DEVICE_CHECK(static_cast<int>(threadIdx.x) != p.n, "the offsets decrease"); }
-
-#ifdef __SANITIZE_ADDRESS__
-void write_past_shared(Args p) { dynamic_shared()[threadIdx.x + p.n] = 1; }
-
-bool dies(const std::function<void()>& f) {
-  std::fflush(stdout);
-  const pid_t child = fork();
-  if (child == 0) {
-    if (!std::freopen("/dev/null", "w", stderr)) _exit(0);
-    f();
-    _exit(0);
-  }
-  int status = 0;
-  return waitpid(child, &status, 0) == child && !(WIFEXITED(status) && WEXITSTATUS(status) == 0);
-}
-#endif
-
-void poison(Args p) { p.out[threadIdx.x] = reinterpret_cast<float*>(dynamic_shared())[threadIdx.x]; }
-
-// Two groups in flight; with kWaits both are waited for, else the older only.
-template <bool kWaits>
-void copy(Args p) {
-  auto* shared = reinterpret_cast<float*>(dynamic_shared()) + threadIdx.x * 8;
-  auto* in = static_cast<const float*>(p.in) + threadIdx.x * 8;
-  copy_async16(shared, in, true);
-  copies_commit();
-  copy_async16(shared + 4, p.n ? in + 4 : nullptr, p.n);
-  copies_commit();
-  copies_wait<kWaits ? 0 : 1>();
-  for (int i = 0; i < 8; ++i) p.out[threadIdx.x * 8 + i] = shared[i];
-  copies_wait<0>();
-}
-void copy_and_leave(Args p) {
-  copy_async16(dynamic_shared(), p.in, true);
-  copies_commit();
-}
-void copy_unaligned(Args p) { copy_async16(dynamic_shared(), static_cast<const char*>(p.in) + 4, true); }
+using namespace cuda;
 
 void shuffles(Args p) {
   const int t = threadIdx.x, lane = t % 32;
@@ -182,11 +34,11 @@ void shuffles(Args p) {
 }
 
 bool shuffles_are_right() {
-  for (simt::Order order : kOrders) {
-    simt::set_order(order, 3);
+  for (Order order : kOrders) {
+    set_order(order, 3);
     std::vector<float> out(64 * 10);
     launch(shuffles, 1, 64, 0, nullptr, Args{0, out.data(), nullptr});
-    simt::set_order(simt::Order::kAscending);
+    set_order(Order::kAscending);
     for (int t = 0; t < 64; ++t) {
       const int lane = t % 32, warp = t - lane;
       const int want[] = {warp + 5,
@@ -209,8 +61,8 @@ bool shuffles_are_right() {
   return true;
 }
 
-// A [16, K] and B [K, 8], the rest by the layouts as PTX draws them: a lane's first row and column, and register by
-// register where it goes from there.
+// D += A B with A [16, K] and B [K, 8], by the layouts in PTX's figures: the first row and column of a lane, and the
+// offset of each register.
 template <typename E>
 void product(Args p) {
   const int lane = threadIdx.x, quad = lane >> 2, in_quad = lane & 3;
@@ -239,7 +91,7 @@ void product(Args p) {
   for (int i = 0; i < 4; ++i) p.out[(i < 2 ? quad : quad + 8) * 8 + in_quad * 2 + (i & 1)] = d[i];
 }
 
-// step: what the operands are multiples of, such that products and sums are exact
+// Operands are multiples of `step`, so that products and sums are exact.
 template <typename E>
 bool product_is_right(int k, float step) {
   std::mt19937 random(1);
@@ -252,7 +104,7 @@ bool product_is_right(int k, float step) {
       want[i * 8 + j] = out[i * 8 + j];
       for (int l = 0; l < k; ++l) want[i * 8 + j] += in[i * k + l] * in[16 * k + l * 8 + j];
     }
-  if (sizeof(E) == 4)  // what is below the upper 19 bits must not count
+  if (sizeof(E) == 4)  // bits below the upper 19 must be ignored
     for (float& x : in) x = bits_float(float_bits(x) | (x == 0 ? 0 : 0x1fffu));
   launch(product<E>, 1, 32, 0, nullptr, Args{k, out.data(), in.data()});
   return out == want;
@@ -298,7 +150,7 @@ bool transpose_is_right() {
   return true;
 }
 
-// A number of 16 bits by its definition.
+// Value of a 16-bit number by the definition of its format.
 double value_of(uint32_t bits, int mantissa_bits, int bias) {
   const uint32_t exponent = (bits & 0x7fffu) >> mantissa_bits, mantissa = bits & ((1u << mantissa_bits) - 1);
   const double sign = bits & 0x8000u ? -1 : 1;
@@ -307,7 +159,7 @@ double value_of(uint32_t bits, int mantissa_bits, int bias) {
   return sign * std::ldexp(digits, (exponent ? static_cast<int>(exponent) : 1) - bias - mantissa_bits);
 }
 
-// x, of up to 24 digits, rounded by double's own arithmetic at the format's last place.
+// Rounds x, of up to 24 digits, to the last place of the format in double.
 double rounded(double x, int mantissa_bits, int bias) {
   if (x == 0 || !std::isfinite(x)) return x;
   const int last = std::max(std::ilogb(x), 1 - bias) - mantissa_bits;
@@ -325,12 +177,12 @@ bool conversions_are_right(int mantissa_bits, int bias) {
   };
   for (uint32_t bits = 0; bits < 0x10000u; ++bits) {
     const E x{static_cast<uint16_t>(bits)};
-    const float wide = to_float(x);
-    if (!same(wide, value_of(bits, mantissa_bits, bias))) return wrong("to_float", bits);
-    if (!std::isnan(wide) && from_float<E>(wide).bits != bits) return wrong("there and back", bits);
-    if (!std::isfinite(wide)) continue;
+    const float value = to_float(x);
+    if (!same(value, value_of(bits, mantissa_bits, bias))) return wrong("to_float", bits);
+    if (!std::isnan(value) && from_float<E>(value).bits != bits) return wrong("there and back", bits);
+    if (!std::isfinite(value)) continue;
     for (int32_t nudge : {-1, 0, 1, 2, 0x1000, 0xfff, 0x1001, 0x3000, 0x8000, 0x7fff, 0x8001}) {
-      const float y = bits_float(float_bits(wide) + static_cast<uint32_t>(nudge));
+      const float y = bits_float(float_bits(value) + static_cast<uint32_t>(nudge));
       if (std::isfinite(y) && !same(to_float(from_float<E>(y)), rounded(y, mantissa_bits, bias)))
         return wrong("from_float", float_bits(y));
     }
@@ -372,86 +224,7 @@ void time_switches(const char* what, void (*kernel)(Args)) {
 
 }  // namespace
 
-int main() {
-  check("a block reverses through shared memory, in every order", [] {
-    bool ok = true;
-    for (simt::Order order : kOrders)
-      for (int threads : {1, 31, 32, 33, 100, 256, 1024}) ok = ok && reverse_is_right<true>(order, threads, threads);
-    return ok;
-  });
-  check("without the barrier it is wrong in every order", [] {
-    bool wrong = true;
-    for (simt::Order order : kOrders) wrong = wrong && !reverse_is_right<false>(order, 64);
-    return wrong;
-  });
-  check("a write after a read is ordered by a barrier", [] {
-    bool ok = true;
-    for (simt::Order order : kOrders) ok = ok && shift_is_right<true>(order);
-    return ok;
-  });
-  check("without it each order shows the fault", [] {
-    bool wrong = true;
-    for (simt::Order order : kOrders) wrong = wrong && !shift_is_right<false>(order);
-    return wrong;
-  });
-  check("a barrier that some threads miss", [] {
-    bool ok = true;
-    for (simt::Order order : kOrders) {
-      simt::set_order(order, 1);
-      ok = ok && throws([] { launch(barrier_of_some, 2, 96, 0, nullptr, Args{40, nullptr, nullptr}); },
-                        "barrier not reached by all threads");
-    }
-    simt::set_order(simt::Order::kAscending);
-    return ok;
-  });
-  check("a deadlock, and who waits where", [] {
-    return throws([] { launch(wait_in_a_circle, 1, 64, 0, nullptr, Args{}); },
-                  "deadlock; at __syncthreads: 0-31, 35-63; at collectives: 32-34 at __syncwarp");
-  });
-  check("a collective that lanes reach at different instructions", [] {
-    return throws([] { launch(shuffle_or_sync, 1, 32, 0, nullptr, Args{}); }, "divergent warp collective") &&
-           throws([] { launch(sync_or_barrier, 1, 32, 0, nullptr, Args{}); }, "divergent warp collective");
-  });
-  check("a device check", [] {
-    return throws([] { launch(refuse_thread, 2, 64, 0, nullptr, Args{33, nullptr, nullptr}); },
-                  "block 0, thread 33: the offsets decrease");
-  });
-  check("after faults all is as before", [] { return reverse_is_right<true>(simt::Order::kShuffled, 1024); });
-#ifdef __SANITIZE_ADDRESS__
-  check("a write past the shared memory", [] {
-    auto run = [](int from) { launch(write_past_shared, 1, 64, 100, nullptr, Args{from, nullptr, nullptr}); };
-    return dies([&] { run(37); }) && !dies([&] { run(36); });
-  });
-#endif
-  check("too much shared memory", [] {
-    return throws([] { launch(poison, 1, 32, 227 * 1024 + 1, nullptr, Args{}); }, "bytes of shared memory");
-  });
-  check("shared memory begins as NaN in every block", [] {
-    std::vector<float> out(64);
-    launch(poison, 2, 64, 256, nullptr, Args{0, out.data(), nullptr});
-    for (float x : out)
-      if (!std::isnan(x)) return false;
-    return true;
-  });
-  check("asynchronous copies: late, early, zeros where not valid", [] {
-    alignas(16) float in[64 * 8];
-    for (int i = 0; i < 64 * 8; ++i) in[i] = static_cast<float>(i + 1);
-    std::vector<float> out(64 * 8);
-    for (simt::Copies mode : {simt::Copies::kLate, simt::Copies::kEarly, simt::Copies::kMixed}) {
-      simt::set_copies(mode);
-      for (bool valid : {true, false}) {
-        launch(copy<true>, 1, 64, sizeof(in), nullptr, Args{valid, out.data(), in});
-        for (int i = 0; i < 64 * 8; ++i)
-          if (out[i] != (valid || i % 8 < 4 ? in[i] : 0)) return false;
-      }
-    }
-    simt::set_copies(simt::Copies::kLate);
-    launch(copy<false>, 1, 64, sizeof(in), nullptr, Args{1, out.data(), in});  // a missing wait reads poison
-    for (int i = 0; i < 64 * 8; ++i)
-      if (i % 8 < 4 ? out[i] != in[i] : !std::isnan(out[i])) return false;
-    return throws([&] { launch(copy_and_leave, 1, 1, 16, nullptr, Args{0, nullptr, in}); }, "still pending at exit") &&
-           throws([&] { launch(copy_unaligned, 1, 1, 16, nullptr, Args{0, nullptr, in}); }, "not aligned");
-  });
+void check_collectives() {
   check("shuffles and votes, of the warp and of some lanes", shuffles_are_right);
   check("mma of bfloat16", [] { return product_is_right<bf16>(16, 1 / 64.f); });
   check("mma of float16", [] { return product_is_right<fp16>(16, 1 / 64.f); });
@@ -459,13 +232,13 @@ int main() {
   check("ldmatrix", matrices_are_right<false>);
   check("ldmatrix, transposed", matrices_are_right<true>);
   check("movmatrix", transpose_is_right);
-  check("ldmatrix of rows that other lanes have not been waited for", [] {
+  check("ldmatrix of rows that other lanes still write", [] {
     bool wrong = true;
-    for (simt::Order order : kOrders) {
-      simt::set_order(order, 1);
+    for (Order order : kOrders) {
+      set_order(order, 1);
       wrong = wrong && !matrices_are_right<false, false>();
     }
-    simt::set_order(simt::Order::kAscending);
+    set_order(Order::kAscending);
     return wrong;
   });
   check("ldmatrix of a row that is not aligned", [] {
@@ -482,6 +255,6 @@ int main() {
   time_switches("switch at a shuffle", many_collectives);
   time_switches("switch at a barrier", many_barriers);
   time_switches("switch at an mma", many_products);
-  std::printf(failures ? "%d checks failed\n" : "all checks passed\n", failures);
-  return failures != 0;
 }
+
+}  // namespace recgrela::simt

@@ -1,0 +1,84 @@
+// Host of the SIMT threads: what tests control, and what the twins of CUDA's functions call.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+namespace recgrela::simt {
+
+// Fault of a kernel. launch throws it; the rest of the grid does not run.
+struct Error : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// Order in which warps, and lanes within a warp, run between two barriers. kShuffled: a new random order after every
+// barrier, and sometimes another warp takes over at a collective.
+enum class Order { kAscending, kDescending, kShuffled };
+void set_order(Order order, uint64_t seed = 0);
+
+// Time at which asynchronous copies take place: as late as copies_wait allows, at once, or either at random.
+enum class Copies { kLate, kEarly, kMixed };
+void set_copies(Copies copies);
+
+void set_multiprocessors(int count);
+
+enum class Collective {
+  kSyncWarp,
+  kShuffle,
+  kShuffleXor,
+  kShuffleUp,
+  kShuffleDown,
+  kBallot,
+  kMmaBf16,
+  kMmaFp16,
+  kMmaTf32,
+  kTransposeMatrix,
+  kLoadMatrices,
+  kLoadMatricesTransposed,
+};
+
+// Called by each lane of `mask` with its operands; returns when all lanes have called it, with the results in place.
+void collective(Collective kind, uint32_t mask, void* operands);
+void barrier();
+[[noreturn]] void fail(const std::string& message);  // ends the launch from within a thread
+
+struct MmaOperands {
+  float* d;
+  const uint32_t *a, *b;
+};
+struct MatrixOperands {
+  uint32_t* r;
+  const void* row;
+  uint16_t copy[8];  // the row when its lane arrived: later writes by other lanes are a race
+};
+struct ShuffleOperands {
+  uint64_t value;
+  unsigned argument, width;
+  uint64_t result;
+};
+struct VoteOperands {
+  bool predicate;
+  uint32_t result;
+};
+
+template <typename T>
+T shuffle(Collective kind, uint32_t mask, T value, unsigned argument, int width) {
+  static_assert(sizeof(T) <= 8);
+  ShuffleOperands s{0, argument, static_cast<unsigned>(width), 0};
+  std::memcpy(&s.value, &value, sizeof(T));
+  collective(kind, mask, &s);
+  std::memcpy(&value, &s.result, sizeof(T));
+  return value;
+}
+
+// Runs call(arguments) in every thread of a grid.
+void run(int64_t blocks, int threads, size_t shared_bytes, void (*call)(const void*), const void* arguments);
+
+struct Index {
+  unsigned x, y, z;
+};
+
+}  // namespace recgrela::simt
