@@ -94,6 +94,32 @@ def test_written_configuration_reads_back(tmp_path: Path) -> None:
     assert yaml.safe_load(path.read_text())["train"]["name"] == "123"
 
 
+# The config.yaml of a run with the preset paper, as the first version wrote it.
+FIRST_CONFIG = """
+preset: paper
+model: {name: RecGRELA, hidden_size: 64, num_heads: 4, num_layers: 4, mode: bidirectional, padding: attend,
+  dropout: 0.1, drop_path: 0.1, position: rotary, rotary_base: 10000.0, conv_width: 4, gate: true,
+  gate_activation: silu, mlp_activation: gelu, mlp_ratio: 4, input_projection: true, value_projection: false,
+  single_block_residual: false, eps: 1.0e-06}
+data: {path: synthetic, format: auto, user_column: user_id, item_column: item_id, time_column: timestamp,
+  min_user_events: 5, max_user_events: null, min_item_events: 5, max_item_events: null, order: recbole,
+  max_len: 200, eval_max_len: null, synthetic_seed: 0, synthetic_users: 1000, synthetic_items: 500,
+  synthetic_events: 60}
+train: {objective: last, epochs: 300, max_steps: null, batch_size: 2048, max_tokens: null, lr: 0.001,
+  warmup_steps: 0, lr_decay: none, loss: softmax, label_smoothing: 0.0, negatives: 1024, gbce_t: 0.75,
+  amp: false, compile: false, cuda_graphs: false, eval_batch_size: 256, patience: 20, seed: 2020,
+  device: auto, threads: null, output: runs, name: null, tensorboard: auto, log_every: 50, save_minutes: 10.0}
+"""
+
+
+def test_a_configuration_of_the_first_version_loads(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(FIRST_CONFIG)
+    config = read_config(path, CONFIGS)
+    assert config == parse("--preset=paper")
+    assert config.as_dict() == yaml.safe_load(FIRST_CONFIG)  # no key is missing, none is new
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -148,6 +174,8 @@ def test_wrong_options(argv: list[str], message: str) -> None:
         ("lr: 3\n", "a.yaml: unknown key lr; did you mean 'train.lr'?"),
         ("train:\n  lr: fast\n", "a.yaml: train.lr: 'fast' is not a number"),
         ("train:\n  epochs: null\n", "a.yaml: train.epochs: null is not a whole number"),
+        ("train: {save_minutes: .nan}\n", "a.yaml: train.save_minutes: nan is not a finite number"),
+        ("train: {tensorboard: off}\n", "a.yaml: train.tensorboard: 'false' is not one of auto, on, off"),
         ("train: 3\n", "a.yaml: train: expected a section with keys, not 3"),
         ("- 3\n", "a.yaml: expected the sections model, data and train"),
         ("train:\n  lr: [1\n", "a.yaml: line 3, column 1: not YAML"),

@@ -1,4 +1,4 @@
-"""Typed settings: what a field carries besides its type, and the one check of a value."""
+"""Typed settings: what a field carries besides its type, and the one check of its value."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ MAX_INT = 2**31 - 1  # of an integer without a limit of its own
 MAX_SEED = 2**64 - 1
 MAX_THREADS = 1024
 
-WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+# Names of the kinds in errors.
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 LISTS = {int: "a list of whole numbers", str: "a list of names"}
 ALIASES = {"learning_rate": "lr", "num_epochs": "epochs", "max_epochs": "epochs"}  # names in other projects
 
 
 class Effect(NamedTuple):
-    """What a change of a setting affects.
+    """What a setting affects.
 
     Attributes:
-        results: The numbers of a run; protocol.json reports the setting where it differs from the preset.
-        comparison: What a comparison measures, time and memory included; all its runs share the value.
+        results: Whether it affects the numbers of a run; protocol.json then reports a change from the preset.
+        comparison: Whether it affects a comparison's figures, time and memory included; runs then share it.
         resumable: Whether a resumed run may change it.
     """
 
@@ -63,7 +64,7 @@ class Option:
             several options with one word each.
         min, max: Inclusive limits of a number.
         above, below: Exclusive limits of a number.
-        affects: What a change of the value affects.
+        affects: What the value affects.
     """
 
     key: str
@@ -80,7 +81,7 @@ class Option:
     affects: Effect = RESULTS
 
     def read(self, value: Any) -> Any:
-        """The typed value of a word of the command line or of a value in a file. Raises ConfigError."""
+        """The typed value of a word on the command line or of a value in a file. Raises ConfigError."""
         if self.many and isinstance(value, list):
             return self.check([self._convert(part) if isinstance(part, str) else part for part in value])
         return self.check(self._convert(value))
@@ -114,7 +115,7 @@ class Option:
         return is_kind and (not self.choices or value in self.choices)
 
     def _convert(self, value: Any) -> Any:
-        """The value as the option's kind where it stands for one, else unchanged."""
+        """The value converted to the option's kind if it can be, else unchanged."""
         if not isinstance(value, str):
             if self.kind is str and isinstance(value, bool | int | float | date):
                 return show(value)
@@ -124,7 +125,7 @@ class Option:
         if self.optional and value.lower() in ("null", "~"):
             return None
         if self.kind is bool:
-            return WORDS.get(value.lower(), value)
+            return BOOLS.get(value.lower(), value)
         if self.kind in (int, float):  # in a file too: YAML reads 1e-3 as text
             with suppress(ValueError):
                 return self.kind(value)
