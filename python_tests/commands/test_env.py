@@ -135,7 +135,7 @@ def test_a_gpu_on_which_the_kernels_fail(monkeypatch: Any, capsys: pytest.Captur
     assert env.main(["--require", "cuda"]) == 0
 
 
-def test_a_gpu_that_cannot_be_initialised(monkeypatch: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_gpu_that_cannot_be_initialized(monkeypatch: Any, capsys: pytest.CaptureFixture[str]) -> None:
     make_gpu(monkeypatch, (9, 0))
 
     def fail(index: int = 0) -> None:

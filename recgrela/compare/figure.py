@@ -82,9 +82,9 @@ def make_figure(rows: Sequence[Row]) -> Figure | None:
     figure = Figure(figsize=(8, 5.5), dpi=130, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.subplots()
-    colours = colormaps["tab10"]
+    colors = colormaps["tab10"]
     for index, bubble in enumerate(bubbles):
-        look: dict[str, Any] = {"color": colours(index % 10), "alpha": 0.55, "lw": 0}
+        look: dict[str, Any] = {"color": colors(index % 10), "alpha": 0.55, "lw": 0}
         look["zorder"] = 3 - bubble.area / MAX_AREA  # small bubbles above large ones
         axes.scatter(bubble.memory, bubble.quality, s=bubble.area, **look)
     axes.margins(0.2)

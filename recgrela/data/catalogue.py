@@ -1,6 +1,6 @@
 """Published counts of known data sets after filtering, which protocol.json records next to a run's.
 
-A data set is recognised by its file name alone, so different counts show that the data differs.
+A data set is recognized by its file name alone, so different counts show that the data differs.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ def target_ranks(scores: Tensor, target: Tensor, removed: Tensor | None = None) 
 
 
 class RankingSums:
-    """Sums the metrics of batches on their device; only `result` synchronises."""
+    """Sums the metrics of batches on their device; only `result` synchronizes."""
 
     def __init__(self, device: torch.device) -> None:
         self.users = 0

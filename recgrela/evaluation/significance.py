@@ -40,7 +40,7 @@ def bootstrap_interval(
 
 
 def sign_flip_test(differences: np.ndarray, resamples: int = RESAMPLES) -> np.ndarray:
-    """Two-sided paired randomisation test of the hypothesis that two systems score users equally well.
+    """Two-sided paired randomization test of the hypothesis that two systems score users equally well.
 
     Under the hypothesis the sign of each user's difference is random. p is the share of random signs for
     which the sum is at least as far from zero as the observed sum. The observed signs count as one draw, so p

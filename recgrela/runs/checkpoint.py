@@ -1,7 +1,7 @@
 """Checkpoints in the safetensors format, which loads without running code; writes are atomic.
 
 Tensors:   model/<name>                                the model's state
-           adam/<parameter>/{step,exp_avg,exp_avg_sq}  the optimiser's state, for parameters with updates
+           adam/<parameter>/{step,exp_avg,exp_avg_sq}  the optimizer's state, for parameters with updates
            rng/cpu, rng/cuda                           states of the random number generators
 Metadata:  "recgrela" is a JSON object with format, model (name and settings), n_items, max_len and the
            caller's state.
@@ -72,7 +72,7 @@ def load(path: Path, model: SequenceModel, optimizer: torch.optim.Optimizer | No
 
     Raises:
         RunError: the file is missing or damaged, is of another model or other settings or shapes, or has no
-            training state for the optimiser.
+            training state for the optimizer.
     """
     meta, tensors = _read_for(path, model)
     if optimizer is not None:
@@ -171,10 +171,10 @@ def _load_adam(
     parameters = dict(model.named_parameters())
     for name, values in states.items():
         if values.keys() != {"step", "exp_avg", "exp_avg_sq"}:
-            raise RunError(f"{path}: damaged: the optimiser's state of {name} is incomplete")
+            raise RunError(f"{path}: damaged: the optimizer's state of {name} is incomplete")
         for key, value in values.items():
             if name not in parameters or (key != "step" and value.shape != parameters[name].shape):
-                raise RunError(f"{path}: the optimiser's state of {name} does not fit the model")
+                raise RunError(f"{path}: the optimizer's state of {name} does not fit the model")
     order = [name for name, _ in model.named_parameters()]
     content = optimizer.state_dict()
     content["state"] = {order.index(name): values for name, values in states.items()}

@@ -28,7 +28,7 @@ def plot_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     points = [point for record in epochs for point in record["loss_curve"]]
     loss.plot([p[0] for p in points], [p[1] for p in points], lw=0.8, alpha=0.6, label="between readings")
     loss.plot([e["step"] for e in epochs], [e["loss"] for e in epochs], "o-", ms=3, label="epoch mean")
-    loss.set(title="Training loss", xlabel="optimisation step", ylabel="cross-entropy")
+    loss.set(title="Training loss", xlabel="optimization step", ylabel="cross-entropy")
 
     numbers = [record["epoch"] for record in epochs]
     minutes, total = [], 0.0

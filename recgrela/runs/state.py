@@ -26,7 +26,7 @@ class TrainState:
     Attributes:
         epoch: number of finished epochs.
         step: number of steps done in the current epoch.
-        total_steps: number of optimisation steps of the run.
+        total_steps: number of optimization steps of the run.
         best_score: best NDCG@10 so far, rounded.
         best_epoch: the epoch, from 1, with the best score.
         stale_epochs: number of epochs since the best one.

@@ -35,7 +35,7 @@ def open_writer(folder: Path) -> SummaryWriter:
 
 
 def write_scalars(writer: SummaryWriter, record: Mapping[str, Any]) -> None:
-    """Write the record of an epoch as scalars by optimisation step."""
+    """Write the record of an epoch as scalars by optimization step."""
     for step, value in record["loss_curve"]:
         writer.add_scalar("train/loss", value, step)
     writer.add_scalar("train/epoch_loss", record["loss"], record["step"])

@@ -6,5 +6,5 @@ from rich.console import Console
 
 
 def say(console: Console, text: str) -> None:
-    """Print one line without markup, colours or wrapping."""
+    """Print one line without markup, colors or wrapping."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)

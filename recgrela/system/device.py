@@ -150,7 +150,7 @@ def gpu_obstacle(index: int = 0) -> str | None:
     try:
         major, minor = torch.cuda.get_device_capability(index)
     except RuntimeError as error:  # another process has exclusive use of the GPU, or it is broken
-        return f"GPU {index} cannot be initialised: {_one_line(error)}"
+        return f"GPU {index} cannot be initialized: {_one_line(error)}"
     code, driver = code_for(major, minor), driver_cuda()
     rebuild = f"{REINSTALL} with TORCH_CUDA_ARCH_LIST={major}.{minor}"
     if code == "PTX" and driver and driver < built_cuda():

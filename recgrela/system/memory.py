@@ -18,7 +18,7 @@ class PeakMemory:
 
     def __init__(self) -> None:
         self._before = _resident("VmRSS")
-        if torch.cuda.is_initialized():  # a query would initialise a GPU that the run does not use
+        if torch.cuda.is_initialized():  # a query would initialize a GPU that the run does not use
             for index in range(torch.cuda.device_count()):
                 torch.cuda.reset_peak_memory_stats(index)
 

@@ -33,7 +33,7 @@ class TrainStep:
 
     Args:
         model: the model to train.
-        optimizer: the optimiser of the model's parameters.
+        optimizer: the optimizer of the model's parameters.
         loss: a function of hidden rows, item table and targets.
         config: settings.
         max_tokens: the largest number of slots in one forward and backward pass.
@@ -126,7 +126,7 @@ class GraphedStep(TrainStep):
     """
 
     BATCH_MULTIPLE = 64
-    WARM_UP = 3  # steps that load kernels and allocate the optimiser's state
+    WARM_UP = 3  # steps that load kernels and allocate the optimizer's state
 
     def __init__(
         self,
