@@ -1,13 +1,13 @@
-// The Python module recgrela._C: importing it registers the operators; it hands out the facts of the build.
+// The Python module recgrela._C. Importing it registers the operators; its attributes describe the build.
 #include <pybind11/pybind11.h>
 
 #include "cpu/isa.h"
 #include "recgrela_build.h"  // written by setup.py
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "Compiled kernels of recgrela and the facts of their build.";
+  m.doc() = "Compiled kernels of recgrela, and facts about their build.";
   m.attr("version") = RECGRELA_VERSION;
-  m.attr("torch_version") = RECGRELA_TORCH_VERSION;  // whose headers built it
+  m.attr("torch_version") = RECGRELA_TORCH_VERSION;  // the version whose headers were used
   m.attr("compiler") = __VERSION__;
 #ifdef RECGRELA_CUDA_VERSION
   m.attr("cuda_version") = RECGRELA_CUDA_VERSION;
@@ -16,7 +16,9 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cuda_version") = pybind11::none();
   m.attr("cuda_architectures") = pybind11::none();
 #endif
-  m.def("cpu_isa", &recgrela::cpu::isa_name, "The instruction set of the CPU kernels in use: avx512, avx2 or baseline.");
+  m.def("cpu_isa", &recgrela::cpu::isa_name,
+        "Returns the instruction set of the CPU kernels in use: avx512, avx2 or baseline.");
   m.def("set_cpu_isa", &recgrela::cpu::set_isa, pybind11::arg("name"),
-        "Use the CPU kernels of another instruction set from now on (for tests). False if this processor lacks it.");
+        "Switches to the CPU kernels of another instruction set, for tests. Returns False if the processor does not "
+        "support it.");
 }

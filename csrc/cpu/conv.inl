@@ -1,6 +1,6 @@
 // The depthwise causal convolution of c channels of one sequence, shared by causal_conv1d and gated_rela:
 //   p_t = bias + sum_w weight[w] * x_{t-K+1+w}
-// where the K - 1 rows before the first are the history, or zeros.
+// The K - 1 rows before the first are the history, or zeros.
 
 template <typename T>
 struct ConvBlock {

@@ -9,10 +9,12 @@
 //     d_k (rotated)  p = d_num,    u = R phi(q),  s = v                   backward, X = U^T
 // S sums R phi(k) (x) v over the earlier tokens (all, if bidirectional), U sums R phi(q) (x) d_num over the later
 // tokens. The causal form updates and applies X in one sweep, the bidirectional form in two.
-// With a = d_y * SiLU(g), Z = phi(q).z + eps n:  d_num = a / Z,  d_Z = -(a.o) / Z = -(R phi(q) . d_q_rotated) / Z.
+// The gradients of the numerator and of the denominator Z = phi(q).z + eps n, with a = d_y * SiLU(g), are
+//   d_num = a / Z,  d_Z = -(a.o) / Z = -(R phi(q) . d_q_rotated) / Z
 
 #include "conv.inl"
 
+// The sweep over n tokens. kUpdate and kApply select its two statements, kReverse its direction.
 template <typename T, int N, bool kUpdate, bool kApply, bool kReverse>
 static void sweep(int64_t n, int64_t d, RowMatrix<const T> p, RowMatrix<const T> u, RowMatrix<const T> s, T* out,
                   T* state) {
@@ -49,7 +51,7 @@ static void transpose(const T* x, T* y, int64_t d) {
     for (int64_t j = 0; j < d; ++j) y[j * d + i] = x[i * d + j];
 }
 
-// Buffers of one thread. They are [kChunk, d] unless their comment gives a shape.
+// The buffers of one thread and its current head. Buffers are [kChunk, d] unless a comment gives a shape.
 template <typename T, int N>
 struct RelaHead {
   using V = Vec<T, N>;
@@ -74,7 +76,7 @@ struct RelaHead {
   // The current sequence and head.
   int64_t seq = 0, head = 0, start = 0, len = 0, channel = 0;
   int64_t position = 0;            // number of rows before the first, from the initial state
-  int64_t prefetch_rows = kChunk;  // distance to the row needed one chunk later; negative in reverse
+  int64_t prefetch_rows = kChunk;  // distance to the row that is needed one chunk later; negative in reverse
 
   RelaHead(const GatedRelaParams<T>& p, T* arena, bool backward)
       : p(p), d(p.head_dim), conv(p.kernel_size, p.head_dim, arena) {
