@@ -200,6 +200,22 @@ def test_wrong_files(tmp_path: Path, content: str, message: str) -> None:
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("train: {lr: 0}\n", "train.lr: 0.0 is not above 0"),
+        ("train: {lrr: 1}\n", "unknown key train.lrr; did you mean 'train.lr'?"),
+        ("model: {name: SASRec, num_heads: 3}\n", "model.num_heads: 3 does not divide model.hidden_size 64"),
+    ],
+)
+def test_errors_in_a_run_s_own_file_name_it_once(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        read_config(path, CONFIGS)
+    assert str(caught.value) == f"{path}: {message}"
+
+
 def test_missing_and_unreadable_files(tmp_path: Path) -> None:
     (tmp_path / "settings.yaml").write_bytes(b"train: \xff\n")
     with pytest.raises(ConfigError, match=r"no such file; did you mean 'settings.yaml'\?"):

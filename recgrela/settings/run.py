@@ -128,8 +128,9 @@ def read_config(path: Path, models: Models) -> RunConfig:
     """
     source = read_file(path)
     model = models[last(_name_option(models), [source])]
+    values = merge(_options(model), [source])
     with named_errors(source.name):
-        return _make_run(model, merge(_options(model), [source]))
+        return _make_run(model, values)
 
 
 def preset_config(preset: str, model: type[ModelConfig]) -> RunConfig:
