@@ -17,7 +17,7 @@ class Batch:
     """B sequences end to end. Tensors are on the training device, the rest is on the host.
 
     Attributes:
-        objective: "last" (also in evaluation) or "all", the items that `target` holds.
+        objective: "last" (also in evaluation) or "all"; says which items `target` holds.
         items: [T] int64 item ids.
         cu_seqlens: [B + 1] int64; sequence b is ``items[cu_seqlens[b]:cu_seqlens[b + 1]]``.
         max_seqlen: the length of the longest sequence.

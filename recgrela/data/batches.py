@@ -45,7 +45,7 @@ class TrainBatches:
     Every target occurs exactly once per epoch. Every batch but the last has `batch_size` targets.
 
     Objective "last": a sample is (user, end); up to ``max_len`` items before ``end`` predict the item there.
-    Objective "all": windows of up to ``max_len`` items, each of which predicts the next item. A user with
+    Objective "all": a sample is a window of up to ``max_len`` items; each item predicts the next. A user with
     more than ``max_len`` targets gives several windows, cut at a random position and then every ``max_len``
     items; the cuts differ between epochs. A window that does not fit into a batch is cut at the batch's end,
     so that batches have the same number of items whatever the lengths of windows.
