@@ -1,10 +1,10 @@
 // selective_scan: some channels of one sequence at a time, in chunks of kCheckpointRows rows. The lanes are channels. A
 // few states at a time go through the rows of a chunk, whose operands stay in the L1 cache:
-//   h = exp(d A) h + (d u) B;   y += C h
+//   h = exp(delta A) h + (delta u) B;   y += C h
 // The backward recomputes a chunk's states from the checkpoint before it, then goes through its rows in reverse with
 // the gradient of the state:
-//   d_h = d_y C + exp(d A) d_h' of the next row;   d_C += d_y h;   d_B += d_h d u;   d_(d u) += d_h B
-//   e = d_h exp(d A) h' of the previous row;       d_A += e d;     d_(d) += e A
+//   d_h = d_y C + exp(delta A) d_h' of the next row;   d_C += d_y h;     d_B += d_h delta u;   d_delta_u += d_h B
+//   e = d_h exp(delta A) h' of the previous row;       d_A += e delta;   d_delta += e A
 // d_B and d_C are sums over the channels: first lane by lane, then across the lanes once per chunk. Lanes after the
 // last channel contain zeros, which add nothing.
 
@@ -24,9 +24,9 @@ struct SelectiveScan {
   T* d_A;
   T *d_D, *d_bias;  // [blocks, N]
   // For the current block and chunk: [kRows, N] unless a comment gives a shape.
-  T *step, *delta_u, *out;        // d, d u and y
-  T *d_out, *d_delta_u, *sum_eA;  // gradients of y and of d u; sum of e A log2(e)
-  T *decay, *h;                   // exp(d A) [kUnroll, kRows, N], states [kUnroll, kRows + 1, N]
+  T *step, *delta_u, *out;        // delta with bias and softplus, delta u, y
+  T *d_out, *d_delta_u, *sum_eA;  // gradients of y and of delta u; sum of e A log2(e)
+  T *decay, *h;                   // exp(delta A) [kUnroll, kRows, N], states [kUnroll, kRows + 1, N]
   T* checkpoint;                  // [states, N], state before the chunk
   T *d_B, *d_C;                   // [states, kRows, N]
 
@@ -142,7 +142,7 @@ struct SelectiveScan {
     for (; s < num_states; ++s) f(std::integral_constant<int, 1>{}, s);
   }
 
-  // y before the gate.
+  // Returns y before the gate.
   V add_skip(int64_t r, int64_t block) const {
     const V y = load<T, N>(out + r * N);
     return p.D ? y + get(p.D, block) * get(p.u.row(row + r), block) : y;

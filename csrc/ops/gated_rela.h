@@ -47,7 +47,7 @@ struct GatedRela {
   };
 
   static Operands parse(Operands a) {
-    const ScalarType type = a.v.scalar_type(), wide = state_type(a.v);
+    const ScalarType type = a.v.scalar_type(), state_dtype = state_type(a.v);
     check_operand(a.v, a.v, type, {-1, -1}, "v");
     const int64_t t = a.num_rows(), d = a.width();
     check_operand(a.q, a.v, type, {t, a.k ? d : 2 * d}, "q");
@@ -55,7 +55,7 @@ struct GatedRela {
     check_operand(a.g, a.v, type, {t, d}, "g");
     head_dim_of(d, a.num_heads);
     check_cu_seqlens(a.cu_seqlens, a.v);
-    check_operand(a.rotary, a.v, wide, {-1, d / 2, 2}, "rotary");
+    check_operand(a.rotary, a.v, state_dtype, {-1, d / 2, 2}, "rotary");
     STD_TORCH_CHECK(a.conv_weight.has_value() == a.conv_bias.has_value(), "conv_weight and conv_bias go together");
     check_operand(a.conv_weight, a.v, type, {d, -1}, "conv_weight");
     check_operand(a.conv_bias, a.v, type, {d}, "conv_bias");
@@ -63,8 +63,8 @@ struct GatedRela {
     STD_TORCH_CHECK(a.initial_kv_state.has_value() == a.initial_history.has_value() &&
                         a.initial_kv_state.has_value() == a.initial_position.has_value(),
                     "initial_kv_state, initial_history and initial_position go together");
-    check_has_state(a, !a.initial_kv_state);
-    check_operand(a.initial_kv_state, a.v, wide, a.kv_state_shape(), "initial_kv_state");
+    check_state(a, a.initial_kv_state.has_value());
+    check_operand(a.initial_kv_state, a.v, state_dtype, a.kv_state_shape(), "initial_kv_state");
     check_operand(a.initial_history, a.v, type, a.history_shape(), "initial_history");
     check_operand(a.initial_position, a.v, ScalarType::Long, {a.batch()}, "initial_position");
     a.q = with_contiguous_rows(a.q), a.k = with_contiguous_rows(a.k);
@@ -76,8 +76,8 @@ struct GatedRela {
     return a;
   }
 
-  static void check_has_state(const Operands& a, bool absent) {
-    STD_TORCH_CHECK(a.causal || absent, "only the causal form has a state");
+  static void check_state(const Operands& a, bool has_state) {
+    STD_TORCH_CHECK(a.causal || !has_state, "only the causal form has a state");
   }
 
   struct Outputs {
@@ -98,7 +98,7 @@ struct GatedRela {
       int64_t num_heads, bool causal, double eps, bool return_state) {
     const Operands a = parse({q, k, v, g, cu_seqlens, rotary, conv_weight, conv_bias, initial_kv_state, initial_history,
                               initial_position, num_heads, causal, eps});
-    check_has_state(a, !return_state);
+    check_state(a, return_state);
     const Outputs out{make_like(a.v), make_if(return_state, a.v, a.kv_state_shape(), state_type(a.v)),
                       make_if(return_state, a.v, a.history_shape()),
                       make_if(return_state, a.v, {a.batch()}, ScalarType::Long)};
@@ -116,7 +116,7 @@ struct GatedRela {
                               initial_position, num_heads, causal, eps});
     const ScalarType type = a.v.scalar_type();
     check_operand(d_y, a.v, type, {a.num_rows(), a.width()}, "d_y");
-    check_has_state(a, !d_final_kv_state && !d_final_history);
+    check_state(a, d_final_kv_state || d_final_history);
     check_operand(d_final_kv_state, a.v, state_type(a.v), a.kv_state_shape(), "d_final_kv_state");
     check_operand(d_final_history, a.v, type, a.history_shape(), "d_final_history");
     const Gradients grads{with_contiguous_rows(d_y),
