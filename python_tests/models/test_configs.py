@@ -36,7 +36,7 @@ def test_every_model(name: str, change: dict[str, Any], message: str) -> None:
         ("RecGRELA", {"rotary_base": 1.0}, "rotary_base"),
         ("RecGRELA", {"rotary_base": float("nan")}, "rotary_base"),
         ("RecGRELA", {"eps": float("nan")}, "eps"),
-        ("RecGRELA", {"padding": "attend"}, "bidirectional only"),
+        ("RecGRELA", {"padding": "attend"}, "model.padding: attend requires model.mode bidirectional"),
         (
             "RecGRELA",
             {"mode": "Causal"},
