@@ -15,8 +15,8 @@ from torch import Tensor
 import recgrela.ops
 from python_tests.support.project import ROOT
 from python_tests.support.tensors import assert_close
-from recgrela.ops import MISSING, OPS, has_kernels, implementation_for, support_table
-from recgrela.ops.support import Implementation
+from recgrela.ops import MISSING, OPS, has_kernels, implementation_for, support, support_table
+from recgrela.ops.support import Implementation, Op
 
 HALF = (torch.float16, torch.bfloat16)
 PAGE = ROOT / "docs/ops.md"
@@ -72,6 +72,8 @@ def test_the_page_has_the_signature(name: str) -> None:
 
 @pytest.mark.parametrize("name", OPS)
 def test_the_kernel_and_its_fallback_agree(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "cpu" not in OPS[name].kernels:
+        pytest.skip(f"{name} has no CPU kernel")
     operands, others = own_tests(name).example()
     expected = results(name, operands, others)
     assert OPS[name].implementation("cpu", torch.float64).kind == "kernel"
@@ -132,6 +134,15 @@ def test_which_implementation_runs(
     op: str, device: str, dtype: torch.dtype, sizes: dict[str, int], expected: tuple[Any, torch.dtype]
 ) -> None:
     assert implementation_for(op, device, dtype, **sizes) == Implementation(*expected)
+
+
+def test_an_op_with_a_reference_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(support, "OPS", {})
+    op = Op("square", {}, torch.square)
+    for device_type, dtype in (("cpu", torch.float64), ("cuda", torch.float32)):
+        assert op.implementation(device_type, dtype) == ("reference", dtype)
+    x = torch.randn(3).half()
+    assert torch.equal(op.run(x, x), x.float().square().half())
 
 
 def test_an_unknown_op() -> None:
