@@ -37,7 +37,7 @@ def test_events_are_in_order_of_time_and_differ_in_number():
 def test_a_walk_resumes_after_an_interruption():
     """After other clusters, the next item of a cluster is one or two steps after its last one."""
     events = generate(seed=0, n_users=200, n_items=500, mean_events=60)
-    goes_on = total = 0
+    resumed = total = 0
     for user in range(200):
         place: dict[int, int] = {}
         last = -1
@@ -45,9 +45,9 @@ def test_a_walk_resumes_after_an_interruption():
             cluster, now = divmod(item, CLUSTER_SIZE)
             if cluster in place and cluster != last:
                 total += 1
-                goes_on += (now - place[cluster]) % CLUSTER_SIZE in (1, 2)
+                resumed += (now - place[cluster]) % CLUSTER_SIZE in (1, 2)
             place[cluster], last = now, cluster
-    assert total > 1000 and goes_on == total
+    assert total > 1000 and resumed == total
 
 
 def test_tastes_bursts_and_drifts():
