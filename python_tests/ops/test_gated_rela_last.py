@@ -246,7 +246,7 @@ def test_on_a_gpu(dtype: torch.dtype) -> None:
 
 
 def test_the_sums_on_cuda_are_the_state_of_gated_rela() -> None:
-    """On CUDA the sums are the state of gated_rela, which the CPU returns too."""
+    """The sums on CUDA are the state of gated_rela, which the CPU returns too."""
     case = Case(UNEVEN)
     args = (case.inputs["k"].detach(), case.inputs["v"].detach(), case.cu_seqlens, case.options["rotary"], 4)
     sums = torch.ops.recgrela.key_sums(*args)

@@ -134,7 +134,7 @@ def test_steps_of_any_size(isa: str) -> None:
 
 
 def test_float32_softplus_is_accurate_where_it_is_small(isa: str) -> None:
-    """From no state a single step yields softplus(delta) u, where B C = 1."""
+    """A single step from a zero state with B C = 1 returns softplus(delta) u."""
     delta = torch.linspace(-80, 30, 1001)[:, None]
     ones = torch.ones_like(delta)
     cu_seqlens = torch.arange(len(delta) + 1)

@@ -20,7 +20,7 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def autocast_enabled(device_type: str) -> bool:
     """Reports whether autocast converts the operands of ops on such a device."""
-    # Not torch.amp.is_autocast_available, which torch 2.10 cannot compile.
+    # torch 2.10 cannot compile torch.amp.is_autocast_available.
     return device_type in ("cpu", "cuda") and torch.is_autocast_enabled(device_type)
 
 

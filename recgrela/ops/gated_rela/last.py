@@ -51,7 +51,7 @@ def gated_rela_last(
         g: [B, D], the row's gate before its SiLU; None leaves the gate out.
         cu_seqlens: int32 or int64 [B + 1]; no sequence may be empty.
         rows: [B] int64, the row within 0 .. T - 1, one of its own sequence (not checked).
-        num_heads, rotary, conv_weight, conv_bias, eps: as for `gated_rela`.
+        num_heads, rotary, conv_weight, conv_bias, eps: options of `gated_rela`.
 
     Returns:
         y [B, D] of the dtype of `v`.

@@ -110,7 +110,7 @@ def gated_rela_last_reference(
     """The definition of `gated_rela_last`: the given rows of the bidirectional `gated_rela_reference`.
 
     Args:
-        options: num_heads, rotary, conv_weight, conv_bias and eps, as for `gated_rela_reference`.
+        options: num_heads, rotary, conv_weight, conv_bias and eps of `gated_rela_reference`.
     """
 
     def scatter(x: Tensor) -> Tensor:
