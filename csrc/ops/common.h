@@ -10,16 +10,11 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
-#include <cstdlib>
-#include <initializer_list>
-#include <memory>
-#include <new>
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
-
-#include "cpu/common.h"
 
 namespace recgrela::ops {
 
@@ -27,7 +22,6 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptTensor = std::optional<Tensor>;
 using Shape = std::vector<int64_t>;
-namespace cpu = recgrela::cpu;
 
 // Registration. An op with several backends is a struct Op with
 //   kName, kSchemas        its name and the schemas of the op and of its backward

@@ -1,9 +1,16 @@
 // Code that the CPU backends of the operators share.
 #pragma once
 
+#include <cstdlib>
+#include <memory>
+#include <new>
+
 #include "common.h"
+#include "cpu/common.h"
 
 namespace recgrela::ops {
+
+namespace cpu = recgrela::cpu;
 
 template <typename T>
 cpu::RowMatrix<const T> rows(const OptTensor& x) {
