@@ -244,7 +244,7 @@ MUTATIONS = [
         "the state of linear_scan does not decay over a segment",
         "linear_scan/linear_scan.cu",
         SCAN,
-        "load_each(products + i * stride, valid, sum.product);",
+        "load_each(products + k * stride, valid, sum.product);",
         "valid",
         "0",
         "linear_scan segments=16",

@@ -100,17 +100,19 @@ inline SegmentPlan plan_scan(const Sequences& s, int64_t row_threads, int64_t se
   return plan_segments(s, ceil_div(segment_rows, unit) * unit);
 }
 
-// Calls use(i, load(i)) for i = 0 .. count - 1 in order, with kBatch loads in flight. load(i) is called for up to
-// kBatch - 1 further i, which it must ignore.
-template <int kBatch, typename Load, typename Use>
-__device__ void for_each_in_batches(int64_t count, Load load, Use use) {
+// Calls use(k, i, load(k, i)) for i = 0 .. count - 1 in order, in batches of kBatch loads: element k of a batch has
+// index i. Calls advance() after each batch. load is also called for the indices from count on in the last batch, and
+// may return anything for them.
+template <int kBatch, typename Load, typename Use, typename Advance>
+__device__ void for_each_in_batches(int64_t count, Load load, Use use, Advance advance) {
   for (int64_t first = 0; first < count; first += kBatch) {
-    decltype(load(first)) loaded[kBatch];
+    decltype(load(0, first)) loaded[kBatch];
 #pragma unroll
-    for (int k = 0; k < kBatch; ++k) loaded[k] = load(first + k);
+    for (int k = 0; k < kBatch; ++k) loaded[k] = load(k, first + k);
 #pragma unroll
     for (int k = 0; k < kBatch; ++k)
-      if (first + k < count) use(first + k, loaded[k]);
+      if (first + k < count) use(k, first + k, loaded[k]);
+    advance();
   }
 }
 

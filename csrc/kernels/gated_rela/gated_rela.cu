@@ -33,19 +33,21 @@ __global__ void __launch_bounds__(kCarryThreads) rela_carry_states_kernel(const 
   if (count <= 1 || element >= size) return;
   const int64_t step = (args.reverse ? -1 : 1) * p.num_heads * size;
   const int64_t first = first_slot(p.segments, b) + (args.reverse ? count - 1 : 0);
-  float* const state = args.states + (first * p.num_heads + head) * size + element;
+  float* const states = args.states + (first * p.num_heads + head) * size + element;
+  float* batch = states;
   float sum = args.initial ? args.initial[sequence_head * size + element] : 0.f;
   const int64_t num_sums = p.causal ? count - 1 : count;  // no segment needs the sum of the last one if causal
   for_each_in_batches<kBatch>(
-      num_sums, [&](int64_t i) { return i < num_sums ? state[i * step] : 0.f; },
-      [&](int64_t i, float segment_sum) {
-        if (p.causal) state[i * step] = sum;
+      num_sums, [&](int k, int64_t i) { return i < num_sums ? batch[k * step] : 0.f; },
+      [&](int k, int64_t, float segment_sum) {
+        if (p.causal) batch[k * step] = sum;
         sum += segment_sum;
-      });
+      },
+      [&] { batch += kBatch * step; });
   if (p.causal) {
-    state[num_sums * step] = sum;
+    states[num_sums * step] = sum;
   } else {
-    for (int64_t i = 0; i < count; ++i) state[i * step] = sum;
+    for (int64_t i = 0; i < count; ++i) states[i * step] = sum;
   }
 }
 

@@ -28,25 +28,26 @@ __global__ void __launch_bounds__(kScanThreads) scan_carry_states_kernel(const S
   if (count <= 1) return;
   const int64_t first = first_slot(p.segments, b) + (kReverse ? count - 1 : 0);
   const int64_t stride = kReverse ? -p.width : p.width;
-  float* const states = p.states + first * p.width + channel;
-  const float* const products = p.products + first * p.width + channel;
+  float* states = p.states + first * p.width + channel;
+  const float* products = p.products + first * p.width + channel;
   const void* const initial = kReverse ? p.d_final_state : p.initial_state;
   float state[N];
   load_each(static_cast<const float*>(initial) + b * p.width + channel, initial ? N : 0, state);
   for_each_in_batches<kBatch>(
       count,
-      [&](int64_t i) {
+      [&](int k, int64_t i) {
         SegmentSum sum;
         const int valid = i + 1 < count ? N : 0;  // the last segment in order has no sum
-        load_each(states + i * stride, valid, sum.state);
-        load_each(products + i * stride, valid, sum.product);
+        load_each(states + k * stride, valid, sum.state);
+        load_each(products + k * stride, valid, sum.product);
         return sum;
       },
-      [&](int64_t i, const SegmentSum& sum) {
+      [&](int k, int64_t, const SegmentSum& sum) {
 #pragma unroll
-        for (int c = 0; c < N; ++c) states[i * stride + c] = state[c];
+        for (int c = 0; c < N; ++c) states[k * stride + c] = state[c];
         advance<kComplex, false>(sum.product, sum.state, state);
-      });
+      },
+      [&] { states += kBatch * stride, products += kBatch * stride; });
 }
 
 bool supported(const LinearScanParams& p) {

@@ -35,19 +35,20 @@ __global__ void __launch_bounds__(kCarryThreads) selective_carry_states_kernel(c
   const int64_t state_stride = kReverse ? -size : size, steps_stride = kReverse ? -p.channels : p.channels;
   const float* const initial = kReverse ? p.d_final_state : p.initial_state;
   for (int64_t i = block * kCarryThreads + threadIdx.x; i < size; i += args.sequence_blocks * kCarryThreads) {
-    float* const states = p.segment_states + first * size + i;
-    const float* const steps = p.segment_steps + first * p.channels + i / p.num_states;
+    float* states = p.segment_states + first * size + i;
+    const float* steps = p.segment_steps + first * p.channels + i / p.num_states;
     const float a = p.A[i] * kLog2E;
     float state = initial ? initial[b * size + i] : 0.f;
     for_each_in_batches<kBatch>(
         count,
-        [&](int64_t k) {  // the last segment in order has no sum
-          return k + 1 < count ? SegmentSum{states[k * state_stride], steps[k * steps_stride]} : SegmentSum{};
+        [&](int k, int64_t index) {  // the last segment in order has no sum
+          return index + 1 < count ? SegmentSum{states[k * state_stride], steps[k * steps_stride]} : SegmentSum{};
         },
-        [&](int64_t k, const SegmentSum& sum) {
+        [&](int k, int64_t, const SegmentSum& sum) {
           states[k * state_stride] = state;
           state = fast_exp2(sum.steps * a) * state + sum.state;
-        });
+        },
+        [&] { states += kBatch * state_stride, steps += kBatch * steps_stride; });
   }
 }
 
