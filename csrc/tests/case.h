@@ -1,4 +1,4 @@
-// Cases of the tests of the CUDA kernels: registration, and what a case expects.
+// Cases of the tests of the CUDA kernels: registration and expectations.
 #pragma once
 
 #include <functional>
@@ -32,13 +32,13 @@ class Cases {
   std::vector<Case> list;
 };
 
-// Registers the cases of an operator: a static variable of each test's source does.
+// Registers the cases of an operator. Each test has one as a static variable.
 struct Registration {
   Registration(uint64_t seed, void (*add)(Cases&));
 };
 std::vector<Case> registered_cases();
 
-// Expectations report to the case that runs.
+// Each expectation reports to the current case.
 void expect(bool holds, const std::string& what);
 // The tolerance is relative to the largest magnitude wanted, or to `scale` if that is larger.
 void expect_close(const std::string& tensor, const Doubles& got, const Doubles& want, double tolerance,
@@ -53,7 +53,7 @@ void expect_one_result(const std::function<NamedTensors()>& run);
 // Adds a case that expects forward(offsets, is_int64), on sequences of 3 and 4 rows, to refuse malformed offsets.
 void add_refusals(Cases& cases, const std::string& op, std::function<void(const void*, bool)> forward);
 
-// Result of the case that runs.
+// Result of the current case.
 struct Outcome {
   bool failed = false;
   double worst_error = 0;  // relative to the tolerance

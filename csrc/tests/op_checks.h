@@ -5,7 +5,7 @@
 //   Run(case, data)
 //   reference(case, data)         static: expected results in float64, in the order of results()
 //   ends(data)                    states before and after the sequences of a whole call
-//   chunk_ends(data, chunk)       the same of a chunk
+//   chunk_ends(data, chunk)       the same for a chunk
 //   forward(ends), backward(ends)
 //   results(ends)                 all results; may leave out the last ones of the reference
 //   sums_chunks(case, name)       static: whether a result is the sum of the chunks' results, not their rows

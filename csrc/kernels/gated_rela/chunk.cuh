@@ -162,9 +162,9 @@ inline __device__ Acc with_state(Acc running, const RowVector& sum, float factor
 // Args:
 //   n            number of keys, as Team::num_keys
 //   denominator  phi(q) . (the sum of phi(k)) / n of each row
-//   state_of     state_of(t) returns the state of keys over n as an operand, own value channels by tile t of key
-//   channels inverse      receives n / (denominator of the row), zero after the last row also         also(t, R phi(q))
-//   is called for each tile of the queries
+//   state_of     state_of(t) returns the state of keys over n, own value channels by tile t of key channels
+//   inverse      receives n / (denominator of the row), zero after the last row
+//   also         also(t, R phi(q)) is called for each tile of the queries
 //
 // kUnroll: state_of and also need t at compile time. Weights within a chunk are multiplied by n / denominator before
 // they become an operand of 16 bits.

@@ -12,9 +12,9 @@ constexpr int kMaxHistory = kMaxKernelSize - 1;  // rows before a chunk that the
 
 struct RelaPlan : GatedRelaParams {
   SegmentPlan segments;
-  float* key_states = nullptr;     // [slots, H, d + 1, d]: R phi(k) (x) v summed, then phi(k) summed
-  float* query_states = nullptr;   // the same of R phi(q) (x) u and of d_denominator phi(q); backward.cuh defines u
-  float* conv_partials = nullptr;  // [slots, D, 5]: gradients of the convolution's weights, last one last, and bias
+  float* key_states = nullptr;     // [slots, H, d + 1, d]: sums of R phi(k) (x) v, then of phi(k)
+  float* query_states = nullptr;   // the same for R phi(q) (x) u and d_denominator phi(q); backward.cuh defines u
+  float* conv_partials = nullptr;  // [slots, D, 5]: gradients of up to 4 weights, the last one fourth, and the bias
 
   // The unit of work of a team of warps is one head of one slot. A launch starts at unit first_unit. A backward launch
   // has up to num_teams teams, each with a workspace for the state of keys before every chunk of a causal segment, or
