@@ -5,7 +5,7 @@
 #include "recgrela_build.h"  // written by setup.py
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "Compiled kernels of recgrela, and facts about their build.";
+  m.doc() = "Compiled kernels of recgrela, and information about how they were built.";
   m.attr("version") = RECGRELA_VERSION;
   m.attr("torch_version") = RECGRELA_TORCH_VERSION;  // the version whose headers were used
   m.attr("compiler") = __VERSION__;

@@ -11,7 +11,7 @@ template <typename T>
 struct Dropout {
   uint64_t seed = 0;
   uint32_t threshold = 0;  // elements with smaller random numbers are dropped; 0: no dropout
-  T scale = 1;             // factor of the other elements
+  T scale = 1;             // factor of the elements that are kept
 };
 
 }  // namespace recgrela::cpu

@@ -1,5 +1,5 @@
 // Activations followed by dropout. Whether an element is dropped depends on a hash of the seed and the element's index,
-// which the backward computes again instead of storing a mask.
+// which the backward recomputes, so that no mask is stored.
 
 // Returns uniform random integers in 0 .. 2^32 - 1 for the elements i .. i + N: a hash of the index by the two multiply
 // and xor-shift rounds of "lowbias32", with half of the seed added before each round.

@@ -19,14 +19,14 @@ struct RowMatrix {
   T* row(int64_t i) const { return data + i * stride; }
 };
 
-// Groups of sequences, each with its own row of partial weight gradients. The grouping depends on the batch alone,
-// never on the number of threads, and so do the sums.
+// Groups of sequences, each with its own row of partial weight gradients. The grouping, and with it the order of every
+// sum, depends on the batch alone and not on the number of threads.
 struct Groups {
   int64_t num_sequences = 0;
   int64_t sequences_per_group = 1;
   int64_t count = 0;
 
-  // num_weights: elements of the gradient that each group sums up in its own memory
+  // num_weights: elements of the gradient that each group accumulates separately
   static Groups of(int64_t num_sequences, int64_t num_weights) {
     constexpr int64_t kMaxGroups = 1024, kMaxElements = int64_t{1} << 24;
     const int64_t max_groups =
@@ -41,7 +41,7 @@ struct Groups {
   int64_t end(int64_t group) const { return std::min((group + 1) * sequences_per_group, num_sequences); }
 };
 
-// The items of work 0 .. num_items - 1 of a call, shared by its threads.
+// Hands out the items of work 0 .. num_items - 1 of a call to its threads.
 class WorkQueue {
  public:
   explicit WorkQueue(int64_t num_items) : num_items_(num_items) {}

@@ -11,7 +11,8 @@ struct ConvBlock {
   T* d_weight;          // [K, c]
   T* d_bias;            // [c]
 
-  // The K - 1 rows before the current sequence, oldest first, and their gradient; absent: zeros, not computed.
+  // The K - 1 rows before the current sequence, oldest first, and their gradient. An absent history is zeros; an absent
+  // gradient is not computed.
   RowMatrix<const T> history;
   RowMatrix<T> d_history;
 
@@ -73,7 +74,7 @@ struct ConvBlock {
   }
 };
 
-// The convolution of channels [i, i + N). A kernel of kUnrolled rows stays in registers while t runs.
+// The convolution of channels [i, i + N). A kernel of size kUnrolled stays in registers.
 template <typename T, int N>
 struct ConvColumns {
   static constexpr int kUnrolled = 4;  // the kernel size of every published model
@@ -87,7 +88,7 @@ struct ConvColumns {
       for (int w = 0; w < kUnrolled; ++w) weight[w] = load<T, N>(conv.weight + w * conv.c + i);
   }
 
-  // p_t, where x is the sequence
+  // Returns p_t of the sequence x.
   V operator()(RowMatrix<const T> x, int64_t t) const {
     V p = bias;
     if (conv.kernel_size == kUnrolled && t >= kUnrolled - 1) {
@@ -115,7 +116,7 @@ __attribute__((noinline)) static void conv_backward_block(const ConvBlock<T>& co
   const int64_t c = conv.c, kernel_size = conv.kernel_size;
   for (int64_t i = 0; i < c; i += N) {
     auto add = [i](T* sums, V v) { store<T, N>(sums + i, load<T, N>(sums + i) + v); };
-    int64_t inner = n;  // first row with the whole kernel in the sequence, if unrolled
+    int64_t inner = n;  // first row of the unrolled loop: its whole kernel is in the sequence
     if (kernel_size == K) {
       inner = std::min(n, std::max<int64_t>(0, K - 1 - t0));
       const ConvColumns<T, N> columns(conv, i);

@@ -21,7 +21,7 @@ struct GatedRelaParams {
   const T* conv_weight = nullptr;       // [D, K]
   const T* conv_bias = nullptr;         // [D]
 
-  // State before each sequence, causal form only; null: the sequences start here.
+  // State before each sequence, causal form only; null: zeros.
   const T* initial_kv_state = nullptr;        // [B, H, d + 1, d]: sum of R phi(k) (x) v; last row: sum of phi(k)
   const T* initial_history = nullptr;         // [B, K - 1, D]: the last rows of v, oldest first
   const int64_t* initial_position = nullptr;  // [B]: number of earlier rows

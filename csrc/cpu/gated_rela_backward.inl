@@ -42,8 +42,8 @@ RECGRELA_INLINE void store_input_gradient(T* d_x, const T* f, const T* d_rot, co
   store<T, N>(d_x, (y + d_phi) * phi_grad<T, N>(load<T, N>(f)));
 }
 
-// Computes d_q of n rows from d_rot and replaces z_inv by d_Z. z is the sum before the chunk (causal form) or of the
-// whole sequence.
+// Computes d_q of n rows from d_rot and replaces z_inv by d_Z. On entry z is the sum over the rows before the chunk
+// (causal form) or over the whole sequence.
 template <typename T, int N>
 __attribute__((noinline)) void RelaHead<T, N>::backward_query(int64_t t0, int64_t n) const {
   const int64_t width = d, angle_stride = p.num_heads * d;

@@ -48,7 +48,7 @@ __attribute__((noinline)) void RelaHead<T, N>::normalize(int64_t t0, int64_t n) 
   }
 }
 
-// Computes y of n rows. Loops over columns outside and rows inside, which keeps pointers and constants in registers.
+// Computes y of n rows. The outer loop is over columns, which keeps pointers and constants in registers.
 template <typename T, int N>
 template <bool kGate>
 __attribute__((noinline)) void RelaHead<T, N>::output(int64_t t0, int64_t n) const {

@@ -1,20 +1,22 @@
-// RelaHead: one head of one sequence of gated_rela, in chunks of kChunk tokens whose operands stay in cache, and the
+// RelaHead: one head of one sequence of gated_rela, in chunks of kChunk rows whose operands stay in cache, and the
 // steps that its forward, its backward and key_sums share.
 //
-// Everything is built from one sweep over tokens with a d x d state X in registers, tile by tile:
+// Everything is built from one sweep over rows with a d x d state X in registers, tile by tile:
 //   X += p_t (x) u_t;  out_t += s_t X
 //     numerator      p = R phi(k), u = v,         s = R phi(q)            forward
 //     d_q (rotated)  p = v,        u = R phi(k),  s = d_num               forward,  X = S^T
 //     d_v            p = R phi(q), u = d_num,     s = R phi(k)            backward, X = U
 //     d_k (rotated)  p = d_num,    u = R phi(q),  s = v                   backward, X = U^T
-// S sums R phi(k) (x) v over the earlier tokens (all, if bidirectional), U sums R phi(q) (x) d_num over the later
-// tokens. The causal form updates and applies X in one sweep, the bidirectional form in two.
+// S is the sum of R phi(k) (x) v over the earlier rows, U that of R phi(q) (x) d_num over the later rows; in the
+// bidirectional form both are over all rows. The causal form updates and applies X in one sweep, the bidirectional form
+// in two.
+//
 // The gradients of the numerator and of the denominator Z = phi(q).z + eps n, with a = d_y * SiLU(g), are
 //   d_num = a / Z,  d_Z = -(a.o) / Z = -(R phi(q) . d_q_rotated) / Z
 
 #include "conv.inl"
 
-// The sweep over n tokens. kUpdate and kApply select its two statements, kReverse its direction.
+// The sweep over n rows. kUpdate and kApply select its two statements, kReverse its direction.
 template <typename T, int N, bool kUpdate, bool kApply, bool kReverse>
 static void sweep(int64_t n, int64_t d, RowMatrix<const T> p, RowMatrix<const T> u, RowMatrix<const T> s, T* out,
                   T* state) {
@@ -59,8 +61,8 @@ struct RelaHead {
   const int64_t d;
   ConvBlock<T> conv;
   T *fq, *rq, *fk, *rk;  // phi(q), R phi(q), phi(k), R phi(k)
-  // Starts of the buffers of fk and rk. The bidirectional backward needs the keys twice: it caches those of a sequence
-  // that is short enough for the processor's cache, and fk and rk then point to a chunk of them.
+  // Starts of the buffers that fk and rk point into. The bidirectional backward uses the keys twice. If a sequence is
+  // short enough for the processor's cache, the buffers keep all of its keys.
   T *fk_buffer, *rk_buffer;
   int64_t cached_keys;
   T* num;    // numerator
@@ -137,6 +139,7 @@ struct RelaHead {
     return {history ? history + seq * (conv.kernel_size - 1) * width + channel : nullptr, width};
   }
 
+  // The head's channels of the rows from t0 on, of an operand or a buffer.
   template <typename E>
   RowMatrix<E> at(const RowMatrix<E>& rows, int64_t t0) const {
     return {rows.row(start + t0) + channel, rows.stride};
@@ -166,7 +169,7 @@ struct RelaHead {
     }
   }
 
-  // Loops over columns outside and rows inside, which keeps pointers and constants in registers.
+  // The outer loop is over columns and the inner one over rows, which keeps pointers and constants in registers.
   template <bool kRotary>
   __attribute__((noinline)) void features_of(RowMatrix<const T> x, int64_t n, T* f, T* r, const T* cs) const {
     const int64_t width = d, angle_stride = p.num_heads * d;
@@ -181,7 +184,7 @@ struct RelaHead {
     }
   }
 
-  // Computes fk and rk of n keys from t0 on, unless they are `cached` by an earlier call.
+  // Computes fk and rk of n keys from t0 on. `cached`: reuses the results of an earlier call if they were kept.
   void compute_keys(int64_t t0, int64_t n, bool cached) {
     if (cached_keys) fk = fk_buffer + t0 * d, rk = p.rotary ? rk_buffer + t0 * d : fk;
     if (!cached_keys || !cached) features(p.k, t0, n, fk, rk);
@@ -222,7 +225,7 @@ struct RelaHead {
   void add_to_d_v(int64_t t0, int64_t n, const T* x) const;
 };
 
-// Calls f(head, group, number) for each head and group of sequences in the queue's items.
+// Calls f(head, group, number) for each head, by its number, and group of sequences in the queue's items.
 template <typename T, typename F>
 static void for_each_head(const GatedRelaParams<T>& p, T* scratch, bool backward, F f) {
   with_lanes<T>(p.head_dim, [&](auto lanes) {

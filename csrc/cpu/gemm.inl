@@ -42,7 +42,7 @@ __attribute__((noinline)) static void multiply_tile(int64_t n, const T* a, Row r
   store_tile<T, N>(out, acc);
 }
 
-// The same for a tile of which out has only some columns; start and out may be the same memory.
+// The same for a tile of which only the first `columns` columns exist in start and out, which may be the same memory.
 template <typename T, int N, int R, int C, typename Row, typename Step>
 static inline void multiply_tile(int64_t n, const T* a, Row row, Step step, const T* b, int64_t stride,
                                  RowMatrix<const T> start, RowMatrix<T> out, int64_t columns) {

@@ -12,7 +12,7 @@ struct Entry {
   bool is_supported;
 };
 
-// Widest first. The features are those that foreach_isa.inl compiles for.
+// Instruction sets, the widest first. Each requires the processor features that foreach_isa.inl compiles for.
 const Entry table[] = {
 #if defined(__x86_64__)
     {Isa::kAvx512, "avx512",

@@ -1,5 +1,5 @@
-// key_sums: the sums of R phi(k) (x) v and of phi(k) over each sequence, which is all that a query row attending to a
-// whole sequence needs of the other rows. Uses the steps of gated_rela, for one head of one sequence at a time.
+// key_sums: the sums of R phi(k) (x) v and of phi(k) over each sequence. A query needs nothing else to attend to the
+// whole sequence. Uses the steps of gated_rela, for one head of one sequence at a time.
 
 #include "gated_rela_head.inl"
 #include "gated_rela_backward.inl"

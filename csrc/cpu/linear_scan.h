@@ -27,7 +27,7 @@ struct LinearScanParams {
   const T* d_final_state = nullptr;
   T* d_initial_state = nullptr;
   RowMatrix<T> d_x;
-  RowMatrix<T> d_a;          // of each step; absent if a is the same at every step
+  RowMatrix<T> d_a;          // absent if a is the same at every step
   T* d_a_partial = nullptr;  // [groups, width], partial sums for such an a; initially zero
 
   WorkQueue* queue = nullptr;

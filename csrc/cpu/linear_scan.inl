@@ -1,4 +1,4 @@
-// linear_scan: a few vectors of a sequence's channels at a time, whose states stay in registers from row to row. A
+// linear_scan: a few vectors of channels of a sequence at a time. Their states stay in registers from row to row. A
 // complex number is a pair of adjacent lanes; a row of C complex numbers has 2 C elements.
 
 // a * x, or conj(a) * x.

@@ -20,7 +20,8 @@ struct MlpBlock {
   RowMatrix<T> d_z, padded_x;  // [kRows, out] and [kRows, in]; backward only
 
   static int64_t panel_elements(int64_t columns, int64_t depth) { return round_up(columns, kWidth) * depth; }
-  // A multiple of the vector length but not a power of two, for which the rows of a column would share few cache sets.
+  // A multiple of the vector length. A panel is added because the elements of a column share few cache sets if the
+  // stride is a power of two.
   static int64_t stride_of(int64_t columns) { return round_up(columns, kWidth) + kWidth; }
 
   static int64_t scratch(const Params& p, bool backward) {
@@ -47,7 +48,7 @@ struct MlpBlock {
     d_h = rows(f), d_z = rows(o), padded_x = rows(i);
   }
 
-  // Packs the columns of w, or its rows, into panels [panels][depth][kWidth] for the right operand of a product.
+  // Packs w [depth, columns], a product's right operand, into panels [panels][depth][kWidth].
   T* pack(const RowMatrix<const T>& w, int64_t columns, int64_t depth) {
     T* const panels = std::exchange(arena, arena + panel_elements(columns, depth));
     T* out = panels;
@@ -59,6 +60,7 @@ struct MlpBlock {
       }
     return panels;
   }
+  // The same for the transpose of w [columns, depth].
   T* pack_transposed(const RowMatrix<const T>& w, int64_t columns, int64_t depth) {
     T* const panels = std::exchange(arena, arena + panel_elements(columns, depth));
     for (int64_t j = 0; j < round_up(columns, kWidth); ++j)

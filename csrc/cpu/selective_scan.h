@@ -37,8 +37,8 @@ struct SelectiveScanParams {
   T *d_B = nullptr, *d_C = nullptr;                           // [items_per_group, T, N], partial sums
   T *d_A = nullptr, *d_D = nullptr, *d_delta_bias = nullptr;  // [groups, C, N], [groups, C], partial sums
 
-  // Sets item_channels from the batch alone: few sequences are divided by channels too, but not into narrow items nor
-  // into more than the memory for their partial sums allows.
+  // Sets item_channels from the batch alone. Few sequences are divided by channels too, into items that are not too
+  // narrow and whose partial sums do not take too much memory.
   void set_item_channels() {
     constexpr int64_t kItems = 64, kNarrow = 32, kAlign = 16, kMaxElements = int64_t{1} << 24;
     const int64_t wanted = ceil_div(kItems, std::max<int64_t>(1, groups.count));

@@ -1,8 +1,8 @@
-// selective_scan: some channels of one sequence at a time, in chunks of kCheckpointRows rows. The lanes are channels. A
-// few states at a time go through the rows of a chunk, whose operands stay in the L1 cache:
+// selective_scan: some channels of one sequence at a time, in chunks of kCheckpointRows rows. The lanes are channels.
+// Each pass over the rows of a chunk, whose operands stay in the L1 cache, computes a few states:
 //   h = exp(delta A) h + (delta u) B;   y += C h
-// The backward recomputes a chunk's states from the checkpoint before it, then goes through its rows in reverse with
-// the gradient of the state:
+// The backward recomputes a chunk's states from the checkpoint before it, then propagates the gradient of the state
+// through its rows in reverse:
 //   d_h = d_y C + exp(delta A) d_h' of the next row;   d_C += d_y h;     d_B += d_h delta u;   d_delta_u += d_h B
 //   e = d_h exp(delta A) h' of the previous row;       d_A += e delta;   d_delta += e A
 // d_B and d_C are sums over the channels: first lane by lane, then across the lanes once per chunk. Lanes after the
@@ -185,7 +185,7 @@ struct SelectiveScan {
   void backward(int64_t sequence);
   void compute_d_out(int64_t block) const;
   template <int K>
-  void retreat(int64_t block, int64_t s) const;
+  void backpropagate(int64_t block, int64_t s) const;
   void store_row_gradients(int64_t block) const;
   void store_input_gradients() const;
   void store_gradients(int64_t group) const;

@@ -31,10 +31,11 @@ void SelectiveScan<T>::compute_d_out(int64_t block) const {
   }
 }
 
-// Propagates the gradient of the K states from `s` on through the rows in reverse, after advance() stored them.
+// Propagates the gradient of the K states from `s` on through the rows in reverse. advance() must have stored the
+// states.
 template <typename T>
 template <int K>
-void SelectiveScan<T>::retreat(int64_t block, int64_t s) const {
+void SelectiveScan<T>::backpropagate(int64_t block, int64_t s) const {
   V a[K], g[K], d_a[K];
   for (int k = 0; k < K; ++k) {
     a[k] = load<T, N>(at(A, block) + (s + k) * N), g[k] = load<T, N>(at(state, block) + (s + k) * N);
@@ -117,7 +118,7 @@ void SelectiveScan<T>::backward(int64_t sequence) {
         } else {
           advance<K, false, true>(at(A, b), checkpoint, s);
         }
-        retreat<K>(b, s);
+        backpropagate<K>(b, s);
       });
       store_row_gradients(b);
     }

@@ -1,5 +1,5 @@
-// Short vectors, by GNU vector extensions, and elementary functions on them. Included once per instruction set, inside
-// its namespace.
+// Short vectors, which are GNU vector extensions, and elementary functions on them. Included once per instruction set,
+// inside its namespace.
 
 constexpr int64_t kChunk = 64;  // rows of a chunk: the operands of a head of width 16 fill the L1 cache
 

@@ -27,8 +27,9 @@ using Shape = std::vector<int64_t>;
 //   kName, kSchemas        its name and the schemas of the op and of its backward
 //   Operands, parse()      the operands in the schemas' order, checked and made contiguous
 //   Outputs, Gradients     the results, allocated
-//   forward<Backend>()     the signatures; they parse, allocate and call Backend::forward(operands, outputs)
-//   backward<Backend>()    or Backend::backward(operands, gradients), which fill in kernel parameters and run them
+//   forward<Backend>()     takes the schema's arguments, parses them, allocates the outputs and calls
+//                          Backend::forward(operands, outputs), which fills in kernel parameters and runs the kernels
+//   backward<Backend>()    likewise, with Backend::backward(operands, gradients)
 template <typename Op, typename Library>
 void define(Library& library) {
   for (const char* schema : Op::kSchemas) library.def(schema);
@@ -39,7 +40,7 @@ void implement(Library& library) {
   library.impl((std::string(Op::kName) + "_backward").c_str(), TORCH_BOX(&Op::template backward<Backend>));
 }
 
-// Operands. A matrix of rows may have any distance between rows; everything else is contiguous.
+// Operands. The rows of a matrix are contiguous and may be any distance apart; all other operands are contiguous.
 using torch::stable::contiguous;
 inline OptTensor contiguous(const OptTensor& x) { return x ? OptTensor(torch::stable::contiguous(*x)) : x; }
 inline Tensor with_contiguous_rows(const Tensor& x) {
@@ -52,14 +53,14 @@ inline bool same_device(const Tensor& x, const Tensor& y) {
 }
 
 template <typename Sizes>
-std::string text_of(const Sizes& sizes) {  // a negative size means any
+std::string text_of(const Sizes& sizes) {  // writes a negative size, which stands for any, as *
   std::string text;
   for (const int64_t size : sizes) text += (text.empty() ? "" : ", ") + (size < 0 ? "*" : std::to_string(size));
   return "[" + text + "]";
 }
 
-// Checks the dtype and shape of an operand, and that it is on the device of `like`. A size of -1 means any; an absent
-// operand passes.
+// Checks the dtype and shape of an operand, and that it is on the device of `like`. A size of -1 allows any size; an
+// absent operand passes.
 inline void check_operand(const OptTensor& x, const Tensor& like, ScalarType type, const Shape& shape,
                           const char* name) {
   if (!x) return;

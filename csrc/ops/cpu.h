@@ -23,7 +23,7 @@ cpu::RowMatrix<T> mutable_rows(const Tensor& x) {
   return {static_cast<T*>(x.mutable_data_ptr()), x.stride(0)};
 }
 
-// Calls f(T{}) with the type of the elements of x.
+// Calls f(T{}), where T is the C++ type of the dtype.
 template <typename F>
 auto dispatch_float(ScalarType type, F&& f) {
   STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double,
@@ -79,7 +79,7 @@ void run_workers(void (*worker)(const Params&, T*), Params& params, int64_t num_
   params.queue = &queue;
   const int64_t threads = std::min(
       {static_cast<int64_t>(torch::stable::get_num_threads()), num_items, num_elements / kElementsPerThread + 1});
-  // one more cache line, so that the threads share none
+  // an extra cache line keeps the threads from sharing one
   const int64_t bytes = cpu::round_up(scratch_elements * sizeof(T) + Scratch::kAlign, Scratch::kAlign);
   const Scratch scratch(threads * bytes);
   torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
@@ -95,7 +95,8 @@ void run_backward(const cpu::Kernels<T, Params>& kernels, Params& p, int64_t num
   run_workers(kernels.backward, p, num_items, num_elements, kernels.scratch(p, true));
 }
 
-// Partial sums of a gradient, one row for each group of sequences. add_up() sums them in a fixed order.
+// Partial sums of a gradient, one row for each group of sequences. add_up() stores their sum, added in a fixed order,
+// in the gradient.
 template <typename T>
 class PartialSums {
  public:
@@ -112,13 +113,13 @@ class PartialSums {
 
  private:
   const Tensor out_;
-  const size_t size_;  // elements of a row; a complex number has two
+  const size_t size_;  // elements of a row; a complex number counts as two
   std::vector<T> sums_;
 };
 
 }  // namespace recgrela::ops
 
-// Defines an op and registers its CPU backend, the struct recgrela::ops::Cpu of the file.
+// Defines an op and registers its CPU backend, the struct recgrela::ops::Cpu of the including file.
 #define RECGRELA_CPU_OP(Op)                                                                   \
   STABLE_TORCH_LIBRARY_FRAGMENT(recgrela, m) { recgrela::ops::define<recgrela::ops::Op>(m); } \
   STABLE_TORCH_LIBRARY_IMPL(recgrela, CPU, m) { recgrela::ops::implement<recgrela::ops::Op, recgrela::ops::Cpu>(m); }

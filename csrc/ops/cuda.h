@@ -1,5 +1,5 @@
 // Code that the CUDA backends of the operators share. It is compiled only if nvcc is available. The library also loads
-// with a torch without CUDA: the only libtorch function that such a torch lacks is looked up at run time.
+// with a CPU build of torch: the only libtorch function that such a build lacks is looked up at run time.
 #pragma once
 
 #include "common.h"
@@ -52,7 +52,7 @@ inline OptTensor aligned(const OptTensor& x) {
   return x && reinterpret_cast<uintptr_t>(x->const_data_ptr()) % 16 ? OptTensor(torch::stable::clone(*x)) : x;
 }
 
-// The rows of a matrix, or a vector as one row; absent for an absent operand and for a result that is not wanted.
+// Returns a matrix, or a vector as a matrix of one row. It is absent if the operand is, or if the result is not wanted.
 inline cuda::RowMatrix cuda_rows(const OptTensor& x) {
   if (!x || (x->dim() == 1 && x->size(0) == 0)) return {};
   // a single row may have any stride
@@ -70,8 +70,8 @@ inline cuda::Sequences cuda_sequences(const Tensor& cu_seqlens, int64_t num_rows
 }
 
 #ifndef RECGRELA_SIMT_HOST
-// Returns the current stream of a device. The function is in libtorch_cuda, which only a torch with CUDA loads; linking
-// to it would keep this library from loading with any other torch.
+// Returns the current stream of a device. The function is in libtorch_cuda, which only CUDA builds of torch have;
+// linking to it would keep this library from loading with any other build.
 inline cudaStream_t current_stream(int32_t device) {
   using Function = AOTITorchError (*)(int32_t, void**);
   static const Function get = [] {
@@ -86,7 +86,7 @@ inline cudaStream_t current_stream(int32_t device) {
 }
 #endif
 
-// Calls launch(stream) with the tensor's device as the current device and with its current stream.
+// Makes the tensor's device the current one and calls launch(stream) with that device's current stream.
 template <typename Launch>
 void on_device([[maybe_unused]] const Tensor& x, Launch launch) {
 #ifdef RECGRELA_SIMT_HOST
@@ -99,8 +99,8 @@ void on_device([[maybe_unused]] const Tensor& x, Launch launch) {
   if (error == cudaErrorNoKernelImageForDevice)
     hint = "; the library has no code for this GPU: set TORCH_CUDA_ARCH_LIST when building";
   if (error == cudaErrorInsufficientDriver)
-    hint = "; the library was built with a newer CUDA: update the driver or build with the nvcc of an older CUDA";
-  STD_TORCH_CHECK(error == cudaSuccess, "a CUDA kernel did not start: ", cudaGetErrorString(error), hint);
+    hint = "; the library was built with a newer CUDA than the driver supports: update the driver or use an older nvcc";
+  STD_TORCH_CHECK(error == cudaSuccess, "a CUDA kernel failed to launch: ", cudaGetErrorString(error), hint);
 }
 
 // Runs a kernel with a workspace, on the device of x. The caching allocator reuses the workspace in stream order.
@@ -116,7 +116,7 @@ void run_kernel(const Tensor& x, Params& p, size_t (*workspace_bytes)(const Para
 
 }  // namespace recgrela::ops
 
-// Registers the CUDA backend of an op, the struct recgrela::ops::Cuda of the file.
+// Registers the CUDA backend of an op, the struct recgrela::ops::Cuda of the including file.
 #define RECGRELA_CUDA_OP(Op)                                             \
   STABLE_TORCH_LIBRARY_IMPL(RECGRELA_CUDA_OPS, RECGRELA_CUDA_KEY, m) {   \
     recgrela::ops::implement<recgrela::ops::Op, recgrela::ops::Cuda>(m); \

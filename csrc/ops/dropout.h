@@ -8,7 +8,7 @@
 
 namespace recgrela::ops {
 
-// The 64-bit finalizer of "splitmix64": makes seeds that differ in one bit unrelated.
+// The 64-bit finalizer of "splitmix64". Seeds that differ in one bit become unrelated.
 inline uint64_t scatter_seed(uint64_t z) {
   z += 0x9e3779b97f4a7c15u;
   z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
@@ -17,7 +17,7 @@ inline uint64_t scatter_seed(uint64_t z) {
 }
 
 // Makes the parameters of a dropout with entry `index` of `seed`, which has num_seeds entries. The rate is rounded to a
-// multiple of 2^-32; the seed is not read if it is 0.
+// multiple of 2^-32. A rate of 0 does not read the seed.
 template <typename T>
 cpu::Dropout<T> make_dropout(double rate, const OptTensor& seed, int64_t index, int64_t num_seeds, int64_t numel) {
   constexpr double kDraws = 4294967296.0;

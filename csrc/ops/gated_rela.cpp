@@ -7,7 +7,7 @@
 namespace recgrela::ops {
 namespace {
 
-// Checks that the rotary table has every position of the sequences.
+// Checks that the rotary table covers every position of the sequences.
 void check_positions(const GatedRela::Operands& a, const Sequences& sequences) {
   const int64_t positions = a.rotary ? a.rotary->size(0) : INT64_MAX;
   STD_TORCH_CHECK(positions >= sequences.max_seqlen, "the rotary table has ", positions,
@@ -18,11 +18,11 @@ void check_positions(const GatedRela::Operands& a, const Sequences& sequences) {
     STD_TORCH_CHECK(position[i] >= 0, "initial_position must not be negative; it is at index ", i);
     const int64_t length = sequences.offsets[i + 1] - sequences.offsets[i];
     STD_TORCH_CHECK(length <= positions - position[i], "the rotary table has ", positions, " positions; sequence ", i,
-                    " has ", length, " rows from its initial position ", position[i], " on");
+                    " has ", length, " rows and the initial position ", position[i]);
   }
 }
 
-// k in rows that contain q and k side by side.
+// Returns k, given a matrix whose rows contain q and k side by side.
 template <typename T>
 cpu::RowMatrix<T> second_half(const cpu::RowMatrix<T>& qk, int64_t width) {
   return {qk.data + width, qk.stride};

@@ -5,7 +5,7 @@
 
 namespace recgrela::ops {
 
-// Returns the width of the heads that num_heads divides rows into.
+// Returns the width of a head, given the width of a row and the number of heads.
 inline int64_t head_dim_of(int64_t width, int64_t num_heads) {
   STD_TORCH_CHECK(num_heads > 0 && width % num_heads == 0 && width / num_heads % 2 == 0,
                   "num_heads must divide the width into heads of an even width");

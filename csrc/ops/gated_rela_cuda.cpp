@@ -7,14 +7,14 @@
 namespace recgrela::ops {
 namespace {
 
-// Returns the operands with rows that the kernels can take. The parameters point into them.
+// Returns the operands, copied where the kernels need aligned rows. They must outlive the kernel parameters.
 GatedRela::Operands align(GatedRela::Operands a) {
   a.q = aligned_rows(a.q), a.k = aligned_rows(a.k), a.v = aligned_rows(a.v), a.g = aligned_rows(a.g);
   a.rotary = aligned(a.rotary), a.initial_history = aligned(a.initial_history);
   return a;
 }
 
-// k in rows that contain q and k side by side.
+// Returns k, given a matrix whose rows contain q and k side by side.
 cuda::RowMatrix second_half(const cuda::RowMatrix& qk, const GatedRela::Operands& a) {
   return {static_cast<char*>(qk.data) + a.width() * a.v.element_size(), qk.stride};
 }

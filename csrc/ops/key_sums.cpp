@@ -1,4 +1,4 @@
-// The operator key_sums: the sums over the keys of each sequence that gated_rela divides by and multiplies with.
+// The operator key_sums: the kv_state of each whole sequence, which is all that a query needs to attend to it.
 #include "cpu.h"
 #include "cpu/key_sums.h"
 #include "gated_rela.h"

@@ -22,8 +22,8 @@ void check_operands(const Tensor& hidden, const Tensor& weight, const Tensor& ta
                     weight.size(0), " items");
 }
 
-// One call of the op. Holds at most max_logits scores, or one panel of a block of rows if that is more. A block has all
-// items if they fit, since the scores are then computed once instead of twice.
+// One call of the op. Keeps at most max_logits scores in memory, or one panel of kBlockRows rows if that is more. A
+// block covers all items if they fit: scores are then computed once instead of twice.
 template <typename T>
 class LinearCrossEntropy {
  public:

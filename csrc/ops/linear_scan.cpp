@@ -7,10 +7,11 @@
 namespace recgrela::ops {
 namespace {
 
-// The scan does little work per element: a thread needs this many times the elements that it needs in other ops.
+// The scan does little work per element: starting a thread pays off only for this many times as many elements as in
+// other ops.
 constexpr int64_t kElementsPerUnit = 4;
 
-// Calls f(T{}) with the type of the elements; a complex number has two.
+// Calls f(T{}), where T is the real C++ type of the dtype; a complex number is two such elements.
 template <typename F>
 void dispatch_elements(ScalarType type, F&& f) {
   dispatch_float(type == ScalarType::ComplexFloat    ? ScalarType::Float
@@ -62,7 +63,7 @@ struct Cpu {
     });
   }
 
-  // Rows with the stride in elements.
+  // Converts the stride of a matrix from numbers to real elements.
   template <typename T>
   static cpu::RowMatrix<T> elements(const cpu::RowMatrix<T>& rows, const LinearScan::Operands& o) {
     return {rows.data, rows.stride * (o.is_complex() ? 2 : 1)};

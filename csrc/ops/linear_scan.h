@@ -14,7 +14,7 @@ struct LinearScan {
       "Tensor h) -> (Tensor d_x, Tensor d_a, Tensor d_initial_state)"};
 
   struct Operands {
-    Tensor x;  // in the backward h, which has the same shape and dtype
+    Tensor x;  // the backward passes h instead, which has the same shape and dtype
     Tensor a;  // [T, C], or [C] if it is the same at every step
     Tensor cu_seqlens;
     OptTensor initial_state;
@@ -25,7 +25,7 @@ struct LinearScan {
     bool is_complex() const {
       return x.scalar_type() == ScalarType::ComplexFloat || x.scalar_type() == ScalarType::ComplexDouble;
     }
-    ScalarType state_dtype() const { return is_complex() ? x.scalar_type() : state_type(x); }  // a's too
+    ScalarType state_dtype() const { return is_complex() ? x.scalar_type() : state_type(x); }  // of a too
     Shape state_shape() const { return {cu_seqlens.size(0) - 1, channels()}; }
   };
 

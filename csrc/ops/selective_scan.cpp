@@ -23,8 +23,8 @@ cpu::SelectiveScanParams<T> make_params(const SelectiveScan::Operands& a, const 
   return p;
 }
 
-// The gradient of an operand that all channels share: a partial sum for each item of a group, or the gradient itself if
-// there is one item. add_up() sums them in a fixed order.
+// The gradient of B or C, to which all channels contribute. Each item of a group stores a partial sum over its
+// channels; a single item stores the gradient itself. add_up() adds the partial sums to the gradient in a fixed order.
 template <typename T>
 class ChannelSums {
  public:

@@ -26,7 +26,7 @@ struct SelectiveScan {
     OptTensor initial_state;
     bool delta_softplus;
 
-    ScalarType state_dtype() const { return state_type(u); }  // and that of A, D and delta_bias
+    ScalarType state_dtype() const { return state_type(u); }  // of A, D and delta_bias too
     int64_t num_rows() const { return u.size(0); }
     int64_t channels() const { return u.size(1); }
     int64_t num_states() const { return A.size(1); }

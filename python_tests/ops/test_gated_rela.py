@@ -462,12 +462,12 @@ BAD_STATES: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     (lambda s: s._replace(position=s.position[:1]), {}, ValueError, r"initial_state.position must be \[2\]"),
     (lambda s: s._replace(position=s.position.int()), {}, TypeError, "initial_state.position is torch.int32"),
     (lambda s: s._replace(position=s.position - 9), {}, RuntimeError, "must not be negative"),
-    (lambda s: s._replace(position=s.position + 99), {}, RuntimeError, "rows from its initial position"),
+    (lambda s: s._replace(position=s.position + 99), {}, RuntimeError, "rows and the initial position"),
     (
         lambda s: s._replace(position=s.position + 2**63 - 9),
         {},
         RuntimeError,
-        "rows from its initial position",
+        "rows and the initial position",
     ),
     (lambda s: s._replace(history=None), {}, ValueError, "initial_state lacks one of"),
 ]
