@@ -56,7 +56,7 @@ RECGRELA_INLINE Vec<T, N> activate(Vec<T, N> x, Vec<T, N>& slope) {
   }
 }
 
-// Dropout of the elements i .. i + N: scales those that are kept and zeroes the others.
+// Dropout of the elements i .. i + N: scales the elements that are kept and sets the others to zero.
 template <typename T, int N>
 struct Drop {
   const Dropout<T>& p;

@@ -38,8 +38,8 @@ struct GatedRelaParams {
   T *d_initial_kv_state = nullptr, *d_initial_history = nullptr;    // null: not computed
   T *d_conv_weight = nullptr, *d_conv_bias = nullptr;               // [groups, D, K], [groups, D], partial sums
 
-  // An item of work is a group of sequences and some heads. It takes all heads if there are enough groups for every
-  // thread, since the heads of a row share its cache lines.
+  // An item of work is a group of sequences and some heads: all heads if there are enough groups for every thread,
+  // since the heads of a row share its cache lines.
   int64_t heads_per_item = 1;
   void set_heads_per_item(int64_t num_threads) { heads_per_item = groups.count >= 4 * num_threads ? num_heads : 1; }
 

@@ -24,7 +24,7 @@ struct LinearCrossEntropyParams {
   bool reduce = false;          // compute max_score, sum and target_score
   bool make_gradients = false;  // from max_score and sum over all items
 
-  // Workspace of the block; the widths are those of the instruction set.
+  // Workspace of the block. `lanes` and `panel_width` depend on the instruction set.
   int64_t lanes = 0, panel_width = 0;
   int64_t chunk_panels = 0;                            // panels of kChunkItems items
   T* scores = nullptr;                                 // [panels, padded_rows, panel_width]

@@ -13,7 +13,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
-// Conversions on the host, which simt.h has too.
+// Conversions on the host. simt.h defines the same.
 namespace recgrela::cuda {
 using fp16 = __half;
 using bf16 = __nv_bfloat16;
@@ -34,8 +34,8 @@ inline bf16 from_float<bf16>(float x) {
 
 namespace recgrela::tests {
 
-// Reason why no case can run here; empty if cases can.
-std::string obstacle();
+// Returns why no case can run here, or an empty string.
+std::string skip_reason();
 int multiprocessors();
 // Returns whether the case can run here.
 bool runs_here(const std::string& name);
@@ -43,12 +43,12 @@ bool runs_here(const std::string& name);
 // Memory that the host and the kernels share.
 void* allocate(size_t bytes);
 void release(void* memory);
-// Error text of f; empty if it succeeds.
+// Calls f and returns the text of its error, or an empty string.
 std::string fault_of(const std::function<void()>& f);
 // Waits for the kernels and returns their error.
 cudaError_t wait();
 
-// Orders of threads and times of copies, among those that the hardware may choose.
+// Schedules that the tests try: orders of threads and times of asynchronous copies that hardware could choose.
 constexpr int kSchedules = 4;
 void set_schedule(int schedule);
 

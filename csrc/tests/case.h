@@ -43,9 +43,10 @@ void expect(bool holds, const std::string& what);
 // The tolerance is relative to the largest magnitude wanted, or to `scale` if that is larger.
 void expect_close(const std::string& tensor, const Doubles& got, const Doubles& want, double tolerance,
                   double scale = 0);
-void expect_untouched_gaps(const NamedTensors& written);  // between the rows of each tensor
+void expect_untouched_gaps(const NamedTensors& written);  // the memory between the rows of each tensor
 void expect_same_bytes(const NamedTensors& a, const NamedTensors& b, const std::string& when);
-void expect_fault(const std::function<void()>& f, const std::string& message);  // an error that contains it
+// Expects f to fail with an error that contains `message`.
+void expect_fault(const std::function<void()>& f, const std::string& message);
 void expect_success(cudaError_t error);
 
 // Expects `run` to return the same bytes in a second run and in every order of threads.

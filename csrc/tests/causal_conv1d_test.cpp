@@ -21,7 +21,7 @@ struct ConvCase {
            "/L=" + text_of(lengths);
   }
   int64_t batch() const { return static_cast<int64_t>(lengths.size()); }
-  // Elements from row to row: dense, which may be unaligned, or a multiple of 16 bytes.
+  // Row stride in elements. Strided rows are aligned to 16 bytes; dense rows may not be.
   int64_t stride(int64_t more) const {
     if (sparse) return int64_t{1} << 30;
     const int64_t unit = 16 / size_of(type), rounded = (channels + unit - 1) / unit * unit;

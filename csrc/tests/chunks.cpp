@@ -6,7 +6,7 @@
 
 namespace recgrela::tests {
 
-// Most cuts are near both ends of a sequence: chunks shorter than a convolution are the hard ones.
+// Most cuts are near the ends of a sequence, since chunks shorter than a convolution are the most error-prone.
 Chunks::Chunks(const Lengths& lengths, uint64_t seed) : lengths_(lengths), ends_(kChunks, lengths) {
   std::mt19937_64 source(seed);
   for (size_t s = 0; s < lengths.size(); ++s) {

@@ -32,7 +32,7 @@ struct Ends {
   State initial, final, d_initial, d_final;
 };
 
-// Makes the final state of each chunk the initial state of the next, and likewise their gradients.
+// Makes the final state of each chunk the initial state of the next, and links their gradients in the same way.
 template <typename State>
 void link(std::vector<Ends<State>>& ends) {
   for (size_t chunk = 1; chunk < ends.size(); ++chunk) {

@@ -65,7 +65,7 @@ struct RelaData {
   }
 };
 
-// A state, or its gradient, which has no position.
+// A state or the gradient of one. Gradients do not use the position.
 struct RelaState {
   Tensor kv_state, history;
   std::shared_ptr<Integers> position;
@@ -175,7 +175,7 @@ struct RelaRun : RunDefaults {
     return cancels ? 0.04 * largest_of(want[3].second) : 0;
   }
 
-  // Expects the final state of the chunks to be that of a whole call, and positions to count the rows.
+  // Expects the last chunk's final state to equal the final state of a whole call, and positions to count rows.
   static void check_chunk_ends(const RelaCase& c, const RelaData& data, const Chunks& chunks,
                                const std::vector<RelaEnds>& ends) {
     for (int chunk = 0; chunk < kChunks; ++chunk)

@@ -4,7 +4,7 @@
 namespace recgrela::tests {
 namespace {
 
-// A forward of sequences of 3 and 4 rows, whose parameters a test makes wrong.
+// A forward over sequences of 3 and 4 rows. Tests set invalid parameters before they call it.
 struct Refusal {
   RelaCase c;
   RelaRun run;
@@ -62,7 +62,7 @@ void add_cases(Cases& cases) {
           const RelaCase c = draw(type, head_dim, causal, packs[next++ % std::size(packs)]);
           cases.add(c.name(), [c] { check<RelaRun>(c); });
         }
-  // Each option alone, and none.
+  // No option, and each option alone.
   for (DType type : types)
     for (bool causal : {true, false})
       for (int option = 0; option < 5; ++option) {
@@ -88,7 +88,7 @@ void add_cases(Cases& cases) {
         c.segment_rows = causal == (head_dim == 16) ? 16 : 0, c.kernel_size = 4;
         cases.add(c.name() + "/schedules", [c] { check_one_result<RelaRun>(c); });
       }
-  // More heads of sequences than one launch of the backward takes: 12 per multiprocessor.
+  // More units of work (heads of sequences) than one launch of the backward processes: 12 per multiprocessor.
   for (DType type : types)
     for (bool causal : {true, false}) {
       RelaCase c;

@@ -22,7 +22,7 @@ struct ScanCase {
   }
   int64_t width() const { return complex ? 2 * channels : channels; }
   int64_t batch() const { return static_cast<int64_t>(lengths.size()); }
-  // Numbers from row to row: dense, which may be unaligned, or a multiple of 16 bytes.
+  // Row stride in elements. Strided rows are aligned to 16 bytes; dense rows may not be.
   int64_t stride(DType of, int64_t more) const {
     if (sparse) return int64_t{1} << 30;
     const int64_t unit = 16 / size_of(of), rounded = (width() + unit - 1) / unit * unit;

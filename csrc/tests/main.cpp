@@ -9,7 +9,7 @@
 
 namespace {
 
-constexpr int kSkipped = 77;  // exit code for no GPU, known to CMakeLists.txt
+constexpr int kSkipped = 77;  // exit code without a GPU, as SKIP_RETURN_CODE in CMakeLists.txt
 
 }  // namespace
 
@@ -24,7 +24,7 @@ int main(int argc, char** argv) {
       texts.push_back(argv[i]);
     }
   }
-  if (const std::string why = obstacle(); !list && !why.empty()) {
+  if (const std::string why = skip_reason(); !list && !why.empty()) {
     std::printf("skipped: %s\n", why.c_str());
     return kSkipped;
   }

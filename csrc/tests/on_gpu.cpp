@@ -6,7 +6,7 @@
 
 namespace recgrela::tests {
 
-std::string obstacle() {
+std::string skip_reason() {
   int count = 0;
   const cudaError_t error = cudaGetDeviceCount(&count);
   if (error != cudaSuccess) return cudaGetErrorString(error);

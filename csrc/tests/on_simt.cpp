@@ -7,7 +7,7 @@
 
 namespace recgrela::tests {
 
-std::string obstacle() { return ""; }
+std::string skip_reason() { return ""; }
 int multiprocessors() { return cuda::multiprocessors(); }
 bool runs_here(const std::string&) { return true; }
 

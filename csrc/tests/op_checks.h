@@ -20,7 +20,7 @@
 namespace recgrela::tests {
 
 struct RunDefaults {
-  // Magnitude that the tolerance of a result is relative to at least.
+  // The least magnitude to which the tolerance of a result is relative.
   template <typename Case>
   static double scale(const Case&, const Named&, const std::string&) {
     return 0;

@@ -234,7 +234,7 @@ void add_cases(Cases& cases) {
       const SelectiveCase c = draw(type, lengths);
       cases.add(c.name(), [c] { check<SelectiveRun>(c); });
     }
-    // Every number of lanes, with and without padding, and enough channels for several blocks side by side.
+    // Every number of lanes, with and without padding, and enough channels for several blocks per segment.
     for (int64_t states : {1, 7, 8, 9, 16, 17, 32, 33, 64, 100, 128, 129, 256}) {
       SelectiveCase c = draw(type, {5, 0, 36});
       c.num_states = states, c.channels = cases.one_of(3, 20);

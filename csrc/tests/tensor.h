@@ -1,4 +1,4 @@
-// Tensors of the tests: matrices in memory of their own, converted to and from double.
+// Tensors of the tests: matrices in separate memory blocks, converted to and from double.
 #pragma once
 
 #include <cstddef>
@@ -34,7 +34,7 @@ struct Memory {
   const bool sparse;
 };
 
-// A matrix whose rows may be further apart than they are long. Copies share the memory.
+// A matrix with contiguous rows and any stride between them. Copies share the memory.
 class Tensor {
  public:
   Tensor() = default;
@@ -63,7 +63,7 @@ class Tensor {
 };
 using NamedTensors = std::vector<std::pair<std::string, Tensor>>;
 
-// A vector of integers in memory of its own.
+// A vector of integers in a separate memory block.
 struct Integers {
   Integers(const Lengths& values, bool is_int64);
   Lengths values() const;  // of int64

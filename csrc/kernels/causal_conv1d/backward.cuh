@@ -1,5 +1,5 @@
-// Backward of causal_conv1d. A thread walks its run and the K - 1 rows after it, with the gradients of the last K rows
-// of x in registers.
+// Backward of causal_conv1d. A thread iterates over its run and the K - 1 rows after it, with the gradients of the last
+// K rows of x in registers.
 #pragma once
 
 #include <algorithm>
@@ -46,8 +46,8 @@ struct ConvWeightSums {
   }
 };
 
-// Adds the gradient of the final history of sequence b to the K - 1 rows before the current one, as far as they are in
-// the sequence: `depth` rows are.
+// Adds the gradient of the final history of sequence b to the K - 1 rows before the current one. Only `depth` of them
+// are in the sequence.
 template <typename E, int N, int K>
 __device__ void add_final_history_gradient(const ConvPlan& p, const Run<E, N, K>& run, int64_t b, int depth,
                                            float (&grad)[K][N]) {

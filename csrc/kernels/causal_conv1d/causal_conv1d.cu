@@ -1,8 +1,8 @@
 // Host side of causal_conv1d: a depthwise causal convolution with bias and SiLU over packed rows.
 //
-// Rows are divided into runs without regard to sequences, and a thread takes a run of one group of adjacent channels. A
-// block takes consecutive runs of up to 32 groups and finds where sequences begin and end among its rows. Many short
-// sequences and few long ones thus take the same time, and each row is read in whole cache lines.
+// Rows are divided into runs regardless of sequences, and a thread processes one group of adjacent channels of a run. A
+// block processes consecutive runs of up to 32 groups and finds where sequences begin and end among its rows. Many
+// short sequences and few long ones thus take the same time, and each row is read in whole cache lines.
 #include <algorithm>
 
 #include "kernels/causal_conv1d/plan.cuh"

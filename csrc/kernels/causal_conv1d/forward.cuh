@@ -1,4 +1,4 @@
-// Forward of causal_conv1d. A thread walks its run with the last K - 1 rows in registers.
+// Forward of causal_conv1d. A thread iterates over its run, with the last K - 1 rows in registers.
 #pragma once
 
 #include "kernels/causal_conv1d/run.cuh"

@@ -1,4 +1,4 @@
-// Final history of causal_conv1d and the gradient of the initial one. A thread takes one channel of one sequence.
+// Final history of causal_conv1d and gradient of the initial history. A thread processes one channel of one sequence.
 #pragma once
 
 #include "kernels/causal_conv1d/plan.cuh"
@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kConvThreads) conv_final_history_kernel(const 
     E value = from_float<E>(0.f);
     if (row >= rows.begin) {
       value = static_cast<const E*>(p.x.data)[row * p.x.stride + at.channel];
-    } else if (p.initial_history) {  // its newest row comes right before the first row of the sequence
+    } else if (p.initial_history) {  // its last row precedes the first row of the sequence
       value = static_cast<const E*>(p.initial_history)[first + (row - rows.begin + history) * p.channels];
     }
     static_cast<E*>(p.final_history)[first + k * p.channels] = value;

@@ -1,4 +1,4 @@
-// Parameters and entry points of causal_conv1d. B sequences of T rows in all, C channels, a kernel of K rows.
+// Parameters and entry points of causal_conv1d: B sequences, T rows in total, C channels, a kernel of size K.
 #pragma once
 
 #include "kernels/common/params.h"

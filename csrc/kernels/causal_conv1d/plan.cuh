@@ -10,17 +10,17 @@ namespace recgrela::cuda {
 
 constexpr int kConvThreads = 256;
 
-// Adjacent channels that a thread takes: 16 bytes in the forward. The backward holds five times as many registers per
-// channel; 8 bytes of a 16-bit type still fill cache lines.
+// Adjacent channels that a thread processes: 16 bytes in the forward. The backward processes 4, since it uses five
+// times as many registers per channel; 8 bytes of a 16-bit type still fill cache lines.
 template <typename E>
 constexpr int kForwardGroup = 16 / sizeof(E);
 constexpr int kBackwardGroup = 4;
 
-// A run is run_rows consecutive rows, taken without regard to sequences; a thread takes a run of one group of channels.
-// A block takes `runs` consecutive runs of block_groups groups.
+// A run is run_rows consecutive rows, regardless of sequences. A thread processes one group of channels of a run; a
+// block processes `runs` consecutive runs of block_groups groups.
 struct ConvPlan : CausalConv1dParams {
   int groups = 0;        // of channels
-  int columns = 0;       // blocks side by side that cover the groups
+  int columns = 0;       // blocks that cover the groups
   int block_groups = 0;  // groups per block
   int runs = 0;          // runs per block
   int run_rows = 0;

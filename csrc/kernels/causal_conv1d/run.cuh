@@ -1,4 +1,4 @@
-// Run of rows that a thread takes, the weights of its channels, and the boundaries of sequences in its block.
+// Run of rows that a thread processes, the weights of its channels, and the boundaries of sequences in its block.
 #pragma once
 
 #include "kernels/causal_conv1d/plan.cuh"
@@ -11,12 +11,12 @@ namespace recgrela::cuda {
 template <typename E, int N, int K>
 struct Run {
   int64_t row_block;
-  int64_t first_boundary;  // the block's first row less K - 1: the first row whose boundaries are found
+  int64_t first_boundary;  // first row whose boundaries are found: K - 1 rows before the block
   int64_t begin;           // first row of the run
   int rows;                // 0 for a thread without a run
-  int low, high;           // existing rows, from the run's first, among those from K - 1 before it to K - 1 after it
+  int low, high;           // rows begin + low .. begin + high exist: the run and up to K - 1 rows on each side
   int64_t channel;         // first channel of the group
-  int valid;               // existing channels of the group
+  int valid;               // channels of the group that exist
   bool whole;              // all N channels exist and are aligned in every row
 
   __device__ explicit Run(const ConvPlan& p) {
@@ -91,9 +91,9 @@ __device__ void shift_up(float (&rows)[K][N]) {
     for (int i = 0; i < N; ++i) rows[k][i] = rows[k + 1][i];
 }
 
-// Finds the boundaries at rows base .. base + count - 1: starts[i] is the sequence that begins at row base + i, and
-// ends[i] the one that ends before it, or -1. All threads of a block call it; `ends` may be null, and `first_offset` is
-// scratch in shared memory.
+// Finds the boundaries at rows base .. base + count - 1: starts[i] is the sequence that begins at row base + i, ends[i]
+// the sequence that ends just before that row; both are -1 if there is none. All threads of a block call it. `ends` may
+// be null; `first_offset` is scratch in shared memory.
 inline __device__ void find_boundaries(const Sequences& s, int64_t base, int count, int32_t* starts, int32_t* ends,
                                        int64_t* first_offset) {
   for (int i = threadIdx.x; i < count; i += kConvThreads) {

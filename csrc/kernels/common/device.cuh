@@ -1,6 +1,6 @@
 // GPU features that the kernels use beyond C++: number types, tensor-core products, asynchronous copies, launches. All
-// inline PTX of the project is here. csrc/tests/simt/simt.h has a twin of every function for the CPU, so that the same
-// .cu sources run there thread by thread under sanitizers.
+// inline PTX of the project is here. csrc/tests/simt/device.h implements every function for the CPU, so that the
+// same .cu sources run there thread by thread under sanitizers.
 #pragma once
 
 #ifdef RECGRELA_SIMT_HOST
@@ -74,7 +74,7 @@ inline __device__ float2 unpack2<bf16>(uint32_t packed) {
 inline __device__ uint32_t float_bits(float x) { return __float_as_uint(x); }
 inline __device__ float bits_float(uint32_t x) { return __uint_as_float(x); }
 
-// 2^x and 1/x to about one unit in the last place; subnormal numbers count as 0.
+// 2^x and 1/x to about one unit in the last place; subnormal numbers are flushed to 0.
 inline __device__ float fast_exp2(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -141,9 +141,8 @@ inline __device__ uint32_t transpose_matrix(uint32_t x) {
   return y;
 }
 
-// Starts a copy of 16 bytes from global to shared memory, both aligned to 16; writes zeros and reads nothing unless
-// `valid`. A thread may read its own copies after copies_wait, and those of others after a barrier that follows
-// copies_wait.
+// Starts a copy of 16 bytes from global to shared memory, both aligned to 16. If not `valid`, it writes zeros and reads
+// nothing. A thread may read its own copies after copies_wait, and those of other threads after a barrier that follows.
 inline __device__ void copy_async16(void* shared, const void* global, bool valid) {
   const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"

@@ -41,7 +41,8 @@ __device__ Packed<E, N> pack(const float (&values)[N]) {
   return packed;
 }
 
-// Loads one channel at a time, zeros from `valid` on: for the end of a row, or rows that are not aligned.
+// Loads the first `valid` channels one by one, and zeros after them: for the end of a row, or rows that are not
+// aligned.
 template <typename E, int N>
 __device__ void load_each(const E* from, int valid, float (&out)[N]) {
 #pragma unroll

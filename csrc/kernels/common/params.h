@@ -18,7 +18,7 @@ enum class DType { kFloat32, kFloat16, kBFloat16 };
 
 inline int64_t size_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 
-// A matrix whose rows may be further apart than they are long. A null pointer means that the matrix is absent.
+// A matrix with contiguous rows and any stride between them. A null pointer means that the matrix is absent.
 struct RowMatrix {
   void* data = nullptr;
   int64_t stride = 0;  // elements from one row to the next

@@ -19,7 +19,7 @@ struct StoreFloats {
   __device__ void operator()(int64_t column, float sum) const { sums[column] = sum; }
 };
 
-// Adds the rows of `partials`. A block takes kColumns columns: each thread adds every n-th element of one column, where
+// Adds the rows of `partials`. A block adds kColumns columns: each thread adds every n-th element of one column, where
 // n is the number of threads per column; one thread per column then adds their sums in order.
 template <int kColumns, typename Store>
 __global__ void __launch_bounds__(kReduceThreads) add_partials_kernel(const PartialSums<Store> p) {
@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kReduceThreads) add_partials_kernel(const Part
   p.store(column, sum);
 }
 
-// kColumns: 32 reads whole cache lines; 8 spreads few columns over more blocks.
+// Adds partial sums. With kColumns = 32, blocks read whole cache lines; with 8, more blocks share few columns.
 template <int kColumns = 32, typename Store>
 cudaError_t add_partials(const float* partials, int64_t count, int64_t size, Store store, cudaStream_t stream) {
   return launch(add_partials_kernel<kColumns, Store>, ceil_div(size, kColumns), kReduceThreads,

@@ -1,8 +1,9 @@
-// Segments: pieces of sequences that run side by side.
+// Segments: pieces of sequences that are processed in parallel.
 //
-// With many short sequences, each is one segment. A few long ones are cut into segments: the sums of each are found
-// first, carried along each sequence in order, and handed to the threads that finish the segments. The host decides
-// which it is from sizes alone; the device finds the cut from the offsets.
+// If there are many short sequences, each is one segment. A few long sequences are cut into segments. One kernel then
+// computes the sums over each segment, a second one carries them along each sequence, which gives the state before each
+// segment, and a third one processes the segments. The host decides from sizes alone whether to cut; the device
+// computes the segments from the offsets.
 #pragma once
 
 #include <algorithm>
@@ -86,14 +87,15 @@ inline SegmentPlan plan_segments(const Sequences& s, int64_t rows) {
   return p;
 }
 
-// Plan of a scan, which occupies `row_threads` threads per row. Segments have `segment_rows` rows, or as many as the
-// device needs to be busy if that is 0, rounded up to a multiple of `unit`.
+// Plans the segments of a scan that uses `row_threads` threads per row. Segments have `segment_rows` rows, rounded up
+// to a multiple of `unit`. If segment_rows is 0, they are short enough to keep the device busy.
 inline SegmentPlan plan_scan(const Sequences& s, int64_t row_threads, int64_t segment_rows, int64_t unit) {
   if (segment_rows == 0) {
-    constexpr int64_t kThreads = 512, kMinRows = 64;  // per multiprocessor; of a segment
+    constexpr int64_t kThreads = 512;  // per multiprocessor
+    constexpr int64_t kMinRows = 64;   // of a segment
     const int64_t threads = kThreads * multiprocessors();
     segment_rows = std::max(kMinRows, s.num_rows * row_threads / threads);
-    // If the sequences alone keep the device busy, only those far longer than the mean are cut.
+    // If uncut sequences keep the device busy, only sequences much longer than the mean are cut.
     if (s.num_sequences * row_threads >= threads / 2)
       segment_rows = std::max(segment_rows, 4 * ceil_div(s.num_rows, s.num_sequences));
   }

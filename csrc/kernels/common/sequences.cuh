@@ -1,5 +1,5 @@
-// Offsets of packed sequences on the device. A kernel of its own checks them, since the host never waits for the
-// device; the kernels after it in the stream clamp every offset that they use as an address.
+// Offsets of packed sequences on the device. A separate kernel checks them, since the host never waits for the device.
+// The kernels after it in the stream clamp every offset that they use as an address.
 #pragma once
 
 #include <algorithm>
@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(kThreads) check_sequences_kernel(const Sequenc
   }
 }
 
-// Stops the stream with an error unless the offsets are those of packed sequences and every position has its rotation.
+// Launches a kernel that fails unless the offsets are valid and the rotary table covers every position.
 inline cudaError_t check_sequences(const Sequences& s, cudaStream_t stream, const int64_t* initial_position = nullptr,
                                    int64_t rotary_positions = 0) {
   const int64_t blocks = std::min<int64_t>(s.num_sequences / (4 * kCheckThreads) + 1, 128);  // usually one

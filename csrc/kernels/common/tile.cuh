@@ -1,14 +1,14 @@
 // Products of 16 x 16 tiles by one warp, on tensor cores.
 //
-// Sums and operands share one layout: lane l holds rows l / 4 and l / 4 + 8 of a tile at columns 2 (l % 4), + 1, + 8
-// and
-// + 9. mma.m16n8k16 returns and takes this layout, so that a sum can be an operand of the next product without moving.
-// TF32's k8 fragments have another layout; there the inner dimension is permuted alike in both operands. An operand is
-// a matrix M[i][k], k the inner dimension: A as it is, B transposed, so that D[m][n] = sum_k A[m][k] B[n][k].
+// Sums and operands share one layout: lane l holds rows l / 4 and l / 4 + 8 of a tile at the columns c, c + 1, c + 8
+// and c + 9, where c = 2 (l % 4). mma.m16n8k16 takes and returns this layout, so that a sum can be an operand of the
+// next product without moving. TF32's k8 fragments have another layout, which permutes the inner dimension of both
+// operands in the same way. An operand is a matrix M[i][k], where k is the inner dimension: A as it is and B
+// transposed, so that D[m][n] = sum_k A[m][k] B[n][k].
 //
-// float32 operands are split into two TF32 numbers each and three products of them added, for the accuracy of float32.
-// Tensor cores truncate their sums; therefore float32 sums over many tiles use ordinary additions. 16-bit operands are
-// used directly, and a float32 sum that becomes an operand is rounded.
+// A float32 operand is split into two TF32 numbers, and three of the four products are added, for the accuracy of
+// float32. Tensor cores truncate their sums, so that float32 sums over many tiles use ordinary additions. 16-bit
+// operands are used directly, and a float32 sum that becomes an operand is rounded.
 #pragma once
 
 #include "kernels/common/device.cuh"
@@ -220,11 +220,11 @@ __device__ Operand<E> load_packed(const E* tile) {
   return operand;
 }
 
-// One value for each of this lane's columns, 2 (l % 4), + 1, + 8 and + 9: a tile whose rows are equal.
+// One value for each of this lane's columns c, c + 1, c + 8 and c + 9: a row, or a tile whose rows are equal.
 struct RowVector {
   float x[4] = {};
 };
-// Converts equal rows to the operand A.
+// Converts a tile whose rows are equal to the operand A.
 template <typename E>
 __device__ Operand<E> to_operand(const RowVector& row) {
   Operand<E> operand;
@@ -269,7 +269,8 @@ __device__ void add_columns(RowVector& sum, const Operand<E>& m) {
   for (int i = 0; i < 4; ++i) sum.x[i] += d.x[i / 2][i % 2];
 }
 
-// Stops the compiler from overlapping the next product with the previous ones. float32 operands take many registers.
+// Stops the compiler from overlapping the next product with the previous ones, since float32 operands take many
+// registers.
 template <typename E, bool kLimit = true>
 __device__ void limit_overlap() {
   if constexpr (sizeof(E) == 4 && kLimit) __syncwarp();

@@ -5,8 +5,8 @@
 
 namespace recgrela::cuda {
 
-// Hands out arrays one after the other, each aligned to 256 bytes. Without memory it only counts, so that one function
-// both sizes a workspace and lays it out.
+// Hands out arrays one after the other, each aligned to 256 bytes. If the memory is null, it only counts bytes, so that
+// one function both sizes a workspace and lays it out.
 class Workspace {
  public:
   explicit Workspace(void* memory) : memory_(static_cast<char*>(memory)) {}

@@ -6,8 +6,8 @@
 //   where U_j = sum_i R phi(q)_i (x) u_i, w_j = sum_i d_Z_i phi(q)_i     over i >= j (causal) or all i
 // in chunks as in the forward: products within the chunk and with a state. S and z accumulate forward along the
 // segment, U and w in reverse. Therefore a light sweep over keys and values stores S and z before each chunk in global
-// memory, and one reverse sweep computes all gradients. Operands of 16 bits stay near 1: rows are scaled by n / Z, n
-// the number of keys, and sums divided by n.
+// memory, and one reverse sweep computes all gradients. To keep 16-bit operands near 1, rows are scaled by n / Z, where
+// n is the number of keys, and sums are divided by n.
 #pragma once
 
 #include "kernels/gated_rela/conv_gradient.cuh"
@@ -31,12 +31,12 @@ struct BackwardMemory {
       RowSums<E, kHead> denominators, dots;
       ConvGradient<kHead> conv;
     };
-    KeySumsMemory<E, kHead> keys;  // of the sweep over keys, which comes first
+    KeySumsMemory<E, kHead> keys;  // for the sweep over keys, before the reverse sweep
   };
 };
 
-// The state of queries transposed, as operands by own key channels; the warps hold it by own value channels. Heads of
-// one tile in 16 bits transpose registers; others go through memory.
+// The transposed state of queries. Each warp holds the state at its own value channels; the operands have its own key
+// channels. Heads of one tile in 16 bits transpose registers; other heads exchange tiles through memory.
 template <typename E, int kHead>
 struct TransposedState {
   static constexpr int kTiles = Team<E, kHead>::kTiles;
@@ -151,7 +151,7 @@ __device__ void sweep_reverse(const Team<E, kHead>& team, BackwardMemory<E, kHea
         }
       }
     }
-    Acc a, d_gate;  // gradients of the gated sum and of the gate's input; the latter lacks the factor of that sum
+    Acc a, d_gate;  // gradients of the gated sum and of the gate's input; the latter is multiplied by the sum later
     team.load_pairs(a, m.d_y);
     if (gates) {
       Acc gate;

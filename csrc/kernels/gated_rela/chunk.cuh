@@ -15,7 +15,7 @@ constexpr float kRange = std::is_same_v<E, fp16> ? kHead : 1;
 
 // (cos, sin) for the pairs of channels that this lane holds.
 struct Angles {
-  float2 x[2][2];  // [j][row / 8]
+  float2 x[2][2];  // [j][row / 8], as in Acc
 };
 
 // This lane's first entry of the rotary table for chunk i; null without a table.
@@ -80,8 +80,8 @@ struct Features {
   }
 };
 
-// Computes the features of n rows of x, zeros for the rows after them; R phi(x) replaces x. A null `plain` leaves out
-// phi(x), and R phi(x) if that is in registers. Returns phi(x) of own channels.
+// Computes the features of n rows of x and zeros for the rows after them. Stores phi(x) in `plain` and R phi(x) in x;
+// if `plain` is null, it stores only R phi(x), and nothing if kInRegisters. Returns phi(x) of own channels.
 template <typename E, int kHead, bool kInRegisters>
 __device__ Acc make_features(const Team<E, kHead>& team, Features<E, kHead, kInRegisters>& f, E* x, E* plain,
                              const Angles& angles, int n) {
@@ -150,7 +150,7 @@ __device__ Acc running_keys(const Team<E, kHead>& team, const F& k) {
   }
   return running;
 }
-// sum + factor * running: the sums of phi(k) that the denominators of queries are products with.
+// sum + factor * running: the sums of phi(k) by which queries are multiplied to give their denominators.
 inline __device__ Acc with_state(Acc running, const RowVector& sum, float factor) {
 #pragma unroll
   for (int i = 0; i < 8; ++i) running.x[i / 4][i % 4] = sum.x[i / 4 * 2 + i % 2] + factor * running.x[i / 4][i % 4];

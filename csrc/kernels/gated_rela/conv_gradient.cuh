@@ -81,7 +81,7 @@ __device__ void add_conv_gradient(const Team<E, kHead>& team, Acc& d_value, cons
   }
 }
 
-// Adds the gradient of the final history to the last values of the sequence; first_row is that of the chunk.
+// Adds the gradient of the final history to the last values of the sequence. `first_row` is the chunk's first row.
 template <typename E, int kHead>
 __device__ void add_final_gradient(const Team<E, kHead>& team, Acc& d_value, int64_t first_row) {
   const RelaPlan& p = team.p;
@@ -96,8 +96,8 @@ __device__ void add_final_gradient(const Team<E, kHead>& team, Acc& d_value, int
   });
 }
 
-// Moves the gradients at the first rows of a chunk to the rows after the chunk processed next, by own channels. `zero`:
-// stores zeros there instead.
+// Moves the gradients at the first rows of a chunk to the rows after the chunk that is processed next, by own channels.
+// If `zero`, stores zeros there instead.
 template <typename E, int kHead>
 __device__ void move_conv_gradient(const Team<E, kHead>& team, ConvGradient<kHead>& gradient, bool zero) {
   constexpr int kStride = ConvGradient<kHead>::kStride;

@@ -1,7 +1,9 @@
 // Host side of gated_rela, and the kernels that depend neither on the element type nor on the head size.
 //
-// A call runs up to five kernels: the sums of keys and values of each segment; the states before each segment, carried
-// along its sequence; the forward, or the sums of queries and their states and then the backward.
+// After a check of the offsets, a forward launches key_sums (sums over the keys and values of each segment),
+// carry_states (which turns them into the state of each segment) and forward. A backward launches key_sums and
+// carry_states, query_sums and carry_states, backward, and a sum of the convolution's partial gradients. carry_states
+// is needed only if sequences are cut; otherwise the causal form needs no sums either.
 #include <algorithm>
 
 #include "kernels/common/reduce.cuh"
@@ -15,14 +17,14 @@ constexpr int kCarryThreads = 128;
 
 struct CarryArgs {
   RelaPlan plan;
-  float* states = nullptr;         // [slots, H, d + 1, d]: sums of the segments on entry, states before them on return
+  float* states = nullptr;         // [slots, H, d + 1, d]: in: sums over segments; out: states before them
   const float* initial = nullptr;  // [B, H, d + 1, d]; null: zeros
   bool reverse = false;
 };
 
-// Replaces the sum of each segment by the state that it begins from: the initial state and the sums of the segments
-// before it (causal; after it, if reverse), or the sum of all segments (bidirectional). A thread takes one element of
-// the state of a head.
+// Replaces the sum over each segment by the state that the segment starts from: in the causal form the initial state
+// plus the sums over all segments before it (after it, if reverse), in the bidirectional form the sum over all
+// segments. A thread processes one element of the state of a head.
 __global__ void __launch_bounds__(kCarryThreads) rela_carry_states_kernel(const CarryArgs args) {
   constexpr int kBatch = 8;
   const RelaPlan& p = args.plan;
@@ -73,7 +75,8 @@ RelaPlan make_plan(const GatedRelaParams& params) {
   const Sequences& s = params.sequences;
   int64_t segment_rows = params.segment_rows;
   if (segment_rows == 0) {
-    // About 32 warps per multiprocessor, but no segments so short that summing each twice dominates.
+    // About 32 warps per multiprocessor. Shorter segments would spend too much time on the sums of their keys, which
+    // are computed in addition to the rest.
     constexpr int64_t kMinRows = 256, kWarps = 32;
     const int64_t warps_per_head = std::max(1, p.head_dim / kTile);
     segment_rows = std::max(kMinRows, s.num_rows * p.num_heads * warps_per_head / (kWarps * multiprocessors()));
@@ -92,8 +95,8 @@ size_t lay_out(RelaPlan& p, bool backward) {
   p.key_states = workspace.take_floats(states);
   if (!backward) return workspace.size();
   p.query_states = workspace.take_floats(states);
-  // The number of teams is what the target bytes allow, but at least what runs at a time: 12 warps per multiprocessor.
-  // It is even, since a block may have two teams.
+  // There are as many teams as the target bytes allow, but at least as many as the device runs at once: 12 warps per
+  // multiprocessor. The number is even, since a block may have two teams.
   const int64_t tile_bytes = kPackedTile * size_of(p.dtype), padded_dim = p.num_tiles() * kTile;
   const int64_t state_bytes = p.num_tiles() * p.num_tiles() * tile_bytes;
   const int64_t sum_bytes = padded_dim * int64_t{sizeof(float)};

@@ -5,7 +5,7 @@
 
 namespace recgrela::cuda {
 
-// Products that a gradient is made of: `rows` between the rows of a chunk, `state` of rows with a state, by own
+// Products that make up a gradient: `rows` of the rows of a chunk with each other, `state` of rows with a state, by own
 // channels. Products between rows i and j are masked to j <= i in the gradient of queries, and to j >= i in those of
 // keys and values.
 struct Products {
@@ -24,7 +24,7 @@ __device__ Acc apply_products(const Products& products, const Operand<E>& m, flo
 //
 // Args:
 //   products  u with values, and u with the state of keys
-//   running   sums of phi(k) that the denominators are products with
+//   running   sums of phi(k) by which queries are multiplied to give the denominators
 template <typename E, int kHead, typename F>
 __device__ Acc query_gradient(const Team<E, kHead>& team, Products& products, const Acc& running, const F& q,
                               const F& k, const float* d_denominator, const Angles& angles, float factor) {
@@ -47,7 +47,7 @@ __device__ Acc query_gradient(const Team<E, kHead>& team, Products& products, co
   return d;
 }
 
-// Gradient of values by the attention, by own value channels.
+// Gradient of values through the attention, by own value channels.
 //
 // Args:
 //   products   keys with queries, and keys with the state of queries
@@ -65,7 +65,7 @@ __device__ Acc value_gradient(const Team<E, kHead>& team, Products& products, co
 //
 // Args:
 //   products  values with u, and values with the state of queries
-//   sum       sum over queries of that state; the chunk is added to it
+//   sum       the sum over queries in that state; the function adds the chunk to it
 template <typename E, int kHead, typename F>
 __device__ Acc key_gradient(const Team<E, kHead>& team, Products& products, RowVector& sum, const F& q, const F& k,
                             const float* d_denominator, const Angles& angles, float factor) {

@@ -1,5 +1,5 @@
 // Launches of gated_rela's kernels for one element type and all head sizes. Two sources per type include it, so that
-// the backward compiles beside the rest.
+// the backward and the rest compile in parallel.
 #pragma once
 
 #include <algorithm>

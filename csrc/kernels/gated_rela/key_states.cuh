@@ -12,7 +12,7 @@ struct ChunkState {
   E* tiles;
   float* sums;
 
-  // State before chunk i of the segment; the only one, if bidirectional.
+  // State before chunk i of the segment, or of the whole sequence if bidirectional.
   __device__ ChunkState(const Team<E, kHead>& team, int i) {
     if (!team.p.causal) i = 0;
     tiles = static_cast<E*>(team.segment.chunk_states) + int64_t{i} * (kTiles * kTiles * kPackedTile);

@@ -17,8 +17,7 @@ struct KeySumsMemory {
   E fk[T::kTileSize];
 };
 
-// Calls before(i) for each chunk i of the segment and then adds its keys to the state; leaves out the last `skipped`
-// chunks.
+// Calls before(i) for each chunk i of the segment and then adds its keys to the state. Skips the last `skipped` chunks.
 template <typename E, int kHead, typename Before>
 __device__ void sweep_keys(const Team<E, kHead>& team, KeySumsMemory<E, kHead>& memory, int skipped,
                            Acc (&state)[Team<E, kHead>::kTiles], RowVector& sum, Before before) {

@@ -1,4 +1,4 @@
-// Parameters and entry points of gated_rela. B sequences of T rows in all; H heads of d channels, D = H d.
+// Parameters and entry points of gated_rela: B sequences, T rows in total, H heads of d channels, D = H d.
 #pragma once
 
 #include "kernels/common/params.h"
@@ -12,7 +12,7 @@ struct GatedRelaParams {
   Sequences sequences;
   int num_heads = 0;
   int head_dim = 0;     // 8, 16, 32, 64 or 128
-  int kernel_size = 0;  // K, of the convolution, up to kMaxKernelSize; 0: no convolution
+  int kernel_size = 0;  // K, up to kMaxKernelSize; 0: no convolution
   bool causal = false;
   float eps = 0;
 
@@ -25,9 +25,10 @@ struct GatedRelaParams {
   const void* conv_bias = nullptr;    // [D] of dtype
   RowMatrix y;                        // [T, D] of dtype; forward only
 
-  // State of the causal form before and after each sequence: all three of its members are given, or none.
-  //   kv_state  [B, H, d + 1, d] float32: the sum of R phi(k) (x) v, key channels by value channels; then that of
-  //   phi(k) history   [B, K - 1, D] of dtype: the last values, oldest first position  [B]: the number of rows so far
+  // State of the causal form before and after each sequence. Either all three members are null or none is.
+  //   kv_state  [B, H, d + 1, d] float32: sum of R phi(k) (x) v, keys by values, and in the last row the sum of phi(k)
+  //   history   [B, K - 1, D] of dtype: the last rows of v, oldest first
+  //   position  [B]: the number of earlier rows
   const float* initial_kv_state = nullptr;
   const void* initial_history = nullptr;
   const int64_t* initial_position = nullptr;
@@ -45,7 +46,7 @@ struct GatedRelaParams {
   float* d_initial_kv_state = nullptr;
   void* d_initial_history = nullptr;
 
-  // Rows per segment of a sequence; a team of warps takes one segment. 0: chosen by the size of the device.
+  // Rows per segment of a sequence; a team of warps processes one segment. 0: chosen from the size of the device.
   int64_t segment_rows = 0;
   // Target bytes for the per-team part of the backward's workspace; exceeded if the device could not be filled
   // otherwise. Teams beyond it run in further launches. 0: 128 MiB.

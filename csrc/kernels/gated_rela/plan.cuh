@@ -19,8 +19,8 @@ struct RelaPlan : GatedRelaParams {
   // The unit of work of a team of warps is one head of one slot. A launch starts at unit first_unit. A backward launch
   // has up to num_teams teams, each with a workspace for the state of keys before every chunk of a causal segment, or
   // for the one state of a bidirectional sequence, divided by the number of keys:
-  //   chunk_states  [teams, max_chunks + 1, tiles, tiles, 256] of dtype, by value and key channels in tiles; the last
-  //                 one is for an exchange between the warps of the team
+  //   chunk_states  [teams, max_chunks + 1, tiles, tiles, 256] of dtype, by value and key channels in tiles; through
+  //                 the last one, the warps of the team exchange tiles
   //   chunk_sums    [teams, max_chunks, d], of phi(k)
   int64_t first_unit = 0, num_teams = 0, max_chunks = 0;
   void* chunk_states = nullptr;
@@ -32,7 +32,7 @@ struct RelaPlan : GatedRelaParams {
   __host__ __device__ int64_t num_tiles() const { return (head_dim + kTile - 1) / kTile; }
 };
 
-// Segment that a team takes, with the position of its first row and the team's workspace.
+// Segment that a team processes, with the position of its first row and the team's workspace.
 struct RelaSegment : Segment {
   int64_t position;
   void* chunk_states;

@@ -58,7 +58,7 @@ struct QuerySumsMemory {
       alignas(16) float d_denominator[kTile];
       RowSums<E, kHead> denominators, dots;
     };
-    KeySumsMemory<E, kHead> keys;  // of the sweep over keys, which comes first
+    KeySumsMemory<E, kHead> keys;  // for the sweep over keys, before the sweep over queries
   };
 };
 

@@ -18,7 +18,7 @@ struct Team {
   static constexpr int kStride = kHead + 16 / static_cast<int>(sizeof(E));
   static constexpr int kTileSize = kTile * kStride;
   static constexpr int kHistorySize = kMaxHistory * kStride;
-  // Blocks per multiprocessor that the compiler leaves registers for: as many as it can without spilling.
+  // Blocks per multiprocessor for which the compiler limits registers: the most without spilling.
   static constexpr int kForwardBlocks = kHead == 128 ? 1 : kHead == 64 ? 3 : 8;
   static constexpr int kBackwardBlocks = kHead == 128 ? 1 : kHead == 64 ? 2 : kHead == 32 ? 4 : 6;
   static constexpr int kStages = kHead == 128 ? 1 : 2;  // of the pipeline; two would exhaust registers at 128
@@ -37,8 +37,8 @@ struct Team {
 
   __device__ int64_t number() const { return int64_t{blockIdx.x} * kTeams + threadIdx.x / (32 * kWarps); }
 
-  // Finds the head and segment of the team's unit of work; `out` is what `segment` refers to. Returns whether there is
-  // a segment.
+  // Finds the head and segment of the team's unit of work and stores the segment in `out`, to which `segment` refers.
+  // Returns whether there is a segment.
   __device__ bool find_segment(RelaSegment& out) {
     const int64_t unit = p.first_unit + number();
     if (unit >= p.num_units()) return false;
@@ -75,7 +75,7 @@ struct Team {
   __device__ int chunks() const { return (rows() + kTile - 1) / kTile; }
   // First row of chunk i of the segment.
   __device__ int64_t first_row(int i) const { return segment.begin + int64_t{i} * kTile; }
-  // Number of keys that the last row of chunk i attends to. Sums are divided by it where they would overflow 16 bits.
+  // Number of keys that the last row of chunk i attends to. Sums divided by it fit 16-bit types.
   __device__ float num_keys(int i) const {
     if (!p.causal) return static_cast<float>(segment.length());
     return static_cast<float>(segment.position) + static_cast<float>((i + 1) * kTile);
@@ -101,8 +101,8 @@ struct Team {
       copy_async16(tile + (row + i) * kStride + column, source + i * static_cast<int>(rows.stride), row + i < n);
   }
 
-  // Starts copying values and the kMaxHistory rows before them: those of the initial history, or zeros, for the first
-  // chunk of a sequence.
+  // Starts copying values and the kMaxHistory rows before them. For the first chunk of a sequence, these are the
+  // initial history, or zeros.
   __device__ void copy_values(E* tile, const E* source, bool first, int n) const {
     copy_chunk(tile, source, p.v, n);
     const int row = thread / kVectors, column = thread % kVectors * kVector;
@@ -118,8 +118,8 @@ struct Team {
     copy_async16(tile - kHistorySize + row * kStride + column, source, valid && in_head(column));
   }
 
-  // Loads the convolution's weights to shared memory, [5, kHead]: the fourth row applies to the current row of the
-  // values, missing ones are zero; the fifth row is the bias.
+  // Loads the convolution's weights to shared memory, [5, kHead]. Rows 0 to 3 apply to the rows of v from 3 rows before
+  // the current one to the current one; weights that a shorter kernel lacks are zero. Row 4 is the bias.
   __device__ void load_conv_weights(float* conv_weights) const {
     const E* const weight = static_cast<const E*>(p.conv_weight);
     const E* const bias = static_cast<const E*>(p.conv_bias);
@@ -207,7 +207,8 @@ struct Team {
     return states + (segment.sequence * p.num_heads + head) * p.state_size();
   }
 
-  // Loads the sums of own value channels by all key channels, and those of own key channels. A null state is zero.
+  // load_state loads the sums at own value channels and all key channels, load_sum the sums at own key channels. A null
+  // state is zero.
   __device__ void load_state(const float* state, Acc (&by_value)[kTiles]) const {
     visit(by_value, [&](float& x, int value, int key) { x = state ? state[key * p.head_dim + value] : 0.f; });
   }

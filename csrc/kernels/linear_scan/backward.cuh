@@ -1,5 +1,5 @@
 // Backward of linear_scan. It carries k_i = conj(a_i) g_i, where g_i = d_h_i + k_{i+1}, from the last row to the first:
-// d_x_i = g_i, d_a_i = g_i conj(h_{i-1}), and k of the first row is the gradient of the state before it.
+// d_x_i = g_i, d_a_i = g_i conj(h_{i-1}), and the gradient of the initial state is k of the first row.
 #pragma once
 
 #include "kernels/linear_scan/forward.cuh"

@@ -1,4 +1,4 @@
-// Forward of linear_scan, and the final states of segments from zero in both directions.
+// Forward of linear_scan, and the final states of segments that start from zero, in both directions.
 #pragma once
 
 #include <algorithm>
@@ -7,8 +7,8 @@
 
 namespace recgrela::cuda {
 
-// Final state of a segment from zero and the product of its coefficients: of h, or for kReverse of the gradient
-// k_i = conj(a_i) (d_h_i + k_{i+1}) from the last row to the first.
+// Computes the final state of a segment that starts from a zero state, and the product of its coefficients. kReverse
+// does so for the gradient k_i = conj(a_i) (d_h_i + k_{i+1}), from the last row to the first.
 template <typename E, bool kComplex, bool kPerStep, bool kReverse>
 __global__ void __launch_bounds__(kScanThreads, 2) scan_sum_segments_kernel(const ScanPlan p) {
   constexpr int N = kScanGroup<E>;

@@ -1,7 +1,7 @@
 // Host side of linear_scan: h_i = a_i h_{i-1} + x_i in each channel of packed sequences, real or complex.
 //
-// A thread takes a group of adjacent channels of a segment and walks its rows with the next ones loaded ahead; a block
-// takes the segments of up to 32 groups. A row of complex numbers is one of twice as many floats.
+// A thread processes a group of adjacent channels of a segment row by row and loads the next rows ahead; a block
+// processes up to 32 groups of several segments. A row of C complex numbers is a row of 2 C floats.
 #include <algorithm>
 
 #include "kernels/common/reduce.cuh"
@@ -13,8 +13,8 @@ namespace {
 
 constexpr int kMaxGroups = 32;  // per block
 
-// Replaces the final state from zero of each segment by the state that it begins from. A thread takes one channel of a
-// sequence.
+// Replaces the final state from zero of each segment by the state that the segment starts from. A thread processes one
+// channel of a sequence.
 template <bool kComplex, bool kReverse>
 __global__ void __launch_bounds__(kScanThreads) scan_carry_states_kernel(const ScanPlan p) {
   constexpr int kBatch = 8, N = kComplex ? 2 : 1;

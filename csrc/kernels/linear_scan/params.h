@@ -1,5 +1,4 @@
-// Parameters and entry points of linear_scan: h_i = a_i h_{i-1} + x_i in each of C channels of B sequences of T rows in
-// all.
+// Parameters and entry points of linear_scan: h_i = a_i h_{i-1} + x_i in C channels of B sequences, T rows in total.
 #pragma once
 
 #include "kernels/common/params.h"
@@ -16,7 +15,7 @@ struct LinearScanParams {
   RowMatrix x;            // [T, C] of dtype; forward only
   RowMatrix h;            // [T, C] of dtype; the forward writes it, the backward reads it
   bool per_step = false;  // a is [T, C], else [1, C]
-  RowMatrix a;            // float32, as its gradient and the states
+  RowMatrix a;            // float32, like its gradient and the states
 
   const void* initial_state = nullptr;  // [B, C], the state before each sequence; null: zeros
   void* final_state = nullptr;          // [B, C], the state after each sequence; may be null
@@ -26,7 +25,7 @@ struct LinearScanParams {
   const void* d_final_state = nullptr;  // null: zeros
   void* d_initial_state = nullptr;      // may be null
 
-  int64_t segment_rows = 0;   // rows per segment of a sequence; a thread takes one. 0: chosen by the size of the device
+  int64_t segment_rows = 0;   // rows per segment of a sequence; 0: chosen from the size of the device
   void* workspace = nullptr;  // of the size that the functions below return, aligned to 256 bytes
 };
 

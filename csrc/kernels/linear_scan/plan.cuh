@@ -9,21 +9,22 @@ namespace recgrela::cuda {
 
 constexpr int kScanThreads = 256;
 
-// Floats that a thread takes of a row: as many as 8 bytes of x hold. A complex number is two floats.
+// Floats of a row that a thread processes: as many as 8 bytes of x hold. A complex number is two floats.
 template <typename E>
 constexpr int kScanGroup = 8 / sizeof(E);
 
-// Strides are in floats for complex numbers too. A block takes `runs` consecutive segments of block_groups groups.
+// Row strides are in floats even for complex numbers. A block processes block_groups groups of `runs` consecutive
+// segments.
 struct ScanPlan : LinearScanParams {
   SegmentPlan segments;
   int64_t width = 0;          // floats of a row
   int groups = 0;             // of floats
-  int columns = 0;            // blocks side by side that cover the groups
+  int columns = 0;            // blocks that cover the groups
   int block_groups = 0;       // groups per block
   int runs = 0;               // segments per block
   int64_t row_blocks = 0;     // blocks that cover the slots
   bool aligned = false;       // every row of every matrix is aligned to a group
-  float* states = nullptr;    // [slots, width]: final states from zero, replaced by initial states
+  float* states = nullptr;    // [slots, width]: final states from a zero state, then initial states
   float* products = nullptr;  // [slots, width]: products of the coefficients
   float* partials = nullptr;  // [row_blocks, width]: gradient of constant coefficients; backward only
 };
@@ -47,10 +48,11 @@ __device__ void advance(const float (&a)[N], const float (&x)[N], float (&state)
 // Kernels of one element type, real or complex.
 template <typename E, bool kComplex>
 struct ScanKernels {
-  // Finds the final state from zero of each segment but the last one in order, and the product of its coefficients.
+  // Computes the final state of each segment that starts from zero, and the product of its coefficients. Skips the last
+  // segment in the direction of the scan.
   static cudaError_t sum_segments(const ScanPlan& plan, bool reverse, cudaStream_t stream);
   static cudaError_t forward(const ScanPlan& plan, cudaStream_t stream);
-  // Stores the gradients, those of constant coefficients as partial sums.
+  // Stores the gradients. The gradient of constant coefficients is stored as partial sums.
   static cudaError_t backward(const ScanPlan& plan, cudaStream_t stream);
 };
 

@@ -14,7 +14,7 @@ struct ScanThread {
   bool valid;       // false for a thread without a segment or channels
   int64_t row_block;
   int64_t channel;  // first float of the group
-  int width;        // existing floats of the group
+  int width;        // floats of the group that are in the row
   bool whole;       // all N floats exist and are aligned in every row
 
   // All threads of a block call it.
@@ -61,7 +61,7 @@ struct ScanThread {
   }
 
   // Calls use(row, load(row, true)) for the rows of the segment, from the last one if kReverse. load(row, false)
-  // returns anything.
+  // may return any value.
   template <bool kReverse, typename Load, typename Use>
   __device__ void for_each_row(Load load, Use use) const {
     const int64_t count = segment.end - segment.begin;

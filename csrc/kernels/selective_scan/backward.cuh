@@ -1,15 +1,16 @@
 // Backward of selective_scan: chunks of 32 rows from the last to the first, each from the checkpoint before it.
 //
-// A chunk is processed in tiles of 4 rows: forward over all tiles but the last, to find the states before each, then in
-// reverse. A tile's rows are recomputed with the decays and states after each row in registers, then passed in reverse
-// with k_i = a_i g_i, where g_i = d_y_i C_i + k_{i+1}, a_i is the decay and d_y the gradient before the gate.
+// A chunk is processed in tiles of 4 rows. A first pass computes the state before each tile. A second pass goes through
+// the tiles in reverse: it recomputes the decays a_i and the states after each row, keeps them in registers, and then
+// goes through the rows in reverse with k_i = a_i g_i, where g_i = d_y_i C_i + k_{i+1} and d_y is the gradient before
+// the gate.
 #pragma once
 
 #include "kernels/selective_scan/backward_team.cuh"
 
 namespace recgrela::cuda {
 
-// Blocks per multiprocessor that the registers suffice for without spilling.
+// Blocks per multiprocessor for which the registers suffice without spilling.
 template <int kLanes>
 constexpr int kBackwardBlocks = kLanes < 8 ? 3 : 2;
 
@@ -24,7 +25,7 @@ __global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks<kLanes>)
   for (int slot = persistent_block; slot < p.segments.num_slots; slot += static_cast<int>(p.persistent_blocks)) {
     float d_state[kThreadStates];
     int64_t row0, end;
-    int chunks, checkpoint;  // checkpoint: index of the one after the chunk
+    int chunks, checkpoint;  // checkpoint: index of the checkpoint after the chunk
     {
       const Segment segment = find_segment(p.segments, slot);
       if (!segment.exists()) continue;
@@ -72,7 +73,7 @@ __global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks<kLanes>)
   team.store_partials(persistent_block);
 }
 
-// Adds the partial sums of d_B and d_C of the columns of a launch. A thread takes one element of a row of [d_B, d_C].
+// Adds the partial sums of d_B and d_C over the columns of a launch. A thread adds one element of a row of [d_B, d_C].
 template <typename E>
 __global__ void __launch_bounds__(kForwardThreads) selective_add_row_partials_kernel(const SelectivePlan p) {
   const int64_t width = 2 * p.num_states, size = p.sequences.num_rows * width;

@@ -1,4 +1,4 @@
-// Block of threads of selective_scan's backward, and what it does with a tile of 4 rows.
+// Thread block of selective_scan's backward and its operations on a tile of 4 rows.
 #pragma once
 
 #include "kernels/selective_scan/team.cuh"
@@ -37,8 +37,9 @@ struct BackwardShared {
   }
 };
 
-// Sums `values` over the channels of the warp, lane by lane of a channel. Each lane keeps the kCount / (lanes summed
-// over) sums from `first` on, in `values`. Returns whether this lane is the one to store them.
+// Sums `values` over the channels of the warp, between the lanes that hold the same states of different channels. These
+// lanes divide the kCount sums among them: each keeps the sums from `first` on, in `values`. Returns whether this lane
+// must store its sums.
 template <int kLanes, int kOffset, int kCount, int kSize>
 __device__ bool channel_sums(float (&values)[kSize], int& first) {
   if constexpr (kOffset < kLanes) {
@@ -93,7 +94,7 @@ struct BackwardTeam : SelectiveTeam<E, kLanes> {
     return shared.states_before + tile * (kThreadStates / 4) * p.threads;
   }
 
-  // Prepares a tile for recomputing the states; kGradients: for their gradients too.
+  // Prepares a tile for computing the states and, if kGradients, their gradients.
   template <bool kGradients>
   __device__ void prepare(int64_t row0, int64_t end) const {
     this->template for_each_element<kRows>(row0, end, [&](int r, int64_t row, bool valid) {
@@ -122,8 +123,8 @@ struct BackwardTeam : SelectiveTeam<E, kLanes> {
     }
   }
 
-  // Goes over a tile in reverse, with the gradient `d_state` of the state after each row times its decay. Leaves the
-  // sums over states and over the channels of a warp in shared memory.
+  // Processes a tile in reverse. d_state is k (backward.cuh) of the row after the tile on entry, and of the tile's
+  // first row on return. Stores the sums over states and over the channels of a warp in shared memory.
   __device__ void reverse_tile(const float4* state_before, float (&d_state)[kThreadStates]) {
     float decay[kRows][kThreadStates], state[kRows][kThreadStates];
     float a[kThreadStates], before[kThreadStates];

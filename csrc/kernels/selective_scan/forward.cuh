@@ -1,4 +1,4 @@
-// Forward of selective_scan, and the final states of segments from zero in both directions.
+// Forward of selective_scan, and the final states of segments that start from zero, in both directions.
 #pragma once
 
 #include "kernels/selective_scan/team.cuh"
@@ -12,9 +12,9 @@ size_t selective_forward_shared(const SelectivePlan& p) {
   return sizeof(float) * (SelectiveTile<kLanes, kForwardRows>::size(p.block_channels));
 }
 
-// Final state of a segment from zero, and the sum of its steps: of h, or for kReverse of the gradient
-// k_i = a_i (k_{i+1} + C_i d_y_i) from the last row to the first, where a_i is the decay exp(d_i A) and d_y the
-// gradient before the gate.
+// Computes the final state of a segment that starts from a zero state, and the sum of its steps. kReverse does so for
+// the gradient k_i = a_i (k_{i+1} + C_i d_y_i), from the last row to the first, where a_i = exp(d_i A) is the decay and
+// d_y the gradient before the gate.
 template <typename E, int kLanes, bool kReverse>
 __global__ void __launch_bounds__(kForwardThreads, 2) selective_sum_segments_kernel(const SelectivePlan p) {
   constexpr int kRows = kForwardRows;

@@ -1,4 +1,4 @@
-// Parameters and entry points of selective_scan, for each of C channels of B sequences of T rows in all:
+// Parameters and entry points of selective_scan, on C channels of B sequences, T rows in total:
 //   h_i[n] = exp(d_i A[n]) h_{i-1}[n] + d_i B_i[n] u_i      where d_i = softplus(delta_i + delta_bias)
 //   y_i    = (sum_n C_i[n] h_i[n] + D u_i) SiLU(z_i)
 #pragma once
@@ -26,7 +26,7 @@ struct SelectiveScanParams {
 
   const float* initial_state = nullptr;  // [B, C, N], the state before each sequence; null: zeros
   float* final_state = nullptr;          // [B, C, N], the state after each sequence; may be null
-  // States before every 32nd row, [T / 32 + B, C, N]: that before row 32 j of sequence b is number
+  // States before every 32nd row, [T / 32 + B, C, N]: the state before row 32 j of sequence b has the index
   // cu_seqlens[b] / 32 + b + j. The forward writes them unless the pointer is null; the backward reads them.
   float* checkpoints = nullptr;
 
@@ -38,8 +38,8 @@ struct SelectiveScanParams {
   const float* d_final_state = nullptr;  // null: zeros
   float* d_initial_state = nullptr;      // may be null
 
-  // Rows per segment of a sequence, rounded up to a multiple of 32; a block takes one segment of some channels. 0:
-  // chosen by the size of the device.
+  // Rows per segment of a sequence, rounded up to a multiple of 32; a block processes one segment of some channels. 0:
+  // chosen from the size of the device.
   int64_t segment_rows = 0;
   void* workspace = nullptr;  // of the size that the functions below return, aligned to 256 bytes
 };

@@ -15,12 +15,12 @@ constexpr int kBackwardThreads = 128;
 struct SelectivePlan : SelectiveScanParams {
   SegmentPlan segments;
   int threads = 0, block_channels = 0;  // of a block
-  int columns = 0;                      // blocks side by side that cover the channels
-  float* segment_states = nullptr;      // [slots, C, N]: final states from zero, replaced by initial states
+  int columns = 0;                      // blocks that cover the channels
+  float* segment_states = nullptr;      // [slots, C, N]: final states from a zero state, then initial states
   float* segment_steps = nullptr;       // [slots, C]: sums of the steps d_i
 
-  // The backward runs persistent blocks. Each takes every persistent_blocks-th slot of a column and writes one partial
-  // sum of the gradients of A, D and delta_bias.
+  // The backward runs persistent blocks. Each processes every persistent_blocks-th slot of a column and stores one
+  // partial sum of the gradients of A, D and delta_bias.
   int64_t persistent_blocks = 0;
   float* d_A_partials = nullptr;                              // [persistent_blocks, C, N]
   float *d_D_partials = nullptr, *d_bias_partials = nullptr;  // [persistent_blocks, C]
@@ -33,7 +33,7 @@ struct SelectivePlan : SelectiveScanParams {
   __host__ __device__ int64_t state_size() const { return channels * num_states; }
 };
 
-// Calls f(the number of lanes per channel, as a constant): the fewest that hold `num_states` states.
+// Calls f(std::integral_constant<int, lanes>{}) with the fewest lanes per channel that hold `num_states` states.
 template <typename F>
 cudaError_t dispatch_lanes(int num_states, F&& f) {
   if (num_states <= 8) return f(std::integral_constant<int, 1>{});
@@ -47,7 +47,8 @@ cudaError_t dispatch_lanes(int num_states, F&& f) {
 // Kernels of one element type.
 template <typename E>
 struct SelectiveKernels {
-  // Finds the final state from zero of each segment but the last one in order, and the sum of its steps.
+  // Computes the final state of each segment that starts from zero, and the sum of its steps. Skips the last segment in
+  // the direction of the scan.
   static cudaError_t sum_segments(const SelectivePlan& plan, bool reverse, cudaStream_t stream);
   static cudaError_t forward(const SelectivePlan& plan, cudaStream_t stream);
   // Runs the backward of launch_columns columns from first_column on.

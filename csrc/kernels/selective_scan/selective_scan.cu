@@ -15,12 +15,12 @@ constexpr int64_t kMaxPersistentBlocks = 1024;
 
 struct CarryArgs {
   SelectivePlan plan;
-  int64_t sequence_blocks = 1;  // blocks per sequence: few for many sequences, of which few are cut
+  int64_t sequence_blocks = 1;  // blocks per sequence; fewer if there are many sequences
 };
 
-// Replaces the final state from zero of each segment by the state that it begins from: of h, or of its gradient from
-// the last row to the first. A segment decays the state before it by exp(A (the sum of its steps)). A thread takes
-// every n-th element of the state of a sequence.
+// Replaces the final state from zero of each segment by the state that the segment starts from; kReverse does so for
+// the gradient, from the last row to the first. Over a segment, a state decays by exp(A s), where s is the sum of the
+// steps. A thread processes every n-th element of the state of a sequence.
 template <bool kReverse>
 __global__ void __launch_bounds__(kCarryThreads) selective_carry_states_kernel(const CarryArgs args) {
   constexpr int kBatch = 8;

@@ -1,8 +1,8 @@
-// Block of threads that takes some channels of a segment.
+// Thread block that processes some channels of a segment.
 //
 // A thread holds 8 states of a channel in registers; 1 to 32 adjacent lanes hold all states of the channel. All threads
-// prepare the rows of a tile together: each takes elements of some rows of one channel, so that steps and gates are
-// computed once and not by every lane, and stores what the scan reads in shared memory.
+// prepare the rows of a tile together, so that each step and gate is computed once and not by every lane: a thread
+// computes the elements of one channel in some rows and stores them in shared memory, where the scan reads them.
 #pragma once
 
 #include "kernels/common/activations.cuh"
@@ -30,7 +30,7 @@ template <typename E, int kLanes>
 struct SelectiveTeam {
   static constexpr int kStates = kLanes * kThreadStates;
   const SelectivePlan& p;
-  int channels;       // of the block, including those beyond the last one
+  int channels;       // of the block, including padding after the last channel
   int first_channel;  // of the block
   int row, column;    // elements that the thread prepares: rows row, row + kLanes, .. of channel `column` of the block
 

@@ -10,7 +10,8 @@
 namespace recgrela::simt {
 namespace {
 
-// The same as the twins of the device's conversions, which the compiler cannot inline here: sanitizers differ.
+// The same conversions as in device.h. The compiler could not inline those here, since they are compiled with
+// sanitizers.
 RECGRELA_NO_SANITIZE inline float float_of(uint32_t bits) {
   float x;
   __builtin_memcpy(&x, &bits, 4);

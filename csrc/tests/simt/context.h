@@ -16,7 +16,7 @@
 #endif
 #endif
 
-// For code that runs while the stack changes, or that is hot and accesses only memory that was checked.
+// For code that runs while the stack changes, and for hot code that accesses only memory checked before.
 #define RECGRELA_NO_SANITIZE __attribute__((no_sanitize("address", "undefined")))
 
 #if defined(__x86_64__) || defined(__aarch64__)

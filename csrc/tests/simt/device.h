@@ -1,4 +1,4 @@
-// Twins of the functions in kernels/common/device.cuh.
+// The functions of kernels/common/device.cuh, for the CPU.
 #pragma once
 
 #include <cmath>

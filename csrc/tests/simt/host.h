@@ -1,4 +1,4 @@
-// Host of the SIMT threads: what tests control, and what the twins of CUDA's functions call.
+// Interface of the SIMT host: settings for tests, and functions that implement CUDA's functions.
 #pragma once
 
 #include <cstddef>
@@ -9,7 +9,7 @@
 
 namespace recgrela::simt {
 
-// Fault of a kernel. launch throws it; the rest of the grid does not run.
+// Fault of a kernel. launch throws it without running the rest of the grid.
 struct Error : std::runtime_error {
   using std::runtime_error::runtime_error;
 };

@@ -61,8 +61,8 @@ bool shuffles_are_right() {
   return true;
 }
 
-// D += A B with A [16, K] and B [K, 8], by the layouts in PTX's figures: the first row and column of a lane, and the
-// offset of each register.
+// D += A B with A [16, K] and B [K, 8] in the layouts of PTX's figures, which give the first row and column of a lane
+// and the offset of each register.
 template <typename E>
 void product(Args p) {
   const int lane = threadIdx.x, quad = lane >> 2, in_quad = lane & 3;
@@ -179,7 +179,7 @@ bool conversions_are_right(int mantissa_bits, int bias) {
     const E x{static_cast<uint16_t>(bits)};
     const float value = to_float(x);
     if (!same(value, value_of(bits, mantissa_bits, bias))) return wrong("to_float", bits);
-    if (!std::isnan(value) && from_float<E>(value).bits != bits) return wrong("there and back", bits);
+    if (!std::isnan(value) && from_float<E>(value).bits != bits) return wrong("round trip", bits);
     if (!std::isfinite(value)) continue;
     for (int32_t nudge : {-1, 0, 1, 2, 0x1000, 0xfff, 0x1001, 0x3000, 0x8000, 0x7fff, 0x8001}) {
       const float y = bits_float(float_bits(value) + static_cast<uint32_t>(nudge));

@@ -52,7 +52,7 @@ struct Group {
   uint32_t mask, arrived;
 };
 
-// Lanes and warps are ready in the order of their ranks, which change with the Order. Bits hold sets of them.
+// Ready lanes and warps run in the order of their ranks, which depend on the Order. Sets of them are bit masks.
 struct Warp {
   uint32_t existing = 0, exited = 0, at_barrier = 0;  // by lane
   uint32_t ready = 0;                                 // by rank
@@ -153,7 +153,7 @@ RECGRELA_NO_SANITIZE Fiber& take_next(int warp) {
   return *fibers[warp * kLanes + lane];
 }
 
-// Lets other fibers run, those of the same warp first, so that warps drift apart as far as possible.
+// Switches to another fiber, of the same warp if possible, so that warps drift apart as far as possible.
 RECGRELA_NO_SANITIZE void yield(bool for_good) {
   int warp = current->thread / kLanes;
   if (warps[warp].ready == 0) {
