@@ -17,7 +17,8 @@ from recgrela.models import MODELS
 
 MAX_README_LINES = 170
 PYTHON = ("benchmarks", "build_backend", "recgrela", "tools")  # folders of modules for `python -m`
-FOLDERS = "|".join(p.name for p in ROOT.iterdir() if p.is_dir() and p.name[0] != "." and p.name != "build")
+# Folders of sources. Pages also name folders that commands create, such as build/ and runs/.
+FOLDERS = "|".join((*PYTHON, "csrc", "docs", "python_tests"))
 # Names that code and files no longer have.
 STALE = (
     *("DEVELOPING.md", "rela_plan.cuh", "gpu_check.py benchmarks", "recgrela/options.py", "recgrela.config"),
@@ -174,7 +175,7 @@ def test_the_checks_find_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[
     file = tmp_path / "page.md"
     file.write_text(
         "# Heading two\n[a](page.md#heading-two) [b](page.md#heading) [c](gone.md)\n"
-        "`recgrela/ops/*.py` `recgrela/gone.py` `recgrela.ops.mlp` `recgrela.ops.gone`\n"
+        "`recgrela/ops/*.py` `recgrela/gone.py` `runs/NAME/` `recgrela.ops.mlp` `recgrela.ops.gone`\n"
         "`python -m tools.gone`\n"
         "```bash\npython -m recgrela.train --model.name SIGMA --model.flip 3 --model.gone 3 # comment\n"
         "python -m tools.ptxas --gone && pytest python_tests/gone\n```\n"
@@ -185,6 +186,10 @@ def test_the_checks_find_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert unknown_names(page) == ["recgrela.ops.gone"]
     assert missing_programs(page) == ["python_tests/gone", "tools.gone"]
     assert unknown_options(page, capsys) == ["recgrela.train --model.gone", "tools.ptxas --gone"]
+
+
+def test_the_readme_is_short() -> None:
+    assert len(Page("README.md").text.splitlines()) <= MAX_README_LINES
 
 
 @pytest.mark.parametrize("name", ["train", "test"])
