@@ -68,7 +68,8 @@ inline void check_operand(const OptTensor& x, const Tensor& like, ScalarType typ
   for (size_t i = 0; fits && i < shape.size(); ++i) fits = shape[i] < 0 || x->size(i) == shape[i];
   STD_TORCH_CHECK(fits, name, " must have the shape ", text_of(shape), ", the dtype ",
                   torch::headeronly::toString(type), " and the other operands' device; it has the shape ",
-                  text_of(x->sizes()), " and the dtype ", torch::headeronly::toString(x->scalar_type()));
+                  text_of(x->sizes()), " and the dtype ", torch::headeronly::toString(x->scalar_type()),
+                  same_device(*x, like) ? "" : ", on another device");
 }
 
 inline void check_cu_seqlens(const Tensor& cu_seqlens, const Tensor& like) {

@@ -9,10 +9,9 @@ namespace {
 
 // Checks that the rotary table covers every position of the sequences.
 void check_positions(const GatedRela::Operands& a, const Sequences& sequences) {
-  const int64_t positions = a.rotary ? a.rotary->size(0) : INT64_MAX;
-  STD_TORCH_CHECK(positions >= sequences.max_seqlen, "the rotary table has ", positions,
-                  " positions; the longest sequence has ", sequences.max_seqlen, " rows");
+  check_rotary_length(a.rotary, sequences.max_seqlen);
   if (!a.initial_position) return;
+  const int64_t positions = a.rotary ? a.rotary->size(0) : INT64_MAX;
   const int64_t* const position = data<int64_t>(a.initial_position);
   for (int64_t i = 0; i < a.batch(); ++i) {
     STD_TORCH_CHECK(position[i] >= 0, "initial_position must not be negative; it is at index ", i);

@@ -12,6 +12,12 @@ inline int64_t head_dim_of(int64_t width, int64_t num_heads) {
   return width / num_heads;
 }
 
+// Checks that the rotary table, if there is one, covers the longest sequence.
+inline void check_rotary_length(const OptTensor& rotary, int64_t max_seqlen) {
+  STD_TORCH_CHECK(!rotary || rotary->size(0) >= max_seqlen, "the rotary table has ", rotary ? rotary->size(0) : 0,
+                  " positions; the longest sequence has ", max_seqlen, " rows");
+}
+
 struct GatedRela {
   static constexpr const char* kName = "gated_rela";
   static constexpr const char* kSchemas[] = {

@@ -29,9 +29,7 @@ Operands parse(Operands a) {
 
 template <typename T>
 cpu::GatedRelaParams<T> make_params(const Operands& a, const Sequences& sequences) {
-  STD_TORCH_CHECK(!a.rotary || a.rotary->size(0) >= sequences.max_seqlen, "the rotary table has ",
-                  a.rotary ? a.rotary->size(0) : 0, " positions; the longest sequence has ", sequences.max_seqlen,
-                  " rows");
+  check_rotary_length(a.rotary, sequences.max_seqlen);
   cpu::GatedRelaParams<T> p;
   p.groups = cpu::Groups::of(sequences.count(), 0);
   p.max_seqlen = sequences.max_seqlen;

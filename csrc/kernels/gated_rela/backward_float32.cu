@@ -1,3 +1,4 @@
+// Backward kernel of gated_rela for float32.
 #include "kernels/gated_rela/kernels.cuh"
 
 namespace recgrela::cuda {

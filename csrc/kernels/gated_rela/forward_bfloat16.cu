@@ -1,3 +1,4 @@
+// Kernels of gated_rela for bfloat16, except the backward.
 #include "kernels/gated_rela/kernels.cuh"
 
 namespace recgrela::cuda {
