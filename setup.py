@@ -39,10 +39,10 @@ def sources(plan: Plan) -> list[str]:
 
 
 def stable_path(name: str, folder: str | Path | None) -> str:
-    """A path to a package's folder that is the same in all builds of this tree; dangling without a folder.
+    """Links a package's folder at a path that is the same in all builds of this tree, and returns the path.
 
     An isolated build has its packages in a new temporary folder each time. A constant path keeps the commands
-    constant, so ninja recompiles only the sources whose headers changed.
+    constant, so ninja recompiles only the sources whose headers changed. Without a folder nothing is linked.
     """
     link = INCLUDE / name
     if link.is_dir() and not link.is_symlink():  # a copy of this tree that followed links
@@ -54,7 +54,7 @@ def stable_path(name: str, folder: str | Path | None) -> str:
 
 
 def write_facts(plan: Plan) -> None:
-    """Writes the facts that csrc/module.cpp exports, unless they are unchanged: ninja then skips it."""
+    """Writes the facts that csrc/module.cpp exports, if they have changed: otherwise ninja can skip it."""
     facts = {"VERSION": VERSION, "TORCH_VERSION": plan.torch.version}
     if plan.toolkit:
         facts |= {
@@ -68,7 +68,7 @@ def write_facts(plan: Plan) -> None:
 
 
 def commands(plan: Plan) -> dict[str, object]:
-    """The extension and the command that builds it, for setup()."""
+    """Returns the arguments of setup(): the extension, and the command that builds it."""
     import_torch(plan.torch)
     import pybind11
     from torch.utils import cpp_extension
@@ -82,7 +82,7 @@ def commands(plan: Plan) -> dict[str, object]:
     include_dirs.append(stable_path("cuda", plan.toolkit and plan.toolkit.include_folder))
     if plan.toolkit:
         toolkit = replace(plan.toolkit, home=Path(stable_path("toolkit", plan.toolkit.home)))
-        # cpp_extension sets no CUDA_HOME if torch is CPU-only. The kernels need nothing of torch's CUDA.
+        # cpp_extension sets no CUDA_HOME if torch has no CUDA. The kernels do not use torch's CUDA code.
         cpp_extension.CUDA_HOME = str(toolkit.home)
         link = {
             "library_dirs": toolkit.library_folders,
@@ -100,12 +100,12 @@ def commands(plan: Plan) -> dict[str, object]:
         extra_compile_args=flags,
         **link,
     )
-    of_torch = plan.torch.folder / "include"
-    link_to_torch = stable_path("torch", of_torch)
-    extension.include_dirs = [path.replace(str(of_torch), link_to_torch) for path in extension.include_dirs]
+    torch_include = plan.torch.folder / "include"
+    torch_link = stable_path("torch", torch_include)
+    extension.include_dirs = [path.replace(str(torch_include), torch_link) for path in extension.include_dirs]
 
     class BuildExtension(cpp_extension.BuildExtension):
-        """Keeps objects in one folder, also for an editable install, to recompile only changed sources."""
+        """Keeps objects in one folder for all kinds of builds, to recompile only changed sources."""
 
         def finalize_options(self) -> None:
             super().finalize_options()

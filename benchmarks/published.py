@@ -1,4 +1,4 @@
-"""The published model and its data pipeline in plain PyTorch, as a good user would write them.
+"""The published model and its data pipeline in plain PyTorch, as an experienced user would write them.
 
 Every sequence is padded to the full length, every position is computed in every block, the scores of all rows
 are held at once, and batches come from a DataLoader. The parameters have the names of recgrela's model.
@@ -67,7 +67,7 @@ class Published(nn.Module):
 
     Args:
         form: a form of the attention, one of python_tests.cases.gated_rela.ATTENTION.
-        n_items: number of items with the padding item 0.
+        n_items: number of items, including the padding item 0.
         max_len: length of every sequence.
     """
 
@@ -86,18 +86,18 @@ class Published(nn.Module):
         return x
 
     def loss_last(self, item_seq: Tensor, lengths: Tensor, target: Tensor) -> Tensor:
-        """The next item of each right-padded sequence: [B, L], [B], [B]."""
+        """Cross-entropy of the item after each right-padded sequence; takes [B, L], [B] and [B]."""
         last = self.hidden(item_seq)[torch.arange(len(lengths)), lengths - 1]
         return F.cross_entropy(last @ self.item_embedding.weight.T, target)
 
     def loss_all(self, item_seq: Tensor, target: Tensor) -> Tensor:
-        """The next item at every position: [B, L], [B, L]; targets of 0 are ignored."""
+        """Cross-entropy of the next item at every position; takes [B, L] twice and ignores targets of 0."""
         scores = self.hidden(item_seq).flatten(0, 1) @ self.item_embedding.weight.T
         return F.cross_entropy(scores, target.flatten(), ignore_index=0)
 
 
 class Prefixes(Dataset):
-    """Every prefix of a user's training events, padded, and the item behind it."""
+    """Every prefix of a user's training events, padded, and the item after it."""
 
     def __init__(self, data: Interactions, max_len: int) -> None:
         self.items, self.max_len = data.items.long(), max_len
@@ -117,7 +117,7 @@ class Prefixes(Dataset):
 
 
 class Windows(Dataset):
-    """Windows of a user's training events, padded, and the item behind each of their items."""
+    """Windows of a user's training events, padded, and the item after each of their items."""
 
     def __init__(self, data: Interactions, max_len: int) -> None:
         self.items, self.max_len = data.items.long(), max_len

@@ -1,4 +1,4 @@
-"""Times variants that take turns, measures peak memory, and writes records with machine and commit."""
+"""Times variants in turn, measures peak memory, and writes records that name the machine and the commit."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def arguments(description: str, **defaults: int) -> argparse.ArgumentParser:
 def medians(variants: dict[str, Callable[[], object]], rounds: int, warm_up: int = 2) -> dict[str, float]:
     """Median seconds of each variant over `rounds` rounds in which the variants take turns.
 
-    On a shared machine a single figure is noise; taking turns makes the ratios comparable.
+    On a shared machine single times are noisy; taking turns makes their ratios comparable.
     """
     times: dict[str, list[float]] = {name: [] for name in variants}
     for i in range(warm_up + rounds):
@@ -52,8 +52,8 @@ def medians(variants: dict[str, Callable[[], object]], rounds: int, warm_up: int
 def peak_memory(target: Callable[..., Callable[[], object]], warm_up: tuple, args: tuple) -> int:
     """Bytes by which `target(*args)()` raises the peak memory of a fresh process, median of 3; Linux only.
 
-    `target(*args)` makes the operands, which do not count. `target(*warm_up)()`, a smaller case, runs first,
-    which brings code and threads into memory.
+    `target(*args)` makes the operands, which are not counted. `target(*warm_up)()`, a smaller case, runs
+    first, to load code and start threads.
     """
     return statistics.median(_peak_of_one(target, warm_up, args) for _ in range(3))
 
@@ -75,7 +75,7 @@ def _measure_peak(
 ) -> None:
     target(*warm_up)()
     run = target(*args)
-    ctypes.CDLL(None).malloc_trim(0)  # `run` could take freed memory that the process still holds
+    ctypes.CDLL(None).malloc_trim(0)  # otherwise `run` could reuse freed memory, which would not be counted
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     before = _status("VmRSS")
     outputs = run()
@@ -90,8 +90,10 @@ def _status(field: str) -> int:
     raise RuntimeError(f"/proc/self/status has no {field}")
 
 
-def gate(name: str, expected: dict[str, torch.Tensor], got: dict[str, torch.Tensor], ratio: float) -> float:
-    """The largest error relative to the largest expected value; ends the program beyond `ratio`."""
+def check_results(
+    name: str, expected: dict[str, torch.Tensor], got: dict[str, torch.Tensor], ratio: float
+) -> float:
+    """The largest error relative to the largest expected value; exits if it is larger than `ratio`."""
     errors = errors_of(expected, got)
     if fault := fault_of(errors, Error(ratio, ratio)):
         raise SystemExit(f"{name}: {fault}; no speed is reported for wrong results")
@@ -110,13 +112,13 @@ def compare(
     """Prints and returns the time and peak memory of our variant beside others.
 
     Args:
-        title: a line for the terminal.
+        title: heading of the printed results.
         make: `make(variant, *args)` returns the function to measure; it is called in other processes too.
         variants: `OURS` and at least one other.
         args: the sizes.
-        small: smaller sizes, which warm up before memory is measured.
+        small: smaller sizes, to warm up before memory is measured.
         rounds: rounds in which the variants take turns.
-        warm_up: rounds before those.
+        warm_up: rounds before them that are not measured.
     """
     seconds = medians({name: make(name, *args) for name in variants}, rounds, warm_up)
     memory = {name: peak_memory(make, (name, *small), (name, *args)) for name in variants}

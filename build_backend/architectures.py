@@ -13,7 +13,7 @@ from build_backend.toolkit import Toolkit
 # Code for 8.0 also runs on 8.6 and 8.9, and PTX for 9.0 on later GPUs. Few targets keep the build short.
 DEFAULT = "8.0;9.0+PTX"
 OLDEST = (8, 0)  # bfloat16 tensor cores, asynchronous copies
-# torch's names of architectures.
+# Names of architectures that torch accepts in TORCH_CUDA_ARCH_LIST.
 NAMES = {
     "Kepler+Tegra": "3.7",
     "Kepler": "3.5",
@@ -35,7 +35,7 @@ FORM = "numbers such as 8.0 or 9.0a, with +PTX after one to support later GPUs, 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A compute capability, such as 9.0, 9.0a (only this GPU) or 9.0+PTX (also later GPUs)."""
+    """A compute capability, such as 9.0, 9.0a (for this GPU only) or 9.0+PTX (for later GPUs too)."""
 
     major: int
     minor: int

@@ -34,7 +34,7 @@ int main() { probe<<<1, 1>>>(); }
 
 
 def check_cxx() -> None:
-    """Compiles C++17 that includes Python.h, with the compiler that torch calls: CXX, or c++.
+    """Compiles a C++17 file that includes Python.h, with the compiler that torch uses: CXX, or c++.
 
     Raises:
         BuildError: The compiler or the headers are missing, or compilation fails.
@@ -64,7 +64,7 @@ def check_cxx() -> None:
 
 
 def check_nvcc(toolkit: Toolkit, archs: Sequence[Architecture]) -> None:
-    """Compiles an empty kernel for all architectures: nvcc is complete and accepts the C++ compiler.
+    """Compiles an empty kernel for all architectures, to check that nvcc works with the C++ compiler.
 
     Raises:
         BuildError: Compilation fails.
@@ -121,6 +121,6 @@ def available_memory(root: Path = Path("/")) -> int | None:
             text = (group / limit).read_text().strip()
             if text.isdigit():  # not "max"
                 stats = (group / stat).read_text() if (group / stat).exists() else ""
-                cache = re.search(rf"^{cached} (\d+)$", stats, re.M)  # the system frees it on demand
+                cache = re.search(rf"^{cached} (\d+)$", stats, re.M)  # is freed on demand
                 limits.append(int(text) - int((group / used).read_text()) + int(cache[1] if cache else 0))
     return max(0, min(limits)) if limits else None

@@ -1,7 +1,7 @@
 """The PEP 517 and PEP 660 hooks: those of setuptools, with additional build requirements.
 
-An isolated build uses the torch of the environment that the package is installed into if its version is 2.10
-or newer, and requires one otherwise. The same holds for nvcc if CUDA is wanted.
+An isolated build uses the torch of the environment that the package is installed into, and requires one only
+if there is none or it is older than 2.10. If CUDA is wanted, the same holds for nvcc.
 """
 
 from __future__ import annotations

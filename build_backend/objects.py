@@ -1,8 +1,8 @@
 """Removes objects that are outdated for reasons that ninja cannot detect.
 
-torch.utils.cpp_extension tells ninja which headers a C++ source includes, but does so for a CUDA source only
-if torch has CUDA. Ninja also misses a package replaced by another version whose headers are older than the
-objects.
+torch.utils.cpp_extension tells ninja the headers of C++ sources, but those of CUDA sources only if torch has
+CUDA. Ninja also does not notice that a package was replaced by another version, if its headers are older than
+the objects.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class Plan:
 
 
 def cuda_setting() -> bool | None:
-    """Returns RECGRELA_CUDA: True or False, or None if torch and nvcc decide.
+    """Returns the value of RECGRELA_CUDA as a bool, or None if it is not set: torch and nvcc then decide.
 
     Raises:
         BuildError: It has another value.
@@ -73,14 +73,14 @@ def choose_toolkit(torch: Torch | None) -> Toolkit | None:
         return toolkits[0]
     major = torch.cuda_major if torch else EXPECTED_MAJOR
     if torch and torch.cuda is None and setting is None:
-        # The packages may have been installed for a torch that turned out to have no CUDA.
+        # Toolkit packages may have been installed before it was known that torch has no CUDA.
         toolkits = [toolkit for toolkit in toolkits if not toolkit.from_packages]
     fitting = (t for t in toolkits if t.major >= OLDEST_MAJOR and major in (None, t.major))
     return next(fitting, None)
 
 
 def no_toolkit(torch: Torch) -> BuildError:
-    """Returns the error that no toolkit matches torch, which lists the toolkits found."""
+    """Returns an error that says that no toolkit matches torch, and which toolkits were found."""
     release = f" of CUDA {torch.cuda_major}" if torch.cuda else ""
     cause = f"RECGRELA_CUDA=1 and {torch}" if cuda_setting() else str(torch)
     cause += f", but no nvcc{release} with cuda_runtime.h and libcudart_static.a was found"
@@ -92,11 +92,11 @@ def no_toolkit(torch: Torch) -> BuildError:
     else:
         remedies.append(f"put nvcc{release} on PATH")
         if has_packages(torch.cuda_major):
-            # The release of torch's own packages, which share the environment.
+            # The release must be that of torch's CUDA packages, which are in the same environment.
             release = torch.cuda or first_release(None)
             remedies.append(f"pip install '{requirement(release)}'")
     if not has_packages(torch.cuda_major):
-        remedies.append(f"install a torch of CUDA {EXPECTED_MAJOR}, whose nvcc the package index has")
+        remedies.append(f"install a torch for CUDA {EXPECTED_MAJOR}, whose nvcc pip can install")
     return BuildError(cause, f"{', or '.join(remedies)}; {CPU_ONLY}")
 
 
@@ -104,7 +104,7 @@ def requirements() -> list[str]:
     """Returns the requirements beyond pyproject.toml: torch and nvcc, if they are wanted but missing.
 
     Raises:
-        BuildError: The build would fail even with them.
+        BuildError: The build would fail even if they were installed.
     """
     check_cxx()
     torch = find_torch()
@@ -114,7 +114,7 @@ def requirements() -> list[str]:
     if toolkit := choose_toolkit(torch):
         architectures.choose(toolkit)
     elif torch is None:
-        # The torch that will be installed has CUDA, unless the package index has other builds.
+        # The torch to be installed is expected to have CUDA; a package index may offer other builds.
         if cuda_setting() is not False and has_packages(None):
             needed += PACKAGES_BESIDE_TORCH
     elif wants_cuda(torch):
@@ -143,7 +143,7 @@ def make_plan() -> Plan:
         raise BuildError(f"{torch} is too old", f"pip install '{TORCH_REQUIREMENT}'")
     if find_spec("pybind11") is None:
         raise BuildError("no pybind11 was found", "pip install pybind11, or build with isolation")
-    # If pip runs in an environment that is not active, its programs are next to its python.
+    # If pip runs in an environment that is not active, ninja is next to the environment's python.
     os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), sysconfig.get_path("scripts")])
     if shutil.which("ninja") is None:
         raise BuildError("no ninja was found on PATH", "pip install ninja, or build with isolation")

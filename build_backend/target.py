@@ -30,8 +30,8 @@ from build_backend.errors import BuildError
 MIN_TORCH = (2, 10)
 TORCH_REQUIREMENT = "torch>=2.10"
 
-# Folders in which uv and build create environments for a build.
-OF_A_TOOL = re.compile(r"/((?P<uv>builds-v\d+)/[^/]+|build-env-[^/]+)/?$")
+# Prefixes of the environments that uv and build create for a build.
+BUILD_ENVIRONMENT = re.compile(r"/((?P<uv>builds-v\d+)/[^/]+|build-env-[^/]+)/?$")
 VERSION = f"{sys.implementation.name} {sys.version_info[0]}.{sys.version_info[1]}"
 # Prints torch's file and the interpreter's search path, without the current folder.
 PROBE = """
@@ -50,7 +50,7 @@ class Torch:
     version: str
     cuda: str | None  # such as "13.0"; None for a torch without CUDA
     folder: Path
-    search_path: tuple[str, ...] = ()  # where its dependencies are; empty: on this process's path
+    search_path: tuple[str, ...] = ()  # folders of its dependencies; empty if they are on sys.path
 
     @property
     def is_supported(self) -> bool:
@@ -66,7 +66,7 @@ class Torch:
 
 
 def _read(origin: str | None, search_path: tuple[str, ...] = ()) -> Torch | None:
-    """Reads the version.py of the torch with the __init__.py `origin`."""
+    """Reads the version of a torch from its version.py, beside the __init__.py `origin`."""
     if origin is None or not (file := Path(origin).parent / "version.py").exists():
         return None
     values: dict[str, object] = {}
@@ -82,7 +82,7 @@ def _read(origin: str | None, search_path: tuple[str, ...] = ()) -> Torch | None
 
 
 def _ask(python: Path) -> dict[str, Any] | None:
-    """Runs PROBE in an interpreter, without the variables of an isolated build; None if that fails."""
+    """Runs PROBE in an interpreter, without the variables of an isolated build; None if it fails."""
     hidden = ("PYTHONPATH", "PYTHONNOUSERSITE", "PYTHONHOME")
     environ = {name: value for name, value in os.environ.items() if name not in hidden}
     try:
@@ -94,7 +94,7 @@ def _ask(python: Path) -> dict[str, Any] | None:
 
 
 def _probe(python: Path) -> Torch | None:
-    """Returns the torch that an interpreter imports, if its version is this interpreter's."""
+    """Returns the torch of another interpreter, if that has this Python's version."""
     said = _ask(python)
     if said is None or said["python"] != VERSION:
         return None
@@ -102,7 +102,7 @@ def _probe(python: Path) -> Torch | None:
 
 
 def _named(name: str) -> Torch | None:
-    """Returns the torch of the environment `name`, the value of RECGRELA_TARGET_PYTHON.
+    """Returns the torch of the environment `name`, given by RECGRELA_TARGET_PYTHON.
 
     Raises:
         BuildError: It is not an environment for this version of Python.
@@ -148,24 +148,24 @@ def find_torch() -> Torch | None:
         return _named(named)
     if torch := _probe(Path(sys.executable)):
         return torch
-    made_by = OF_A_TOOL.search(sys.prefix)
-    if made_by is None:
+    isolated = BUILD_ENVIRONMENT.search(sys.prefix)
+    if isolated is None:
         return None
     python = _next_python()
     prefix, conda = python.parents[1] if python else None, os.environ.get("CONDA_PREFIX")
     is_sure = prefix is not None and (str(prefix) == conda or (prefix / "pyvenv.cfg").exists())
-    if not is_sure and made_by["uv"] and (of_uv := _python_of_uv()):
+    if not is_sure and isolated["uv"] and (of_uv := _python_of_uv()):
         python, is_sure = of_uv, True
     torch = _probe(python) if python else None
-    # A guess may save a download, for example of a container's torch, but must not cause a build without
-    # CUDA.
+    # A guessed environment, for example a container's, may save a download of torch, but must not lead to a
+    # build without CUDA.
     return torch if is_sure or (torch and torch.cuda) else None
 
 
 def import_torch(torch: Torch) -> None:
     """Imports torch and torch.utils.cpp_extension from their search path.
 
-    The search path is removed afterwards: setuptools would load plugins of the other packages there.
+    The search path is removed afterwards, because setuptools would load plugins of other packages in it.
 
     Raises:
         BuildError: torch cannot be imported.

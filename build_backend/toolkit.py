@@ -12,13 +12,12 @@ from pathlib import Path
 
 from build_backend.errors import CPU_ONLY, BuildError
 
-# The parts that compile a kernel.
+# The parts of a toolkit that a build needs, as pip installs them.
 TOOLKIT_PACKAGE = "cuda-toolkit[nvcc,crt,nvvm,cccl,cudart]"
-# Major version of the torch that is installed if there is none; also the oldest whose packages include nvcc.
+# CUDA major version of the torch that pip installs by default, and the oldest one that has nvcc as a package.
 EXPECTED_MAJOR = 13
-# The same parts if torch is installed with them into one environment. torch pins the exact releases of the
-# last two, which are unknown before torch is chosen; pip would choose another torch rather than another
-# toolkit.
+# The same parts, to be installed together with torch. torch pins the exact releases of the last two, which
+# are not known before pip has chosen torch; if they were pinned here, pip would choose another torch.
 PACKAGES_BESIDE_TORCH = (
     f"nvidia-cuda-nvcc=={EXPECTED_MAJOR}.0.*",
     f"nvidia-cuda-crt=={EXPECTED_MAJOR}.0.*",
@@ -26,7 +25,7 @@ PACKAGES_BESIDE_TORCH = (
     f"nvidia-cuda-runtime>={EXPECTED_MAJOR},<{EXPECTED_MAJOR + 1}",
     f"nvidia-cuda-cccl>={EXPECTED_MAJOR},<{EXPECTED_MAJOR + 1}",
 )
-OLDEST_MAJOR = 12  # supports every default architecture
+OLDEST_MAJOR = 12  # the oldest that supports all default architectures
 DEFAULT_HOMES = ("/usr/local/cuda", "/opt/cuda")
 # Layouts of NVIDIA's toolkit and pip packages, conda and Debian.
 INCLUDE_FOLDERS = ("include", "targets/x86_64-linux/include", "targets/sbsa-linux/include")
@@ -73,7 +72,7 @@ class Toolkit:
 
 
 def toolkit_at(home: Path, from_packages: bool = False) -> Toolkit | None:
-    """Returns the toolkit in a folder; None if it is incomplete: torch's CUDA packages lack nvcc."""
+    """Returns the toolkit in a folder; None if it is incomplete, such as torch's CUDA packages."""
     nvcc = home / "bin" / "nvcc"
     if (
         not os.access(nvcc, os.X_OK)
@@ -113,7 +112,7 @@ def find_toolkits(search_path: tuple[str, ...] = ()) -> list[Toolkit]:
         )
     found = []
     if nvcc := shutil.which("nvcc"):
-        # Debian links nvcc out of its toolkit, others link into theirs.
+        # On Debian, nvcc is a link that leaves the toolkit's folder; elsewhere it may be a link into one.
         found += [toolkit_at(path.parent.parent) for path in (Path(nvcc), Path(nvcc).resolve())]
     for folder in [*sys.path, *search_path]:
         found += [toolkit_at(home, True) for home in sorted(Path(folder or ".").glob("nvidia/cu[0-9]*"))]
@@ -131,7 +130,7 @@ def find_toolkits(search_path: tuple[str, ...] = ()) -> list[Toolkit]:
 
 
 def has_packages(cuda_major: int | None) -> bool:
-    """Reports whether the package index has an nvcc of this major version; None means any version."""
+    """Reports whether pip can install an nvcc of this major version, or of any version if it is None."""
     return sys.platform == "linux" and (cuda_major is None or cuda_major >= EXPECTED_MAJOR)
 
 
@@ -141,5 +140,5 @@ def requirement(release: str) -> str:
 
 
 def first_release(cuda_major: int | None) -> str:
-    """Returns the release of a major version that most drivers support, also for PTX."""
+    """Returns the first release of a major version: most drivers support it, and run its PTX."""
     return f"{cuda_major or EXPECTED_MAJOR}.0"

@@ -3,8 +3,8 @@
     python -m build_backend.wheel                 # dist/recgrela-...-manylinux_..._x86_64.whl
 
 Needs `pip install -e '.[dev]'`; nvcc is installed from the package index if it is missing. Respects
-CUDA_HOME, MAX_JOBS and TORCH_CUDA_ARCH_LIST. The build machine's glibc is about the oldest that the wheel
-supports: build it in an old distribution, such as a manylinux image, for old systems.
+CUDA_HOME, MAX_JOBS and TORCH_CUDA_ARCH_LIST. The wheel does not support systems whose glibc is much older
+than the build machine's: for old systems, build it in an old distribution, such as a manylinux image.
 """
 
 from __future__ import annotations

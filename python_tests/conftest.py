@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-# Files that compile for minutes start first, so that no worker of `pytest -n` ends with them.
+# Files that compile for minutes run first, so that no worker of `pytest -n` is left with them at the end.
 SLOW_FOLDERS = ("kernels", "install")
 
 
@@ -47,7 +47,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def poisoned_memory() -> Iterator[None]:
-    """Memory that torch.empty hands out holds NaN, so a kernel that leaves a gap is caught."""
+    """Fills the memory of torch.empty with NaN, so that a test fails if a kernel skips an element."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     yield

@@ -1,9 +1,9 @@
-"""Draws training curves of runs beside a published log, by the number of targets trained on.
+"""Draws training curves of runs, and of a published log, by the number of targets trained on.
 
 python -m tools.curves runs/ml-1m-causal [RUN ...] --published docs/ml-1m/published.csv --out docs/ml-1m
 
-It writes OUT/NAME.csv for each run (from its metrics.jsonl) and a figure to the folder OUT, and prints a
-table in Markdown. The published log has the columns epoch, targets, loss and valid_ndcg10.
+Writes a figure and a CSV file for each run (from its metrics.jsonl) to the folder OUT, and prints a table in
+Markdown. The published log has the columns epoch, targets, loss and valid_ndcg10.
 """
 
 from __future__ import annotations

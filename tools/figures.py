@@ -55,7 +55,7 @@ def draw_curve(axis: Axes, x: list[float] | list[int], curve: Curve, label: str,
 
 def main() -> None:
     ours, published = read("ml-1m-causal"), read("published")
-    gpu = read("ml-1m-causal-h200")  # the best epoch only
+    gpu = read("ml-1m-causal-h200")  # has only the best epoch
     with plt.rc_context(STYLE):
         figure, (by_epoch, by_time) = plt.subplots(1, 2, figsize=(9, 3.5), sharey=True, layout="constrained")
     draw_curve(by_epoch, ours.epochs, ours, "recgrela, causal", "C0")

@@ -1,13 +1,15 @@
-"""Estimates the time of gated_rela on a GPU from counted bytes and instructions. It runs nothing.
+"""Estimates the time of gated_rela on a GPU from counts of bytes and instructions, without running anything.
 
 python -m tools.gpu_estimate [--batch 2048 --length 200 --dim 64 --heads 4]
 
-The floor counts the bytes that any kernel must move; the estimate counts the bytes that these kernels
-move, both over the bandwidth. It also counts the PTX instructions of the loops over chunks, without the
-moves that ptxas removes and with both branches where the causal and the bidirectional form differ, over
-the issue rate of all multiprocessors at best, and at half of that. The larger of the two times is the
-estimate. PTX has fewer instructions than the machine code, which adds 64-bit addresses in several. Needs
-nvcc; the defaults are those of an H200.
+The estimate is the larger of two times:
+
+- the bytes that the kernels move, divided by the bandwidth;
+- the PTX instructions of the loops over chunks, divided by the highest issue rate of all multiprocessors, or
+  by half of it. Moves are not counted, because ptxas removes them; where the causal and the bidirectional
+  form differ, both branches are. The machine code has more instructions, for example to add 64-bit addresses.
+
+The floor is the time to move the bytes that any kernel must move. Needs nvcc; the defaults are for an H200.
 """
 
 from __future__ import annotations
@@ -26,10 +28,10 @@ from rich.table import Table
 from tools.ptxas import find_nvcc
 
 ROOT = Path(__file__).parents[1]
-TILE = 16  # rows of a chunk, and channels of the heads that are counted
+TILE = 16  # rows of a chunk, and channels of a head, for which instructions are counted
 SIZES = {"float32": 4, "bfloat16": 2}
-# Tensors of [T, D] that any kernel, and these kernels, read and write. The backward here reads keys and
-# values twice, and writes and reads states of about the size of a tensor.
+# Numbers of tensors [T, D] that any kernel, and these kernels, read and write. The backward of these kernels
+# reads keys and values twice, and writes and reads states of about the size of one tensor.
 TENSORS = {"forward": (5, 5), "backward": (9, 13)}
 
 
@@ -59,7 +61,7 @@ def loops(body: str) -> Iterator[list[str]]:
 
 
 def instructions(ptx: str, kernel: str) -> int:
-    """Returns the instructions of one warp for one chunk, for heads of 16 channels."""
+    """Returns the number of instructions of one warp for one chunk, for heads of 16 channels."""
     names = re.findall(r"\.entry\s+(\S+)\(", ptx)
     (name,) = (n for n in names if f"rela_{kernel}_kernel" in n and f"Li{TILE}E" in n)
     body = re.search(rf"\.entry\s+{re.escape(name)}\(.*?\n\{{(.*?)\n\}}", ptx, re.S)

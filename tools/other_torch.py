@@ -2,8 +2,8 @@
 
 python -m tools.other_torch dist/recgrela-*.whl 2.10.0 2.15.0 [--work FOLDER]
 
-It installs the wheel with each version in an environment of its own, runs the tests of ops and models there,
-and writes the counts to benchmarks/results/torch_versions.json. The downloads may take gigabytes.
+Installs the wheel with each version in an environment of its own, runs the tests of ops and models there, and
+writes the counts to benchmarks/results/torch_versions.json. The downloads may take gigabytes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def run(*command: str | Path, cwd: Path | None = None, **environ: str) -> subpro
 
 
 def copy_tests(folder: Path) -> None:
-    """Copies the tests, so that they import the wheel's recgrela and not the tree's."""
+    """Copies the tests, so that they import recgrela from the wheel and not from this tree."""
     shutil.copy(ROOT / "pyproject.toml", folder)
     shutil.copytree(ROOT / "python_tests", folder / "python_tests")
 
@@ -72,7 +72,7 @@ def check(wheel: Path, version: str, work: Path) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Runs the command; returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("wheel", type=Path)
     parser.add_argument("versions", nargs="+", help="torch versions, such as 2.10.0")

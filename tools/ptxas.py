@@ -3,7 +3,7 @@
 python -m tools.ptxas                  compiles all .cu files of csrc/kernels with nvcc, MAX_JOBS at a time
 python -m tools.ptxas --report PATH    reads what nvcc -Xptxas -v printed: a file, or a folder of *.log
 
-The environment variable RECGRELA_PTXAS_REPORT stands in for --report.
+The environment variable RECGRELA_PTXAS_REPORT is the default of --report.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ sys.path.append(str(ROOT))
 from build_backend.toolkit import find_toolkits  # noqa: E402
 
 ARCHITECTURES = ("80", "90")
-# A failed check calls __assert_fail, whose arguments may use the stack; a check that passes does not.
+# Kernels that may use the stack: for the arguments of __assert_fail, only if a check fails.
 STACK_ALLOWED = ("check_sequences_kernel",)
 
 
@@ -58,7 +58,7 @@ def parse(report: str) -> list[Kernel]:
             kernels.append(Kernel(*found.groups()))
         elif not kernels:
             continue
-        # A function that is not inlined has a line of its own, which counts for the kernel that calls it.
+        # A function that is not inlined has a line of its own, which is counted for the kernel before it.
         elif "bytes stack frame" in line:
             stack, stores, loads = map(int, re.findall(r"(\d+) bytes", line))
             kernel = kernels[-1]
@@ -149,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise SystemExit("tools.ptxas: nvcc is not installed; put it on PATH or set CUDA_HOME")
     kernels = parse(report)
     demangle(kernels)
-    # Several files may have the same kernel: one row stays, with a fault if any has one.
+    # Several files may have the same kernel; keep one, and one with a fault if there is any.
     unique = {(k.name, k.architecture): k for k in sorted(kernels, key=lambda k: bool(k.fault))}
     print(table(list(unique.values())))
     faults = [k for k in unique.values() if k.fault]

@@ -1,8 +1,8 @@
 """Time and memory of a training step with LinRec's linear attention and with softmax attention, by length.
 
 Both models have the same sizes (D 128, 8 heads, 2 blocks) and differ only in their attention. Sequences are
-full, and the last position is the target. Softmax attention is measured twice: fused by PyTorch, without a
-matrix of weights in memory, and written out, as in the models that LinRec's paper compares with.
+full, and the last position is the target. Softmax attention is measured twice: fused by PyTorch, which stores
+no matrix of weights, and written out, as in the models that LinRec's paper compares with.
 
 python -m benchmarks.cpu.attention_length [--tokens 16384 --threads 2 --rounds 5]
 """

@@ -2,8 +2,8 @@
 
 python -m benchmarks.cpu.ops [--ops gated_rela selective_scan --threads 2 --rounds 20]
 
-The cases are those of python_tests/cases. The forms in plain PyTorch are written as a good user would write
-them, on dense batches. No speed is reported unless results and gradients agree.
+The cases are those of python_tests/cases. The forms in plain PyTorch are written as an experienced user would
+write them, on dense batches. No speed is reported unless results and gradients agree.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.timing import OURS, arguments, compare, gate, record
+from benchmarks.timing import OURS, arguments, check_results, compare, record
 from python_tests.cases import CASES, Case
 from python_tests.cases.case import gradients
 
@@ -34,7 +34,9 @@ def make(variant: str, case: Case, threads: int) -> Callable[[], dict[str, Tenso
 def measure(case: Case, threads: int, rounds: int) -> dict[str, Any]:
     """The record of one case."""
     ours = make(OURS, case, threads)()
-    errors = [gate(f"{case}, {form}", make(form, case, threads)(), ours, MAX_ERROR) for form in case.forms]
+    errors = [
+        check_results(f"{case}, {form}", make(form, case, threads)(), ours, MAX_ERROR) for form in case.forms
+    ]
     small = replace(case, lengths=(8, 8))
     title = f"{case}, {threads} threads: largest error {max(errors):.1e}"
     variants = (OURS, *case.forms)

@@ -5,7 +5,7 @@ peer, benchmarks/published.py, pads sequences, computes all positions in every b
 uses a DataLoader. The cases:
 
   last, attend  the published model and objective; padding takes part in attention
-  last, mask    the same without padding, which the peer computes nevertheless
+  last, mask    the same without padding, which the peer still computes
   all, causal   every position of a window is a target; both take the same number of targets a step
 
 python -m benchmarks.cpu.train_step [--data ml-1m.inter.gz --batch 256 --windows 32 --threads 2 --rounds 5]
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from benchmarks import published
-from benchmarks.timing import OURS, arguments, compare, gate, record
+from benchmarks.timing import OURS, arguments, check_results, compare, record
 from python_tests.cases.gated_rela import ATTENTION
 from recgrela.data import Batch, DataConfig, Interactions, TrainBatches, load
 from recgrela.models import RecGRELAConfig, build
@@ -58,7 +58,7 @@ def our_batches(case: str, data: Interactions, size: int) -> Iterator[Batch]:
 def make(
     variant: str, case: str, data_path: str, size: int, targets: int, threads: int
 ) -> Callable[[], None]:
-    """A function that takes one step: of `size` sequences for the peer, of `targets` targets for ours."""
+    """A function that takes one step, with `size` sequences for the peer and `targets` targets for ours."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     data = load_data(data_path)
@@ -99,10 +99,10 @@ def agree(case: str, form: str, data: Interactions, size: int) -> float:
     loss = model.loss_packed(batch.items, batch.cu_seqlens, batch.target, batch.max_seqlen, batch.objective)
     loss.backward()
     lengths = batch.cu_seqlens.diff()
-    place = torch.arange(LENGTH) < lengths[:, None]
+    mask = torch.arange(LENGTH) < lengths[:, None]
 
     def padded(x: Tensor) -> Tensor:
-        return torch.zeros(batch.size, LENGTH, dtype=torch.int64).masked_scatter(place, x)
+        return torch.zeros(batch.size, LENGTH, dtype=torch.int64).masked_scatter(mask, x)
 
     if case.startswith("last"):
         theirs = peer.loss_last(padded(batch.items), lengths, batch.target)
@@ -115,8 +115,10 @@ def agree(case: str, form: str, data: Interactions, size: int) -> float:
         for m in (peer, model)
     ]
     return max(
-        gate(f"{case}, {form}", {"loss": theirs.detach()[None]}, {"loss": loss.detach()[None]}, 1e-5),
-        gate(f"{case}, {form}", *gradients, 1e-3),
+        check_results(
+            f"{case}, {form}", {"loss": theirs.detach()[None]}, {"loss": loss.detach()[None]}, 1e-5
+        ),
+        check_results(f"{case}, {form}", *gradients, 1e-3),
     )
 
 
@@ -133,7 +135,7 @@ def main() -> None:
         last = case.startswith("last")
         size = args.batch if last else args.windows
         targets = size if last else round(size * targets_per_window)
-        # With padding masked, the peer computes another function: the published one.
+        # With padding masked, the models differ: the peer is the published one.
         errors = [agree(case, form, data, min(targets, 2000)) for form in forms if case != "last, mask"]
         results.append(
             {"case": case, "targets": targets, "max_relative_error": max(errors, default=None)}

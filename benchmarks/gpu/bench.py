@@ -1,4 +1,4 @@
-"""Step that measures the ops: ours first, then each family of peers in a process of its own."""
+"""The step that measures the ops: ours first, then each family of peers in a process of its own."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from benchmarks.gpu.workers import OURS, Record, Worker, our_call
 from python_tests.cases import CASES, Case
 from python_tests.cases.compare import TOLERANCES, errors_of, fault_of
 
-MIN_SECONDS = 3.0  # no peer is started with less time left
+MIN_SECONDS = 3.0  # time left that a peer needs to start
 NO_TIME = "no time left"
 
 
@@ -39,8 +39,8 @@ class Plan:
 
     Attributes:
         rounds: number of samples.
-        headline: peers measure it before other cases.
-        compiled: torch.compile measures it.
+        headline: whether peers measure it before other cases.
+        compiled: whether torch.compile is measured too.
     """
 
     case: Case
@@ -56,7 +56,7 @@ def round_robin(iterators: Sequence[Iterator[Case]]) -> Iterator[Case]:
 
 
 def plans(quick: bool) -> list[Plan]:
-    """The headline sizes of each op, then the further sizes of all."""
+    """The headline cases of each op, then the further cases of all."""
     many, few = (10, 5) if quick else (40, 12)
     headline = [case for op in CASES for case in op.headline(quick)]
     further = round_robin([op.further(quick) for op in CASES])
@@ -82,7 +82,7 @@ def measure_ours(plan: Plan, device: str, bandwidth: float) -> Record:
         samples = measure({OURS: our_call(case)}, sets, plan.rounds)[OURS]
         peak = peak_bytes(our_call(case), sets[0])
         return record | {"ours": figures(case, samples, bandwidth) | {"peak_bytes": peak}}
-    except Exception as error:  # the other cases still count
+    except Exception as error:  # the other cases must still run
         return record | {"status": "failed", "fault": describe(error)}
     finally:
         if is_cuda(device):
@@ -112,7 +112,7 @@ def wanted_peers(family: Family, plan: Plan, record: Record) -> set[str] | None:
 def measure_peers(
     worker: Worker, chosen: Sequence[tuple[Plan, Record]], ends: float, save: Callable[[], None]
 ) -> None:
-    """Adds a family's peers to the records, case after case, until the time is over."""
+    """Adds a family's peers to the records, case after case, until no time is left."""
     family = worker.family
     for plan, record in chosen:
         wanted = wanted_peers(family, plan, record)
@@ -137,7 +137,7 @@ def run_plans(
     families: Sequence[Family] = FAMILIES,
     copy_bytes: int = COPY_BYTES,
 ) -> dict[str, Any]:
-    """Measures our op in all cases, then the peers, until the time is over.
+    """Measures our op in all cases, then the peers, until no time is left.
 
     Peers measure the headline cases before the others. A family gets at most half of the time left if other
     families wait for theirs.
@@ -146,7 +146,7 @@ def run_plans(
         save: called with the details after each result.
 
     Returns:
-        {"copy_gb_s", "l2_bytes", "cases": [records]}; cases not begun have the status "not run".
+        {"copy_gb_s", "l2_bytes", "cases": [records]}; cases that were not started have the status "not run".
     """
     ends = time.monotonic() + seconds
     bandwidth = copy_bandwidth(device, copy_bytes)
@@ -179,7 +179,7 @@ def benchmarks(settings: Settings) -> Outcome:
 
 
 def judge(details: dict[str, Any]) -> tuple[str, str]:
-    """Status and summary. A case that had no time is not a failure, unless no case passed."""
+    """Status and summary. A case that was not run is not a failure, unless no case passed."""
     statuses = [case["status"] for case in details["cases"]]
     counts = {status: statuses.count(status) for status in ("passed", "failed", "not run")}
     said = ", ".join(f"{count} {status}" for status, count in counts.items() if count)

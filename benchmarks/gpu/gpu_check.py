@@ -39,9 +39,9 @@ class Step:
     """One step.
 
     Attributes:
-        function: module.name, below benchmarks.gpu.
+        function: module.name in benchmarks.gpu.
         limit: seconds that it may take.
-        reserve: seconds that earlier steps leave to it.
+        reserve: seconds that earlier steps must leave for it.
     """
 
     name: str
@@ -72,7 +72,7 @@ def allowance(step: Step, later: Sequence[Step], left: float) -> float:
     return max(0.0, min(step.limit, left - sum(other.reserve for other in later)))
 
 
-def run_here(name: str, settings: Settings) -> int:
+def run_in_process(name: str, settings: Settings) -> int:
     """Runs a step in this process and writes its result to the folder of logs."""
     path = settings.logs / f"{name}.json"
 
@@ -89,8 +89,8 @@ def run_here(name: str, settings: Settings) -> int:
     return 0
 
 
-def run_apart(name: str, settings: Settings) -> dict[str, Any]:
-    """Runs a step in a process of its own, which is killed with its children at the limit."""
+def run_in_subprocess(name: str, settings: Settings) -> dict[str, Any]:
+    """Runs a step in a process of its own, which is killed with its children when the limit is reached."""
     log, path = settings.logs / f"{name}.log", settings.logs / f"{name}.json"
     path.unlink(missing_ok=True)
     command = [sys.executable, "-m", "benchmarks.gpu.gpu_check", "--run-step", name]
@@ -118,7 +118,7 @@ def run_apart(name: str, settings: Settings) -> dict[str, Any]:
 
 
 def read_result(path: Path, code: int | None, limit: float) -> dict[str, Any]:
-    """The result that a step wrote. A step that did not end has failed; its details so far are kept."""
+    """The result that a step wrote. A step that did not finish has failed, but keeps its details so far."""
     result: dict[str, Any] = {"status": "running", "summary": "", "details": {}}
     if path.exists():
         result |= json.loads(path.read_text())
@@ -148,12 +148,12 @@ def check_all(settings: Settings, skip: Sequence[str], console: Console) -> int:
     try:
         for i, step in enumerate(STEPS):
             if step.name in skip:
-                done.append(skipped(step.name, "not asked for"))
+                done.append(skipped(step.name, "by --skip"))
                 continue
             later = [other for other in STEPS[i + 1 :] if other.name not in skip]
             limit = allowance(step, later, ends - time.monotonic())
             console.print(f"{step.name} (at most {limit:.0f} s) ...")
-            done.append(run_apart(step.name, replace(settings, limit=limit)))
+            done.append(run_in_subprocess(step.name, replace(settings, limit=limit)))
             console.print(f"  {done[-1]['status']}: {done[-1]['summary']}", markup=False, highlight=False)
             write_json(path, report)
     except KeyboardInterrupt:
@@ -168,7 +168,9 @@ def check_all(settings: Settings, skip: Sequence[str], console: Console) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     names = [step.name for step in STEPS]
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder for the report and the logs"
+    )
     parser.add_argument("--skip", nargs="+", choices=names, default=[], metavar="STEP", help=", ".join(names))
     parser.add_argument("--quick", action="store_true", help="smaller sizes, no torch.compile")
     parser.add_argument(
@@ -187,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     settings = Settings(args.out.resolve(), args.limit, args.quick)
     if args.run_step:
-        return run_here(args.run_step, settings)
+        return run_in_process(args.run_step, settings)
     return check_all(settings, args.skip, Console())
 
 

@@ -1,8 +1,8 @@
-"""Measures times by device events, memory and bandwidth.
+"""Measures times with CUDA events, peak memory and bandwidth.
 
-A sample is a forward and a backward on the next of several sets of operands, which together exceed twice the
-L2 cache. The device is kept busy until the host has queued both, so that the times are the device's alone.
-The host's time is reported beside them.
+A sample is a forward and a backward on one of several sets of operands, which take turns and together exceed
+twice the L2 cache. The device is kept busy until the host has queued both passes, so that the times do not
+include the host, whose time is reported separately.
 """
 
 from __future__ import annotations
@@ -145,12 +145,12 @@ def make_sets(case: Case, device: torch.device | str) -> list[Operands]:
 
 @lru_cache(maxsize=1)
 def expected_results(case: Case, device: torch.device | str) -> dict[str, Tensor]:
-    """Expected results for the first set of operands; those of the last case are kept."""
+    """Expected results for the first set of operands, cached for the last case."""
     return case.expected(case.operands(device))
 
 
 def figures(case: Case, samples: Samples, bandwidth: float) -> dict[str, float]:
-    """Microseconds, GB/s of the bytes that must move, and their share of the bandwidth of a copy."""
+    """Microseconds, GB/s of the bytes that must move, and the share of a copy's bandwidth that this is."""
     forward, backward = samples.medians()
     found = {"host_us": 1e6 * statistics.median(samples.host)}
     for name, seconds, size in (

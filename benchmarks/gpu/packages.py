@@ -1,4 +1,4 @@
-"""Calls of other packages' kernels for the same operators."""
+"""Calls to other packages' kernels for the same operators."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NOT_INSTALLED = "not installed"
 
 
 class Unusable(Exception):
-    """The reason why a package cannot compute a case."""
+    """Says why a package cannot compute a case."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def convolution(case: CausalConv1dCase) -> Call:
 
 
 def attention(case: GatedRelaCase, product: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Call:
-    """gated_rela with a package's causal sums of q k' v, [B, L, H, d]; PyTorch computes the rest."""
+    """gated_rela with a package's causal product (q k^T) v, [B, L, H, d]; PyTorch computes the rest."""
     try:
         conv = load_convolution()
     except Unusable:

@@ -32,7 +32,7 @@ class Family:
     """Peers that share a process.
 
     Attributes:
-        peers: the peers of a case. It runs in that process, where it may import packages.
+        peers: returns the peers of a case. It is called in that process, where it may import packages.
         seconds: limit of one peer's first call and measurement.
         package: the module that it needs; "" if none.
         op: the op that it computes; "" for every op.
@@ -72,8 +72,8 @@ def eager_peers(case: Case) -> list[Peer]:
 
 
 def compiled_peers(case: Case) -> list[Peer]:
-    """torch.compile of each form; it compiles at the first call."""
-    torch.compiler.reset()  # otherwise torch.compile gives up after some cases
+    """torch.compile of each form, which compiles at its first call."""
+    torch.compiler.reset()  # otherwise torch.compile stops compiling at its limit of recompilations
     compiled = torch.compile(case.form, dynamic=False)
     forms = [form for form in case.forms if case.compiled and not obstacle(case, form)]
     return [Peer(COMPILED + form, partial(case.plain, form, compute=compiled)) for form in forms]

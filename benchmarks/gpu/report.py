@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,17 +11,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-COLOURS = {"passed": "green", "failed": "red", "skipped": "yellow"}
+from recgrela.system.files import atomic_write_text
+
+COLORS = {"passed": "green", "failed": "red", "skipped": "yellow"}
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Replaces a file as a whole; it is never half written."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(content, indent=2, default=str) + "\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Writes a JSON file atomically."""
+    atomic_write_text(path, json.dumps(content, indent=2, default=str) + "\n")
 
 
 def steps_table(steps: Sequence[dict[str, Any]]) -> Table:
@@ -33,8 +29,7 @@ def steps_table(steps: Sequence[dict[str, Any]]) -> Table:
     table.add_column("s", justify="right", no_wrap=True)
     table.add_column("summary", overflow="fold")
     for step in steps:
-        colour = COLOURS[step["status"]]
-        status = f"[{colour}]{step['status']}[/]"
+        status = f"[{COLORS[step['status']]}]{step['status']}[/]"
         table.add_row(step["step"], status, f"{step['seconds']:.1f}", escape(step["summary"]))
     return table
 
@@ -53,12 +48,12 @@ def megabytes(size: float | None) -> str:
 
 
 def benchmark_table(details: dict[str, Any]) -> Table:
-    """A line for each case: times, share of the floor, and the times of each peer divided by ours."""
+    """A line for each case: times, share of a copy's bandwidth, and each peer's times divided by ours."""
     table = Table(
-        title=f"forward / backward; floor: bytes moved at the {details['copy_gb_s']:,.0f} GB/s of a copy",
+        title=f"forward / backward; share of a copy's bandwidth, {details['copy_gb_s']:,.0f} GB/s",
         caption="peers: their times divided by ours, forward / backward",
     )
-    for name in ("case", "us", "GB/s", "share of floor", "peak MB", "eager", "torch.compile", "packages"):
+    for name in ("case", "us", "GB/s", "share of copy", "peak MB", "eager", "torch.compile", "packages"):
         table.add_column(name, overflow="fold")
     for case in details["cases"]:
         if "ours" not in case:

@@ -23,7 +23,7 @@ class Settings:
         out: folder of the report.
         limit: seconds that the step may take.
         quick: use smaller sizes.
-        save: keeps the details found so far.
+        save: writes the details found so far.
     """
 
     out: Path

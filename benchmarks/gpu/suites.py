@@ -91,7 +91,7 @@ def sanitizer(settings: Settings) -> Outcome:
     details: dict[str, Any] = {"program": program}
     ends = time.monotonic() + settings.limit - 10
     target = [sys.executable, "-m", "benchmarks.gpu.gpu_check", "--sanitize-target"]
-    # Without PyTorch's pool every tensor is an allocation whose ends the sanitizer guards.
+    # Without PyTorch's caching allocator every tensor is an allocation, whose bounds the sanitizer checks.
     env = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     for i, tool in enumerate(SANITIZERS):
         seconds = (ends - time.monotonic()) / (len(SANITIZERS) - i)

@@ -1,4 +1,4 @@
-"""Step that trains a few epochs on the built-in set and compares them with the CPU and with CUDA graphs."""
+"""The step that trains for a few epochs on the GPU and compares them with the CPU and with CUDA graphs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.gpu.step import Outcome, Settings, run_logged, tail
 
-# Losses may differ by this share, since two devices have different random streams.
+# Largest relative difference of losses: two devices draw different random numbers.
 LOSS_TOLERANCE = 0.05
 
 

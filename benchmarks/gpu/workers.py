@@ -1,8 +1,8 @@
 """Measures peers in processes of their own.
 
-A peer's first call may compile or tune kernels for minutes, hang, or end the process. A signal cannot stop
-a call into C, so each family of peers runs in a process of its own. It starts once, measures case after
-case, and is killed when a peer exceeds its limit.
+A peer's first call may compile or tune kernels for minutes, hang, or crash. A signal cannot stop a call into
+C, so each family of peers runs in a process of its own. The process measures case after case, and is killed
+when a peer exceeds its limit.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from python_tests.cases.compare import PEER_TOLERANCES, errors_of, fault_of
 
 OURS = "recgrela"
 START_SECONDS = 60.0  # a process imports torch when it starts
-MAX_KILLED = 2  # a family whose process was killed so often is given up
+MAX_KILLED = 2  # a family is given up after its process was killed this often
 
 Record = dict[str, Any]
 
 
 def missed(why: str) -> Record:
-    """The record of a peer whose measurement did not end."""
+    """The record of a peer whose measurement did not finish."""
     return {"note": why, "missed": True}
 
 
@@ -56,7 +56,7 @@ def compare_times(peer: Samples, ours: Samples) -> Record:
 
 
 def measure_peer(case: Case, peer: Peer, device: str, bandwidth: float, rounds: int) -> Record:
-    """A peer's error, times divided by ours, and memory; or a note that says why they are missing."""
+    """A peer's error, times, ratios to our times, and memory; or a note that says why they are missing."""
     record: Record = {"note": peer.note} if peer.note else {}
     if peer.call is None:
         return record
@@ -98,7 +98,7 @@ def serve(connection: Connection, family: Family, device: str, bandwidth: float)
 
 
 class Worker:
-    """The process of one family of peers; it starts at the first case and again after it was killed."""
+    """The process of one family of peers. It starts with the first case, and again after it was killed."""
 
     def __init__(self, family: Family, device: str, bandwidth: float) -> None:
         self.family, self.device, self.bandwidth = family, device, bandwidth
@@ -113,7 +113,7 @@ class Worker:
         self.stop()
 
     def stop(self) -> None:
-        """Kills the process; a call into C cannot be ended in another way."""
+        """Kills the process, the only way to end a call into C."""
         if self.process is not None:
             self.connection.close()
             self.process.kill()

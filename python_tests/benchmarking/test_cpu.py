@@ -39,9 +39,9 @@ def test_every_op_is_measured_beside_its_forms(op: Any) -> None:
 
 def test_no_speed_is_reported_for_wrong_results() -> None:
     right, wrong = {"y": torch.ones(3)}, {"y": torch.tensor([1.0, 1.0, 1.1])}
-    assert timing.gate("op", right, right, 1e-3) == 0
+    assert timing.check_results("op", right, right, 1e-3) == 0
     with pytest.raises(SystemExit, match=r"op: y off by .* no speed is reported"):
-        timing.gate("op", right, wrong, 1e-3)
+        timing.check_results("op", right, wrong, 1e-3)
 
 
 def test_a_comparison_names_the_faster_variant(

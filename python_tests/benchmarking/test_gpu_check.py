@@ -82,11 +82,11 @@ def test_a_failed_step_fails_the_check_and_stops_no_other(
 ) -> None:
     limits = {}
 
-    def run_apart(name: str, settings: step.Settings) -> dict[str, Any]:
+    def run_in_subprocess(name: str, settings: step.Settings) -> dict[str, Any]:
         limits[name] = settings.limit
         return step_result(name, "failed" if name == failing else "passed")
 
-    monkeypatch.setattr(gpu_check, "run_apart", run_apart)
+    monkeypatch.setattr(gpu_check, "run_in_subprocess", run_in_subprocess)
     console = Console(file=io.StringIO(), width=200)
     settings = step.Settings(tmp_path / "new" / "out")
     assert gpu_check.check_all(settings, ["sanitizer"], console) == code
@@ -102,12 +102,12 @@ def test_a_failed_step_fails_the_check_and_stops_no_other(
 
 
 def test_ctrl_c_leaves_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run_apart(name: str, settings: step.Settings) -> dict[str, Any]:
+    def run_in_subprocess(name: str, settings: step.Settings) -> dict[str, Any]:
         if name == "build":
             raise KeyboardInterrupt
         return step_result(name, "passed")
 
-    monkeypatch.setattr(gpu_check, "run_apart", run_apart)
+    monkeypatch.setattr(gpu_check, "run_in_subprocess", run_in_subprocess)
     assert gpu_check.check_all(step.Settings(tmp_path), [], Console(file=io.StringIO())) == 130
     report = json.loads((tmp_path / "gpu_check.json").read_text())
     assert not report["complete"]
@@ -130,7 +130,7 @@ def test_an_error_in_a_step_is_its_result(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(machine, "facts", broken)
     settings = step.Settings(tmp_path)
     settings.logs.mkdir()
-    gpu_check.run_here("facts", settings)
+    gpu_check.run_in_process("facts", settings)
     result = gpu_check.read_result(settings.logs / "facts.json", 0, 60)
     assert (result["status"], result["summary"]) == ("failed", "RuntimeError: no kernel image")
 
@@ -139,10 +139,10 @@ def test_an_error_in_a_step_is_its_result(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_step_runs_in_a_process_of_its_own(tmp_path: Path) -> None:
     settings = step.Settings(tmp_path, limit=60)
     settings.logs.mkdir()
-    result = gpu_check.run_apart("facts", settings)
+    result = gpu_check.run_in_subprocess("facts", settings)
     assert (result["status"], result["summary"]) == ("failed", "ended early with exit code 2")
     assert "finds no GPU" in result["tail"]
     began = time.monotonic()
-    result = gpu_check.run_apart("facts", step.Settings(tmp_path, limit=0.1))
+    result = gpu_check.run_in_subprocess("facts", step.Settings(tmp_path, limit=0.1))
     assert (result["status"], result["summary"]) == ("failed", "did not end in 0 s")
     assert time.monotonic() - began < 10

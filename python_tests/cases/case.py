@@ -15,9 +15,9 @@ from recgrela.ops import OPS
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 REAL_DTYPES = (torch.float32, *HALF_DTYPES)
 HEADLINE_LENGTHS = (200,) * 2048  # the published batch
-# Only the rows of so many sequences have expected results; gradients of parameters sum over all sequences.
+# Expected results have the rows of this many sequences; gradients of parameters sum over all sequences.
 CHECKED_SEQUENCES = 4
-# Expected results hold at most so many elements of their largest intermediate tensor.
+# Limit on the elements of the largest intermediate tensor while expected results are computed.
 MAX_ELEMENTS = 1 << 22
 
 Tensors = dict[str, Tensor]
@@ -89,7 +89,7 @@ class Case:
         lengths: rows of each sequence.
         dtype: dtype of the rows.
         offsets: dtype of cu_seqlens.
-        state: the call begins from a state and returns one.
+        state: whether the call begins from a state and returns one.
     """
 
     lengths: tuple[int, ...]
@@ -100,10 +100,10 @@ class Case:
     op: ClassVar[str]
     function: ClassVar[Callable[..., Any]]
     definition: ClassVar[Callable[..., Any]]  # the *_reference in plain PyTorch
-    dtypes: ClassVar[tuple[torch.dtype, ...]]  # the CUDA kernels take these
-    autocast: ClassVar[bool] = False  # forms need it to be accurate in half precision
-    compiled: ClassVar[bool] = False  # benchmarks compile the forms, too
-    term_size: ClassVar[float] = 1.0  # terms of a gradient have this size, and can cancel
+    dtypes: ClassVar[tuple[torch.dtype, ...]]  # those of the CUDA kernels
+    autocast: ClassVar[bool] = False  # whether forms use autocast in half precision, to be accurate
+    compiled: ClassVar[bool] = False  # whether benchmarks also compile the forms
+    term_size: ClassVar[float] = 1.0  # size of the terms of a gradient, which can cancel
 
     def __init_subclass__(cls) -> None:
         cls.dtypes = OPS[cls.op].kernels["cuda"].dtypes
@@ -144,11 +144,11 @@ class Case:
         return " ".join(part for part in parts if part)
 
     def options(self) -> str:
-        """The options as words of a report."""
+        """The options, in words for a report."""
         return ""
 
     def sizes(self) -> str:
-        """The sizes of a row as words of a report."""
+        """The sizes of a row, in words for a report."""
         raise NotImplementedError
 
     def draw(self, random: Random) -> tuple[Tensors, Tensors, Tensors]:
@@ -179,7 +179,7 @@ class Case:
         return self.results(x.cast("cpu", torch.float64))
 
     def dense(self, x: Operands) -> Tensors:
-        """Operands of the forms: rows as [B, L, ...], parameters and constants unchanged."""
+        """Operands for the forms: rows as [B, L, ...], parameters and constants unchanged."""
         rows = {
             n: t if n in self.parameters else t.unflatten(0, (-1, self.length)) for n, t in x.inputs.items()
         }
@@ -203,7 +203,7 @@ class Case:
     def expected(self, x: Operands) -> Tensors:
         """Results of `exact` in float64: rows of the first sequences, and gradients of parameters.
 
-        All sequences must have the same length, and no state. They are computed a few at a time.
+        All sequences must have the same length and no state. They are processed a few at a time.
         """
         step = max(1, MAX_ELEMENTS // (self.length * self.row_elements))
         few, kept = min(self.batch, CHECKED_SEQUENCES), {}
@@ -246,7 +246,7 @@ class Case:
 
     @classmethod
     def small(cls, dtype: torch.dtype) -> Iterator[Case]:
-        """Cases for every kernel of a dtype: small odd sizes, and sequences that the kernels cut."""
+        """Cases for every kernel of a dtype: small odd sizes, and sequences that are cut into segments."""
         raise NotImplementedError
 
     @classmethod

@@ -85,7 +85,7 @@ class GatedRelaCase(Case):
 
     Attributes:
         joined: q and k are side by side in one tensor, as one projection computes them.
-        kernel_size: rows of the convolution; 0 leaves it out.
+        kernel_size: size of the convolution's kernel; 0 leaves the convolution out.
     """
 
     heads: int = 4

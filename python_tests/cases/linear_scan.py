@@ -38,10 +38,10 @@ FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"by_row": by_row, "by_do
 
 @dataclass(frozen=True, kw_only=True)
 class LinearScanCase(Case):
-    """linear_scan, real or complex by its dtype.
+    """linear_scan, real or complex depending on the dtype.
 
     Attributes:
-        per_step: each step has coefficients of its own; else they are constant.
+        per_step: whether each step has coefficients of its own, or all steps share them.
     """
 
     channels: int = 64
@@ -97,7 +97,7 @@ class LinearScanCase(Case):
         return self.channels
 
     def _bytes(self, rows: int, coefficients: int) -> int:
-        """Bytes of some tensors of rows and of coefficients; constant coefficients are negligible."""
+        """Bytes of tensors like x (`rows`) and like a (`coefficients`); constant ones are not counted."""
         sizes = rows * self.dtype.itemsize + self.per_step * coefficients * self.accumulate_dtype.itemsize
         return self.rows * self.channels * sizes
 

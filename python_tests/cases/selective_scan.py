@@ -46,7 +46,7 @@ def by_row_precomputed(t: Tensors) -> Tensor:
 
 
 def by_doubling(t: Tensors) -> Tensor:
-    """The same in log2(L) steps over all rows; holds all states."""
+    """The same in log2(L) steps over all rows; stores all states."""
     delta = F.softplus(t["delta"] + t["delta_bias"])
     decay = (delta[..., None] * t["A"]).exp()
     h = scan_by_doubling((delta * t["u"])[..., None] * t["B"][:, :, None], decay)

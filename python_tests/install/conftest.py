@@ -7,7 +7,7 @@ import pytest
 
 from python_tests.support.machine import Machine
 
-sys.path.append(str(Path(__file__).parents[2]))  # build_backend; behind an installed recgrela
+sys.path.append(str(Path(__file__).parents[2]))  # build_backend; after an installed recgrela
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Real pip, build and uv install the package from its sdist into real environments, and the result runs.
 
-Minutes, and downloads of build requirements: only with RECGRELA_TEST_INSTALL=1. The environments see the
-torch of the environment that runs the tests.
+Takes minutes and downloads build requirements, so it runs only with RECGRELA_TEST_INSTALL=1. The environments
+see the torch of the environment that runs the tests.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ import torch
 from build_backend.toolkit import Toolkit, find_toolkits
 
 ROOT = Path(__file__).parents[2]
-ONE_ARCHITECTURE = "9.0"  # to be done in a minute
+ONE_ARCHITECTURE = "9.0"  # compiles in about a minute
 
 pytestmark = [
     pytest.mark.skipif(
         os.environ.get("RECGRELA_TEST_INSTALL") != "1",
         reason="set RECGRELA_TEST_INSTALL=1 (minutes, network)",
     ),
-    pytest.mark.skipif(torch.version.cuda is not None, reason="the cases are of a PyTorch without CUDA"),
+    pytest.mark.skipif(torch.version.cuda is not None, reason="needs a PyTorch without CUDA"),
 ]
 
 
@@ -46,7 +46,7 @@ def run(*command: str | Path, cwd: Path, env: dict[str, str] | None = None) -> s
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """What `python -m build --sdist` packs, and what the tests compile; toolkits are found on PATH only."""
+    """The unpacked sdist, which the tests compile; changed so that toolkits are found on PATH only."""
     folder = tmp_path_factory.mktemp("sdist")
     run(sys.executable, "-m", "build", "--sdist", "--outdir", folder, ROOT, cwd=folder)
     (file,) = folder.glob("*.tar.gz")
@@ -56,7 +56,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (unpacked,) = folder.iterdir()
     toolkit = unpacked / "build_backend" / "toolkit.py"
     text = toolkit.read_text()
-    hidden = text.replace('DEFAULT_HOMES = ("/usr/local/cuda", "/opt/cuda")', "USUAL_PLACES = ()")
+    hidden = text.replace('DEFAULT_HOMES = ("/usr/local/cuda", "/opt/cuda")', "DEFAULT_HOMES = ()")
     assert hidden != text
     toolkit.write_text(hidden)
     yield unpacked
@@ -73,7 +73,7 @@ class Environment:
         version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
         site = folder / "venv" / "lib" / version / "site-packages"
         (site / "torch_of_the_tests.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
-        if sys.version_info < (3, 12):  # venv brings an old one
+        if sys.version_info < (3, 12):  # venv installs an old one
             self.install(self.bin / "python", "-m", "pip", "uninstall", "-q", "-y", "setuptools")
 
     def variables(self, path: Path | None = None, **more: str) -> dict[str, str]:
@@ -83,11 +83,11 @@ class Environment:
         return kept | {"PATH": ":".join(map(str, folders))} | more
 
     def install(self, *command: str | Path, path: Path | None = None, **variables: str) -> str:
-        """Runs an installer in the source's folder; what it says."""
+        """Runs an installer in the source's folder and returns its output."""
         return run(*command, cwd=self.source, env=self.variables(path, **variables))
 
     def facts(self) -> Any:
-        """What the installed package says, from elsewhere."""
+        """The report of `recgrela.env`, run outside the source's folder."""
         command = (self.bin / "python", "-m", "recgrela.env", "--json", "--require", "cpu")
         return json.loads(run(*command, cwd=self.folder, env=self.variables()))
 
@@ -107,7 +107,7 @@ def plan_of(log: str) -> str:
 
 
 def packages_in(log: str) -> set[str]:
-    """Those that pip installed, for the build too."""
+    """Names of the packages that pip installed, including those for the build."""
     lines = re.findall(r"Installing collected packages: (.*)", log)
     return {name for line in lines for name in line.split(", ")}
 

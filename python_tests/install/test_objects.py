@@ -1,4 +1,4 @@
-"""Which objects an incremental build removes, so that they are compiled anew."""
+"""The objects that an incremental build removes, so that they are compiled again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a build requires and decides, by what is on the machine; and the errors, each with its remedy."""
+"""Requirements, plan and errors of a build, on simulated machines."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ CPU = ("2.13.0+cpu", None)
         (CUDA_13, None, "", [f"{TOOLKIT}==13.0.*"]),
         (CUDA_13, None, "0", []),
         (CUDA_13, "13.2", "", []),
-        (CUDA_13, "12.4", "", [f"{TOOLKIT}==13.0.*"]),  # an old toolkit is not in the way
-        (("2.15.0", "13.2"), None, "", [f"{TOOLKIT}==13.0.*"]),  # what the most drivers run
+        (CUDA_13, "12.4", "", [f"{TOOLKIT}==13.0.*"]),  # an old toolkit is ignored
+        (("2.15.0", "13.2"), None, "", [f"{TOOLKIT}==13.0.*"]),  # the release that most drivers support
         (("3.0.0", "14.1"), None, "", [f"{TOOLKIT}==14.0.*"]),
         (CUDA_12, "12.4", "", []),
         (("2.4.1", "12.1"), "13.0", "", ["torch>=2.10"]),
@@ -68,31 +68,31 @@ def test_cuda_home_comes_before_path(machine: Any) -> None:
     assert machine.with_variables(CUDA_HOME=str(home)).plan()["toolkit"] == "13.2"
 
 
-def test_the_usual_place(machine: Any) -> None:
-    make_toolkit(machine.usual_place, "12.9")
-    make_toolkit(machine.usual_place.parent / "cuda-13.1", "13.1")
-    assert machine.with_torch(*CUDA_13).plan()["toolkit"] == "13.1"  # beside it: the one of torch's version
+def test_the_default_home(machine: Any) -> None:
+    make_toolkit(machine.default_home, "12.9")
+    make_toolkit(machine.default_home.parent / "cuda-13.1", "13.1")
+    assert machine.with_torch(*CUDA_13).plan()["toolkit"] == "13.1"  # the one that matches torch
 
 
-def test_path_comes_before_the_usual_place(machine: Any) -> None:
-    make_toolkit(machine.usual_place.parent / "cuda-13.1", "13.1")
-    make_toolkit(machine.usual_place.parent / "cuda-12.8", "12.8")
-    path = f"{machine.usual_place.parent / 'cuda-12.8/bin'}:{machine.variables['PATH']}"
+def test_path_comes_before_the_default_home(machine: Any) -> None:
+    make_toolkit(machine.default_home.parent / "cuda-13.1", "13.1")
+    make_toolkit(machine.default_home.parent / "cuda-12.8", "12.8")
+    path = f"{machine.default_home.parent / 'cuda-12.8/bin'}:{machine.variables['PATH']}"
     assert machine.with_torch(*CPU).with_variables(PATH=path).plan()["toolkit"] == "12.8"
 
 
-def test_the_newest_of_the_usual_places(machine: Any) -> None:
+def test_the_newest_toolkit_beside_the_default_home(machine: Any) -> None:
     for release in ("12.9", "13.10", "13.2"):
-        make_toolkit(machine.usual_place.parent / f"cuda-{release}", release)
+        make_toolkit(machine.default_home.parent / f"cuda-{release}", release)
     assert machine.with_torch(*CPU).plan()["toolkit"] == "13.10"
 
 
-def test_a_toolkit_that_is_too_old_is_none(machine: Any) -> None:
+def test_a_toolkit_that_is_too_old_is_ignored(machine: Any) -> None:
     assert machine.with_torch(*CPU).with_nvcc("11.5").plan()["toolkit"] is None
     assert "only nvcc 11.5" in machine.with_variables(RECGRELA_CUDA="1").plan()
 
 
-def test_an_nvcc_of_another_machine_is_none(machine: Any) -> None:
+def test_an_nvcc_for_another_architecture_is_ignored(machine: Any) -> None:
     machine.with_torch(*CPU).with_nvcc("13.0")
     (machine.root / "cuda-13.0/bin/nvcc").write_bytes(b"\x7fELF\x00")
     assert machine.plan()["toolkit"] is None
@@ -109,12 +109,12 @@ def test_the_environment_that_is_named(machine: Any, tmp_path: Path) -> None:
         assert f"RECGRELA_TARGET_PYTHON={name} is not a Python environment" in text
 
 
-def test_packages_count_for_a_torch_with_cuda(machine: Any) -> None:
+def test_toolkit_packages_are_used_with_torchs_cuda(machine: Any) -> None:
     assert machine.with_torch(*CUDA_13).with_packages("13.0").plan()["toolkit"] == "13.0"
 
 
-def test_packages_count_for_a_torch_without_only_if_asked(machine: Any) -> None:
-    # They come along where no torch was there, before it is known whether the one that comes has CUDA.
+def test_toolkit_packages_are_used_without_torchs_cuda_only_if_asked(machine: Any) -> None:
+    # If there was no torch, they were installed together with one, before it was known whether it has CUDA.
     assert machine.with_torch(*CPU).with_packages("13.0").plan()["toolkit"] is None
     assert machine.with_variables(RECGRELA_CUDA="1").plan()["toolkit"] == "13.0"
 
@@ -128,7 +128,7 @@ def test_a_toolkit_in_the_folders_of_conda(machine: Any) -> None:
 
 
 def test_a_link_out_of_the_toolkit(machine: Any) -> None:
-    # As Debian has it: bin/nvcc beside include and lib leads to where only programs are.
+    # As on Debian, bin/nvcc beside include and lib is a link to a folder that has only programs.
     usr = make_toolkit(machine.with_torch(*CUDA_13).root / "debian", "13.0")
     programs = machine.root / "programs/bin"
     programs.mkdir(parents=True)
@@ -138,7 +138,7 @@ def test_a_link_out_of_the_toolkit(machine: Any) -> None:
     assert machine.with_variables(PATH=path).plan()["toolkit"] == "13.0"
 
 
-def test_a_toolkit_that_is_not_whole_is_none(machine: Any) -> None:
+def test_an_incomplete_toolkit_is_ignored(machine: Any) -> None:
     home = machine.with_torch(*CUDA_13).with_nvcc("13.0").root / "cuda-13.0"
     (home / "lib64" / "libcudart_static.a").unlink()
     assert "no nvcc of CUDA 13" in machine.plan()
@@ -157,7 +157,7 @@ def test_max_jobs(machine: Any) -> None:
         (lambda m: m.with_torch(*CUDA_13), "no nvcc of CUDA 13", f"pip install '{TOOLKIT}==13.0.*'"),
         (lambda m: m.with_torch(*CUDA_13), "torch 2.11.0+cu130 (CUDA 13.0)", "RECGRELA_CUDA=0"),
         (lambda m: m.with_torch("2.15.0", "13.2"), "no nvcc of CUDA 13", f"pip install '{TOOLKIT}==13.2.*'"),
-        (lambda m: m.with_torch(*CUDA_12), "no nvcc of CUDA 12", "a torch of CUDA 13"),
+        (lambda m: m.with_torch(*CUDA_12), "no nvcc of CUDA 12", "a torch for CUDA 13"),
         (lambda m: m.with_torch(*CUDA_12).with_nvcc("13.0"), "only nvcc 13.0", "CUDA 12"),
         (lambda m: m.with_torch(*CPU).with_variables(RECGRELA_CUDA="1"), "RECGRELA_CUDA=1", "pip install"),
         (lambda m: m.with_torch(*CPU).with_variables(RECGRELA_CUDA="yes"), "RECGRELA_CUDA=yes", "1 builds"),
@@ -202,13 +202,13 @@ def test_failures(machine: Any, prepare: Any, cause: str, remedy: str) -> None:
     assert cause in first and remedy in last
 
 
-def test_an_isolated_build_fails_before_it_fetches_anything(machine: Any) -> None:
+def test_an_isolated_build_fails_before_it_downloads_anything(machine: Any) -> None:
     assert "no C++ compiler" in machine.with_variables(CXX="none-such").requirements()
     assert "no nvcc of CUDA 12" in machine.with_variables(CXX="c++").with_torch(*CUDA_12).requirements()
 
 
 def test_python_headers(machine: Any) -> None:
-    # An interpreter without them: sysconfig looks below its base.
+    # The second plan imports a sysconfig that simulates an interpreter without headers.
     text = machine.with_torch(*CPU).with_variables(PYTHONPATH=str(machine.root)).plan()
     assert isinstance(text, dict)
     (machine.root / "sysconfig.py").write_text("def get_path(name):\n    return '/none'\n")

@@ -1,4 +1,4 @@
-"""Which torch a build in an environment of uv's or build's own compiles against."""
+"""The torch that a build compiles against, in the environments that uv and build create."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def found(machine: Machine, prefix: str, *path: Path, cwd: Path | None = None, *
 
 @pytest.fixture
 def target(tmp_path: Path) -> Machine:
-    """Another environment."""
+    """The environment that the package is installed into."""
     (tmp_path / "target").mkdir()
     return Machine(tmp_path / "target")
 
@@ -47,10 +47,10 @@ def test_the_active_environment(machine: Any, target: Machine, prefix: str) -> N
 
 
 @pytest.mark.parametrize(("cuda", "expected"), [("13.0", "2.13.0"), (None, "None")])
-def test_a_python_on_path_that_is_no_environment(
+def test_a_python_on_path_outside_environments(
     machine: Any, target: Machine, cuda: str | None, expected: str
 ) -> None:
-    # A container's own is as good as any; but a guess must not lead to a build without CUDA.
+    # It may be a container's, which saves a download; but a guess must not lead to a build without CUDA.
     target.with_torch("2.13.0", cuda)
     (target.root / "usr").mkdir()
     write_program(target.root / "usr/python", f'#!/bin/sh\nexec {target.python} "$@"\n')
@@ -58,19 +58,19 @@ def test_a_python_on_path_that_is_no_environment(
 
 
 @pytest.mark.parametrize(("prefix", "expected"), [(UV, "2.13.0+cpu"), (BUILD, "None")])
-def test_the_environment_that_uv_takes(machine: Any, target: Machine, prefix: str, expected: str) -> None:
+def test_the_environment_that_uv_selects(machine: Any, target: Machine, prefix: str, expected: str) -> None:
     target.with_torch("2.13.0+cpu")
     (target.root / "project/below").mkdir(parents=True)
     (target.root / "project/.venv").symlink_to(target.environment)
     assert found(machine, prefix, cwd=target.root / "project/below") == expected
 
 
-def test_outside_of_such_environments_no_other_is_searched(machine: Any, target: Machine) -> None:
+def test_other_environments_do_not_search_further(machine: Any, target: Machine) -> None:
     target.with_torch("2.13.0+cpu")
     assert found(machine, str(machine.environment), target.environment / "bin") == "None"
 
 
-def test_the_environment_of_another_python_is_none(machine: Any, target: Machine) -> None:
+def test_the_environment_of_another_python_is_ignored(machine: Any, target: Machine) -> None:
     target.with_torch("2.13.0+cpu")
     other = '{"origin": null, "path": [], "python": "cpython 3.9"}'
     target.python.unlink()

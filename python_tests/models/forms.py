@@ -26,7 +26,7 @@ def small(model: str, **change: Any) -> Any:
 
 
 def forms() -> dict[str, Any]:
-    """Configurations of every model by default, and with padding slots that do or do not take part."""
+    """Configurations of every model: the default, the other value of `padding`, and a few more."""
     found = {}
     for name in MODELS:
         config = small(name)

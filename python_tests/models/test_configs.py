@@ -1,4 +1,4 @@
-"""Configurations with values out of range or that do not fit each other."""
+"""Configurations with values that are out of range or contradict each other."""
 
 from __future__ import annotations
 

@@ -125,14 +125,14 @@ def test_slots_are_those_that_a_pass_computes(
 
 @pytest.mark.parametrize("form", FORMS)
 def test_slots_grow_with_each_sequence(form: str) -> None:
-    """`Batch.parts` bisects by them."""
+    """`Batch.parts` bisects by the number of slots."""
     lengths = np.array([*LENGTHS, *LENGTHS])
     slots = [BUILT[form].slots(lengths[:count]) for count in range(1, len(lengths) + 1)]
     assert slots == sorted(set(slots)) and all(type(count) is int for count in slots)
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_padding_takes_part_only_in_models_that_say_so(form: str) -> None:
+def test_only_models_with_padding_attend_are_padded(form: str) -> None:
     model = make(form, torch.float32)
     assert model.attends_to_padding == (getattr(FORMS[form], "padding", "mask") == "attend")
     if model.attends_to_padding:

@@ -116,7 +116,7 @@ print(peak() - before)
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_the_gradient_of_the_table_is_made_once(scale: float) -> None:
-    """A million items: the backward may not copy it where it is the gradient already, and else only once."""
+    """A million items: the backward makes no copy of the table's gradient if d_loss is 1, else one."""
     code = f"""
 import resource, torch
 from recgrela.ops import linear_cross_entropy

@@ -158,7 +158,7 @@ def test_bad_input() -> None:
         ((x, w1, b1[:3], w2, b2), r"b1 must be \[8\]"),
         ((x, w1, b1, w2[:, :2], b2), r"w2 must be \[O, 8\]"),
         ((x, w1, b1, w2, b2[:2]), r"b2 must be \[4\]"),
-        ((x[:, :0], w1[:, :0], b1, w2, b2), "no width 0"),
+        ((x[:, :0], w1[:, :0], b1, w2, b2), "with widths above 0"),
     ]:
         with pytest.raises(ValueError, match=message):
             mlp(*args)

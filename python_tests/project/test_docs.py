@@ -1,4 +1,4 @@
-"""Links, paths, names, commands and examples of the README and of docs/ are true."""
+"""Checks of the links, paths, names, commands and examples in the README and in docs/."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STALE = (
 )
 
 PAGES = pages()
-CURRENT = [page for page in PAGES if page.path != "CHANGELOG.md"]  # the changelog names what is gone
+CURRENT = [page for page in PAGES if page.path != "CHANGELOG.md"]  # the changelog names removed things
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.path)
 each_current_page = pytest.mark.parametrize("page", CURRENT, ids=lambda page: page.path)
 

@@ -16,7 +16,7 @@ import recgrela
 
 PACKAGE = Path(recgrela.__file__).parent
 
-# From the ground up: a module imports from its own entry and from earlier lines, not from others of its line.
+# Lowest layer first: a module imports from its own entry and from earlier lines, not from others of its line.
 LAYERS = [
     ["recgrela", "recgrela._C"],
     ["recgrela.ops"],
@@ -30,7 +30,7 @@ LAYERS = [
     ["recgrela.train", "recgrela.evaluate", "recgrela.recommend", "recgrela.env", "recgrela.compare"],
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
-HEAVY = ("torch", "numpy", "matplotlib", "jsonargparse", "pyarrow")
+HEAVY = ("torch", "numpy", "matplotlib", "pyarrow")
 
 
 def layer_of(module: str) -> str:

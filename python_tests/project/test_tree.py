@@ -7,7 +7,7 @@ from pathlib import Path
 
 from python_tests.support.project import ROOT, tracked_files
 
-# Folders of which every file has a line; of python_tests, every folder.
+# Folders whose files all have a line. In python_tests, only folders have one.
 COVERED = ("benchmarks/", "build_backend/", "csrc/", "docs/", "recgrela/", "tools/")
 DATA = ("benchmarks/results/", "docs/ml-100k/", "docs/ml-1m/")
 

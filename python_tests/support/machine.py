@@ -63,7 +63,7 @@ class Machine:
         assert compiler, "the tests of the build need a C++ compiler c++"
         (self.bin / "c++").symlink_to(compiler)
         write_program(self.bin / "ninja")
-        self.usual_place = root / "usr" / "cuda"
+        self.default_home = root / "usr" / "cuda"
         self.environment = root / "environment"
         venv.create(self.environment)
         self.python = self.environment / "bin" / "python"
@@ -100,7 +100,7 @@ class Machine:
 
     def ask(self, what: str) -> Any:
         """The answer of `plan.requirements` or `plan.make_plan`, or the error message."""
-        command = [str(self.python), "-c", DRIVER, str(ROOT), str(self.usual_place), what]
+        command = [str(self.python), "-c", DRIVER, str(ROOT), str(self.default_home), what]
         environ = {name: value for name, value in os.environ.items() if name in ("HOME", "LD_LIBRARY_PATH")}
         done = subprocess.run(
             list(map(str, command)),

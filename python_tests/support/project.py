@@ -27,7 +27,7 @@ class Fence:
     """A fenced block of a page.
 
     Attributes:
-        language: the word behind the opening fence.
+        language: the word after the opening fence.
         mark: the text of an HTML comment on the line before it, or "".
         text: the lines between the fences.
         line: number of the opening fence, from 1.

@@ -1,4 +1,4 @@
-"""The models by name. A new model is a file here and a line in MODELS."""
+"""The models by name. To add one, add its file here and a line to MODELS."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def build(config: Any, n_items: int, max_len: int) -> SequenceModel:
         max_len: the length that histories are cut to.
 
     Raises:
-        ConfigError: values that do not fit each other.
+        ConfigError: values contradict each other.
     """
     return _entry(config.name).model(config, n_items, max_len)
 
@@ -73,12 +73,12 @@ def from_official(name: str, state_dict: Mapping[str, Tensor], config: Mapping[s
             max_len). Sizes that follow from the parameters' shapes may be omitted.
 
     Raises:
-        ConfigError: an unknown model, a model without authors' weights, a missing or unknown parameter, a
-            wrong shape, a missing setting.
+        ConfigError: the model is unknown or has no authors' weights; a parameter is missing, unknown or of
+            a wrong shape; a setting is missing.
     """
     model = _entry(name).model
     if model.official is None:
-        raise ConfigError(f"{name} has no authors' weights to read")
+        raise ConfigError(f"{name} cannot load authors' weights")
     return load_official(model, model.official, name, state_dict, config)
 
 

@@ -35,12 +35,12 @@ class SequenceModel(nn.Module, ABC):
 
     Attributes:
         trains_on: the objectives that the model can be trained on.
-        attends_to_padding: whether every sequence is padded to `max_len` and the padding slots take part,
-            as the setting `padding` says where there is one.
+        attends_to_padding: whether every sequence is padded to `max_len` and the padding affects the result;
+            the setting `padding` decides, in models that have it.
         max_positions: the longest sequence that the model takes; None: any length.
         item_bias: [n_items] added to the scores, or None.
         norm_eps: the eps of the LayerNorm after the embeddings.
-        official: how the authors' weights become the model's; None where there are no authors' weights.
+        official: how to convert the authors' weights; None if there are none.
     """
 
     config: ModelConfig
@@ -60,7 +60,7 @@ class SequenceModel(nn.Module, ABC):
         self.config, self.n_items, self.max_len = config, n_items, max_len
         self.attends_to_padding = getattr(config, "padding", "mask") == "attend"
         self.max_positions = max_len if self.attends_to_padding else None
-        # The padding row is scored and trained as an output row, but not through look-ups.
+        # The padding row is scored, and trained as an output row, but gets no gradient from look-ups.
         self.item_embedding = nn.Embedding(n_items, config.hidden_size, padding_idx=0)
         self.dropout = Dropout(config.dropout)
         self.norm = nn.LayerNorm(config.hidden_size, eps=self.norm_eps)
@@ -84,15 +84,15 @@ class SequenceModel(nn.Module, ABC):
         return self.norm(self.dropout(F.embedding(items, self.item_embedding.weight, padding_idx=0)))
 
     def slots(self, lengths: np.ndarray) -> int:
-        """The number of slots that sequences of these lengths [B] take together in one pass.
+        """The number of slots (items and padding) that sequences of these lengths [B] take in one pass.
 
-        Slots are what memory grows with. Batches are cut by this number, which must not fall when a sequence
-        is added. A model whose modules need the dense form overrides it.
+        Memory grows with it, so batches are cut by it. It must not decrease when a sequence is added. A model
+        whose modules need the dense form overrides it.
         """
         return len(lengths) * self.max_len if self.attends_to_padding else int(lengths.sum())
 
     def reset_parameters(self) -> None:
-        """Draws every Linear and Embedding weight, the padding row too, from N(0, 0.02); zeroes the biases.
+        """Draws all Linear and Embedding weights, the padding row too, with std 0.02; zeroes Linear biases.
 
         All other parameters keep PyTorch's defaults. A subclass calls it once all of its modules exist.
         """
@@ -115,10 +115,9 @@ class SequenceModel(nn.Module, ABC):
             ValueError: a sequence is longer than `max_positions`.
         """
 
-        def encode(x: Tensor, sequences: Sequences) -> tuple[Tensor, Tensor | None]:
-            return self.encode(x, sequences), None
-
-        return self._hidden(encode, items, cu_seqlens, max_seqlen, last_only)[0]
+        return self._hidden(
+            lambda x, sequences: (self.encode(x, sequences), None), items, cu_seqlens, max_seqlen, last_only
+        )[0]
 
     def _hidden(
         self, encode: Encode, items: Tensor, cu_seqlens: Tensor, max_seqlen: int, last_only: bool
@@ -193,7 +192,7 @@ class SequenceModel(nn.Module, ABC):
         mean = loss(*self._output(hidden), target)
         return mean if extra is None else mean + extra
 
-    # ---- padded batches: [B, L], zeros behind each sequence
+    # ---- padded batches: [B, L], zeros after each sequence
 
     def score(self, item_seq: Tensor, lengths: Tensor) -> Tensor:
         """Scores of every item as the next one.
@@ -216,7 +215,7 @@ class SequenceModel(nn.Module, ABC):
         Args:
             item_seq, lengths: see `score`.
             target: [B] int64, the item after the last one (objective "last"), or [B, L], the item after each
-                (objective "all"), where entries behind the end of a sequence are ignored.
+                (objective "all"), where entries after the end of a sequence are ignored.
         """
         items, cu_seqlens, max_seqlen = self._pack(item_seq, lengths)
         if target.dim() == 2:

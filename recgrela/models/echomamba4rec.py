@@ -1,4 +1,4 @@
-"""EchoMamba4Rec, bidirectional Mamba behind a learned filter in the frequency domain (arXiv 2406.02638)."""
+"""EchoMamba4Rec, bidirectional Mamba after a learned filter in the frequency domain (arXiv 2406.02638)."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class EchoMamba4RecConfig(MambaConfig):
     name: Literal["EchoMamba4Rec"] = setting("EchoMamba4Rec", "Name of the model.")
     padding: Padding = setting(
         "attend",
-        "Padding up to max_len: attend passes it to the filter and, before the items, to the backward "
-        "direction, as published; mask filters zeros instead and begins that direction at the last item.",
+        "Padding up to max_len: attend, as published, passes it to the filter and to the backward direction, "
+        "which reads it before the items; mask filters zeros and starts that direction at the last item.",
     )
 
 
 class FrequencyFilter(nn.Module):
-    """LN(Dropout(filtered x) + x): a learned complex factor per channel and frequency of max_len slots."""
+    """LN(Dropout(filtered x) + x), with a learned complex factor per channel and frequency."""
 
     def __init__(self, hidden_size: int, max_len: int, dropout: float) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class MambaPair(nn.Module):
 
 
 class EchoLayer(nn.Module):
-    """A filter, pairs of Mamba blocks, a gated linear unit."""
+    """A filter, pairs of Mamba blocks and a gated linear unit."""
 
     def __init__(self, config: EchoMamba4RecConfig, max_len: int) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ def official_config(state: State, settings: AuthorSettings) -> EchoMamba4RecConf
 
 
 class EchoMamba4Rec(SequenceModel):
-    """Every row mixes with the whole sequence: only the item after the last one can be a target."""
+    """Every state depends on the whole sequence, so only the item after the last one can be a target."""
 
     config: EchoMamba4RecConfig
     trains_on = ("last",)

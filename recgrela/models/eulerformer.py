@@ -24,7 +24,7 @@ from recgrela.settings.fields import setting
 from recgrela.settings.model import Padding, TransformerConfig
 from recgrela.system.errors import ConfigError
 
-# The authors' constants of the contrastive loss: added to its sum, and the dropout rate of its angles.
+# The authors' constants of the contrastive loss: a term added to its sum, and the dropout rate of its angles.
 CONTRASTIVE_EPS, CONTRASTIVE_DROPOUT = 1e-5, 0.5
 
 
@@ -54,7 +54,7 @@ class EulerFormerConfig(TransformerConfig):
 def polar(x: Tensor) -> tuple[Tensor, Tensor]:
     """Modulus and angle of pairs of channels, [T, D] -> [T, D / 2] each. A pair of zeros gets no gradient.
 
-    Dropout makes such pairs, where the gradients of the root and of the angle are NaN.
+    Dropout produces pairs of zeros, for which the gradients of the root and of the angle would be NaN.
     """
     real, imaginary = x.unflatten(1, (-1, 2)).unbind(2)
     square = real.square() + imaginary.square()
@@ -66,8 +66,8 @@ def polar(x: Tensor) -> tuple[Tensor, Tensor]:
 class EulerAttention(CausalAttention):
     """Causal attention whose queries and keys are rotated in polar form.
 
-    A pair of channels with modulus l and angle t gets modulus l and angle delta t + the angle of its
-    position (+ a bias for queries).
+    A pair of channels keeps its modulus. Its angle t becomes delta t + the angle of its position (+ a bias
+    for queries).
     """
 
     def __init__(self, config: EulerFormerConfig, max_len: int) -> None:
@@ -80,7 +80,7 @@ class EulerAttention(CausalAttention):
         rates = 10000.0 ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
         angles = torch.arange(max_len, dtype=torch.float64)[:, None] * rates
         self.angles: Tensor
-        # A buffer in checkpoints: the authors save these angles as a frozen parameter.
+        # Saved in checkpoints, because the authors save these angles as a frozen parameter.
         self.register_buffer("angles", angles.to(torch.get_default_dtype()))
 
     def polar_rotate(self, x: Tensor, positions: Tensor, bias: Tensor | None) -> Tensor:
@@ -107,7 +107,7 @@ class EulerAttention(CausalAttention):
         """-log(e_ii / (sum_j e_ij + eps)) of rows x [T, D] -> [T], with e_ij = exp(similarity of i and j).
 
         The similarity is the scaled sum of the cosines of the angles' differences over the temperature. In
-        training the angles of one side pass dropout.
+        training, dropout is applied to the angles of rows j.
         """
         _, angle = polar(x.to(self.delta.dtype))
         other = F.dropout(angle, CONTRASTIVE_DROPOUT, self.training)
@@ -182,6 +182,6 @@ class EulerFormer(TransformerModel):
             x, total = block.ffn(x), total + losses
         if sequences.wanted is None:  # every row is a target
             mean = total.mean()
-        else:  # every sequence is a target and weighs the same, however a batch is cut
+        else:  # every sequence has one target and the same weight, however a batch is cut
             mean = (total / sequences.cu_seqlens.diff()[sequences.index]).sum() / sequences.batch
         return x, self.config.contrastive_weight * mean

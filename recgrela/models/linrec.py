@@ -32,7 +32,7 @@ def official_config(state: State, settings: AuthorSettings) -> LinRecConfig:
 
 
 class LinRec(TransformerModel):
-    """Linear attention to the whole sequence: only the item after the last one can be a target."""
+    """Rows attend to the whole sequence, so only the item after the last one can be a target."""
 
     config: LinRecConfig
     trains_on = ("last",)

@@ -46,7 +46,7 @@ class LRU(nn.Module):
         d, states = config.hidden_size, 2 * config.hidden_size
         low, high = config.r_min**2, config.r_max**2
         # Uniform on the ring; gamma gives states of unit size for white inputs (arXiv 2303.06349, 3.4).
-        draws = torch.rand(2, states).clamp(min=1e-6)  # keeps the logarithms finite
+        draws = torch.rand(2, states).clamp(min=1e-6)  # logarithms must be finite
         nu = -0.5 * (draws[0] * (high - low) + low).log()
         theta = draws[1] * (2 * math.pi)
         gamma = (1 - torch.exp(-2 * nu)).sqrt()
@@ -81,7 +81,7 @@ class LRUBlock(nn.Module):
 
 
 def official_layout(state: State) -> State:
-    """Complex matrices and biases as real ones."""
+    """Converts complex matrices and biases to real ones."""
     ours = {}
     for name, x in state.items():
         if name.endswith("in_proj.weight"):
@@ -134,7 +134,7 @@ class LRURec(SequenceModel):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """N(0, 0.02) cut at two standard deviations for all parameters but norms and eigenvalues."""
+        """Draws all parameters but norms and eigenvalues with std 0.02, truncated at +-0.04."""
         for name, parameter in self.named_parameters():
             if "norm" not in name and "params_log" not in name:
                 nn.init.trunc_normal_(parameter, std=0.02, a=-0.04, b=0.04)

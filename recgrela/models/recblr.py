@@ -1,4 +1,4 @@
-"""RecBLR, behaviour-dependent linear recurrent units (arXiv 2406.12580)."""
+"""RecBLR, behavior-dependent linear recurrent units (arXiv 2406.12580)."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class GatedRecurrence(nn.Module):
     Args:
         config: settings.
         warm_up_rows: the number of zero rows before every sequence. The authors pad on the left to a power of
-            two, before a convolution with a bias. Its outputs there are not zero and leave a state that is
-            learned and the same for all sequences.
+            two, before a convolution with a bias. Its outputs for the padding are not zero, and leave a
+            learned state that is the same for all sequences.
     """
 
     def __init__(self, config: RecBLRConfig, warm_up_rows: int) -> None:
@@ -53,12 +53,12 @@ class GatedRecurrence(nn.Module):
 
     def gated(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """u [T, I] -> alpha and beta u, [T, I] each."""
-        recurrence, entry = self.gates(u).chunk(2, dim=1)
-        alpha = torch.exp(-F.softplus(self.Lambda) * torch.sigmoid(recurrence))
-        return alpha, torch.sqrt(1 - alpha.square() + 1e-8) * torch.sigmoid(entry) * u
+        recurrence_gate, input_gate = self.gates(u).chunk(2, dim=1)
+        alpha = torch.exp(-F.softplus(self.Lambda) * torch.sigmoid(recurrence_gate))
+        return alpha, torch.sqrt(1 - alpha.square() + 1e-8) * torch.sigmoid(input_gate) * u
 
     def warm_state(self, batch: int) -> Tensor | None:
-        """[B, I], the state that the zero rows leave."""
+        """The state after the zero rows, [B, I]; None if there are none."""
         if self.warm_up_rows == 0:
             return None
         # The convolution of zeros is its bias.

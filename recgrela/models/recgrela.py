@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -21,6 +19,7 @@ from recgrela.nn import (
     Sequences,
     run_blocks,
 )
+from recgrela.ops import rotary_table
 from recgrela.settings.fields import setting
 from recgrela.settings.model import ModelConfig, Padding, check_heads
 from recgrela.system.errors import ConfigError
@@ -36,8 +35,8 @@ class RecGRELAConfig(ModelConfig):
     num_heads: int = setting(4, "Number of attention heads; divides hidden_size into even parts.", min=1)
     mode: Literal["causal", "bidirectional"] = setting(
         "causal",
-        "causal: attends to earlier items, trains on every position; bidirectional: as published, trains on "
-        "the last position.",
+        "causal: attends to earlier items and can train on every position; bidirectional: as published, "
+        "trains on the last position only.",
     )
     padding: Padding = setting(
         "mask", "Padding up to max_len: mask excludes it; attend treats it as items (bidirectional only)."
@@ -119,7 +118,7 @@ def official_config(state: State, settings: AuthorSettings) -> RecGRELAConfig:
 
 
 class RecGRELA(SequenceModel):
-    """The model of the paper. `RecGRELAConfig` describes its forms, `SequenceModel` how to call it."""
+    """The model of the paper. See `RecGRELAConfig` for its forms and `SequenceModel` for how to call it."""
 
     config: RecGRELAConfig
     official = OfficialWeights(
@@ -162,9 +161,5 @@ class RecGRELA(SequenceModel):
 
 def sinusoids(length: int, like: Tensor) -> Tensor:
     """Sinusoidal position embeddings [length, D] (Vaswani et al., 2017, section 3.5), D even."""
-    d = like.shape[-1]
-    rates = torch.exp(
-        torch.arange(0, d, 2, device=like.device, dtype=torch.float64) * (-math.log(10000.0) / d)
-    )
-    angles = torch.arange(length, device=like.device, dtype=torch.float64)[:, None] * rates
-    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1).to(like.dtype)
+    table = rotary_table(length, like.shape[-1], dtype=like.dtype, device=like.device)
+    return table.flip(-1).flatten(1)  # (cos, sin) -> (sin, cos)

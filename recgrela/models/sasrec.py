@@ -1,4 +1,4 @@
-"""SASRec, self-attentive sequential recommendation (arXiv 1808.09781), in the form that RecBole gives it."""
+"""SASRec, self-attentive sequential recommendation (arXiv 1808.09781), as implemented in RecBole."""
 
 from __future__ import annotations
 

@@ -24,12 +24,12 @@ class SIGMAConfig(MambaConfig):
 
     name: Literal["SIGMA"] = setting("SIGMA", "Name of the model.")
     flip: int = setting(
-        45, "Number of rows reversed at the start of a sequence; the authors take 45 at any length.", min=1
+        45, "Number of rows reversed at the start of a sequence; the authors use 45 at any length.", min=1
     )
     padding: Padding = setting(
         "attend",
-        "Padding up to max_len: attend reverses it with the items of a short sequence and passes it to the "
-        "convolution after the last item, as published; mask excludes it.",
+        "Padding up to max_len: attend, as published, reverses it with the items of a short sequence and "
+        "passes it to the convolution; mask excludes it.",
     )
     single_layer_residual: bool = setting(
         False, "Keep the residual in a model of one layer; the authors drop it."
@@ -39,8 +39,8 @@ class SIGMAConfig(MambaConfig):
 class GRU(nn.GRU):
     """A GRU of one layer that can be differentiated in eval mode too.
 
-    cuDNN saves what the backward needs in training mode only, so this module always is in training mode. One
-    layer has no dropout: its outputs are the same in both modes.
+    cuDNN saves what the backward needs only in training mode, so this module is always in training mode. One
+    layer has no dropout, so its outputs are the same in both modes.
     """
 
     def train(self, mode: bool = True) -> GRU:
@@ -50,8 +50,8 @@ class GRU(nn.GRU):
 class GatedMamba(nn.Module):
     """A weighted sum of a Mamba block on the rows, the same block on partly reversed rows, and a GRU.
 
-    The reversed branch is not reversed back. The three weights are used as they are: the authors compute
-    their softmax and do not use it.
+    The reversed branch is not reversed back. The three weights are used without a softmax, as in the authors'
+    code, which computes one and does not use it.
     """
 
     def __init__(self, config: SIGMAConfig) -> None:
@@ -77,7 +77,7 @@ class GatedMamba(nn.Module):
         first = x + self.dense1(x)
         first = self.dropout(self.silu_gate(F.silu(first)) + self.sigmoid_gate(torch.sigmoid(first)))
         second = flipped + self.dense2(flipped)
-        # The sigmoid gate of the second branch takes the gate of the first.
+        # The second branch's sigmoid gate is computed from the first branch's gate.
         second = self.dropout(self.silu_gate(F.silu(second)) + self.sigmoid_gate(torch.sigmoid(first)))
         y, y_flipped = y * first + y, y_flipped * second + y_flipped
         return self.out_proj(self.mix[2] * y + self.mix[1] * y_flipped + self.mix[0] * recurrent)
@@ -88,7 +88,7 @@ def official_config(state: State, settings: AuthorSettings) -> SIGMAConfig:
 
 
 class SIGMA(SequenceModel):
-    """Rows near the start mix with rows behind them: only the item after the last one can be a target."""
+    """States near the start depend on later rows, so only the item after the last one can be a target."""
 
     config: SIGMAConfig
     trains_on = ("last",)

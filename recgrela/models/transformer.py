@@ -1,4 +1,4 @@
-"""The common form of the models on RecBole's Transformer encoder."""
+"""Base class of the models that use RecBole's Transformer encoder."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class TransformerModel(SequenceModel):
 
 
 def encoder_layout(state: State) -> State:
-    """The three input projections of each attention as one."""
+    """Joins the three input projections of each attention."""
     return joined(state, ("query", "key", "value"), "qkv_proj")
 
 
@@ -71,7 +71,7 @@ def encoder_weights(
     names: Sequence[tuple[str, str]] = (),
     layout: Callable[[State], State] = encoder_layout,
 ) -> OfficialWeights:
-    """The authors' weights of a model on this encoder; `names` apply before the encoder's own."""
+    """How to convert the weights of a model with this encoder; `names` apply before the encoder's own."""
     encoder_names = [
         (r"^LayerNorm\.", "norm."),
         (r"^trm_encoder\.layer\.", "blocks."),
@@ -85,7 +85,7 @@ def encoder_weights(
 
 
 def encoder_settings(state: State, settings: AuthorSettings) -> dict[str, Any]:
-    """The settings that all configurations of this form have."""
+    """The settings that all configurations with this encoder have."""
     return {
         "hidden_size": state["item_embedding.weight"].shape[1],
         "num_heads": int(settings["n_heads"]),

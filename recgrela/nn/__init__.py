@@ -1,4 +1,4 @@
-"""Modules made of ops, on packed rows. Modules that mix positions are called as `module(x, sequences)`."""
+"""Modules on packed rows, built from ops. Modules that mix positions are called as `module(x, sequences)`."""
 
 from recgrela.nn.attention import CausalAttention, LinRecAttention
 from recgrela.nn.basic import MLP, Activation, Dropout, DropPath, FeedForward

@@ -53,7 +53,7 @@ class PostNormAttention(nn.Module):
         raise NotImplementedError
 
     def finish(self, mixed: Tensor, x: Tensor, sequences: Sequences) -> Tensor:
-        """Projects the mixed rows, adds the residual and normalises, [T, D] or [B, D]."""
+        """Projects the mixed rows, adds the residual and normalizes, [T, D] or [B, D]."""
         return self.norm(self.dropout(self.out_proj(mixed)) + sequences.select(x))
 
     def dense_queries(self, q: Tensor, sequences: Sequences) -> Tensor:
@@ -72,7 +72,7 @@ class PostNormAttention(nn.Module):
 
 
 class CausalAttention(PostNormAttention):
-    """Softmax attention of each row to the items up to its own. A wanted row must be the last item.
+    """Softmax attention, in which each row attends to items up to its own. Wanted rows must be last items.
 
     Args:
         hidden_size, num_heads, dropout: see `PostNormAttention`.
@@ -97,14 +97,14 @@ class CausalAttention(PostNormAttention):
             values,
             attn_mask=mask,
             dropout_p=self.attention_dropout if self.training else 0.0,
-            # Without a mask, the zeros of the dense form come after every row of their sequence.
+            # The zeros of the dense form follow the rows of their sequence, so causality hides them too.
             is_causal=mask is None,
         )
         return self.to_rows(outputs, sequences)
 
 
 class LinRecAttention(PostNormAttention):
-    """o = q (k^T v) / sqrt(d) over the whole sequence, where q and k pass ELU and have unit length per head.
+    """o = q (k^T v) / sqrt(d) over the whole sequence; q and k pass through ELU and are normalized per head.
 
     The cost is linear in the length. Source: LinRec (arXiv 2411.01537).
     """
@@ -116,5 +116,5 @@ class LinRecAttention(PostNormAttention):
         return self.to_rows(self.dense_queries(q, sequences) @ kv, sequences)
 
     def feature(self, x: Tensor) -> Tensor:
-        """ELU, then each head of each row scaled to length 1. [T, D] -> [T, D]."""
+        """Applies ELU and scales each head of each row to length 1, [T, D] -> [T, D]."""
         return F.normalize(F.elu(x).unflatten(1, (self.num_heads, -1)), dim=2).flatten(1)

@@ -25,7 +25,7 @@ class Dropout(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: drops the branch of a whole sequence with probability `rate`, scales the others."""
+    """Stochastic depth: drops a sequence's branch with probability `rate`, and scales the others."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class DropPath(nn.Module):
 
 
 class MLP(nn.Module):
-    """D -> inner size -> D, with dropout after the activation and after the output, as one op."""
+    """D -> inner_size -> D, with dropout after the activation and after the output, as one op."""
 
     def __init__(self, hidden_size: int, inner_size: int, activation: Activation, dropout: float) -> None:
         super().__init__()

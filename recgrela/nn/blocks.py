@@ -1,4 +1,4 @@
-"""Stacks of blocks, and the block that several models are made of."""
+"""Stacks of blocks, and a block that several models share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from recgrela.nn.sequences import Sequences
 def run_blocks(blocks: nn.ModuleList, x: Tensor, sequences: Sequences) -> Tensor:
     """Passes rows x [T, D] through all blocks -> [T, D], or the wanted rows [B, D].
 
-    Only the last block is limited to the wanted rows: it mixes all rows that the others return.
+    Only the last block is limited to the wanted rows, because it needs all rows of the block before it.
     """
     *inner, last = blocks
     whole = sequences.with_wanted(None)
@@ -24,7 +24,7 @@ class PostNormBlock(nn.Module):
     """LN(Dropout(mixer(x)) + x), then a feed-forward network 4 D wide.
 
     Args:
-        name: the attribute that holds the mixer; a part of the parameter names in checkpoints.
+        name: the attribute that holds the mixer; checkpoints have it in the names of parameters.
         mixer: the module that mixes positions, called as `mixer(x, sequences)`.
         hidden_size: D.
         dropout: the rate after the mixer and in the feed-forward network.

@@ -17,9 +17,9 @@ from recgrela.ops.mlp import ACTIVATIONS
 class RotaryTable:
     """A cache of two rotary tables: one of `max_len` positions, and one for longer sequences.
 
-    The first table stays the same tensor as long as dtype and device do: a CUDA graph holds its address, and
-    on CUDA the length of the table decides how a sequence is cut into segments, and so the rounding. The
-    tables are no buffers, so that `module.double()` gets angles computed in float64.
+    While dtype and device stay the same, so does the first table: a CUDA graph holds its address, and on CUDA
+    its length decides how sequences are cut into segments, which affects rounding. The tables are not
+    buffers, because `module.double()` must get angles that are computed in float64.
     """
 
     def __init__(self, dim: int, base: float, max_len: int) -> None:
@@ -27,33 +27,33 @@ class RotaryTable:
         self._tables: list[Tensor | None] = [None, None]
 
     def __call__(self, length: int, like: Tensor) -> Tensor:
-        """A table [>= length, dim / 2, 2] on the device of `like`, float64 if that is, else float32."""
+        """A table [>= length, dim / 2, 2] on the device of `like`, float64 if `like` is, else float32."""
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
         which = int(length > self.max_len)
         table = self._tables[which]
         if table is None or table.shape[0] < length or table.dtype != dtype or table.device != like.device:
-            with torch.inference_mode(False):  # training must be able to use a table that inference made
+            with torch.inference_mode(False):  # training may use the table later
                 table = rotary_table(
                     max(length, self.max_len), self.dim, self.base, dtype=dtype, device=like.device
                 )
-            if type(table) is Tensor:  # tracing makes a fake tensor, which must not be kept
+            if type(table) is Tensor:  # not a fake tensor of a trace, which must not be cached
                 self._tables[which] = table
         return table
 
 
 class GatedRotaryLinearAttention(nn.Module):
-    """From the normalised input of a block to the output projection of its attention.
+    """The attention branch of a RecGRELA block: projections, `gated_rela` and output projection.
 
     Args:
         hidden_size: D.
         num_heads: the number of heads; divides D into heads of an even width.
-        causal: whether a row attends to the rows up to its own (True) or to the whole sequence.
+        causal: whether a row attends to rows up to itself (True) or to the whole sequence (False).
         kernel_size: the kernel size of the local shortcut's convolution; 0 omits the shortcut.
         rotary: the table of angles, shared by the blocks of a model; None omits the rotation.
-        gate: whether to multiply by an activated gate.
+        gate: whether to multiply the result by an activated gate.
         gate_activation: the activation of the gate.
-        input_projection: whether to project the input of everything but the gate.
-        value_projection: whether values have a projection of their own; else they are the projected input.
+        input_projection: whether queries, keys and values are computed from a projection of the input.
+        value_projection: whether values have a further projection; if not, they are the projected input.
         eps: added to the denominator.
     """
 
@@ -85,7 +85,7 @@ class GatedRotaryLinearAttention(nn.Module):
         self.rotary = rotary
 
     def forward(self, u: Tensor, sequences: Sequences) -> Tensor:
-        """u: [T, D] -> [T, D], or the wanted rows [B, D], which must be the last items if causal."""
+        """u: normalized, [T, D] -> [T, D], or the wanted rows [B, D], which must be last items if causal."""
         x = u if self.in_proj is None else self.in_proj(u)
         v = x if self.v_proj is None else self.v_proj(x)
         gate = None if self.gate_proj is None else self.gate_proj(sequences.select(u))

@@ -13,13 +13,12 @@ class Sequences:
     """How packed rows [T, ...] split into B sequences.
 
     Attributes:
-        cu_seqlens: [B + 1] int64; sequence b is rows cu_seqlens[b] .. cu_seqlens[b + 1] - 1.
+        cu_seqlens: [B + 1] int64; sequence b is rows cu_seqlens[b] : cu_seqlens[b + 1].
         index: [T] int64, the sequence of each row.
         max_seqlen: the length of the longest sequence, known on the host.
-        lengths: [B] int64, the number of items at the start of each sequence; the rows behind them are
+        lengths: [B] int64, the number of items at the start of each sequence; the rows after them are
             padding. None: every row is an item.
-        wanted: [B] int64, one row of each sequence, the only rows that the next module has to return.
-            None: it returns all rows.
+        wanted: [B] int64, one row of each sequence: the rows that the next module returns. None: all rows.
     """
 
     cu_seqlens: Tensor
@@ -30,7 +29,7 @@ class Sequences:
 
     @staticmethod
     def of(cu_seqlens: Tensor, num_rows: int, max_seqlen: int, lengths: Tensor | None = None) -> Sequences:
-        """Sequences by their offsets. See the class for the arguments; `num_rows` is T."""
+        """Makes sequences from their offsets. See the class for the arguments; `num_rows` is T."""
         cu_seqlens = cu_seqlens.to(torch.int64)
         batch = torch.arange(cu_seqlens.shape[0] - 1, device=cu_seqlens.device)
         index = torch.repeat_interleave(batch, cu_seqlens.diff(), output_size=num_rows)
@@ -53,14 +52,14 @@ class Sequences:
         return replace(self, wanted=rows)
 
     def last_only(self) -> Sequences:
-        """The same sequences, of which only the last items are wanted."""
+        """The same sequences, with only their last items wanted."""
         return self.with_wanted(self.last_items())
 
     def select(self, x: Tensor) -> Tensor:
         """x [T, ...] -> its wanted rows: [B, ...], or x itself when all rows are wanted."""
         return x if self.wanted is None else x[self.wanted]
 
-    # ---- places of rows
+    # ---- positions of rows
 
     def positions(self) -> Tensor:
         """[T] int64, the position of each row in its sequence, from 0."""
@@ -87,14 +86,14 @@ class Sequences:
         """Pads each sequence to `length` rows.
 
         Returns:
-            The padded sequences, and the row of each item among theirs, [T] int64.
+            The padded sequences, and the row of each item in them, [T] int64.
         """
         cu_seqlens = torch.arange(self.batch + 1, device=self.index.device) * length
         lengths = self.cu_seqlens.diff()
         return Sequences.of(cu_seqlens, self.batch * length, length, lengths), self.dense_rows(length)
 
     def dense_rows(self, length: int) -> Tensor:
-        """[T] int64, the place of each row in the flattened dense form [B * length, ...]."""
+        """[T] int64, the index of each row in the flattened dense form [B * length, ...]."""
         return self.index * length + self.positions()
 
     def item_mask(self, length: int) -> Tensor:
@@ -103,7 +102,7 @@ class Sequences:
         return torch.arange(length, device=lengths.device) < lengths[:, None]
 
     def to_dense(self, x: Tensor, length: int | None = None) -> Tensor:
-        """Packed x [T, ...] -> [B, L, ...], zero behind each sequence; L is `length` or the longest one's."""
+        """Packed x [T, ...] -> [B, L, ...], zero after each sequence; L is `length` or `max_seqlen`."""
         length = self.max_seqlen if length is None else length
         shape = (self.batch, length, *x.shape[1:])
         if x.shape[0] == self.batch * length:  # nothing to fill

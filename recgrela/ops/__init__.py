@@ -1,7 +1,7 @@
-"""The operators alone: packed rows in, packed rows out, differentiable, usable under torch.compile.
+"""The operators: differentiable functions of packed rows that work under torch.compile.
 
-The pure PyTorch function `*_reference` beside each op is its definition. Adding an op adds its lines here and
-nothing else outside its own files: `OPS` collects what each declares about itself.
+For each op, the function `*_reference` in plain PyTorch is its definition. Each op registers itself in `OPS`,
+so a new op needs only its own files and its lines here.
 """
 
 from recgrela.ops.causal_conv1d import causal_conv1d, causal_conv1d_reference

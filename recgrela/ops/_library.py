@@ -57,12 +57,12 @@ def register_operator(
 
     Args:
         name: name in torch.ops.recgrela.
-        fake: shape function of the operator's arguments, which are on one device.
+        fake: shape function, called with the operator's arguments if their tensors are on one device.
         setup, backward: functions that save tensors for the gradient, and compute it.
-        fake_backward: shape function of the operator NAME_backward, if there is one. The derivative of that
-            operator is an error with a remedy.
-        flops: count of floating-point operations of a call, a function of shapes in place of tensors.
-        flops_of_tensors: whether `flops` takes the tensors themselves.
+        fake_backward: shape function of the operator NAME_backward, if there is one. Differentiating that
+            operator raises NotImplementedError.
+        flops: counts the floating-point operations of a call, from shapes in place of tensors.
+        flops_of_tensors: whether `flops` takes tensors instead of shapes.
     """
     qualified = f"recgrela::{name}"
     torch.library.register_fake(qualified, _on_one_device(name, fake))
@@ -79,7 +79,7 @@ def register_operator(
 
 
 def _on_one_device(name: str, fake: Callable[..., Any]) -> Callable[..., Any]:
-    """The shape function behind a check of devices, since one meta operand among real ones would call it."""
+    """Adds a check of devices: PyTorch calls a shape function if a single operand is on the meta device."""
 
     def checked(*args: Any) -> Any:
         devices = {x.device for x in args if isinstance(x, Tensor)}

@@ -17,8 +17,8 @@ from recgrela.ops.checks import (
     gradient_like,
     kernel_size_of,
     lengths_of,
+    none_for_absent,
     offsets_of,
-    present,
     to_rows,
 )
 from recgrela.ops.support import Kernel, Op
@@ -116,7 +116,9 @@ def causal_conv1d(
     initial_history: Tensor | None = None,
     return_final_history: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """y_i = act(bias + sum_w weight[:, w] * x_{i-K+1+w}) within each sequence, zero before its start.
+    """Causal depthwise convolution: y_i = act(bias + sum_w weight[:, w] * x_{i-K+1+w}) in each sequence.
+
+    Rows before the start of a sequence are those of `initial_history`, or zero.
 
     Args:
         x: [T, C], the rows of all sequences end to end, or [B, L, C], sequences of equal length with
@@ -124,20 +126,20 @@ def causal_conv1d(
         weight: [C, K], of the dtype and device of `x`; the last column multiplies the current row.
         bias: [C] or None.
         cu_seqlens: int32 or int64 [B + 1] on the device of `x`: sequence b is rows
-            cu_seqlens[b] .. cu_seqlens[b + 1].
+            cu_seqlens[b] : cu_seqlens[b + 1].
         activation: "silu" or None.
         initial_history: [B, K - 1, C], the rows before each sequence, oldest first; None: zeros.
-        return_final_history: also return the last K - 1 rows of each sequence, from which the next chunk
-            resumes.
+        return_final_history: also return the last K - 1 rows of each sequence, the initial history of the
+            next chunk.
 
     Returns:
         A tensor of the shape and dtype of `x`; with `return_final_history` also [B, K - 1, C].
 
     Raises:
-        TypeError, ValueError: on operands that do not fit; the message names them.
-        RuntimeError: on a cu_seqlens that does not start at 0, decreases or does not end at T (on CUDA a
-            device-side assertion, which a later call reports).
-        NotImplementedError: from a second derivative; use `causal_conv1d_reference`.
+        TypeError, ValueError: if an operand has a wrong shape, dtype or device; the message names it.
+        RuntimeError: if cu_seqlens does not start at 0, decreases or does not end at T. On CUDA this is a
+            device-side assertion, which a later call reports.
+        NotImplementedError: for second derivatives; use `causal_conv1d_reference`.
     """
     op, shape = OP.name, x.shape
     if activation not in ("silu", None):
@@ -201,7 +203,7 @@ def _backward(ctx: Any, d_y: Tensor | None, d_final_history: Tensor | None) -> t
         *ctx.saved_tensors,
         ctx.silu,
     )
-    d_x, d_weight, d_bias, d_initial_history = present(gradients, (x, weight, bias, initial_history))
+    d_x, d_weight, d_bias, d_initial_history = none_for_absent(gradients, (x, weight, bias, initial_history))
     return d_x, d_weight, d_bias, None, d_initial_history, None, None
 
 

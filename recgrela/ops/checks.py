@@ -1,4 +1,4 @@
-"""Checks of operands and conversions that the ops share. They read shapes and dtypes, never values."""
+"""Checks and conversions of operands, shared by the ops. Only `lengths_of` reads the values of a tensor."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COMPLEX = (torch.complex64, torch.complex128)
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of states, coefficients and angles beside operands of a real `dtype`."""
+    """The dtype of states, coefficients and angles for operands of a real `dtype`."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -37,7 +37,7 @@ def cast(dtype: torch.dtype, *operands: Tensor | None) -> tuple[Any, ...]:
 def cast_for_autocast(device_type: str, *operands: Tensor | None) -> tuple[Any, ...]:
     """The operands in the dtype of autocast, which is float32 for ops on the CPU.
 
-    Without autocast they stay as they are, and so do float64 and integers with it, as in PyTorch's ops.
+    Without autocast nothing is converted; with it, float64 and integers are not, as in PyTorch's ops.
     """
     if not autocast_enabled(device_type):
         return operands
@@ -55,19 +55,19 @@ def check_operands(
     dtypes: tuple[torch.dtype, ...] = FLOATS,
     **others: tuple[Tensor | None, tuple[Any, ...]] | tuple[Tensor | None, tuple[Any, ...], torch.dtype],
 ) -> None:
-    """Check that operands have their shapes, one floating dtype (or one of their own) and one device.
+    """Check that operands have the expected shapes and dtypes and are on one device.
 
-    Under autocast, which converts operands to one dtype, any floating dtypes pass.
+    Under autocast, which converts operands to one dtype, any floating dtype passes.
 
     Args:
         op: the op's name, for the messages.
         first_name, first: name and tensor of the operand that sets dtype and device.
         dtypes: dtypes that `first` may have.
-        others: name = (tensor or None, expected shape[, dtype, if not that of `first`]). A string in the
-            shape, such as "K", accepts any size.
+        others: name = (tensor or None, expected shape[, expected dtype]). The dtype defaults to that of
+            `first`. A string in the shape, such as "K", accepts any size.
 
     Raises:
-        ValueError: on a shape or device; TypeError: on a dtype. The message names the operand.
+        ValueError: if a shape or device is wrong; TypeError: if a dtype is. The message names the operand.
     """
     autocast = autocast_enabled(first.device.type)
     if first.dtype not in dtypes:
@@ -109,10 +109,10 @@ def check_cu_seqlens(op: str, cu_seqlens: Tensor, like: Tensor) -> None:
 
 
 def offsets_of(op: str, name: str, x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
-    """The checked offsets of packed rows x [T, D]; with None, those of the equal lengths of x [B, L, D].
+    """Check the offsets of packed rows x [T, D], or make those of x [B, L, D] if `cu_seqlens` is None.
 
     Raises:
-        TypeError, ValueError: on other shapes or dtypes, or on packed rows without cu_seqlens.
+        TypeError, ValueError: if a shape or dtype is wrong, or packed rows come without cu_seqlens.
     """
     if cu_seqlens is None:
         if x.dim() == 2:
@@ -130,7 +130,7 @@ def lengths_of(cu_seqlens: Tensor, num_rows: int) -> list[int]:
     """The lengths of the sequences, read from the device.
 
     Raises:
-        RuntimeError: on offsets that do not start at 0, decrease or do not end at `num_rows`.
+        RuntimeError: if the offsets do not start at 0, decrease or do not end at `num_rows`.
     """
     offsets = cu_seqlens.tolist()
     lengths = [end - start for start, end in itertools.pairwise(offsets)]
@@ -153,7 +153,7 @@ def kernel_size_of(op: str, name: str, weight: Tensor, channels: int) -> int:
 
 
 def to_rows(x: Tensor) -> Tensor:
-    """[B, L, D] -> [B L, D], a view where the strides allow; rows stay as they are."""
+    """[B, L, D] -> [B L, D], a view if the strides allow it. Packed rows [T, D] are returned unchanged."""
     return x.flatten(0, 1) if x.dim() == 3 else x
 
 
@@ -163,10 +163,12 @@ def optional_rows(x: Tensor | None) -> Tensor | None:
 
 
 def gradient_like(operand: Tensor | None, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """An empty gradient of the operand's shape; for None one without elements, like `like` or in `dtype`."""
+    """Memory for the gradient of an operand; for None no elements, of `dtype` or that of `like`."""
     return like.new_empty(0, dtype=dtype) if operand is None else operand.new_empty(operand.shape)
 
 
-def present(gradients: tuple[Tensor, ...], operands: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-    """The gradients, with None in place of those of absent operands."""
+def none_for_absent(
+    gradients: tuple[Tensor, ...], operands: tuple[Tensor | None, ...]
+) -> tuple[Tensor | None, ...]:
+    """The gradients, with None for operands that are None."""
     return tuple(d if x is not None else None for d, x in zip(gradients, operands, strict=True))

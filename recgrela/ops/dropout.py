@@ -1,4 +1,4 @@
-"""Dropout that stores no mask: a hash of a seed and the element's index decides whether an element stays."""
+"""Dropout that stores no mask: a hash of a seed and the element's index decides whether it is kept."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _shifted(z: Tensor, bits: int) -> Tensor:
 
 
 def _scatter_seed(z: Tensor) -> Tensor:
-    """The finalizer of "splitmix64", which makes seeds that differ in one bit unrelated."""
+    """The finalizer of SplitMix64: seeds that differ in one bit give unrelated results."""
     z = z + (0x9E3779B97F4A7C15 - 2**64)
     z = (z ^ _shifted(z, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
     z = (z ^ _shifted(z, 27)) * (0x94D049BB133111EB - 2**64)
@@ -41,7 +41,7 @@ def _draws(seed: Tensor, numel: int) -> Tensor:
 
 
 def new_seeds(count: int, device: torch.device) -> Tensor:
-    """[count] int64 from torch's generator of the device."""
+    """[count] int64, drawn from PyTorch's generator of the device."""
     return torch.randint(2**63 - 1, (count,), device=device)
 
 
@@ -49,7 +49,7 @@ def check_dropout(op: str, rate: float, seed: Tensor | None, count: int, device:
     """Check the dropout rate and the seeds.
 
     Raises:
-        ValueError: on the rate, or the number or device of the seeds; TypeError: on their dtype.
+        ValueError: if the rate, or the number or device of the seeds, is wrong; TypeError: if their dtype is.
     """
     if not 0 <= rate < 1:
         raise ValueError(f"{op}: the dropout rate must be at least 0 and below 1, got {rate}")
@@ -79,23 +79,23 @@ OP = Op(
 
 
 def dropout(x: Tensor, rate: float, seed: Tensor | None = None) -> Tensor:
-    """Each element of x set to zero with probability `rate`, or else divided by 1 - rate.
+    """Sets each element of x to zero with probability `rate`, and divides the others by 1 - rate.
 
-    On the CPU this takes a fraction of the time of `torch.nn.functional.dropout`, whose Mersenne twister
-    draws one number after the other. On other devices that function runs, or with a seed plain PyTorch.
+    On the CPU this takes a fraction of the time of `torch.nn.functional.dropout`, whose Mersenne Twister
+    draws numbers one at a time. On other devices it calls that function, or plain PyTorch if given a seed.
 
     Args:
         x: any shape, floating point, up to 2^32 elements. Half precision is computed in float32.
         rate: 0 <= rate < 1, rounded to a multiple of 2^-32.
-        seed: one int64 on the device of `x`, shape [] or [1], which decides the elements on every device
-            alike; None draws from torch's generator of the device.
+        seed: one int64 on the device of `x`, shape [] or [1]; it drops the same elements on every device.
+            None draws one from PyTorch's generator of the device.
 
     Returns:
-        A tensor of the shape and dtype of `x`; the same one for the same seed.
+        A tensor of the shape and dtype of `x`.
 
     Raises:
-        ValueError: on the rate, or on the seed's shape or device; TypeError: on dtypes.
-        RuntimeError: on more than 2^32 elements, on the CPU.
+        ValueError: if the rate, or the seed's shape or device, is wrong; TypeError: if a dtype is.
+        RuntimeError: for more than 2^32 elements, on the CPU.
     """
     check_dropout(OP.name, rate, seed, 1, x.device)
     if not x.is_floating_point():

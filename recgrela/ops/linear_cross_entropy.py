@@ -17,13 +17,13 @@ from recgrela.ops.support import Kernel, Op
 # Scores stored at a time: on a CPU 4 MiB in float32, which stay in its caches between products; on a GPU
 # 256 MiB, so that each product is large.
 MAX_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 26}
-NO_INDEX = -(1 << 62)  # torch's cross-entropy requires an index to ignore
+NO_INDEX = -(1 << 62)  # F.cross_entropy always ignores one index; no target has this one
 
 OP = Op("linear_cross_entropy", {"cpu": Kernel((torch.float32, torch.float64))}, None, "composition")
 
 
 def max_logits_of(device_type: str) -> int:
-    """The default number of scores stored at a time on such a device."""
+    """The default number of scores stored at a time on a type of device."""
     return MAX_LOGITS.get(device_type, MAX_LOGITS["cpu"])
 
 
@@ -36,7 +36,7 @@ def linear_cross_entropy_reference(
 
 
 def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """a @ b in the accumulate dtype: a product of half-precision operands keeps its float32 digits."""
+    """a @ b in `dtype`: products of half-precision operands are accumulated and returned in float32."""
     if a.dtype == dtype:
         return a @ b
     return torch.mm(a, b, out_dtype=dtype) if a.is_cuda else a.to(dtype) @ b.to(dtype)
@@ -90,17 +90,17 @@ def linear_cross_entropy(
             in float32 elsewhere.
         weight: [n_items, D], of the dtype of `hidden`.
         target: [T] int64, each 0 .. n_items - 1.
-        label_smoothing: the share of the target's probability that is spread over all items, 0 .. 1.
-        max_logits: scores stored at a time, but at least 48 rows by two vectors of items on the CPU,
-            and one row elsewhere. None: `MAX_LOGITS` of the device.
+        label_smoothing: probability that is spread evenly over all items, 0 .. 1.
+        max_logits: largest number of scores stored at a time; None: `MAX_LOGITS` of the device. At least 48
+            rows by two vectors of items are stored on the CPU, and one row elsewhere.
 
     Returns:
         A scalar; float32 for half-precision operands.
 
     Raises:
-        ValueError: on shapes that do not fit, no rows or no items; TypeError: on dtypes.
-        RuntimeError: on a target out of range; there is no index to ignore.
-        NotImplementedError: from a second derivative; use `linear_cross_entropy_reference`.
+        ValueError: if a shape is wrong, or there are no rows or items; TypeError: if a dtype is wrong.
+        RuntimeError: if a target is out of range; no index is ignored.
+        NotImplementedError: for second derivatives; use `linear_cross_entropy_reference`.
     """
     op = OP.name
     if hidden.dim() != 2 or 0 in hidden.shape or weight.dim() != 2 or not len(weight):
@@ -160,9 +160,9 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tens
 def _backward(ctx: Any, d_loss: Tensor | None, *unused: None) -> tuple[Tensor | None, ...]:
     if d_loss is None:
         return (None,) * 6
-    if torch.is_grad_enabled():  # with create_graph, which would take the saved gradients for constants
+    if torch.is_grad_enabled():  # create_graph=True, which would treat the saved gradients as constants
         raise NotImplementedError(NO_SECOND_DERIVATIVE)
-    # Usually 1, which is free to read on the CPU and saves a copy. Tracing has no value to read.
+    # d_loss is usually 1: on the CPU it is free to read and saves a copy. A traced tensor has no value.
     is_one = type(d_loss) is Tensor and d_loss.device.type == "cpu" and d_loss.item() == 1
     gradients = (
         (d if is_one else d * d_loss.to(d.dtype)) if computed else None

@@ -97,11 +97,11 @@ def linear_scan(
     Args:
         x: [T, C], the rows of all sequences end to end, or [B, L, C], sequences of equal length with
             `cu_seqlens` None. Any row stride; any floating dtype, complex64 or complex128. Autocast converts
-            half precision to float32: coefficients near 1 do not survive rounding.
+            half precision to float32, because rounding coefficients near 1 would change the result too much.
         a: [C], the same at every step, or of the shape of `x`; of the dtype of `x`, but float32 for half
             precision.
         cu_seqlens: int32 or int64 [B + 1] on the device of `x`: sequence b is rows
-            cu_seqlens[b] .. cu_seqlens[b + 1].
+            cu_seqlens[b] : cu_seqlens[b + 1].
         initial_state: [B, C] of the dtype of `a`, h before each sequence; None: zeros.
         return_state: also return h after each sequence, before it is rounded to the dtype of `x`.
 
@@ -109,10 +109,10 @@ def linear_scan(
         h of the shape and dtype of `x`; with `return_state` also [B, C] of the dtype of `a`.
 
     Raises:
-        TypeError, ValueError: on operands that do not fit; the message names them.
-        RuntimeError: on a cu_seqlens that does not start at 0, decreases or does not end at T (on CUDA a
-            device-side assertion, which a later call reports).
-        NotImplementedError: from a second derivative; use `linear_scan_reference`.
+        TypeError, ValueError: if an operand has a wrong shape, dtype or device; the message names it.
+        RuntimeError: if cu_seqlens does not start at 0, decreases or does not end at T. On CUDA this is a
+            device-side assertion, which a later call reports.
+        NotImplementedError: for second derivatives; use `linear_scan_reference`.
     """
     op, shape = OP.name, x.shape
     cu_seqlens = offsets_of(op, "x", x, cu_seqlens)
@@ -133,7 +133,7 @@ def linear_scan(
 
 
 def scan_state_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of the coefficients and states beside x of `dtype`."""
+    """The dtype of the coefficients and states for x of `dtype`."""
     return dtype if dtype.is_complex else state_dtype(dtype)
 
 
@@ -175,7 +175,7 @@ def _backward(ctx: Any, d_h: Tensor | None, d_final_state: Tensor | None) -> tup
 
 
 def _flops(x: Tensor, *args: Any, **kwargs: Any) -> int:
-    """2 T C, h = a h + x; 8 T C if complex."""
+    """2 T C for h = a h + x, or 8 T C if complex."""
     return x.numel() * (8 if x.is_complex() else 2)
 
 

@@ -1,4 +1,4 @@
-"""Two linear layers with an activation between them and dropout after each, by blocks of rows."""
+"""Two linear layers with an activation between them and dropout after each, computed in blocks of rows."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def mlp(
 ) -> Tensor:
     """drop(drop(act(x @ w1.T + b1)) @ w2.T + b2).
 
-    The CPU kernel never writes the hidden layer [T, F] to memory: its backward recomputes it from `x`, the
-    only row data saved. Under autocast, and on other devices, PyTorch's linear layers run.
+    The CPU kernel never writes the hidden layer [T, F] to memory: the backward recomputes it from `x`, the
+    only tensor of T rows that is saved. Under autocast and on other devices, PyTorch's linear layers run.
 
     Args:
         x: [T, I], any row stride, any floating dtype.
@@ -66,14 +66,14 @@ def mlp(
         w2, b2: [O, F], [O].
         activation: "none", "relu", "silu" or "gelu" (the exact one, by erf).
         dropout: rate of both dropouts, as for `recgrela.ops.dropout`.
-        seed: [2] int64, one for each dropout; None draws from torch's generator.
+        seed: [2] int64, one for each dropout; None draws them from PyTorch's generator.
 
     Returns:
-        [T, O], of the dtype of `x` (of autocast, if enabled).
+        [T, O], of the dtype of `x`, or of autocast if it is enabled.
 
     Raises:
-        ValueError: on shapes, devices, the activation or the rate; TypeError: on dtypes.
-        NotImplementedError: from a second derivative of the kernel; use `mlp_reference`.
+        ValueError: if a shape or device, the activation or the rate is wrong; TypeError: if a dtype is.
+        NotImplementedError: for second derivatives of the kernel; use `mlp_reference`.
     """
     op = OP.name
     if activation not in get_args(MLPActivation):
@@ -81,7 +81,7 @@ def mlp(
         raise ValueError(f"{op}: activation must be one of {names}, got {activation!r}")
     if x.dim() != 2 or w1.dim() != 2 or w2.dim() != 2 or 0 in (x.shape[1], *w1.shape, *w2.shape):
         raise ValueError(
-            f"{op}: x must be [T, I], w1 [F, I] and w2 [O, F], no width 0, got {tuple(x.shape)}, "
+            f"{op}: x must be [T, I], w1 [F, I] and w2 [O, F] with widths above 0, got {tuple(x.shape)}, "
             f"{tuple(w1.shape)} and {tuple(w2.shape)}"
         )
     hidden = w1.shape[0]

@@ -21,7 +21,7 @@ def rotary_table(
     Args:
         length: number of positions.
         dim: number of channels, even.
-        base: base of the rates.
+        base: base of the frequencies.
         dtype, device: dtype and device of the table.
 
     Returns:
@@ -32,13 +32,13 @@ def rotary_table(
     """
     if dim % 2:
         raise ValueError(f"rotary_table: dim must be even, got {dim}")
-    rates = base ** (-torch.arange(0, dim, 2, dtype=torch.float64, device=device) / dim)
-    angles = torch.arange(length, dtype=torch.float64, device=device)[:, None] * rates
+    frequencies = base ** (-torch.arange(0, dim, 2, dtype=torch.float64, device=device) / dim)
+    angles = torch.arange(length, dtype=torch.float64, device=device)[:, None] * frequencies
     return torch.stack([angles.cos(), angles.sin()], dim=-1).to(dtype)
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Each pair (x[..., 2t], x[..., 2t + 1]) of row i rotated by the angle of `table[i, t]`.
+    """Rotates each pair (x[..., 2t], x[..., 2t + 1]) of row i by the angle of `table[i, t]`.
 
     Args:
         x: [..., n, D].

@@ -18,17 +18,16 @@ from recgrela.ops.checks import (
     check_operands,
     gradient_like,
     lengths_of,
+    none_for_absent,
     offsets_of,
     optional_rows,
-    present,
     state_dtype,
     to_rows,
 )
 from recgrela.ops.support import Kernel, Op
 
-MAX_STATES = 256  # of the kernels
-# Rows between the states that the forward saves for the backward.
-CHECKPOINT_ROWS = 32
+MAX_STATES = 256  # limit of the kernels
+CHECKPOINT_ROWS = 32  # rows between the states that the forward saves for the backward
 
 
 def selective_scan_reference(
@@ -133,7 +132,7 @@ def selective_scan(
     initial_state: Tensor | None = None,
     return_state: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """The state-space recurrence whose steps, inputs and outputs depend on the data, with skip and gate.
+    """The selective state-space recurrence of Mamba, with a skip connection and a gate.
 
     For each channel c and state n of a sequence, from zero or an initial state::
 
@@ -141,8 +140,8 @@ def selective_scan(
         h_i[c, n] = exp(d_i[c] A[c, n]) h_{i-1}[c, n] + d_i[c] B_i[n] u_i[c]
         y_i[c]    = (sum_n C_i[n] h_i[c, n] + D[c] u_i[c]) * SiLU(z_i[c])
 
-    No tensor of size [T, I, N] is stored: the forward saves checkpoints, the states before every 32nd row,
-    and only if a gradient is needed. The backward is deterministic.
+    No tensor of size [T, I, N] is stored: if a gradient is needed, the forward saves checkpoints, the states
+    before every 32nd row. The backward is deterministic.
 
     Args:
         u, delta, z: [T, I], the rows of all sequences end to end, or [B, L, I], sequences of equal length
@@ -152,8 +151,8 @@ def selective_scan(
         B, C: [T, N] or [B, L, N], of the dtype of `u`.
         D, delta_bias: [I], of the dtype of `A`; None leaves them out.
         cu_seqlens: int32 or int64 [B + 1] on the device of `u`: sequence b is rows
-            cu_seqlens[b] .. cu_seqlens[b + 1].
-        delta_softplus: False takes delta + delta_bias itself as the step, which must not be negative.
+            cu_seqlens[b] : cu_seqlens[b + 1].
+        delta_softplus: if False, the step is delta + delta_bias itself, which must not be negative.
         initial_state: [B, I, N] of the dtype of `A`, h before each sequence; None: zeros.
         return_state: also return h after each sequence.
 
@@ -161,10 +160,10 @@ def selective_scan(
         y of the shape and dtype of `u`; with `return_state` also [B, I, N] of the dtype of `A`.
 
     Raises:
-        TypeError, ValueError: on operands that do not fit; the message names them.
-        RuntimeError: on a cu_seqlens that does not start at 0, decreases or does not end at T (on CUDA a
-            device-side assertion, which a later call reports).
-        NotImplementedError: from a second derivative; use `selective_scan_reference`.
+        TypeError, ValueError: if an operand has a wrong shape, dtype or device; the message names it.
+        RuntimeError: if cu_seqlens does not start at 0, decreases or does not end at T. On CUDA this is a
+            device-side assertion, which a later call reports.
+        NotImplementedError: for second derivatives; use `selective_scan_reference`.
     """
     op, shape = OP.name, u.shape
     cu_seqlens = offsets_of(op, "u", u, cu_seqlens)
@@ -244,7 +243,7 @@ def _fake_backward(d_y: Tensor, d_final_state: Tensor | None, *operands: Any) ->
 
 
 def _differentiable(operands: tuple[Any, ...]) -> tuple[Tensor | None, ...]:
-    """The operands with gradients, of those that the forward takes: all but cu_seqlens."""
+    """The forward's operands that get gradients: all but cu_seqlens."""
     return *operands[:8], operands[9]
 
 
@@ -267,7 +266,7 @@ def _backward(
         *tensors,
         ctx.delta_softplus,
     )
-    *gradients, d_initial_state = present(gradients, _differentiable(tensors))
+    *gradients, d_initial_state = none_for_absent(gradients, _differentiable(tensors))
     return *gradients, None, d_initial_state, None, None, None
 
 
@@ -284,7 +283,7 @@ def _flops(
 ) -> int:
     """9 T I N, and T I each for the skip and the gate.
 
-    Mamba's papers count so; the 9 includes the discretisation, which is elementwise.
+    This is the count of Mamba's papers; the 9 includes the discretization, which is elementwise.
     """
     return math.prod(u) * (9 * A[-1] + (D is not None) + (z is not None))
 

@@ -1,13 +1,14 @@
 """The table of kernels: for each op and type of device, the dtypes and sizes that its kernel takes.
 
-Every op runs on every device, by one of:
+Every op runs on every device, by one of three kinds of implementation:
 
 - "kernel": the compiled kernel of the device;
 - "composition": plain PyTorch, written for speed;
 - "reference": the definition in plain PyTorch. It is slow (a loop over rows, or all pairs of rows), waits for
   the device and does not compile into a full graph.
 
-If no kernel takes half-precision operands, the op computes in float32 and rounds the results.
+For half-precision operands, references and kernels that do not take them compute in float32 and round the
+results; compositions compute in the dtype of the operands.
 """
 
 from __future__ import annotations
@@ -68,11 +69,11 @@ class Op:
     Args:
         name: name of the public function.
         kernels: kernels by type of device.
-        fallback: function of the operator's arguments that runs without a kernel; None if the public function
-            or the operator has an implementation of its own.
+        fallback: function of the operator's arguments that runs if no kernel does; None if the public
+            function or the operator provides its own.
         fallback_kind: kind of the fallback.
-        outputs_like_operands: indices of the outputs that have the operands' dtype; the others have that of
-            states or positions.
+        outputs_like_operands: indices of the outputs with the operands' dtype; the others are states or
+            positions, with a dtype of their own.
         operator: name in torch.ops.recgrela; None: `name`.
         kernel: function of the operator's arguments that runs the kernel; None: the operator.
     """
@@ -97,10 +98,10 @@ class Op:
             for operator in self.operators():
                 if not _registered(operator, device_type):
                     MISSING.setdefault(device_type, []).append(operator)
-                    _raise_not_built(operator, device_type)
+                    _register_error(operator, device_type)
 
     def operators(self) -> Iterator[str]:
-        """The operators that need kernels: the op's own and, if it has one, that of its gradient."""
+        """The operators that need kernels: the op's and, if there is one, its gradient's."""
         yield self.operator
         if hasattr(torch.ops.recgrela, f"{self.operator}_backward"):
             yield f"{self.operator}_backward"
@@ -113,7 +114,7 @@ class Op:
         kernel_size: int = 0,
         num_states: int = 0,
     ) -> Implementation:
-        """The implementation for operands of `dtype` on a device; a size of 0 fits every kernel."""
+        """The implementation for operands of `dtype` on a device. A size of 0 is not checked."""
         if device_type == "meta":
             return Implementation("kernel", dtype)  # its shape function
         kernel = self.kernels.get(device_type)
@@ -167,8 +168,8 @@ def _registered(operator: str, device_type: str) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"recgrela::{operator}", device_type.upper())
 
 
-def _raise_not_built(operator: str, device_type: str) -> None:
-    """Registers an error with a remedy in place of a kernel."""
+def _register_error(operator: str, device_type: str) -> None:
+    """Registers a function that raises an error, in place of a kernel that this build lacks."""
 
     def raise_not_built(*args: object) -> None:
         raise NotImplementedError(

@@ -2,7 +2,7 @@
 
 Each function takes weights under our parameter names, a configuration and item ids [B, L], right-padded with
 0, where L is the length that the authors pad to (`max_len`). It returns the state of every slot, [B, L, D],
-in eval mode and as published: padding slots take part wherever they do in the authors' code. Everything is
+in eval mode and as published: padding affects the result wherever it does in the authors' code. Everything is
 dense; recurrences are loops over time; softmax and Fourier transform are written out.
 """
 
@@ -31,7 +31,7 @@ PLAIN: dict[str, Callable[..., Any]] = {
 
 
 def states(w: Weights, config: Any, items: Tensor, **how: Any) -> tuple[Tensor, Tensor | float]:
-    """The state behind every slot, [B, L, D], and what is added to the loss."""
+    """The state after every slot, [B, L, D], and a term to add to the loss."""
     out = PLAIN[config.name](w, config, items, **how)
     return out if isinstance(out, tuple) else (out, 0.0)
 

@@ -47,7 +47,7 @@ def mamba4rec(w: Weights, config: Any, items: Tensor) -> Tensor:
 
 
 def frequency_filter(weight: Tensor, x: Tensor, length: int) -> Tensor:
-    """irfft(rfft(x) * weight) over time, x [B, L, D] with zeros behind it up to `length` slots."""
+    """irfft(rfft(x) * weight) over time, for x [B, L, D] padded with zeros to `length` slots."""
     factor, slots = torch.complex(weight[:, :, 0], weight[:, :, 1]), torch.arange(x.shape[1])
     y = torch.zeros_like(x)
     for frequency in range(length // 2 + 1):
@@ -60,7 +60,7 @@ def frequency_filter(weight: Tensor, x: Tensor, length: int) -> Tensor:
 
 
 def echomamba4rec(w: Weights, config: Any, items: Tensor, filter_len: int | None = None) -> Tensor:
-    """All slots are filtered and reversed; with `filter_len` the filter gets zeros behind them."""
+    """All slots are filtered and reversed; the filter pads them with zeros to `filter_len`, if given."""
     x = layer_norm(w, "norm", look_up(w, items))
     for layer in parts(w, "layers"):
         filtered = frequency_filter(layer["filter.weight"], x, filter_len or items.shape[1])

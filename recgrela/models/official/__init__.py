@@ -1,4 +1,4 @@
-"""The authors' own weights in our models."""
+"""Loads the authors' weights into our models."""
 
 from recgrela.models.official.load import AuthorSettings, OfficialWeights, State, load_official
 from recgrela.models.official.names import count_modules, given, joined

@@ -23,10 +23,10 @@ class OfficialWeights:
     """How the parameters and settings of the authors' code become ours.
 
     Attributes:
-        config: their parameters and settings -> our configuration. Its KeyError names what is missing.
+        config: their parameters and settings -> our configuration; a KeyError names what is missing.
         names: (pattern, replacement) pairs, applied in turn to each of their parameter names.
-        layout: changes the layout of renamed parameters. It must be linear: tests pass gradients through it.
-        unused: a pattern of their parameters that no score depends on.
+        layout: changes the layout of renamed parameters. It must be linear: tests also convert gradients.
+        unused: a pattern that matches their parameters that no score depends on.
     """
 
     config: Callable[[State, AuthorSettings], Any]
@@ -35,7 +35,7 @@ class OfficialWeights:
     unused: str = r"$^"
 
     def convert(self, state: State) -> dict[str, Tensor]:
-        """Their parameters, or the gradients of these, under our names and in our layout."""
+        """Their parameters, or their parameters' gradients, under our names and in our layout."""
         return dict(self.layout(renamed(state, self.names)))
 
 

@@ -1,4 +1,4 @@
-"""Parameters and settings under other names."""
+"""Renames parameters and settings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def renamed(state: Mapping[str, Tensor], patterns: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
-    """The same tensors under names in which each (pattern, replacement) has been applied in turn."""
+    """The same tensors, with each (pattern, replacement) applied in turn to their names."""
     out = {}
     for name, x in state.items():
         for pattern, replacement in patterns:
@@ -37,7 +37,7 @@ def joined(state: Mapping[str, Tensor], parts: Sequence[str], whole: str) -> dic
 
 
 def count_modules(state: Mapping[str, Tensor], pattern: str) -> int:
-    """The number of different indices that group 1 of `pattern` matches in the names, such as layers."""
+    """The number of distinct indices that group 1 of `pattern` matches in the names, such as layers."""
     return len({int(m[1]) for name in state if (m := re.search(pattern, name))})
 
 

@@ -1,4 +1,4 @@
-"""Gated rotary-enhanced linear attention (RecGRELA, arXiv 2506.13315): all rows, or one of each sequence."""
+"""Gated rotary-enhanced linear attention (RecGRELA, arXiv 2506.13315), of all rows or one per sequence."""
 
 from recgrela.ops.gated_rela.last import gated_rela_last
 from recgrela.ops.gated_rela.op import gated_rela

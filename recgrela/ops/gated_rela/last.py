@@ -1,4 +1,4 @@
-"""`gated_rela` of one row of each sequence, for models that predict from the last position."""
+"""`gated_rela` for one row of each sequence, for models that predict from the last position."""
 
 from __future__ import annotations
 
@@ -40,25 +40,25 @@ def gated_rela_last(
     conv_bias: Tensor | None = None,
     eps: float = 1e-6,
 ) -> Tensor:
-    """`gated_rela` of one row of each sequence, which attends to the whole sequence.
+    """`gated_rela` for one row of each sequence, which attends to the whole sequence.
 
-    No other row is computed: all rows need keys and values, the given ones also queries and gates. For the
-    last row of a sequence the causal and the bidirectional form are the same.
+    Only these rows are computed, from the keys and values of all rows. For the last row of a sequence the
+    causal and the bidirectional form are the same.
 
     Args:
         q: [B, D], the row's query.
         k, v: [T, D], keys and values of all rows, packed; see `gated_rela` for dtypes and strides.
         g: [B, D], the row's gate before its SiLU; None leaves the gate out.
         cu_seqlens: int32 or int64 [B + 1]; no sequence may be empty.
-        rows: [B] int64, the row within 0 .. T - 1, one of its own sequence (not checked).
+        rows: [B] int64, within 0 .. T - 1; `rows[b]` is a row of sequence b (not checked).
         num_heads, rotary, conv_weight, conv_bias, eps: options of `gated_rela`.
 
     Returns:
         y [B, D] of the dtype of `v`.
 
     Raises:
-        TypeError, ValueError, RuntimeError: as `gated_rela`.
-        NotImplementedError: from a second derivative; use `gated_rela_last_reference`.
+        TypeError, ValueError, RuntimeError: as for `gated_rela`.
+        NotImplementedError: for second derivatives; use `gated_rela_last_reference`.
     """
     op = "gated_rela_last"
     if v.dim() != 2:
@@ -112,7 +112,7 @@ def _by_key_sums(
     num_heads: int,
     eps: float,
 ) -> Tensor:
-    """The sums over all keys by the kernel, and the one row from them in plain PyTorch."""
+    """Computes the sums over all keys by the kernel, and the wanted rows from them in plain PyTorch."""
     batch, head_dim = q.shape[0], v.shape[1] // num_heads
     sums = torch.ops.recgrela.key_sums(k, v, cu_seqlens, rotary, num_heads)  # [B, H, d + 1, d]
     with without_autocast(v.device.type):
@@ -135,7 +135,7 @@ def _by_key_sums(
 
 
 def _key_sums_cuda(k: Tensor, v: Tensor, cu_seqlens: Tensor, rotary: Tensor | None, num_heads: int) -> Tensor:
-    """The state of the whole op, whose rows are not used."""
+    """Computes the state by `gated_rela`, and discards its rows."""
     absent = (None,) * 3
     return torch.ops.recgrela.gated_rela(
         k, k, v, None, cu_seqlens, rotary, None, None, *absent, num_heads, True, 1e-6, True
@@ -190,7 +190,7 @@ def _backward(ctx: Any, d_sums: Tensor) -> tuple[Tensor | None, ...]:
 def _flops(
     k: Sequence[int], v: Sequence[int], cu_seqlens: object, rotary: object, num_heads: int, **kwargs: Any
 ) -> int:
-    """2 T D W of heads W wide and 2 T D, the keys' half of `gated_rela`."""
+    """2 T D d + 2 T D for heads of d channels: the half of `gated_rela` that sums over keys."""
     return math.prod(v) * (2 * (v[-1] // num_heads) + 2)
 
 

@@ -17,9 +17,9 @@ from recgrela.ops.checks import (
     check_operands,
     gradient_like,
     kernel_size_of,
+    none_for_absent,
     offsets_of,
     optional_rows,
-    present,
     state_dtype,
     to_rows,
 )
@@ -65,7 +65,7 @@ def head_dim_of(op: str, v: Tensor, num_heads: int) -> int:
     """Channels of a head, an even number.
 
     Raises:
-        ValueError: if `num_heads` does not divide v into such heads.
+        ValueError: if `num_heads` does not divide the channels of v into heads of even width.
     """
     width = v.shape[-1]
     if num_heads < 1 or width < 1 or width % num_heads or width // num_heads % 2:
@@ -79,7 +79,7 @@ def conv_kernel_size(op: str, weight: Tensor | None, bias: Tensor | None, channe
     """K of the shortcut's convolution, 0 without one.
 
     Raises:
-        ValueError: on one of weight and bias alone, or a weight of another shape.
+        ValueError: if only one of weight and bias is given, or the weight has a wrong shape.
     """
     if (weight is None) != (bias is None):
         raise ValueError(f"{op}: conv_weight and conv_bias go together; give both or neither")
@@ -149,32 +149,31 @@ def gated_rela(
 
     Args:
         q, k, v: [T, D], the rows of all sequences end to end, or [B, L, D], sequences of equal length with
-            `cu_seqlens` None. One device and one floating dtype; autocast on the CPU computes in float32. Any
-            row stride: two halves of one projection need no copy, whereas a last dimension that is not
-            contiguous is copied, and on CUDA so are rows that do not begin at multiples of 16 bytes. With `k`
-            None, `q` is [..., 2 D], q and k side by side as one projection returns them; their gradients need
-            no copy either.
+            `cu_seqlens` None. One device and one floating dtype; autocast on the CPU computes in float32.
+            Rows may have any stride, so the halves of one projection need no copy. A last dimension that is
+            not contiguous is copied; on CUDA, so are rows that do not begin at multiples of 16 bytes. If `k`
+            is None, `q` is [..., 2 D], q and k side by side as one projection returns them, and their
+            gradients need no copy either.
         g: the gate before its SiLU, shaped like `v`; None leaves the gate out.
         cu_seqlens: int32 or int64 [B + 1] on the same device: sequence b is rows
-            cu_seqlens[b] .. cu_seqlens[b + 1]. Empty sequences are allowed.
+            cu_seqlens[b] : cu_seqlens[b + 1]. Empty sequences are allowed.
         num_heads: divides D into heads of an even width.
-        causal: prefix sums (row i attends to rows <= i) or the whole sequence.
+        causal: whether row i attends to rows up to i (True) or to its whole sequence.
         rotary: [P, D / 2, 2] from `rotary_table`, P at least the longest sequence; float64 for float64
             operands, else float32. None: no rotation. It gets no gradient.
         conv_weight, conv_bias: [D, K] and [D] of the local shortcut; None leaves it out.
         eps: added to the denominator.
-        initial_state: the state after earlier rows, for the causal form; positions count on from its own.
+        initial_state: the state after earlier rows, for the causal form; positions continue from it.
         return_state: also return the state after the last row of each sequence.
 
     Returns:
         y, of the shape and dtype of `v`; with `return_state`, y and the state.
 
     Raises:
-        TypeError, ValueError: on operands that do not fit; the message names them.
-        RuntimeError: on a cu_seqlens that does not start at 0, decreases or does not end at T, or a
-            sequence longer than the rotary table. On CUDA, where nothing waits for the device, this is a
-            device-side assertion that a later call reports.
-        NotImplementedError: from a second derivative; use `gated_rela_reference`.
+        TypeError, ValueError: if an operand has a wrong shape, dtype or device; the message names it.
+        RuntimeError: if cu_seqlens does not start at 0, decreases or does not end at T, or a sequence is
+            longer than the rotary table. On CUDA this is a device-side assertion, which a later call reports.
+        NotImplementedError: for second derivatives; use `gated_rela_reference`.
     """
     op, shape = OP.name, v.shape
     cu_seqlens = offsets_of(op, "v", v, cu_seqlens)
@@ -283,14 +282,15 @@ def _backward(
     gradients = torch.ops.recgrela.gated_rela_backward(
         d_y, d_kv_state, d_history, *operands, ctx.num_heads, ctx.causal, ctx.eps
     )
-    d_q, d_k, d_v, d_g, *parameters_and_state = present(gradients, _differentiable(operands))
+    d_q, d_k, d_v, d_g, *parameters_and_state = none_for_absent(gradients, _differentiable(operands))
     return d_q, d_k, d_v, d_g, None, None, *parameters_and_state, None, None, None, None, None
 
 
 def _flops(*args: Any, **kwargs: Any) -> int:
-    """4 T D W of heads W wide, 4 T D and 2 T D K.
+    """4 T D d + 4 T D + 2 T D K, for heads of d channels.
 
-    They are the products k^T v and q times their sum, the sum of keys and q times it, and the convolution.
+    The terms are: k^T v and the product of q with their sum; the sum of k and the product of q with it; the
+    convolution.
     """
     v: Sequence[int] = args[2]
     conv_weight: Sequence[int] | None = args[6]

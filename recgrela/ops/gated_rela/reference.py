@@ -14,7 +14,7 @@ from recgrela.ops.rotary import rotate
 
 
 class RelaState(NamedTuple):
-    """State carried between chunks of a sequence: passing it on gives the result of the whole sequence.
+    """State carried between chunks of a sequence, which then give the result of the whole sequence.
 
     Attributes:
         kv_state: [B, H, d + 1, d], float32 (float64 for float64 operands). Rows 0 .. d - 1: the sum of
@@ -75,7 +75,7 @@ def gated_rela_reference(
         angles = None if rotary is None else rotary[int(start) :]
         rq, rk = (fq, fk) if angles is None else (rotate(fq, angles), rotate(fk, angles))
         rq, rk, fq, fk, v_h = (x.unflatten(1, (num_heads, -1)).transpose(0, 1) for x in (rq, rk, fq, fk, v_b))
-        # Row i attends to every j <= i, or to every j; both sums are divided by the number of those rows.
+        # Row i attends to rows j <= i, or to all; both sums are divided by the number of attended rows.
         mask = q.new_ones(n, n).tril() if causal else q.new_ones(n, n)
         attended = mask.sum(1, keepdim=True) + start
         numerator = (rq @ rk.mT * mask) @ v_h + rq @ kv_state[:, :d]  # [H, n, d]
