@@ -20,7 +20,7 @@ NOT_USABLE = 1  # the exit code; 2 is an error in the command line
 REQUIRE = Option(
     "require",
     None,
-    "Exit with 0 if the kernels run on this device, else with 1; by default on the CPU and on every GPU that "
+    "Device on which the kernels must run for exit code 0, else 1; by default the CPU and every GPU that "
     "PyTorch detects.",
     choices=("cpu", "cuda"),
 )

@@ -14,19 +14,19 @@ from recgrela.settings import command_line
 from recgrela.settings.command_line import Parser
 from recgrela.settings.fields import MAX_THREADS, Option
 from recgrela.system.console import say
-from recgrela.system.device import pick_device
-from recgrela.system.files import given_path
+from recgrela.system.device import use_device
+from recgrela.system.files import expand_path
 
 OPTIONS = [
-    Option("split", "both", "The splits to evaluate.", choices=("both", "valid", "test")),
+    Option("split", "both", "Splits to evaluate.", choices=("both", "valid", "test")),
     Option(
         "checkpoint",
         "auto",
-        "The weights to evaluate; auto takes those of the run's final table.",
+        "Checkpoint to evaluate; auto: the one of the run's final table.",
         choices=("auto", "best", "last"),
     ),
     Option("data.path", None, "Path of the data if it has moved."),
-    Option("batch_size", None, "Number of users ranked at a time; by default the run's.", kind=int, min=1),
+    Option("batch_size", None, "Users per evaluation batch; by default the run's.", kind=int, min=1),
     Option("device", "auto", "Device: cpu, cuda, cuda:N, or auto for the GPU if there is one."),
     Option("threads", None, "Number of CPU threads.", kind=int, min=1, max=MAX_THREADS),
 ]
@@ -34,14 +34,14 @@ OPTIONS = [
 
 def command(argv: Sequence[str]) -> int:
     """Parse, evaluate, print."""
-    parser = Parser("evaluate", "Recompute a run's table, with seen items ranked and removed.")
+    parser = Parser("evaluate", "Recompute a run's table of metrics from its checkpoint and data.")
     parser.add_argument("run", metavar="RUN", help="Run folder.")
     parser.add(OPTIONS)
     options = parser.read(argv)
     if options["threads"]:
         torch.set_num_threads(options["threads"])
     which = None if options["checkpoint"] == "auto" else options["checkpoint"]
-    run = load_run(given_path(options["run"], "RUN"), which, pick_device(options["device"]))
+    run = load_run(expand_path(options["run"], "RUN"), which, use_device(options["device"]))
     data = load_data(run, options["data.path"])
     splits: tuple[Split, ...] = ("valid", "test") if options["split"] == "both" else (options["split"],)
     rankings = evaluate(run, data, splits, options["batch_size"] or run.config.train.eval_batch_size)

@@ -17,11 +17,11 @@ from recgrela.settings import command_line
 from recgrela.settings.command_line import Parser
 from recgrela.settings.fields import Option
 from recgrela.system.console import say
-from recgrela.system.device import pick_device
+from recgrela.system.device import use_device
 from recgrela.system.errors import ConfigError
-from recgrela.system.files import given_path
+from recgrela.system.files import expand_path
 
-SHOWN = 10  # last items of the history that are printed
+SHOWN = 10  # number of last items of the history to print
 
 OPTIONS = [
     Option("user", None, "Original id of a user of the run."),
@@ -42,7 +42,7 @@ def command(argv: Sequence[str]) -> int:
     user, listed = options["user"], options["items"]
     if (user is None) == (listed is None):
         raise ConfigError("give either --user ID or --items ID,ID,...")
-    run = load_run(given_path(options["run"], "RUN"), None, pick_device(options["device"]))
+    run = load_run(expand_path(options["run"], "RUN"), None, use_device(options["device"]))
     items = read_items(run.folder.items_path, run.model.n_items)
     if user is not None:
         history = user_history(run, user, options["data.path"])

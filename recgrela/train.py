@@ -14,7 +14,7 @@ from recgrela.runs.folder import RunFolder
 from recgrela.settings import command_line
 from recgrela.settings.run import find_resumed, read_config, read_resumed, read_run
 from recgrela.system.console import say
-from recgrela.system.files import given_path
+from recgrela.system.files import expand_path
 from recgrela.training.trainer import train
 
 
@@ -25,7 +25,7 @@ def command(argv: Sequence[str]) -> int:
     if resumed is None:
         result = train(read_run(argv, CONFIGS), console=console)
     else:
-        folder = RunFolder.open(given_path(resumed, "--resume"))
+        folder = RunFolder.open(expand_path(resumed, "--resume"))
         config = read_resumed(argv, read_config(folder.config_path, CONFIGS))
         result = train(config, folder, console)
     path = shlex.quote(str(result.folder.path))
@@ -33,7 +33,7 @@ def command(argv: Sequence[str]) -> int:
         say(console, f"stopped by {signal.Signals(result.signum).name} {result.state.describe()}")
         say(console, f"resume with: python -m recgrela.train --resume {path}")
         return command_line.EXIT_SIGNAL + result.signum
-    say(console, f"run folder {path}: python -m recgrela.evaluate {path} repeats the table")
+    say(console, f"repeat the table with: python -m recgrela.evaluate {path}")
     return 0
 
 

@@ -36,7 +36,7 @@ def error_of(capsys: pytest.CaptureFixture[str]) -> str:
         (["--train.lrr=3"], "unknown option --train.lrr; did you mean '--train.lr'?"),
         (["--train.device=gpu"], "device 'gpu' is not one of auto, cpu, cuda, cuda:N; did you mean 'cuda'?"),
         (["--train.device=cuda:99"], "device 'cuda:99'"),
-        (["--model.mode=bidirectional"], "for 'all' a causal model (--model.mode causal)"),
+        (["--model.mode=bidirectional"], "a causal model for 'all' (--model.mode causal)"),
         (["--train.output="], "train.output: '' is not a path"),
         (["--data.path="], "data.path: "),
         (["--data.path=~nobody-of-this-name/x.csv"], "data.path: ~nobody-of-this-name/x.csv: "),
@@ -44,7 +44,7 @@ def error_of(capsys: pytest.CaptureFixture[str]) -> str:
         (["--resume="], "--resume: '' is not a path"),
         (["--data.path=nowhere.csv"], "nowhere.csv"),
         (["--data.min_item_events=100000"], "synthetic"),
-        (["--config=nowhere.yaml"], "nowhere.yaml: there is no such file"),
+        (["--config=nowhere.yaml"], "nowhere.yaml: no such file"),
         (["--resume=nowhere"], "nowhere: no such run folder"),
     ],
 )

@@ -16,7 +16,7 @@ from recgrela import env
 from recgrela.ops._library import _C
 from recgrela.system import device as device_module
 from recgrela.system import environment
-from recgrela.system.device import pick_device
+from recgrela.system.device import use_device
 from recgrela.system.errors import ConfigError
 
 
@@ -119,7 +119,7 @@ def test_obstacles(monkeypatch: Any, machine: dict[str, Any], why: str) -> None:
     assert env.main(["--json"]) == 1  # a GPU is detected but cannot be used
     assert env.main(["--json", "--require", "cpu"]) == 0
     with pytest.raises(ConfigError, match="device 'cuda'") as error:
-        pick_device("auto")  # not silently the CPU
+        use_device("auto")  # not silently the CPU
     assert why in str(error.value)
 
 
@@ -146,7 +146,7 @@ def test_a_gpu_that_cannot_be_initialized(monkeypatch: Any, capsys: pytest.Captu
     assert env.main(["--json"]) == 1
     assert "busy or unavailable" in json.loads(capsys.readouterr().out)["cuda"]["why_not"]
     with pytest.raises(ConfigError, match="busy or unavailable"):
-        pick_device("auto")
+        use_device("auto")
 
 
 def test_compiled_code_runs_with_an_older_driver_of_the_major_version(monkeypatch: Any) -> None:
@@ -158,7 +158,7 @@ def test_no_gpu_is_a_failure_only_if_one_is_required(monkeypatch: Any) -> None:
     make_gpu(monkeypatch, (9, 0), visible=False)
     assert env.main([]) == 0
     assert env.main(["--require", "cuda"]) == 1
-    assert pick_device("auto").type == "cpu"
+    assert use_device("auto").type == "cpu"
 
 
 def test_wrong_results_are_found(monkeypatch: Any) -> None:

@@ -19,7 +19,7 @@ SIZES = [f"--model.{label}.{key}" for label in LABELS for key in ("num_layers=2"
 SIZES += ["--model.RecGRELA.hidden_size=16", "--model.narrow.hidden_size=4"]
 MODELS = ["--models", "RecGRELA", "narrow=RecGRELA"]
 SHARED = [*DATA, *PLAIN, *TRAIN, "--train.epochs=2"]
-ASKED = [*MODELS, *SIZES, *SHARED, "--train.lr=1e-2", "--seeds", "1", "2"]
+REQUESTED = [*MODELS, *SIZES, *SHARED, "--train.lr=1e-2", "--seeds", "1", "2"]
 
 
 class InProcess:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from python_tests.compare.comparison import ASKED, start
+from python_tests.compare.comparison import REQUESTED, start
 from recgrela.compare import runner
 from recgrela.compare.__main__ import main
 
@@ -21,7 +21,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("compared") / "out"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner.subprocess, "Popen", start)
-        assert main([*ASKED, f"--out={out}"]) == 0
+        assert main([*REQUESTED, f"--out={out}"]) == 0
     return out
 
 

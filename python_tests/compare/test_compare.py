@@ -11,7 +11,7 @@ import pytest
 import yaml
 from safetensors.numpy import load_file, save_file
 
-from python_tests.compare.comparison import ASKED, LABELS, SEEDS, files, folders, table
+from python_tests.compare.comparison import LABELS, REQUESTED, SEEDS, files, folders, table
 from recgrela import evaluate
 from recgrela.compare import runner
 from recgrela.compare.__main__ import main
@@ -71,7 +71,7 @@ def test_a_run_of_a_comparison_is_a_run(whole: Path, capsys: pytest.CaptureFixtu
 @pytest.mark.usefixtures("no_training")
 def test_nothing_is_repeated(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = files(copied)
-    assert main([*ASKED, f"--out={copied}"]) == 0
+    assert main([*REQUESTED, f"--out={copied}"]) == 0
     assert capsys.readouterr().out.count("already finished") == 4
     after = files(copied)
     assert {path: text for path, (_, text) in after.items()} == {p: text for p, (_, text) in before.items()}
@@ -98,7 +98,7 @@ def test_another_comparison_in_the_folder_is_an_error(
     whole: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
 ) -> None:
     before = files(whole)
-    assert main([*ASKED, *more, f"--out={whole}"]) == 2
+    assert main([*REQUESTED, *more, f"--out={whole}"]) == 2
     err = capsys.readouterr().err
     assert message in err and "another --out" in err and err.count("\n") == 1
     assert files(whole) == before
@@ -109,21 +109,21 @@ def test_a_run_of_other_settings_or_data_is_an_error(
     copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (copied / "comparison.yaml").unlink()
-    assert main([*ASKED, f"--out={copied}"]) == 2
+    assert main([*REQUESTED, f"--out={copied}"]) == 2
     assert "not empty, and not a comparison" in capsys.readouterr().err
     only_seeds = {"seeds": [1, 2]}
     (copied / "comparison.yaml").write_text(yaml.safe_dump(only_seeds))
-    assert main([*ASKED, "--train.lr=0.5", f"--out={copied}"]) == 2
+    assert main([*REQUESTED, "--train.lr=0.5", f"--out={copied}"]) == 2
     assert "runs/RecGRELA/1/config.yaml: train.lr is 0.01, but 0.5 is requested" in capsys.readouterr().err
     protocol = folders(copied)["narrow", 1].protocol_path
     content = json.loads(protocol.read_text())
     content["data"]["packed_sha256"] = "0" * 64
     protocol.write_text(json.dumps(content))
-    assert main([*ASKED, f"--out={copied}"]) == 2
+    assert main([*REQUESTED, f"--out={copied}"]) == 2
     assert "the events or their order differ from those of this run" in capsys.readouterr().err
     folders(copied)["RecGRELA", 1].ranks_path.unlink()
     folders(copied)["RecGRELA", 1].checkpoint_path("last").unlink()
-    assert main([*ASKED, f"--out={copied}"]) == 2
+    assert main([*REQUESTED, f"--out={copied}"]) == 2
     assert "has results, but neither ranks.safetensors nor a last checkpoint" in capsys.readouterr().err
 
 
@@ -134,10 +134,10 @@ def test_runs_that_ranked_different_users_do_not_compare(
     path = folders(copied)["narrow", 2].ranks_path
     arrays = load_file(path)
     save_file(arrays | {"test/users": arrays["test/users"][::-1].copy()}, path)
-    assert main([*ASKED, f"--out={copied}"]) == 2
+    assert main([*REQUESTED, f"--out={copied}"]) == 2
     assert "the users or their order differ from those of" in capsys.readouterr().err
     path.write_bytes(path.read_bytes()[:100])
-    assert main([*ASKED, f"--out={copied}"]) == 2
+    assert main([*REQUESTED, f"--out={copied}"]) == 2
     assert "ranks.safetensors: damaged" in capsys.readouterr().err
 
 
@@ -145,14 +145,14 @@ def test_a_comparison_without_a_finished_run_is_a_table_of_failures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner.Runner, "make", lambda self, run: "out of memory")
-    assert main([*ASKED, f"--out={tmp_path / 'out'}"]) == 1
+    assert main([*REQUESTED, f"--out={tmp_path / 'out'}"]) == 1
     assert {line["NDCG@10"] for line in table(tmp_path / "out").values()} == {""}
     assert (tmp_path / "out" / "table.md").read_text().count(": out of memory") == 4
     assert not (tmp_path / "out" / "bubbles.png").exists()
 
 
 def test_no_p_value_without_a_run_of_the_first_model(copied: Path) -> None:
-    contenders = make_plan(parse_args([*ASKED, f"--out={copied}"])).contenders
+    contenders = make_plan(parse_args([*REQUESTED, f"--out={copied}"])).contenders
     first, second = make_rows(contenders, {("RecGRELA", 1): "why", ("RecGRELA", 2): "why"})
     assert first.quality is None and first.failures == {1: "why", 2: "why"}
     assert second.quality is not None and second.quality.p_value is None

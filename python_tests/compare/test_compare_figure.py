@@ -70,7 +70,7 @@ def test_areas_are_relative_to_the_largest_drawn_model() -> None:
     (axes,) = figure.axes
     (bubble,) = axes.collections
     assert bubble.get_sizes()[0] == pytest.approx(MAX_AREA)
-    assert "10.0 M the largest" in axes.get_title()
+    assert "largest: 10.0 M" in axes.get_title()
 
 
 def test_an_older_figure_is_removed_if_nothing_is_drawn(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What `recgrela.compare` takes, refuses and plans; nothing is trained here."""
+"""Options, errors and plans of `recgrela.compare`; nothing is trained here."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from recgrela.compare.plan import make_plan
         (["--models", "RecGRELAs"], "models: 'RecGRELAs' is not one of RecGRELA"),
         (["--models", "RecGRELAs"], "did you mean 'RecGRELA'?"),
         (["--models", "RecGRELA", "RecGRELA"], "'RecGRELA' is given twice; give one a label: LABEL=RecGRELA"),
-        (["--models", "../x=RecGRELA"], "a label is letters, digits and _"),
+        (["--models", "../x=RecGRELA"], "a label consists of letters, digits and _"),
         (["--models"], "--models needs a value"),
-        ([], "--models: name at least one of"),
+        ([], "--models: give at least one of"),
         (["--models", "RecGRELA", "--seeds"], "--seeds needs a value"),
         (["--models", "RecGRELA", "--seeds", "1", "2", "1"], "seeds: 1 is given twice"),
         (["--models", "RecGRELA", "--seeds", "x"], "seeds: ['x'] is not a list of whole numbers"),
@@ -68,7 +68,7 @@ def test_a_file_of_seeds_and_models_is_checked(tmp_path: Path, capsys: pytest.Ca
         err = capsys.readouterr().err
         assert message in err and str(path) in err
     assert main(["--models", "RecGRELA"]) == 2
-    assert "--out: name the folder" in capsys.readouterr().err
+    assert "--out: give the folder" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
     assert main(["--models", "RecGRELA", f"--out={tmp_path / 'file'}"]) == 2
     assert "is a file, but --out must name the folder" in capsys.readouterr().err

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
-from python_tests.compare.comparison import ASKED, MODELS, SIZES, files, folders, start, table
+from python_tests.compare.comparison import MODELS, REQUESTED, SIZES, files, folders, start, table
 from python_tests.support.runs import DATA, PLAIN, TRAIN
 from recgrela.compare import __main__ as compare
 from recgrela.compare import runner
@@ -40,7 +40,7 @@ def test_another_model_joins_and_one_that_fails_is_reported(
     before = {path: text for path, text in files(copied).items() if "runs" in path.parts}
     joined = ["--models", "RecGRELA", "wild=RecGRELA", "narrow=RecGRELA", "third=RecGRELA"]
     sizes = ["--model.third.num_layers=1", "--model.wild.num_layers=1"]
-    asked = [word for word in ASKED if word not in MODELS]
+    asked = [word for word in REQUESTED if word not in MODELS]
     assert main([*joined, *sizes, *asked[:-1], f"--out={copied}"]) == 1  # with one seed less
     out, err = capfd.readouterr()
     assert "wild, seed 1 (2 of 4): failed: unknown option --train.nothing" in out
@@ -124,7 +124,7 @@ def test_each_signal_reaches_the_run_once(
             return 128 + sent[-1]
 
     monkeypatch.setattr(runner.subprocess, "Popen", Process)
-    plan = make_plan(parse_args([*ASKED, f"--out={tmp_path / 'out'}"]))
+    plan = make_plan(parse_args([*REQUESTED, f"--out={tmp_path / 'out'}"]))
     # nohup and background jobs of a shell ignore some signals.
     before = {signum: signal.signal(signum, signal.SIG_DFL) for signum in set(received)}
     try:
@@ -142,7 +142,7 @@ def test_each_signal_reaches_the_run_once(
 @pytest.mark.usefixtures("no_training")
 def test_one_comparison_at_a_time_in_a_folder(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = files(copied)
-    fewer = [*ASKED[:-1], "--train.save_minutes=7", f"--out={copied}"]
+    fewer = [*REQUESTED[:-1], "--train.save_minutes=7", f"--out={copied}"]
     with Runner(copied):
         assert main(fewer) == 2
         assert (
@@ -167,7 +167,7 @@ def test_a_comparison_made_in_the_meantime_is_detected(
         return made
 
     monkeypatch.setattr(compare, "make_plan", plan_slowly)
-    assert main([*ASKED, "--train.lr=0.5", f"--out={out}"]) == 2
+    assert main([*REQUESTED, "--train.lr=0.5", f"--out={out}"]) == 2
     assert "comparison.yaml: train.lr is 0.01, but 0.5 is requested" in capsys.readouterr().err
     assert (out / "comparison.yaml").read_bytes() == (whole / "comparison.yaml").read_bytes()
 
@@ -179,13 +179,13 @@ def test_a_folder_with_only_a_lock_counts_as_empty(
     monkeypatch.setattr(runner.Runner, "make", lambda self, run: "out of memory")
     with Runner(tmp_path / "out"):
         pass
-    assert main([*ASKED, f"--out={tmp_path / 'out'}"]) == 1
+    assert main([*REQUESTED, f"--out={tmp_path / 'out'}"]) == 1
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
-    assert main([*ASKED, f"--out={tmp_path / 'other'}"]) == 2
+    assert main([*REQUESTED, f"--out={tmp_path / 'other'}"]) == 2
     assert "not empty, and not a comparison" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["file"]
-    assert main([*ASKED, f"--out={tmp_path / 'other' / 'file' / 'out'}"]) == 2
+    assert main([*REQUESTED, f"--out={tmp_path / 'other' / 'file' / 'out'}"]) == 2
     assert "cannot create or write the folder" in capsys.readouterr().err
 
 
@@ -194,7 +194,7 @@ def test_the_lock_lasts_until_the_last_run_ends(
 ) -> None:
     """A training process keeps the lock after the comparison is killed."""
     out = tmp_path / "out"
-    plan = make_plan(parse_args([*ASKED, f"--out={out}"]))
+    plan = make_plan(parse_args([*REQUESTED, f"--out={out}"]))
     popen = subprocess.Popen
     left: list[subprocess.Popen[bytes]] = []
 
@@ -205,7 +205,7 @@ def test_the_lock_lasts_until_the_last_run_ends(
     monkeypatch.setattr(runner.subprocess, "Popen", leave)
     with pytest.raises(KeyboardInterrupt), Runner(out) as opened:
         opened.make(plan.runs[0])
-    assert main([*ASKED, f"--out={out}"]) == 2
+    assert main([*REQUESTED, f"--out={out}"]) == 2
     assert "or a run that it left" in capsys.readouterr().err
     left[0].communicate(b"\n")
     with Runner(out):
@@ -244,7 +244,7 @@ def test_a_run_without_a_checkpoint_starts_again(copied: Path) -> None:
     for path in folder.path.iterdir():
         if path != folder.config_path:
             path.unlink()
-    assert main([*ASKED, f"--out={copied}"]) == 0
+    assert main([*REQUESTED, f"--out={copied}"]) == 0
     assert folder.results_path.read_text() == expected
 
 

@@ -39,11 +39,11 @@ def test_attention_on_the_cpu(options: dict) -> None:
 
 def test_a_whole_model_by_hand() -> None:
     """Two blocks: the first computes every row, the last the keys and values of every row and one query."""
-    n_items, length, ratio, taps = 31, 10, 4, 4
+    n_items, length, ratio, kernel_size = 31, 10, 4, 4
     model = build(RecGRELAConfig(hidden_size=D, num_heads=H, num_layers=2, mlp_ratio=ratio), n_items, length)
     square = 2 * D * D  # one row through one D x D layer
     per_row = 5 * square + 2 * ratio * square  # gate, input, query, key, output; the MLP's two layers
-    first = length * (per_row + 4 * D * W + 4 * D + 2 * D * taps)
+    first = length * (per_row + 4 * D * W + 4 * D + 2 * D * kernel_size)
     keys = length * (2 * square + 2 * D * W + 2 * D)  # the input and key projections, key_sums
     query = 3 * square + 2 * ratio * square + 2 * D * W  # gate, query, output; the MLP; query x state
     flops = count_flops(model.train())

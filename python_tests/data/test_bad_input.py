@@ -342,17 +342,17 @@ def test_parquet(tmp_path):
     [
         ({"max_len": 0}, "data.max_len: 0 is below 1"),
         ({"min_user_events": -1}, "data.min_user_events: -1 is below 0"),
-        ({"max_item_events": 4}, "data.max_item_events: 4 is below 5, so nothing could remain"),
+        ({"max_item_events": 4}, "data.max_item_events: 4 is below 5, so no item would remain"),
         ({"order": "times"}, "data.order: 'times' is not one of time, recbole; did you mean 'time'?"),
         ({"max_len": 2**31}, "data.max_len: 2147483648 is above 2147483647"),
         ({"path": ""}, "data.path: empty; give a file, a folder, a zip or 'synthetic'"),
         (
             {"user_column": "item_id"},
-            "data.item_column: 'item_id' is data.user_column too; name two different columns",
+            "data.item_column: 'item_id' is also data.user_column; use two different columns",
         ),
         (
             {"user_column": "timestamp"},
-            "data.time_column: 'timestamp' is data.user_column too; name two different columns",
+            "data.time_column: 'timestamp' is also data.user_column; use two different columns",
         ),
         ({"synthetic_items": 3}, "data.synthetic_items: 3 is below 20"),
         ({"synthetic_items": 10**9}, "data.synthetic_items: 1000000000 is above 16777216"),

@@ -51,16 +51,16 @@ def test_a_walk_resumes_after_an_interruption():
 
 
 def test_tastes_bursts_and_drifts():
-    """Most events are in a user's few favourite clusters; most users also have events in several others."""
+    """Most events are in a user's few favorite clusters; most users also have events in several others."""
     events = generate(seed=0, n_users=200, n_items=500, mean_events=60)
-    favourites, clusters, switches = [], [], []
+    favorites, clusters, switches = [], [], []
     for user in range(200):
         mine = events.items[events.users == user] // CLUSTER_SIZE
         counts = np.sort(np.bincount(mine))[::-1]
-        favourites.append(counts[:4].sum() / counts.sum())
+        favorites.append(counts[:4].sum() / counts.sum())
         clusters.append(np.count_nonzero(counts))
         switches.append(np.mean([a != b for a, b in itertools.pairwise(mine)]))
-    assert np.mean(favourites) > 0.6 and np.mean(clusters) > 4 and 0.1 < np.mean(switches) < 0.4
+    assert np.mean(favorites) > 0.6 and np.mean(clusters) > 4 and 0.1 < np.mean(switches) < 0.4
 
 
 def test_small_sizes():

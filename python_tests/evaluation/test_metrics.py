@@ -12,7 +12,7 @@ CPU = torch.device("cpu")
 
 
 def naive_ranks(scores: list[float], target: int, removed: set[int]) -> tuple[int, int]:
-    """The rank with ties against the model, and with ties in its favour."""
+    """The rank with ties against the model, and with ties in its favor."""
     others = [i for i in range(1, len(scores)) if i != target and i not in removed]
     higher = sum(scores[i] > scores[target] for i in others)
     equal = sum(scores[i] == scores[target] for i in others)

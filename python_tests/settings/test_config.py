@@ -59,7 +59,7 @@ def test_precedence(tmp_path: Path) -> None:
     config = parse("--train.batch_size", "4", "--config", str(first), "--config", str(second))
     assert config.train.lr == 0.01  # file over preset
     assert config.train.epochs == 8  # later file over earlier
-    assert config.train.batch_size == 4  # command line over files, wherever it stands
+    assert config.train.batch_size == 4  # command line over files, in any position
     assert config.model.num_layers == 1
     assert config.train.objective == "all"  # preset
     assert config.train.seed == 2020  # default
@@ -150,7 +150,7 @@ def test_a_configuration_of_the_first_version_loads(tmp_path: Path) -> None:
         (["--train.epochs", str(2**31)], "train.epochs: 2147483648 is above 2147483647"),
         (["--train.patience", str(2**31)], "train.patience: 2147483648 is above"),
         (["--train.save_minutes", ".nan"], "train.save_minutes: '.nan' is not a number"),
-        (["--train.name", "a\0b"], "train.name: 'a\\x00b' is not a folder's name"),
+        (["--train.name", "a\0b"], "train.name: 'a\\x00b' is not a folder name"),
         (["--config", ""], "--config: '' is not a path"),
         (
             ["--preset", "paper", "--model.mode", "causal"],

@@ -1,4 +1,4 @@
-"""What a setting carries, the one check of a value, and what follows from `affects`."""
+"""The fields of settings, the validation of values, and the effects of `affects`."""
 
 from __future__ import annotations
 

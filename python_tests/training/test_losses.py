@@ -108,7 +108,7 @@ def test_beta_without_and_with_full_calibration() -> None:
 
 def test_more_negatives_than_items_are_refused() -> None:
     with pytest.raises(
-        ConfigError, match=r"30 is more than the 29 items gbce draws from; use train.loss softmax"
+        ConfigError, match=r"30 is more than the 29 items that gbce draws from; use train.loss softmax"
     ):
         GBCE(skewed_items(), N_ITEMS, 30, 0.5)
 

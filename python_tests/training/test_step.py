@@ -175,7 +175,7 @@ def test_learning_rates() -> None:
 
 
 def test_requirements_of_cuda_graphs() -> None:
-    with pytest.raises(ConfigError, match="cuda_graphs needs a GPU, but the device of this run is the CPU"):
+    with pytest.raises(ConfigError, match="cuda_graphs: true needs a GPU, but this run uses the CPU"):
         open_session(read_run(["--train.cuda_graphs=true", "--train.device=cpu"], CONFIGS))
     with pytest.raises(ConfigError, match=r"requires train\.objective all"):
         TrainConfig(objective="last", cuda_graphs=True)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.text import Annotation
     from matplotlib.transforms import Bbox
 
-MAX_AREA = 2400.0  # of a bubble, in square points
+MAX_AREA = 2400.0  # area of the largest bubble, in square points
 SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (0.7, 0.7), (-0.7, 0.7), (0.7, -0.7), (-0.7, -0.7))
 GAPS = (3.0, 12.0, 24.0, 40.0)  # points between a bubble and its label
 
@@ -43,7 +43,7 @@ class Bubble:
 def draw_bubbles(path: Path, rows: Sequence[Row]) -> bool:
     """Draw the models with known quality and peak memory; returns whether there are any.
 
-    Without any, an existing figure is removed, because it belongs to an earlier table.
+    If there are none, an existing figure is removed, because it belongs to an earlier table.
 
     Raises:
         RunError: the file cannot be written or removed.
@@ -90,7 +90,7 @@ def make_figure(rows: Sequence[Row]) -> Figure | None:
     axes.margins(0.2)
     axes.grid(alpha=0.3)
     axes.set(
-        title=f"Area: FLOPs of scoring one history, {max_flops / 1e6:,.1f} M the largest",
+        title=f"Bubble area: FLOPs for scoring one history (largest: {max_flops / 1e6:,.1f} M)",
         xlabel="peak memory of training, MB",
         ylabel=f"{TESTED}, test split",
     )
@@ -100,7 +100,7 @@ def make_figure(rows: Sequence[Row]) -> Figure | None:
 
 
 def _write_labels(axes: Axes, bubbles: Sequence[Bubble], renderer: RendererBase) -> None:
-    """Place each label near its bubble, where it covers least of other labels and bubbles."""
+    """Place each label near its bubble, where it overlaps other labels and bubbles least."""
     from matplotlib.text import Text
 
     taken = [_box_of(axes, bubble) for bubble in bubbles]

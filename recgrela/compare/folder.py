@@ -1,4 +1,4 @@
-"""The folder of a comparison, which belongs to one comparison and is checked before anything is trained."""
+"""The folder of a comparison, checked before anything is trained."""
 
 from __future__ import annotations
 
@@ -81,5 +81,5 @@ def _check_same(
             if key not in free and before.get(key) != now.get(key):
                 raise RunError(
                     f"{path}: {key} is {before.get(key)!r}, but {now.get(key)!r} is requested; use the same "
-                    "value, or another --out (or for a model another label: LABEL=NAME)"
+                    "value, another --out, or for a model another label: LABEL=NAME"
                 )

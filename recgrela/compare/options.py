@@ -26,22 +26,22 @@ from recgrela.settings.model import ModelConfig
 from recgrela.settings.run import RunConfig
 from recgrela.settings.train import Objective, TrainConfig
 from recgrela.system.errors import ConfigError
-from recgrela.system.files import given_path
+from recgrela.system.files import expand_path
 from recgrela.system.suggest import near_miss
 
 USAGE = "%(prog)s --models MODEL ... --out OUT [--SECTION.KEY VALUE ...]"
 DESCRIPTION = """Train several models on the same data, split, seeds and training settings, and write one
-table: ranking quality with intervals and tests, time, memory, operations. Each run is a run folder of
-recgrela.train in OUT/runs. The same command again resumes a comparison that was stopped."""
+table: ranking quality with confidence intervals and significance tests, training time, memory and FLOPs. Each
+run is a run folder of recgrela.train in OUT/runs. To resume a stopped comparison, repeat the command."""
 EPILOG = "The settings of a model are --model.LABEL.KEY; --help lists them for the models of --models."
 
-AskedObjective = Literal["auto", "last", "all"]
+RequestedObjective = Literal["auto", "last", "all"]
 
 MODELS = Option(
     "models",
     [],
-    "Models to compare, each NAME, or LABEL=NAME for one with settings of its own; the others are tested "
-    f"against the first. Names: {', '.join(CONFIGS)}.",
+    "Models to compare, each as NAME or LABEL=NAME; every other model is tested against the first. "
+    f"Names: {', '.join(CONFIGS)}.",
     many="store",
 )
 SEEDS = Option("seeds", [2020], "Seeds of each model's runs.", kind=int, many="store", min=0, max=MAX_SEED)
@@ -49,11 +49,11 @@ OUT = Option("out", None, "Folder of the comparison.")
 OBJECTIVE = Option(
     "train.objective",
     "auto",
-    "last: one target per prefix of a history; all: every position; auto: all for the models that can.",
-    choices=get_args(AskedObjective),
+    "last: one target per prefix of a history; all: every position; auto: all for models that support it.",
+    choices=get_args(RequestedObjective),
 )
 
-# Settings that each run of a comparison has for itself, and what to give instead.
+# Settings that differ between the runs of a comparison, and what to give instead.
 OWN_SETTINGS = {
     "train.seed": "give --seeds",
     "train.output": "give --out",
@@ -71,14 +71,14 @@ class Request:
         objective: Objective of all models; "auto" is "all" for a model that trains on every position, else
             "last".
         seeds: Seeds of each model's runs.
-        preset: Named settings that the others changed.
+        preset: Name of the preset that the settings started from.
         out: Folder of the comparison.
     """
 
     models: dict[str, ModelConfig]
     data: DataConfig
     train: TrainConfig
-    objective: AskedObjective
+    objective: RequestedObjective
     seeds: tuple[int, ...]
     preset: str
     out: Path
@@ -126,9 +126,9 @@ def parse_args(argv: Sequence[str]) -> Request:
     parser.add([OUT, CONFIG, *options.values()], values)
     values = parser.read(argv)
     if not names:
-        raise ConfigError(f"--models: name at least one of {', '.join(CONFIGS)}")
+        raise ConfigError(f"--models: give at least one of {', '.join(CONFIGS)}")
     if values["out"] is None:
-        raise ConfigError("--out: name the folder of the comparison")
+        raise ConfigError("--out: give the folder of the comparison")
     models = {}
     for label, (section, kind) in zip(names, classes.items(), strict=True):
         with named_errors(label):
@@ -141,7 +141,7 @@ def parse_args(argv: Sequence[str]) -> Request:
         objective=objective,
         seeds=_check_seeds(values["seeds"]),
         preset=values["preset"],
-        out=given_path(values["out"], "--out"),
+        out=expand_path(values["out"], "--out"),
     )
 
 
@@ -166,7 +166,9 @@ def _names_by_label(entries: Sequence[str]) -> dict[str, str]:
             )
         label = label or name
         if not re.fullmatch(r"[A-Za-z]\w*", label):
-            raise ConfigError(f"models: {entry!r}: a label is letters, digits and _, a letter first")
+            raise ConfigError(
+                f"models: {entry!r}: a label consists of letters, digits and _, and begins with a letter"
+            )
         if label in names:
             raise ConfigError(f"models: {label!r} is given twice; give one a label: LABEL={name}")
         names[label] = name
@@ -176,7 +178,7 @@ def _names_by_label(entries: Sequence[str]) -> dict[str, str]:
 def _shared(preset: Source) -> Source:
     """The values of a preset that all runs of a comparison can share."""
     values = {key: value for key, value in preset.values.items() if key not in OWN_SETTINGS}
-    if values.get(OBJECTIVE.key) == "all":  # not every model can
+    if values.get(OBJECTIVE.key) == "all":  # not every model supports it
         values[OBJECTIVE.key] = "auto"
     return Source(preset.name, values)
 

@@ -16,7 +16,7 @@ from recgrela.runs.folder import RunFolder
 from recgrela.runs.tensorboard import use_tensorboard
 from recgrela.settings.data import with_absolute_path
 from recgrela.settings.run import RunConfig
-from recgrela.system.device import find_device
+from recgrela.system.device import parse_device
 from recgrela.system.errors import ConfigError
 from recgrela.training.session import check_model
 
@@ -41,11 +41,11 @@ class Run:
         return RunFolder(Path(self.config.train.output) / str(self.config.train.name))
 
     @property
-    def status(self) -> Literal["new", "cut", "finished"]:
-        """Whether the run is finished, can be resumed ("cut"), or has no checkpoint yet ("new")."""
+    def status(self) -> Literal["new", "interrupted", "finished"]:
+        """Whether the run is finished, can be resumed ("interrupted"), or has no checkpoint yet ("new")."""
         if self.folder.results_path.is_file() and self.folder.ranks_path.is_file():
             return "finished"
-        return "cut" if self.folder.checkpoint_path("last").is_file() else "new"
+        return "interrupted" if self.folder.checkpoint_path("last").is_file() else "new"
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def make_plan(request: Request) -> Plan:
     """
     request = replace(request, data=with_absolute_path(request.data))
     use_tensorboard(request.train.tensorboard)
-    find_device(request.train.device)  # not `pick_device`: only the runs use memory on a GPU
+    parse_device(request.train.device)  # not `use_device`: only the runs use memory on a GPU
     data = load(request.data)
     return Plan(request, data, tuple(_contender(request, label, data) for label in request.models))
 

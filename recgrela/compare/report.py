@@ -1,4 +1,4 @@
-"""The report of a comparison: its table as files and on a console, with the notes to read it by."""
+"""The report of a comparison: its table, as files and on a console, with notes that explain it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.console import Console
 
 from recgrela.compare.figure import draw_bubbles
 from recgrela.compare.plan import Plan
-from recgrela.compare.rows import TESTED, Row, make_rows, surroundings
+from recgrela.compare.rows import TESTED, Row, environments, make_rows
 from recgrela.compare.table import to_csv, to_markdown, to_tables
 from recgrela.evaluation.significance import RESAMPLES
 from recgrela.system.console import say
@@ -56,7 +56,7 @@ def make_notes(plan: Plan, rows: Sequence[Row]) -> list[str]:
     notes = [
         f"Test split, all items ranked, epoch chosen on the valid split; seeds {seeds}"
         + (", mean ± standard deviation over seeds." if len(request.seeds) > 1 else "."),
-        f"In brackets: 95 % bootstrap interval over users ({RESAMPLES:,} draws) of their scores averaged "
+        f"In brackets: 95% bootstrap interval over users ({RESAMPLES:,} draws) of their scores averaged "
         "over seeds. Bold: best, underlined: second best.",
         f"p: paired sign-flip test of the users' {TESTED} against {first}, {RESAMPLES:,} draws, corrected by "
         "Holm's method.",
@@ -75,7 +75,7 @@ def make_notes(plan: Plan, rows: Sequence[Row]) -> list[str]:
         for row in rows
         for seed, reason in row.failures.items()
     ]
-    places = surroundings(plan.contenders)
-    if len(places) > 1:
-        notes.append(f"The runs were made in different surroundings, so times do not compare: {places}")
+    found = environments(plan.contenders)
+    if len(found) > 1:
+        notes.append(f"The runs were made in different environments, so times are not comparable: {found}")
     return notes

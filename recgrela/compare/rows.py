@@ -13,7 +13,7 @@ import torch
 from recgrela.compare.plan import Contender, Run
 from recgrela.evaluation.metrics import NAMES, metrics_of
 from recgrela.evaluation.significance import bootstrap_interval, holm, sign_flip_test
-from recgrela.runs.protocol import started_in
+from recgrela.runs import protocol
 from recgrela.runs.ranks import read_ranks
 from recgrela.system.errors import RunError
 
@@ -27,7 +27,7 @@ class Quality:
     Attributes:
         mean: mean over seeds, by metric.
         deviation: sample standard deviation over seeds, by metric; None for a single seed.
-        interval: 95 % interval over users of their scores averaged over seeds, by metric.
+        interval: 95% interval over users of their scores averaged over seeds, by metric.
         p_value: corrected p of the paired test of NDCG@10 against the first model; None without a test.
     """
 
@@ -95,13 +95,13 @@ def make_rows(contenders: Sequence[Contender], failures: Mapping[tuple[str, int]
     return rows
 
 
-def surroundings(contenders: Sequence[Contender]) -> list[dict[str, Any]]:
-    """The distinct surroundings of the finished runs; times do not compare if there are several."""
+def environments(contenders: Sequence[Contender]) -> list[dict[str, Any]]:
+    """The distinct environments of the finished runs; times are not comparable if there are several."""
     found: list[dict[str, Any]] = []
     for run in (run for contender in contenders for run in contender.runs if run.status == "finished"):
-        for place in started_in(run.folder.read_protocol()):
-            if place not in found:
-                found.append(place)
+        for environment in protocol.environments(run.folder.read_protocol()):
+            if environment not in found:
+                found.append(environment)
     return found
 
 
@@ -142,7 +142,7 @@ def _intervals(scores: Mapping[str, np.ndarray]) -> dict[str, dict[str, tuple[fl
 
 
 def _p_values(scores: Mapping[str, np.ndarray], reference: str) -> dict[str, float]:
-    """Corrected p of each other model's paired test against the reference; empty if that has no run."""
+    """Corrected p of each other model's paired test against the reference; empty if it has no run."""
     others = [label for label in scores if label != reference]
     if reference not in scores or not others:
         return {}

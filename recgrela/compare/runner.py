@@ -1,7 +1,6 @@
-"""Makes the runs of a comparison, one at a time, each as a process `python -m recgrela.train`.
+"""Trains the models of a comparison, one run at a time, each in a process `python -m recgrela.train`.
 
-A process of its own makes each run independent: its peak memory is its own, and its failure does not end the
-other runs.
+Separate processes keep runs independent: each has its own peak memory, and a failure does not end the others.
 """
 
 from __future__ import annotations
@@ -29,13 +28,13 @@ from recgrela.system.signals import Stopped
 
 
 def make_runs(plan: Plan, console: Console) -> dict[tuple[str, int], str]:
-    """Make the runs that are not finished.
+    """Train the runs that are not finished.
 
     Returns:
         The reasons of failed runs, by label and seed.
 
     Raises:
-        RunError: the folder has something else, or another comparison is running there.
+        RunError: the folder has other files, or another comparison is running there.
         Stopped: a signal arrived; the current run can be resumed.
     """
     failures = {}
@@ -106,7 +105,7 @@ class Runner:
             signal.signal(signum, handler)
 
     def make(self, run: Run) -> str | None:
-        """Make or resume a run; returns the reason if it failed, else None.
+        """Start or resume a run; returns the reason if it failed, else None.
 
         Raises:
             Stopped: a signal arrived; the run can be resumed.
@@ -143,12 +142,12 @@ class Runner:
 
 
 def train_options(run: Run) -> list[str]:
-    """The options of `recgrela.train` that make or resume a run.
+    """The options of `recgrela.train` that start or resume a run.
 
     A resumed run takes its other settings from its folder, where `claim_folder` has checked them.
     """
     values = run.config.flat()
-    if run.status == "cut":
+    if run.status == "interrupted":
         free = {key: values[key] for key, option in run.config.options.items() if option.affects == NOTHING}
         return ["--resume", str(run.folder.path), *to_argv(free)]
     return to_argv(values)

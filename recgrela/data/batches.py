@@ -1,8 +1,7 @@
 """Batches computed on demand: the host chooses windows, the device gathers their items.
 
 The host knows the start and length of every window from the users' offsets, so that it never reads a shape
-back from the device. Each batch costs one small copy to the device, of its windows; the rest is arithmetic
-there.
+back from the device. Only the windows of a batch are copied to the device; the rest is computed there.
 """
 
 from __future__ import annotations
@@ -89,7 +88,7 @@ class TrainBatches:
         self.num_targets = int(self._targets.sum())
         if self.num_targets == 0:
             raise DataError(
-                f"{data.description['source']}: no user has two training events, nothing to predict"
+                f"{data.description['source']}: no user has two training events, so nothing can be predicted"
             )
 
     @property
@@ -179,7 +178,9 @@ class EvalBatches:
         events = np.diff(offsets)
         users = np.flatnonzero(events >= 3)
         if users.size == 0:
-            raise DataError(f"{data.description['source']}: no user has three events, nothing to evaluate")
+            raise DataError(
+                f"{data.description['source']}: no user has three events, so nothing can be evaluated"
+            )
         history = events[users] - (2 if split == "valid" else 1)
         self._whole = _Windows(users, offsets[users], history)
         lengths = np.minimum(history, max_len)
@@ -195,10 +196,10 @@ class EvalBatches:
             yield _make_batch(self._items, self._cut.take(self._rows(step)), "last", step)
 
     def seen(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """The items that a batch's users met before their target, as indices into scores [B, n_items].
+        """The items in the histories of a batch's users, as indices into scores [B, n_items].
 
-        The whole history counts, not only its last ``max_len`` items. An item met twice occurs twice. A
-        target that the user met before occurs too, so that ``scores[rows, items] = -inf`` would hide it.
+        The whole history counts, not only its last ``max_len`` items. Repeated items occur repeatedly. A
+        target that also occurs in the history is included, so ``scores[rows, items] = -inf`` would hide it.
 
         Returns:
             rows [S] int64 in 0 .. B - 1, and items [S] int64.

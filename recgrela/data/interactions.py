@@ -18,7 +18,7 @@ class Interactions:
     """Interactions by user, in order of time.
 
     The split is leave-one-out: of n >= 3 events the last is the test target, the second last the valid
-    target, and the first n - 2 are for training. All events of users with fewer are for training. For users
+    target, and the first n - 2 are for training. All events of users with n < 3 are for training. For users
     with at least 5 events, the usual filter, this is RecBole's split.
 
     Attributes:

@@ -52,7 +52,7 @@ def _within(codes: np.ndarray, limits: tuple[int, int | None]) -> np.ndarray:
 def by_first_appearance(codes: np.ndarray, tokens: list[str]) -> tuple[np.ndarray, list[str]]:
     """Renumber [n] codes from 0 in order of first occurrence, and drop the tokens that do not occur."""
     first = np.full(len(tokens), codes.size)
-    first[codes[::-1]] = np.arange(codes.size)[::-1]  # the last assignment wins: the first occurrence
+    first[codes[::-1]] = np.arange(codes.size)[::-1]  # reversed, because the last assignment wins
     present = np.argsort(first, kind="stable")[: np.count_nonzero(first < codes.size)]
     new = np.empty(len(tokens), dtype=np.int32)
     new[present] = np.arange(present.size, dtype=np.int32)

@@ -1,1 +1,1 @@
-"""Ranking of users, its metrics, significance over users, and recommendations."""
+"""Full ranking and its metrics, significance over users, and recommendations."""

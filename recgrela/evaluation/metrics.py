@@ -1,7 +1,7 @@
 """HR, NDCG and MRR by full ranking, with one target item per user.
 
 The protocol is RecBole's (all items but padding are ranked) except for ties, which count against the model:
-an item with the same score as the target ranks before it. One pass ranks each user twice, among all items and
+an item with the same score as the target ranks before it. One pass ranks twice for each user, all items and
 with the seen items removed, because papers report both.
 """
 
@@ -27,7 +27,7 @@ class Ranking:
         users: number of users.
         values: metrics "HR@5" ... "MRR@10" with all items ranked.
         masked: the same with the seen items removed.
-        ties, masked_ties: number of users whose metrics would be higher if ties favoured the model.
+        ties, masked_ties: number of users whose metrics would be higher if ties favored the model.
         ranks: [2, users] int32, on the CPU; each user's rank from 1, with all items ranked and with the seen
             items removed.
     """
@@ -110,8 +110,8 @@ class RankingSums:
         """Means over all users so far.
 
         Raises:
-            RunError: there are no users, or NaN scores (comparisons with NaN are false, so the ranks would
-                look perfect).
+            RunError: there are no users, or some scores are NaN (comparisons with NaN are false, so the ranks
+                would look perfect).
         """
         if self.users == 0:
             raise RunError("no users to evaluate")

@@ -1,4 +1,4 @@
-"""Ranking of all users of a split."""
+"""Ranking of the items for all users of a split."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def rank_all(
     max_tokens: int,
     after_batch: Callable[[], None] | None = None,
 ) -> Ranking:
-    """Rank every user of a split, among all items and with the seen items removed.
+    """Rank the items for every user of a split, all of them and with the seen items removed.
 
     Scores are float32 even for a model trained in bfloat16, whose 8 bits would turn close scores into ties.
 

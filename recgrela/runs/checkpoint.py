@@ -105,7 +105,7 @@ def _read_for(path: Path, model: SequenceModel) -> tuple[dict[str, Any], dict[st
 def _identity(model: SequenceModel) -> dict[str, Any]:
     settings = asdict(model.config)
     identity = {"model": settings, "n_items": model.n_items, "max_len": model.max_len}
-    return json.loads(json.dumps(identity))  # the values that reading the file gives
+    return json.loads(json.dumps(identity))  # as values read from a file
 
 
 def _read(path: Path, tensors: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -142,7 +142,7 @@ def _check_identity(path: Path, meta: dict[str, Any], own: dict[str, Any]) -> No
     ours = own["model"] | {"items (with padding)": own["n_items"], "max_len": own["max_len"]}
     if theirs["name"] != ours["name"]:
         raise RunError(f"{path}: a checkpoint of {theirs['name']}, but the model is {ours['name']}")
-    # A setting that only one side has comes from another version; names and shapes of tensors decide then.
+    # A setting on one side only comes from another version; then only names and shapes of tensors must agree.
     different = [key for key in ours if key in theirs and theirs[key] != ours[key]]
     if different:
         listed = ", ".join(f"{key} {theirs[key]} (here {ours[key]})" for key in different)

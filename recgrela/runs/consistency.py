@@ -1,4 +1,4 @@
-"""Checks that the data and settings in use are those that a run was made with."""
+"""Checks that the current data and settings are those of a run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check_data(folder: RunFolder, data: Interactions) -> None:
 
 
 def check_settings(folder: RunFolder, config: RunConfig) -> None:
-    """Raises RunError if config.yaml was edited: a setting that a run keeps differs from protocol.json."""
+    """Raises RunError if config.yaml was edited, so that a fixed setting differs from protocol.json."""
     content = folder.read_protocol()
     recorded = content["settings"] | flatten({"model": content["model"]})
     for key, value in fixed_settings(config).items():

@@ -14,7 +14,7 @@ from recgrela.system.errors import RunError
 from recgrela.system.files import atomic_write_text
 from recgrela.system.suggest import near_file
 
-Which = Literal["best", "last"]
+CheckpointName = Literal["best", "last"]
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,11 @@ class RunFolder:
     def metrics(self) -> MetricsFile:
         return MetricsFile(self.path / "metrics.jsonl")
 
-    def checkpoint_path(self, which: Which) -> Path:
+    def checkpoint_path(self, which: CheckpointName) -> Path:
         return self.path / f"{which}.safetensors"
 
-    def find_checkpoint(self, which: Which | None = None) -> Path:
-        """An existing checkpoint; if `which` is None, that of the final table, else best, else last.
+    def find_checkpoint(self, which: CheckpointName | None = None) -> Path:
+        """An existing checkpoint. None selects the one of the final table; without a table, best, else last.
 
         Raises:
             RunError: the checkpoint is missing.
@@ -111,10 +111,10 @@ class RunFolder:
         hint = "did the run end before its first checkpoint?"
         if which is None and self.results_path.is_file():
             recorded = str(self.read_json(self.results_path).get("checkpoint"))
-            if recorded not in get_args(Which):
+            if recorded not in get_args(CheckpointName):
                 raise RunError(f"{self.results_path}: damaged: checkpoint is {recorded!r}")
             order = [recorded]
-            hint = "results.json was computed from it; restore the file, or evaluate another by --checkpoint"
+            hint = "results.json was computed from it; restore the file, or choose another with --checkpoint"
         for name in order:
             path = self.path / f"{name}.safetensors"
             if path.is_file():

@@ -30,7 +30,7 @@ def user_history(run: SavedRun, user: str, data_path: str | None = None) -> list
 
 
 def token_history(items: Items, tokens: Sequence[str]) -> list[int]:
-    """Item ids of original item ids.
+    """Converts original item ids to item ids.
 
     Raises:
         DataError: an item is unknown; the message suggests a similar id, or the id of a title.

@@ -123,8 +123,8 @@ def packed_sha256(data: Interactions) -> str:
     return digest.hexdigest()
 
 
-def surroundings(device: torch.device) -> dict[str, Any]:
-    """The parts of the machine and software that affect the rounding of a run."""
+def environment(device: torch.device) -> dict[str, Any]:
+    """The properties of machine and software that affect the rounding of a run."""
     return {
         "device": str(device),
         "threads": torch.get_num_threads(),
@@ -133,8 +133,8 @@ def surroundings(device: torch.device) -> dict[str, Any]:
     }
 
 
-def started_in(content: dict[str, Any]) -> list[dict[str, Any]]:
-    """The `surroundings` of each part of a run, from its protocol.json: the start, then each resumption."""
+def environments(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """The `environment` of each part of a run, from its protocol.json: the start, then each resumption."""
     machine = content["machine"]
     first = {key: machine.get(key) for key in ("device", "threads", "cpu_kernels")}
     parts = [first | {"torch": content["versions"].get("torch")}, *content.get("resumed", [])]
@@ -142,9 +142,9 @@ def started_in(content: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def resumption(config: RunConfig, step: int, device: torch.device) -> dict[str, Any]:
-    """An entry of the list "resumed": the step, the limits and the surroundings of a resumed run."""
+    """An entry of the list "resumed": the step, limits and environment of a resumed run."""
     limits = {key: getattr(config.train, key) for key in ("epochs", "max_steps", "patience")}
-    return {"time": _now(), "step": step, **limits, **surroundings(device)}
+    return {"time": _now(), "step": step, **limits, **environment(device)}
 
 
 def _now() -> str:

@@ -1,4 +1,4 @@
-"""A saved run opened for use: its trained model, its data, and the repetition of its evaluation."""
+"""Loads the model and data of a saved run, and repeats its evaluation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from recgrela.evaluation.ranking import rank_all
 from recgrela.models import CONFIGS, SequenceModel, build
 from recgrela.runs import checkpoint
 from recgrela.runs.consistency import check_data, recorded_data
-from recgrela.runs.folder import RunFolder, Which
+from recgrela.runs.folder import CheckpointName, RunFolder
 from recgrela.runs.state import TrainState
 from recgrela.settings.data import with_absolute_path
 from recgrela.settings.run import RunConfig, read_config
@@ -35,11 +35,11 @@ class SavedRun:
     state: TrainState
 
     def describe_checkpoint(self) -> str:
-        """For example "best.safetensors (after epoch 12, step 4800)"."""
+        """The name and progress of the checkpoint: "best.safetensors (after epoch 12, step 4800)"."""
         return f"{self.checkpoint_path.name} ({self.state.describe()})"
 
 
-def load_run(path: Path, which: Which | None, device: torch.device) -> SavedRun:
+def load_run(path: Path, which: CheckpointName | None, device: torch.device) -> SavedRun:
     """Load the model of a run.
 
     Args:
@@ -75,7 +75,7 @@ def load_data(run: SavedRun, path: str | None = None) -> Interactions:
 def evaluate(
     run: SavedRun, data: Interactions, splits: Sequence[Split] = ("valid", "test"), batch_size: int = 256
 ) -> dict[str, Ranking]:
-    """Rank the users of some splits with a saved run's model.
+    """Rank the items for the users of some splits with a saved run's model.
 
     Returns:
         A ranking for each split.

@@ -68,9 +68,9 @@ class TrainState:
         return asdict(self)
 
     def describe(self) -> str:
-        """The amount of training, for example "after epoch 12, step 4800"."""
+        """The progress, such as "after epoch 12, step 4800" or "in epoch 13, step 4900"."""
         if self.step:
-            return f"{self.step} steps into epoch {self.epoch + 1}, step {self.total_steps}"
+            return f"in epoch {self.epoch + 1}, step {self.total_steps}"
         return f"after epoch {self.epoch}, step {self.total_steps}"
 
     def is_improvement(self, score: float) -> bool:

@@ -19,7 +19,7 @@ EXIT_SIGNAL = 128  # plus the number of the signal, as in shells
 def run(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None) -> int:
     """Run a command on `argv` (None: the process's own) and return its exit code.
 
-    A `UserError`, an error of the operating system (no permission, no such host) and a lack of memory become
+    A `UserError`, an error of the operating system (such as missing permission) and a lack of memory become
     one line on stderr and exit code 2; Ctrl-C outside training becomes 130. Any other exception is a bug and
     keeps its traceback.
     """
@@ -66,16 +66,16 @@ class Parser(argparse.ArgumentParser):
         self._values: dict[str, Any] = {}
 
     def add(self, options: Iterable[Option], values: Mapping[str, Any] | None = None) -> None:
-        """Add options, those with a dotted key in a group of --help.
+        """Add options; --help groups those with a dotted key by section.
 
         Args:
             options: The options.
-            values: Values by key where they differ from the defaults.
+            values: Values by key that replace the defaults.
         """
         groups: dict[str, argparse._ActionsContainer] = {"": self}
         for option in options:
             value = (values or {}).get(option.key, option.default)
-            default = "" if value is None else f" Default: {_plain(value)}."
+            default = "" if value in (None, []) else f" Default: {_plain(value)}."
             section, _, name = option.key.rpartition(".")
             choices = ("true", "false") if option.kind is bool else option.choices
             metavar = {int: "N", float: "X"}.get(option.kind, name.upper())
@@ -95,14 +95,14 @@ class Parser(argparse.ArgumentParser):
 
     def read(self, argv: Sequence[str]) -> dict[str, Any]:
         """Typed values of all options, by key. Raises ConfigError for an unknown option or a wrong value."""
-        words, rest = self.split(argv)
+        given, rest = self.split(argv)
         unread = [word.partition("=")[0] for word in rest if word.startswith("--")]
         check_known(unread, [f"--{key}" for key in self._options] + ["--help"], "unknown option")
         if rest:
             raise ConfigError(f"unexpected argument {rest[0]!r}")
-        for key, word in words.items():
-            words[key] = self._options[key].read(word) if key in self._options else word
-        return self._values | words
+        options = self._options
+        typed = {key: options[key].read(word) if key in options else word for key, word in given.items()}
+        return self._values | typed
 
     def split(self, argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         """The words given for each option, by key, and the words that belong to none."""
@@ -118,14 +118,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def peek(argv: Sequence[str], options: Iterable[Option]) -> dict[str, Any]:
-    """The words given for some options, by key; all others are ignored."""
+    """The words given for some options, by key; other words are ignored."""
     parser = Parser("")
     parser.add(options)
     return parser.split([word for word in argv if word not in ("-h", "--help")])[0]
 
 
 def to_argv(values: Mapping[str, Any]) -> list[str]:
-    """Options that give these values, by dotted key."""
+    """The words of a command line that sets these values, given by dotted key."""
     return [f"--{key}={_plain(value)}" for key, value in values.items()]
 
 

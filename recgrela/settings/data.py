@@ -7,12 +7,12 @@ from typing import ClassVar, Literal
 
 from recgrela.settings.fields import MAX_SEED, NOTHING, Settings, setting
 from recgrela.system.errors import ConfigError
-from recgrela.system.files import given_path
+from recgrela.system.files import expand_path
 
 Format = Literal["auto", "recbole", "movielens", "csv", "parquet"]
 Order = Literal["time", "recbole"]
 
-MAX_SYNTHETIC_EVENTS = 2**28  # about 20 GB of memory while they are made
+MAX_SYNTHETIC_EVENTS = 2**28  # about 20 GB of memory during generation
 MAX_SYNTHETIC_PAIRS = 2**31  # users times items, about 3 GB of memory
 
 
@@ -22,24 +22,24 @@ class DataConfig(Settings):
 
     section: ClassVar[str] = "data"
 
-    # The hash of the events is compared in place of the path.
+    # A resumed run compares the hash of the events instead of the path.
     path: str = setting(
         "synthetic",
-        "File, folder or zip of RecBole, MovieLens, CSV or Parquet; or synthetic.",
+        "File, folder or zip in RecBole, MovieLens, CSV or Parquet format, or synthetic.",
         affects=NOTHING,
     )
-    format: Format = setting("auto", "Format of the data; auto decides by the file's name.")
+    format: Format = setting("auto", "Format of the data; auto: by the file's name.")
     user_column: str = setting("user_id", "Name of the user column (RecBole, CSV, Parquet).")
     item_column: str = setting("item_id", "Name of the item column (RecBole, CSV, Parquet).")
     time_column: str = setting("timestamp", "Name of the time column (RecBole, CSV, Parquet).")
     min_user_events: int = setting(
-        5, "Drop users with fewer events; all filters repeat until they hold.", min=0
+        5, "Drop users with fewer events; the filters repeat until nothing changes.", min=0
     )
     max_user_events: int | None = setting(None, "Drop users with more events; null: no limit.")
     min_item_events: int = setting(5, "Drop items with fewer events.", min=0)
     max_item_events: int | None = setting(None, "Drop items with more events; null: no limit.")
     order: Order = setting(
-        "time", "Order of events by time; recbole: by time in float32 (steps of 64 s), as published."
+        "time", "Order of events: by time, or recbole: by time rounded to float32 (64 s), as published."
     )
     max_len: int = setting(200, "Maximum length of a history; its last items are kept.", min=1)
     eval_max_len: int | None = setting(
@@ -63,7 +63,7 @@ class DataConfig(Settings):
             other = columns.setdefault(getattr(self, name), name)
             if other != name:
                 raise ConfigError(
-                    f"data.{name}: {getattr(self, name)!r} is data.{other} too; name two different columns"
+                    f"data.{name}: {getattr(self, name)!r} is also data.{other}; use two different columns"
                 )
         for kind, limit in (("events", MAX_SYNTHETIC_EVENTS), ("items", MAX_SYNTHETIC_PAIRS)):
             number = getattr(self, f"synthetic_{kind}")
@@ -76,7 +76,7 @@ class DataConfig(Settings):
             low, high = getattr(self, f"min_{kind}_events"), getattr(self, f"max_{kind}_events")
             if high is not None and high < max(low, 1):
                 raise ConfigError(
-                    f"data.max_{kind}_events: {high} is below {max(low, 1)}, so nothing could remain"
+                    f"data.max_{kind}_events: {high} is below {max(low, 1)}, so no {kind} would remain"
                 )
 
 
@@ -88,7 +88,7 @@ def with_absolute_path(config: DataConfig) -> DataConfig:
     """
     if config.path == "synthetic":
         return config
-    path = given_path(config.path, "data.path")
+    path = expand_path(config.path, "data.path")
     try:
         return replace(config, path=str(path.resolve()))
     except RuntimeError as error:  # a loop of links

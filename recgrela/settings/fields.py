@@ -1,4 +1,4 @@
-"""Typed settings: what a field carries besides its type, and the one check of its value."""
+"""Typed settings: the help, limits and effects of fields, and the validation of values."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from recgrela.system.suggest import near_miss
 
 T = TypeVar("T")
 
-MAX_INT = 2**31 - 1  # of an integer without a limit of its own
+MAX_INT = 2**31 - 1  # default limit of integers
 MAX_SEED = 2**64 - 1
 MAX_THREADS = 1024
 
 BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-# Names of the kinds in errors.
+# Descriptions of kinds in error messages.
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 LISTS = {int: "a list of whole numbers", str: "a list of names"}
 ALIASES = {"learning_rate": "lr", "num_epochs": "epochs", "max_epochs": "epochs"}  # names in other projects
@@ -32,8 +32,8 @@ class Effect(NamedTuple):
     """What a setting affects.
 
     Attributes:
-        results: Whether it affects the numbers of a run; protocol.json then reports a change from the preset.
-        comparison: Whether it affects a comparison's figures, time and memory included; runs then share it.
+        results: Whether it affects the results of a run; protocol.json then records a change from the preset.
+        comparison: Whether it affects results, time or memory, so that the runs of a comparison share it.
         resumable: Whether a resumed run may change it.
     """
 
@@ -55,13 +55,13 @@ class Option:
 
     Attributes:
         key: Dotted key, such as "train.lr".
-        default: Value where no other is given.
+        default: Value if none is given.
         help: Text shown by --help.
         kind: bool, int, float or str.
-        choices: Allowed values of a str; empty for any.
+        choices: Allowed values of a str; empty if any is allowed.
         optional: Whether None is allowed.
-        many: For a list, its form on the command line: "store" is one option with several words, "append"
-            several options with one word each.
+        many: None for a single value. A list is given as one option with several words ("store"), or as
+            several options with one word each ("append").
         min, max: Inclusive limits of a number.
         above, below: Exclusive limits of a number.
         affects: What the value affects.
@@ -87,7 +87,7 @@ class Option:
         return self.check(self._convert(value))
 
     def check(self, value: Any) -> Any:
-        """The value itself. Raises ConfigError for a wrong type, a value out of range or not a choice."""
+        """Returns the value. Raises ConfigError if its type is wrong, it is out of range, or no choice."""
         if value is None and self.optional:
             return value
         parts = value if self.many else [value]
@@ -148,13 +148,13 @@ class Settings:
     section: ClassVar[str]
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for a wrong type, a value out of range, or values that do not go together."""
+        """Raises ConfigError for a wrong type, a value out of range, or incompatible values."""
         for name, option in zip(vars(self), options_of(type(self)).values(), strict=True):
             option.check(getattr(self, name))
         self.check_together()
 
     def check_together(self) -> None:
-        """Raises ConfigError for values that do not go together."""
+        """Raises ConfigError for incompatible values."""
 
 
 def options_of(kind: type[Any], section: str | None = None) -> dict[str, Option]:
@@ -184,7 +184,7 @@ def check_known(names: Iterable[str], known: Iterable[str], what: str) -> None:
 
 
 def show(value: Any) -> str:
-    """A value as YAML and the command line write it; text is in quotes."""
+    """A value in error messages, as in YAML; text is in quotes."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return str(value) if isinstance(value, date) else repr(value)

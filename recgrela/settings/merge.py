@@ -12,7 +12,7 @@ from recgrela.settings.fields import Option, Settings, check_known, options_of
 from recgrela.settings.model import ModelConfig
 from recgrela.settings.yaml import flatten, read_yaml
 from recgrela.system.errors import ConfigError
-from recgrela.system.files import given_path
+from recgrela.system.files import expand_path
 
 S = TypeVar("S", bound=Settings)
 
@@ -23,7 +23,7 @@ CONFIG = Option("config", None, "YAML file of settings; repeat it for several fi
 
 
 class Source(NamedTuple):
-    """What one file or the command line gives.
+    """The values from one file or from the command line.
 
     Attributes:
         name: Path of the file; "" for the command line.
@@ -45,19 +45,19 @@ def read_preset(name: str) -> Source:
 
 
 def read_sources(argv: Sequence[str], selector: Option) -> tuple[Any, list[Source]]:
-    """The value of an option that decides which other options exist, and the preset and files of `argv`.
+    """The value of an option that determines which other options exist, and the preset and files of `argv`.
 
     Raises:
         ConfigError: A file cannot be read, or the preset or the value of `selector` is not a choice.
     """
     given = Source("", peek(argv, [PRESET, CONFIG, selector]))
-    files = [read_file(given_path(path, "--config")) for path in given.values.get("config", [])]
-    preset = read_preset(last(PRESET, [*files, given]))
-    return last(selector, [preset, *files, given]), [preset, *files]
+    files = [read_file(expand_path(path, "--config")) for path in given.values.get("config", [])]
+    preset = read_preset(last_value(PRESET, [*files, given]))
+    return last_value(selector, [preset, *files, given]), [preset, *files]
 
 
-def last(option: Option, sources: Sequence[Source]) -> Any:
-    """The value of the last source that has one, else the default. Raises ConfigError for a wrong value."""
+def last_value(option: Option, sources: Sequence[Source]) -> Any:
+    """The value from the last source that gives one, else the default. Raises ConfigError if it is wrong."""
     for source in reversed(sources):
         if (value := source.values.get(option.key)) is not None:
             with named_errors(source.name):
@@ -66,20 +66,25 @@ def last(option: Option, sources: Sequence[Source]) -> Any:
 
 
 def for_models(preset: Source, models: Mapping[str, type[ModelConfig]]) -> Source:
-    """A preset for these models, whose classes are given by section; other models keep their defaults."""
+    """A preset whose model settings apply only to the model that it names.
+
+    Args:
+        preset: The preset.
+        models: Settings classes by section, such as "model".
+    """
     values = {}
     for key, value in preset.values.items():
         section, _, name = key.partition(".")
         if section != "model":
             values[key] = value
         elif name != "name":
-            own = [at for at, kind in models.items() if kind.name == preset.values["model.name"]]
-            values |= {f"{at}.{name}": value for at in own}
+            named = [at for at, kind in models.items() if kind.name == preset.values["model.name"]]
+            values |= {f"{at}.{name}": value for at in named}
     return Source(preset.name, values)
 
 
 def merge(options: Mapping[str, Option], sources: Iterable[Source]) -> dict[str, Any]:
-    """Typed values by dotted key: defaults, and over them each source in its order.
+    """Typed values by dotted key: the defaults, overridden by each source in turn.
 
     Raises:
         ConfigError: An unknown key or a wrong value; the message names the source.
@@ -104,7 +109,7 @@ def make(kind: type[S], values: Mapping[str, Any], section: str | None = None) -
 
 @contextmanager
 def named_errors(name: str) -> Iterator[None]:
-    """Puts a name, if not empty, in front of a ConfigError."""
+    """Prefixes a ConfigError with a name, unless the name is empty."""
     try:
         yield
     except ConfigError as error:

@@ -16,7 +16,7 @@ from recgrela.settings.merge import (
     CONFIG,
     PRESET,
     for_models,
-    last,
+    last_value,
     make,
     merge,
     named_errors,
@@ -33,14 +33,14 @@ RESUME = Option("resume", None, "Run folder to resume; its settings are kept.")
 
 Models = Mapping[str, type[ModelConfig]]
 
-# A CPU pass of this size keeps its tensors in the caches and in memory that the process already has; a whole
-# published batch, 409,600 slots, spends its time on fresh pages. A GPU takes whole batches.
+# On a CPU, the tensors of a pass of this size fit into the caches and reuse the process's memory. A whole
+# published batch (409,600 slots) would spend its time on page faults. A GPU takes whole batches.
 DEFAULT_MAX_TOKENS = {"cpu": 16_384, "cuda": 1 << 62}
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides a run; `model` is an instance of the model's own `ModelConfig` class."""
+    """All settings of a run; `model` is an instance of the model's own `ModelConfig` class."""
 
     model: Any  # a subclass of ModelConfig, whose own fields its model reads
     data: DataConfig = field(default_factory=DataConfig)
@@ -55,7 +55,7 @@ class RunConfig:
     def resumable(self) -> set[str]:
         """Dotted keys of the settings that a resumed run may change."""
         keys = {key for key, option in self.options.items() if option.affects.resumable}
-        # A learning rate that falls to zero at the end of the last epoch depends on the number of epochs.
+        # A decaying learning rate depends on the number of epochs.
         return keys if self.train.lr_decay == "none" else keys - {"train.epochs"}
 
     def max_tokens(self, device_type: str) -> int:
@@ -92,7 +92,7 @@ def read_run(argv: Sequence[str], models: Models) -> RunConfig:
 
 
 def find_resumed(argv: Sequence[str]) -> str | None:
-    """The run folder of --resume."""
+    """The run folder of --resume, None without the option."""
     return peek(argv, [RESUME]).get("resume")
 
 
@@ -127,14 +127,14 @@ def read_config(path: Path, models: Models) -> RunConfig:
         ConfigError: A wrong key, value or combination; the message names the file.
     """
     source = read_file(path)
-    model = models[last(_name_option(models), [source])]
+    model = models[last_value(_name_option(models), [source])]
     values = merge(_options(model), [source])
     with named_errors(source.name):
         return _make_run(model, values)
 
 
 def preset_config(preset: str, model: type[ModelConfig]) -> RunConfig:
-    """What a preset alone gives for a model. Raises ConfigError for an unknown preset."""
+    """The settings of a model under a preset alone. Raises ConfigError for an unknown preset."""
     values = merge(_options(model), [for_models(read_preset(preset), {"model": model})])
     return _make_run(model, values | {"preset": preset})
 
@@ -153,10 +153,10 @@ def _read_options(
     """The settings on the command line, over `values`; --help lists `models`."""
     parser = Parser(
         "train",
-        "Train a sequential recommender, evaluate it and leave a run folder.",
+        "Train a sequential recommender, evaluate it and write a run folder.",
         usage="%(prog)s [--preset PRESET] [--config CONFIG] [--SECTION.KEY VALUE ...]",
-        epilog="A value comes from the command line, else from the last --config that has it, else from the "
-        "preset, else it is the default. --help shows the values of the given preset and files.",
+        epilog="The command line overrides --config files, a later file overrides earlier ones, and files "
+        "override the preset. --help shows the defaults under the given preset and files.",
     )
     options = {"preset": PRESET, "config": CONFIG, "resume": RESUME} | _options(model)
     parser.add((options | {"model.name": _name_option(models)}).values(), values)

@@ -37,10 +37,12 @@ class TrainConfig(Settings):
     max_steps: int | None = setting(None, "Maximum number of steps; null: no limit.", min=1, affects=LENGTH)
     batch_size: int = setting(6400, "Targets per step: sequences (objective last) or items (all).", min=1)
     max_tokens: int | None = setting(
-        None, "Items per pass, padding included; null: 16,384 on a CPU, no limit on a GPU.", min=1
+        None,
+        "Maximum number of items per pass, with padding; null: 16,384 on a CPU, no limit on a GPU.",
+        min=1,
     )
-    lr: float = setting(1e-3, "Highest learning rate of Adam.", above=0)
-    warmup_steps: int = setting(0, "Steps in which the learning rate rises to lr.", min=0)
+    lr: float = setting(1e-3, "Peak learning rate of Adam.", above=0)
+    warmup_steps: int = setting(0, "Steps over which the learning rate rises to lr.", min=0)
     lr_decay: Decay = setting("none", "Decay of the learning rate to zero at the end of the last epoch.")
     loss: LossName = setting("softmax", "softmax over all items, or a loss on sampled negatives.")
     label_smoothing: float = setting(0.0, "Probability spread over all items (softmax).", min=0, max=1)
@@ -51,7 +53,7 @@ class TrainConfig(Settings):
     amp: bool = setting(False, "Run the forward pass in bfloat16 (autocast); weights stay float32.")
     compile: bool = setting(False, "Compile the code between the ops with torch.compile.")
     cuda_graphs: bool = setting(False, "Launch each step as one CUDA graph (objective all).")
-    eval_batch_size: int = setting(256, "Users ranked at a time.", min=1)
+    eval_batch_size: int = setting(256, "Users per evaluation batch.", min=1)
     patience: int = setting(
         20, "Stop after more epochs than this without an improvement of NDCG@10.", min=0, affects=LENGTH
     )
@@ -70,7 +72,7 @@ class TrainConfig(Settings):
     log_every: int = setting(50, "Steps between readings of the loss.", min=1, affects=NOTHING)
     save_minutes: float = setting(
         10.0,
-        "Minutes between checkpoints in an epoch.",
+        "Minutes between checkpoints within an epoch.",
         min=0,
         max=MAX_INT,
         affects=NOTHING,
@@ -83,7 +85,7 @@ class TrainConfig(Settings):
             )
         if self.cuda_graphs and self.objective != "all":
             raise ConfigError(
-                "train.cuda_graphs: true requires train.objective all; its batches have one size"
+                "train.cuda_graphs: true requires train.objective all, whose batches have one size"
             )
         if self.cuda_graphs and self.max_tokens is not None and self.max_tokens < self.batch_size:
             raise ConfigError(
@@ -91,4 +93,6 @@ class TrainConfig(Settings):
                 f"{self.max_tokens} is below train.batch_size {self.batch_size}"
             )
         if self.name is not None and (self.name in ("", ".", "..") or set(self.name) & set("/\\\0")):
-            raise ConfigError(f"train.name: {self.name!r} is not a folder's name; --train.output says where")
+            raise ConfigError(
+                f"train.name: {self.name!r} is not a folder name; --train.output sets the parent folder"
+            )

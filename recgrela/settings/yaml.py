@@ -22,7 +22,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.load(path.read_text("utf-8"), _Loader)  # a SafeLoader
         _check_finite(content)
     except FileNotFoundError as error:
-        raise ConfigError(f"{path}: there is no such file{near_file(path)}") from error
+        raise ConfigError(f"{path}: no such file{near_file(path)}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     except yaml.YAMLError as error:

@@ -14,24 +14,24 @@ from recgrela.ops._library import _C
 from recgrela.system.errors import ConfigError
 from recgrela.system.suggest import near_miss
 
-REINSTALL = "reinstall recgrela from source (pip install --force-reinstall --no-deps)"
+REINSTALL = "reinstall recgrela from source (pip install --force-reinstall --no-deps .)"
 MIN_CAPABILITY = (8, 0)
 
 
-def pick_device(name: str) -> torch.device:
-    """`find_device`, and makes a GPU PyTorch's current device, where CUDA graphs are captured.
+def use_device(name: str) -> torch.device:
+    """Like `parse_device`, but also makes a GPU PyTorch's current device, on which CUDA graphs are captured.
 
     Raises:
-        ConfigError: as `find_device`.
+        ConfigError: see `parse_device`.
     """
-    device = find_device(name)
+    device = parse_device(name)
     if device.type == "cuda":
         torch.cuda.set_device(device.index or 0)
     return device
 
 
-def find_device(name: str) -> torch.device:
-    """The device of a name; "auto" is the GPU if PyTorch detects one, else the CPU.
+def parse_device(name: str) -> torch.device:
+    """The device with a name; "auto" is the GPU if PyTorch detects one, else the CPU.
 
     Raises:
         ConfigError: the name is not a device, this machine has no such device, or this build has no kernels
@@ -46,7 +46,7 @@ def find_device(name: str) -> torch.device:
     if kind == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if int(index or 0) >= count:
-            raise ConfigError(f"device {name!r}: PyTorch detects {count} CUDA devices; use cpu or auto")
+            raise ConfigError(f"device {name!r}: PyTorch detects {count} CUDA devices; use auto or cpu")
         if obstacle := gpu_obstacle(int(index or 0)):
             raise ConfigError(f"device {name!r}: {obstacle}; or use the device cpu")
     return torch.device(name)

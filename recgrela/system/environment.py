@@ -25,7 +25,7 @@ def environment_facts() -> dict[str, Any]:
     try:
         from recgrela.ops._library import _C
     except ImportError as error:
-        unusable = _usable("the compiled library cannot be loaded")
+        unusable = _usability("the compiled library cannot be loaded")
         return found | {
             "built": None,
             "library_error": " ".join(str(error).split()),
@@ -40,7 +40,7 @@ def environment_facts() -> dict[str, Any]:
             "cuda_architectures": _C.cuda_architectures.split() if _C.cuda_architectures else [],
         },
         "library_error": None,
-        "cpu": _usable(kernel_fault("cpu")) | {"isa": _C.cpu_isa(), "threads": torch.get_num_threads()},
+        "cpu": _usability(kernel_fault("cpu")) | {"isa": _C.cpu_isa(), "threads": torch.get_num_threads()},
         "cuda": _cuda_facts(),
     }
 
@@ -82,7 +82,7 @@ def _cuda_facts() -> dict[str, Any]:
     why_not = None
     if not any(gpu["usable"] for gpu in gpus):
         why_not = device.build_obstacle() or "; ".join(gpu["why_not"] for gpu in gpus)
-    return _usable(why_not) | {"driver_cuda": driver and f"{driver[0]}.{driver[1]}", "gpus": gpus}
+    return _usability(why_not) | {"driver_cuda": driver and f"{driver[0]}.{driver[1]}", "gpus": gpus}
 
 
 def _gpu_facts(index: int) -> dict[str, Any]:
@@ -92,14 +92,14 @@ def _gpu_facts(index: int) -> dict[str, Any]:
     try:
         properties = torch.cuda.get_device_properties(index)
     except RuntimeError as error:
-        return {"name": None} | _usable(why_not or " ".join(str(error).split()))
+        return {"name": None} | _usability(why_not or " ".join(str(error).split()))
     return {
         "name": properties.name,
         "capability": f"{properties.major}.{properties.minor}",
         "memory_bytes": properties.total_memory,
         "code": device.code_for(properties.major, properties.minor),
-    } | _usable(why_not or kernel_fault(f"cuda:{index}"))
+    } | _usability(why_not or kernel_fault(f"cuda:{index}"))
 
 
-def _usable(why_not: str | None) -> dict[str, Any]:
+def _usability(why_not: str | None) -> dict[str, Any]:
     return {"usable": why_not is None, "why_not": why_not}

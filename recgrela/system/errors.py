@@ -16,4 +16,4 @@ class ConfigError(UserError):
 
 
 class RunError(UserError):
-    """A run folder or checkpoint that is missing, damaged, or does not belong to the model."""
+    """A failed run, or a run folder or checkpoint that is missing, damaged or of another model."""

@@ -55,8 +55,8 @@ def append_text(path: Path, text: str) -> None:
         raise RunError(f"cannot write {path}: {_reason(error)}") from error
 
 
-def given_path(text: str, what: str) -> Path:
-    """A user's path with "~" expanded. Raises ConfigError, which names `what`, for an invalid path."""
+def expand_path(text: str, what: str) -> Path:
+    """Expand "~" in a path that a user gave. Raises ConfigError, which names `what`, if it is invalid."""
     if not text.strip() or "\0" in text:
         raise ConfigError(f"{what}: {text!r} is not a path")
     try:

@@ -10,10 +10,10 @@ _STATUS = Path("/proc/self/status")
 
 
 class PeakMemory:
-    """The peak memory since the object was made, without what the process held at that time.
+    """Measures the peak memory of a run, which begins when the object is made.
 
     On a GPU it is PyTorch's peak allocation. On the CPU it is the peak resident memory that Linux records for
-    the process, so it describes a run only if the process does nothing else.
+    the process, less the resident memory at the beginning; the process must do nothing else.
     """
 
     def __init__(self) -> None:

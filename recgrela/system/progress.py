@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from recgrela.system.console import say
 
-PLAIN_SECONDS = 30.0  # between two plain lines within an epoch
+PLAIN_SECONDS = 30.0  # minimum time between two plain lines within an epoch
 
 
 class ProgressDisplay:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def near_miss(word: str, known: Iterable[str]) -> str:
-    """ "; did you mean 'x'?" for the known word closest to `word`, or "" if none is close."""
+    """The hint "; did you mean 'x'?" for the known word closest to `word`, or "" if none is close."""
     choices = list(known)
     found = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
     if not found:  # difflib is case-sensitive and rejects abbreviations

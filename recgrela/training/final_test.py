@@ -10,7 +10,7 @@ from recgrela.evaluation.metrics import Ranking
 from recgrela.evaluation.ranking import rank_all
 from recgrela.runs import checkpoint
 from recgrela.runs.curves import plot_curves
-from recgrela.runs.folder import RunFolder, Which
+from recgrela.runs.folder import CheckpointName, RunFolder
 from recgrela.runs.ranks import Ranks, write_ranks
 from recgrela.runs.state import TrainState
 from recgrela.runs.tables import show_rankings
@@ -20,18 +20,18 @@ from recgrela.training.session import Session
 def run_final_test(
     session: Session,
     folder: RunFolder,
-    which: Which,
+    which: CheckpointName,
     reason: str,
     console: Console,
     after_batch: Callable[[], None],
 ) -> dict[str, Ranking]:
-    """Rank both splits with a checkpoint; write ranks, results and curves, and print the table.
+    """Evaluate a checkpoint on both splits; write ranks, results and curves, and print the table.
 
     Args:
         session: the run's parts; its model gets the weights of the checkpoint.
         folder: the run folder.
         which: the checkpoint.
-        reason: the reason why training ended.
+        reason: why training ended.
         console: the output.
         after_batch: called after each batch; may raise an exception to stop.
 

@@ -34,7 +34,7 @@ class SampledLoss(nn.Module, ABC):
 
     Half of the negatives are items of random training events, which favours frequent items; the others are
     uniform, so that every item is drawn. A negative equal to a row's target is ignored for that row. Scores
-    are held for a bounded number of rows, as in `linear_cross_entropy`, and recomputed in the backward.
+    are held for a bounded number of rows, as in `linear_cross_entropy`, and recomputed in the backward pass.
 
     Args:
         items: [n_events] item ids of the training events, on the training device.
@@ -111,16 +111,16 @@ class GBCE(SampledLoss):
     """Binary cross-entropy with the positive probability raised to the power beta, against overconfidence.
 
     beta = alpha (t (1 - 1/alpha) + 1/alpha) with alpha = K / (n_items - 1); t = 0 is plain binary
-    cross-entropy, t = 1 fully calibrated. Source: Petrov and Macdonald, gSASRec (RecSys 2023), with separate
-    negatives for each row.
+    cross-entropy, t = 1 fully calibrated. Source: Petrov and Macdonald, gSASRec (RecSys 2023), which draws
+    separate negatives for each row.
     """
 
     def __init__(self, items: Tensor, n_items: int, num_negatives: int, t: float) -> None:
         super().__init__(items, n_items, num_negatives)
         if num_negatives >= n_items:
             raise ConfigError(
-                f"train.negatives: {num_negatives} is more than the {n_items - 1} items gbce draws from; "
-                "use train.loss softmax, which needs no sampling"
+                f"train.negatives: {num_negatives} is more than the {n_items - 1} items that gbce draws "
+                "from; use train.loss softmax, which needs no sampling"
             )
         alpha = num_negatives / (n_items - 1)
         self.beta = alpha * (t * (1 - 1 / alpha) + 1 / alpha)

@@ -12,7 +12,7 @@ from recgrela.training.session import Session
 
 
 def resume(folder: RunFolder, session: Session, console: Console) -> TrainState:
-    """Load the last checkpoint into the session, and bring the folder's files to its state.
+    """Load the last checkpoint into the session, and roll the folder's files back to that checkpoint.
 
     All files are read and checked before any is changed.
 
@@ -34,8 +34,11 @@ def resume(folder: RunFolder, session: Session, console: Console) -> TrainState:
     folder.write_json(folder.protocol_path, content | {"resumed": [*content.get("resumed", []), entry]})
     folder.write_text(folder.config_path, config.to_yaml())
     say(console, f"resuming {folder.path} {state.describe()}")
-    here = protocol.surroundings(session.device)
-    others = [place for place in protocol.started_in(content) if place != here]
+    here = protocol.environment(session.device)
+    others = [other for other in protocol.environments(content) if other != here]
     if others:
-        say(console, f"note: rounding may differ: the run was on {others[-1]} and is now on {here}")
+        changes = [
+            f"{key} was {old} and is now {here[key]}" for key, old in others[-1].items() if old != here[key]
+        ]
+        say(console, f"note: rounding may differ: {', '.join(changes)}")
     return state

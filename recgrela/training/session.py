@@ -1,4 +1,4 @@
-"""The parts of a run, made before the first step so that mistakes are reported before anything is written."""
+"""The objects of a training run, made first so that mistakes are reported before anything is written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from recgrela.models import SequenceModel, build
 from recgrela.runs.tensorboard import use_tensorboard
 from recgrela.settings.data import with_absolute_path
 from recgrela.settings.run import RunConfig
-from recgrela.system.device import pick_device
+from recgrela.system.device import use_device
 from recgrela.system.errors import ConfigError
 from recgrela.training.losses import make_loss
 from recgrela.training.step import GraphedStep, TrainStep
@@ -20,7 +20,7 @@ from recgrela.training.step import GraphedStep, TrainStep
 
 @dataclass(frozen=True)
 class Session:
-    """A run's parts, on their device.
+    """The objects of a training run, on their device.
 
     Attributes:
         config: the settings, with an absolute data path.
@@ -46,7 +46,7 @@ class Session:
 
 
 def open_session(config: RunConfig) -> Session:
-    """Make the parts of a run; nothing is written. Seeds PyTorch and sets its number of threads.
+    """Make the objects of a training run; nothing is written. Seeds PyTorch and sets its number of threads.
 
     Raises:
         ConfigError, DataError: settings that do not suit each other, this machine or the data; unreadable
@@ -55,7 +55,7 @@ def open_session(config: RunConfig) -> Session:
     config = replace(config, data=with_absolute_path(config.data))
     train, max_len = config.train, config.data.max_len
     tensorboard = use_tensorboard(train.tensorboard)
-    device = pick_device(train.device)
+    device = use_device(train.device)
     if train.threads is not None:
         torch.set_num_threads(train.threads)
     data = load(config.data)
@@ -89,13 +89,13 @@ def check_model(model: SequenceModel, config: RunConfig) -> None:
         known = ", ".join(model.trains_on)
         causal = "--model.mode causal" if hasattr(config.model, "mode") else "such as SASRec or RecGRELA"
         raise ConfigError(
-            f"train.objective: {objective!r} is not supported by this {name}, which trains on: {known}; use "
-            f"that, or for 'all' a causal model ({causal})"
+            f"train.objective: {objective!r} is not supported by this {name}, which trains on: {known}; "
+            f"change it, or use a causal model for 'all' ({causal})"
         )
     if config.train.cuda_graphs and model.attends_to_padding:
         raise ConfigError(
-            f"train.cuda_graphs fills batches with empty sequences, whose padding this {name} would attend "
-            "to; use --model.padding mask"
+            f"train.cuda_graphs: true fills batches with empty sequences, whose padding this {name} would "
+            "attend to; use --model.padding mask"
         )
     if model.max_positions is not None and config.data.history_len > model.max_positions:
         raise ConfigError(
@@ -111,9 +111,9 @@ def _make_step(model: SequenceModel, loss: nn.Module, config: RunConfig, max_tok
         optimizer = torch.optim.Adam(model.parameters(), lr=train.lr, fused=True)  # same arithmetic, faster
         return TrainStep(model, optimizer, loss, train, max_tokens)
     if device.type != "cuda":
-        raise ConfigError("train.cuda_graphs needs a GPU, but the device of this run is the CPU")
+        raise ConfigError("train.cuda_graphs: true needs a GPU, but this run uses the CPU")
     lr = torch.tensor(train.lr, device=device)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True, capturable=True)
-    # The first steps run uncaptured on purpose, of which Adam would warn.
+    # Adam would warn that the first steps run uncaptured, which is on purpose.
     optimizer._warned_capturable_if_run_uncaptured = True
     return GraphedStep(model, optimizer, loss, train, config.data.max_len)

@@ -112,10 +112,10 @@ class CudaGraphs:
 
 
 class GraphedStep(TrainStep):
-    """The step of objective "all" as one CUDA graph per number of sequences, for full batches.
+    """A training step of objective "all" that launches each full batch as one CUDA graph.
 
     Full batches have the same number of items, but not of sequences: each is padded with empty sequences to
-    a multiple of `BATCH_MULTIPLE`, and each padded size gets a graph of its own. The first steps, the first
+    a multiple of `BATCH_MULTIPLE`, and there is one graph per padded size. The first steps, the first
     batch of each size and the last, smaller batch of an epoch run without a graph. Adam must be capturable,
     with its learning rate in a tensor.
 
@@ -150,24 +150,25 @@ class GraphedStep(TrainStep):
         size = -(-batch.size // self.BATCH_MULTIPLE) * self.BATCH_MULTIPLE
         offsets = torch.nn.functional.pad(batch.cu_seqlens, (0, size - batch.size), value=batch.num_tokens)
         self._steps += 1
-        is_new = size not in self._warm_sizes  # loads kernels and compiles code, which a capture must not do
+        # The first batch of a size loads kernels and compiles code, which a capture must not do.
+        is_new = size not in self._warm_sizes
         if is_new or self._steps <= self.WARM_UP or batch.num_tokens != self.config.batch_size:
             self._warm_sizes.add(size)
             self._set_lr(lr)
-            self._run_aside(lambda: self._whole(batch.items, offsets, batch.target))
+            self._run_aside(lambda: self._take_step(batch.items, offsets, batch.target))
             return
         self._items.copy_(batch.items)
         self._target.copy_(batch.target)
         if size not in self._graphs:
             static = offsets.clone()
-            replay = self._capture(lambda: self._whole(self._items, static, self._target))
+            replay = self._capture(lambda: self._take_step(self._items, static, self._target))
             self._graphs[size] = static, replay
         static, replay = self._graphs[size]
         static.copy_(offsets)
         self._set_lr(lr)
         replay()
 
-    def _whole(self, items: Tensor, cu_seqlens: Tensor, target: Tensor) -> None:
+    def _take_step(self, items: Tensor, cu_seqlens: Tensor, target: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         self._backward(items, cu_seqlens, target, self.max_seqlen, "all", 1.0)
         self.optimizer.step()

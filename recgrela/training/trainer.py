@@ -15,7 +15,7 @@ from recgrela.evaluation.ranking import rank_all
 from recgrela.runs import checkpoint, protocol
 from recgrela.runs.consistency import check_data, check_settings
 from recgrela.runs.curves import plot_curves
-from recgrela.runs.folder import RunFolder, Which
+from recgrela.runs.folder import CheckpointName, RunFolder
 from recgrela.runs.state import TrainState
 from recgrela.runs.tensorboard import open_writer, write_scalars
 from recgrela.settings.run import RunConfig
@@ -62,7 +62,8 @@ def train(config: RunConfig, resumed: RunFolder | None = None, console: Console 
         console: the output.
 
     Raises:
-        ConfigError, DataError, RunError: in one line, and before anything is written where possible.
+        ConfigError, DataError, RunError: settings, data or files are wrong, which is reported before anything
+            is written if possible, or training diverges.
     """
     console, memory = console or Console(), PeakMemory()
     if resumed is not None:
@@ -115,7 +116,7 @@ class Trainer:
             self._save_last()
             raise
         # From here on last.safetensors is complete, and the model's weights may be those of the best epoch.
-        say(self.console, f"training has ended: {reason}")
+        say(self.console, f"training ended: {reason}")
         which = self._finish_partial_epoch() if self.state.step > 0 else "best"
         rankings = run_final_test(self.session, self.folder, which, reason, self.console, self.signals.check)
         return Result(self.folder, self.state, rankings)
@@ -150,7 +151,7 @@ class Trainer:
         return state.step == steps
 
     def _finish_epoch(self) -> None:
-        """Validate and record a finished epoch; a run killed in here repeats this when it resumes."""
+        """Validate and record a finished epoch; a run killed meanwhile repeats this when it resumes."""
         score, improved, record = self._validate("epoch")
         self.state.finish_epoch(score)
         self.step.loss_sum.zero_()
@@ -162,7 +163,7 @@ class Trainer:
         if self.writer is not None:
             write_scalars(self.writer, record)
 
-    def _finish_partial_epoch(self) -> Which:
+    def _finish_partial_epoch(self) -> CheckpointName:
         """Validate the weights that max_steps left inside an epoch; returns the checkpoint to test.
 
         The state and the best checkpoint are not changed, because a resumed run will finish the epoch.
@@ -174,7 +175,7 @@ class Trainer:
         return "last" if improved else "best"
 
     def _validate(self, kind: str) -> tuple[float, bool, dict[str, object]]:
-        """Rank the valid split: the early-stopping score, whether it improved, and the epoch's record."""
+        """Evaluate on the valid split; returns the score, whether it improved, and the epoch's record."""
         session, began = self.session, time.perf_counter()
         ranking = rank_all(
             self.model, session.splits["valid"], session.device, session.max_tokens, self.signals.check
@@ -193,7 +194,9 @@ class Trainer:
         """
         self.state.loss_sum = float(self.step.loss_sum)
         if not math.isfinite(self.state.loss_sum):
-            saved = [which for which in get_args(Which) if self.folder.checkpoint_path(which).is_file()]
+            saved = [
+                which for which in get_args(CheckpointName) if self.folder.checkpoint_path(which).is_file()
+            ]
             kept = f"earlier checkpoints ({' and '.join(saved)})" if saved else "no checkpoint"
             raise RunError(
                 f"training diverged: the loss is {self.state.loss_sum} at step {self.state.total_steps}; try "

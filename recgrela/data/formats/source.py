@@ -29,7 +29,7 @@ class Source:
     is_zip: bool
 
     def names(self) -> list[str]:
-        """Sorted names of the files without hidden ones; names in a zip include folders."""
+        """Sorted names of the files, except hidden ones; names in a zip include folders."""
         if self.is_zip:
             try:
                 with zipfile.ZipFile(self.path) as archive:

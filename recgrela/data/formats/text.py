@@ -83,8 +83,8 @@ def read_events(data: pa.Buffer, label: str, layout: Layout, names: Names) -> Ar
 
 
 def _parse(data: pa.Buffer, layout: Layout, names: Names, time_type: pa.DataType) -> Columns:
-    # pyarrow splits at one character. MovieLens' "::" split at ":" gives an empty column in each gap, and the
-    # type null checks that it is empty.
+    # pyarrow splits at a single character. Splitting MovieLens' "::" at ":" gives an extra column between two
+    # columns; its type null checks that it is empty.
     step = len(layout.delimiter)
     width = step * (len(layout.columns) - 1) + 1
     position = [str(step * layout.columns.index(name)) for name in names]
