@@ -342,7 +342,10 @@ def test_parquet(tmp_path):
     [
         ({"max_len": 0}, "data.max_len: 0 is below 1"),
         ({"min_user_events": -1}, "data.min_user_events: -1 is below 0"),
-        ({"max_item_events": 4}, "data.max_item_events: 4 is below 5, so no item would remain"),
+        (
+            {"max_item_events": 4},
+            "data.max_item_events: 4 is below data.min_item_events 5, so no item would remain",
+        ),
         ({"order": "times"}, "data.order: 'times' is not one of time, recbole; did you mean 'time'?"),
         ({"max_len": 2**31}, "data.max_len: 2147483648 is above 2147483647"),
         ({"path": ""}, "data.path: empty; give a file, a folder, a zip or 'synthetic'"),

@@ -146,7 +146,7 @@ def parse_args(argv: Sequence[str]) -> Request:
 
 
 def _options(classes: Mapping[str, type[ModelConfig]]) -> dict[str, Option]:
-    """The options that a file can give, by key; `classes` are the models' by section."""
+    """The options that a file can give, by key; `classes` are the models' settings classes by section."""
     options = {option.key: option for option in (MODELS, SEEDS, PRESET)}
     for section, kind in classes.items():
         options |= options_of(kind, section)

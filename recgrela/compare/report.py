@@ -56,14 +56,14 @@ def make_notes(plan: Plan, rows: Sequence[Row]) -> list[str]:
     notes = [
         f"Test split, all items ranked, epoch chosen on the valid split; seeds {seeds}"
         + (", mean ± standard deviation over seeds." if len(request.seeds) > 1 else "."),
-        f"In brackets: 95% bootstrap interval over users ({RESAMPLES:,} draws) of their scores averaged "
+        f"In parentheses: 95% bootstrap interval over users ({RESAMPLES:,} draws) of their scores averaged "
         "over seeds. Bold: best, underlined: second best.",
         f"p: paired sign-flip test of the users' {TESTED} against {first}, {RESAMPLES:,} draws, corrected by "
         "Holm's method.",
-        "s/epoch: median, without evaluation. Best epoch and epochs: medians over seeds. Peak memory: of "
-        "training and its evaluation, the maximum over runs.",
-        f"FLOPs: for scoring all items after one history of {request.data.max_len} items, a multiply-add "
-        "counted as 2; scoring items: the part after the encoder.",
+        "s/epoch: median, without evaluation. Best epoch and epochs: medians over seeds. Peak memory: "
+        "maximum over runs, of training and its evaluation.",
+        f"FLOPs: operations for scoring all items after one history of {request.data.max_len} items, where a "
+        "multiply-add counts as 2; scoring items: the operations after the encoder.",
     ]
     objectives: dict[str, list[str]] = {}
     for row in rows:

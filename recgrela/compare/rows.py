@@ -161,19 +161,13 @@ def _quality(runs: Sequence[Run], interval: dict[str, tuple[float, float]], p_va
 
 
 def _cost(runs: Sequence[Run]) -> Cost:
-    records = [run.folder.metrics.read() for run in runs]
-    epochs = [[record for record in run_records if record["kind"] == "epoch"] for run_records in records]
+    epochs = [run.folder.metrics.read_epochs() for run in runs]
     seconds = [epoch["seconds"] for run_epochs in epochs for epoch in run_epochs]
-    peaks = [
-        record.get("peak_memory")
-        for run_records in records
-        for record in run_records
-        if record["kind"] != "final"
-    ]
-    known = [peak for peak in peaks if peak is not None]
+    records = [record for run in runs for record in run.folder.metrics.read()]
+    peaks = [record["peak_memory"] for record in records if record.get("peak_memory") is not None]
     return Cost(
         epoch_seconds=statistics.median(seconds) if seconds else None,
         epochs=[len(run_epochs) for run_epochs in epochs],
         best_epochs=[run.folder.read_json(run.folder.results_path)["epoch"] for run in runs],
-        peak_memory=max(known) if known else None,
+        peak_memory=max(peaks) if peaks else None,
     )

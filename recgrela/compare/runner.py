@@ -57,7 +57,8 @@ class Runner:
     """Runs training processes and forwards stop signals to the current one, which saves and ends.
 
     Each process has its own session. In the terminal's session, Ctrl-C would reach it twice, directly and
-    forwarded, and a second signal ends training without saving. A signal between two processes also stops.
+    forwarded, and a second signal ends training without saving. A signal between two processes stops the
+    comparison too.
 
     A lock on the folder admits one comparison at a time. Training processes inherit the lock, so it lasts
     until the current run ends even if the comparison is killed.

@@ -15,7 +15,7 @@ from recgrela.compare.rows import TESTED, Cost, Quality, Row
 from recgrela.evaluation.metrics import NAMES
 
 COSTS = ("s/epoch", "best epoch", "epochs", "peak memory", "parameters", "FLOPs", "scoring items")
-Mark = Callable[[str, int], str]  # marks a cell, given its text and its place among the models from 0
+Mark = Callable[[str, int], str]  # (text of a cell, rank of its model from 0) -> marked text
 
 
 def to_markdown(rows: Sequence[Row], notes: Sequence[str]) -> str:

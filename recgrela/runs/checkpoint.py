@@ -79,12 +79,13 @@ def load(path: Path, model: SequenceModel, optimizer: torch.optim.Optimizer | No
         if "rng/cpu" not in tensors:
             raise RunError(f"{path}: contains only weights; resume from last.safetensors")
         device = next(model.parameters()).device
+        cuda_state = tensors.get("rng/cuda") if device.type == "cuda" else None
         _check_rng(path, tensors["rng/cpu"], torch.get_rng_state())
-        if device.type == "cuda" and "rng/cuda" in tensors:
-            _check_rng(path, tensors["rng/cuda"], torch.cuda.get_rng_state(device))
+        if cuda_state is not None:
+            _check_rng(path, cuda_state, torch.cuda.get_rng_state(device))
         _load_adam(path, _strip(tensors, "adam/"), model, optimizer)
-        if device.type == "cuda" and "rng/cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["rng/cuda"], device)
+        if cuda_state is not None:
+            torch.cuda.set_rng_state(cuda_state, device)
         torch.set_rng_state(tensors["rng/cpu"])
     model.load_state_dict(_strip(tensors, "model/"))
     return meta["state"]

@@ -121,9 +121,6 @@ class RunFolder:
                 return path
         raise RunError(f"{self.path}: {order[0]}.safetensors is missing; {hint}")
 
-    def write_text(self, path: Path, text: str) -> None:
-        atomic_write_text(path, text)
-
     def write_json(self, path: Path, content: Mapping[str, Any]) -> None:
         atomic_write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import torch
 
 from recgrela.settings.fields import Option, check_known, show
-from recgrela.system.errors import ConfigError, UserError
+from recgrela.system.errors import ConfigError, UserError, one_line
 
 EXIT_USER_ERROR = 2
 EXIT_SIGNAL = 128  # plus the number of the signal, as in shells
@@ -38,7 +38,7 @@ def run(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None) -> 
 
 
 def _fail(message: str) -> int:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    print(f"error: {one_line(message)}", file=sys.stderr)
     return EXIT_USER_ERROR
 
 

@@ -81,7 +81,7 @@ class Option:
     affects: Effect = RESULTS
 
     def read(self, value: Any) -> Any:
-        """The typed value of a word on the command line or of a value in a file. Raises ConfigError."""
+        """The typed value of a word on the command line or a value in a file. Raises ConfigError."""
         if self.many and isinstance(value, list):
             return self.check([self._convert(part) if isinstance(part, str) else part for part in value])
         return self.check(self._convert(value))

@@ -48,7 +48,10 @@ class TrainConfig(Settings):
     label_smoothing: float = setting(0.0, "Probability spread over all items (softmax).", min=0, max=1)
     negatives: int = setting(1024, "Items sampled per pass (sampled_softmax, gbce).", min=1)
     gbce_t: float = setting(
-        0.75, "Calibration of gbce: 0: plain binary cross-entropy, 1: undoes the sampling.", min=0, max=1
+        0.75,
+        "Calibration of gbce, from 0 (plain binary cross-entropy) to 1 (full).",
+        min=0,
+        max=1,
     )
     amp: bool = setting(False, "Run the forward pass in bfloat16 (autocast); weights stay float32.")
     compile: bool = setting(False, "Compile the code between the ops with torch.compile.")

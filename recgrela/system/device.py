@@ -11,7 +11,7 @@ import torch
 
 from recgrela.ops import has_kernels
 from recgrela.ops._library import _C
-from recgrela.system.errors import ConfigError
+from recgrela.system.errors import ConfigError, one_line
 from recgrela.system.suggest import near_miss
 
 REINSTALL = "reinstall recgrela from source (pip install --force-reinstall --no-deps .)"
@@ -150,7 +150,7 @@ def gpu_obstacle(index: int = 0) -> str | None:
     try:
         major, minor = torch.cuda.get_device_capability(index)
     except RuntimeError as error:  # another process has exclusive use of the GPU, or it is broken
-        return f"GPU {index} cannot be initialized: {_one_line(error)}"
+        return f"GPU {index} cannot be initialized: {one_line(error)}"
     code, driver = code_for(major, minor), driver_cuda()
     rebuild = f"{REINSTALL} with TORCH_CUDA_ARCH_LIST={major}.{minor}"
     if code == "PTX" and driver and driver < built_cuda():
@@ -174,9 +174,5 @@ def _torch_error() -> str:
     try:
         torch.cuda.init()
     except (RuntimeError, AssertionError) as error:
-        return _one_line(error)
+        return one_line(error)
     return "CUDA_VISIBLE_DEVICES hides all of them"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

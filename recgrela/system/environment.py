@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 import recgrela
+from recgrela.system.errors import one_line
 
 
 def environment_facts() -> dict[str, Any]:
@@ -28,7 +29,7 @@ def environment_facts() -> dict[str, Any]:
         unusable = _usability("the compiled library cannot be loaded")
         return found | {
             "built": None,
-            "library_error": " ".join(str(error).split()),
+            "library_error": one_line(error),
             "cpu": unusable,
             "cuda": unusable | {"gpus": []},
         }
@@ -66,7 +67,7 @@ def kernel_fault(device: str) -> str | None:
             (d_x,) = torch.autograd.grad(y.square().sum(), leaf)
             results.append(torch.cat([y.detach(), d_x]).cpu())
     except RuntimeError as error:
-        return " ".join(str(error).split())
+        return one_line(error)
     result, expected = results
     if not torch.allclose(result, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item()):
         return f"wrong results: the reference differs by {(result - expected).abs().max().item():.3g}"
@@ -92,7 +93,7 @@ def _gpu_facts(index: int) -> dict[str, Any]:
     try:
         properties = torch.cuda.get_device_properties(index)
     except RuntimeError as error:
-        return {"name": None} | _usability(why_not or " ".join(str(error).split()))
+        return {"name": None} | _usability(why_not or one_line(error))
     return {
         "name": properties.name,
         "capability": f"{properties.major}.{properties.minor}",

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 
+def one_line(message: object) -> str:
+    """The text of a message or exception, on one line."""
+    return " ".join(str(message).split())
+
+
 class UserError(Exception):
     """An error that the user can fix: commands print ``error: <message>`` to stderr and exit with 2."""
 

@@ -10,7 +10,7 @@ from recgrela.runs import protocol
 from recgrela.runs.folder import RunFolder, stem_of
 from recgrela.runs.items import write_items
 from recgrela.system.console import say
-from recgrela.system.files import expand_path
+from recgrela.system.files import atomic_write_text, expand_path
 from recgrela.training.session import Session
 
 
@@ -25,7 +25,7 @@ def create_folder(session: Session, console: Console) -> RunFolder:
     stem = stem_of(config.data.path, config.preset) + "-modified" * bool(content["changed_from_preset"])
     folder = RunFolder.create(expand_path(config.train.output, "train.output"), config.train.name, stem)
     try:
-        folder.write_text(folder.config_path, config.to_yaml())
+        atomic_write_text(folder.config_path, config.to_yaml())
         folder.write_json(folder.protocol_path, content)
         write_items(folder.items_path, data)
     except BaseException:

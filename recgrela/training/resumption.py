@@ -8,6 +8,7 @@ from recgrela.runs import checkpoint, protocol
 from recgrela.runs.folder import RunFolder
 from recgrela.runs.state import TrainState
 from recgrela.system.console import say
+from recgrela.system.files import atomic_write_text
 from recgrela.training.session import Session
 
 
@@ -32,7 +33,7 @@ def resume(folder: RunFolder, session: Session, console: Console) -> TrainState:
         result.unlink(missing_ok=True)
     folder.metrics.rewrite(records)
     folder.write_json(folder.protocol_path, content | {"resumed": [*content.get("resumed", []), entry]})
-    folder.write_text(folder.config_path, config.to_yaml())
+    atomic_write_text(folder.config_path, config.to_yaml())
     say(console, f"resuming {folder.path} {state.describe()}")
     here = protocol.environment(session.device)
     others = [other for other in protocol.environments(content) if other != here]

@@ -42,7 +42,7 @@ class Result:
         folder: the run folder.
         state: the counters at the end.
         rankings: the final table by split, None if a signal stopped the run.
-        signum: that signal, or None.
+        signum: the signal, None if training ended by itself.
     """
 
     folder: RunFolder
@@ -52,7 +52,7 @@ class Result:
 
 
 def train(config: RunConfig, resumed: RunFolder | None = None, console: Console | None = None) -> Result:
-    """Train from fresh weights, or resume a run. A resumed run reaches the weights of an uninterrupted one.
+    """Train from fresh weights, or resume a run. A resumed run ends with the weights of an uninterrupted one.
 
     SIGINT and SIGTERM end training after the current step, with a checkpoint to resume from.
 
