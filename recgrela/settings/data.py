@@ -75,9 +75,9 @@ class DataConfig(Settings):
         for kind in ("user", "item"):
             low, high = getattr(self, f"min_{kind}_events"), getattr(self, f"max_{kind}_events")
             if high is not None and high < max(low, 1):
-                limit = f"data.min_{kind}_events {low}" if low > 1 else "1"
+                least = f"data.min_{kind}_events {low}" if low > 1 else "1"
                 raise ConfigError(
-                    f"data.max_{kind}_events: {high} is below {limit}, so no {kind} would remain"
+                    f"data.max_{kind}_events: {high} is below {least}, so no {kind} would remain"
                 )
 
 
