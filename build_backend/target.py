@@ -87,18 +87,18 @@ def _ask(python: Path) -> dict[str, Any] | None:
     environ = {name: value for name, value in os.environ.items() if name not in hidden}
     try:
         done = subprocess.run([python, "-c", PROBE], env=environ, capture_output=True, text=True)
-        said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     except (OSError, ValueError, IndexError):
         return None
-    return said
+    return answer
 
 
 def _probe(python: Path) -> Torch | None:
     """Returns the torch of another interpreter, if that has this Python's version."""
-    said = _ask(python)
-    if said is None or said["python"] != VERSION:
+    answer = _ask(python)
+    if answer is None or answer["python"] != VERSION:
         return None
-    return _read(said["origin"], tuple(said["path"]))
+    return _read(answer["origin"], tuple(answer["path"]))
 
 
 def _named(name: str) -> Torch | None:
@@ -108,15 +108,15 @@ def _named(name: str) -> Torch | None:
         BuildError: It is not an environment for this version of Python.
     """
     python = Path(name) / "bin" / "python" if Path(name).is_dir() else Path(name)
-    said = _ask(python)
+    answer = _ask(python)
     remedy = "set it to an environment for this version of Python, or unset it"
-    if said is None:
+    if answer is None:
         raise BuildError(f"RECGRELA_TARGET_PYTHON={name} is not a Python environment", remedy)
-    if said["python"] != VERSION:
+    if answer["python"] != VERSION:
         raise BuildError(
-            f"RECGRELA_TARGET_PYTHON={name} is {said['python']}; the build runs in {VERSION}", remedy
+            f"RECGRELA_TARGET_PYTHON={name} is {answer['python']}; the build runs in {VERSION}", remedy
         )
-    return _read(said["origin"], tuple(said["path"]))
+    return _read(answer["origin"], tuple(answer["path"]))
 
 
 def _next_python() -> Path | None:

@@ -56,8 +56,8 @@ def repair(wheel: Path, out: Path) -> Path:
         run(sys.executable, "-m", "auditwheel", "repair", *excluded, "--wheel-dir", folder, wheel)
         repaired = only(Path(folder), "*.whl")
         if "manylinux" not in repaired.name:
-            said = run(sys.executable, "-m", "auditwheel", "show", wheel)
-            raise SystemExit(f"{repaired.name} is not tagged manylinux: {said}")
+            report = run(sys.executable, "-m", "auditwheel", "show", wheel)
+            raise SystemExit(f"{repaired.name} is not tagged manylinux: {report}")
         out.mkdir(parents=True, exist_ok=True)
         return Path(shutil.move(repaired, out / repaired.name))  # works across file systems
 

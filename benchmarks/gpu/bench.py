@@ -25,7 +25,8 @@ from benchmarks.gpu.measure import (
 from benchmarks.gpu.packages import describe
 from benchmarks.gpu.peers import COMPILED, FAMILIES, Family
 from benchmarks.gpu.step import Outcome, Settings
-from benchmarks.gpu.workers import OURS, Record, Worker, our_call
+from benchmarks.gpu.workers import Record, Worker, our_call
+from benchmarks.timing import OURS
 from python_tests.cases import CASES, Case
 from python_tests.cases.compare import TOLERANCES, errors_of, fault_of
 
@@ -110,7 +111,7 @@ def wanted_peers(family: Family, plan: Plan, record: Record) -> set[str] | None:
 
 
 def measure_peers(
-    worker: Worker, chosen: Sequence[tuple[Plan, Record]], ends: float, save: Callable[[], None]
+    worker: Worker, chosen: Sequence[tuple[Plan, Record]], deadline: float, save: Callable[[], None]
 ) -> None:
     """Adds a family's peers to the records, case after case, until no time is left."""
     family = worker.family
@@ -118,7 +119,7 @@ def measure_peers(
         wanted = wanted_peers(family, plan, record)
         if wanted == set():
             continue
-        left = ends - time.monotonic()
+        left = deadline - time.monotonic()
         if left < MIN_SECONDS:
             record["peers"].setdefault(family.name, {"note": NO_TIME, "missed": True})
             continue
@@ -148,12 +149,12 @@ def run_plans(
     Returns:
         {"copy_gb_s", "l2_bytes", "cases": [records]}; cases that were not started have the status "not run".
     """
-    ends = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds
     bandwidth = copy_bandwidth(device, copy_bytes)
     records: list[Record] = []
     found = {"copy_gb_s": bandwidth / 1e9, "l2_bytes": cache_bytes(device), "cases": records}
     for plan in chosen:
-        if time.monotonic() > ends:
+        if time.monotonic() > deadline:
             record = {"case": str(plan.case), "status": "not run", "fault": NO_TIME, "peers": {}}
         else:
             record = measure_ours(plan, device, bandwidth)
@@ -167,8 +168,8 @@ def run_plans(
             part = [(plan, record) for plan, record in pairs if plan.headline == headline]
             for i, worker in enumerate(workers):
                 last = not any(other.is_installed() for other in families[i + 1 :])
-                left = ends - time.monotonic()
-                measure_peers(worker, part, ends if last else ends - left / 2, lambda: save(found))
+                left = deadline - time.monotonic()
+                measure_peers(worker, part, deadline if last else deadline - left / 2, lambda: save(found))
     return found
 
 
@@ -182,13 +183,13 @@ def judge(details: dict[str, Any]) -> tuple[str, str]:
     """Status and summary. A case that was not run is not a failure, unless no case passed."""
     statuses = [case["status"] for case in details["cases"]]
     counts = {status: statuses.count(status) for status in ("passed", "failed", "not run")}
-    said = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
-    said += f"; copy {details['copy_gb_s']:,.0f} GB/s"
+    summary = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    summary += f"; copy {details['copy_gb_s']:,.0f} GB/s"
     if failed := next((case for case in details["cases"] if case["status"] == "failed"), None):
-        said += f"; {failed['case']}: {failed['fault']}"
+        summary += f"; {failed['case']}: {failed['fault']}"
     if missed := missed_peers(details):
-        said += f"; missed: {', '.join(missed)}"
-    return ("failed" if counts["failed"] or not counts["passed"] else "passed"), said
+        summary += f"; missed: {', '.join(missed)}"
+    return ("failed" if counts["failed"] or not counts["passed"] else "passed"), summary
 
 
 def missed_peers(details: dict[str, Any]) -> list[str]:

@@ -141,7 +141,7 @@ def check_all(settings: Settings, skip: Sequence[str], console: Console) -> int:
     settings.logs.mkdir(parents=True, exist_ok=True)
     (settings.logs / ".gitignore").write_text("*\n")
     path = settings.out / "gpu_check.json"
-    ends = time.monotonic() + TOTAL_SECONDS
+    deadline = time.monotonic() + TOTAL_SECONDS
     done: list[dict[str, Any]] = []
     report: dict[str, Any] = {"quick": settings.quick, "complete": False, "steps": done}
     stopped = False
@@ -151,7 +151,7 @@ def check_all(settings: Settings, skip: Sequence[str], console: Console) -> int:
                 done.append(skipped(step.name, "by --skip"))
                 continue
             later = [other for other in STEPS[i + 1 :] if other.name not in skip]
-            limit = allowance(step, later, ends - time.monotonic())
+            limit = allowance(step, later, deadline - time.monotonic())
             console.print(f"{step.name} (at most {limit:.0f} s) ...")
             done.append(run_in_subprocess(step.name, replace(settings, limit=limit)))
             console.print(f"  {done[-1]['status']}: {done[-1]['summary']}", markup=False, highlight=False)

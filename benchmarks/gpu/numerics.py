@@ -60,9 +60,9 @@ def reference(settings: Settings) -> Outcome:
         x = case.operands("cuda")
         if names := differing(case.results(x), case.results(x)):
             faults.append(f"{case}: two runs differ in {', '.join(names)}")
-    said = ", ".join(f"{label} {error:.1e}" for label, error in largest.items())
-    said = f"largest error by norm: {said}; {len(repeated)} cases equal bit by bit when repeated"
-    return outcome(faults, {"cases": compared, "repeated": [str(case) for case in repeated]}, said)
+    summary = ", ".join(f"{label} {error:.1e}" for label, error in largest.items())
+    summary = f"largest error by norm: {summary}; {len(repeated)} cases equal bit by bit when repeated"
+    return outcome(faults, {"cases": compared, "repeated": [str(case) for case in repeated]}, summary)
 
 
 def graph(settings: Settings) -> Outcome:
@@ -86,8 +86,8 @@ def graph(settings: Settings) -> Outcome:
             break  # a failed capture leaves the context unusable
         if names := differing(expected, replayed):
             faults.append(f"{case}: the replay differs in {', '.join(names)}")
-    said = f"{len(cases)} cases equal bit by bit when replayed on new operands"
-    return outcome(faults, {"cases": [str(case) for case in cases]}, said)
+    summary = f"{len(cases)} cases equal bit by bit when replayed on new operands"
+    return outcome(faults, {"cases": [str(case) for case in cases]}, summary)
 
 
 def sanitize_target(device: str = "cuda", dtypes: Sequence[torch.dtype] = REAL_DTYPES) -> int:

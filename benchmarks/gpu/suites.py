@@ -38,10 +38,10 @@ def read_junit(path: Path) -> dict[str, int]:
 
 def judge_tests(counts: dict[str, int], code: int | None) -> tuple[str, str]:
     """Status and summary; it is a failure if no test ran."""
-    said = ", ".join(f"{count} {name}" for name, count in counts.items())
+    summary = ", ".join(f"{count} {name}" for name, count in counts.items())
     if counts["passed"] + counts["failed"] + counts["errors"] == 0:
-        return "failed", f"no test for CUDA ran ({said})"
-    return ("passed" if code == 0 else "failed"), said
+        return "failed", f"no test for CUDA ran ({summary})"
+    return ("passed" if code == 0 else "failed"), summary
 
 
 def tests(settings: Settings) -> Outcome:
@@ -89,18 +89,18 @@ def sanitizer(settings: Settings) -> Outcome:
     if program is None:
         return "skipped", "compute-sanitizer is not installed", {}
     details: dict[str, Any] = {"program": program}
-    ends = time.monotonic() + settings.limit - 10
+    deadline = time.monotonic() + settings.limit - 10
     target = [sys.executable, "-m", "benchmarks.gpu.gpu_check", "--sanitize-target"]
     # Without PyTorch's caching allocator every tensor is an allocation, whose bounds the sanitizer checks.
     env = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     for i, tool in enumerate(SANITIZERS):
-        seconds = (ends - time.monotonic()) / (len(SANITIZERS) - i)
+        seconds = (deadline - time.monotonic()) / (len(SANITIZERS) - i)
         options = ["--tool", tool, "--kernel-name", "kernel_substring=recgrela", "--error-exitcode", "9"]
         began = time.monotonic()
         code, output = run_logged([program, *options, *target], seconds, env)
         wrong = judge_sanitizer(tool, code, output)
         details[tool] = {"fault": wrong, "seconds": time.monotonic() - began, "tail": tail(output)}
         settings.save(details)
-    said = [f"{tool}: {details[tool]['fault'] or 'clean'}" for tool in SANITIZERS]
+    findings = [f"{tool}: {details[tool]['fault'] or 'clean'}" for tool in SANITIZERS]
     status = "failed" if any(details[tool]["fault"] for tool in SANITIZERS) else "passed"
-    return status, ", ".join(said), details
+    return status, ", ".join(findings), details

@@ -37,22 +37,22 @@ def judge(records: list[dict[str, Any]], others: dict[str, list[dict[str, Any]]]
     """Status and summary of the epochs on the GPU, compared with other ways to train, by name."""
     losses = [record["loss"] for record in records]
     rate = max(record["targets_per_second"] for record in records)
-    said = f"loss {losses[0]:.4f} to {losses[-1]:.4f} in {len(losses)} epochs, {rate:,.0f} targets/s"
-    fine = all(map(math.isfinite, losses)) and (len(losses) == 1 or losses[-1] < losses[0])
+    summary = f"loss {losses[0]:.4f} to {losses[-1]:.4f} in {len(losses)} epochs, {rate:,.0f} targets/s"
+    passed = all(map(math.isfinite, losses)) and (len(losses) == 1 or losses[-1] < losses[0])
     for name, other in others.items():
         epoch = min(len(other), len(losses)) - 1  # the last epoch of both
         away = abs(losses[epoch] - other[epoch]["loss"]) / other[epoch]["loss"]
-        said += f"; epoch {epoch + 1} {name} {other[epoch]['loss']:.4f} ({100 * away:.1f}% away), "
-        said += f"{max(record['targets_per_second'] for record in other):,.0f} targets/s"
-        fine = fine and away <= LOSS_TOLERANCE
-    return ("passed" if fine else "failed"), said
+        summary += f"; epoch {epoch + 1} {name} {other[epoch]['loss']:.4f} ({100 * away:.1f}% away), "
+        summary += f"{max(record['targets_per_second'] for record in other):,.0f} targets/s"
+        passed = passed and away <= LOSS_TOLERANCE
+    return ("passed" if passed else "failed"), summary
 
 
 def training(settings: Settings) -> Outcome:
     """Trains on the GPU and, if there is time, with CUDA graphs and for one epoch on the CPU."""
     epochs = 2 if settings.quick else 4
-    ends = time.monotonic() + settings.limit - 10
-    code, output, records = train_once("cuda", epochs, ends - time.monotonic())
+    deadline = time.monotonic() + settings.limit - 10
+    code, output, records = train_once("cuda", epochs, deadline - time.monotonic())
     details: dict[str, Any] = {"exit_code": code, "epochs": records, "tail": tail(output)}
     if code != 0 or not records:
         why = "out of time" if code is None else f"exit code {code}"
@@ -64,9 +64,9 @@ def training(settings: Settings) -> Outcome:
         "on the CPU": ("cpu", 1, {}),
     }
     for name, (device, number, more) in ways.items():
-        if ends - time.monotonic() < 20:
+        if deadline - time.monotonic() < 20:
             break
-        code, output, found = train_once(device, number, ends - time.monotonic(), **more)
+        code, output, found = train_once(device, number, deadline - time.monotonic(), **more)
         details[name] = {"exit_code": code, "epochs": found, "tail": tail(output)}
         settings.save(details)
         if code:

@@ -28,11 +28,11 @@ from benchmarks.gpu.measure import (
 )
 from benchmarks.gpu.packages import describe
 from benchmarks.gpu.peers import Family, Peer
+from benchmarks.timing import OURS
 from python_tests.cases import Case
 from python_tests.cases.case import gradients
 from python_tests.cases.compare import PEER_TOLERANCES, errors_of, fault_of
 
-OURS = "recgrela"
 START_SECONDS = 60.0  # a process imports torch when it starts
 MAX_KILLED = 2  # a family is given up after its process was killed this often
 
@@ -159,7 +159,7 @@ class Worker:
             wanted: names of the peers to measure; None measures all.
             seconds: time left for all of them. A peer also has the family's limit.
         """
-        name, ends = self.family.name, time.monotonic() + seconds
+        name, deadline = self.family.name, time.monotonic() + seconds
         if not self.family.is_installed():
             yield name, {"note": "not installed"}
             return
@@ -172,7 +172,7 @@ class Worker:
         with suppress(ConnectionError):  # receive() notices that the process has ended
             self.connection.send((case, wanted, rounds))
         while True:
-            limit = max(0.0, min(self.family.seconds, ends - time.monotonic()))
+            limit = max(0.0, min(self.family.seconds, deadline - time.monotonic()))
             answer = self.receive(limit)
             if answer is None:
                 yield name, missed(self.fail() or f"took more than {limit:.0f} s")

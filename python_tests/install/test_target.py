@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from python_tests.support.machine import ROOT, Machine, write_program
+from python_tests.support.machine import Machine, write_program
+from python_tests.support.project import ROOT
 
 UV, BUILD = "/cache/builds-v0/.tmpabc", "/tmp/build-env-abc"
 DRIVER = """

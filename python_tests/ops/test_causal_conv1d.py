@@ -122,7 +122,7 @@ def test_dense_equals_packed() -> None:
 @pytest.mark.parametrize("kernel_size", [1, 2, 4, 6])
 @pytest.mark.parametrize("lengths", [[1], [2, 70, 0, 3]])
 def test_histories_equal_the_reference(lengths: list[int], kernel_size: int, isa: str) -> None:
-    """Sequences shorter than the convolution too, and all gradients."""
+    """Includes sequences shorter than the convolution, and all gradients."""
     inputs, cu_seqlens = operands(lengths, 8, kernel_size), cu_seqlens_of(lengths)
     history = torch.randn(len(lengths), kernel_size - 1, 8, dtype=torch.float64).requires_grad_()
     d_y, d_final_history = torch.randn_like(inputs[0]), torch.randn_like(history)

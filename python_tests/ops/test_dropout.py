@@ -57,7 +57,7 @@ def test_elements_seeds_and_bits_are_independent() -> None:
 
 
 def test_draws_are_uniform() -> None:
-    """A higher rate drops the elements of a lower one and more: chi-squared test over 64 rates."""
+    """A higher rate drops all elements that a lower one drops: chi-squared test over 64 rates."""
     x, seed, bins = torch.ones(1 << 20), seed_of(7), 64
     below = torch.tensor([(dropout(x, i / bins, seed) == 0).sum() for i in range(1, bins)])
     counts = torch.cat((below, torch.tensor([len(x)]))).diff(prepend=torch.tensor([0]))

@@ -365,7 +365,7 @@ def test_the_bare_op_refuses_a_meta_operand() -> None:
 @pytest.mark.parametrize("kernel_size", [0, 1, 4])
 @pytest.mark.parametrize("lengths", [[1], [2, 70, 0, 3], [130, 64]])
 def test_state_equals_reference(lengths: list[int], kernel_size: int, isa: str) -> None:
-    """Outputs, final state and every gradient, that of the initial state too."""
+    """Compares outputs, final state and every gradient, including that of the initial state."""
     case = Case(lengths, 16, 2, causal=True, kernel_size=kernel_size)
     state = case.state(requires_grad=True)
     case.options |= {"initial_state": state, "return_state": True}
@@ -383,7 +383,7 @@ def test_state_equals_reference(lengths: list[int], kernel_size: int, isa: str) 
 
 @pytest.mark.parametrize("chunks", [[1, 1, 1, 1, 1], [2, 0, 3, 75], [64, 16]])
 def test_chunks_with_the_state_passed_on_equal_the_whole(chunks: list[int], isa: str) -> None:
-    """Chunks shorter than the convolution too, whose history spans several chunks."""
+    """Includes chunks shorter than the convolution, whose history spans several chunks."""
     case = Case([sum(chunks)], 16, 2, causal=True)
     whole = case.gradients()
     state, outs = None, []
@@ -493,8 +493,8 @@ def test_meta_operands_give_the_shape() -> None:
 def test_flops(causal: bool, side_by_side: bool) -> None:
     case = Case([3, 4], 16, 2, causal=causal, side_by_side=side_by_side, gate=False, kernel_size=0)
     state = 2 * 7 * 2 * 8 * 8  # k^T v of each head, added up
-    normaliser = 2 * 7 * 16 + 2 * 7 * 16  # the sum of keys, counted as multiply-adds, and q times it
+    normalizer = 2 * 7 * 16 + 2 * 7 * 16  # the sum of keys, counted as multiply-adds, and its product with q
     plain = flops_of(case.call)
-    assert plain == state + state + normaliser  # q times the state is as much
+    assert plain == state + state + normalizer  # the product of q with the state takes as many
     convolved = Case([3, 4], 16, 2, causal=causal, side_by_side=side_by_side)
     assert flops_of(convolved.call) == plain + 2 * 7 * 16 * 4

@@ -1,4 +1,4 @@
-"""gated_rela on a GPU, against the CPU kernels in float64, and what can be tested of it without one."""
+"""gated_rela on a GPU, against the CPU kernels in float64, and its checks on fake CUDA tensors."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_cuda_model_equals_cpu() -> None:
     ],
 )
 def test_cuda_bad_offsets_are_device_assertions(offsets: list[int], positions: int, message: str) -> None:
-    """Runs in a process of its own, since the assertion ends a process's use of the GPU."""
+    """Runs in a process of its own, because a device-side assertion ends the use of the GPU in it."""
     script = (
         "import torch; from recgrela.ops import gated_rela, rotary_table\n"
         "x = torch.randn(7, 16, device='cuda')\n"
@@ -127,7 +127,7 @@ def test_cuda_bad_offsets_are_device_assertions(offsets: list[int], positions: i
 
 
 def on_a_fake_gpu(head: int = 16, dtype: torch.dtype = torch.float32, **change: Any) -> Any:
-    """Shapes and dtypes are known without a GPU, and the checks read nothing else."""
+    """Calls the op on fake CUDA tensors: checks, shapes and dtypes need no GPU."""
     with FakeTensorMode():
         x = torch.empty(7, 2 * head, dtype=dtype, device="cuda")
         operands: dict[str, Any] = {

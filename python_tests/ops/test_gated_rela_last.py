@@ -98,7 +98,7 @@ def test_is_the_last_row_of_gated_rela(causal: bool) -> None:
 
 
 def test_float32_and_far_below_zero(isa: str) -> None:
-    """phi has all its digits where elu(x) + 1 has none in float32."""
+    """Far below 0, phi keeps its float32 precision, while elu(x) + 1 loses every digit."""
     case = Case(UNEVEN, dtype=torch.float32)
     with torch.no_grad():
         for name in ("q", "k"):

@@ -156,7 +156,7 @@ def test_label_smoothing(label_smoothing: float) -> None:
 
 
 @pytest.mark.parametrize("max_logits", MAX_LOGITS)
-def test_not_a_number_stays_so(max_logits: int) -> None:
+def test_nan_propagates(max_logits: int) -> None:
     for bad in (float("nan"), float("inf")):
         hidden, weight, target = operands(30, 40)
         with torch.no_grad():

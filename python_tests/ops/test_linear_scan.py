@@ -18,7 +18,7 @@ UNEVEN = [1, 65, 0, 31, 32, 2, 33]
 DTYPES = [torch.float64, torch.complex128]
 
 
-FLOAT32 = ("a",)  # operands that are float32 beside others in half precision
+FLOAT32 = ("a",)  # operands that stay float32 if the others have half precision
 
 
 def example() -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -316,8 +316,8 @@ def test_bad_input(change: dict[str, Any], error: type[Exception], message: str)
         ({"d_final_state": torch.randn(1, 4)}, "d_final_state must have the shape"),
     ],
 )
-def test_the_operator_itself_refuses_what_does_not_fit(change: dict[str, Any], message: str) -> None:
-    """Callers without the public function must not reach memory outside the tensors."""
+def test_the_operator_itself_checks_shapes(change: dict[str, Any], message: str) -> None:
+    """Direct calls of the operator must not access memory outside the tensors."""
     args: dict[str, Any] = {
         "d_h": torch.randn(7, 4),
         "d_final_state": torch.randn(2, 4),
@@ -357,7 +357,7 @@ def test_cuda_by_reference(dtype: torch.dtype) -> None:
 
 
 def on_a_fake_gpu(dtype: torch.dtype, a_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Shapes and dtypes are known without a GPU, and the checks read nothing else."""
+    """Calls the op on fake CUDA tensors: checks, shapes and dtypes need no GPU."""
     with FakeTensorMode(), torch.device("cuda"):
         x, a, offsets = torch.empty(7, 6, dtype=dtype), torch.empty(6, dtype=a_dtype), torch.empty(3).long()
         return linear_scan(x, a, offsets, return_state=True)

@@ -95,7 +95,7 @@ def test_autocast_computes_as_linear_layers_do() -> None:
         assert torch.equal(dropped, dropout(F.linear(h, w2, b2), 0.5))
 
 
-def test_not_a_number_stays_so() -> None:
+def test_nan_propagates() -> None:
     inputs = operands(3, 4, 8, 4)
     with torch.no_grad():
         inputs[0][1, 2] = float("nan")

@@ -20,7 +20,7 @@ NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
 OPTIONAL = ("D", "z", "delta_bias", "initial_state")
 
 
-# Operands that are float32 beside others in half precision.
+# Operands that stay float32 if the others have half precision.
 FLOAT32 = ("A", "D", "delta_bias", "initial_state")
 
 
@@ -392,8 +392,8 @@ def test_bad_input(change: dict[str, Any], error: type[Exception], message: str)
         ({"checkpoints": torch.randn(1, 4, 3)}, "checkpoints must have the shape"),
     ],
 )
-def test_the_operator_itself_refuses_what_does_not_fit(change: dict[str, Any], message: str) -> None:
-    """Callers without the public function must not reach memory outside the tensors."""
+def test_the_operator_itself_checks_shapes(change: dict[str, Any], message: str) -> None:
+    """Direct calls of the operator must not access memory outside the tensors."""
     args: dict[str, Any] = {
         "d_y": torch.randn(7, 4),
         "d_final_state": torch.randn(2, 4, 3),
@@ -453,7 +453,7 @@ def test_cuda_by_reference(dtype: torch.dtype, num_states: int) -> None:
 
 
 def on_a_fake_gpu(dtype: torch.dtype, A_dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """Shapes and dtypes are known without a GPU, and the checks read nothing else."""
+    """Calls the op on fake CUDA tensors: checks, shapes and dtypes need no GPU."""
     with FakeTensorMode(), torch.device("cuda"):
         u, b = torch.empty(70, 6, dtype=dtype), torch.empty(70, 5, dtype=dtype)
         A, offsets = torch.empty(6, 5, dtype=A_dtype), torch.empty(3).long()

@@ -11,7 +11,8 @@ import venv
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+from python_tests.support.project import ROOT
+
 NVCC = """#!/bin/sh
 case "$1" in
   --version) echo "Cuda compilation tools, release {release}, V{release}.88" ;;

@@ -15,7 +15,8 @@ from typing import NoReturn
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from python_tests.support.project import ROOT
+
 BUILD = ROOT / "build" / "simt"
 
 

@@ -31,7 +31,7 @@ class TransformerBlock(nn.Module):
 
 
 class TransformerModel(SequenceModel):
-    """Learned positions and Transformer blocks. A subclass implements `make_attention`."""
+    """A model with learned positions and Transformer blocks. A subclass implements `make_attention`."""
 
     def __init__(self, config: TransformerConfig, n_items: int, max_len: int) -> None:
         super().__init__(config, n_items, max_len)

@@ -72,7 +72,7 @@ class PostNormAttention(nn.Module):
 
 
 class CausalAttention(PostNormAttention):
-    """Softmax attention, in which each row attends to items up to its own. Wanted rows must be last items.
+    """Softmax attention of each row to the items before it and itself. Wanted rows must be last items.
 
     Args:
         hidden_size, num_heads, dropout: see `PostNormAttention`.

@@ -24,7 +24,7 @@ class PostNormBlock(nn.Module):
     """LN(Dropout(mixer(x)) + x), then a feed-forward network 4 D wide.
 
     Args:
-        name: the attribute that holds the mixer; checkpoints have it in the names of parameters.
+        name: the attribute that holds the mixer, and so a part of its parameters' names in checkpoints.
         mixer: the module that mixes positions, called as `mixer(x, sequences)`.
         hidden_size: D.
         dropout: the rate after the mixer and in the feed-forward network.

@@ -29,15 +29,15 @@ class RotaryTable:
     def __call__(self, length: int, like: Tensor) -> Tensor:
         """A table [>= length, dim / 2, 2] on the device of `like`, float64 if `like` is, else float32."""
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-        which = int(length > self.max_len)
-        table = self._tables[which]
+        index = int(length > self.max_len)
+        table = self._tables[index]
         if table is None or table.shape[0] < length or table.dtype != dtype or table.device != like.device:
             with torch.inference_mode(False):  # training may use the table later
                 table = rotary_table(
                     max(length, self.max_len), self.dim, self.base, dtype=dtype, device=like.device
                 )
             if type(table) is Tensor:  # not a fake tensor of a trace, which must not be cached
-                self._tables[which] = table
+                self._tables[index] = table
         return table
 
 

@@ -163,7 +163,7 @@ def optional_rows(x: Tensor | None) -> Tensor | None:
 
 
 def gradient_like(operand: Tensor | None, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Memory for the gradient of an operand; for None no elements, of `dtype` or that of `like`."""
+    """An uninitialized gradient of an operand; for None, an empty tensor in `dtype` or that of `like`."""
     return like.new_empty(0, dtype=dtype) if operand is None else operand.new_empty(operand.shape)
 
 

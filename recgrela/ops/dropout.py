@@ -87,8 +87,8 @@ def dropout(x: Tensor, rate: float, seed: Tensor | None = None) -> Tensor:
     Args:
         x: any shape, floating point, up to 2^32 elements. Half precision is computed in float32.
         rate: 0 <= rate < 1, rounded to a multiple of 2^-32.
-        seed: one int64 on the device of `x`, shape [] or [1]; it drops the same elements on every device.
-            None draws one from PyTorch's generator of the device.
+        seed: one int64 on the device of `x`, shape [] or [1]; equal seeds drop the same elements on every
+            device. None draws one from PyTorch's generator of the device.
 
     Returns:
         A tensor of the shape and dtype of `x`.

@@ -1,6 +1,6 @@
 """The table of kernels: for each op and type of device, the dtypes and sizes that its kernel takes.
 
-Every op runs on every device, by one of three kinds of implementation:
+Every op runs on every device, through one of three kinds of implementation:
 
 - "kernel": the compiled kernel of the device;
 - "composition": plain PyTorch, written for speed;

@@ -26,7 +26,7 @@ class OfficialWeights:
         config: their parameters and settings -> our configuration; a KeyError names what is missing.
         names: (pattern, replacement) pairs, applied in turn to each of their parameter names.
         layout: changes the layout of renamed parameters. It must be linear: tests also convert gradients.
-        unused: a pattern that matches their parameters that no score depends on.
+        unused: a pattern that matches those of their parameters on which no score depends.
     """
 
     config: Callable[[State, AuthorSettings], Any]

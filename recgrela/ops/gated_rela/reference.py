@@ -14,7 +14,7 @@ from recgrela.ops.rotary import rotate
 
 
 class RelaState(NamedTuple):
-    """State carried between chunks of a sequence, which then give the result of the whole sequence.
+    """State carried between chunks of a sequence, so that their results equal those of the whole sequence.
 
     Attributes:
         kv_state: [B, H, d + 1, d], float32 (float64 for float64 operands). Rows 0 .. d - 1: the sum of
