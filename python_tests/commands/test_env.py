@@ -31,7 +31,7 @@ def test_json_of_a_real_process() -> None:
     assert done.returncode == (0 if all(g["usable"] for g in found["cuda"]["gpus"]) else 1)
 
 
-def test_table(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_has_the_instruction_set(capsys: pytest.CaptureFixture[str]) -> None:
     assert env.main(["--require", "cpu"]) == 0
     assert f"{_C.cpu_isa()}" in capsys.readouterr().out
 
@@ -93,7 +93,9 @@ def make_gpu(
         ((10, 3), "10.0a", None),
     ],
 )
-def test_code(monkeypatch: Any, capability: tuple[int, int], architectures: str, code: str | None) -> None:
+def test_code_for_a_capability(
+    monkeypatch: Any, capability: tuple[int, int], architectures: str, code: str | None
+) -> None:
     make_gpu(monkeypatch, capability, architectures)
     assert device_module.code_for(*capability) == code
     assert (device_module.gpu_obstacle() is None) == (code is not None)

@@ -75,9 +75,7 @@ def test_other_events_of_the_same_file_are_refused(copy: Path) -> None:
         check_data(saved.folder, replace(data, items=data.items.flip(0)))
 
 
-def test_no_other_checkpoint_replaces_that_of_the_table(
-    copy: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_no_other_checkpoint_replaces_a_missing_one(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (copy / "best.safetensors").unlink()
     assert evaluate.main([str(copy)]) == 2
     assert "best.safetensors is missing; results.json was computed from it" in capsys.readouterr().err

@@ -105,7 +105,7 @@ def test_another_comparison_in_the_folder_is_an_error(
 
 
 @pytest.mark.usefixtures("no_training")
-def test_a_run_of_other_settings_or_data_is_an_error(
+def test_a_run_with_other_settings_or_data_is_an_error(
     copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (copied / "comparison.yaml").unlink()
@@ -128,7 +128,7 @@ def test_a_run_of_other_settings_or_data_is_an_error(
 
 
 @pytest.mark.usefixtures("no_training")
-def test_runs_that_ranked_different_users_do_not_compare(
+def test_runs_that_ranked_different_users_cannot_be_compared(
     copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = folders(copied)["narrow", 2].ranks_path

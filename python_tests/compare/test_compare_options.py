@@ -74,7 +74,7 @@ def test_a_file_of_seeds_and_models_is_checked(tmp_path: Path, capsys: pytest.Ca
     assert "is a file, but --out must name the folder" in capsys.readouterr().err
 
 
-def test_each_model_has_the_objective_that_it_can(tmp_path: Path) -> None:
+def test_objective_auto_depends_on_the_model(tmp_path: Path) -> None:
     models = ["--models", "RecGRELA", "both=RecGRELA", "--model.both.mode=bidirectional"]
     asked = [*models, *DATA, f"--out={tmp_path / 'out'}"]
     causal, both = make_plan(parse_args(asked)).contenders
@@ -119,7 +119,7 @@ def test_help_lists_the_settings_of_the_models(capsys: pytest.CaptureFixture[str
     assert "--train.seed" not in text
 
 
-def test_counting_leaves_the_random_numbers_alone(tmp_path: Path) -> None:
+def test_counting_flops_keeps_the_random_state(tmp_path: Path) -> None:
     before = torch.get_rng_state()
     make_plan(parse_args(["--models", "RecGRELA", *DATA, f"--out={tmp_path / 'out'}"]))
     assert torch.equal(torch.get_rng_state(), before)

@@ -213,7 +213,7 @@ def test_the_lock_lasts_until_the_last_run_ends(
 
 
 @pytest.mark.usefixtures("in_process")
-def test_a_cut_run_resumes_with_moved_data(tmp_path: Path) -> None:
+def test_an_interrupted_run_resumes_with_moved_data(tmp_path: Path) -> None:
     """Other settings that a resumed run may change are taken too."""
     rng = np.random.default_rng(0)
     first, second = tmp_path / "a.inter", tmp_path / "b.inter"

@@ -372,7 +372,7 @@ def test_parquet(tmp_path):
         ),
     ],
 )
-def test_configuration(settings, expected):
+def test_wrong_settings(settings, expected):
     with pytest.raises(ConfigError) as caught:
         DataConfig(**settings)
     assert str(caught.value) == expected

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from recgrela.data import EvalBatches, TrainBatches
 from recgrela.system.errors import ConfigError, DataError
 
-COUNTS = [5, 1, 2, 3, 4, 30, 7, 103, 12, 6]  # events a user
+COUNTS = [5, 1, 2, 3, 4, 30, 7, 103, 12, 6]  # events per user
 
 
 def sequences(batch) -> list[tuple[int, list[int]]]:
@@ -62,8 +62,8 @@ def test_last_gives_every_prefix_once(make_interactions, max_len, batch_size):
 
 
 @pytest.mark.parametrize("max_len", [1, 2, 5, 28, 50, 101, 200])
-def test_all_gives_every_target_once_an_epoch(make_interactions, max_len):
-    data = make_interactions(COUNTS)  # every event has an item of its own: items tell positions
+def test_all_gives_every_target_once_per_epoch(make_interactions, max_len):
+    data = make_interactions(COUNTS)  # every event has a different item, so items identify positions
     split = naive_split(data)
     expected = sorted(item for train, _ in split for item in train[1:])
     batches = TrainBatches(data, "all", max_len, 1000, seed=1)
@@ -240,7 +240,7 @@ def test_nothing_to_predict_or_evaluate(make_interactions):
         EvalBatches(make_interactions([2, 1, 2]), "valid", 10, 4)
 
 
-def test_settings(make_interactions):
+def test_wrong_arguments(make_interactions):
     data = make_interactions(COUNTS)
     for settings, expected in (
         (("first", 10, 4, 0), "objective: 'first' is not one of last, all"),

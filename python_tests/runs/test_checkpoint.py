@@ -140,7 +140,7 @@ def test_a_damaged_training_state_changes_nothing(tmp_path: Path, name: str, mes
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-def test_a_state_of_other_keys_is_damaged() -> None:
+def test_a_state_with_wrong_keys_is_damaged() -> None:
     whole, path = TrainState(epoch=3).as_dict(), Path("last.safetensors")
     assert TrainState.from_dict(whole, path) == TrainState(epoch=3)
     for content, message in (

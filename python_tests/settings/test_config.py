@@ -46,7 +46,7 @@ def test_the_paper_preset_is_the_published_setting() -> None:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_every_key_of_a_preset_is_in_force(name: str) -> None:
+def test_every_key_of_a_preset_is_used(name: str) -> None:
     config = parse("--preset", name).flat()
     for key, value in read_preset(name).values.items():
         assert config[key] == value, key
@@ -208,7 +208,7 @@ def test_wrong_files(tmp_path: Path, content: str, message: str) -> None:
         ("model: {name: SASRec, num_heads: 3}\n", "model.num_heads: 3 does not divide model.hidden_size 64"),
     ],
 )
-def test_errors_in_a_run_s_own_file_name_it_once(tmp_path: Path, content: str, message: str) -> None:
+def test_an_error_in_config_yaml_names_the_file_once(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(content)
     with pytest.raises(ConfigError) as caught:
@@ -236,9 +236,14 @@ def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert parse("--config=~/a.yaml").train.epochs == 7
 
 
-def test_what_differs_from_the_preset() -> None:
-    where = ["--train.output=x", "--train.name=y", "--train.device=cpu", "--train.threads=2"]
-    loud = ["--train.log_every=1", "--train.save_minutes=1", "--train.tensorboard=off", "--data.path=z.csv"]
-    assert changed_from_preset(parse("--preset=paper", *where, *loud)) == {}
+def test_changes_from_the_preset() -> None:
+    placement = ["--train.output=x", "--train.name=y", "--train.device=cpu", "--train.threads=2"]
+    logging = [
+        "--train.log_every=1",
+        "--train.save_minutes=1",
+        "--train.tensorboard=off",
+        "--data.path=z.csv",
+    ]
+    assert changed_from_preset(parse("--preset=paper", *placement, *logging)) == {}
     changed = changed_from_preset(parse("--preset=paper", "--train.lr=0.1", "--model.num_layers=1"))
     assert changed == {"train.lr": 0.1, "model.num_layers": 1}

@@ -123,7 +123,7 @@ def keys(config: RunConfig, *effects: object) -> set[str]:
     return {key for key, option in config.options.items() if option.affects in effects}
 
 
-def test_what_a_setting_affects() -> None:
+def test_effects_of_the_settings() -> None:
     config = read_run([], CONFIGS)
     assert keys(config, NOTHING) == {
         "data.path",
@@ -163,7 +163,7 @@ def test_a_mistake_in_a_preset_names_its_file(
     assert str(caught.value) == f"{tmp_path / 'causal.yaml'}: {message}"
 
 
-def test_the_help_shows_what_preset_and_files_give(
+def test_the_help_shows_the_values_of_preset_and_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "a.yaml").write_text("model: {name: SASRec}\ntrain: {epochs: 7}\n")

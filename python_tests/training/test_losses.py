@@ -28,6 +28,13 @@ def skewed_items(events: int = 5000) -> Tensor:
     return (1 + (torch.rand(events) ** 3 * (N_ITEMS - 1)).long()).int()
 
 
+def make_sampled_loss(name: str) -> SampledSoftmax | GBCE:
+    """A loss with 12 negatives."""
+    if name == "sampled_softmax":
+        return SampledSoftmax(skewed_items(), N_ITEMS, 12)
+    return GBCE(skewed_items(), N_ITEMS, 12, 0.75)
+
+
 def naive_sampled_softmax(loss: SampledSoftmax, scores: Tensor, target: Tensor, negatives: Tensor) -> Tensor:
     counts = torch.bincount(loss.items, minlength=N_ITEMS).double() / len(loss.items)
     half = len(negatives) // 2
@@ -54,11 +61,7 @@ def naive_gbce(scores: Tensor, target: Tensor, negatives: Tensor, t: float) -> T
 @pytest.mark.parametrize("name", ["sampled_softmax", "gbce"])
 def test_equals_its_formula(name: str, rows_at_a_time: int, monkeypatch: pytest.MonkeyPatch) -> None:
     hidden, weight, target = operands()
-    loss = (
-        SampledSoftmax(skewed_items(), N_ITEMS, 12)
-        if name[0] == "s"
-        else GBCE(skewed_items(), N_ITEMS, 12, 0.75)
-    )
+    loss = make_sampled_loss(name)
     monkeypatch.setitem(lce.MAX_LOGITS, "cpu", 12 * rows_at_a_time)
     negatives = loss.draw()
     assert negatives.shape == (12,) and (negatives[:, None] == target).any(), "no negative is a target"
@@ -124,14 +127,8 @@ def test_losses_by_name() -> None:
         sha256="",
         description={},
     )
-    assert data.train_items().tolist() == [
-        1,
-        2,
-        3,
-        6,
-        7,
-        8,
-    ]  # without the last two of the user with five events
+    train_items = [1, 2, 3, 6, 7, 8]  # without the last two events of the user with five
+    assert data.train_items().tolist() == train_items
     softmax = make_loss("softmax", 0.1, 4, 0.5, data)
     assert isinstance(softmax, FullSoftmax)
     hidden, weight, target = operands()
@@ -140,17 +137,13 @@ def test_losses_by_name() -> None:
     for name, kind in (("sampled_softmax", SampledSoftmax), ("gbce", GBCE)):
         loss = make_loss(name, 0.0, 4, 0.5, data)  # type: ignore[arg-type]
         assert isinstance(loss, SampledLoss) and type(loss) is kind
-        assert loss.items.tolist() == [1, 2, 3, 6, 7, 8] and loss.num_negatives == 4
+        assert loss.items.tolist() == train_items and loss.num_negatives == 4
 
 
 @pytest.mark.parametrize("name", ["sampled_softmax", "gbce"])
 def test_half_precision_is_summed_in_float32(name: str) -> None:
     hidden, weight, target = operands()
-    loss = (
-        SampledSoftmax(skewed_items(), N_ITEMS, 12)
-        if name[0] == "s"
-        else GBCE(skewed_items(), N_ITEMS, 12, 0.75)
-    )
+    loss = make_sampled_loss(name)
     negatives = loss.draw()
     expected = loss.with_negatives(hidden, weight, target, negatives)
     with torch.autocast("cpu", torch.bfloat16):

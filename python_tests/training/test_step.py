@@ -106,7 +106,7 @@ class FakeGraph:
 
 
 def test_a_graphed_step_equals_a_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a fake graph on the CPU: buffers, padding of the batch and fallbacks are real."""
+    """The graph is fake and on the CPU; buffers, padding of the batch and fallbacks are real."""
     monkeypatch.setattr(GraphedStep, "BATCH_MULTIPLE", 4)
     plain, batches = make_step()
     graph = FakeGraph()
@@ -127,7 +127,7 @@ def test_a_graphed_step_equals_a_plain_one(monkeypatch: pytest.MonkeyPatch) -> N
 @needs_gpu
 @pytest.mark.parametrize("multiple", [64, 4])
 def test_cuda_graphs_equal_plain_steps(multiple: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also with an evaluation of longer histories in between, which must not replace the rotary table."""
+    """An evaluation of longer histories in between must not replace the rotary table."""
     monkeypatch.setattr(GraphedStep, "BATCH_MULTIPLE", multiple)
     config = replace(CONFIG, batch_size=200)
     plain, batches = make_step(config, "cuda")

@@ -106,7 +106,7 @@ def test_the_objective_last_trains_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("loss", ["sampled_softmax", "gbce"])
-def test_losses_of_sampled_negatives_train(tmp_path: Path, loss: str) -> None:
+def test_training_with_sampled_losses(tmp_path: Path, loss: str) -> None:
     run = make_run(tmp_path, loss, f"--train.loss={loss}", "--train.negatives=16", "--train.lr=1e-2")
     first, second, _ = records(run)
     assert first["loss"] > second["loss"] > 0

@@ -7,7 +7,7 @@ the CPU.
 Conventions, for the forward pass:
 
 - A multiply-add counts as 2 (complex: 8) in matrix products, attention, convolutions and scans.
-- Elementwise work (activations, norms, rotations, gates, biases, divisions), look-ups and sums over a row are
+- Elementwise work (activations, norms, rotations, gates, biases, divisions), lookups and sums over a row are
   not counted, inside or outside of fused ops, so that fusing does not change a count.
 - Attention counts every query with every key, whatever the mask, as in PyTorch.
 

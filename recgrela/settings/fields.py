@@ -29,7 +29,7 @@ ALIASES = {"learning_rate": "lr", "num_epochs": "epochs", "max_epochs": "epochs"
 
 
 class Effect(NamedTuple):
-    """What a setting affects.
+    """The effects of a setting.
 
     Attributes:
         results: Whether it affects the results of a run; protocol.json then records a change from the preset.

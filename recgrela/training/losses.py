@@ -63,7 +63,7 @@ class SampledLoss(nn.Module, ABC):
     def with_negatives(self, hidden: Tensor, weight: Tensor, target: Tensor, negatives: Tensor) -> Tensor:
         """The mean loss with given negatives, [K] int64."""
         rows = max(1, max_logits_of(hidden.device.type) // len(negatives))
-        # A single look-up, because each one creates a gradient as large as the table.
+        # A single lookup, because each one creates a gradient as large as the table.
         own, others = F.embedding(torch.cat([target, negatives]), weight).split([len(target), len(negatives)])
         losses = [
             # No random state is needed, and a CUDA graph could not save it.
@@ -73,7 +73,7 @@ class SampledLoss(nn.Module, ABC):
         return torch.stack(losses).sum() / len(target)
 
     def _sum(self, hidden: Tensor, own: Tensor, target: Tensor, others: Tensor, negatives: Tensor) -> Tensor:
-        # Without autocast, because bfloat16 is too coarse for scores.
+        # Autocast is disabled, because bfloat16 is too coarse for scores.
         with torch.autocast(hidden.device.type, enabled=False):
             hidden = hidden.float()
             positive = (hidden * own.float()).sum(1)

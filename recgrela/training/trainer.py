@@ -115,7 +115,7 @@ class Trainer:
         except Stopped:
             self._save_last()
             raise
-        # From here on last.safetensors is complete, and the model's weights may be those of the best epoch.
+        # Now last.safetensors is complete, and the model's weights may be those of the best epoch.
         say(self.console, f"training ended: {reason}")
         which = self._finish_partial_epoch() if self.state.step > 0 else "best"
         rankings = run_final_test(self.session, self.folder, which, reason, self.console, self.signals.check)
