@@ -46,7 +46,7 @@ RESULTS = Effect(results=True, comparison=True, resumable=False)
 LENGTH = Effect(results=True, comparison=True, resumable=True)  # when training stops
 SPEED = Effect(results=False, comparison=True, resumable=True)
 NOTHING = Effect(results=False, comparison=False, resumable=True)
-PLACE = Effect(results=False, comparison=False, resumable=False)  # where the run folder is
+PLACE = Effect(results=False, comparison=False, resumable=False)  # location of the run folder
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Option:
             several options with one word each ("append").
         min, max: Inclusive limits of a number.
         above, below: Exclusive limits of a number.
-        affects: What the value affects.
+        affects: The effects of the value.
     """
 
     key: str
@@ -87,7 +87,7 @@ class Option:
         return self.check(self._convert(value))
 
     def check(self, value: Any) -> Any:
-        """Returns the value. Raises ConfigError if its type is wrong, it is out of range, or no choice."""
+        """Returns the value. Raises ConfigError for a wrong type, range or choice."""
         if value is None and self.optional:
             return value
         parts = value if self.many else [value]
@@ -98,7 +98,7 @@ class Option:
             what += " or null" * self.optional + near_miss(str(value), self.choices)
             raise ConfigError(f"{self.key}: {show(value)} is not {what}")
         for number in parts if self.kind in (int, float) else []:
-            if not abs(number) <= sys.float_info.max:  # NaN too
+            if not abs(number) <= sys.float_info.max:  # also rejects NaN
                 raise ConfigError(f"{self.key}: {number} is not a finite number")
             for is_outside, side, limit in (
                 (operator.lt, "below", self.min),
@@ -126,7 +126,7 @@ class Option:
             return None
         if self.kind is bool:
             return BOOLS.get(value.lower(), value)
-        if self.kind in (int, float):  # in a file too: YAML reads 1e-3 as text
+        if self.kind in (int, float):  # in files too, because YAML reads 1e-3 as text
             with suppress(ValueError):
                 return self.kind(value)
             with suppress(ValueError):

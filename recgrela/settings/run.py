@@ -150,7 +150,7 @@ def _options(model: type[ModelConfig]) -> dict[str, Option]:
 def _read_options(
     argv: Sequence[str], model: type[ModelConfig], values: Mapping[str, Any], models: Models
 ) -> RunConfig:
-    """The settings on the command line, over `values`; --help lists `models`."""
+    """The settings on the command line, which override `values`; --help lists `models`."""
     parser = Parser(
         "train",
         "Train a sequential recommender, evaluate it and write a run folder.",

@@ -54,7 +54,7 @@ class TrainStep:
         self.max_tokens = max_tokens
         self.device = next(model.parameters()).device
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        # Dynamic shapes: the numbers of rows and sequences differ between batches.
+        # Shapes are dynamic: the numbers of rows and sequences differ between batches.
         compiled = torch.compile(model.loss_packed, dynamic=True) if config.compile else None
         self._loss_packed = compiled or model.loss_packed
 
