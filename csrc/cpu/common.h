@@ -1,5 +1,5 @@
 // Types that the CPU kernels share: plain pointers and sizes, no torch. Sequences are packed: sequence b is the rows
-// cu_seqlens[b] .. cu_seqlens[b + 1] of a matrix.
+// [cu_seqlens[b], cu_seqlens[b + 1]) of a matrix.
 #pragma once
 
 #include <algorithm>
