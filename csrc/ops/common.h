@@ -10,6 +10,7 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -82,6 +83,27 @@ inline void check_cu_seqlens(const Tensor& cu_seqlens, const Tensor& like) {
 // The dtype of states, sums and rotary tables.
 inline ScalarType state_type(const Tensor& x) {
   return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+// Rate of a dropout, rounded to a multiple of 2^-32. An element is dropped if its random number is below the threshold.
+struct DropoutRate {
+  uint32_t threshold;
+  double scale;  // factor of the elements that are kept
+};
+
+// Checks a dropout of `numel` elements on the device of `like`. A rate of 0 needs no seed.
+inline DropoutRate dropout_rate(double rate, const OptTensor& seed, int64_t num_seeds, const Tensor& like,
+                                int64_t numel) {
+  constexpr double kDraws = 4294967296.0;
+  STD_TORCH_CHECK(rate >= 0 && rate < 1, "the dropout rate must be at least 0 and below 1, not ", rate);
+  if (rate == 0) return {0, 1};
+  STD_TORCH_CHECK(seed && same_device(*seed, like) && seed->scalar_type() == ScalarType::Long &&
+                      seed->numel() == num_seeds && (num_seeds == 1 || seed->stride(0) == 1),
+                  "seed must be int64 on the operands' device and have ", num_seeds, " elements side by side");
+  STD_TORCH_CHECK(static_cast<double>(numel) <= kDraws, "dropout takes up to 2^32 elements, not ", numel,
+                  "; split the batch");
+  const double dropped = std::min(std::nearbyint(rate * kDraws), kDraws - 1);
+  return {static_cast<uint32_t>(dropped), kDraws / (kDraws - dropped)};
 }
 
 // Results, uninitialized. An optional result that is not wanted has the shape [0].

@@ -69,6 +69,14 @@ inline cuda::Sequences cuda_sequences(const Tensor& cu_seqlens, int64_t num_rows
   return s;
 }
 
+// Makes the parameters of a dropout of `numel` elements with entry `index` of `seed`, which has num_seeds entries.
+inline cuda::Dropout cuda_dropout(double rate, const OptTensor& seed, int64_t index, int64_t num_seeds,
+                                  const Tensor& like, int64_t numel) {
+  const DropoutRate r = dropout_rate(rate, seed, num_seeds, like, numel);
+  if (rate == 0) return {};
+  return {static_cast<const int64_t*>(seed->const_data_ptr()) + index, r.threshold, static_cast<float>(r.scale)};
+}
+
 #ifndef RECGRELA_SIMT_HOST
 // Returns the current stream of a device. The function is in libtorch_cuda, which only CUDA builds of torch have;
 // linking to it would keep this library from loading with any other build.

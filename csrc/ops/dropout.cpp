@@ -10,7 +10,7 @@ Tensor dropout(const Tensor& x_, const Tensor& seed, double rate) {
   return dispatch_float(x_.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     cpu::DropoutParams<T> p;
-    p.dropout = make_dropout<T>(rate, seed, 0, 1, x_.numel());  // checks the size before x is copied
+    p.dropout = make_dropout<T>(rate, seed, 0, 1, x_, x_.numel());  // checks the size before x is copied
     const Tensor x = contiguous(x_), y = make_like(x);
     p.numel = x.numel();
     p.x = static_cast<const T*>(x.const_data_ptr());

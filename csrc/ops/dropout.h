@@ -1,8 +1,6 @@
 // Code that the operators with dropout share.
 #pragma once
 
-#include <cmath>
-
 #include "cpu.h"
 #include "cpu/activation.h"
 
@@ -16,22 +14,16 @@ inline uint64_t scatter_seed(uint64_t z) {
   return z ^ (z >> 31);
 }
 
-// Makes the parameters of a dropout with entry `index` of `seed`, which has num_seeds entries. The rate is rounded to a
-// multiple of 2^-32. A rate of 0 does not read the seed.
+// Makes the parameters of a dropout of `numel` elements with entry `index` of `seed`, which has num_seeds entries. A
+// rate of 0 does not read the seed.
 template <typename T>
-cpu::Dropout<T> make_dropout(double rate, const OptTensor& seed, int64_t index, int64_t num_seeds, int64_t numel) {
-  constexpr double kDraws = 4294967296.0;
-  STD_TORCH_CHECK(rate >= 0 && rate < 1, "the dropout rate must be at least 0 and below 1, not ", rate);
+cpu::Dropout<T> make_dropout(double rate, const OptTensor& seed, int64_t index, int64_t num_seeds, const Tensor& like,
+                             int64_t numel) {
+  const DropoutRate r = dropout_rate(rate, seed, num_seeds, like, numel);
   cpu::Dropout<T> p;
   if (rate == 0) return p;
-  STD_TORCH_CHECK(seed && seed->is_cpu() && seed->scalar_type() == ScalarType::Long && seed->numel() == num_seeds,
-                  "seed must be int64 on the CPU and have ", num_seeds, " elements");
-  STD_TORCH_CHECK(static_cast<double>(numel) <= kDraws, "dropout takes up to 2^32 elements, not ", numel,
-                  "; split the batch");
-  const double dropped = std::min(std::nearbyint(rate * kDraws), kDraws - 1);
   p.seed = scatter_seed(static_cast<uint64_t>(static_cast<const int64_t*>(seed->const_data_ptr())[index]));
-  p.threshold = static_cast<uint32_t>(dropped);
-  p.scale = static_cast<T>(kDraws / (kDraws - dropped));
+  p.threshold = r.threshold, p.scale = static_cast<T>(r.scale);
   return p;
 }
 

@@ -51,8 +51,8 @@ cpu::MlpParams<T> make_params(const Operands& a) {
   p.x = rows<T>(a.x), p.w1 = rows<T>(a.w1), p.w2 = rows<T>(a.w2);
   p.b1 = data<T>(a.b1), p.b2 = data<T>(a.b2);
   p.activation = activation_named(a.activation);
-  p.dropout1 = make_dropout<T>(a.rate, a.seed, 0, 2, p.num_rows * p.hidden_features);
-  p.dropout2 = make_dropout<T>(a.rate, a.seed, 1, 2, p.num_rows * p.out_features);
+  p.dropout1 = make_dropout<T>(a.rate, a.seed, 0, 2, a.x, p.num_rows * p.hidden_features);
+  p.dropout2 = make_dropout<T>(a.rate, a.seed, 1, 2, a.x, p.num_rows * p.out_features);
   return p;
 }
 

@@ -35,16 +35,26 @@ class Kernel:
         head_dims: numbers of channels of a head; None: any even number.
         max_kernel_size: largest kernel size of the convolution; None: any.
         max_states: largest number of states of a channel; None: any.
+        widths: widths of rows; None: any.
     """
 
     dtypes: tuple[torch.dtype, ...]
     head_dims: tuple[int, ...] | None = None
     max_kernel_size: int | None = None
     max_states: int | None = None
+    widths: range | None = None
 
-    def takes(self, dtype: torch.dtype, head_dim: int, kernel_size: int, num_states: int) -> bool:
+    def takes(
+        self,
+        dtype: torch.dtype,
+        head_dim: int = 0,
+        kernel_size: int = 0,
+        num_states: int = 0,
+        widths: tuple[int, ...] = (),
+    ) -> bool:
         return (
             dtype in self.dtypes
+            and (self.widths is None or all(width in self.widths for width in widths))
             and (self.head_dims is None or head_dim == 0 or head_dim in self.head_dims)
             and (self.max_kernel_size is None or kernel_size <= self.max_kernel_size)
             and (self.max_states is None or num_states <= self.max_states)
@@ -113,6 +123,7 @@ class Op:
         head_dim: int = 0,
         kernel_size: int = 0,
         num_states: int = 0,
+        widths: tuple[int, ...] = (),
     ) -> Implementation:
         """The implementation for operands of `dtype` on a device. A size of 0 is not checked."""
         if device_type == "meta":
@@ -120,27 +131,33 @@ class Op:
         kernel = self.kernels.get(device_type)
         accumulate = dtype if dtype.is_complex else state_dtype(dtype)
         for computed in (dtype, accumulate):
-            if kernel is not None and kernel.takes(computed, head_dim, kernel_size, num_states):
+            if kernel is not None and kernel.takes(computed, head_dim, kernel_size, num_states, widths):
                 return Implementation("kernel", computed)
         return Implementation(
             self.fallback_kind, dtype if self.fallback_kind == "composition" else accumulate
         )
 
     def run(
-        self, like: Tensor, *args: Any, head_dim: int = 0, kernel_size: int = 0, num_states: int = 0
+        self,
+        like: Tensor,
+        *args: Any,
+        head_dim: int = 0,
+        kernel_size: int = 0,
+        num_states: int = 0,
+        widths: tuple[int, ...] = (),
     ) -> Any:
         """Run the kernel or, if it does not take the operands, the fallback.
 
         Args:
             like: operand that sets the device and the dtype.
             args: the operator's arguments.
-            head_dim, kernel_size, num_states: sizes that the kernels may limit.
+            head_dim, kernel_size, num_states, widths: sizes that the kernels may limit.
 
         Returns:
             The operator's outputs.
         """
         device_type, dtype = like.device.type, like.dtype
-        kind, computed = self.implementation(device_type, dtype, head_dim, kernel_size, num_states)
+        kind, computed = self.implementation(device_type, dtype, head_dim, kernel_size, num_states, widths)
         if kind == "kernel" and computed == dtype:
             return self._call(*args)
         args = tuple(x.to(computed) if isinstance(x, Tensor) and x.dtype == dtype else x for x in args)
@@ -194,6 +211,7 @@ def implementation_for(
     head_dim: int = 0,
     kernel_size: int = 0,
     num_states: int = 0,
+    widths: tuple[int, ...] = (),
 ) -> Implementation:
     """Reports which implementation of an op runs.
 
@@ -204,6 +222,7 @@ def implementation_for(
         head_dim: channels of a head, for `gated_rela` and `gated_rela_last`.
         kernel_size: size of the convolution, for `gated_rela` and `causal_conv1d`.
         num_states: states of a channel, for `selective_scan`.
+        widths: widths of rows and of hidden layers, for ops whose kernels limit them.
 
     Returns:
         The kind of implementation and the dtype that it computes in.
@@ -213,7 +232,7 @@ def implementation_for(
     """
     if op not in OPS:
         raise ValueError(f"implementation_for: {op!r} is not an op; expected one of {', '.join(OPS)}")
-    return OPS[op].implementation(torch.device(device).type, dtype, head_dim, kernel_size, num_states)
+    return OPS[op].implementation(torch.device(device).type, dtype, head_dim, kernel_size, num_states, widths)
 
 
 def support_table() -> str:
@@ -235,4 +254,7 @@ def _describe(kernel: Kernel | None) -> str:
         parts.append(f"kernel size up to {kernel.max_kernel_size}")
     if kernel.max_states is not None:
         parts.append(f"up to {kernel.max_states} states")
+    if kernel.widths is not None:
+        low, high, step = kernel.widths[0], kernel.widths[-1], kernel.widths.step
+        parts.append(f"widths {low} to {high} in steps of {step}")
     return "; ".join(parts)

@@ -33,4 +33,11 @@ struct Sequences {
   int64_t max_length = 0;     // an upper bound on the length of a sequence; 0: T
 };
 
+// Dropout of elements whose random number, a hash of the seed and of the element's index, is below the threshold.
+struct Dropout {
+  const int64_t* seed = nullptr;  // null: no dropout
+  uint32_t threshold = 0;
+  float scale = 1.f;  // factor of the elements that are kept
+};
+
 }  // namespace recgrela::cuda
