@@ -13,6 +13,7 @@ from recgrela.ops.gated_rela import (
     gated_rela_last_reference,
     gated_rela_reference,
 )
+from recgrela.ops.linear import linear, linear_reference
 from recgrela.ops.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
 from recgrela.ops.linear_scan import linear_scan, linear_scan_reference
 from recgrela.ops.mlp import mlp, mlp_reference
@@ -34,8 +35,10 @@ __all__ = [
     "gated_rela_reference",
     "has_kernels",
     "implementation_for",
+    "linear",
     "linear_cross_entropy",
     "linear_cross_entropy_reference",
+    "linear_reference",
     "linear_scan",
     "linear_scan_reference",
     "mlp",

@@ -94,6 +94,22 @@ def check_operands(
             raise TypeError(f"{op}: {name} is {x.dtype}, {first_name} is {first.dtype}; they must agree")
 
 
+def check_parameters(
+    op: str, first_name: str, first: Tensor, **parameters: tuple[Tensor | None, tuple[Any, ...]]
+) -> None:
+    """`check_operands` for parameters, which may also be float32 if `first` has half precision.
+
+    Raises:
+        ValueError: if a shape or device is wrong; TypeError: if a dtype is. The message names the operand.
+    """
+    wide = state_dtype(first.dtype)
+    typed: dict[str, Any] = {
+        name: (p, shape, wide) if p is not None and p.dtype == wide else (p, shape)
+        for name, (p, shape) in parameters.items()
+    }
+    check_operands(op, first_name, first, **typed)
+
+
 def check_cu_seqlens(op: str, cu_seqlens: Tensor, like: Tensor) -> None:
     """Check that `cu_seqlens` is int32 or int64 [B + 1] on the device of `like`.
 
