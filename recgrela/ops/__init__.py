@@ -6,6 +6,7 @@ so a new op needs only its own files and its lines here.
 
 from recgrela.ops.causal_conv1d import causal_conv1d, causal_conv1d_reference
 from recgrela.ops.dropout import dropout, dropout_reference
+from recgrela.ops.embedding import embedding, embedding_reference
 from recgrela.ops.gated_rela import (
     RelaState,
     gated_rela,
@@ -29,6 +30,8 @@ __all__ = [
     "causal_conv1d_reference",
     "dropout",
     "dropout_reference",
+    "embedding",
+    "embedding_reference",
     "gated_rela",
     "gated_rela_last",
     "gated_rela_last_reference",
