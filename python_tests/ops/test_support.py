@@ -19,6 +19,7 @@ from recgrela.ops import MISSING, OPS, has_kernels, implementation_for, support,
 from recgrela.ops.support import Implementation, Op
 
 HALF = (torch.float16, torch.bfloat16)
+FLOAT32_FIRST = ("add_norm", "linear_cross_entropy")  # ops whose first output is float32
 PAGE = ROOT / "docs/ops.md"
 needs_page = pytest.mark.skipif(not PAGE.exists(), reason="needs the pages of the repository")
 
@@ -89,7 +90,7 @@ def test_half_precision_on_the_cpu(name: str, dtype: torch.dtype) -> None:
     operands, others = own_tests(name).example()
     rounded = {n: x.detach().to(dtype).double().requires_grad_() for n, x in operands.items()}
     expected, got = results(name, rounded, others), results(name, operands, others, dtype)
-    assert got[0].dtype == (torch.float32 if name == "linear_cross_entropy" else dtype)
+    assert got[0].dtype == (torch.float32 if name in FLOAT32_FIRST else dtype)
     for i, pair in enumerate(zip(expected, got, strict=True)):
         assert_close(f"result {i}", *pair, 4e-2 if dtype == torch.bfloat16 else 5e-3, scale=1.0)
 
@@ -147,7 +148,7 @@ def test_an_op_with_a_reference_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_unknown_op() -> None:
-    with pytest.raises(ValueError, match="'lru' is not an op; expected one of causal_conv1d, "):
+    with pytest.raises(ValueError, match="'lru' is not an op; expected one of add_norm, causal_conv1d, "):
         implementation_for("lru", "cpu", torch.float32)
 
 

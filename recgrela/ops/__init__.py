@@ -4,6 +4,7 @@ For each op, the function `*_reference` in plain PyTorch is its definition. Each
 so a new op needs only its own files and its lines here.
 """
 
+from recgrela.ops.add_norm import add_norm, add_norm_reference
 from recgrela.ops.causal_conv1d import causal_conv1d, causal_conv1d_reference
 from recgrela.ops.dropout import dropout, dropout_reference
 from recgrela.ops.embedding import embedding, embedding_reference
@@ -26,6 +27,8 @@ __all__ = [
     "MISSING",
     "OPS",
     "RelaState",
+    "add_norm",
+    "add_norm_reference",
     "causal_conv1d",
     "causal_conv1d_reference",
     "dropout",

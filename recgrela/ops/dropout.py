@@ -27,14 +27,14 @@ def _scatter_seed(z: Tensor) -> Tensor:
     return z ^ _shifted(z, 31)
 
 
-def _draws(seed: Tensor, numel: int) -> Tensor:
-    """[numel] int64, uniform in 0 .. 2^32 - 1.
+def draws_at(index: Tensor, seed: Tensor) -> Tensor:
+    """int64, uniform in 0 .. 2^32 - 1, for each index.
 
     The index goes through two rounds of multiply and xor-shift ("lowbias32"), with one half of the scattered
     seed added before the first and the other before the second.
     """
     seed = _scatter_seed(seed)
-    h = torch.arange(numel, device=seed.device) + seed & _LOW32
+    h = index + seed & _LOW32
     h = (h ^ h >> 16) * 0x7FEB352D + _shifted(seed, 32) & _LOW32
     h = (h ^ h >> 15) * 0x846CA68B & _LOW32
     return h ^ h >> 16
@@ -45,14 +45,29 @@ def new_seeds(count: int, device: torch.device) -> Tensor:
     return torch.randint(2**63 - 1, (count,), device=device)
 
 
+def threshold_and_scale(rate: float) -> tuple[int, float]:
+    """The draws below which an element is dropped, and the factor of the other elements."""
+    threshold = min(round(rate * 2**32), _LOW32)
+    return threshold, 2**32 / (2**32 - threshold)
+
+
+def check_rate(op: str, name: str, rate: float) -> None:
+    """Check a rate of dropout or DropPath.
+
+    Raises:
+        ValueError: if it is wrong.
+    """
+    if not 0 <= rate < 1:
+        raise ValueError(f"{op}: the {name} rate must be at least 0 and below 1, got {rate}")
+
+
 def check_dropout(op: str, rate: float, seed: Tensor | None, count: int, device: torch.device) -> None:
     """Check the dropout rate and the seeds.
 
     Raises:
         ValueError: if the rate, or the number or device of the seeds, is wrong; TypeError: if their dtype is.
     """
-    if not 0 <= rate < 1:
-        raise ValueError(f"{op}: the dropout rate must be at least 0 and below 1, got {rate}")
+    check_rate(op, "dropout", rate)
     if seed is None:
         return
     if seed.dtype != torch.int64:
@@ -65,9 +80,9 @@ def check_dropout(op: str, rate: float, seed: Tensor | None, count: int, device:
 
 def dropout_reference(x: Tensor, rate: float, seed: Tensor) -> Tensor:
     """The definition of `dropout` in plain PyTorch."""
-    dropped = min(round(rate * 2**32), _LOW32)
-    keep = (_draws(seed, x.numel()) >= dropped).view(x.shape)
-    return torch.where(keep, x * (2**32 / (2**32 - dropped)), 0)
+    threshold, scale = threshold_and_scale(rate)
+    keep = (draws_at(torch.arange(x.numel(), device=x.device), seed) >= threshold).view(x.shape)
+    return torch.where(keep, x * scale, 0)
 
 
 OP = Op(

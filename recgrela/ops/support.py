@@ -231,14 +231,14 @@ def implementation_for(
         ValueError: on an unknown op.
     """
     if op not in OPS:
-        raise ValueError(f"implementation_for: {op!r} is not an op; expected one of {', '.join(OPS)}")
+        raise ValueError(f"implementation_for: {op!r} is not an op; expected one of {', '.join(sorted(OPS))}")
     return OPS[op].implementation(torch.device(device).type, dtype, head_dim, kernel_size, num_states, widths)
 
 
 def support_table() -> str:
     """The table of kernels in Markdown."""
     lines = ["| op | CPU kernel | CUDA kernel | otherwise |", "| --- | --- | --- | --- |"]
-    for op in OPS.values():
+    for _, op in sorted(OPS.items()):
         kernels = (_describe(op.kernels.get(device_type)) for device_type in ("cpu", "cuda"))
         lines.append(f"| `{op.name}` | {' | '.join(kernels)} | {op.fallback_kind} |")
     return "\n".join(lines) + "\n"
