@@ -14,8 +14,15 @@ struct LinearCrossEntropyParams {
   int64_t dim = 0;
   RowMatrix<const T> hidden, weight;  // [T, D], [n_items, D]
   const int64_t* target = nullptr;    // [T]
+  const T* bias = nullptr;            // [n_items], may be absent
   T scale = 0;                        // factor of the gradients
+  T target_probability = 1;           // 1 - label_smoothing
   RowMatrix<T> d_hidden, d_weight;    // may be absent
+  T* d_bias = nullptr;                // likewise
+
+  // Label smoothing adds a constant to every row of a gradient: its rows begin as these vectors.
+  const T *d_hidden_start = nullptr, *d_weight_start = nullptr;  // [D]
+  T d_bias_start = 0;
 
   // [T]: the maximum score, the sum of exp(score - maximum) over the items so far, and the target's score
   T *max_score = nullptr, *sum = nullptr, *target_score = nullptr;
@@ -30,6 +37,7 @@ struct LinearCrossEntropyParams {
   T* scores = nullptr;                                 // [panels, padded_rows, panel_width]
   T* weight_panels = nullptr;                          // [panels, D, panel_width]
   T* weight_rows = nullptr;                            // [panels * panel_width, padded_dim]
+  T* bias_panels = nullptr;                            // [panels, panel_width]
   T* scaled = nullptr;                                 // [num_rows, padded_dim]
   T *chunk_max_score = nullptr, *chunk_sum = nullptr;  // [chunks, padded_rows]
 

@@ -1,10 +1,11 @@
 // linear_cross_entropy: one block of scores at a time (some rows by some items, all items if they fit), in phases whose
 // items of work are independent of each other:
 //   pack         the block's item rows, transposed in panels for the scores and padded for the gradients
-//   score        s = x W^T, and the maximum of each row and chunk
+//   score        s = x W^T + bias, and the maximum of each row and chunk
 //   exponentiate e = exp(s - maximum), and its sum for each row and chunk
-//   finish       sums of rows; e[target] -= sum, so that (softmax - one-hot) = e / sum; x scaled by 1 / (T sum)
-//   gradients    d_x = e W / (T sum), d_W = e^T (x scaled)
+//   finish       sums of rows; e[target] -= (1 - a) sum, so that softmax - (1 - a) one-hot = e / sum; x scaled by
+//                1 / (T sum). a is the label smoothing, whose other terms are the vectors that gradients begin as.
+//   gradients    d_x = e W / (T sum), d_W = e^T (x scaled), d_bias = e^T (1 / (T sum))
 // If a block does not hold all items, a first pass over the blocks computes the maximum and the sum of each row, and a
 // second pass the gradients. The order of every sum is independent of the number of threads.
 //
@@ -44,6 +45,7 @@ struct CrossEntropy {
       for (int64_t i = 0; i < kWidth; ++i) {
         const int64_t item = panel * kWidth + i;
         T* const padded = p.weight_rows + item * dim;
+        p.bias_panels[item] = p.bias && item < p.num_items ? p.bias[p.first_item + item] : T(0);
         const T* const w = item < p.num_items ? p.weight.row(p.first_item + item) : nullptr;
         for (int64_t k = 0; k < p.dim; ++k) transposed[k * kWidth + i] = w ? w[k] : T(0);
         if (!p.make_gradients) continue;
@@ -60,15 +62,14 @@ struct CrossEntropy {
         const T* const x = i + r < valid ? p.hidden.row(p.first_row + row0 + i + r) : nullptr;
         for (int64_t k = 0; k < p.dim; ++k) scratch[i * p.dim + k * kTileRows + r] = x ? x[k] : T(0);
       }
-    const T zeros[kWidth]{};
     V max_score[kRows];
     std::fill(max_score, max_score + n, splat<T, N>(-std::numeric_limits<T>::infinity()));
     for (int64_t panel = chunk * p.chunk_panels; panel < last_panel(chunk); ++panel) {
       T* const out = scores(panel, row0);
       for (int64_t i = 0; i < n; i += kTileRows) {
         multiply_tile<T, N, kTileRows, kTileVectors>(p.dim, scratch + i * p.dim, Stride<1>{}, Stride<kTileRows>{},
-                                                     p.weight_panels + panel * kWidth * p.dim, kWidth, {zeros, 0},
-                                                     {out + i * kWidth, kWidth});
+                                                     p.weight_panels + panel * kWidth * p.dim, kWidth,
+                                                     {p.bias_panels + panel * kWidth, 0}, {out + i * kWidth, kWidth});
       }
       if (const int64_t items = p.num_items - panel * kWidth; items < kWidth)
         for (int64_t i = 0; i < n; ++i)
@@ -131,7 +132,7 @@ struct CrossEntropy {
       }
       if (!p.make_gradients) continue;
       const int64_t t = p.target[p.first_row + row] - p.first_item;
-      if (t >= 0 && t < p.num_items) scores(t / kWidth, row)[t % kWidth] -= total;
+      if (t >= 0 && t < p.num_items) scores(t / kWidth, row)[t % kWidth] -= p.target_probability * total;
       const T factor = p.scale / total, *x = p.hidden.row(p.first_row + row);
       T* const scaled = p.scaled + row * dim;
       for (int64_t k = 0; k < dim; ++k) scaled[k] = k < p.dim ? x[k] * factor : T(0);
@@ -144,7 +145,8 @@ struct CrossEntropy {
     if (item < blocks) {
       hidden_gradient(item);
     } else {
-      weight_gradient(item - blocks);
+      if (p.d_weight.data) weight_gradient(item - blocks);
+      if (p.d_bias) bias_gradient(item - blocks);
     }
   }
 
@@ -175,7 +177,8 @@ struct CrossEntropy {
       const int64_t row = p.first_row + row0 + i;
       const T factor = p.scale / p.sum[row];
       T* const d = p.d_hidden.row(row);
-      for (int64_t k = 0; k < p.dim; ++k) d[k] = scratch[i * dim + k] * factor + (p.first_item == 0 ? T(0) : d[k]);
+      for (int64_t k = 0; k < p.dim; ++k)
+        d[k] = scratch[i * dim + k] * factor + (p.first_item == 0 ? p.d_hidden_start[k] : d[k]);
     }
   }
 
@@ -185,7 +188,8 @@ struct CrossEntropy {
         const int64_t depth = std::min(kDepthRows, p.num_rows - row0), item0 = panel * kWidth;
         const int64_t items = std::min<int64_t>(kWidth, p.num_items - item0);
         if (p.first_row + row0 == 0)
-          std::fill(p.d_weight.row(p.first_item + item0), p.d_weight.row(p.first_item + item0 + items), T(0));
+          for (int64_t i = 0; i < items; ++i)
+            std::copy_n(p.d_weight_start, p.dim, p.d_weight.row(p.first_item + item0 + i));
         for_row_tiles(items, [&](int64_t item, auto rows) {
           for_column_tiles<N>(dim, [&](int64_t j, auto vectors) {
             const RowMatrix<T> out{p.d_weight.row(p.first_item + item0 + item) + j, p.d_weight.stride};
@@ -195,6 +199,21 @@ struct CrossEntropy {
           });
         });
       }
+  }
+
+  void bias_gradient(int64_t chunk) const {
+    for (int64_t panel = chunk * p.chunk_panels; panel < last_panel(chunk); ++panel) {
+      V sums[kTileVectors]{};
+      for (int64_t i = 0; i < p.num_rows; ++i) {
+        const T factor = p.scale / p.sum[p.first_row + i], *const e = scores(panel, i);
+        for (int c = 0; c < kTileVectors; ++c) sums[c] += load<T, N>(e + c * N) * factor;
+      }
+      T column_sums[kWidth];
+      for (int c = 0; c < kTileVectors; ++c) store<T, N>(column_sums + c * N, sums[c]);
+      const int64_t item0 = panel * kWidth, items = std::min<int64_t>(kWidth, p.num_items - item0);
+      T* const d = p.d_bias + p.first_item + item0;
+      for (int64_t i = 0; i < items; ++i) d[i] = column_sums[i] + (p.first_row == 0 ? p.d_bias_start : d[i]);
+    }
   }
 };
 

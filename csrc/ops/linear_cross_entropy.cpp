@@ -1,36 +1,32 @@
-// The operator linear_cross_entropy: divides the scores into blocks and runs the kernels' phases on each.
-#include "cpu/linear_cross_entropy.h"
+// linear_cross_entropy on the CPU: divides the scores into blocks and runs the kernels' phases on each.
+#include "linear_cross_entropy.h"
 
 #include <cmath>
 #include <limits>
 #include <utility>
 
 #include "cpu.h"
+#include "cpu/linear_cross_entropy.h"
 
 namespace recgrela::ops {
 namespace {
 
-void check_operands(const Tensor& hidden, const Tensor& weight, const Tensor& target) {
-  check_operand(hidden, hidden, hidden.scalar_type(), {-1, -1}, "hidden");
-  STD_TORCH_CHECK(hidden.size(0) > 0 && hidden.size(1) > 0, "hidden [T, D] must not be empty");
-  check_operand(weight, hidden, hidden.scalar_type(), {-1, hidden.size(1)}, "weight");
-  STD_TORCH_CHECK(weight.size(0) > 0, "weight [n_items, D] must not be empty");
-  check_operand(target, hidden, ScalarType::Long, {hidden.size(0)}, "target");
-  const int64_t* const t = data<int64_t>(target);
-  for (int64_t i = 0; i < target.size(0); ++i)
-    STD_TORCH_CHECK(t[i] >= 0 && t[i] < weight.size(0), "target ", t[i], " is out of bounds; there are ",
-                    weight.size(0), " items");
+void check_target(const LinearCrossEntropy::Operands& a) {
+  const int64_t* const t = data<int64_t>(a.target);
+  for (int64_t i = 0; i < a.num_rows(); ++i)
+    STD_TORCH_CHECK(t[i] >= 0 && t[i] < a.num_items(), "target ", t[i], " is out of bounds; there are ", a.num_items(),
+                    " items");
 }
 
 // One call of the op. Keeps at most max_logits scores in memory, or one panel of kBlockRows rows if that is more. A
 // block covers all items if they fit: scores are then computed once instead of twice.
 template <typename T>
-class LinearCrossEntropy {
+class Blocks {
  public:
   using Params = cpu::LinearCrossEntropyParams<T>;
   using Kernels = cpu::LinearCrossEntropyKernels<T>;
 
-  LinearCrossEntropy(Params params, int64_t num_rows, int64_t num_items, int64_t max_logits)
+  Blocks(Params params, int64_t num_rows, int64_t num_items, int64_t max_logits)
       : p_(params), kernels_(cpu::linear_cross_entropy_kernels<T>()), num_rows_(num_rows), num_items_(num_items) {
     p_.lanes = kernels_.lanes, p_.panel_width = kernels_.panel_width;
     p_.chunk_panels = Params::kChunkItems / p_.panel_width;
@@ -47,11 +43,13 @@ class LinearCrossEntropy {
   double operator()() {
     p_.num_rows = rows_, p_.num_items = items_;
     const int64_t r = p_.padded_rows(), n = p_.panels() * p_.panel_width, c = p_.chunks(), d = p_.padded_dim();
-    const bool gradients = p_.d_hidden.data || p_.d_weight.data;
-    const Scratch block((r * n + n * p_.dim + n * d + r * d + 2 * r * c) * sizeof(T)), rows(3 * num_rows_ * sizeof(T));
+    const bool gradients = p_.d_hidden.data || p_.d_weight.data || p_.d_bias;
+    const Scratch block((r * n + n * p_.dim + n * d + n + r * d + 2 * r * c) * sizeof(T)),
+        rows(3 * num_rows_ * sizeof(T));
     T* memory = reinterpret_cast<T*>(block.memory.get());
     auto take = [&](int64_t count) { return std::exchange(memory, memory + count); };
     p_.scores = take(r * n), p_.weight_panels = take(n * p_.dim), p_.weight_rows = take(n * d), p_.scaled = take(r * d);
+    p_.bias_panels = take(n);
     p_.chunk_max_score = take(r * c), p_.chunk_sum = take(r * c);
     p_.max_score = reinterpret_cast<T*>(rows.memory.get());
     p_.sum = p_.max_score + num_rows_, p_.target_score = p_.sum + num_rows_;
@@ -62,7 +60,8 @@ class LinearCrossEntropy {
     pass(true, gradients && one_pass);
     double loss = 0;
     for (int64_t i = 0; i < num_rows_; ++i)
-      loss += double(p_.max_score[i]) - p_.target_score[i] + std::log(double(p_.sum[i]));
+      loss +=
+          double(p_.max_score[i]) - double(p_.target_probability) * p_.target_score[i] + std::log(double(p_.sum[i]));
     if (gradients && !one_pass) pass(false, true);
     return loss / num_rows_;
   }
@@ -81,7 +80,7 @@ class LinearCrossEntropy {
         phase(kernels_.exponentiate, blocks * p_.chunks(), work);
         phase(kernels_.finish, blocks, p_.num_rows * p_.dim);
         if (make_gradients)
-          phase(kernels_.gradients, (p_.d_hidden.data ? blocks : 0) + (p_.d_weight.data ? p_.chunks() : 0),
+          phase(kernels_.gradients, (p_.d_hidden.data ? blocks : 0) + (p_.d_weight.data || p_.d_bias ? p_.chunks() : 0),
                 work * p_.dim);
       }
     }
@@ -97,39 +96,81 @@ class LinearCrossEntropy {
   int64_t rows_ = 0, items_ = 0;  // size of a block
 };
 
-std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy(const Tensor& hidden_, const Tensor& weight_,
-                                                        const Tensor& target_, int64_t max_logits, bool return_d_hidden,
-                                                        bool return_d_weight) {
-  STD_TORCH_CHECK(max_logits > 0, "max_logits must be at least 1");
-  const Tensor hidden = with_contiguous_rows(hidden_), weight = with_contiguous_rows(weight_);
-  const Tensor target = contiguous(target_);
-  check_operands(hidden, weight, target);
-  const int64_t t = hidden.size(0), d = hidden.size(1), n = weight.size(0);
-  const Tensor loss = make(hidden, {});
-  const Tensor d_hidden = make_if(return_d_hidden, hidden, {t, d});
-  const Tensor d_weight = make_if(return_d_weight, hidden, {n, d});
-  dispatch_float(hidden.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    cpu::LinearCrossEntropyParams<T> p;
-    p.dim = d;
-    p.hidden = rows<T>(hidden), p.weight = rows<T>(weight);
-    p.target = data<int64_t>(target);
-    p.scale = static_cast<T>(1.0 / static_cast<double>(t));
-    p.d_hidden = mutable_rows<T>(d_hidden), p.d_weight = mutable_rows<T>(d_weight);
-    *static_cast<T*>(loss.mutable_data_ptr()) = static_cast<T>(LinearCrossEntropy<T>(p, t, n, max_logits)());
-  });
-  return {loss, d_hidden, d_weight};
-}
+// Adds label smoothing, -a mean(s) for each row. The mean over rows and items is the product of two mean vectors, which
+// also are the gradients' rows up to factors.
+template <typename T>
+class Smoothing {
+ public:
+  Smoothing(const LinearCrossEntropy::Operands& a, cpu::LinearCrossEntropyParams<T>& p)
+      : d_hidden_(a.dim()), d_weight_(a.dim()) {
+    p.target_probability = static_cast<T>(1 - a.label_smoothing);
+    p.d_hidden_start = d_hidden_.data(), p.d_weight_start = d_weight_.data();
+    if (a.label_smoothing == 0) return;
+    const double n = static_cast<double>(a.num_items()), t = static_cast<double>(a.num_rows());
+    const std::vector<double> hidden = mean(p.hidden, a.num_rows(), a.dim()),
+                              weight = mean(p.weight, a.num_items(), a.dim());
+    double mean_score = 0;
+    for (int64_t i = 0; p.bias && i < a.num_items(); ++i) mean_score += p.bias[i] / n;
+    for (int64_t k = 0; k < a.dim(); ++k) {
+      mean_score += hidden[k] * weight[k];
+      d_hidden_[k] = static_cast<T>(-a.label_smoothing * weight[k] / t);
+      d_weight_[k] = static_cast<T>(-a.label_smoothing * hidden[k] / n);
+    }
+    p.d_bias_start = static_cast<T>(-a.label_smoothing / n);
+    loss_ = -a.label_smoothing * mean_score;
+  }
+
+  double loss() const { return loss_; }
+
+ private:
+  static std::vector<double> mean(const cpu::RowMatrix<const T>& x, int64_t num_rows, int64_t dim) {
+    std::vector<double> sums(dim);
+    for (int64_t i = 0; i < num_rows; ++i)
+      for (int64_t k = 0; k < dim; ++k) sums[k] += x.row(i)[k];
+    for (double& sum : sums) sum /= static_cast<double>(num_rows);
+    return sums;
+  }
+
+  std::vector<T> d_hidden_, d_weight_;
+  double loss_ = 0;
+};
+
+struct Cpu {
+  static void forward(const LinearCrossEntropy::Operands& a, const LinearCrossEntropy::Outputs& out) {
+    check_target(a);
+    dispatch_float(a.hidden.scalar_type(), [&](auto zero) {
+      using T = decltype(zero);
+      cpu::LinearCrossEntropyParams<T> p;
+      p.dim = a.dim();
+      p.hidden = rows<T>(a.hidden), p.weight = rows<T>(a.weight);
+      p.target = data<int64_t>(a.target), p.bias = data<T>(a.bias);
+      p.scale = static_cast<T>(1.0 / static_cast<double>(a.num_rows()));
+      p.d_hidden = mutable_rows<T>(out.d_hidden), p.d_weight = mutable_rows<T>(out.d_weight);
+      p.d_bias = mutable_data<T>(out.d_bias);
+      const Smoothing<T> smoothing(a, p);
+      const double loss = Blocks<T>(p, a.num_rows(), a.num_items(), a.max_logits)() + smoothing.loss();
+      *static_cast<T*>(out.loss.mutable_data_ptr()) = static_cast<T>(loss);
+    });
+  }
+
+  static void backward(const Tensor& d_loss, const LinearCrossEntropy::Gradients& from,
+                       const LinearCrossEntropy::Gradients& to) {
+    dispatch_float(d_loss.scalar_type(), [&](auto zero) {
+      using T = decltype(zero);
+      const T factor = *data<T>(d_loss);
+      for (const auto& [source, result] : {std::pair(from.d_hidden, to.d_hidden), std::pair(from.d_weight, to.d_weight),
+                                           std::pair(from.d_bias, to.d_bias)}) {
+        const T* const x = data<T>(source);
+        T* const y = static_cast<T*>(result.mutable_data_ptr());
+        torch::stable::parallel_for(0, source.numel(), 1 << 15, [&](int64_t begin, int64_t end) {
+          for (int64_t i = begin; i < end; ++i) y[i] = x[i] * factor;
+        });
+      }
+    });
+  }
+};
 
 }  // namespace
 }  // namespace recgrela::ops
 
-STABLE_TORCH_LIBRARY_FRAGMENT(recgrela, m) {
-  m.def(
-      "linear_cross_entropy(Tensor hidden, Tensor weight, Tensor target, int max_logits, bool return_d_hidden, "
-      "bool return_d_weight) -> (Tensor loss, Tensor d_hidden, Tensor d_weight)");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(recgrela, CPU, m) {
-  m.impl("linear_cross_entropy", TORCH_BOX(&recgrela::ops::linear_cross_entropy));
-}
+RECGRELA_CPU_OP(LinearCrossEntropy)

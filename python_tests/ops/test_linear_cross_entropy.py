@@ -10,7 +10,7 @@ import torch
 from python_tests.support.gpu import needs_gpu
 from python_tests.support.tensors import assert_close, flops_of
 from recgrela.ops import linear_cross_entropy, linear_cross_entropy_reference
-from recgrela.ops.linear_cross_entropy import _by_chunks
+from recgrela.ops.linear_cross_entropy import OP, _by_chunks
 
 
 def operands(rows: int, n_items: int, dim: int = 8, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
@@ -19,24 +19,34 @@ def operands(rows: int, n_items: int, dim: int = 8, dtype: torch.dtype = torch.f
     return [hidden, weight, torch.randint(n_items, (rows,))]
 
 
+def with_bias(
+    rows: int, n_items: int, dim: int = 8, dtype: torch.dtype = torch.float64
+) -> list[torch.Tensor]:
+    return [*operands(rows, n_items, dim, dtype), torch.randn(n_items, dtype=dtype).requires_grad_()]
+
+
 def example() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Operands and other arguments of a small call, for test_support.py."""
-    hidden, weight, target = operands(20, 17)
-    return {"hidden": hidden, "weight": weight}, {"target": target, "label_smoothing": 0.1}
+    hidden, weight, target, bias = with_bias(20, 17)
+    return {"hidden": hidden, "weight": weight, "bias": bias}, {"target": target, "label_smoothing": 0.1}
 
 
-def check(rows: int, n_items: int, dim: int, max_logits: int) -> None:
-    hidden, weight, target = operands(rows, n_items, dim)
-    expected = linear_cross_entropy_reference(hidden, weight, target)
-    got = linear_cross_entropy(hidden, weight, target, max_logits=max_logits)
-    assert_close("loss", expected, got, 1e-13)
+def check(
+    rows: int, n_items: int, dim: int, max_logits: int, bias: bool = True, label_smoothing: float = 0.1
+) -> None:
+    x = with_bias(rows, n_items, dim) if bias else operands(rows, n_items, dim)
+    expected = linear_cross_entropy_reference(*x, label_smoothing=label_smoothing)
+    got = linear_cross_entropy(*x, label_smoothing=label_smoothing, max_logits=max_logits)
+    scale = 1.0 if n_items == 1 else 0.0  # the loss and the gradients of a single item are 0
+    assert_close("loss", expected, got, 1e-13, scale)
+    differentiable = [t for t in x if t.requires_grad]
     for name, a, b in zip(
-        ("hidden", "weight"),
-        torch.autograd.grad(3 * expected, [hidden, weight]),
-        torch.autograd.grad(3 * got, [hidden, weight]),
-        strict=True,
+        ("hidden", "weight", "bias"),
+        torch.autograd.grad(3 * expected, differentiable),
+        torch.autograd.grad(3 * got, differentiable),
+        strict=False,
     ):
-        assert_close(name, a, b, 1e-12)
+        assert_close(name, a, b, 1e-12, scale)
 
 
 # Limits for all scores, for some rows and all items, and for some rows and items.
@@ -59,6 +69,13 @@ def test_equals_reference_at_any_number_of_items(n_items: int, max_logits: int, 
 @pytest.mark.parametrize("max_logits", MAX_LOGITS)
 def test_equals_reference_at_any_width(dim: int, max_logits: int, isa: str) -> None:
     check(60, 300, dim, max_logits)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("max_logits", MAX_LOGITS)
+def test_bias_and_label_smoothing(max_logits: int, label_smoothing: float, bias: bool, isa: str) -> None:
+    check(70, 300, 8, max_logits, bias, label_smoothing)
 
 
 @pytest.mark.parametrize("max_logits", MAX_LOGITS)
@@ -141,20 +158,6 @@ def test_the_backward_can_be_repeated() -> None:
     assert torch.equal(weight.grad, 2 * first)
 
 
-@pytest.mark.parametrize("label_smoothing", [0.1, 1.0])
-def test_label_smoothing(label_smoothing: float) -> None:
-    hidden, weight, target = operands(70, 300)
-    losses = [
-        op(hidden, weight, target, label_smoothing=label_smoothing)
-        for op in (linear_cross_entropy_reference, linear_cross_entropy)
-    ]
-    assert_close("loss", *losses, 1e-13)
-    for a, b in zip(*(torch.autograd.grad(loss, [hidden, weight]) for loss in losses), strict=True):
-        assert_close("gradient", a, b, 1e-12)
-    with pytest.raises(ValueError, match=r"label_smoothing must be within 0 \.\. 1, got 1.5"):
-        linear_cross_entropy(hidden, weight, target, label_smoothing=1.5)
-
-
 @pytest.mark.parametrize("max_logits", MAX_LOGITS)
 def test_nan_propagates(max_logits: int) -> None:
     for bad in (float("nan"), float("inf")):
@@ -164,20 +167,39 @@ def test_nan_propagates(max_logits: int) -> None:
         assert not linear_cross_entropy(hidden, weight, target, max_logits=max_logits).isfinite()
 
 
-def test_opcheck() -> None:
-    for asked in ((True, True), (True, False), (False, True), (False, False)):
-        hidden, weight, target = operands(30, 40)
-        hidden.requires_grad_(asked[0])
-        weight.requires_grad_(asked[1])
+@pytest.mark.parametrize("operator", ["linear_cross_entropy", "linear_cross_entropy_by_chunks"])
+def test_opcheck(operator: str) -> None:
+    for asked in ((True, True, True), (True, False, False), (False, True, False), (False, False, True)):
+        hidden, weight, target, bias = with_bias(30, 40)
+        for x, wanted in zip((hidden, weight, bias), asked, strict=True):
+            x.requires_grad_(wanted)
         torch.library.opcheck(
-            torch.ops.recgrela.linear_cross_entropy.default, (hidden, weight, target, 1000, *asked)
+            getattr(torch.ops.recgrela, operator).default, (hidden, weight, target, bias, 0.2, 1000, *asked)
         )
+    none_asked = (*operands(30, 40), None, 0.0, 1000, False, False, False)
+    with torch.no_grad():
+        torch.library.opcheck(getattr(torch.ops.recgrela, operator).default, none_asked)
 
 
-def test_gradcheck() -> None:
-    hidden, weight, target = operands(5, 7, 4)
+def test_opcheck_of_the_backward() -> None:
+    hidden, weight, target, bias = (x.detach() for x in with_bias(30, 40))
+    saved = torch.ops.recgrela.linear_cross_entropy(
+        hidden, weight, target, bias, 0.0, 1000, True, True, False
+    )
+    d_loss = torch.tensor(3.0, dtype=torch.float64)
+    torch.library.opcheck(
+        torch.ops.recgrela.linear_cross_entropy_backward.default,
+        (d_loss, *saved[1:]),
+        test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
+    )
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
+def test_gradcheck(label_smoothing: float) -> None:
+    hidden, weight, target, bias = with_bias(5, 7, 4)
     assert torch.autograd.gradcheck(
-        lambda h, w: linear_cross_entropy(h, w, target, max_logits=14), (hidden, weight)
+        lambda h, w, b: linear_cross_entropy(h, w, target, b, label_smoothing=label_smoothing, max_logits=14),
+        (hidden, weight, bias),
     )
 
 
@@ -204,25 +226,37 @@ def test_half_precision_is_summed_in_float32() -> None:
         assert_close("gradient", a, b, 2e-2)
 
 
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("max_logits", [1, 700, 1 << 21])
-def test_the_form_for_other_devices(max_logits: int) -> None:
-    hidden, weight, target = operands(100, 17)
-    loss, d_hidden, d_weight = _by_chunks(hidden.detach(), weight.detach(), target, max_logits, True, True)
-    expected = linear_cross_entropy_reference(hidden, weight, target)
-    assert_close("loss", expected, loss, 1e-13)
-    for a, b in zip(torch.autograd.grad(expected, [hidden, weight]), (d_hidden, d_weight), strict=True):
-        assert_close("gradient", a, b, 1e-12)
+def test_the_form_for_other_devices(
+    max_logits: int, label_smoothing: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(OP.kernels, "cpu")
+    check(100, 17, 8, max_logits, True, label_smoothing)
 
 
 def test_the_form_for_other_devices_sums_half_precision_in_float32() -> None:
     hidden, weight, target = operands(100, 17)
-    half = [x.detach().bfloat16() for x in (hidden, weight)]
-    loss, *grads = _by_chunks(*half, target, 200, True, True)
+    half = [hidden.detach().bfloat16(), weight.detach().bfloat16().float()]
+    loss, *grads, _ = _by_chunks(*half, target, None, 0.0, 200, True, True, False)
     double = [x.double().requires_grad_() for x in half]
     expected = linear_cross_entropy_reference(*double, target)
-    assert loss.dtype == torch.float32 and grads[0].dtype == grads[1].dtype == torch.bfloat16
+    assert loss.dtype == torch.float32 and [x.dtype for x in grads] == [torch.bfloat16, torch.float32]
     assert_close("loss", expected, loss, 1e-6)  # the scores are not rounded to bfloat16
     for a, b in zip(torch.autograd.grad(expected, double), grads, strict=True):
+        assert_close("gradient", a, b, 1e-2)
+
+
+def test_a_float32_table_with_half_rows() -> None:
+    hidden, weight, target, bias = with_bias(100, 17, dtype=torch.float32)
+    rows = hidden.detach().bfloat16().requires_grad_()
+    expected = linear_cross_entropy_reference(rows.float(), weight, target, bias)
+    loss = linear_cross_entropy(rows, weight, target, bias)
+    assert loss.dtype == torch.float32
+    assert_close("loss", expected, loss, 1e-6)
+    grads = [torch.autograd.grad(x, [rows, weight, bias]) for x in (expected, loss)]
+    assert [x.dtype for x in grads[1]] == [torch.bfloat16, torch.float32, torch.float32]
+    for a, b in zip(*grads, strict=True):
         assert_close("gradient", a, b, 1e-2)
 
 
@@ -250,14 +284,15 @@ def test_float64_stays_float64_under_autocast() -> None:
 
 
 def test_only_the_gradients_asked_for() -> None:
-    hidden, weight, target = operands(20, 9)
-    both = torch.autograd.grad(linear_cross_entropy(hidden, weight, target), [hidden, weight])
-    (alone,) = torch.autograd.grad(linear_cross_entropy(hidden, weight.detach(), target), [hidden])
-    assert torch.equal(alone, both[0])
-    (alone,) = torch.autograd.grad(linear_cross_entropy(hidden.detach(), weight, target), [weight])
-    assert torch.equal(alone, both[1])
+    x = with_bias(20, 9)
+    differentiable = [0, 1, 3]
+    every = torch.autograd.grad(linear_cross_entropy(*x), [x[i] for i in differentiable])
+    for i, expected in zip(differentiable, every, strict=True):
+        some = [t if j == i else t.detach() for j, t in enumerate(x)]
+        (alone,) = torch.autograd.grad(linear_cross_entropy(*some), some[i])
+        assert torch.equal(alone, expected)
     with torch.no_grad():
-        assert not linear_cross_entropy(hidden, weight, target).requires_grad
+        assert not linear_cross_entropy(*x).requires_grad
 
 
 def test_second_derivatives_are_refused() -> None:
@@ -268,17 +303,14 @@ def test_second_derivatives_are_refused() -> None:
 
 
 def test_compiles_without_a_graph_break() -> None:
-    hidden, weight, target = operands(40, 9)
+    hidden, weight, target, bias = with_bias(40, 9)
 
-    def f(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return linear_cross_entropy(hidden, weight, target, max_logits=90)
+    def f(*x: torch.Tensor) -> torch.Tensor:
+        return linear_cross_entropy(x[0], x[1], target, x[2], label_smoothing=0.1, max_logits=90)
 
     compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
-    for a, b in zip(
-        torch.autograd.grad(f(hidden, weight), [hidden, weight]),
-        torch.autograd.grad(compiled(hidden, weight), [hidden, weight]),
-        strict=True,
-    ):
+    x = [hidden, weight, bias]
+    for a, b in zip(torch.autograd.grad(f(*x), x), torch.autograd.grad(compiled(*x), x), strict=True):
         assert_close("gradient", a, b, 1e-12)
 
 
@@ -287,15 +319,20 @@ def test_bad_input() -> None:
     for args, message in [
         ((hidden, weight[:, :3], target), r"weight must be \[n_items, 8\]"),
         ((hidden, weight, target[:4]), r"target must be \[5\]"),
+        ((hidden, weight, target, torch.zeros(6)), r"bias must be \[7\]"),
         ((hidden[:0], weight, target[:0]), "neither empty"),
         ((hidden, weight[:0], target), "neither empty"),
     ]:
         with pytest.raises(ValueError, match=message):
             linear_cross_entropy(*args)
+    with pytest.raises(ValueError, match=r"label_smoothing must be within 0 \.\. 1, got 1.5"):
+        linear_cross_entropy(hidden, weight, target, label_smoothing=1.5)
     with pytest.raises(ValueError, match="max_logits"):
         linear_cross_entropy(hidden, weight, target, max_logits=0)
     with pytest.raises(TypeError, match=r"weight is torch\.float32"):
         linear_cross_entropy(hidden, weight.float(), target)
+    with pytest.raises(TypeError, match=r"bias is torch\.float32, weight is torch\.float64"):
+        linear_cross_entropy(hidden, weight, target, torch.zeros(7))
     with pytest.raises(TypeError, match="int64"):
         linear_cross_entropy(hidden, weight, target.int())
     for bad in (target + 7, target - 100):

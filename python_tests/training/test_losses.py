@@ -61,18 +61,19 @@ def naive_gbce(scores: Tensor, target: Tensor, negatives: Tensor, t: float) -> T
 @pytest.mark.parametrize("name", ["sampled_softmax", "gbce"])
 def test_equals_its_formula(name: str, rows_at_a_time: int, monkeypatch: pytest.MonkeyPatch) -> None:
     hidden, weight, target = operands()
+    bias = torch.randn(N_ITEMS, dtype=torch.float64).requires_grad_()
     loss = make_sampled_loss(name)
     monkeypatch.setitem(lce.MAX_LOGITS, "cpu", 12 * rows_at_a_time)
     negatives = loss.draw()
     assert negatives.shape == (12,) and (negatives[:, None] == target).any(), "no negative is a target"
-    got = loss.with_negatives(hidden, weight, target, negatives)
-    scores = hidden @ weight.T
+    got = loss.with_negatives(hidden, weight, target, negatives, bias)
+    scores = hidden @ weight.T + bias
     if isinstance(loss, SampledSoftmax):
         expected = naive_sampled_softmax(loss, scores, target, negatives)
     else:
         expected = naive_gbce(scores, target, negatives, 0.75)
     assert_close("loss", expected, got, 1e-6)  # scores are compared in float32
-    grads = (torch.autograd.grad(x, [hidden, weight]) for x in (expected, got))
+    grads = (torch.autograd.grad(x, [hidden, weight, bias]) for x in (expected, got))
     for a, b in zip(*grads, strict=True):
         assert_close("gradient", a, b, 1e-5)
 

@@ -18,7 +18,7 @@ from recgrela.settings.model import ModelConfig
 from recgrela.settings.train import Objective
 from recgrela.system.errors import ConfigError
 
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+Loss = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
 Encode = Callable[[Tensor, Sequences], tuple[Tensor, "Tensor | None"]]
 
 
@@ -137,14 +137,6 @@ class SequenceModel(nn.Module, ABC):
         hidden, extra = encode(x, sequences.last_only() if last_only else sequences)
         return hidden if item_rows is None or last_only else hidden[item_rows], extra
 
-    def _output(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows and an item table whose products are the scores; the item bias becomes one more column."""
-        weight = self.item_embedding.weight
-        if self.item_bias is None:
-            return hidden, weight
-        ones = hidden.new_ones(hidden.shape[0], 1)
-        return torch.cat([hidden, ones], dim=1), torch.cat([weight, self.item_bias[:, None]], dim=1)
-
     # ---- packed batches: rows of all sequences end to end
 
     def score_packed(self, items: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
@@ -176,8 +168,8 @@ class SequenceModel(nn.Module, ABC):
             items, cu_seqlens, max_seqlen: see `score_packed`.
             target: int64 item ids, [B] for objective "last", [T] for "all" (each row's next item).
             objective: "last" or "all".
-            loss: a function of hidden rows, item table and targets, by default cross-entropy over every row
-                of the item table; see `recgrela.training.losses`.
+            loss: a function of hidden rows, item table, targets and item bias, by default cross-entropy over
+                every row of the item table; see `recgrela.training.losses`.
 
         Raises:
             ConfigError: the model cannot be trained on this objective.
@@ -189,7 +181,7 @@ class SequenceModel(nn.Module, ABC):
             )
         last_only = objective == "last"
         hidden, extra = self._hidden(self.encode_for_loss, items, cu_seqlens, max_seqlen, last_only)
-        mean = loss(*self._output(hidden), target)
+        mean = loss(hidden, self.item_embedding.weight, target, self.item_bias)
         return mean if extra is None else mean + extra
 
     # ---- padded batches: [B, L], zeros after each sequence

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,15 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recgrela.ops._library import NO_SECOND_DERIVATIVE, register_operator
-from recgrela.ops.checks import autocast_enabled, check_operands, state_dtype, without_autocast
+from recgrela.ops.checks import autocast_enabled, cast, check_operands, state_dtype, without_autocast
 from recgrela.ops.support import Kernel, Op
 
 # Scores stored at a time: on a CPU 4 MiB in float32, which stay in its caches between products; on a GPU
 # 256 MiB, so that each product is large.
 MAX_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 26}
 NO_INDEX = -(1 << 62)  # F.cross_entropy always ignores one index; no target has this one
-
-OP = Op("linear_cross_entropy", {"cpu": Kernel((torch.float32, torch.float64))}, None, "composition")
 
 
 def max_logits_of(device_type: str) -> int:
@@ -28,10 +26,15 @@ def max_logits_of(device_type: str) -> int:
 
 
 def linear_cross_entropy_reference(
-    hidden: Tensor, weight: Tensor, target: Tensor, *, label_smoothing: float = 0.0
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None = None,
+    *,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """The definition of `linear_cross_entropy` in plain PyTorch."""
-    scores = hidden @ weight.T
+    scores = F.linear(hidden, weight, bias)
     return F.cross_entropy(scores, target, ignore_index=NO_INDEX, label_smoothing=label_smoothing)
 
 
@@ -46,50 +49,87 @@ def _by_chunks(
     hidden: Tensor,
     weight: Tensor,
     target: Tensor,
+    bias: Tensor | None,
+    label_smoothing: float,
     max_logits: int,
     needs_d_hidden: bool,
     needs_d_weight: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+    needs_d_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The operator in plain PyTorch: gradients are computed chunk by chunk, while the scores exist."""
-    dtype = state_dtype(hidden.dtype)
-    rows = min(max(1, max_logits // weight.shape[0]), hidden.shape[0])
+    n, n_items = hidden.shape[0], weight.shape[0]
+    dtype, parameter_dtype = state_dtype(hidden.dtype), weight.dtype
+    weight = weight.to(hidden.dtype)
+    rows = min(max(1, max_logits // n_items), n)
     loss = hidden.new_zeros((), dtype=dtype)
     d_hidden = torch.empty_like(hidden) if needs_d_hidden else hidden.new_empty(0)
-    d_weight = weight.new_zeros(weight.shape, dtype=dtype) if needs_d_weight else weight.new_empty(0)
-    for start in range(0, hidden.shape[0], rows):
+    d_weight = weight.new_zeros(weight.shape, dtype=dtype) if needs_d_weight else loss.new_empty(0)
+    d_bias = loss.new_zeros(n_items) if needs_d_bias else loss.new_empty(0)
+    # Smoothing subtracts a mean(s) from the loss of a row, the same vectors from all rows of the gradients.
+    mean_weight = weight.mean(0, dtype=dtype) if label_smoothing else None
+    for start in range(0, n, rows):
         h, t = hidden[start : start + rows], target[start : start + rows, None]
         scores = _product(h, weight.T, dtype)
+        if bias is not None:
+            scores += bias
         log_sum = scores.logsumexp(1, keepdim=True)
-        loss += (log_sum - scores.gather(1, t)).sum()
-        if not (needs_d_hidden or needs_d_weight):
+        loss += (log_sum - (1 - label_smoothing) * scores.gather(1, t)).sum()
+        if not (needs_d_hidden or needs_d_weight or needs_d_bias):
             continue
-        p = (scores - log_sum).exp_().scatter_add_(1, t, scores.new_full(t.shape, -1.0)).to(hidden.dtype)
+        p = (scores - log_sum).exp_()
+        p.scatter_add_(1, t, scores.new_full(t.shape, label_smoothing - 1))
+        if needs_d_bias:
+            d_bias += p.sum(0)
+        p = p.to(hidden.dtype)
         if needs_d_hidden:
-            d_hidden[start : start + rows] = p @ weight
+            product = _product(p, weight, dtype)
+            if mean_weight is not None:
+                product.sub_(mean_weight, alpha=label_smoothing)
+            d_hidden[start : start + rows] = product / n
         if needs_d_weight:
             d_weight += _product(p.T, h, dtype)
-    n = hidden.shape[0]
-    return loss / n, d_hidden / n, (d_weight / n).to(weight.dtype)
+    loss, d_weight, d_bias = loss / n, d_weight / n, d_bias / n
+    if mean_weight is not None:
+        mean_hidden = hidden.mean(0, dtype=dtype)
+        mean_score = (mean_hidden * mean_weight).sum()
+        loss -= label_smoothing * (mean_score if bias is None else mean_score + bias.mean())
+        d_weight -= label_smoothing / n_items * (mean_hidden if needs_d_weight else 0)
+        d_bias -= label_smoothing / n_items
+    return loss, d_hidden, d_weight.to(parameter_dtype), d_bias
 
 
-torch.library.impl("recgrela::linear_cross_entropy", "CompositeExplicitAutograd")(_by_chunks)
+# The operator of the composition, with the signature of the kernels' operator.
+torch.library.define(
+    "recgrela::linear_cross_entropy_by_chunks",
+    str(torch.ops.recgrela.linear_cross_entropy.default._schema).partition("linear_cross_entropy")[2],
+)
+torch.library.impl("recgrela::linear_cross_entropy_by_chunks", "CompositeExplicitAutograd")(_by_chunks)
+
+OP = Op(
+    "linear_cross_entropy",
+    {"cpu": Kernel((torch.float32, torch.float64))},
+    torch.ops.recgrela.linear_cross_entropy_by_chunks,
+    "composition",
+)
 
 
 def linear_cross_entropy(
     hidden: Tensor,
     weight: Tensor,
     target: Tensor,
+    bias: Tensor | None = None,
     *,
     label_smoothing: float = 0.0,
     max_logits: int | None = None,
 ) -> Tensor:
-    """Mean cross-entropy of the scores `hidden @ weight.T`, storing at most `max_logits` of them at a time.
+    """Mean cross-entropy of the scores `hidden @ weight.T + bias`, without storing the scores of all rows.
 
     Args:
         hidden: [T, D] floating point, T > 0. Half precision is computed in float32 on the CPU and accumulated
             in float32 elsewhere.
-        weight: [n_items, D], of the dtype of `hidden`.
+        weight: [n_items, D], of the dtype of `hidden`, or float32 if that is half precision.
         target: [T] int64, each 0 .. n_items - 1.
+        bias: [n_items], of the dtype of `weight`, or None.
         label_smoothing: probability that is spread evenly over all items, 0 .. 1.
         max_logits: largest number of scores stored at a time; None: `MAX_LOGITS` of the device. At least 48
             rows by two vectors of items are stored on the CPU, and one row elsewhere.
@@ -114,7 +154,9 @@ def linear_cross_entropy(
         max_logits = max_logits_of(hidden.device.type)
     if max_logits < 1:
         raise ValueError(f"{op}: max_logits must be at least 1, got {max_logits}")
-    check_operands(op, "hidden", hidden, weight=(weight, ("n_items", hidden.shape[1])))
+    own_dtype = (weight.dtype,) if weight.dtype == state_dtype(hidden.dtype) else ()
+    check_operands(op, "hidden", hidden, weight=(weight, ("n_items", hidden.shape[1]), *own_dtype))
+    check_operands(op, "weight", weight, bias=(bias, (weight.shape[0],)))
     if target.dtype != torch.int64:
         raise TypeError(f"{op}: target must be int64, got {target.dtype}")
     if target.shape != hidden.shape[:1]:
@@ -122,66 +164,102 @@ def linear_cross_entropy(
     device_type, dtype = hidden.device.type, hidden.dtype
     if autocast_enabled(device_type) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device_type)
-    dtype = OP.implementation(device_type, dtype).dtype
+    dtype = OP.implementation(device_type, dtype, widths=(hidden.shape[1],)).dtype
     with_grad = torch.is_grad_enabled()
     with without_autocast(device_type):
-        hidden, weight = hidden.to(dtype), weight.to(dtype)
-        loss, _, _ = torch.ops.recgrela.linear_cross_entropy(
+        hidden, (weight, bias) = hidden.to(dtype), cast(state_dtype(dtype), weight, bias)
+        return OP.run(
+            hidden,
             hidden,
             weight,
             target,
+            bias,
+            float(label_smoothing),
             max_logits,
             with_grad and hidden.requires_grad,
             with_grad and weight.requires_grad,
-        )
-        if label_smoothing:  # log Z - (1 - a) s[target] - a mean(s); the mean of all scores is one product
-            difference = F.embedding(target, weight) - weight.mean(0, dtype=loss.dtype)
-            loss = loss + label_smoothing * (hidden.to(loss.dtype) * difference).sum(1).mean()
-    return loss
+            with_grad and bias is not None and bias.requires_grad,
+            widths=(hidden.shape[1],),
+        )[0]
 
 
 def _fake(
-    hidden: Tensor, weight: Tensor, target: Tensor, max_logits: int, *needs: bool
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None,
+    label_smoothing: float,
+    max_logits: int,
+    *needs: bool,
 ) -> tuple[Tensor, ...]:
-    needs_d_hidden, needs_d_weight = needs
+    needs_d_hidden, needs_d_weight, needs_d_bias = needs
     loss = hidden.new_empty((), dtype=state_dtype(hidden.dtype))
     d_hidden = hidden.new_empty(hidden.shape if needs_d_hidden else 0)
-    return loss, d_hidden, weight.new_empty(weight.shape if needs_d_weight else 0)
+    d_weight = weight.new_empty(weight.shape if needs_d_weight else 0)
+    return loss, d_hidden, d_weight, weight.new_empty(weight.shape[0] if needs_d_bias else 0)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    _, d_hidden, d_weight = output
-    ctx.mark_non_differentiable(d_hidden, d_weight)
+def _fake_backward(d_loss: Tensor, *gradients: Tensor) -> tuple[Tensor, ...]:
+    return tuple(torch.empty_like(d) for d in gradients)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _, *gradients = output
+    ctx.mark_non_differentiable(*gradients)
     ctx.set_materialize_grads(False)  # zeros for d_weight would be as large as the table
-    ctx.computed = inputs[4:]
-    ctx.save_for_backward(d_hidden, d_weight)
+    ctx.computed = inputs[6:]
+    ctx.save_for_backward(*gradients)
 
 
-def _backward(ctx: Any, d_loss: Tensor | None, *unused: None) -> tuple[Tensor | None, ...]:
+def _backward_by(
+    scale: Callable[..., Sequence[Tensor]], ctx: Any, d_loss: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """The saved gradients, multiplied by d_loss with scale(d_loss, *gradients)."""
     if d_loss is None:
-        return (None,) * 6
+        return (None,) * 9
     if torch.is_grad_enabled():  # create_graph=True, which would treat the saved gradients as constants
         raise NotImplementedError(NO_SECOND_DERIVATIVE)
     # d_loss is usually 1: on the CPU it is free to read and saves a copy. A traced tensor has no value.
     is_one = type(d_loss) is Tensor and d_loss.device.type == "cpu" and d_loss.item() == 1
-    gradients = (
-        (d if is_one else d * d_loss.to(d.dtype)) if computed else None
-        for d, computed in zip(ctx.saved_tensors, ctx.computed, strict=True)
+    gradients = ctx.saved_tensors if is_one else scale(d_loss, *ctx.saved_tensors)
+    d_hidden, d_weight, d_bias = (
+        d if computed else None for d, computed in zip(gradients, ctx.computed, strict=True)
     )
-    return *gradients, None, None, None, None
+    return d_hidden, d_weight, None, d_bias, None, None, None, None, None
+
+
+def _backward(ctx: Any, d_loss: Tensor | None, *unused: None) -> tuple[Tensor | None, ...]:
+    return _backward_by(torch.ops.recgrela.linear_cross_entropy_backward, ctx, d_loss)
+
+
+def _backward_by_chunks(ctx: Any, d_loss: Tensor | None, *unused: None) -> tuple[Tensor | None, ...]:
+    return _backward_by(lambda d_loss, *gradients: [d * d_loss for d in gradients], ctx, d_loss)
 
 
 def _flops(
     hidden: Sequence[int],
     weight: Sequence[int],
     target: object,
+    bias: object,
+    label_smoothing: float,
     max_logits: int,
     needs_d_hidden: bool,
     needs_d_weight: bool,
+    needs_d_bias: bool,
     **kwargs: Any,
 ) -> int:
-    """2 T D n_items, and as many again for each gradient that the forward computes."""
+    """2 T D n_items, and as many again for each of d_hidden and d_weight, which the forward computes."""
     return 2 * hidden[0] * math.prod(weight) * (1 + needs_d_hidden + needs_d_weight)
 
 
-register_operator("linear_cross_entropy", fake=_fake, setup=_setup, backward=_backward, flops=_flops)
+register_operator(
+    "linear_cross_entropy",
+    fake=_fake,
+    setup=_setup,
+    backward=_backward,
+    fake_backward=_fake_backward,
+    flops=_flops,
+)
+register_operator(
+    "linear_cross_entropy_by_chunks", fake=_fake, setup=_setup, backward=_backward_by_chunks, flops=_flops
+)

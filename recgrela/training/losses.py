@@ -24,9 +24,9 @@ class FullSoftmax(nn.Module):
         super().__init__()
         self.label_smoothing = label_smoothing
 
-    def forward(self, hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-        """hidden [T, D], item table [n_items, D], target [T] int64 -> the mean loss."""
-        return linear_cross_entropy(hidden, weight, target, label_smoothing=self.label_smoothing)
+    def forward(self, hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None) -> Tensor:
+        """hidden [T, D], item table [n_items, D], target [T] int64, item bias [n_items] -> the mean loss."""
+        return linear_cross_entropy(hidden, weight, target, bias, label_smoothing=self.label_smoothing)
 
 
 class SampledLoss(nn.Module, ABC):
@@ -56,28 +56,42 @@ class SampledLoss(nn.Module, ABC):
         uniform = torch.randint(1, self.n_items, (self.num_negatives - frequent,), device=device)
         return torch.cat([self.items[events].long(), uniform])
 
-    def forward(self, hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-        """hidden [T, D], item table [n_items, D], target [T] int64 -> the mean loss."""
-        return self.with_negatives(hidden, weight, target, self.draw())
+    def forward(self, hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None) -> Tensor:
+        """hidden [T, D], item table [n_items, D], target [T] int64, item bias [n_items] -> the mean loss."""
+        return self.with_negatives(hidden, weight, target, self.draw(), bias)
 
-    def with_negatives(self, hidden: Tensor, weight: Tensor, target: Tensor, negatives: Tensor) -> Tensor:
+    def with_negatives(
+        self, hidden: Tensor, weight: Tensor, target: Tensor, negatives: Tensor, bias: Tensor | None = None
+    ) -> Tensor:
         """The mean loss with given negatives, [K] int64."""
         rows = max(1, max_logits_of(hidden.device.type) // len(negatives))
         # A single lookup, because each one creates a gradient as large as the table.
         own, others = F.embedding(torch.cat([target, negatives]), weight).split([len(target), len(negatives)])
         losses = [
             # No random state is needed, and a CUDA graph could not save it.
-            checkpoint(self._sum, *part, others, negatives, use_reentrant=False, preserve_rng_state=False)
+            checkpoint(
+                self._sum, *part, others, negatives, bias, use_reentrant=False, preserve_rng_state=False
+            )
             for part in zip(hidden.split(rows), own.split(rows), target.split(rows), strict=True)
         ]
         return torch.stack(losses).sum() / len(target)
 
-    def _sum(self, hidden: Tensor, own: Tensor, target: Tensor, others: Tensor, negatives: Tensor) -> Tensor:
+    def _sum(
+        self,
+        hidden: Tensor,
+        own: Tensor,
+        target: Tensor,
+        others: Tensor,
+        negatives: Tensor,
+        bias: Tensor | None,
+    ) -> Tensor:
         # Autocast is disabled, because bfloat16 is too coarse for scores.
         with torch.autocast(hidden.device.type, enabled=False):
             hidden = hidden.float()
-            positive = (hidden * own.float()).sum(1)
-            return self.loss(positive, hidden @ others.float().T, target, negatives).sum()
+            positive, negative = (hidden * own.float()).sum(1), hidden @ others.float().T
+            if bias is not None:
+                positive, negative = positive + bias[target].float(), negative + bias[negatives].float()
+            return self.loss(positive, negative, target, negatives).sum()
 
     @abstractmethod
     def loss(self, positive: Tensor, negative: Tensor, target: Tensor, negatives: Tensor) -> Tensor:
