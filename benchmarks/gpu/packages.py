@@ -97,7 +97,7 @@ def attention(case: GatedRelaCase, product: Callable[[Tensor, Tensor, Tensor], T
         count = torch.arange(1, case.length + 1, dtype=torch.float32, device=v.device)[:, None, None]
         den = (fq * fk.cumsum(1, dtype=torch.float32)).sum(-1, keepdim=True) / count + EPS
         o = (product(rq, rk, v) / count / den).flatten(-2)
-        local = conv(t["v"], t["conv_weight"], t["conv_bias"])
+        local = conv(t["v"], *(t[name].to(case.dtype) for name in ("conv_weight", "conv_bias")))
         return ((o + local) * F.silu(t["g"])).to(case.dtype).flatten(0, 1)
 
     return call

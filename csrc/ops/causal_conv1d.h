@@ -31,9 +31,9 @@ struct CausalConv1d {
     const ScalarType type = a.x.scalar_type();
     check_operand(a.x, a.x, type, {-1, -1}, "x");
     check_cu_seqlens(a.cu_seqlens, a.x);
-    check_operand(a.weight, a.x, type, {a.channels(), -1}, "weight");
+    check_operand(a.weight, a.x, state_type(a.x), {a.channels(), -1}, "weight");
     STD_TORCH_CHECK(a.kernel_size() > 0, "weight must have a kernel size of at least 1");
-    check_operand(a.bias, a.x, type, {a.channels()}, "bias");
+    check_operand(a.bias, a.x, state_type(a.x), {a.channels()}, "bias");
     check_operand(a.initial_history, a.x, type, a.history_shape(), "initial_history");
     a.x = with_contiguous_rows(a.x);
     a.weight = contiguous(a.weight), a.bias = contiguous(a.bias);

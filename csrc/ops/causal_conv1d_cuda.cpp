@@ -13,7 +13,7 @@ cuda::CausalConv1dParams make_params(const CausalConv1d::Operands& a) {
   p.sequences = cuda_sequences(a.cu_seqlens, a.num_rows());
   p.channels = a.channels(), p.kernel_size = static_cast<int>(a.kernel_size()), p.silu = a.silu;
   p.x = cuda_rows(a.x);
-  p.weight = data<char>(a.weight), p.bias = data<char>(a.bias);
+  p.weight = data<float>(a.weight), p.bias = data<float>(a.bias);
   p.initial_history = data<char>(a.initial_history);
   return p;
 }
@@ -29,7 +29,7 @@ struct Cuda {
   static void backward(const CausalConv1d::Operands& a, const CausalConv1d::Gradients& grads) {
     cuda::CausalConv1dParams p = make_params(a);
     p.d_y = cuda_rows(grads.d_y), p.d_x = cuda_rows(grads.d_x);
-    p.d_weight = mutable_data<char>(grads.d_weight), p.d_bias = mutable_data<char>(grads.d_bias);
+    p.d_weight = mutable_data<float>(grads.d_weight), p.d_bias = mutable_data<float>(grads.d_bias);
     p.d_final_history = data<char>(grads.d_final_history);
     p.d_initial_history = mutable_data<char>(grads.d_initial_history);
     run_kernel(a.x, p, cuda::causal_conv1d_backward_workspace, cuda::causal_conv1d_backward);

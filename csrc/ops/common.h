@@ -80,7 +80,7 @@ inline void check_cu_seqlens(const Tensor& cu_seqlens, const Tensor& like) {
                   "cu_seqlens must be a 1-D int32 or int64 tensor [B + 1] on the other operands' device");
 }
 
-// The dtype of states, sums and rotary tables.
+// The dtype of parameters, states, sums and rotary tables.
 inline ScalarType state_type(const Tensor& x) {
   return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }

@@ -63,8 +63,8 @@ struct GatedRela {
     check_cu_seqlens(a.cu_seqlens, a.v);
     check_operand(a.rotary, a.v, state_dtype, {-1, d / 2, 2}, "rotary");
     STD_TORCH_CHECK(a.conv_weight.has_value() == a.conv_bias.has_value(), "conv_weight and conv_bias go together");
-    check_operand(a.conv_weight, a.v, type, {d, -1}, "conv_weight");
-    check_operand(a.conv_bias, a.v, type, {d}, "conv_bias");
+    check_operand(a.conv_weight, a.v, state_dtype, {d, -1}, "conv_weight");
+    check_operand(a.conv_bias, a.v, state_dtype, {d}, "conv_bias");
     STD_TORCH_CHECK(!a.conv_weight || a.kernel_size() > 0, "conv_weight must have a kernel size of at least 1");
     STD_TORCH_CHECK(a.initial_kv_state.has_value() == a.initial_history.has_value() &&
                         a.initial_kv_state.has_value() == a.initial_position.has_value(),

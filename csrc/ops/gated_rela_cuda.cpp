@@ -34,7 +34,7 @@ cuda::GatedRelaParams make_params(const GatedRela::Operands& a) {
   p.k = a.k ? cuda_rows(a.k) : second_half(p.q, a);
   p.rotary = data<float>(a.rotary);
   if (a.rotary) p.rotary_positions = p.sequences.max_length = a.rotary->size(0);
-  p.conv_weight = data<char>(a.conv_weight), p.conv_bias = data<char>(a.conv_bias);
+  p.conv_weight = data<float>(a.conv_weight), p.conv_bias = data<float>(a.conv_bias);
   p.initial_kv_state = data<float>(a.initial_kv_state), p.initial_history = data<char>(a.initial_history);
   p.initial_position = data<int64_t>(a.initial_position);
   return p;
@@ -58,8 +58,8 @@ struct Cuda {
     p.d_y = cuda_rows(d_y);
     p.d_q = cuda_rows(grads.d_q), p.d_v = cuda_rows(grads.d_v), p.d_g = cuda_rows(grads.d_g);
     p.d_k = a.k ? cuda_rows(grads.d_k) : second_half(p.d_q, a);
-    p.d_conv_weight = mutable_data<char>(grads.d_conv_weight);
-    p.d_conv_bias = mutable_data<char>(grads.d_conv_bias);
+    p.d_conv_weight = mutable_data<float>(grads.d_conv_weight);
+    p.d_conv_bias = mutable_data<float>(grads.d_conv_bias);
     p.d_final_kv_state = data<float>(grads.d_final_kv_state), p.d_final_history = data<char>(d_final_history);
     p.d_initial_kv_state = mutable_data<float>(grads.d_initial_kv_state);
     p.d_initial_history = mutable_data<char>(grads.d_initial_history);

@@ -40,8 +40,8 @@ struct ConvData {
     const int64_t rows = sum_of(c.lengths);
     x = random_numbers(c.type, rows * c.channels, 1, 1);
     d_y = random_numbers(c.type, rows * c.channels, 1, 2);
-    weight = random_numbers(c.type, c.channels * c.kernel_size, 0.5, 3);
-    bias = random_numbers(c.type, c.channels, 0.5, 4);
+    weight = random_numbers(DType::kFloat32, c.channels * c.kernel_size, 0.5, 3);
+    bias = random_numbers(DType::kFloat32, c.channels, 0.5, 4);
   }
   ConvData chunk(const ConvCase& c, const Chunks& chunks, int i) const {
     ConvData part = *this;
@@ -61,10 +61,11 @@ struct ConvRun : RunDefaults {
 
   ConvRun(const ConvCase& c, const ConvData& data) : c(c) {
     x = matrix(1), y = matrix(2), d_y = matrix(3), d_x = matrix(4);
-    weight = Tensor(c.type, c.channels, c.kernel_size), d_weight = Tensor(c.type, c.channels, c.kernel_size);
+    weight = Tensor(DType::kFloat32, c.channels, c.kernel_size),
+    d_weight = Tensor(DType::kFloat32, c.channels, c.kernel_size);
     x.set(data.x), d_y.set(data.d_y), weight.set(data.weight);
     if (!c.bias) return;
-    bias = Tensor(c.type, 1, c.channels), d_bias = Tensor(c.type, 1, c.channels);
+    bias = Tensor(DType::kFloat32, 1, c.channels), d_bias = Tensor(DType::kFloat32, 1, c.channels);
     bias.set(data.bias);
   }
 
@@ -83,7 +84,7 @@ struct ConvRun : RunDefaults {
     p.dtype = c.type;
     p.sequences = {offsets.memory.data, c.is_int64, c.batch(), rows, 0};
     p.channels = c.channels, p.kernel_size = c.kernel_size, p.silu = c.silu;
-    p.x = x.rows(), p.weight = weight.data(), p.bias = bias.data();
+    p.x = x.rows(), p.weight = weight.as<const float>(), p.bias = bias.as<const float>();
     p.initial_history = ends.initial.data();
     return p;
   }
@@ -97,7 +98,7 @@ struct ConvRun : RunDefaults {
 
   void backward(const Ends<Tensor>& ends) const {
     auto p = params(ends);
-    p.d_y = d_y.rows(), p.d_x = d_x.rows(), p.d_weight = d_weight.data(), p.d_bias = d_bias.data();
+    p.d_y = d_y.rows(), p.d_x = d_x.rows(), p.d_weight = d_weight.as<float>(), p.d_bias = d_bias.as<float>();
     p.d_final_history = ends.d_final.data(), p.d_initial_history = ends.d_initial.data();
     const Memory workspace(cuda::causal_conv1d_backward_workspace(p));
     p.workspace = workspace.data;

@@ -48,8 +48,8 @@ struct RelaData {
     const int64_t n = sum_of(c.lengths) * c.width();
     Doubles* const inputs[] = {&q, &k, &v, &g, &d_y};
     for (uint64_t i = 0; i < 5; ++i) *inputs[i] = random_numbers(c.type, n, 1, i + 1);
-    weight = random_numbers(c.type, c.width() * c.kernel_size, 0.5, 6);
-    bias = random_numbers(c.type, c.width(), 0.5, 7);
+    weight = random_numbers(DType::kFloat32, c.width() * c.kernel_size, 0.5, 6);
+    bias = random_numbers(DType::kFloat32, c.width(), 0.5, 7);
     for (int64_t length : c.lengths) positions = std::max(positions, length);
     for (int64_t t = 0; t < positions; ++t)
       for (int64_t i = 0; i < c.width() / 2; ++i) {
@@ -104,8 +104,8 @@ struct RelaRun : RunDefaults {
     if (c.gate) g = matrix(1), d_g = matrix(2), g.set(data.g);
     if (c.rotary) rotary = Tensor(DType::kFloat32, positions, d), rotary.set(data.rotary);
     if (c.kernel_size == 0) return;
-    weight = Tensor(c.type, d, c.kernel_size), d_weight = Tensor(c.type, d, c.kernel_size);
-    bias = Tensor(c.type, 1, d), d_bias = Tensor(c.type, 1, d);
+    weight = Tensor(DType::kFloat32, d, c.kernel_size), d_weight = Tensor(DType::kFloat32, d, c.kernel_size);
+    bias = Tensor(DType::kFloat32, 1, d), d_bias = Tensor(DType::kFloat32, 1, d);
     weight.set(data.weight), bias.set(data.bias);
   }
 
@@ -128,7 +128,7 @@ struct RelaRun : RunDefaults {
     p.eps = static_cast<float>(c.eps);
     p.q = q.rows(), p.k = k.rows(), p.v = v.rows(), p.g = g.rows();
     p.rotary = rotary.as<const float>(), p.rotary_positions = c.rotary ? positions : 0;
-    p.conv_weight = weight.data(), p.conv_bias = bias.data();
+    p.conv_weight = weight.as<const float>(), p.conv_bias = bias.as<const float>();
     p.initial_kv_state = ends.initial.kv_state.as<const float>(), p.initial_history = ends.initial.history.data();
     p.initial_position = ends.initial.positions();
     p.segment_rows = c.segment_rows, p.team_workspace_bytes = c.team_workspace_bytes;
@@ -149,7 +149,7 @@ struct RelaRun : RunDefaults {
   void backward(const RelaEnds& ends) const {
     auto p = params(ends);
     p.d_y = d_y.rows(), p.d_q = d_q.rows(), p.d_k = d_k.rows(), p.d_v = d_v.rows(), p.d_g = d_g.rows();
-    p.d_conv_weight = d_weight.data(), p.d_conv_bias = d_bias.data();
+    p.d_conv_weight = d_weight.as<float>(), p.d_conv_bias = d_bias.as<float>();
     p.d_final_kv_state = ends.d_final.kv_state.as<const float>(), p.d_final_history = ends.d_final.history.data();
     p.d_initial_kv_state = ends.d_initial.kv_state.as<float>();
     p.d_initial_history = ends.d_initial.history.data();

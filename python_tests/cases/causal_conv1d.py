@@ -61,8 +61,8 @@ class CausalConv1dCase(Case):
 
         inputs = {
             "x": normal(self.rows, self.channels),
-            "weight": normal(self.channels, self.kernel_size),
-            "bias": normal(self.channels),
+            "weight": random.normal(self.channels, self.kernel_size, dtype=self.accumulate_dtype),
+            "bias": random.normal(self.channels, dtype=self.accumulate_dtype),
         }
         upstream = {"y": normal(self.rows, self.channels)}
         if self.state:
@@ -78,7 +78,8 @@ class CausalConv1dCase(Case):
 
     def form(self, name: str, t: Tensors) -> Tensor:
         """y, [B, L, C], by a form in plain PyTorch, of dense operands."""
-        return FORMS[name](t["x"], t["weight"], t["bias"])
+        x = t["x"]
+        return FORMS[name](x, t["weight"].to(x.dtype), t["bias"].to(x.dtype))
 
     def exact(self, t: Tensors) -> Tensor:
         return self.form("shifts", t)

@@ -134,8 +134,8 @@ class GatedRelaCase(Case):
         if self.gate:
             inputs["g"] = rows()
         if self.kernel_size:
-            inputs["conv_weight"] = random.normal(self.dim, self.kernel_size, dtype=self.dtype)
-            inputs["conv_bias"] = random.normal(self.dim, dtype=self.dtype)
+            inputs["conv_weight"] = random.normal(self.dim, self.kernel_size, dtype=self.accumulate_dtype)
+            inputs["conv_bias"] = random.normal(self.dim, dtype=self.accumulate_dtype)
         upstream, constants, positions = {"y": rows()}, {}, max(self.lengths, default=0)
         if self.state:
             kv = (self.batch, self.heads, self.head_dim + 1, self.head_dim)

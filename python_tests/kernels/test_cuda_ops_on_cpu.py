@@ -227,9 +227,9 @@ def test_bare_ops_refuse(simt: Any, change: dict[str, Any], message: str) -> Non
     """What the functions in Python check before, or cannot."""
     head, dtype = change.get("head", 16), change.get("dtype", torch.float32)
     x = torch.randn(7, head, dtype=dtype)
-    weight, bias = torch.randn(head, change.get("taps", 4), dtype=dtype), torch.randn(head, dtype=dtype)
-    cu_seqlens = torch.tensor(change.get("offsets", [0, 7]))
     wide = torch.float64 if dtype == torch.float64 else torch.float32
+    weight, bias = torch.randn(head, change.get("taps", 4), dtype=wide), torch.randn(head, dtype=wide)
+    cu_seqlens = torch.tensor(change.get("offsets", [0, 7]))
     table = rotary_table(change.get("positions", 9), head, dtype=wide)
     absent = (None,) * 3
     args = (x, x, x, x, cu_seqlens, table, weight, bias, *absent, 1, True, 1e-6, False)

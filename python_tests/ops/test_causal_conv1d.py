@@ -15,6 +15,7 @@ from python_tests.support.tensors import assert_close, cu_seqlens_of, flops_of
 from recgrela.ops import causal_conv1d, causal_conv1d_reference
 
 UNEVEN = [1, 257, 0, 3, 64, 2, 65]
+FLOAT32 = ("weight", "bias")  # operands that stay float32 if the others have half precision
 
 
 def operands(lengths: list[int], channels: int, kernel_size: int, *, bias: bool = True) -> list[Tensor]:
@@ -155,6 +156,15 @@ def test_empty_batch() -> None:
         assert d_x.shape == (0, 4) and not any(grad.any() for grad in rest)
 
 
+def test_parameters_in_half_precision_are_converted() -> None:
+    x, weight, bias = (t.detach().bfloat16() for t in operands([6, 3], 8, 4))
+    cu_seqlens = cu_seqlens_of([6, 3])
+    weight.requires_grad_()
+    y = causal_conv1d(x, weight, bias, cu_seqlens)
+    assert torch.equal(y, causal_conv1d(x, weight.float(), bias.float(), cu_seqlens))
+    assert torch.autograd.grad(y.sum(), weight)[0].dtype == torch.bfloat16
+
+
 def test_autocast_computes_in_float32() -> None:
     x, weight, bias = (t.detach().bfloat16() for t in operands([6, 3], 8, 4))
     cu_seqlens = cu_seqlens_of([6, 3])
@@ -175,7 +185,7 @@ def test_second_derivatives_are_refused() -> None:
     "change, error, message",
     [
         ({"x": torch.randn(7)}, ValueError, r"with cu_seqlens x must be \[T, D\]"),
-        ({"x": torch.randn(7, 4).half()}, TypeError, "weight is torch.float32, x is torch.float16"),
+        ({"x": torch.randn(7, 4).double()}, TypeError, "weight is torch.float32; with x in torch.float64"),
         ({"weight": torch.randn(3, 4)}, ValueError, r"weight must be \[4, K\]"),
         ({"weight": torch.randn(4, 2).double()}, TypeError, "weight is torch.float64"),
         ({"bias": torch.randn(3)}, ValueError, r"bias must be \[4\]"),

@@ -11,6 +11,7 @@ from python_tests.support.tensors import assert_close, flops_of
 from recgrela.ops import gated_rela, gated_rela_reference, rotary_table
 
 UNEVEN = [1, 257, 0, 3, 64, 2, 65, 129]
+FLOAT32 = ("conv_weight", "conv_bias")  # operands that stay float32 if the others have half precision
 
 
 def example() -> tuple[dict[str, Tensor], dict[str, Any]]:

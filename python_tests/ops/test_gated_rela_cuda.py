@@ -72,13 +72,15 @@ def test_cuda_more_than_2_to_the_31_elements() -> None:
 
 
 @needs_gpu
-def test_cuda_autocast_keeps_angles_in_float32() -> None:
+def test_cuda_autocast_keeps_angles_and_parameters_in_float32() -> None:
     case = GatedRelaCase(lengths=(30, 5), heads=2)
     x = case.operands("cuda")
     with torch.autocast("cuda", torch.bfloat16):
         got = case.results(x)
     assert got["y"].dtype == torch.bfloat16
-    rounded = replace(x, inputs={name: t.bfloat16() for name, t in x.inputs.items()})  # not the angles
+    # neither the angles nor the parameters are rounded
+    inputs = {name: t if name in case.parameters else t.bfloat16() for name, t in x.inputs.items()}
+    rounded = replace(x, inputs=inputs)
     assert torch.equal(got["y"], case.call(rounded)["y"])
     assert all(got[f"d_{name}"].dtype == torch.float32 for name in x.inputs)
 
@@ -133,8 +135,8 @@ def on_a_fake_gpu(head: int = 16, dtype: torch.dtype = torch.float32, **change: 
         operands: dict[str, Any] = {
             "cu_seqlens": torch.empty(3, dtype=torch.int64, device="cuda"),
             "rotary": torch.empty(9, head, 2, device="cuda"),
-            "conv_weight": torch.empty(2 * head, 4, dtype=dtype, device="cuda"),
-            "conv_bias": torch.empty(2 * head, dtype=dtype, device="cuda"),
+            "conv_weight": torch.empty(2 * head, 4, device="cuda"),
+            "conv_bias": torch.empty(2 * head, device="cuda"),
         }
         for name, how in change.items():
             operands[name] = how(operands[name]) if callable(how) else how
@@ -155,7 +157,11 @@ def test_cuda_shapes_and_dtypes(dtype: torch.dtype) -> None:
         ({"dtype": torch.bfloat16, "rotary": lambda t: t.bfloat16()}, TypeError, "it must be torch.float32"),
         ({"rotary": lambda t: torch.empty(t.shape)}, ValueError, "rotary is on cpu, v on cuda"),
         ({"cu_seqlens": lambda t: torch.empty(3, dtype=torch.int64)}, ValueError, "cu_seqlens is on cpu"),
-        ({"conv_weight": lambda t: t.half()}, TypeError, "conv_weight is torch.float16, v is torch.float32"),
+        (
+            {"conv_weight": lambda t: t.double()},
+            TypeError,
+            "with v in torch.float32 it must be torch.float32",
+        ),
     ],
 )
 def test_cuda_bad_operands(change: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -12,6 +12,7 @@ from recgrela.ops import gated_rela, gated_rela_last, gated_rela_last_reference,
 from recgrela.ops.gated_rela.last import _key_sums_backward_cuda, _key_sums_cuda
 
 UNEVEN = [1, 257, 3, 64, 2, 65, 129]
+FLOAT32 = ("conv_weight", "conv_bias")  # operands that stay float32 if the others have half precision
 
 
 class Case:

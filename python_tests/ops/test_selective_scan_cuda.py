@@ -67,6 +67,8 @@ def test_cuda_shapes_and_dtypes(dtype: torch.dtype) -> None:
     assert (state.shape, state.dtype) == ((2, 6, 5), torch.float32)
 
 
-def test_cuda_A_stays_float32() -> None:
-    with pytest.raises(TypeError, match=r"A is torch.float16; with u in torch.float16 it must be"):
-        on_a_fake_gpu(torch.float16, torch.float16)
+def test_cuda_A_is_float32() -> None:
+    _, state = on_a_fake_gpu(torch.float16, torch.float16)  # converted
+    assert state.dtype == torch.float32
+    with pytest.raises(TypeError, match=r"A is torch.float64; with u in torch.float16 it must be"):
+        on_a_fake_gpu(torch.float16, torch.float64)

@@ -13,12 +13,14 @@ from torch import Tensor
 from recgrela.ops._library import register_operator
 from recgrela.ops.checks import (
     cast_for_autocast,
+    cast_parameters,
     check_operands,
     gradient_like,
     kernel_size_of,
     lengths_of,
     none_for_absent,
     offsets_of,
+    state_dtype,
     to_rows,
 )
 from recgrela.ops.support import Kernel, Op
@@ -52,10 +54,11 @@ def causal_conv1d_reference(
     history = x.new_zeros(len(sequences), n, x.shape[1]) if initial_history is None else initial_history
     outs = []
     for rows, rows_before in zip(sequences, history, strict=True):
-        padded = torch.cat([rows_before, rows]).T[None]  # [1, C, K - 1 + length]
-        outs.append(F.conv1d(padded, weight[:, None], bias, groups=x.shape[1])[0].T if len(rows) else rows)
+        padded = torch.cat([rows_before, rows]).to(weight.dtype).T[None]  # [1, C, K - 1 + length]
+        if len(rows):
+            outs.append(F.conv1d(padded, weight[:, None], bias, groups=x.shape[1])[0].T)
     y = torch.cat(outs) if outs else x
-    y = F.silu(y) if activation == "silu" else y
+    y = (F.silu(y) if activation == "silu" else y).to(x.dtype)
     return (y, last_rows(x, n, cu_seqlens, initial_history)) if return_final_history else y
 
 
@@ -123,8 +126,9 @@ def causal_conv1d(
     Args:
         x: [T, C], the rows of all sequences end to end, or [B, L, C], sequences of equal length with
             `cu_seqlens` None. Any row stride, any floating dtype.
-        weight: [C, K], of the dtype and device of `x`; the last column multiplies the current row.
-        bias: [C] or None.
+        weight: [C, K], float64 for float64 rows, else float32; half precision is converted, and autocast
+            does not convert it. The last column multiplies the current row.
+        bias: [C] of the dtype of `weight`, or None.
         cu_seqlens: int32 or int64 [B + 1] on the device of `x`: sequence b is rows
             cu_seqlens[b] : cu_seqlens[b + 1].
         activation: "silu" or None.
@@ -147,13 +151,15 @@ def causal_conv1d(
     cu_seqlens = offsets_of(op, "x", x, cu_seqlens)
     channels = shape[-1]
     kernel_size = kernel_size_of(op, "weight", weight, channels)
-    x, weight, bias, initial_history = cast_for_autocast(x.device.type, x, weight, bias, initial_history)
+    x, initial_history = cast_for_autocast(x.device.type, x, initial_history)
+    dtype = state_dtype(x.dtype)
+    weight, bias = cast_parameters(dtype, weight, bias)
     check_operands(
         op,
         "x",
         x,
-        weight=(weight, (channels, "K")),
-        bias=(bias, (channels,)),
+        weight=(weight, (channels, "K"), dtype),
+        bias=(bias, (channels,), dtype),
         initial_history=(initial_history, (cu_seqlens.shape[0] - 1, kernel_size - 1, channels)),
     )
     silu = activation == "silu"

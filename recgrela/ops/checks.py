@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+HALF = (torch.float16, torch.bfloat16)
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 COMPLEX = (torch.complex64, torch.complex128)
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of states, coefficients and angles for operands of a real `dtype`."""
+    """The dtype of parameters, states, coefficients and angles for rows of a real `dtype`."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -32,6 +33,11 @@ def without_autocast(device_type: str) -> AbstractContextManager[object]:
 def cast(dtype: torch.dtype, *operands: Tensor | None) -> tuple[Any, ...]:
     """The operands in `dtype`; None stays None."""
     return tuple(None if x is None else x.to(dtype) for x in operands)
+
+
+def cast_parameters(dtype: torch.dtype, *parameters: Tensor | None) -> tuple[Any, ...]:
+    """The parameters, converted to `dtype` from half precision; other dtypes and None are unchanged."""
+    return tuple(x.to(dtype) if x is not None and x.dtype in HALF else x for x in parameters)
 
 
 def cast_for_autocast(device_type: str, *operands: Tensor | None) -> tuple[Any, ...]:

@@ -15,6 +15,7 @@ from recgrela.ops.checks import (
     autocast_enabled,
     cast,
     cast_for_autocast,
+    cast_parameters,
     check_operands,
     gradient_like,
     lengths_of,
@@ -146,8 +147,8 @@ def selective_scan(
     Args:
         u, delta, z: [T, I], the rows of all sequences end to end, or [B, L, I], sequences of equal length
             with `cu_seqlens` None. Any row stride; one device and one floating dtype. z None: no gate.
-        A: [I, N], float64 for float64 operands, else float32. Kernels take N up to 256. Positive
-            entries make states grow.
+        A: [I, N], float64 for float64 operands, else float32; half precision is converted. Kernels take N up
+            to 256. Positive entries make states grow.
         B, C: [T, N] or [B, L, N], of the dtype of `u`.
         D, delta_bias: [I], of the dtype of `A`; None leaves them out.
         cu_seqlens: int32 or int64 [B + 1] on the device of `u`: sequence b is rows
@@ -169,8 +170,9 @@ def selective_scan(
     cu_seqlens = offsets_of(op, "u", u, cu_seqlens)
     u, delta, B, C, z = cast_for_autocast(u.device.type, u, delta, B, C, z)
     dtype = state_dtype(u.dtype)
+    A, D, delta_bias = cast_parameters(dtype, A, D, delta_bias)
     if autocast_enabled(u.device.type):
-        A, D, delta_bias, initial_state = cast(dtype, A, D, delta_bias, initial_state)
+        (initial_state,) = cast(dtype, initial_state)
     *rows, channels = shape
     if A.dim() != 2 or A.shape[1] < 1:
         raise ValueError(f"{op}: A must be [{channels}, N] with at least one state, got {tuple(A.shape)}")

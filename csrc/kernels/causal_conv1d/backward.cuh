@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kConvThreads, 2) conv_backward_kernel(const Co
   ConvWeightSums<N, K> weight_sums;
   if (run.rows > 0) {
     starts += run.begin - run.first_boundary;
-    const ConvWeights<N, K> weights(p, run.channel, run.valid, E{});
+    const ConvWeights<N, K> weights(p, run.channel, run.valid);
     const E* const x = static_cast<const E*>(p.x.data) + run.begin * p.x.stride + run.channel;
     const E* const d_y = static_cast<const E*>(p.d_y.data) + run.begin * p.d_y.stride + run.channel;
     E* const d_x = static_cast<E*>(p.d_x.data) + run.begin * p.d_x.stride + run.channel;

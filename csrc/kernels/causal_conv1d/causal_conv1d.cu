@@ -18,18 +18,17 @@ constexpr int kMinRunRows = 4;       // at least K - 1
 constexpr int kMaxBlockRows = 4096;  // bounds the boundaries in shared memory
 
 // Stores column [k, channel] of the gradients: weight k of the channel, or its bias for k = K.
-template <typename E>
 struct StoreWeightGradients {
-  E *d_weight, *d_bias;
+  float *d_weight, *d_bias;
   int64_t channels;
   int kernel_size;
 
   __device__ void operator()(int64_t column, float sum) const {
     const int64_t k = column / channels, channel = column % channels;
     if (k < kernel_size) {
-      d_weight[channel * kernel_size + k] = from_float<E>(sum);
+      d_weight[channel * kernel_size + k] = sum;
     } else if (d_bias) {
-      d_bias[channel] = from_float<E>(sum);
+      d_bias[channel] = sum;
     }
   }
 };
@@ -93,8 +92,7 @@ cudaError_t causal_conv1d_backward(const CausalConv1dParams& params, cudaStream_
   return dispatch_dtype(p.dtype, [&](auto element) {
     using E = decltype(element);
     RECGRELA_RETURN_IF_ERROR(ConvKernels<E>::backward(p, stream));
-    const StoreWeightGradients<E> store{static_cast<E*>(p.d_weight), static_cast<E*>(p.d_bias), p.channels,
-                                        p.kernel_size};
+    const StoreWeightGradients store{p.d_weight, p.d_bias, p.channels, p.kernel_size};
     RECGRELA_RETURN_IF_ERROR(add_partials(p.partials, p.row_blocks, (p.kernel_size + 1) * p.channels, store, stream));
     return p.d_initial_history && p.kernel_size > 1 ? ConvKernels<E>::d_initial_history(p, stream) : cudaSuccess;
   });

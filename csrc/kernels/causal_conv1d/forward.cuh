@@ -15,7 +15,7 @@ __global__ void __launch_bounds__(kConvThreads, 2) conv_forward_kernel(const Con
   if (run.rows == 0) return;
 
   starts += run.begin - run.first_boundary;
-  const ConvWeights<N, K> weights(p, run.channel, run.valid, E{});
+  const ConvWeights<N, K> weights(p, run.channel, run.valid);
   const E* const x = static_cast<const E*>(p.x.data) + run.begin * p.x.stride + run.channel;
   E* const y = static_cast<E*>(p.y.data) + run.begin * p.y.stride + run.channel;
   float rows[K][N] = {};

@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(kConvThreads) conv_d_initial_history_kernel(co
   float x[2 * kMaxHistory] = {}, weight[kMaxKernelSize] = {}, grad[kMaxHistory] = {};
 #pragma unroll
   for (int k = 0; k < kMaxKernelSize; ++k)
-    if (k <= history) weight[k] = to_float(static_cast<const E*>(p.weight)[at.channel * p.kernel_size + k]);
+    if (k <= history) weight[k] = p.weight[at.channel * p.kernel_size + k];
 #pragma unroll
   for (int i = 0; i < 2 * kMaxHistory; ++i) {
     if (i < history) {
@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kConvThreads) conv_d_initial_history_kernel(co
       x[i] = to_float(static_cast<const E*>(p.x.data)[(rows.begin + i - history) * p.x.stride + at.channel]);
     }
   }
-  const float bias = p.bias ? to_float(static_cast<const E*>(p.bias)[at.channel]) : 0.f;
+  const float bias = p.bias ? p.bias[at.channel] : 0.f;
 #pragma unroll
   for (int t = 0; t < kMaxHistory; ++t) {
     if (t >= history || t >= length) break;

@@ -14,10 +14,10 @@ struct CausalConv1dParams {
   int kernel_size = 0;  // K, 1 to kMaxKernelSize
   bool silu = false;
 
-  RowMatrix x;                   // [T, C] of dtype
-  const void* weight = nullptr;  // [C, K] of dtype
-  const void* bias = nullptr;    // [C] of dtype; may be null
-  RowMatrix y;                   // [T, C] of dtype; forward only
+  RowMatrix x;                    // [T, C] of dtype
+  const float* weight = nullptr;  // [C, K]
+  const float* bias = nullptr;    // [C]; may be null
+  RowMatrix y;                    // [T, C] of dtype; forward only
 
   // The last K - 1 rows of x before and after each sequence, oldest first.
   const void* initial_history = nullptr;  // [B, K - 1, C] of dtype; null: zeros
@@ -25,8 +25,8 @@ struct CausalConv1dParams {
 
   // Backward only.
   RowMatrix d_y, d_x;
-  void* d_weight = nullptr;
-  void* d_bias = nullptr;                 // null if bias is
+  float* d_weight = nullptr;
+  float* d_bias = nullptr;                // null if bias is
   const void* d_final_history = nullptr;  // null: zeros
   void* d_initial_history = nullptr;      // may be null
 

@@ -52,14 +52,12 @@ template <int N, int K>
 struct ConvWeights {
   float weight[K][N], bias[N];
 
-  template <typename E>
-  __device__ ConvWeights(const CausalConv1dParams& p, int64_t channel, int valid, E) {
+  __device__ ConvWeights(const CausalConv1dParams& p, int64_t channel, int valid) {
 #pragma unroll
     for (int i = 0; i < N; ++i) {
 #pragma unroll
-      for (int k = 0; k < K; ++k)
-        weight[k][i] = i < valid ? to_float(static_cast<const E*>(p.weight)[(channel + i) * K + k]) : 0.f;
-      bias[i] = i < valid && p.bias ? to_float(static_cast<const E*>(p.bias)[channel + i]) : 0.f;
+      for (int k = 0; k < K; ++k) weight[k][i] = i < valid ? p.weight[(channel + i) * K + k] : 0.f;
+      bias[i] = i < valid && p.bias ? p.bias[channel + i] : 0.f;
     }
   }
 

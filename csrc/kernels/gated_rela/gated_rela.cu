@@ -54,18 +54,17 @@ __global__ void __launch_bounds__(kCarryThreads) rela_carry_states_kernel(const 
 }
 
 // Stores column [channel, i] of the gradients of the convolution: weight i - (4 - K), or the bias for i = 4.
-template <typename E>
 struct StoreConvGradients {
-  E *d_weight, *d_bias;
+  float *d_weight, *d_bias;
   int kernel_size;
 
   __device__ void operator()(int64_t column, float sum) const {
     const int64_t channel = column / (kMaxKernelSize + 1);
     const int i = static_cast<int>(column % (kMaxKernelSize + 1)), k = i - (kMaxKernelSize - kernel_size);
     if (i == kMaxKernelSize)
-      d_bias[channel] = from_float<E>(sum);
+      d_bias[channel] = sum;
     else if (k >= 0)
-      d_weight[channel * kernel_size + k] = from_float<E>(sum);
+      d_weight[channel * kernel_size + k] = sum;
   }
 };
 
@@ -170,7 +169,7 @@ cudaError_t gated_rela_backward(const GatedRelaParams& params, cudaStream_t stre
     RECGRELA_RETURN_IF_ERROR(find_query_states<E>(p, stream));
     RECGRELA_RETURN_IF_ERROR(RelaKernels<E>::backward(p, stream));
     if (p.kernel_size == 0) return cudaSuccess;
-    const StoreConvGradients<E> store{static_cast<E*>(p.d_conv_weight), static_cast<E*>(p.d_conv_bias), p.kernel_size};
+    const StoreConvGradients store{p.d_conv_weight, p.d_conv_bias, p.kernel_size};
     return add_partials<8>(p.conv_partials, p.segments.num_slots, p.width() * (kMaxKernelSize + 1), store, stream);
   });
 }

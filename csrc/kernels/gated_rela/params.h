@@ -18,12 +18,12 @@ struct GatedRelaParams {
 
   // Rows of q, k, v, g, y and their gradients begin at multiples of 16 bytes. Strides are below 2^26 elements, so that
   // 32 bits hold an offset within 16 rows.
-  RowMatrix q, k, v, g;               // [T, D] of dtype; g may be absent
-  const float* rotary = nullptr;      // [P, D / 2, 2] (cos, sin); null: no rotation
-  int64_t rotary_positions = 0;       // P
-  const void* conv_weight = nullptr;  // [D, K] of dtype
-  const void* conv_bias = nullptr;    // [D] of dtype
-  RowMatrix y;                        // [T, D] of dtype; forward only
+  RowMatrix q, k, v, g;                // [T, D] of dtype; g may be absent
+  const float* rotary = nullptr;       // [P, D / 2, 2] (cos, sin); null: no rotation
+  int64_t rotary_positions = 0;        // P
+  const float* conv_weight = nullptr;  // [D, K]
+  const float* conv_bias = nullptr;    // [D]
+  RowMatrix y;                         // [T, D] of dtype; forward only
 
   // State of the causal form before and after each sequence. Either all three members are null or none is.
   //   kv_state  [B, H, d + 1, d] float32: sum of R phi(k) (x) v, keys by values, and in the last row the sum of phi(k)
@@ -39,8 +39,8 @@ struct GatedRelaParams {
   // Backward only. Null gradients of the final state are zero; those of the initial state are optional.
   RowMatrix d_y;
   RowMatrix d_q, d_k, d_v, d_g;
-  void* d_conv_weight = nullptr;
-  void* d_conv_bias = nullptr;
+  float* d_conv_weight = nullptr;
+  float* d_conv_bias = nullptr;
   const float* d_final_kv_state = nullptr;
   const void* d_final_history = nullptr;
   float* d_initial_kv_state = nullptr;

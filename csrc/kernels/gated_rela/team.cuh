@@ -121,17 +121,15 @@ struct Team {
   // Loads the convolution's weights to shared memory, [5, kHead]. Rows 0 to 3 apply to the rows of v from 3 rows before
   // the current one to the current one; weights that a shorter kernel lacks are zero. Row 4 is the bias.
   __device__ void load_conv_weights(float* conv_weights) const {
-    const E* const weight = static_cast<const E*>(p.conv_weight);
-    const E* const bias = static_cast<const E*>(p.conv_bias);
     for (int i = thread; i < kHead * (kMaxKernelSize + 1); i += 32 * kWarps) {
       const int channel = i % kHead, row = i / kHead;
       const int k = row - (kMaxKernelSize - p.kernel_size);
       float x = 0.f;
       if (p.kernel_size > 0 && channel < p.head_dim) {
         if (row == kMaxKernelSize)
-          x = to_float(bias[head_channel() + channel]);
+          x = p.conv_bias[head_channel() + channel];
         else if (k >= 0)
-          x = to_float(weight[(head_channel() + channel) * p.kernel_size + k]);
+          x = p.conv_weight[(head_channel() + channel) * p.kernel_size + k];
       }
       conv_weights[i] = x;
     }

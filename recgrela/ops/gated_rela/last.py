@@ -15,6 +15,7 @@ from recgrela.ops.checks import (
     autocast_enabled,
     cast,
     cast_for_autocast,
+    cast_parameters,
     check_cu_seqlens,
     check_operands,
     state_dtype,
@@ -67,8 +68,9 @@ def gated_rela_last(
     conv_kernel_size(op, conv_weight, conv_bias, width)
     check_cu_seqlens(op, cu_seqlens, v)
     batch = cu_seqlens.shape[0] - 1
-    q, k, v, g, conv_weight, conv_bias = cast_for_autocast(v.device.type, q, k, v, g, conv_weight, conv_bias)
+    q, k, v, g = cast_for_autocast(v.device.type, q, k, v, g)
     dtype = state_dtype(v.dtype)
+    conv_weight, conv_bias = cast_parameters(dtype, conv_weight, conv_bias)
     if autocast_enabled(v.device.type):
         (rotary,) = cast(dtype, rotary)
     check_operands(
@@ -80,8 +82,8 @@ def gated_rela_last(
         g=(g, (batch, width)),
         rows=(rows, (batch,), torch.int64),
         rotary=(rotary, ("P", width // 2, 2), dtype),
-        conv_weight=(conv_weight, (width, "K")),
-        conv_bias=(conv_bias, (width,)),
+        conv_weight=(conv_weight, (width, "K"), dtype),
+        conv_bias=(conv_bias, (width,), dtype),
     )
     operands = (q, k, v, g, cu_seqlens, rows, rotary, conv_weight, conv_bias)
     return OP.run(v, *operands, num_heads, eps, head_dim=head_dim)

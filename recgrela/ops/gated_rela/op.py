@@ -14,6 +14,7 @@ from recgrela.ops.checks import (
     autocast_enabled,
     cast,
     cast_for_autocast,
+    cast_parameters,
     check_operands,
     gradient_like,
     kernel_size_of,
@@ -161,7 +162,8 @@ def gated_rela(
         causal: whether row i attends to rows up to i (True) or to its whole sequence.
         rotary: [P, D / 2, 2] from `rotary_table`, P at least the longest sequence; float64 for float64
             operands, else float32. None: no rotation. It gets no gradient.
-        conv_weight, conv_bias: [D, K] and [D] of the local shortcut; None leaves it out.
+        conv_weight, conv_bias: [D, K] and [D] of the local shortcut; None leaves it out. float64 for float64
+            rows, else float32; half precision is converted, and autocast does not convert them.
         eps: added to the denominator.
         initial_state: the state after earlier rows, for the causal form; positions continue from it.
         return_state: also return the state after the last row of each sequence.
@@ -185,10 +187,9 @@ def gated_rela(
     kv_state, history, position = (None, None, None) if initial_state is None else initial_state
     if initial_state is not None and any(x is None for x in initial_state):
         raise ValueError(f"{op}: initial_state lacks one of {', '.join(RelaState._fields)}")
-    q, k, v, g, conv_weight, conv_bias, history = cast_for_autocast(
-        v.device.type, q, k, v, g, conv_weight, conv_bias, history
-    )
+    q, k, v, g, history = cast_for_autocast(v.device.type, q, k, v, g, history)
     dtype, batch = state_dtype(v.dtype), cu_seqlens.shape[0] - 1
+    conv_weight, conv_bias = cast_parameters(dtype, conv_weight, conv_bias)
     if autocast_enabled(v.device.type):
         rotary, kv_state = cast(dtype, rotary, kv_state)
     state: dict[str, Any] = {
@@ -204,8 +205,8 @@ def gated_rela(
         k=(k, (*rows, width)),
         g=(g, (*rows, width)),
         rotary=(rotary, ("P", width // 2, 2), dtype),
-        conv_weight=(conv_weight, (width, "K")),
-        conv_bias=(conv_bias, (width,)),
+        conv_weight=(conv_weight, (width, "K"), dtype),
+        conv_bias=(conv_bias, (width,), dtype),
         **state,
     )
     y, *final_state = OP.run(
