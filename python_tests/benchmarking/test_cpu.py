@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from benchmarks import timing
-from benchmarks.cpu import attention_length, length, ops, train_step
+from benchmarks.cpu import attention_length, host_time, length, ops, train_step
 from python_tests.cases import CASES
+from recgrela.ops import OPS
 
 
 @pytest.fixture(autouse=True)
@@ -71,3 +72,10 @@ def test_steps_of_any_length_run() -> None:
     length.make(5, 20, 1, "cpu")()
     for form in attention_length.FORMS:
         attention_length.make(form, 6, 12, 1)()
+
+
+@pytest.mark.parametrize("name", [host_time.LINEAR, *OPS])
+def test_the_time_on_the_host_of_every_op(name: str) -> None:
+    seconds = timing.medians(host_time.variants(name), rounds=2, warm_up=1)
+    assert list(seconds) == [f"{name} forward", name]
+    assert min(seconds.values()) > 0

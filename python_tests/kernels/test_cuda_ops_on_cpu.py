@@ -28,7 +28,7 @@ from python_tests.support.results import LAYOUTS, UNEVEN, assert_results
 from python_tests.support.simt import build_simt
 from python_tests.support.tensors import assert_close, cu_seqlens_of
 from recgrela.ops import OPS, rotary_table
-from recgrela.ops._library import AUTOGRAD
+from recgrela.ops._library import AUTOGRAD, register_gradient
 from recgrela.ops.gated_rela.last import _key_sums_backward_cuda, _key_sums_cuda
 
 CUDA_OPS = [op for op in OPS.values() if "cuda" in op.kernels]
@@ -40,8 +40,7 @@ def library() -> None:
     build = build_simt("recgrela_simt_ops", RECGRELA_TORCH=Path(torch.__file__).parent, RECGRELA_TESTS="ON")
     torch.ops.load_library(build / "librecgrela_simt_ops.so")
     for name in OPERATORS:
-        setup, backward = AUTOGRAD[name]
-        torch.library.register_autograd(f"recgrela_simt::{name}", backward, setup_context=setup)
+        register_gradient(f"recgrela_simt::{name}", *AUTOGRAD[name])
 
 
 @pytest.fixture

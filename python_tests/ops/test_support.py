@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 import recgrela.ops
 from python_tests.support.project import ROOT
@@ -106,6 +108,36 @@ def test_compiles_into_one_graph(name: str) -> None:
     compiled = torch.compile(f, fullgraph=True, backend="aot_eager")(*operands.values())
     expected = f(*operands.values())
     assert_close(name, *(x if isinstance(x, Tensor) else x[0] for x in (expected, compiled)), 1e-12)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_recomputed_by_gradient_checkpointing(name: str) -> None:
+    operands, others = own_tests(name).example()
+
+    def f(*values: Tensor) -> Tensor:
+        out = getattr(recgrela.ops, name)(**dict(zip(operands, values, strict=True)), **others)
+        return sum(y.double().sum() for y in ([out] if isinstance(out, Tensor) else out))
+
+    leaves = list(operands.values())
+    losses = f(*leaves), checkpoint(f, *leaves, use_reentrant=False)
+    gradients = [torch.autograd.grad(loss, leaves) for loss in losses]
+    for operand, expected, got in zip(operands, *gradients, strict=True):
+        assert torch.equal(expected, got), operand
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_without_gradients(name: str) -> None:
+    operands, others = own_tests(name).example()
+    call = partial(getattr(recgrela.ops, name), **others)
+    expected = call(**operands)
+    with torch.no_grad():
+        outputs = [call(**operands)]
+    outputs.append(call(**{n: x.detach() for n, x in operands.items()}))
+    first, *rest = (x if isinstance(x, Tensor) else x[0] for x in (expected, *outputs))
+    assert first.requires_grad
+    for y in rest:
+        assert not y.requires_grad
+        assert torch.equal(first, y)
 
 
 @pytest.mark.parametrize(

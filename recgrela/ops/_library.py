@@ -1,7 +1,8 @@
 """Loads the compiled library, which defines the operators torch.ops.recgrela.*, and completes them in Python.
 
 C++ declares an operator's schema and its kernels. `register_operator` adds what PyTorch needs beside them:
-shape functions, gradients and a count of operations.
+shape functions, gradients and a count of operations. `call_operator` calls an operator with little work on
+the host.
 """
 
 from __future__ import annotations
@@ -24,7 +25,14 @@ except ImportError as error:
         "another folder to use an installed recgrela."
     ) from error
 
-__all__ = ["AUTOGRAD", "NO_SECOND_DERIVATIVE", "_C", "register_operator"]
+__all__ = [
+    "AUTOGRAD",
+    "NO_SECOND_DERIVATIVE",
+    "_C",
+    "call_operator",
+    "register_gradient",
+    "register_operator",
+]
 
 NO_SECOND_DERIVATIVE = (
     "second derivatives are not implemented by recgrela's ops; use the op's *_reference function, which is "
@@ -33,7 +41,7 @@ NO_SECOND_DERIVATIVE = (
 
 
 class Autograd(NamedTuple):
-    """The gradient of an operator, as `torch.library.register_autograd` takes it."""
+    """The gradient of an operator: functions as in `torch.autograd.Function`."""
 
     setup: Callable[..., None]
     backward: Callable[..., Any]
@@ -41,6 +49,11 @@ class Autograd(NamedTuple):
 
 # Gradients by operator. Tests register them for a build of the same operators under another name.
 AUTOGRAD: dict[str, Autograd] = {}
+# The function of each operator with a gradient, and the libraries that hold its registration.
+_FUNCTIONS: dict[torch._ops.OpOverload, type[torch.autograd.Function]] = {}
+_LIBRARIES: dict[str, torch.library.Library] = {}
+# A guard that dispatches operators without autograd.
+_BelowAutograd = torch._C._AutoDispatchBelowAutograd
 
 
 def register_operator(
@@ -66,16 +79,63 @@ def register_operator(
     """
     qualified = f"recgrela::{name}"
     torch.library.register_fake(qualified, _on_one_device(name, fake))
-    torch.library.register_autograd(qualified, backward, setup_context=setup)
+    register_gradient(qualified, setup, backward)
     AUTOGRAD[name] = Autograd(setup, backward)
     if fake_backward is not None:
         derivative = f"{name}_backward"
         torch.library.register_fake(f"recgrela::{derivative}", _on_one_device(derivative, fake_backward))
-        torch.library.register_autograd(
-            f"recgrela::{derivative}", _no_second_derivative, setup_context=_save_nothing
-        )
+        register_gradient(f"recgrela::{derivative}", _save_nothing, _no_second_derivative)
     if flops is not None:
         register_flop_formula(getattr(torch.ops.recgrela, name), get_raw=flops_of_tensors)(flops)
+
+
+def register_gradient(qualified: str, setup: Callable[..., None], backward: Callable[..., Any]) -> None:
+    """Register the gradient of an operator, "namespace::name".
+
+    It does what `torch.library.register_autograd` does, without its work at each call, such as the default
+    values of the schema: the operators have none.
+    """
+    namespace, name = qualified.split("::")
+    operator = getattr(getattr(torch.ops, namespace), name).default
+    assert not any(argument.has_default_value() for argument in operator._schema.arguments)
+
+    def forward(ctx: Any, *args: Any) -> Any:
+        with _BelowAutograd():
+            output = operator(*args)
+        setup(ctx, args, output)
+        return output
+
+    function: Any = type(
+        "".join(part.capitalize() for part in name.split("_")),
+        (torch.autograd.Function,),
+        {"forward": staticmethod(forward), "backward": staticmethod(backward)},
+    )
+
+    def dispatched(keys: torch._C.DispatchKeySet, *args: Any) -> Any:
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+            return function.apply(*args)
+        with _BelowAutograd():
+            return operator.redispatch(keys & torch._C._after_autograd_keyset, *args)
+
+    if namespace not in _LIBRARIES:
+        _LIBRARIES[namespace] = torch.library.Library(namespace, "FRAGMENT")
+    _LIBRARIES[namespace].impl(name, dispatched, "Autograd", with_keyset=True)
+    _FUNCTIONS[operator] = function
+
+
+def call_operator(name: str, *args: Any) -> Any:
+    """Call torch.ops.recgrela.NAME, with the same result and a fraction of its work on the host.
+
+    Outside of tracing and of functorch's transforms the dispatcher would only convert the arguments for the
+    function that `register_gradient` made, so that function is called directly.
+    """
+    operator = getattr(torch.ops.recgrela, name).default
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return operator(*args)
+    if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+        return _FUNCTIONS[operator].apply(*args)
+    with _BelowAutograd():
+        return operator(*args)
 
 
 def _on_one_device(name: str, fake: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recgrela.ops._library import register_operator
+from recgrela.ops._library import call_operator, register_operator
 from recgrela.ops.checks import (
     cast_for_autocast,
     cast_parameters,
@@ -22,6 +22,7 @@ from recgrela.ops.checks import (
     offsets_of,
     state_dtype,
     to_rows,
+    with_shape,
 )
 from recgrela.ops.support import Kernel, Op
 
@@ -165,7 +166,7 @@ def causal_conv1d(
     silu = activation == "silu"
     args = (to_rows(x), weight, bias, cu_seqlens, initial_history, silu, return_final_history)
     y, history = OP.run(x, *args, kernel_size=kernel_size)
-    return (y.view(shape), history) if return_final_history else y.view(shape)
+    return (with_shape(y, shape), history) if return_final_history else with_shape(y, shape)
 
 
 def _fake(
@@ -202,11 +203,13 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 
 
 def _backward(ctx: Any, d_y: Tensor | None, d_final_history: Tensor | None) -> tuple[Tensor | None, ...]:
-    x, weight, bias, _, initial_history = ctx.saved_tensors
-    gradients = torch.ops.recgrela.causal_conv1d_backward(
+    saved = ctx.saved_tensors  # checkpointing unpacks them once
+    x, weight, bias, _, initial_history = saved
+    gradients = call_operator(
+        "causal_conv1d_backward",
         torch.zeros_like(x) if d_y is None else d_y,
         d_final_history if ctx.returns_history else None,
-        *ctx.saved_tensors,
+        *saved,
         ctx.silu,
     )
     d_x, d_weight, d_bias, d_initial_history = none_for_absent(gradients, (x, weight, bias, initial_history))

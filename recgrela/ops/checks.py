@@ -75,29 +75,35 @@ def check_operands(
     Raises:
         ValueError: if a shape or device is wrong; TypeError: if a dtype is. The message names the operand.
     """
-    autocast = autocast_enabled(first.device.type)
-    if first.dtype not in dtypes:
+    dtype, device = first.dtype, first.device
+    if dtype not in dtypes:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise TypeError(f"{op}: {first_name} must be one of {names}, got {first.dtype}; convert it first")
     for name, (x, shape, *own_dtype) in others.items():
         if x is None:
             continue
-        fits = x.dim() == len(shape) and all(
-            isinstance(size, str) or size == got for size, got in zip(shape, x.shape, strict=True)
-        )
-        if not fits:
+        if x.shape != shape and not _fits(x.shape, shape):
             expected = ", ".join(map(str, shape))
             raise ValueError(f"{op}: {name} must be [{expected}], got shape {tuple(x.shape)}")
         if own_dtype and x.dtype != own_dtype[0]:
             raise TypeError(
-                f"{op}: {name} is {x.dtype}; with {first_name} in {first.dtype} it must be {own_dtype[0]}"
+                f"{op}: {name} is {x.dtype}; with {first_name} in {dtype} it must be {own_dtype[0]}"
             )
-        if x.device != first.device:
-            raise ValueError(
-                f"{op}: {name} is on {x.device}, {first_name} on {first.device}; they must agree"
-            )
-        if not own_dtype and x.dtype != first.dtype and not (autocast and x.is_floating_point()):
-            raise TypeError(f"{op}: {name} is {x.dtype}, {first_name} is {first.dtype}; they must agree")
+        if x.device != device:
+            raise ValueError(f"{op}: {name} is on {x.device}, {first_name} on {device}; they must agree")
+        if (
+            not own_dtype
+            and x.dtype != dtype
+            and not (x.is_floating_point() and autocast_enabled(device.type))
+        ):
+            raise TypeError(f"{op}: {name} is {x.dtype}, {first_name} is {dtype}; they must agree")
+
+
+def _fits(shape: tuple[int, ...], expected: tuple[int | str, ...]) -> bool:
+    """Whether a shape is the expected one, in which a string stands for any size."""
+    return len(shape) == len(expected) and all(
+        isinstance(size, str) or size == got for size, got in zip(expected, shape, strict=True)
+    )
 
 
 def check_parameters(
@@ -109,10 +115,12 @@ def check_parameters(
         ValueError: if a shape or device is wrong; TypeError: if a dtype is. The message names the operand.
     """
     wide = state_dtype(first.dtype)
-    typed: dict[str, Any] = {
-        name: (p, shape, wide) if p is not None and p.dtype == wide else (p, shape)
-        for name, (p, shape) in parameters.items()
-    }
+    typed: dict[str, Any] = parameters
+    if wide != first.dtype:
+        typed = {
+            name: (p, shape, wide) if p is not None and p.dtype == wide else (p, shape)
+            for name, (p, shape) in parameters.items()
+        }
     check_operands(op, first_name, first, **typed)
 
 
@@ -177,6 +185,11 @@ def kernel_size_of(op: str, name: str, weight: Tensor, channels: int) -> int:
 def to_rows(x: Tensor) -> Tensor:
     """[B, L, D] -> [B L, D], a view if the strides allow it. Packed rows [T, D] are returned unchanged."""
     return x.flatten(0, 1) if x.dim() == 3 else x
+
+
+def with_shape(rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Rows [B L, D] in the shape of the operand that `to_rows` took."""
+    return rows if rows.dim() == len(shape) else rows.view(shape)
 
 
 def optional_rows(x: Tensor | None) -> Tensor | None:

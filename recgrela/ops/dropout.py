@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recgrela.ops._library import register_operator
+from recgrela.ops._library import call_operator, register_operator
 from recgrela.ops.support import Kernel, Op
 
 _LOW32 = (1 << 32) - 1
@@ -122,7 +122,7 @@ def dropout(x: Tensor, rate: float, seed: Tensor | None = None) -> Tensor:
             return F.dropout(x, rate)
         seed = new_seeds(1, x.device)
     computed = x.to(torch.promote_types(x.dtype, torch.float32))
-    return torch.ops.recgrela.dropout(computed, seed, float(rate)).to(x.dtype)
+    return call_operator("dropout", computed, seed, float(rate)).to(x.dtype)
 
 
 @torch.library.impl("recgrela::dropout", "CompositeExplicitAutograd")
@@ -140,7 +140,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, d_y: Tensor) -> tuple[Tensor, None, None]:
-    return torch.ops.recgrela.dropout(d_y, *ctx.saved_tensors, ctx.rate), None, None
+    return call_operator("dropout", d_y, *ctx.saved_tensors, ctx.rate), None, None
 
 
 register_operator("dropout", fake=_fake, setup=_setup, backward=_backward)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recgrela.ops._library import NO_SECOND_DERIVATIVE, register_operator
+from recgrela.ops._library import NO_SECOND_DERIVATIVE, call_operator, register_operator
 from recgrela.ops.checks import autocast_enabled, cast, check_operands, state_dtype, without_autocast
 from recgrela.ops.support import Kernel, Op
 
@@ -229,7 +230,7 @@ def _backward_by(
 
 
 def _backward(ctx: Any, d_loss: Tensor | None, *unused: None) -> tuple[Tensor | None, ...]:
-    return _backward_by(torch.ops.recgrela.linear_cross_entropy_backward, ctx, d_loss)
+    return _backward_by(partial(call_operator, "linear_cross_entropy_backward"), ctx, d_loss)
 
 
 def _backward_by_chunks(ctx: Any, d_loss: Tensor | None, *unused: None) -> tuple[Tensor | None, ...]:

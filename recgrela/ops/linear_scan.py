@@ -7,7 +7,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from recgrela.ops._library import register_operator
+from recgrela.ops._library import call_operator, register_operator
 from recgrela.ops.checks import (
     COMPLEX,
     FLOATS,
@@ -19,6 +19,7 @@ from recgrela.ops.checks import (
     offsets_of,
     state_dtype,
     to_rows,
+    with_shape,
 )
 from recgrela.ops.support import Kernel, Op
 
@@ -129,7 +130,7 @@ def linear_scan(
     )
     a = a if a.dim() == 1 else to_rows(a)
     h, state = OP.run(x, to_rows(x), a, cu_seqlens, initial_state, return_state)
-    return (h.view(shape), state) if return_state else h.view(shape)
+    return (with_shape(h, shape), state) if return_state else with_shape(h, shape)
 
 
 def scan_state_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -163,7 +164,8 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 
 def _backward(ctx: Any, d_h: Tensor | None, d_final_state: Tensor | None) -> tuple[Tensor | None, ...]:
     a, cu_seqlens, initial_state, h = ctx.saved_tensors
-    d_x, d_a, d_initial_state = torch.ops.recgrela.linear_scan_backward(
+    d_x, d_a, d_initial_state = call_operator(
+        "linear_scan_backward",
         torch.zeros_like(h) if d_h is None else d_h,
         d_final_state if ctx.returns_state else None,
         a,

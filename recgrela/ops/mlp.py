@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recgrela.ops._library import register_operator
+from recgrela.ops._library import call_operator, register_operator
 from recgrela.ops.checks import autocast_enabled, check_operands
 from recgrela.ops.dropout import check_dropout, dropout_reference, new_seeds
 from recgrela.ops.dropout import dropout as drop
@@ -121,7 +121,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
-    gradients = torch.ops.recgrela.mlp_backward(d_y, *ctx.saved_tensors, ctx.activation, ctx.rate)
+    gradients = call_operator("mlp_backward", d_y, *ctx.saved_tensors, ctx.activation, ctx.rate)
     return *gradients, None, None, None
 
 

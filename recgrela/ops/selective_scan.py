@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recgrela.ops._library import register_operator
+from recgrela.ops._library import call_operator, register_operator
 from recgrela.ops.checks import (
     autocast_enabled,
     cast,
@@ -24,6 +24,7 @@ from recgrela.ops.checks import (
     optional_rows,
     state_dtype,
     to_rows,
+    with_shape,
 )
 from recgrela.ops.support import Kernel, Op
 
@@ -209,7 +210,7 @@ def selective_scan(
         needs_gradient,
         num_states=num_states,
     )
-    return (y.view(shape), state) if return_state else y.view(shape)
+    return (with_shape(y, shape), state) if return_state else with_shape(y, shape)
 
 
 def checkpoints_shape(u: Tensor, A: Tensor, cu_seqlens: Tensor) -> tuple[int, int, int]:
@@ -262,7 +263,8 @@ def _backward(
     if not ctx.saves_checkpoints:
         raise RuntimeError("selective_scan: a backward needs save_checkpoints=True in the forward")
     tensors = ctx.saved_tensors
-    gradients = torch.ops.recgrela.selective_scan_backward(
+    gradients = call_operator(
+        "selective_scan_backward",
         torch.zeros_like(tensors[0]) if d_y is None else d_y,
         d_final_state if ctx.returns_state else None,
         *tensors,

@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-import recgrela.ops._library  # noqa: F401  defines the operators
+from recgrela.ops._library import call_operator
 from recgrela.ops.checks import state_dtype, without_autocast
 
 Kind = Literal["kernel", "composition", "reference"]
@@ -173,7 +173,7 @@ class Op:
         return tuple(x.to(dtype) if i in like_operands and x is not None else x for i, x in enumerate(out))
 
     def _call(self, *args: Any) -> Any:
-        return (self._kernel or getattr(torch.ops.recgrela, self.operator))(*args)
+        return call_operator(self.operator, *args) if self._kernel is None else self._kernel(*args)
 
 
 OPS: dict[str, Op] = {}

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recgrela.ops._library import register_operator
+from recgrela.ops._library import call_operator, register_operator
 from recgrela.ops.checks import (
     autocast_enabled,
     cast,
@@ -116,7 +116,7 @@ def _by_key_sums(
 ) -> Tensor:
     """Computes the sums over all keys by the kernel, and the wanted rows from them in plain PyTorch."""
     batch, head_dim = q.shape[0], v.shape[1] // num_heads
-    sums = torch.ops.recgrela.key_sums(k, v, cu_seqlens, rotary, num_heads)  # [B, H, d + 1, d]
+    sums = call_operator("key_sums", k, v, cu_seqlens, rotary, num_heads)  # [B, H, d + 1, d]
     with without_autocast(v.device.type):
         start, dtype = cu_seqlens[:-1], sums.dtype
         feature = phi(q.to(dtype))
@@ -185,7 +185,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, d_sums: Tensor) -> tuple[Tensor | None, ...]:
-    d_k, d_v = torch.ops.recgrela.key_sums_backward(d_sums, *ctx.saved_tensors, ctx.num_heads)
+    d_k, d_v = call_operator("key_sums_backward", d_sums, *ctx.saved_tensors, ctx.num_heads)
     return d_k, d_v, None, None, None
 
 

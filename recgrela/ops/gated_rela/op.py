@@ -9,7 +9,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from recgrela.ops._library import register_operator
+from recgrela.ops._library import call_operator, register_operator
 from recgrela.ops.checks import (
     autocast_enabled,
     cast,
@@ -23,6 +23,7 @@ from recgrela.ops.checks import (
     optional_rows,
     state_dtype,
     to_rows,
+    with_shape,
 )
 from recgrela.ops.gated_rela.reference import RelaState, gated_rela_reference
 from recgrela.ops.support import Kernel, Op
@@ -229,7 +230,7 @@ def gated_rela(
         head_dim=head_dim,
         kernel_size=kernel_size,
     )
-    return (y.view(shape), RelaState(*final_state)) if return_state else y.view(shape)
+    return (with_shape(y, shape), RelaState(*final_state)) if return_state else with_shape(y, shape)
 
 
 NUM_OPERANDS = 11  # tensors among the operator's arguments, q .. position
@@ -280,8 +281,8 @@ def _backward(
         d_y = torch.zeros_like(operands[2])
     if not ctx.returns_state:
         d_kv_state = d_history = None
-    gradients = torch.ops.recgrela.gated_rela_backward(
-        d_y, d_kv_state, d_history, *operands, ctx.num_heads, ctx.causal, ctx.eps
+    gradients = call_operator(
+        "gated_rela_backward", d_y, d_kv_state, d_history, *operands, ctx.num_heads, ctx.causal, ctx.eps
     )
     d_q, d_k, d_v, d_g, *parameters_and_state = none_for_absent(gradients, _differentiable(operands))
     return d_q, d_k, d_v, d_g, None, None, *parameters_and_state, None, None, None, None, None
