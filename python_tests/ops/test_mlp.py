@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from python_tests.support.tensors import assert_close, flops_of
 from recgrela.ops import dropout, mlp, mlp_reference
 
 NAMES = ("x", "w1", "b1", "w2", "b2")
+FLOAT32 = NAMES[1:]
 SEED = torch.tensor([123456789012345, 987654321098765])
 
 
@@ -93,6 +95,40 @@ def test_autocast_computes_as_linear_layers_do() -> None:
         torch.manual_seed(0)
         h = dropout(F.gelu(F.linear(x, w1, b1)), 0.5)
         assert torch.equal(dropped, dropout(F.linear(h, w2, b2), 0.5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_rows_and_float32_parameters(dtype: torch.dtype) -> None:
+    x, *parameters = operands(20, 8, 16, 8, torch.float32)
+    rows = x.detach().to(dtype).requires_grad_()
+    y = mlp(rows, *parameters, dropout=0.2, seed=SEED)
+    expected = mlp_reference(rows.float(), *parameters, dropout=0.2, seed=SEED).to(dtype)
+    assert y.dtype == dtype
+    assert_close("y", expected, y, 1e-2)
+    d_y = torch.randn_like(y)
+    grads = torch.autograd.grad(y, [rows, *parameters], d_y)
+    assert [g.dtype for g in grads] == [dtype, *[torch.float32] * 4]
+    for name, a, b in zip(NAMES, torch.autograd.grad(expected, [rows, *parameters], d_y), grads, strict=True):
+        assert_close(name, a, b, 1e-2)
+    rounded = [p.detach().to(dtype).requires_grad_() for p in parameters]
+    assert mlp(rows, *rounded).dtype == dtype
+    assert {g.dtype for g in torch.autograd.grad(mlp(rows, *rounded), rounded, d_y)} == {dtype}
+    with pytest.raises(TypeError, match=r"w1 is torch\.float64, x is torch"):
+        mlp(rows, parameters[0].double(), *parameters[1:])
+
+
+def test_autocast_casts_rows_alone_where_there_is_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Autocast on CUDA, with the CPU kernel in the place of the CUDA kernel."""
+    inputs = operands(20, 32, 16, 32, torch.float32)
+    calls: list[tuple[Any, ...]] = []
+    module = sys.modules["recgrela.ops.mlp"]
+    monkeypatch.setattr(module, "autocast_enabled", lambda device_type: True)
+    monkeypatch.setattr(module, "cast_for_autocast", lambda device_type, x: (x.bfloat16(),))
+    monkeypatch.setattr(module.OP, "run", lambda like, *args, widths: calls.append((*args, widths)))
+    mlp(*(x.to("meta") for x in inputs))
+    x, *parameters, seed, activation, rate, widths = calls[0]
+    assert x.dtype == torch.bfloat16 and {p.dtype for p in parameters} == {torch.float32}
+    assert (seed, activation, rate, widths) == (None, "gelu", 0.0, (32, 32))
 
 
 def test_nan_propagates() -> None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recgrela.ops._library import call_operator, register_operator
-from recgrela.ops.checks import autocast_enabled, check_operands
+from recgrela.ops.checks import autocast_enabled, cast, cast_for_autocast, check_parameters, state_dtype
 from recgrela.ops.dropout import check_dropout, dropout_reference, new_seeds
 from recgrela.ops.dropout import dropout as drop
 from recgrela.ops.support import Kernel, Op
@@ -57,13 +57,15 @@ def mlp(
 ) -> Tensor:
     """drop(drop(act(x @ w1.T + b1)) @ w2.T + b2).
 
-    The CPU kernel never writes the hidden layer [T, F] to memory: the backward recomputes it from `x`, the
-    only tensor of T rows that is saved. Under autocast and on other devices, PyTorch's linear layers run.
+    The kernels never write the hidden layer [T, F] to memory: the backward recomputes it from `x`, the only
+    tensor of T rows that is saved. Under autocast on the CPU, and where no kernel takes the operands,
+    PyTorch's linear layers run.
 
     Args:
-        x: [T, I], any row stride, any floating dtype.
+        x: [T, I], any row stride, any floating dtype. Autocast on CUDA converts it to its dtype.
         w1, b1: [F, I], [F].
-        w2, b2: [O, F], [O].
+        w2, b2: [O, F], [O]. Weights and biases have the dtype of `x`, or float32 if that is half precision:
+            the operator takes float32, rounds the weights itself and returns float32 gradients.
         activation: "none", "relu", "silu" or "gelu" (the exact one, by erf).
         dropout: rate of both dropouts, as for `recgrela.ops.dropout`.
         seed: [2] int64, one for each dropout; None draws them from PyTorch's generator.
@@ -85,7 +87,7 @@ def mlp(
             f"{tuple(w1.shape)} and {tuple(w2.shape)}"
         )
     hidden = w1.shape[0]
-    check_operands(
+    check_parameters(
         op,
         "x",
         x,
@@ -96,7 +98,12 @@ def mlp(
     )
     check_dropout(op, dropout, seed, 2, x.device)
     device_type = x.device.type
-    if autocast_enabled(device_type) or OP.implementation(device_type, x.dtype).kind != "kernel":
+    if device_type != "cpu":
+        (x,) = cast_for_autocast(device_type, x)
+    widths = (x.shape[1], w2.shape[0])
+    composition = OP.implementation(device_type, x.dtype, widths=widths).kind != "kernel"
+    if composition or (device_type == "cpu" and autocast_enabled(device_type)):
+        w1, b1, w2, b2 = cast(x.dtype, w1, b1, w2, b2)
         seeds = (None, None) if seed is None else seed.unbind()
         h = drop(ACTIVATIONS[activation](F.linear(x, w1, b1)), dropout, seeds[0])
         return drop(F.linear(h, w2, b2), dropout, seeds[1])
@@ -104,7 +111,8 @@ def mlp(
         seed = None
     elif seed is None:
         seed = new_seeds(2, x.device)
-    return OP.run(x, x, w1, b1, w2, b2, seed, activation, float(dropout))
+    w1, b1, w2, b2 = cast(state_dtype(x.dtype), w1, b1, w2, b2)
+    return OP.run(x, x, w1, b1, w2, b2, seed, activation, float(dropout), widths=widths)
 
 
 def _fake(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, *args: Any) -> Tensor:
