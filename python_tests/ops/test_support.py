@@ -18,7 +18,7 @@ import recgrela.ops
 from python_tests.support.project import ROOT
 from python_tests.support.tensors import assert_close
 from recgrela.ops import MISSING, OPS, has_kernels, implementation_for, support, support_table
-from recgrela.ops.support import Implementation, Op
+from recgrela.ops.support import Implementation, Kernel, Op
 
 HALF = (torch.float16, torch.bfloat16)
 FLOAT32_FIRST = ("add_norm", "linear_cross_entropy")  # ops whose first output is float32
@@ -168,6 +168,59 @@ def test_which_implementation_runs(
     op: str, device: str, dtype: torch.dtype, sizes: dict[str, int], expected: tuple[Any, torch.dtype]
 ) -> None:
     assert implementation_for(op, device, dtype, **sizes) == Implementation(*expected)
+
+
+@pytest.fixture
+def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(support, "WARNED", set())
+    monkeypatch.setattr(support, "OPS", dict(OPS))
+    kernel = Kernel((torch.float32,), widths=range(32, 257, 32))
+    Op("narrow", {"cuda": kernel}, torch.square, "composition", operator="dropout")
+    Op("bare", {}, torch.square)
+
+
+REFUSED = pytest.mark.parametrize(
+    "op, dtype, sizes, refused",
+    [
+        ("gated_rela", torch.float32, {"head_dim": 12}, "heads of 12 channels, so the reference"),
+        ("gated_rela", torch.bfloat16, {"kernel_size": 5}, "kernel size 5, so the reference"),
+        ("gated_rela", torch.float64, {}, "float64, so the reference"),
+        ("selective_scan", torch.float16, {"num_states": 257}, "257 states, so the reference"),
+        ("linear_scan", torch.complex128, {}, "complex128, so the reference"),
+        ("narrow", torch.float32, {"widths": (64, 48, 300)}, "width 48, so the composition"),
+        ("narrow", torch.bfloat16, {"widths": (33,)}, "width 33, so the composition"),
+    ],
+)
+
+
+@REFUSED
+def test_a_fallback_on_cuda_is_said_once(
+    nothing_said: None, op: str, dtype: torch.dtype, sizes: dict[str, Any], refused: str
+) -> None:
+    implementation = partial(support.OPS[op].implementation, "cuda", dtype, **sizes)
+    with pytest.warns(
+        UserWarning, match=f"^{op}: the CUDA kernel does not take {refused} in plain"
+    ) as caught:
+        first, second = implementation(), implementation()
+    assert first == second and first.kind != "kernel"
+    assert len(caught) == 1
+
+
+@REFUSED
+@pytest.mark.filterwarnings("error")
+def test_nothing_is_said_elsewhere(
+    nothing_said: None,
+    op: str,
+    dtype: torch.dtype,
+    sizes: dict[str, Any],
+    refused: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    support.OPS[op].implementation("cpu", dtype, **sizes)
+    support.OPS["bare"].implementation("cuda", dtype)
+    implementation_for(op, "cuda", dtype, **sizes)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    support.OPS[op].implementation("cuda", dtype, **sizes)
 
 
 def test_an_op_with_a_reference_alone(monkeypatch: pytest.MonkeyPatch) -> None:

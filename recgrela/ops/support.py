@@ -9,10 +9,13 @@ Every op runs on every device, through one of three kinds of implementation:
 
 For half-precision operands, references and kernels that do not take them compute in float32 and round the
 results; compositions compute in the dtype of the operands.
+
+If an op has a kernel for CUDA that does not take the operands, a warning says so, once for each reason.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -52,6 +55,7 @@ class Kernel:
         num_states: int = 0,
         widths: tuple[int, ...] = (),
     ) -> bool:
+        """Reports whether the kernel takes operands. A size of 0 is not checked."""
         return (
             dtype in self.dtypes
             and (self.widths is None or all(width in self.widths for width in widths))
@@ -59,6 +63,25 @@ class Kernel:
             and (self.max_kernel_size is None or kernel_size <= self.max_kernel_size)
             and (self.max_states is None or num_states <= self.max_states)
         )
+
+    def refused(
+        self,
+        dtype: torch.dtype,
+        head_dim: int = 0,
+        kernel_size: int = 0,
+        num_states: int = 0,
+        widths: tuple[int, ...] = (),
+    ) -> str:
+        """Describes the first property of operands that the kernel does not take; "" if it takes them."""
+        if dtype not in self.dtypes:
+            return str(dtype).removeprefix("torch.")
+        if not self.takes(dtype, head_dim=head_dim):
+            return f"heads of {head_dim} channels"
+        if not self.takes(dtype, kernel_size=kernel_size):
+            return f"kernel size {kernel_size}"
+        if not self.takes(dtype, num_states=num_states):
+            return f"{num_states} states"
+        return next((f"width {width}" for width in widths if not self.takes(dtype, widths=(width,))), "")
 
 
 class Implementation(NamedTuple):
@@ -124,17 +147,41 @@ class Op:
         kernel_size: int = 0,
         num_states: int = 0,
         widths: tuple[int, ...] = (),
+        *,
+        warn: bool = True,
     ) -> Implementation:
-        """The implementation for operands of `dtype` on a device. A size of 0 is not checked."""
+        """The implementation for operands of `dtype` on a device. A size of 0 is not checked.
+
+        Args:
+            device_type, dtype: device and dtype of the operands.
+            head_dim, kernel_size, num_states, widths: sizes that the kernels may limit.
+            warn: whether to warn, once for each reason, if the kernel for CUDA does not take the operands.
+        """
         if device_type == "meta":
             return Implementation("kernel", dtype)  # its shape function
         kernel = self.kernels.get(device_type)
         accumulate = dtype if dtype.is_complex else state_dtype(dtype)
-        for computed in (dtype, accumulate):
-            if kernel is not None and kernel.takes(computed, head_dim, kernel_size, num_states, widths):
-                return Implementation("kernel", computed)
+        if kernel is not None:
+            for computed in (dtype, accumulate):
+                if kernel.takes(computed, head_dim, kernel_size, num_states, widths):
+                    return Implementation("kernel", computed)
+            if warn and device_type == "cuda" and not torch.compiler.is_compiling():
+                accepted = dtype if dtype in kernel.dtypes else accumulate
+                refused = kernel.refused(accepted, head_dim, kernel_size, num_states, widths)
+                self._warn_once(refused)
         return Implementation(
             self.fallback_kind, dtype if self.fallback_kind == "composition" else accumulate
+        )
+
+    def _warn_once(self, refused: str) -> None:
+        if (self.name, refused) in WARNED:
+            return
+        WARNED.add((self.name, refused))
+        slow = " slowly" if self.fallback_kind == "reference" else ""
+        warnings.warn(
+            f"{self.name}: the CUDA kernel does not take {refused}, so the {self.fallback_kind} in plain "
+            f"PyTorch runs{slow}; docs/ops.md lists what kernels take",
+            stacklevel=4,
         )
 
     def run(
@@ -177,6 +224,8 @@ class Op:
 
 
 OPS: dict[str, Op] = {}
+# Ops and properties of operands that a warning has named.
+WARNED: set[tuple[str, str]] = set()
 # Operators of the table without a kernel in this build, by type of device.
 MISSING: dict[str, list[str]] = {}
 
@@ -232,7 +281,9 @@ def implementation_for(
     """
     if op not in OPS:
         raise ValueError(f"implementation_for: {op!r} is not an op; expected one of {', '.join(sorted(OPS))}")
-    return OPS[op].implementation(torch.device(device).type, dtype, head_dim, kernel_size, num_states, widths)
+    return OPS[op].implementation(
+        torch.device(device).type, dtype, head_dim, kernel_size, num_states, widths, warn=False
+    )
 
 
 def support_table() -> str:
