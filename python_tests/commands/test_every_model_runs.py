@@ -16,6 +16,7 @@ from python_tests.support.runs import DATA, PLAIN, TRAIN, assert_same_tensors, r
 from recgrela import recommend
 from recgrela.models import CONFIGS, MODELS, ModelEntry, build, from_official
 from recgrela.models.base import Objective
+from recgrela.nn import Sequences
 from recgrela.runs.folder import RunFolder
 from recgrela.runs.saved import evaluate, load_data, load_run
 from recgrela.settings.run import read_run
@@ -87,10 +88,10 @@ def test_the_model_of_the_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert first["loss"] > second["loss"] > 0
     model = build(module.MeanPoolConfig(hidden_size=8), 20, 10).eval()
     items = torch.tensor([3, 5, 7])
-    pooled = model.norm(model.item_embedding.weight[items]).mean(0)
-    torch.testing.assert_close(
-        model.hidden_states(items, torch.tensor([0, 3]), 3, True)[0], model.layers[0](pooled[None])[0]
-    )
+    rows = torch.nn.functional.layer_norm(model.item_embedding.weight[items], (8,), eps=1e-12)
+    offsets = torch.tensor([0, 3])
+    layer = model.layers[0](rows.mean(0)[None], Sequences.of(offsets, 3, 3))
+    torch.testing.assert_close(model.hidden_states(items, offsets, 3, True)[0], layer[0])
     with pytest.raises(ConfigError, match="MeanPool cannot load authors' weights"):
         from_official("MeanPool", {"item_embedding.weight": torch.zeros(3, 2)}, {})
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from python_tests.support.tensors import cu_seqlens_of
-from recgrela.nn import DropPath, PostNormBlock, Sequences, run_blocks
+from recgrela.nn import AddNorm, PostNormBlock, SeedStream, Sequences, run_blocks
 
 LENGTHS = [3, 1, 4]
 
@@ -81,12 +83,29 @@ def test_only_the_last_block_is_limited_to_the_wanted_rows(sequences: Sequences)
 
 
 def test_drop_path_drops_whole_sequences(sequences: Sequences) -> None:
-    drop, x = DropPath(0.5).train(), torch.ones(8, 2)
-    dropped = sequences.to_dense(drop(x, sequences))
-    for row, length in zip(dropped, LENGTHS, strict=True):
-        assert torch.equal(row[:length], row[:1].expand(length, 2)) and row[0, 0] in (0.0, 2.0)
-    assert drop(x[:3], sequences.last_only()).shape == (3, 2)
-    assert drop.eval()(x, sequences) is x
+    norm, x, branch = AddNorm(2, drop_path=0.5).train(), torch.zeros(8, 2), torch.ones(8, 2)
+    seen = set()
+    for _ in range(20):
+        dropped = sequences.to_dense(norm(x, branch, sequences)[0])
+        for row, length in zip(dropped, LENGTHS, strict=True):
+            assert torch.equal(row[:length], row[:1].expand(length, 2))
+            seen.add(row[0, 0].item())
+    assert seen == {0.0, 2.0}
+    assert norm(x[:3], branch[:3], sequences.last_only())[0].shape == (3, 2)
+    assert torch.equal(norm.eval()(x, branch, sequences)[0], branch)
+
+
+def test_a_forward_pass_draws_its_seeds_together(sequences: Sequences) -> None:
+    assert sequences.seeds(2) is None
+    stream = SeedStream(torch.device("cpu"))
+    torch.manual_seed(0)
+    shared = replace(sequences, stream=stream)
+    taken = [shared.seeds(2), shared.last_only().seeds(3), *(shared.seeds(1) for _ in range(SeedStream.DRAW))]
+    assert all(seeds is not None for seeds in taken)
+    values = torch.cat([seeds for seeds in taken if seeds is not None])
+    assert len(values.unique()) == len(values) == 5 + SeedStream.DRAW
+    torch.manual_seed(0)
+    assert torch.equal(values[:5], SeedStream(torch.device("cpu")).take(5))
 
 
 def test_a_block_names_its_mixer_in_checkpoints(sequences: Sequences) -> None:
@@ -97,7 +116,8 @@ def test_a_block_names_its_mixer_in_checkpoints(sequences: Sequences) -> None:
     x = torch.randn(8, 4)
     block = PostNormBlock("mixer", Mixer(4, 4), 4, dropout=0.0)
     assert next(iter(block.state_dict())) == "mixer.weight"
-    expected = block.ffn(block.norm(nn.functional.linear(x, block.mixer.weight, block.mixer.bias) + x))
+    mixed = nn.functional.linear(x, block.mixer.weight, block.mixer.bias)
+    expected = block.ffn(nn.functional.layer_norm(mixed + x, (4,)), sequences)
     torch.testing.assert_close(block(x, sequences), expected)
     torch.testing.assert_close(block(x, sequences.last_only()), expected[[2, 3, 7]])
     block.residual = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -12,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recgrela.models.official import OfficialWeights
-from recgrela.nn import Dropout, Sequences
-from recgrela.ops import linear_cross_entropy
+from recgrela.nn import AddNorm, Dropout, SeedStream, Sequences
+from recgrela.ops import embedding, linear_cross_entropy
 from recgrela.settings.model import ModelConfig
 from recgrela.settings.train import Objective
 from recgrela.system.errors import ConfigError
@@ -63,7 +64,7 @@ class SequenceModel(nn.Module, ABC):
         # The padding row is scored, and trained as an output row, but gets no gradient from look-ups.
         self.item_embedding = nn.Embedding(n_items, config.hidden_size, padding_idx=0)
         self.dropout = Dropout(config.dropout)
-        self.norm = nn.LayerNorm(config.hidden_size, eps=self.norm_eps)
+        self.norm = AddNorm(config.hidden_size, eps=self.norm_eps, post_norm=True)
         self.register_parameter("item_bias", None)
 
     # ---- for subclasses
@@ -81,7 +82,21 @@ class SequenceModel(nn.Module, ABC):
 
     def embed(self, items: Tensor, sequences: Sequences) -> Tensor:
         """Item ids [T] int64 -> embedded rows [T, D]."""
-        return self.norm(self.dropout(F.embedding(items, self.item_embedding.weight, padding_idx=0)))
+        rate = self.dropout.rate if self.training else 0.0
+        return embedding(
+            items,
+            self.item_embedding.weight,
+            self.norm.weight,
+            self.norm.bias,
+            eps=self.norm_eps,
+            dropout=rate,
+            padding_idx=0,
+            seed=sequences.seeds(1) if rate else None,
+        )
+
+    def look_up(self, items: Tensor) -> Tensor:
+        """Item ids [T] int64 -> rows of the item table [T, D]."""
+        return embedding(items, self.item_embedding.weight, padding_idx=0)
 
     def slots(self, lengths: np.ndarray) -> int:
         """The number of slots (items and padding) that sequences of these lengths [B] take in one pass.
@@ -130,6 +145,8 @@ class SequenceModel(nn.Module, ABC):
         if items.shape[0] == 0:
             return self.item_embedding.weight[:0], None
         sequences, item_rows = Sequences.of(cu_seqlens, items.shape[0], max_seqlen), None
+        if self.training:
+            sequences = replace(sequences, stream=SeedStream(items.device))
         if self.attends_to_padding:
             sequences, item_rows = sequences.padded(self.max_len)
             items = items.new_zeros(sequences.num_rows).index_copy(0, item_rows, items)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from recgrela.models.base import SequenceModel
 from recgrela.models.mamba4rec import MAMBA_NAMES, mamba_settings
 from recgrela.models.official import AuthorSettings, OfficialWeights, State
-from recgrela.nn import Dropout, Mamba, Sequences, run_blocks
+from recgrela.nn import AddNorm, Dropout, Linear, Mamba, Sequences, run_blocks
 from recgrela.settings.fields import setting
 from recgrela.settings.model import MambaConfig, Padding
 
@@ -36,15 +36,14 @@ class FrequencyFilter(nn.Module):
         super().__init__()
         self.max_len = max_len
         self.weight = nn.Parameter(torch.randn(max_len // 2 + 1, hidden_size, 2) * 0.02)
-        self.dropout = Dropout(dropout)
-        self.norm = nn.LayerNorm(hidden_size, eps=1e-12)
+        self.norm = AddNorm(hidden_size, post_norm=True, dropout=dropout)
 
     def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
         """x: [T, D] -> [T, D]."""
         dense = sequences.to_dense(x, self.max_len).to(self.weight.dtype)
         waves = torch.fft.rfft(dense, dim=1, norm="ortho") * torch.view_as_complex(self.weight)
         filtered = torch.fft.irfft(waves, n=self.max_len, dim=1, norm="ortho")
-        return self.norm(self.dropout(sequences.to_packed(filtered)) + x)
+        return self.norm(x, sequences.to_packed(filtered), sequences)[0]
 
 
 class GatedLinearUnit(nn.Module):
@@ -52,15 +51,16 @@ class GatedLinearUnit(nn.Module):
 
     def __init__(self, hidden_size: int, dropout: float) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(hidden_size, 2 * hidden_size)
-        self.fc2 = nn.Linear(hidden_size, hidden_size)
+        self.fc1 = Linear(hidden_size, 2 * hidden_size)
+        self.fc2 = Linear(hidden_size, hidden_size)
         self.dropout = Dropout(dropout)
-        self.norm = nn.LayerNorm(hidden_size, eps=1e-12)
+        self.norm = AddNorm(hidden_size, post_norm=True)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
         """x: [T, D] -> [T, D]."""
         value, gate = self.fc1(x).chunk(2, dim=1)
-        return self.norm(self.dropout(self.fc2(value * torch.sigmoid(gate)) + x))
+        x = self.dropout(self.fc2(value * torch.sigmoid(gate)) + x, sequences)
+        return self.norm(x, None, sequences)[0]
 
 
 class MambaPair(nn.Module):
@@ -72,8 +72,9 @@ class MambaPair(nn.Module):
         sizes = (c.hidden_size, c.state_size, c.conv_width, c.expand)
         self.forward_mamba, self.backward_mamba = Mamba(*sizes), Mamba(*sizes)
         # The authors keep PyTorch's default eps here.
-        self.forward_norm, self.backward_norm = nn.LayerNorm(c.hidden_size), nn.LayerNorm(c.hidden_size)
-        self.dropout = Dropout(c.dropout)
+        self.forward_norm, self.backward_norm = (
+            AddNorm(c.hidden_size, eps=1e-5, post_norm=True, dropout=c.dropout) for _ in range(2)
+        )
 
     def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
         """x: [T, D] -> [T, D], or the wanted rows [B, D]."""
@@ -84,7 +85,7 @@ class MambaPair(nn.Module):
         else:
             back = self.backward_mamba(x[order], sequences.with_wanted(order[sequences.wanted]))
             x = sequences.select(x)
-        return self.forward_norm(self.dropout(ahead) + x) + self.backward_norm(self.dropout(back) + x)
+        return self.forward_norm(x, ahead, sequences)[0] + self.backward_norm(x, back, sequences)[0]
 
 
 class EchoLayer(nn.Module):
@@ -98,7 +99,7 @@ class EchoLayer(nn.Module):
 
     def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
         """x: [T, D] -> [T, D], or the wanted rows [B, D]."""
-        return self.glu(run_blocks(self.pairs, self.filter(x, sequences), sequences))
+        return self.glu(run_blocks(self.pairs, self.filter(x, sequences), sequences), sequences)
 
 
 def official_layout(state: State) -> State:

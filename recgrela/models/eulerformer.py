@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recgrela.models.official import AuthorSettings, State, given
@@ -19,7 +18,7 @@ from recgrela.models.transformer import (
     encoder_weights,
 )
 from recgrela.nn import CausalAttention, Sequences
-from recgrela.ops import rotate
+from recgrela.ops import dropout, embedding, rotate
 from recgrela.settings.fields import setting
 from recgrela.settings.model import Padding, TransformerConfig
 from recgrela.system.errors import ConfigError
@@ -110,7 +109,7 @@ class EulerAttention(CausalAttention):
         training, dropout is applied to the angles of rows j.
         """
         _, angle = polar(x.to(self.delta.dtype))
-        other = F.dropout(angle, CONTRASTIVE_DROPOUT, self.training)
+        other = dropout(angle, CONTRASTIVE_DROPOUT, sequences.seeds(1)) if self.training else angle
         scale = self.contrastive_scale / self.temperature
         a = torch.cat([angle.cos() * scale, angle.sin() * scale], dim=1)
         b = torch.cat([other.cos(), other.sin()], dim=1)
@@ -166,10 +165,10 @@ class EulerFormer(TransformerModel):
 
     def embed(self, items: Tensor, sequences: Sequences) -> Tensor:
         positions = sequences.positions()
-        x = F.embedding(items, self.item_embedding.weight, padding_idx=0) + self.position_embedding(positions)
-        angle = self.rotary_embedding(positions)
+        x = self.look_up(items) + embedding(positions, self.position_embedding.weight)
+        angle = embedding(positions, self.rotary_embedding.weight)
         x = rotate(x, torch.stack([angle.cos(), angle.sin()], dim=2))
-        return self.dropout(self.norm(x))
+        return self.dropout(self.norm(x, None, sequences)[0], sequences)
 
     def encode_for_loss(self, x: Tensor, sequences: Sequences) -> tuple[Tensor, Tensor | None]:
         if self.config.contrastive_weight == 0:
@@ -179,7 +178,7 @@ class EulerFormer(TransformerModel):
         for block in blocks:
             attention = cast(EulerAttention, block.attention)
             x, losses = attention.forward_with_losses(x, sequences if block is blocks[-1] else whole)
-            x, total = block.ffn(x), total + losses
+            x, total = block.ffn(x, sequences), total + losses
         if sequences.wanted is None:  # every row is a target
             mean = total.mean()
         else:  # every sequence has one target and the same weight, however a batch is cut

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from recgrela.models.base import SequenceModel
 from recgrela.models.official import AuthorSettings, OfficialWeights, State, count_modules, given
-from recgrela.nn import Dropout, FeedForward, Sequences, run_blocks
+from recgrela.nn import AddNorm, FeedForward, Linear, Sequences, run_blocks
 from recgrela.ops import linear_scan
 from recgrela.settings.fields import setting
 from recgrela.settings.model import ModelConfig
@@ -51,10 +51,9 @@ class LRU(nn.Module):
         theta = draws[1] * (2 * math.pi)
         gamma = (1 - torch.exp(-2 * nu)).sqrt()
         self.params_log = nn.Parameter(torch.stack([nu, theta, gamma]).log())
-        self.in_proj = nn.Linear(d, 2 * states)
-        self.out_proj = nn.Linear(2 * states, d)
-        self.dropout = Dropout(config.dropout)
-        self.norm = nn.LayerNorm(d, eps=NORM_EPS)
+        self.in_proj = Linear(d, 2 * states)
+        self.out_proj = Linear(2 * states, d)
+        self.norm = AddNorm(d, eps=NORM_EPS, post_norm=True, dropout=config.dropout)
 
     def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
         """x: [T, D] -> [T, D], or the wanted rows [B, D]."""
@@ -63,7 +62,7 @@ class LRU(nn.Module):
         coefficients = torch.polar(torch.exp(-nu), theta)
         h = linear_scan(torch.view_as_complex(inputs), coefficients, sequences.cu_seqlens)
         y = self.out_proj(torch.view_as_real(sequences.select(h)).flatten(1))
-        return self.norm(self.dropout(y) + sequences.select(x))
+        return self.norm(sequences.select(x), y, sequences)[0]
 
 
 class LRUBlock(nn.Module):
@@ -77,7 +76,7 @@ class LRUBlock(nn.Module):
 
     def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
         """x: [T, D] -> [T, D], or the wanted rows [B, D]."""
-        return self.ffn(self.lru(x, sequences))
+        return self.ffn(self.lru(x, sequences), sequences)
 
 
 def official_layout(state: State) -> State:

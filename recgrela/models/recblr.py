@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from recgrela.models.base import SequenceModel
 from recgrela.models.official import AuthorSettings, OfficialWeights, State, count_modules, given
-from recgrela.nn import PostNormBlock, Sequences, run_blocks
+from recgrela.nn import Linear, PostNormBlock, Sequences, run_blocks
 from recgrela.ops import causal_conv1d, linear_scan
 from recgrela.settings.fields import setting
 from recgrela.settings.model import ModelConfig
@@ -43,13 +43,13 @@ class GatedRecurrence(nn.Module):
     def __init__(self, config: RecBLRConfig, warm_up_rows: int) -> None:
         super().__init__()
         inner, self.warm_up_rows = config.expand * config.hidden_size, warm_up_rows
-        self.in_proj = nn.Linear(config.hidden_size, 2 * inner, bias=False)
+        self.in_proj = Linear(config.hidden_size, 2 * inner, bias=False)
         self.conv = nn.Conv1d(inner, inner, config.conv_width, groups=inner)  # holds the op's parameters
-        self.gates = nn.Linear(inner, 2 * inner)
+        self.gates = Linear(inner, 2 * inner)
         # softplus(Lambda) from -log .9 to -log .999: with an open gate alpha starts in [.9, .999].
         slow, fast = (math.log(math.expm1(-math.log(r))) for r in (0.9, 0.999))
         self.Lambda = nn.Parameter(torch.linspace(slow, fast, inner))
-        self.out_proj = nn.Linear(inner, config.hidden_size, bias=False)
+        self.out_proj = Linear(inner, config.hidden_size, bias=False)
 
     def gated(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """u [T, I] -> alpha and beta u, [T, I] each."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
 from recgrela.models.base import SequenceModel
@@ -13,13 +13,12 @@ from recgrela.models.official import AuthorSettings, OfficialWeights, State, cou
 from recgrela.nn import (
     MLP,
     Activation,
-    DropPath,
+    AddNorm,
     GatedRotaryLinearAttention,
     RotaryTable,
     Sequences,
-    run_blocks,
 )
-from recgrela.ops import rotary_table
+from recgrela.ops import embedding, rotary_table
 from recgrela.settings.fields import setting
 from recgrela.settings.model import ModelConfig, Padding, check_heads
 from recgrela.system.errors import ConfigError
@@ -79,7 +78,7 @@ class Block(nn.Module):
     def __init__(self, config: RecGRELAConfig, rotary: RotaryTable | None) -> None:
         super().__init__()
         c, d = config, config.hidden_size
-        self.norm1 = nn.LayerNorm(d, eps=1e-12)
+        self.norm1 = AddNorm(d)
         self.attention = GatedRotaryLinearAttention(
             d,
             c.num_heads,
@@ -92,17 +91,26 @@ class Block(nn.Module):
             value_projection=c.value_projection,
             eps=c.eps,
         )
-        self.drop_path = DropPath(c.drop_path)
-        self.norm2 = nn.LayerNorm(d, eps=1e-12)
+        self.norm2 = AddNorm(d, drop_path=c.drop_path)
         self.mlp = MLP(d, c.mlp_ratio * d, c.mlp_activation, c.dropout)
         self.residual = c.num_layers > 1 or c.single_block_residual
 
-    def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
-        """x: [T, D] -> [T, D], or the wanted rows [B, D]."""
-        a = self.drop_path(self.attention(self.norm1(x), sequences), sequences)
-        x = sequences.select(x) + a if self.residual else a
-        m = self.mlp(self.norm2(x))
-        return x + m if self.residual else m
+    def forward(self, x: Tensor, branch: Tensor | None, sequences: Sequences) -> tuple[Tensor | None, Tensor]:
+        """Leaves the last sum to the next block, whose norm adds it.
+
+        Args:
+            x: the residual stream [T, D].
+            branch: the rows to add to it, or None.
+            sequences: the sequences of the rows.
+
+        Returns:
+            The residual stream (None without residuals) and the rows to add to it, [T, D] or the wanted rows
+            [B, D].
+        """
+        x, rows = self.norm1(x, branch, sequences)
+        attended, x = self.attention(rows, sequences), sequences.select(x)
+        x, rows = self.norm2(x if self.residual else torch.zeros_like(x), attended, sequences)
+        return (x if self.residual else None), self.mlp(rows, sequences)
 
 
 def official_config(state: State, settings: AuthorSettings) -> RecGRELAConfig:
@@ -148,15 +156,22 @@ class RecGRELA(SequenceModel):
         self.reset_parameters()
 
     def embed(self, items: Tensor, sequences: Sequences) -> Tensor:
-        x = F.embedding(items, self.item_embedding.weight, padding_idx=0)
+        if self.config.position in ("rotary", "none"):
+            return super().embed(items, sequences)
+        x = self.look_up(items)
         if self.position_embedding is not None:
-            x = x + self.position_embedding(sequences.positions())
-        elif self.config.position == "sinusoidal":
+            x = x + embedding(sequences.positions(), self.position_embedding.weight)
+        else:
             x = x + sinusoids(sequences.max_seqlen, x)[sequences.positions()]
-        return self.norm(self.dropout(x))
+        return self.norm(self.dropout(x, sequences), None, sequences)[0]
 
     def encode(self, x: Tensor, sequences: Sequences) -> Tensor:
-        return run_blocks(self.blocks, x, sequences)
+        *inner, last = self.blocks
+        whole, branch = sequences.with_wanted(None), None
+        for block in inner:
+            x, branch = block(x, branch, whole)
+        residual, branch = last(x, branch, sequences)
+        return branch if residual is None else residual + branch
 
 
 def sinusoids(length: int, like: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from recgrela.models.base import SequenceModel
 from recgrela.models.mamba4rec import MAMBA_NAMES, mamba_settings
 from recgrela.models.official import AuthorSettings, OfficialWeights, State
-from recgrela.nn import Dropout, Mamba, PostNormBlock, Sequences, run_blocks
+from recgrela.nn import Dropout, Linear, Mamba, PostNormBlock, Sequences, run_blocks
 from recgrela.settings.fields import setting
 from recgrela.settings.model import MambaConfig, Padding
 
@@ -59,13 +59,13 @@ class GatedMamba(nn.Module):
         c, d = config, config.hidden_size
         self.flip = c.flip
         self.mix = nn.Parameter(torch.tensor([0.1, 0.1, 0.8]))  # GRU, reversed rows, rows
-        self.dense1, self.dense2 = nn.Linear(d, d), nn.Linear(d, d)
-        self.sigmoid_gate, self.silu_gate = nn.Linear(d, d), nn.Linear(d, d)
+        self.dense1, self.dense2 = Linear(d, d), Linear(d, d)
+        self.sigmoid_gate, self.silu_gate = Linear(d, d), Linear(d, d)
         self.mamba = Mamba(d, c.state_size, c.conv_width, c.expand)
         self.conv = nn.Conv1d(d, d, kernel_size=3, padding=1)
         self.gru = GRU(d, d, bias=False, batch_first=True)
         self.dropout = Dropout(c.dropout)
-        self.out_proj = nn.Linear(d, d)
+        self.out_proj = Linear(d, d)
 
     def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
         """x: [T, D] -> [T, D], or the wanted rows [B, D]."""
@@ -75,10 +75,12 @@ class GatedMamba(nn.Module):
         recurrent = sequences.select(sequences.to_packed(self.gru(local)[0]))
         x, flipped = sequences.select(x), sequences.select(flipped)
         first = x + self.dense1(x)
-        first = self.dropout(self.silu_gate(F.silu(first)) + self.sigmoid_gate(torch.sigmoid(first)))
+        first = self.silu_gate(F.silu(first)) + self.sigmoid_gate(torch.sigmoid(first))
+        first = self.dropout(first, sequences)
         second = flipped + self.dense2(flipped)
         # The second branch's sigmoid gate is computed from the first branch's gate.
-        second = self.dropout(self.silu_gate(F.silu(second)) + self.sigmoid_gate(torch.sigmoid(first)))
+        second = self.silu_gate(F.silu(second)) + self.sigmoid_gate(torch.sigmoid(first))
+        second = self.dropout(second, sequences)
         y, y_flipped = y * first + y, y_flipped * second + y_flipped
         return self.out_proj(self.mix[2] * y + self.mix[1] * y_flipped + self.mix[0] * recurrent)
 

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recgrela.models.base import SequenceModel
 from recgrela.models.official import AuthorSettings, OfficialWeights, State, count_modules, given, joined
 from recgrela.nn import FeedForward, Sequences, run_blocks
+from recgrela.ops import embedding
 from recgrela.settings.model import TransformerConfig
 
 
@@ -27,7 +27,7 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
         """x: [T, D] -> [T, D], or the wanted rows [B, D]."""
-        return self.ffn(self.attention(x, sequences))
+        return self.ffn(self.attention(x, sequences), sequences)
 
 
 class TransformerModel(SequenceModel):
@@ -47,9 +47,9 @@ class TransformerModel(SequenceModel):
         raise NotImplementedError
 
     def embed(self, items: Tensor, sequences: Sequences) -> Tensor:
-        x = F.embedding(items, self.item_embedding.weight, padding_idx=0)
+        x = self.look_up(items) + embedding(sequences.positions(), self.position_embedding.weight)
         # RecBole's encoders apply dropout after the norm, the other models before it.
-        return self.dropout(self.norm(x + self.position_embedding(sequences.positions())))
+        return self.dropout(self.norm(x, None, sequences)[0], sequences)
 
     def encode(self, x: Tensor, sequences: Sequences) -> Tensor:
         return run_blocks(self.blocks, x, sequences)

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recgrela.nn.basic import Dropout
+from recgrela.nn.basic import AddNorm, Linear
 from recgrela.nn.sequences import Sequences
+from recgrela.ops import linear
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
@@ -29,10 +30,9 @@ class PostNormAttention(nn.Module):
     def __init__(self, hidden_size: int, num_heads: int, dropout: float) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv_proj = nn.Linear(hidden_size, 3 * hidden_size)
-        self.out_proj = nn.Linear(hidden_size, hidden_size)
-        self.dropout = Dropout(dropout)
-        self.norm = nn.LayerNorm(hidden_size, eps=1e-12)
+        self.qkv_proj = Linear(hidden_size, 3 * hidden_size)
+        self.out_proj = Linear(hidden_size, hidden_size)
+        self.norm = AddNorm(hidden_size, post_norm=True, dropout=dropout)
 
     def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
         """x: [T, D] -> [T, D], or the wanted rows [B, D]."""
@@ -45,8 +45,8 @@ class PostNormAttention(nn.Module):
             q, k, v = self.qkv_proj(x).chunk(3, dim=1)
             return q, k, v
         weight, bias, d = self.qkv_proj.weight, self.qkv_proj.bias, x.shape[1]
-        k, v = F.linear(x, weight[d:], bias[d:]).chunk(2, dim=1)
-        return F.linear(sequences.select(x), weight[:d], bias[:d]), k, v
+        k, v = linear(x, weight[d:], bias[d:]).chunk(2, dim=1)
+        return linear(sequences.select(x), weight[:d], bias[:d]), k, v
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, sequences: Sequences) -> Tensor:
         """The outputs of all heads for the rows of q, in the shape of q."""
@@ -54,7 +54,7 @@ class PostNormAttention(nn.Module):
 
     def finish(self, mixed: Tensor, x: Tensor, sequences: Sequences) -> Tensor:
         """Projects the mixed rows, adds the residual and normalizes, [T, D] or [B, D]."""
-        return self.norm(self.dropout(self.out_proj(mixed)) + sequences.select(x))
+        return self.norm(sequences.select(x), self.out_proj(mixed), sequences)[0]
 
     def dense_queries(self, q: Tensor, sequences: Sequences) -> Tensor:
         """q [T, D] -> [B, H, L, d]; the wanted rows [B, D] -> [B, H, 1, d]."""

@@ -1,4 +1,4 @@
-"""Dropout and feed-forward networks."""
+"""Linear layers, dropout, normalized sums and feed-forward networks."""
 
 from __future__ import annotations
 
@@ -7,9 +7,22 @@ from typing import Literal
 from torch import Tensor, nn
 
 from recgrela.nn.sequences import Sequences
-from recgrela.ops import dropout, mlp
+from recgrela.ops import add_norm, dropout, linear, mlp
 
 Activation = Literal["silu", "relu", "gelu"]
+
+
+class Linear(nn.Linear):
+    """`torch.nn.Linear` on rows, computed by `recgrela.ops.linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [T, I] -> [T, O]."""
+        return linear(x, self.weight, self.bias)
+
+
+def linear_pair(first: nn.Linear, second: nn.Linear, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Two layers of the same input x [T, I], which is read once -> their outputs."""
+    return linear(x, first.weight, first.bias, second.weight, second.bias)
 
 
 class Dropout(nn.Module):
@@ -19,24 +32,64 @@ class Dropout(nn.Module):
         super().__init__()
         self.rate = rate
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: any shape -> the same shape."""
-        return dropout(x, self.rate) if self.training else x
-
-
-class DropPath(nn.Module):
-    """Stochastic depth: drops a sequence's branch with probability `rate`, and scales the others."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
     def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
-        """x: the branch of all rows [T, D], or of the wanted rows [B, D] -> the same shape."""
+        """x: any shape -> the same shape."""
         if not self.training or self.rate == 0:
             return x
-        keep = x.new_empty(sequences.batch).bernoulli_(1 - self.rate) / (1 - self.rate)
-        return x * (keep[sequences.index] if sequences.wanted is None else keep)[:, None]
+        return dropout(x, self.rate, sequences.seeds(1))
+
+
+class AddNorm(nn.LayerNorm):
+    """A residual sum and its LayerNorm: x + DropPath(Dropout(branch)), as one op.
+
+    Args:
+        hidden_size: D.
+        eps: added to the variance.
+        post_norm: whether the residual stream continues with the norm, or with the sum before it.
+        dropout: rate at which elements of the branch are dropped.
+        drop_path: rate at which a sequence's whole branch is dropped (stochastic depth).
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        *,
+        eps: float = 1e-12,
+        post_norm: bool = False,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__(hidden_size, eps=eps)
+        self.post_norm, self.dropout, self.drop_path = post_norm, dropout, drop_path
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, branch: Tensor | None, sequences: Sequences
+    ) -> tuple[Tensor, Tensor]:
+        """Adds and normalizes all rows [T, D], or the wanted rows [B, D].
+
+        Args:
+            x: the residual stream.
+            branch: the output of the branch, shaped like x; None: zeros.
+            sequences: the sequences of the rows.
+
+        Returns:
+            The residual stream, and the normalized rows in the dtype of products.
+        """
+        rates, seed = (0.0, 0.0), None
+        if self.training and branch is not None and (self.dropout or self.drop_path):
+            rates, seed = (self.dropout, self.drop_path), sequences.seeds(2)
+        return add_norm(
+            x,
+            branch,
+            self.weight,
+            self.bias,
+            eps=self.eps,
+            post_norm=self.post_norm,
+            dropout=rates[0],
+            drop_path=rates[1],
+            sequence=sequences.index if rates[1] and sequences.wanted is None else None,
+            seed=seed,
+        )
 
 
 class MLP(nn.Module):
@@ -46,14 +99,14 @@ class MLP(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(hidden_size, inner_size)
         self.fc2 = nn.Linear(inner_size, hidden_size)
-        self.activation = activation
-        self.dropout = Dropout(dropout)
+        self.activation, self.dropout = activation, dropout
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
         """x: [T, D] -> [T, D]."""
         weights = (self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
-        rate = self.dropout.rate if self.training else 0.0
-        return mlp(x, *weights, activation=self.activation, dropout=rate)
+        rate = self.dropout if self.training else 0.0
+        seed = sequences.seeds(2) if rate else None
+        return mlp(x, *weights, activation=self.activation, dropout=rate, seed=seed)
 
 
 class FeedForward(nn.Module):
@@ -79,9 +132,8 @@ class FeedForward(nn.Module):
     ) -> None:
         super().__init__()
         self.mlp = MLP(hidden_size, inner_size, activation, dropout if inner_dropout else 0.0)
-        self.dropout = Dropout(0.0 if inner_dropout else dropout)
-        self.norm = nn.LayerNorm(hidden_size, eps=eps)
+        self.norm = AddNorm(hidden_size, eps=eps, post_norm=True, dropout=0.0 if inner_dropout else dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [T, D] -> [T, D]."""
-        return self.norm(self.dropout(self.mlp(x)) + x)
+    def forward(self, x: Tensor, sequences: Sequences, rows: Tensor | None = None) -> Tensor:
+        """x: [T, D] -> [T, D]. `rows` is x in the dtype of products, if the caller has it already."""
+        return self.norm(x, self.mlp(x if rows is None else rows, sequences), sequences)[0]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
-from recgrela.nn.basic import Activation, Dropout, FeedForward
+from recgrela.nn.basic import Activation, AddNorm, FeedForward
 from recgrela.nn.sequences import Sequences
 
 
@@ -44,14 +45,13 @@ class PostNormBlock(nn.Module):
         super().__init__()
         self._mixer_name = name
         self.add_module(name, mixer)
-        self.dropout = Dropout(dropout)
-        self.norm = nn.LayerNorm(hidden_size, eps=1e-12)
+        self.norm = AddNorm(hidden_size, post_norm=True, dropout=dropout)
         self.ffn = FeedForward(hidden_size, 4 * hidden_size, activation, dropout)
         self.residual = residual
 
     def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
         """x: [T, D] -> [T, D], or the wanted rows [B, D]."""
-        y = self.dropout(getattr(self, self._mixer_name)(x, sequences))
-        if self.residual:
-            y = y + sequences.select(x)
-        return self.ffn(self.norm(y))
+        branch = getattr(self, self._mixer_name)(x, sequences)
+        x = sequences.select(x)
+        x, rows = self.norm(x if self.residual else torch.zeros_like(x), branch, sequences)
+        return self.ffn(x, sequences, rows)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recgrela.nn.basic import Linear
 from recgrela.nn.sequences import Sequences
 from recgrela.ops import causal_conv1d, selective_scan
 
@@ -25,13 +26,14 @@ class Mamba(nn.Module):
     def __init__(self, hidden_size: int, state_size: int, kernel_size: int, expand: int) -> None:
         super().__init__()
         inner, self.rank, self.state_size = expand * hidden_size, math.ceil(hidden_size / 16), state_size
-        self.in_proj = nn.Linear(hidden_size, 2 * inner, bias=False)
+        self.in_proj = Linear(hidden_size, 2 * inner, bias=False)
         self.conv = nn.Conv1d(inner, inner, kernel_size, groups=inner)  # holds the parameters of the op
+        # Plain layers: their widths are below those of `recgrela.ops.linear`'s kernel.
         self.x_proj = nn.Linear(inner, self.rank + 2 * state_size, bias=False)
         self.dt_proj = nn.Linear(self.rank, inner)
         self.A_log = nn.Parameter(torch.arange(1.0, state_size + 1).log().repeat(inner, 1))
         self.D = nn.Parameter(torch.ones(inner))
-        self.out_proj = nn.Linear(inner, hidden_size, bias=False)
+        self.out_proj = Linear(inner, hidden_size, bias=False)
 
     def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
         """x: [T, D] -> [T, D], or the wanted rows [B, D]."""

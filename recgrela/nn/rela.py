@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recgrela.nn.basic import Activation
+from recgrela.nn.basic import Activation, Linear, linear_pair
 from recgrela.nn.sequences import Sequences
-from recgrela.ops import gated_rela, gated_rela_last, rotary_table
+from recgrela.ops import gated_rela, gated_rela_last, linear, rotary_table
 from recgrela.ops.mlp import ACTIVATIONS
 
 
@@ -75,20 +74,18 @@ class GatedRotaryLinearAttention(nn.Module):
         d = hidden_size
         self.num_heads, self.causal, self.eps = num_heads, causal, eps
         self.gate_activation = gate_activation
-        self.gate_proj = nn.Linear(d, d) if gate else None
-        self.in_proj = nn.Linear(d, d) if input_projection else None
-        self.qk_proj = nn.Linear(d, 2 * d)
-        self.v_proj = nn.Linear(d, d) if value_projection else None
+        self.gate_proj = Linear(d, d) if gate else None
+        self.in_proj = Linear(d, d) if input_projection else None
+        self.qk_proj = Linear(d, 2 * d)
+        self.v_proj = Linear(d, d) if value_projection else None
         # Holds the parameters of the op.
         self.conv = nn.Conv1d(d, d, kernel_size, groups=d) if kernel_size else None
-        self.out_proj = nn.Linear(d, d)
+        self.out_proj = Linear(d, d)
         self.rotary = rotary
 
     def forward(self, u: Tensor, sequences: Sequences) -> Tensor:
         """u: normalized, [T, D] -> [T, D], or the wanted rows [B, D], which must be last items if causal."""
-        x = u if self.in_proj is None else self.in_proj(u)
-        v = x if self.v_proj is None else self.v_proj(x)
-        gate = None if self.gate_proj is None else self.gate_proj(sequences.select(u))
+        x, gate = self.project(u, sequences)
         fused_gate = gate if self.gate_activation == "silu" else None
         options: dict[str, Any] = {
             "num_heads": self.num_heads,
@@ -98,13 +95,30 @@ class GatedRotaryLinearAttention(nn.Module):
             "eps": self.eps,
         }
         if sequences.wanted is None:
-            qk = self.qk_proj(x)
+            if self.v_proj is None:
+                qk, v = self.qk_proj(x), x
+            else:
+                qk, v = linear_pair(self.qk_proj, self.v_proj, x)
             y = gated_rela(qk, None, v, fused_gate, sequences.cu_seqlens, causal=self.causal, **options)
         else:
-            d = len(self.qk_proj.bias) // 2
-            q = F.linear(sequences.select(x), self.qk_proj.weight[:d], self.qk_proj.bias[:d])
-            k = F.linear(x, self.qk_proj.weight[d:], self.qk_proj.bias[d:])
+            weight, bias = self.qk_proj.weight, self.qk_proj.bias
+            d = len(bias) // 2
+            q = linear(sequences.select(x), weight[:d], bias[:d])
+            if self.v_proj is None:
+                k, v = linear(x, weight[d:], bias[d:]), x
+            else:
+                k, v = linear(x, weight[d:], bias[d:], self.v_proj.weight, self.v_proj.bias)
             y = gated_rela_last(q, k, v, fused_gate, sequences.cu_seqlens, sequences.wanted, **options)
         if gate is not None and fused_gate is None:
             y = y * ACTIVATIONS[self.gate_activation](gate)
         return self.out_proj(y)
+
+    def project(self, u: Tensor, sequences: Sequences) -> tuple[Tensor, Tensor | None]:
+        """u [T, D] -> the input of queries, keys and values [T, D], and the gate of the wanted rows."""
+        if self.gate_proj is None:
+            return (u if self.in_proj is None else self.in_proj(u)), None
+        if self.in_proj is None:
+            return u, self.gate_proj(sequences.select(u))
+        if sequences.wanted is None:
+            return linear_pair(self.in_proj, self.gate_proj, u)
+        return self.in_proj(u), self.gate_proj(sequences.select(u))

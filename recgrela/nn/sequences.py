@@ -7,6 +7,29 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from recgrela.ops.dropout import new_seeds
+
+
+class SeedStream:
+    """Seeds of the dropouts of one forward pass, which are drawn together, since each draw is a kernel.
+
+    Args:
+        device: the device of the seeds.
+    """
+
+    DRAW = 64
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._used = device, 0
+        self._drawn: Tensor | None = None
+
+    def take(self, count: int) -> Tensor:
+        """The next `count` seeds, [count] int64."""
+        if self._drawn is None or self._used + count > self.DRAW:
+            self._drawn, self._used = new_seeds(self.DRAW, self._device), 0
+        begin, self._used = self._used, self._used + count
+        return self._drawn[begin : self._used]
+
 
 @dataclass(frozen=True)
 class Sequences:
@@ -19,6 +42,7 @@ class Sequences:
         lengths: [B] int64, the number of items at the start of each sequence; the rows after them are
             padding. None: every row is an item.
         wanted: [B] int64, one row of each sequence: the rows that the next module returns. None: all rows.
+        stream: the seeds of the forward pass; None: each dropout draws its own.
     """
 
     cu_seqlens: Tensor
@@ -26,6 +50,7 @@ class Sequences:
     max_seqlen: int
     lengths: Tensor | None = None
     wanted: Tensor | None = None
+    stream: SeedStream | None = None
 
     @staticmethod
     def of(cu_seqlens: Tensor, num_rows: int, max_seqlen: int, lengths: Tensor | None = None) -> Sequences:
@@ -59,6 +84,12 @@ class Sequences:
         """x [T, ...] -> its wanted rows: [B, ...], or x itself when all rows are wanted."""
         return x if self.wanted is None else x[self.wanted]
 
+    # ---- randomness
+
+    def seeds(self, count: int) -> Tensor | None:
+        """Seeds for dropouts, [count] int64, or None if each op is to draw its own."""
+        return None if self.stream is None else self.stream.take(count)
+
     # ---- positions of rows
 
     def positions(self) -> Tensor:
@@ -90,7 +121,8 @@ class Sequences:
         """
         cu_seqlens = torch.arange(self.batch + 1, device=self.index.device) * length
         lengths = self.cu_seqlens.diff()
-        return Sequences.of(cu_seqlens, self.batch * length, length, lengths), self.dense_rows(length)
+        padded = Sequences.of(cu_seqlens, self.batch * length, length, lengths)
+        return replace(padded, stream=self.stream), self.dense_rows(length)
 
     def dense_rows(self, length: int) -> Tensor:
         """[T] int64, the index of each row in the flattened dense form [B * length, ...]."""
