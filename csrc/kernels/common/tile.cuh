@@ -59,8 +59,8 @@ __device__ Operand<E> to_operand(const Acc& a) {
 }
 
 // Loads M[i][k] = tile[i * stride + k], or tile[k * stride + i] if kTranspose; rows of the tile are aligned to 16
-// bytes.
-template <typename E, bool kTranspose>
+// bytes. kRight: the operand is used as B, whose registers have another order; either way the result is the same.
+template <typename E, bool kTranspose, bool kRight = false>
 __device__ Operand<E> load_operand(const E* tile, int stride) {
   Operand<E> operand;
   const int lane = threadIdx.x % 32;
@@ -80,8 +80,11 @@ __device__ Operand<E> load_operand(const E* tile, int stride) {
         }
       }
   } else {
-    const int i = 8 * (lane / 8 % 2), k = 8 * (lane / 16), r = lane % 8;
-    load_matrices<kTranspose>(operand.r, kTranspose ? tile + (k + r) * stride + i : tile + (i + r) * stride + k);
+    const int low = 8 * (lane / 8 % 2), high = 8 * (lane / 16), r = lane % 8;
+    const int i = kRight ? high : low, k = kRight ? low : high;
+    uint32_t m[4];
+    load_matrices<kTranspose>(m, kTranspose ? tile + (k + r) * stride + i : tile + (i + r) * stride + k);
+    operand.r[0] = m[0], operand.r[1] = m[kRight ? 2 : 1], operand.r[2] = m[kRight ? 1 : 2], operand.r[3] = m[3];
   }
   return operand;
 }

@@ -1,0 +1,254 @@
+// Backward of linear. Blocks iterate over tiles of 64 rows, whose d_y arrives in chunks of 64 columns, two or three
+// chunks ahead. From a chunk, the warps add to d_x, whose weights are in shared memory, and to the gradients of the
+// weights, which stay in registers until the block's last tile. Each warp holds a quarter of each chunk's outputs and
+// half of the slice's columns of x.
+#pragma once
+
+#include <algorithm>
+
+#include "kernels/common/stage.cuh"
+#include "kernels/linear/plan.cuh"
+
+namespace recgrela::cuda {
+
+// Starts copies of this thread's 16-byte vectors of a tile of kColumns columns. `source` is the element at the tile's
+// first row and at the thread's column; `left` rows of the tile exist, or 0 if the column does not.
+template <typename E, int kColumns>
+__device__ void stage_tile(E* shared, const E* source, int stride, int left) {
+  constexpr int kVector = 16 / sizeof(E), kVectors = kColumns / kVector, kRows = kBackwardThreads / kVectors;
+  const int column = static_cast<int>(threadIdx.x) % kVectors * kVector, first = threadIdx.x / kVectors;
+#pragma unroll
+  for (int i = 0; i < kBackwardRows / kRows; ++i) {
+    const int row = first + i * kRows;
+    copy_async16(shared + row * stage_stride(kColumns) + column, source + row * stride, row < left);
+  }
+}
+
+// Shared memory of the backward. kChunks: most chunks of d_y; kTiles: tiles of x's columns per warp. kSplit: float32
+// weights are stored as operands, in twice the memory.
+template <typename E, int kChunks, int kTiles, bool kSplit>
+struct BackwardShared {
+  static constexpr int kStages = sizeof(E) == 4 ? 2 : 3;
+  static constexpr int kColumns = 2 * kTiles * 16;  // of x
+  static constexpr int kXTile = kBackwardRows * stage_stride(kColumns);
+  static constexpr int kDyTile = kBackwardRows * stage_stride(kChunkColumns);
+  static constexpr int kWeightVectors = kSplit ? kOperandVectors<E> : kPackedTile * int{sizeof(E)} / 16;
+
+  uint4* weights;  // [chunks, kChunkTiles, 2, kTiles] operands
+  E *x, *d_y;      // kStages tiles
+
+  __device__ explicit BackwardShared(int chunks) {
+    weights = reinterpret_cast<uint4*>(dynamic_shared());
+    x = reinterpret_cast<E*>(weights + chunks * kChunkTiles * 2 * kTiles * kWeightVectors);
+    d_y = x + kStages * kXTile;
+  }
+  static size_t bytes(int chunks) {
+    return chunks * kChunkTiles * 2 * kTiles * kWeightVectors * sizeof(uint4) +
+           kStages * (kXTile + kDyTile) * sizeof(E);
+  }
+
+  __device__ Operand<E> weight(int tile) const {
+    const uint4* const from = weights + tile * kWeightVectors;
+    if constexpr (kSplit)
+      return load_operand<E>(from);
+    else
+      return load_packed<E, false>(reinterpret_cast<const E*>(from));
+  }
+
+  // Stages the weights transposed: operands whose rows are columns of x from `first` on, and whose inner dimension is
+  // the outputs. Zeros are in the place of missing rows and columns.
+  __device__ void stage_transposed(const LinearPlan& p, int first) const {
+    const int lane = threadIdx.x % 32;
+    for (int i = threadIdx.x / 32; i < p.chunks * kChunkTiles * 2 * kTiles; i += kBackwardThreads / 32) {
+      const int column = first + i % (2 * kTiles) / kTiles * kTiles * 16;
+      int output = i / (2 * kTiles) * 16;
+      const bool second = output >= p.first_outputs, exists = output < p.outputs;
+      const float* const weight = p.weight_of(second);
+      if (second) output -= p.first_outputs;
+      Acc w;
+#pragma unroll
+      for (int k = 0; k < 8; ++k) {
+        const int j = k / 4, e = k % 4;
+        const int c = column + output_column<E, kTiles>(i % kTiles, tile_row(lane, e));
+        w.x[j][e] = exists && c < p.width ? weight[(output + tile_col(lane, j, e)) * p.width + c] : 0.f;
+      }
+      uint4* const to = weights + i * kWeightVectors;
+      if constexpr (kSplit)
+        store_operand(to, to_operand<E>(w));
+      else
+        store_packed(reinterpret_cast<E*>(to), w, 1.f);
+    }
+  }
+};
+
+// Stages the next chunk of d_y, and x if it is the first of a tile.
+template <typename Shared, typename E>
+struct ChunkQueue {
+  const LinearPlan& p;
+  const Shared& shared;
+  const int first_column;
+  int tile, chunk = 0, slot = 0, x_slot = 0;
+
+  __device__ void push() {
+    constexpr int kVector = 16 / sizeof(E);
+    if (tile < p.row_tiles) {
+      const int row = tile * kBackwardRows, left = p.num_rows - row;
+      if (chunk == 0) {
+        const int column = first_column + static_cast<int>(threadIdx.x) % (Shared::kColumns / kVector) * kVector;
+        stage_tile<E, Shared::kColumns>(shared.x + x_slot * Shared::kXTile, p.x.row<const E>(row) + column, p.x.stride,
+                                        column < p.width ? left : 0);
+        x_slot = x_slot + 1 == Shared::kStages ? 0 : x_slot + 1;
+      }
+      const int output = chunk * kChunkColumns + static_cast<int>(threadIdx.x) % (kChunkColumns / kVector) * kVector;
+      const bool second = output >= p.first_outputs;
+      const PlanRows d_y = p.rows_of(second);
+      stage_tile<E, kChunkColumns>(shared.d_y + slot * Shared::kDyTile,
+                                   d_y.row<const E>(row) + output - (second ? p.first_outputs : 0), d_y.stride,
+                                   output < p.outputs ? left : 0);
+      if (++chunk == p.chunks) chunk = 0, tile += p.row_blocks;
+    }
+    slot = slot + 1 == Shared::kStages ? 0 : slot + 1;
+    copies_commit();
+  }
+};
+
+template <typename E, int kChunks, int kTiles, bool kSplit>
+__global__ void __launch_bounds__(kBackwardThreads, sizeof(E) == 4 && kChunks > 4 ? 1 : 2)
+    linear_backward_kernel(const LinearPlan p) {
+  using Shared = BackwardShared<E, kChunks, kTiles, kSplit>;
+  [[maybe_unused]] constexpr int kUnroll = kChunks <= 3 && (sizeof(E) == 2 || kChunks == 1) ? 4
+                                           : sizeof(E) == 2                                 ? 2
+                                                                                            : 1;  // by registers
+  constexpr int kXStride = stage_stride(Shared::kColumns), kDyStride = stage_stride(kChunkColumns);
+  const int slice = blockIdx.x % p.slices, row_block = blockIdx.x / p.slices;
+  const int first_column = slice * Shared::kColumns;
+  const int lane = threadIdx.x % 32, quarter = threadIdx.x / 32 % 4, half = threadIdx.x / 128;
+  const bool adds_biases = p.has_bias() && slice == 0 && half == 0;
+  const Shared shared(p.chunks);
+  ChunkQueue<Shared, E> queue{p, shared, first_column, row_block};
+#pragma unroll
+  for (int i = 0; i + 1 < Shared::kStages; ++i) queue.push();
+  if (p.d_x.data) shared.stage_transposed(p, first_column);
+
+  Operand<E> ones;
+  if constexpr (sizeof(E) == 4) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) set_element(ones, i / 4, i % 4, 1.f);
+  } else {
+    ones.r[0] = ones.r[1] = ones.r[2] = ones.r[3] = pack2<E>(1.f, 1.f);
+  }
+  Acc d_weight[kChunks][kTiles];
+  RowPair d_bias[kChunks];
+  int slot = 0, x_slot = 0;
+#pragma unroll 1
+  for (int tile = row_block; tile < p.row_tiles; tile += p.row_blocks) {
+    const E* const x = shared.x + x_slot * Shared::kXTile + half * kTiles * 16;
+    x_slot = x_slot + 1 == Shared::kStages ? 0 : x_slot + 1;
+    Acc d_x[kTiles];
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c) {
+      if (c >= p.chunks) continue;
+      copies_wait<Shared::kStages - 2>();
+      __syncthreads();
+      queue.push();
+      const E* const d_y = shared.d_y + slot * Shared::kDyTile;
+      slot = slot + 1 == Shared::kStages ? 0 : slot + 1;
+#pragma unroll kUnroll
+      for (int r = 0; r < kBackwardRows / 16; ++r) {
+        const Operand<E> d_yt = load_operand<E, true>(d_y + r * 16 * kDyStride + quarter * 16, kDyStride);
+#pragma unroll
+        for (int i = 0; i < kTiles; ++i)
+          mma(d_weight[c][i], d_yt, load_operand<E, true, true>(x + r * 16 * kXStride + i * 16, kXStride));
+        if (adds_biases) {
+          float sums[4];
+          mma_columns<false, false>(sums, d_yt, ones, 0);
+          d_bias[c].x[0] += sums[0], d_bias[c].x[1] += sums[2];
+        }
+        limit_overlap<E>();
+      }
+      if (p.d_x.data) {
+#pragma unroll kUnroll
+        for (int n = 0; n < kChunkTiles; ++n) {
+          const Operand<E> rows = load_operand<E, false, true>(d_y + quarter * 16 * kDyStride + n * 16, kDyStride);
+#pragma unroll
+          for (int i = 0; i < kTiles; ++i)
+            mma(d_x[i], shared.weight(((c * kChunkTiles + n) * 2 + half) * kTiles + i), rows);
+          limit_overlap<E>();
+        }
+      }
+    }
+    const int column = first_column + half * kTiles * 16, row = tile * kBackwardRows + quarter * 16;
+    if (p.d_x.data) store_outputs(p.d_x.row<E>(row) + column, p.d_x.stride, p.num_rows - row, p.width - column, d_x);
+  }
+
+  float* const partials = p.partials + int64_t{row_block} * p.num_gradients;
+#pragma unroll
+  for (int c = 0; c < kChunks; ++c) {
+    const int output = c * kChunkColumns + quarter * 16;
+    if (output >= p.outputs) continue;
+#pragma unroll
+    for (int i = 0; i < kTiles; ++i) {
+      const int column = first_column + (half * kTiles + i) * 16;
+      if (column >= p.width) continue;
+#pragma unroll
+      for (int k = 0; k < 8; k += 2) {
+        const int j = k / 4, e = k % 4;
+        float* const to = partials + (output + tile_row(lane, e)) * p.width + column + tile_col(lane, j, 0);
+        store2(to, d_weight[c][i].x[j][e], d_weight[c][i].x[j][e + 1]);
+      }
+    }
+    if (adds_biases && lane % 4 == 0) {
+      float* const to = partials + p.width * p.outputs + output + lane / 4;
+      to[0] = d_bias[c].x[0], to[8] = d_bias[c].x[1];
+    }
+  }
+}
+
+template <typename E, int kChunks, int kTiles, bool kSplit>
+struct BackwardKernel {
+  using Shared = BackwardShared<E, kChunks, kTiles, kSplit>;
+
+  static void plan(LinearPlan& p) {
+    p.chunks = static_cast<int>(ceil_div(p.outputs, kChunkColumns));
+    p.slices = static_cast<int>(ceil_div(p.width, Shared::kColumns));
+    p.row_tiles = static_cast<int>(ceil_div(p.num_rows, kBackwardRows));
+    const int resident = Shared::bytes(p.chunks) > 113 * 1024 ? 1 : 2;
+    p.row_blocks = std::min(p.row_tiles, std::max(1, resident * multiprocessors() / p.slices));
+  }
+  static cudaError_t run(const LinearPlan& p, cudaStream_t stream) {
+    return launch(linear_backward_kernel<E, kChunks, kTiles, kSplit>, int64_t{p.row_blocks} * p.slices,
+                  kBackwardThreads, Shared::bytes(p.chunks), stream, p);
+  }
+};
+
+// Calls f with the kernel for the operands. A thread has up to 64 sums of weight gradients in registers, so that with
+// more outputs a block takes fewer columns of x, and more slices read d_y.
+template <typename E, typename F>
+cudaError_t with_backward_kernel(const LinearPlan& p, F f) {
+  if constexpr (sizeof(E) == 4) {
+    if (p.outputs <= 64) return f(BackwardKernel<E, 1, 2, true>{});
+    if (p.outputs <= 192) return f(BackwardKernel<E, 3, 1, true>{});
+    if (p.outputs <= 256) return f(BackwardKernel<E, 4, 1, false>{});
+    return f(BackwardKernel<E, 8, 1, false>{});
+  } else {
+    if (p.width > 32 && p.outputs <= 64) return f(BackwardKernel<E, 1, 2, true>{});
+    if (p.width > 32 && p.outputs <= 192) return f(BackwardKernel<E, 3, 2, true>{});
+    if (p.width > 32 && p.outputs <= 256) return f(BackwardKernel<E, 4, 2, true>{});
+    if (p.outputs <= 128) return f(BackwardKernel<E, 2, 1, true>{});
+    return f(BackwardKernel<E, 8, 1, true>{});
+  }
+}
+
+template <typename E>
+void LinearKernels<E>::plan_backward(LinearPlan& p) {
+  with_backward_kernel<E>(p, [&](auto kernel) {
+    kernel.plan(p);
+    return cudaSuccess;
+  });
+}
+template <typename E>
+cudaError_t LinearKernels<E>::backward(const LinearPlan& p, cudaStream_t stream) {
+  return with_backward_kernel<E>(p, [&](auto kernel) { return kernel.run(p, stream); });
+}
+
+}  // namespace recgrela::cuda
