@@ -13,7 +13,7 @@ import torch
 
 from recgrela import evaluate, recommend
 from recgrela.data import EvalBatches
-from recgrela.evaluation.ranking import rank_all
+from recgrela.evaluation.ranking import Ranker
 from recgrela.evaluation.recommendation import recommend as best_items
 from recgrela.runs.consistency import check_data
 from recgrela.runs.folder import RunFolder
@@ -228,6 +228,7 @@ def test_ranking_restores_the_models_mode(run: Path, training: bool) -> None:
     saved = load_run(run, None, CPU)
     batches = EvalBatches(load_data(saved), "valid", 50, 32)
     saved.model.train(training)
-    first = rank_all(saved.model, batches, CPU, 100)
+    ranker = Ranker(saved.model, batches, 100)
+    first = ranker(batches)
     assert saved.model.training is training
-    assert rank_all(saved.model, batches, CPU, 100) == first  # without dropout
+    assert ranker(batches) == first  # without dropout

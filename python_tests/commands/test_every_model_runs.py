@@ -19,9 +19,7 @@ from recgrela.models.base import Objective
 from recgrela.nn import Sequences
 from recgrela.runs.folder import RunFolder
 from recgrela.runs.saved import evaluate, load_data, load_run
-from recgrela.settings.run import read_run
 from recgrela.system.errors import ConfigError
-from recgrela.training.session import check_model
 
 SIZES = {"num_layers": 2, "hidden_size": 16, "num_heads": 2, "inner_size": 32, "state_size": 4, "flip": 9}
 
@@ -94,15 +92,6 @@ def test_the_model_of_the_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     torch.testing.assert_close(model.hidden_states(items, offsets, 3, True)[0], layer[0])
     with pytest.raises(ConfigError, match="MeanPool cannot load authors' weights"):
         from_official("MeanPool", {"item_embedding.weight": torch.zeros(3, 2)}, {})
-
-
-def test_cuda_graphs_need_a_model_without_padding() -> None:
-    """Batches are filled with empty sequences, whose padding a model must not attend to."""
-    argv = ["--model.name=EulerFormer", "--train.cuda_graphs=true", "--train.device=cpu", *DATA]
-    padded, clean = (read_run([*argv, f"--model.padding={p}"], CONFIGS) for p in ("attend", "mask"))
-    with pytest.raises(ConfigError, match=r"cuda_graphs: .*; use --model.padding mask"):
-        check_model(build(padded.model, 40, 50), padded)
-    check_model(build(clean.model, 40, 50), clean)
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in EVERY_POSITION])

@@ -36,13 +36,14 @@ def test_equals_a_naive_ranking_with_ties_and_seen_items() -> None:
     seen = [[int(i) for i in torch.randint(1, n_items, (7,))] for _ in range(users)]  # with repeats
     for user in range(0, users, 3):
         seen[user].append(int(target[user]))  # seen before, but never removed
-    sums = RankingSums(CPU)
+    sums, parts = RankingSums(CPU), []
     for start in range(0, users, 20):  # a last, smaller batch too
         rows = range(start, min(start + 20, users))
         pairs = [(row - start, item) for row in rows for item in seen[row]]
-        index = torch.tensor(pairs).T
-        sums.add(scores[start : start + 20], target[start : start + 20], (index[0], index[1]))
-    result = sums.result()
+        removed_items = torch.zeros(len(rows), n_items, dtype=torch.bool)
+        removed_items[tuple(torch.tensor(pairs).T)] = True
+        parts.append(sums.add(scores[start : start + 20], target[start : start + 20], removed_items))
+    result = sums.result(parts)
 
     for removed, values, ties, ranks in (
         ([set() for _ in seen], result.values, result.ties, result.ranks[0]),
@@ -80,19 +81,21 @@ def test_infinite_scores_rank_like_others() -> None:
 
 
 def test_nan_is_an_error_except_in_the_padding_column() -> None:
-    nothing = (torch.empty(0, dtype=torch.int64),) * 2
-    scores = torch.zeros(2, 5)
+    nothing, scores = torch.zeros(2, 5, dtype=torch.bool), torch.zeros(2, 5)
     scores[:, 0] = torch.nan
-    sums = RankingSums(CPU)
-    sums.add(scores, torch.tensor([1, 2]), nothing)
-    assert sums.result().values["HR@10"] == 1
+    sums, target = RankingSums(CPU), torch.tensor([1, 2])
+    ranks = sums.add(scores, target, nothing)
+    assert sums.result([ranks]).values["HR@10"] == 1
 
     scores[1, 4] = torch.nan
-    sums.add(scores, torch.tensor([1, 2]), nothing)
+    sums.add(scores, target, nothing)
     with pytest.raises(RunError, match="NaN scores for 1 of 4 users"):
-        sums.result()
+        sums.result([ranks, ranks])
+    sums.reset()
+    scores[1, 4] = 0.0
+    assert sums.result([sums.add(scores, target, nothing)]).values["HR@10"] == 1
 
 
 def test_no_users_is_an_error() -> None:
     with pytest.raises(RunError, match="no users"):
-        RankingSums(CPU).result()
+        RankingSums(CPU).result([])

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from python_tests.support.runs import assert_same_tensors, make_run, options, run_train
+from recgrela.evaluation.ranking import Ranker
 from recgrela.runs import checkpoint
 from recgrela.runs.folder import RunFolder
-from recgrela.training import final_test, trainer
 
 SCHEDULE = ["--train.lr_decay=cosine", "--train.warmup_steps=5", "--train.lr=1e-2"]
 
@@ -111,16 +111,15 @@ def test_a_signal_while_ranking_loses_nothing(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C during the validation of epoch 1, then during the final test with the best weights."""
-    rank_all, calls, before = trainer.rank_all, [], signal.getsignal(signal.SIGINT)
+    rank, calls, before = Ranker.__call__, [], signal.getsignal(signal.SIGINT)
 
     def interrupted(*arguments: object) -> object:
         calls.append(arguments)
         if len(calls) in (1, 4):  # valid 1 | valid 1, valid 2, final valid
             os.kill(os.getpid(), signal.SIGINT)
-        return rank_all(*arguments)  # type: ignore[arg-type]
+        return rank(*arguments)  # type: ignore[arg-type]
 
-    for module in (trainer, final_test):
-        monkeypatch.setattr(module, "rank_all", interrupted)
+    monkeypatch.setattr(Ranker, "__call__", interrupted)
     run = tmp_path / "run"
     assert run_train(*options(tmp_path, "run")) == 130
     state = checkpoint.read_meta(run / "last.safetensors")["state"]

@@ -3,55 +3,69 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from python_tests.support.gpu import needs_gpu
+from python_tests.support.graphs import FakeGraph
 from python_tests.support.tensors import assert_close
 from recgrela.data import Batch, DataConfig, TrainBatches, load
+from recgrela.data.filling import Filling
 from recgrela.models import CONFIGS, RecGRELAConfig, build
+from recgrela.models.capture import filling_for
 from recgrela.settings.run import read_run
 from recgrela.settings.train import TrainConfig
 from recgrela.system.errors import ConfigError
+from recgrela.system.graphs import Capture, CudaGraphs, GraphedFunction
+from recgrela.training import session
+from recgrela.training.graphs import step_obstacle
 from recgrela.training.losses import FullSoftmax, make_loss
 from recgrela.training.session import open_session
 from recgrela.training.step import GraphedStep, TrainStep, learning_rate
 
 DATA = DataConfig(synthetic_users=60, synthetic_items=40, synthetic_events=20, max_len=30)
 CONFIG = TrainConfig(batch_size=100)
+LAST = TrainConfig(objective="last", batch_size=40)
+Take = Callable[[Batch, float], None]
 
 
 def make_step(
     config: TrainConfig = CONFIG,
     device: str = "cpu",
-    graphed: bool = False,
     max_tokens: int = 1 << 20,
     rates: float = 0.0,
-    **how: Callable,
+    **model: Any,
 ) -> tuple[TrainStep, list[Batch]]:
     """A step of a fresh small model, and the batches of an epoch."""
     torch.manual_seed(1)
     data = load(DATA)
-    model_config = RecGRELAConfig(
-        hidden_size=16, num_heads=2, num_layers=2, dropout=rates, drop_path=rates, mode="causal"
-    )
-    model = build(model_config, data.n_items, DATA.max_len).to(device)
+    sizes: dict[str, Any] = {"hidden_size": 16, "num_heads": 2, "num_layers": 2}
+    model_config = RecGRELAConfig(**sizes, dropout=rates, drop_path=rates, **model)
+    built = build(model_config, data.n_items, DATA.max_len).to(device)
     batches = TrainBatches(data, config.objective, DATA.max_len, config.batch_size, 0, device)
-    if not graphed:
-        optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
-        step = TrainStep(model, optimizer, FullSoftmax(), config, max_tokens)
-    else:
-        lr = torch.tensor(config.lr, device=device) if device == "cuda" else config.lr
-        optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True, capturable=device == "cuda")
-        step = GraphedStep(model, optimizer, FullSoftmax(), config, DATA.max_len, **how)
+    lr = torch.tensor(config.lr, device=device) if device == "cuda" else config.lr
+    optimizer = torch.optim.Adam(built.parameters(), lr=lr, fused=True, capturable=device == "cuda")
+    step = TrainStep(built, optimizer, FullSoftmax(), config, max_tokens)
     return step, list(batches.epoch(0))
 
 
-def weights_after(step: TrainStep, batches: list[Batch], lr: float = 1e-2) -> list[Tensor]:
+def filling_of(step: TrainStep, batches: list[Batch]) -> Filling:
+    return filling_for(step.model, step.config.objective, max(batch.max_seqlen for batch in batches))
+
+
+def graphed(step: TrainStep, batches: list[Batch], capture: Capture) -> GraphedStep:
+    return GraphedStep(step, filling_of(step, batches), capture)
+
+
+def weights_after(
+    step: TrainStep, batches: list[Batch], lr: float = 1e-2, take: Take | None = None
+) -> list[Tensor]:
+    """The weights after steps that `take` takes, by default the step itself."""
     for batch in batches:
-        step(batch, lr)
+        (take or step)(batch, lr)
     return [p.detach().clone() for p in step.model.parameters()]
 
 
@@ -89,58 +103,100 @@ def test_compiled_equals_eager() -> None:
     assert eager.loss_sum.item() == pytest.approx(compiled.loss_sum.item(), rel=1e-4)
 
 
-class FakeGraph:
-    """Calls the body at each replay; the capture runs nothing, as with a CUDA graph."""
-
-    def __init__(self) -> None:
-        self.captures = self.replays = 0
-
-    def __call__(self, body: Callable[[], None]) -> Callable[[], None]:
-        self.captures += 1
-
-        def replay() -> None:
-            self.replays += 1
-            body()
-
-        return replay
+FORMS: list[tuple[TrainConfig, dict[str, str]]] = [
+    (CONFIG, {"mode": "causal"}),
+    (LAST, {"mode": "causal"}),
+    (LAST, {"mode": "bidirectional"}),
+    (LAST, {"mode": "bidirectional", "padding": "attend"}),
+]
+IDS = ["all", "last, causal", "last, mask", "last, attend"]
 
 
-def test_a_graphed_step_equals_a_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The graph is fake and on the CPU; buffers, padding of the batch and fallbacks are real."""
-    monkeypatch.setattr(GraphedStep, "BATCH_MULTIPLE", 4)
-    plain, batches = make_step()
+@pytest.mark.parametrize(("config", "model"), FORMS, ids=IDS)
+def test_a_graphed_step_equals_a_plain_one(
+    config: TrainConfig, model: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The graph is fake and on the CPU; buffers, filled batches and fallbacks are real."""
+    monkeypatch.setattr("recgrela.data.filling.MIN_MULTIPLE", 4)
+    plain, batches = make_step(config, **model)
+    step, _ = make_step(config, **model)
     graph = FakeGraph()
-    graphed, _ = make_step(graphed=True, capture=graph)
-    assert [batch.num_tokens for batch in batches[:-1]] == [100] * (len(batches) - 1)
-    assert batches[-1].num_tokens < 100
-    sizes = [-(-batch.size // 4) for batch in batches]
-    assert len(set(sizes[:-1])) > 1
+    take = graphed(step, batches, graph)
+    assert batches[-1].target.numel() < config.batch_size
+    filling = filling_of(step, batches)
     passes = [*batches, *batches]
-    for a, b in zip(weights_after(plain, passes), weights_after(graphed, passes), strict=True):
-        assert_close("weights", a, b, 1e-4)
-    known = [i for i, size in enumerate(2 * sizes) if i >= GraphedStep.WARM_UP and size in (2 * sizes)[:i]]
-    replayed = [i for i in known if passes[i].num_tokens == 100]
+    whole = [batch for batch in passes if batch.target.numel() == config.batch_size]
+    sizes = [tuple(x.shape for x in filling(batch)) for batch in whole]
+    if model.get("padding") == "attend":
+        assert len(set(sizes)) == 1
+    else:
+        assert len(set(sizes)) > 1
+    replayed = [i for i, size in enumerate(sizes) if i >= GraphedFunction.WARM_UP and size in sizes[:i]]
+    for a, b in zip(weights_after(plain, passes), weights_after(step, passes, take=take), strict=True):
+        assert_close("weights", a, b, 1e-3)
     assert graph.replays == len(replayed) > 0
-    assert graph.captures == len({(2 * sizes)[i] for i in replayed})
+    assert graph.captures == len({sizes[i] for i in replayed})
+    assert step.loss_sum.item() == pytest.approx(plain.loss_sum.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("config", "model"), FORMS, ids=IDS)
+def test_a_step_has_the_same_bits_captured_or_not(config: TrainConfig, model: dict[str, str]) -> None:
+    """A resumed run captures later than an uninterrupted one."""
+    results = []
+    for max_graphs in (16, 0):
+        step, batches = make_step(config, rates=0.1, **model)
+        graph = FakeGraph()
+        take = graphed(step, batches, graph)
+        take._graphed.MAX_GRAPHS = max_graphs
+        torch.manual_seed(3)
+        results.append(weights_after(step, [*batches, *batches], take=take))
+        assert (graph.replays > 0) == (max_graphs > 0)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_a_step_leaves_no_gradients() -> None:
+    """In a CUDA graph's memory, they would be overwritten by the next replay."""
+    step, batches = make_step()
+    weights_after(step, batches[:1])
+    assert all(p.grad is None for p in step.model.parameters())
+
+
+def test_few_graphs() -> None:
+    """Shapes beyond the limit run without; results are copied out of a graph's memory."""
+    graph = FakeGraph()
+    function = GraphedFunction(lambda x, y: x + y, torch.device("cpu"), graph)
+    function.MAX_GRAPHS = 2
+    for round_ in range(4):
+        for n in range(1, 5):
+            result = function(torch.full((n,), round_), torch.arange(n))
+            assert result is not None and result.tolist() == [round_ + i for i in range(n)]
+    assert (graph.captures, graph.replays) == (2, 6)
+    first, second = (function(torch.zeros(2), torch.full((2,), x)) for x in (1.0, 2.0))
+    assert first is not None and second is not None and first.tolist() == [1.0] * 2 != second.tolist()
 
 
 @needs_gpu
-@pytest.mark.parametrize("multiple", [64, 4])
-def test_cuda_graphs_equal_plain_steps(multiple: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An evaluation of longer histories in between must not replace the rotary table."""
-    monkeypatch.setattr(GraphedStep, "BATCH_MULTIPLE", multiple)
-    config = replace(CONFIG, batch_size=200)
-    plain, batches = make_step(config, "cuda")
-    graphed, _ = make_step(config, "cuda", graphed=True)
+@pytest.mark.parametrize("amp", [False, True])
+@pytest.mark.parametrize(("config", "model"), FORMS, ids=IDS)
+def test_cuda_graphs_equal_plain_steps(config: TrainConfig, model: dict[str, str], amp: bool) -> None:
+    """Bit for bit, with dropout and with evaluations of longer histories in between."""
     longer = torch.randint(1, 40, (100,), device="cuda")
-    for _ in range(6):
-        for step in (plain, graphed):
-            weights_after(step, batches, 1e-3)
-            with torch.no_grad():
-                step.model.score_packed(longer, torch.tensor([0, 100], device="cuda"), 100)
-    for a, b in zip(plain.model.parameters(), graphed.model.parameters(), strict=True):
-        assert_close("weights", a.cpu(), b.cpu(), 5e-2)
-    assert plain.loss_sum.item() == pytest.approx(graphed.loss_sum.item(), rel=1e-3)
+    results, losses = [], []
+    for max_graphs in (16, 0):
+        step, batches = make_step(replace(config, amp=amp), "cuda", rates=0.1, **model)
+        take = graphed(step, batches, CudaGraphs())
+        take._graphed.MAX_GRAPHS = max_graphs
+        torch.manual_seed(3)
+        for _ in range(6):
+            results.append(weights_after(step, batches, 1e-3, take))
+            if model.get("padding") != "attend":  # an evaluation must not replace the rotary table
+                with torch.no_grad():
+                    step.model.score_packed(longer, torch.tensor([0, 100], device="cuda"), 100)
+        losses.append(step.loss_sum.item())
+        assert len(take._graphed._graphs) > 0 or max_graphs == 0
+    for captured, plain in zip(results[:6], results[6:], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(captured, plain, strict=True))
+    assert losses[0] == losses[1]
 
 
 @needs_gpu
@@ -148,12 +204,13 @@ def test_cuda_graphs_equal_plain_steps(multiple: int, monkeypatch: pytest.Monkey
 def test_each_replay_draws_other_random_numbers(name: str) -> None:
     """Dropout and negatives differ between replays: the loss of one batch changes."""
     data = load(DATA).to("cuda")
-    step, batches = make_step(replace(CONFIG, batch_size=200), "cuda", graphed=True, rates=0.2)
+    step, batches = make_step(replace(CONFIG, batch_size=200), "cuda", rates=0.2)
     step.loss = make_loss(name, 0.0, 8, 0.5, data)
+    take = graphed(step, batches, CudaGraphs())
     losses = []
     for _ in range(8):
         before = step.loss_sum.item()
-        step(batches[0], 0.0)  # keeps the weights
+        take(batches[0], 0.0)  # keeps the weights
         losses.append(step.loss_sum.item() - before)
     assert len(set(losses[4:])) == 4
     assert max(losses) < 2 * min(losses)
@@ -177,10 +234,57 @@ def test_learning_rates() -> None:
 def test_requirements_of_cuda_graphs() -> None:
     with pytest.raises(ConfigError, match="cuda_graphs: true needs a GPU, but this run uses the CPU"):
         open_session(read_run(["--train.cuda_graphs=true", "--train.device=cpu"], CONFIGS))
-    with pytest.raises(ConfigError, match=r"requires train\.objective all"):
-        TrainConfig(objective="last", cuda_graphs=True)
-    with pytest.raises(ConfigError, match=r"train\.max_tokens 10 is below train\.batch_size 6400"):
-        TrainConfig(cuda_graphs=True, max_tokens=10)
+    for value, device, wanted in (("auto", "cuda", True), ("auto", "cpu", False), ("false", "cuda", False)):
+        assert TrainConfig(cuda_graphs=value).wants_graphs(device) is wanted
+
+
+@pytest.mark.parametrize("name", ["softmax", "sampled_softmax", "gbce"])
+@pytest.mark.parametrize(("config", "model"), FORMS, ids=IDS)
+def test_steps_can_be_captured(config: TrainConfig, model: dict[str, str], name: str) -> None:
+    """With each loss, on the meta device, which runs the code of a GPU but for its kernels."""
+    step, batches = make_step(config, **model)
+    step.loss = make_loss(name, 0.0, 8, 0.5, load(DATA)).to("meta")
+    filling = filling_of(step, batches)
+    step.model.to("meta")
+    step.loss_sum = step.loss_sum.to("meta")
+    assert step_obstacle(step, filling) is None
+    step.max_tokens = 99
+    assert "train.max_tokens 99 cuts batches of up to" in str(step_obstacle(step, filling))
+
+
+def test_looking_for_obstacles_changes_nothing() -> None:
+    step, batches = make_step(rates=0.1)
+    before, state = [p.clone() for p in step.model.parameters()], torch.get_rng_state()
+    found = step_obstacle(step, filling_of(step, batches))
+    assert found is None or "linear_cross_entropy" in found  # its gradient reads a number on a CPU
+    assert torch.equal(state, torch.get_rng_state()) and step.loss_sum.item() == 0
+    after = list(step.model.parameters())
+    assert all(torch.equal(a, b) and b.grad is None for a, b in zip(before, after, strict=True))
+
+
+def sessions(monkeypatch: pytest.MonkeyPatch, obstacle: str | None, *more: str) -> session.Session:
+    """Opens a session on the CPU as if it were a GPU, with fake graphs."""
+    monkeypatch.setattr(TrainConfig, "wants_graphs", lambda config, device: config.cuda_graphs != "false")
+    monkeypatch.setattr(session, "CudaGraphs", FakeGraph)
+    monkeypatch.setattr(session, "step_obstacle", lambda step, filling: obstacle)
+    small = ["--data.synthetic_users=30", "--model.num_layers=1", "--model.hidden_size=16"]
+    return open_session(read_run([*small, "--train.device=cpu", *more], CONFIGS))
+
+
+def test_a_run_without_graphs_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    why = "its GRU runs in cuDNN"
+    opened = sessions(monkeypatch, why)
+    assert opened.take_step is opened.step
+    assert opened.notes == [f"note: steps run without CUDA graphs: {why}"]
+    with pytest.raises(
+        ConfigError, match="cuda_graphs: true is not possible: its GRU runs in cuDNN; or use auto"
+    ):
+        sessions(monkeypatch, why, "--train.cuda_graphs=true")
+    for more in ("auto", "true"):
+        opened = sessions(monkeypatch, None, f"--train.cuda_graphs={more}")
+        assert isinstance(opened.take_step, GraphedStep) and not opened.notes
+    opened = sessions(monkeypatch, None, "--train.cuda_graphs=false")
+    assert opened.take_step is opened.step and not opened.notes
 
 
 def test_histories_beyond_a_models_positions_are_refused() -> None:

@@ -76,6 +76,14 @@ class Batch:
         )
 
 
+def to_device(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Copies an array to a device; the host does not wait for a GPU."""
+    tensor = torch.from_numpy(values)
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 def _fitting(lengths: np.ndarray, max_slots: int, slots: Callable[[np.ndarray], int]) -> int:
     """The largest number of leading sequences that take at most `max_slots`, by bisection."""
     return bisect_right(range(1, len(lengths) + 1), max_slots, key=lambda count: slots(lengths[:count]))

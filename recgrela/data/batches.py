@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
-from recgrela.data.batch import Batch
+from recgrela.data.batch import Batch, to_device
 from recgrela.data.interactions import Interactions, train_counts
 from recgrela.settings.train import Objective
 from recgrela.system.errors import ConfigError, DataError
@@ -96,6 +96,11 @@ class TrainBatches:
         """The number of batches in an epoch."""
         return -(-self.num_targets // self.batch_size)
 
+    @property
+    def max_seqlen(self) -> int:
+        """The length of the longest sequence of any batch."""
+        return min(self.max_len, int(self._targets.max()))
+
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from ``start_step`` on; earlier batches cost nothing."""
         random = self._random(epoch, "order")
@@ -158,6 +163,7 @@ class EvalBatches:
 
     Attributes:
         users: [num_users] int64, the row of each user in the data, in the order of the batches.
+        max_seqlen: the length of the longest sequence of any batch, of either split.
     """
 
     def __init__(
@@ -187,6 +193,7 @@ class EvalBatches:
         self._cut = _Windows(users, offsets[users] + history - lengths, lengths)
         self.num_users = users.size
         self.users = users
+        self.max_seqlen = min(max_len, int(events.max()) - 1)
 
     def __len__(self) -> int:
         return -(-self.num_users // self.batch_size)
@@ -223,10 +230,8 @@ def _make_batch(items: torch.Tensor, windows: _Windows, objective: Objective, st
     """Gathers windows of the packed items on their device."""
     size = windows.users.size
     offsets = np.concatenate(([0], np.cumsum(windows.lengths)))
-    plan = torch.from_numpy(np.concatenate((windows.users, windows.starts, offsets)))
-    tokens, longest = int(plan[-1]), int(windows.lengths.max())
-    if items.device.type == "cuda":
-        plan = plan.pin_memory().to(items.device, non_blocking=True)
+    tokens, longest = int(offsets[-1]), int(windows.lengths.max())
+    plan = to_device(np.concatenate((windows.users, windows.starts, offsets)), items.device)
     users, starts, cu_seqlens = plan.split((size, size, size + 1))  # [B], [B], [B + 1]
     lengths = cu_seqlens.diff()
     shift = (starts - cu_seqlens[:-1]).repeat_interleave(lengths, output_size=tokens)  # [T]

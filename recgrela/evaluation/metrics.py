@@ -75,26 +75,33 @@ def target_ranks(scores: Tensor, target: Tensor, removed: Tensor | None = None) 
 
 
 class RankingSums:
-    """Sums the metrics of batches on their device; only `result` synchronizes."""
+    """Sums the metrics of batches on their device; only `result` synchronizes.
+
+    All batches add to the same tensors, so that a CUDA graph can.
+    """
 
     def __init__(self, device: torch.device) -> None:
-        self.users = 0
-        self._ranks: list[Tensor] = []  # [2, B] of each batch
         self._sums = torch.zeros(2, len(NAMES), dtype=torch.float64, device=device)
         self._ties = torch.zeros(2, dtype=torch.int64, device=device)
         self._nan_users = torch.zeros((), dtype=torch.int64, device=device)
 
-    def add(self, scores: Tensor, target: Tensor, seen: tuple[Tensor, Tensor]) -> None:
+    def reset(self) -> None:
+        """Begins another split."""
+        for total in (self._sums, self._ties, self._nan_users):
+            total.zero_()
+
+    def add(self, scores: Tensor, target: Tensor, removed: Tensor) -> Tensor:
         """Rank one batch.
 
         Args:
             scores: [B, n_items] of any floating type.
             target: [B] int64.
-            seen: (rows [S], items [S]) int64, the items to remove in the masked ranking. Repeats are allowed,
-                and the target is never removed (a user may interact with an item again).
+            removed: [B, n_items] bool, the items to remove in the masked ranking. The target is never removed
+                (a user may interact with an item again).
+
+        Returns:
+            ranks [2, B] int32; see `Ranking`.
         """
-        removed = torch.zeros_like(scores, dtype=torch.bool)
-        removed[seen] = True
         ranks = []
         for variant, mask in enumerate((None, removed)):
             rank, ties = target_ranks(scores, target, mask)
@@ -102,33 +109,34 @@ class RankingSums:
             self._sums[variant] += metrics_of(rank).sum(0)
             # Ties matter if the best rank that they allow is within the largest cutoff.
             self._ties[variant] += ((ties > 0) & (rank - ties <= max(CUTOFFS))).sum()
-        self._ranks.append(torch.stack(ranks).int())
         self._nan_users += scores[:, 1:].isnan().any(1).sum()
-        self.users += len(target)
+        return torch.stack(ranks).int()
 
-    def result(self) -> Ranking:
+    def result(self, ranks: list[Tensor]) -> Ranking:
         """Means over all users so far.
+
+        Args:
+            ranks: the results of `add`.
 
         Raises:
             RunError: there are no users, or some scores are NaN (comparisons with NaN are false, so the ranks
                 would look perfect).
         """
-        if self.users == 0:
+        users = sum(rank.shape[1] for rank in ranks)
+        if users == 0:
             raise RunError("no users to evaluate")
         nan_users = int(self._nan_users)
         if nan_users:
-            raise RunError(
-                f"the model gives NaN scores for {nan_users} of {self.users} users; training diverged"
-            )
-        unmasked, masked = (self._sums / self.users).tolist()
+            raise RunError(f"the model gives NaN scores for {nan_users} of {users} users; training diverged")
+        unmasked, masked = (self._sums / users).tolist()
         ties, masked_ties = self._ties.tolist()
         return Ranking(
-            users=self.users,
+            users=users,
             values=dict(zip(NAMES, unmasked, strict=True)),
             masked=dict(zip(NAMES, masked, strict=True)),
             ties=ties,
             masked_ties=masked_ties,
-            ranks=torch.cat(self._ranks, 1).cpu(),
+            ranks=torch.cat(ranks, 1).cpu(),
         )
 
 

@@ -5,48 +5,105 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
-from recgrela.data import EvalBatches
+from recgrela.data import Batch, EvalBatches
 from recgrela.evaluation.metrics import Ranking, RankingSums
 from recgrela.models import SequenceModel
+from recgrela.models.capture import capture_obstacle, filling_for, max_slots, small_batch
+from recgrela.system.graphs import Capture, GraphedFunction
 
 
-@torch.no_grad()
-def rank_all(
-    model: SequenceModel,
-    batches: EvalBatches,
-    device: torch.device,
-    max_tokens: int,
-    after_batch: Callable[[], None] | None = None,
-) -> Ranking:
-    """Rank the items for every user of a split, all of them and with the seen items removed.
+class Ranker:
+    """Ranks the items for every user of a split, all of them and with the seen items removed.
 
     Scores are float32 even for a model trained in bfloat16, whose 8 bits would turn close scores into ties.
 
     Args:
-        model: the model; its train or eval mode is restored.
-        batches: the split.
-        device: the device of model and batches.
+        model: the model.
+        batches: the batches of a split; other splits of the same data, max_len and batch size may follow.
         max_tokens: maximum number of item slots in one forward pass.
-        after_batch: called after each batch; may raise an exception to stop.
+        capture: launches whole batches as CUDA graphs if possible, and keeps the graphs for the next ranking;
+            see `GraphedFunction`. None: no graphs.
 
-    Raises:
-        RunError: the model gives NaN scores.
+    Attributes:
+        obstacle: why `capture` is not used; None if it is, or is not given.
     """
-    was_training = model.training
-    model.eval()
-    try:
-        sums = RankingSums(device)
-        for batch in batches:
-            scores = torch.cat(
-                [
-                    model.score_packed(part.items, part.cu_seqlens, part.max_seqlen)
-                    for part in batch.parts(max_tokens, model.slots)
-                ]
-            )
-            sums.add(scores, batch.target, batches.seen(batch))
-            if after_batch is not None:
-                after_batch()
-        return sums.result()
-    finally:
-        model.train(was_training)
+
+    def __init__(
+        self, model: SequenceModel, batches: EvalBatches, max_tokens: int, capture: Capture | None = None
+    ) -> None:
+        self._model, self._max_tokens, self._batch_size = model, max_tokens, batches.batch_size
+        device = model.item_embedding.weight.device
+        self._sums = RankingSums(device)
+        self._filling = filling_for(model, "last", batches.max_seqlen)
+        self._graphed: GraphedFunction | None = None
+        self.obstacle: str | None = None
+        if capture is not None:
+            # The items to remove from a filled batch's ranking, at one address for all graphs.
+            self._removed = torch.empty(batches.batch_size, model.n_items, dtype=torch.bool, device=device)
+            self.obstacle = self._find_obstacle()
+            if self.obstacle is None:
+                self._graphed = GraphedFunction(self._rank_filled, device, capture)
+
+    @torch.no_grad()
+    def __call__(self, batches: EvalBatches, after_batch: Callable[[], None] | None = None) -> Ranking:
+        """Rank the items for every user of a split.
+
+        Args:
+            batches: the split.
+            after_batch: called after each batch; may raise an exception to stop.
+
+        Raises:
+            RunError: the model gives NaN scores.
+        """
+        was_training = self._model.training
+        self._model.eval()  # restored below
+        try:
+            self._sums.reset()
+            ranks = []
+            for batch in batches:
+                ranks.append(self._rank(batch, batches.seen(batch)))
+                if after_batch is not None:
+                    after_batch()
+            return self._sums.result(ranks)
+        finally:
+            self._model.train(was_training)
+
+    def _rank(self, batch: Batch, seen: tuple[Tensor, Tensor]) -> Tensor:
+        """The ranks of a batch, [2, B]."""
+        model = self._model
+        if self._graphed is not None and batch.size == self._batch_size:
+            self._removed.zero_()[seen] = True
+            ranks = self._graphed(*self._filling(batch))
+            assert ranks is not None
+            return ranks
+        removed = torch.zeros(batch.size, model.n_items, dtype=torch.bool, device=batch.items.device)
+        removed[seen] = True
+        scores = [
+            model.score_packed(part.items, part.cu_seqlens, part.max_seqlen)
+            for part in batch.parts(self._max_tokens, model.slots)
+        ]
+        return self._sums.add(torch.cat(scores), batch.target, removed)
+
+    def _rank_filled(
+        self, items: Tensor, cu_seqlens: Tensor, target: Tensor, lengths: Tensor | None = None
+    ) -> Tensor:
+        """The ranks of a filled batch; its seen items are marked in `_removed`."""
+        length, size = self._filling.max_seqlen, target.shape[0]
+        hidden = self._model.hidden_states(items, cu_seqlens, length, True, lengths)
+        return self._sums.add(self._model.scores(hidden[:size]), target, self._removed[:size])
+
+    def _find_obstacle(self) -> str | None:
+        model, max_seqlen = self._model, self._filling.max_seqlen
+        if max_slots(model, "last", self._batch_size, max_seqlen) > self._max_tokens:
+            return "train.max_tokens cuts the batches of evaluation into several passes"
+        inputs = self._filling(small_batch(model, "last", max_seqlen))
+        was_training = model.training
+        model.eval()
+        try:
+            with torch.no_grad():
+                self._removed.zero_()
+                return capture_obstacle(model, lambda: self._rank_filled(*inputs))
+        finally:
+            model.train(was_training)

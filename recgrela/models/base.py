@@ -42,6 +42,7 @@ class SequenceModel(nn.Module, ABC):
         item_bias: [n_items] added to the scores, or None.
         norm_eps: the eps of the LayerNorm after the embeddings.
         official: how to convert the authors' weights; None if there are none.
+        capture_obstacle: why a CUDA graph cannot hold a pass over the model; None: it can.
     """
 
     config: ModelConfig
@@ -51,6 +52,7 @@ class SequenceModel(nn.Module, ABC):
     item_bias: Tensor | None
     norm_eps: float = 1e-12
     official: ClassVar[OfficialWeights | None] = None
+    capture_obstacle: ClassVar[str | None] = None
 
     def __init__(self, config: ModelConfig, n_items: int, max_len: int) -> None:
         super().__init__()
@@ -119,24 +121,33 @@ class SequenceModel(nn.Module, ABC):
 
     # ---- states
 
-    def hidden_states(self, items: Tensor, cu_seqlens: Tensor, max_seqlen: int, last_only: bool) -> Tensor:
+    def hidden_states(
+        self,
+        items: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        last_only: bool,
+        lengths: Tensor | None = None,
+    ) -> Tensor:
         """The state after each item, [T, D], or after the last item of each sequence, [B, D].
 
         Args:
             items, cu_seqlens, max_seqlen: see `score_packed`.
             last_only: whether to return the last items' states only, which costs less.
+            lengths: [B] int64, the number of items at the start of each sequence, in a model that attends to
+                padding, for sequences that are already padded to `max_len` with item 0. None: each row of
+                `items` is an item.
 
         Raises:
             ValueError: a sequence is longer than `max_positions`.
         """
-
-        return self._hidden(
-            lambda x, sequences: (self.encode(x, sequences), None), items, cu_seqlens, max_seqlen, last_only
-        )[0]
+        sequences = Sequences.of(cu_seqlens, items.shape[0], max_seqlen, lengths)
+        return self._hidden(lambda *rows: (self.encode(*rows), None), items, sequences, last_only)[0]
 
     def _hidden(
-        self, encode: Encode, items: Tensor, cu_seqlens: Tensor, max_seqlen: int, last_only: bool
+        self, encode: Encode, items: Tensor, sequences: Sequences, last_only: bool
     ) -> tuple[Tensor, Tensor | None]:
+        max_seqlen = sequences.max_seqlen
         if self.max_positions is not None and max_seqlen > self.max_positions:
             raise ValueError(
                 f"max_seqlen: {max_seqlen} is above the {self.max_positions} positions of this "
@@ -144,10 +155,10 @@ class SequenceModel(nn.Module, ABC):
             )
         if items.shape[0] == 0:
             return self.item_embedding.weight[:0], None
-        sequences, item_rows = Sequences.of(cu_seqlens, items.shape[0], max_seqlen), None
         if self.training:
             sequences = replace(sequences, stream=SeedStream(items.device))
-        if self.attends_to_padding:
+        item_rows = None
+        if self.attends_to_padding and sequences.lengths is None:
             sequences, item_rows = sequences.padded(self.max_len)
             items = items.new_zeros(sequences.num_rows).index_copy(0, item_rows, items)
         x = self.embed(items, sequences)
@@ -167,7 +178,11 @@ class SequenceModel(nn.Module, ABC):
         Returns:
             [B, n_items]; column 0 is the padding item.
         """
-        scores = self.hidden_states(items, cu_seqlens, max_seqlen, True) @ self.item_embedding.weight.T
+        return self.scores(self.hidden_states(items, cu_seqlens, max_seqlen, True))
+
+    def scores(self, hidden: Tensor) -> Tensor:
+        """States [B, D] -> scores of every item as the next one, [B, n_items]."""
+        scores = hidden @ self.item_embedding.weight.T
         return scores if self.item_bias is None else scores + self.item_bias
 
     def loss_packed(
@@ -178,15 +193,19 @@ class SequenceModel(nn.Module, ABC):
         max_seqlen: int,
         objective: Objective = "last",
         loss: Loss = linear_cross_entropy,
+        lengths: Tensor | None = None,
     ) -> Tensor:
         """The mean loss of the next items.
 
         Args:
-            items, cu_seqlens, max_seqlen: see `score_packed`.
-            target: int64 item ids, [B] for objective "last", [T] for "all" (each row's next item).
+            items, cu_seqlens, max_seqlen: see `score_packed`; for objective "all", sequences may be empty.
+            target: int64 item ids, [B] for objective "last", [T] for "all" (each row's next item). With
+                objective "last" and fewer targets than sequences, the sequences after those with targets only
+                fill the batch up and do not affect the loss.
             objective: "last" or "all".
             loss: a function of hidden rows, item table, targets and item bias, by default cross-entropy over
                 every row of the item table; see `recgrela.training.losses`.
+            lengths: see `hidden_states`; for objective "last".
 
         Raises:
             ConfigError: the model cannot be trained on this objective.
@@ -197,7 +216,12 @@ class SequenceModel(nn.Module, ABC):
                 f"{' or '.join(self.trains_on)}"
             )
         last_only = objective == "last"
-        hidden, extra = self._hidden(self.encode_for_loss, items, cu_seqlens, max_seqlen, last_only)
+        sequences = Sequences.of(cu_seqlens, items.shape[0], max_seqlen, lengths)
+        if last_only:
+            sequences = replace(sequences, fillers=sequences.batch - target.shape[0])
+        hidden, extra = self._hidden(self.encode_for_loss, items, sequences, last_only)
+        if sequences.fillers:
+            hidden = hidden[: target.shape[0]]
         mean = loss(hidden, self.item_embedding.weight, target, self.item_bias)
         return mean if extra is None else mean + extra
 

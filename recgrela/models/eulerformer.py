@@ -179,8 +179,13 @@ class EulerFormer(TransformerModel):
             attention = cast(EulerAttention, block.attention)
             x, losses = attention.forward_with_losses(x, sequences if block is blocks[-1] else whole)
             x, total = block.ffn(x, sequences), total + losses
-        if sequences.wanted is None:  # every row is a target
+        index, lengths, batch = sequences.index, sequences.lengths, sequences.batch - sequences.fillers
+        if sequences.wanted is not None:  # sequences weigh the same, however a batch is cut
+            total = total / sequences.cu_seqlens.diff()[index]
+            mean = torch.where(index < batch, total, 0).sum() / batch
+        elif lengths is None:  # every row is a target
             mean = total.mean()
-        else:  # every sequence has one target and the same weight, however a batch is cut
-            mean = (total / sequences.cu_seqlens.diff()[sequences.index]).sum() / sequences.batch
+        else:  # every row of the sequences that have items
+            counted = (lengths > 0)[index]
+            mean = torch.where(counted, total, 0).sum() / counted.sum()
         return x, self.config.contrastive_weight * mean

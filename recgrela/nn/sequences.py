@@ -43,6 +43,7 @@ class Sequences:
             padding. None: every row is an item.
         wanted: [B] int64, one row of each sequence: the rows that the next module returns. None: all rows.
         stream: the seeds of the forward pass; None: each dropout draws its own.
+        fillers: the number of sequences at the end that only fill the batch up; a loss ignores their rows.
     """
 
     cu_seqlens: Tensor
@@ -51,6 +52,7 @@ class Sequences:
     lengths: Tensor | None = None
     wanted: Tensor | None = None
     stream: SeedStream | None = None
+    fillers: int = 0
 
     @staticmethod
     def of(cu_seqlens: Tensor, num_rows: int, max_seqlen: int, lengths: Tensor | None = None) -> Sequences:
@@ -121,9 +123,9 @@ class Sequences:
             The padded sequences, and the row of each item in them, [T] int64.
         """
         cu_seqlens = torch.arange(self.batch + 1, device=self.index.device) * length
-        lengths = self.cu_seqlens.diff()
-        padded = Sequences.of(cu_seqlens, self.batch * length, length, lengths)
-        return replace(padded, stream=self.stream), self.dense_rows(length)
+        padded = Sequences.of(cu_seqlens, self.batch * length, length, self.cu_seqlens.diff())
+        padded = replace(padded, stream=self.stream, fillers=self.fillers)
+        return padded, self.dense_rows(length)
 
     def dense_rows(self, length: int) -> Tensor:
         """[T] int64, the index of each row in the flattened dense form [B * length, ...]."""

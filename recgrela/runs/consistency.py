@@ -42,7 +42,8 @@ def check_settings(folder: RunFolder, config: RunConfig) -> None:
                 f"{folder.protocol_path}: the setting {key} is missing: another version of recgrela made the "
                 "run, or the file is damaged; start a new run"
             )
-        if value != recorded[key]:
+        # Versions may record a value in different types, such as false and "false".
+        if value != config.options[key].read(recorded[key]):
             raise RunError(
                 f"{folder.config_path}: {key} is {value!r}, but the run was started with {recorded[key]!r}; "
                 "restore the value, or start a new run"

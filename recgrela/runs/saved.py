@@ -11,7 +11,7 @@ import torch
 
 from recgrela.data import EvalBatches, Interactions, load
 from recgrela.evaluation.metrics import Ranking
-from recgrela.evaluation.ranking import rank_all
+from recgrela.evaluation.ranking import Ranker
 from recgrela.models import CONFIGS, SequenceModel, build
 from recgrela.runs import checkpoint
 from recgrela.runs.consistency import check_data, recorded_data
@@ -19,6 +19,7 @@ from recgrela.runs.folder import CheckpointName, RunFolder
 from recgrela.runs.state import TrainState
 from recgrela.settings.data import with_absolute_path
 from recgrela.settings.run import RunConfig, read_config
+from recgrela.system.graphs import CudaGraphs
 
 Split = Literal["valid", "test"]
 
@@ -80,9 +81,14 @@ def evaluate(
     Returns:
         A ranking for each split.
     """
-    on_device = data.to(run.device)
+    config, on_device, device_type = run.config, data.to(run.device), run.device.type
+    # As in training, because batches that are filled up for graphs round differently.
+    capture = CudaGraphs() if device_type == "cuda" and config.train.cuda_graphs != "false" else None
+    history_len, max_tokens = config.data.history_len, config.max_tokens(device_type)
     rankings: dict[str, Ranking] = {}
+    ranker = None
     for split in splits:
-        batches = EvalBatches(on_device, split, run.config.data.history_len, batch_size, run.device)
-        rankings[split] = rank_all(run.model, batches, run.device, run.config.max_tokens(run.device.type))
+        batches = EvalBatches(on_device, split, history_len, batch_size, run.device)
+        ranker = ranker or Ranker(run.model, batches, max_tokens, capture)
+        rankings[split] = ranker(batches)
     return rankings

@@ -20,6 +20,7 @@ from recgrela.system.errors import ConfigError
 
 Objective = Literal["last", "all"]
 TensorBoard = Literal["auto", "on", "off"]
+CudaGraphs = Literal["auto", "true", "false"]
 Decay = Literal["none", "linear", "cosine"]
 LossName = Literal["softmax", "sampled_softmax", "gbce"]
 
@@ -55,7 +56,10 @@ class TrainConfig(Settings):
     )
     amp: bool = setting(False, "Run the forward pass in bfloat16 (autocast); weights stay float32.")
     compile: bool = setting(False, "Compile the code between the ops with torch.compile.")
-    cuda_graphs: bool = setting(False, "Launch each step as one CUDA graph (objective all).")
+    cuda_graphs: CudaGraphs = setting(
+        "auto",
+        "Launch steps and batches of evaluation as CUDA graphs; auto: on a GPU, if possible.",
+    )
     eval_batch_size: int = setting(256, "Users per evaluation batch.", min=1)
     patience: int = setting(
         20, "Stop after more epochs than this without an improvement of NDCG@10.", min=0, affects=LENGTH
@@ -81,19 +85,20 @@ class TrainConfig(Settings):
         affects=NOTHING,
     )
 
+    def wants_graphs(self, device_type: str) -> bool:
+        """Whether to use CUDA graphs where they are possible.
+
+        Raises:
+            ConfigError: they are required on a device that has none.
+        """
+        if self.cuda_graphs == "true" and device_type != "cuda":
+            raise ConfigError("train.cuda_graphs: true needs a GPU, but this run uses the CPU; use auto")
+        return self.cuda_graphs != "false" and device_type == "cuda"
+
     def check_together(self) -> None:
         if self.label_smoothing and self.loss != "softmax":
             raise ConfigError(
                 f"train.label_smoothing: {self.label_smoothing} requires train.loss softmax, not {self.loss}"
-            )
-        if self.cuda_graphs and self.objective != "all":
-            raise ConfigError(
-                "train.cuda_graphs: true requires train.objective all, whose batches have one size"
-            )
-        if self.cuda_graphs and self.max_tokens is not None and self.max_tokens < self.batch_size:
-            raise ConfigError(
-                f"train.cuda_graphs: true requires the whole batch in one pass; train.max_tokens "
-                f"{self.max_tokens} is below train.batch_size {self.batch_size}"
             )
         if self.name is not None and (self.name in ("", ".", "..") or set(self.name) & set("/\\\0")):
             raise ConfigError(

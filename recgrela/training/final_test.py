@@ -7,7 +7,6 @@ from collections.abc import Callable
 from rich.console import Console
 
 from recgrela.evaluation.metrics import Ranking
-from recgrela.evaluation.ranking import rank_all
 from recgrela.runs import checkpoint
 from recgrela.runs.curves import plot_curves
 from recgrela.runs.folder import CheckpointName, RunFolder
@@ -40,10 +39,7 @@ def run_final_test(
     """
     path = folder.checkpoint_path(which)
     state = TrainState.from_dict(checkpoint.load(path, session.model), path)
-    rankings = {
-        split: rank_all(session.model, batches, session.device, session.max_tokens, after_batch)
-        for split, batches in session.splits.items()
-    }
+    rankings = {split: session.ranker(batches, after_batch) for split, batches in session.splits.items()}
     results = {
         "checkpoint": which,
         "epoch": state.epoch + (state.step > 0),

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from recgrela.data import Interactions
 from recgrela.ops import linear_cross_entropy
+from recgrela.ops.checks import without_autocast
 from recgrela.ops.linear_cross_entropy import max_logits_of
 from recgrela.settings.train import LossName
 from recgrela.system.errors import ConfigError
@@ -86,7 +87,7 @@ class SampledLoss(nn.Module, ABC):
         bias: Tensor | None,
     ) -> Tensor:
         # Autocast is disabled, because bfloat16 is too coarse for scores.
-        with torch.autocast(hidden.device.type, enabled=False):
+        with without_autocast(hidden.device.type):
             hidden = hidden.float()
             positive, negative = (hidden * own.float()).sum(1), hidden @ others.float().T
             if bias is not None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
-from recgrela.data import EvalBatches, Interactions, TrainBatches, load
+from recgrela.data import Batch, EvalBatches, Interactions, TrainBatches, load
+from recgrela.evaluation.ranking import Ranker
 from recgrela.models import SequenceModel, build
+from recgrela.models.capture import filling_for
 from recgrela.runs.tensorboard import use_tensorboard
 from recgrela.settings.data import with_absolute_path
 from recgrela.settings.run import RunConfig
 from recgrela.system.device import use_device
 from recgrela.system.errors import ConfigError
+from recgrela.system.graphs import CudaGraphs
+from recgrela.training.graphs import step_obstacle
 from recgrela.training.losses import make_loss
 from recgrela.training.step import GraphedStep, TrainStep
 
@@ -27,11 +32,14 @@ class Session:
         device: the device of model and batches.
         data: the interactions, on the CPU.
         model: the model with fresh weights from the seed.
-        step: the training step, with Adam.
+        step: the training step, with Adam and the sum of losses.
+        take_step: updates the weights by a batch with a learning rate, by `step` or its CUDA graphs.
         batches: the training batches.
         splits: the evaluation batches "valid" and "test".
+        ranker: ranks the items for a split.
         max_tokens: maximum number of item slots in one pass over the model.
         use_tensorboard: whether to write TensorBoard events.
+        notes: lines to print before training.
     """
 
     config: RunConfig
@@ -39,10 +47,13 @@ class Session:
     data: Interactions
     model: SequenceModel
     step: TrainStep
+    take_step: Callable[[Batch, float], None]
     batches: TrainBatches
     splits: dict[str, EvalBatches]
+    ranker: Ranker
     max_tokens: int
     use_tensorboard: bool
+    notes: list[str]
 
 
 def open_session(config: RunConfig) -> Session:
@@ -66,19 +77,30 @@ def open_session(config: RunConfig) -> Session:
     loss = make_loss(train.loss, train.label_smoothing, train.negatives, train.gbce_t, on_device)
     batches = TrainBatches(on_device, train.objective, max_len, train.batch_size, train.seed, device)
     max_tokens = config.max_tokens(device.type)
+    filling = filling_for(model, train.objective, batches.max_seqlen)
+    step, splits = _make_step(model, loss, config, max_tokens), _make_splits(config, on_device, device)
+    take_step: Callable[[Batch, float], None] = step
+    capture, notes = CudaGraphs() if train.wants_graphs(device.type) else None, []
+    if capture is not None:
+        if (obstacle := step_obstacle(step, filling)) is None:
+            take_step = GraphedStep(step, filling, capture)
+        elif train.cuda_graphs == "true":
+            raise ConfigError(f"train.cuda_graphs: true is not possible: {obstacle}; or use auto")
+        else:
+            notes.append(f"note: steps run without CUDA graphs: {obstacle}")
     return Session(
         config=config,
         device=device,
         data=data,
         model=model,
-        step=_make_step(model, loss, config, max_tokens),
+        step=step,
+        take_step=take_step,
         batches=batches,
-        splits={
-            split: EvalBatches(on_device, split, config.data.history_len, train.eval_batch_size, device)
-            for split in ("valid", "test")
-        },
+        splits=splits,
+        ranker=Ranker(model, splits["valid"], max_tokens, capture),
         max_tokens=max_tokens,
         use_tensorboard=tensorboard,
+        notes=notes,
     )
 
 
@@ -92,11 +114,6 @@ def check_model(model: SequenceModel, config: RunConfig) -> None:
             f"train.objective: {objective!r} is not supported by this {name}, which trains on: {known}; "
             f"change it, or use a causal model for 'all' ({causal})"
         )
-    if config.train.cuda_graphs and model.attends_to_padding:
-        raise ConfigError(
-            f"train.cuda_graphs: true fills batches with empty sequences, whose padding this {name} would "
-            "attend to; use --model.padding mask"
-        )
     if model.max_positions is not None and config.data.history_len > model.max_positions:
         raise ConfigError(
             f"data.eval_max_len: {config.data.history_len} is above data.max_len {max_len}, and this {name} "
@@ -107,13 +124,14 @@ def check_model(model: SequenceModel, config: RunConfig) -> None:
 def _make_step(model: SequenceModel, loss: nn.Module, config: RunConfig, max_tokens: int) -> TrainStep:
     """The training step with Adam as published: without weight decay or clipping."""
     train, device = config.train, next(model.parameters()).device
-    if not train.cuda_graphs:
-        optimizer = torch.optim.Adam(model.parameters(), lr=train.lr, fused=True)  # same arithmetic, faster
-        return TrainStep(model, optimizer, loss, train, max_tokens)
-    if device.type != "cuda":
-        raise ConfigError("train.cuda_graphs: true needs a GPU, but this run uses the CPU")
-    lr = torch.tensor(train.lr, device=device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True, capturable=True)
+    captured = train.wants_graphs(device.type)
+    lr = torch.tensor(train.lr, device=device) if captured else train.lr
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True, capturable=captured)
     # Adam would warn that the first steps run uncaptured, which is on purpose.
     optimizer._warned_capturable_if_run_uncaptured = True
-    return GraphedStep(model, optimizer, loss, train, config.data.max_len)
+    return TrainStep(model, optimizer, loss, train, max_tokens)
+
+
+def _make_splits(config: RunConfig, data: Interactions, device: torch.device) -> dict[str, EvalBatches]:
+    history_len, batch_size = config.data.history_len, config.train.eval_batch_size
+    return {split: EvalBatches(data, split, history_len, batch_size, device) for split in ("valid", "test")}

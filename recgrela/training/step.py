@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from recgrela.data import Batch
+from recgrela.data.filling import Filling
 from recgrela.models import SequenceModel
-from recgrela.settings.train import Objective, TrainConfig
+from recgrela.settings.train import TrainConfig
+from recgrela.system.graphs import Capture, GraphedFunction
 
 
 def learning_rate(config: TrainConfig, epoch: int, step: int, num_steps: int, total_steps: int) -> float:
@@ -40,6 +41,7 @@ class TrainStep:
 
     Attributes:
         loss_sum: the sum of the batches' mean losses, float64 on the device; reading it makes the host wait.
+        loss_packed: the model's `loss_packed`, compiled if `config.compile`.
     """
 
     def __init__(
@@ -56,130 +58,76 @@ class TrainStep:
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         # Shapes are dynamic: the numbers of rows and sequences differ between batches.
         compiled = torch.compile(model.loss_packed, dynamic=True) if config.compile else None
-        self._loss_packed = compiled or model.loss_packed
+        self.loss_packed = compiled or model.loss_packed
 
     def __call__(self, batch: Batch, lr: float) -> None:
         """Updates the weights by one batch."""
-        self._set_lr(lr)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.set_lr(lr)
         for part in batch.parts(self.max_tokens, self.model.slots):
             share = part.target.numel() / batch.target.numel()
-            self._backward(part.items, part.cu_seqlens, part.target, part.max_seqlen, part.objective, share)
-        self.optimizer.step()
+            self.add_gradients(part.items, part.cu_seqlens, part.target, None, part.max_seqlen, share)
+        self.update()
 
-    def _backward(
-        self,
-        items: Tensor,
-        cu_seqlens: Tensor,
-        target: Tensor,
-        max_seqlen: int,
-        objective: Objective,
-        share: float,
-    ) -> None:
-        """Adds the gradients of a part that has this share of the batch's targets."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp):
-            mean = self._loss_packed(items, cu_seqlens, target, max_seqlen, objective, self.loss)
-        loss = mean * share
-        loss.backward()
-        self.loss_sum += loss.detach()
-
-    def _set_lr(self, lr: float) -> None:
+    def set_lr(self, lr: float) -> None:
+        """Sets the learning rate of the next update."""
         for group in self.optimizer.param_groups:
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(lr)
             else:
                 group["lr"] = lr
 
+    def add_gradients(
+        self,
+        items: Tensor,
+        cu_seqlens: Tensor,
+        target: Tensor,
+        lengths: Tensor | None,
+        max_seqlen: int,
+        share: float = 1.0,
+    ) -> None:
+        """Adds the gradients of sequences that have this share of the batch's targets.
 
-Capture = Callable[[Callable[[], None]], Callable[[], None]]
+        The other arguments are those of `SequenceModel.loss_packed`.
+        """
+        objective = self.config.objective
+        # Autocast's copies of weights end with the context, so a CUDA graph makes them at each replay.
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp):
+            mean = self.loss_packed(items, cu_seqlens, target, max_seqlen, objective, self.loss, lengths)
+        loss = mean * share
+        loss.backward()
+        self.loss_sum += loss.detach()
+
+    def update(self) -> None:
+        """Takes an Adam step with the gradients, and frees them."""
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
 
 
-class CudaGraphs:
-    """Captures functions as CUDA graphs that share one memory pool.
+class GraphedStep:
+    """Takes the steps of a `TrainStep`, whole batches as CUDA graphs.
 
-    No result may stay in the pool after a replay: the next replay of any graph can overwrite it.
-    """
-
-    def __init__(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
-
-    def __call__(self, body: Callable[[], None]) -> Callable[[], None]:
-        """Captures the kernels of `body` without running them; returns a function that launches them."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            body()
-        return graph.replay
-
-
-class GraphedStep(TrainStep):
-    """A training step of objective "all" that launches each full batch as one CUDA graph.
-
-    Full batches have the same number of items, but not of sequences: each is padded with empty sequences to
-    a multiple of `BATCH_MULTIPLE`, and there is one graph per padded size. The first steps, the first
-    batch of each size and the last, smaller batch of an epoch run without a graph. Adam must be capturable,
-    with its learning rate in a tensor.
+    Whole batches are filled up to a few sizes, captured or not. The last, smaller batch of an epoch is
+    neither filled nor captured. Adam must be capturable, with its learning rate in a tensor.
 
     Args:
-        model, optimizer, loss, config: see `TrainStep`.
-        max_seqlen: the length of the longest sequence of any batch.
-        capture: turns a function into its replay; by default `CudaGraphs`.
+        step: the step.
+        filling: how whole batches are filled.
+        capture: see `GraphedFunction`.
     """
 
-    BATCH_MULTIPLE = 64
-    WARM_UP = 3  # steps that load kernels and allocate the optimizer's state
-
-    def __init__(
-        self,
-        model: SequenceModel,
-        optimizer: torch.optim.Adam,
-        loss: nn.Module,
-        config: TrainConfig,
-        max_seqlen: int,
-        capture: Capture | None = None,
-    ) -> None:
-        super().__init__(model, optimizer, loss, config, config.batch_size)
-        self.max_seqlen, self._capture = max_seqlen, capture or CudaGraphs()
-        self._items = torch.zeros(config.batch_size, dtype=torch.int64, device=self.device)
-        self._target = torch.zeros_like(self._items)
-        self._graphs: dict[int, tuple[Tensor, Callable[[], None]]] = {}
-        self._steps = 0
-        self._warm_sizes: set[int] = set()
-        self._side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+    def __init__(self, step: TrainStep, filling: Filling, capture: Capture) -> None:
+        self._step, self._filling = step, filling
+        self._graphed = GraphedFunction(self._take, step.device, capture)
 
     def __call__(self, batch: Batch, lr: float) -> None:
-        size = -(-batch.size // self.BATCH_MULTIPLE) * self.BATCH_MULTIPLE
-        offsets = torch.nn.functional.pad(batch.cu_seqlens, (0, size - batch.size), value=batch.num_tokens)
-        self._steps += 1
-        # The first batch of a size loads kernels and compiles code, which a capture must not do.
-        is_new = size not in self._warm_sizes
-        if is_new or self._steps <= self.WARM_UP or batch.num_tokens != self.config.batch_size:
-            self._warm_sizes.add(size)
-            self._set_lr(lr)
-            self._run_aside(lambda: self._take_step(batch.items, offsets, batch.target))
+        """Updates the weights by one batch."""
+        if batch.target.numel() != self._step.config.batch_size:
+            with self._graphed.aside():
+                self._step(batch, lr)
             return
-        self._items.copy_(batch.items)
-        self._target.copy_(batch.target)
-        if size not in self._graphs:
-            static = offsets.clone()
-            replay = self._capture(lambda: self._take_step(self._items, static, self._target))
-            self._graphs[size] = static, replay
-        static, replay = self._graphs[size]
-        static.copy_(offsets)
-        self._set_lr(lr)
-        replay()
+        self._step.set_lr(lr)
+        self._graphed(*self._filling(batch))
 
-    def _take_step(self, items: Tensor, cu_seqlens: Tensor, target: Tensor) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        self._backward(items, cu_seqlens, target, self.max_seqlen, "all", 1.0)
-        self.optimizer.step()
-
-    def _run_aside(self, body: Callable[[], None]) -> None:
-        """Runs `body` on a side stream, as PyTorch requires before a capture."""
-        if self._side is None:
-            body()
-            return
-        here = torch.cuda.current_stream(self.device)
-        self._side.wait_stream(here)
-        with torch.cuda.stream(self._side):
-            body()
-        here.wait_stream(self._side)
+    def _take(self, items: Tensor, cu_seqlens: Tensor, target: Tensor, lengths: Tensor | None = None) -> None:
+        self._step.add_gradients(items, cu_seqlens, target, lengths, self._filling.max_seqlen)
+        self._step.update()

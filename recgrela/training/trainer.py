@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, get_args
 from rich.console import Console
 
 from recgrela.evaluation.metrics import Ranking
-from recgrela.evaluation.ranking import rank_all
 from recgrela.runs import checkpoint, protocol
 from recgrela.runs.consistency import check_data, check_settings
 from recgrela.runs.curves import plot_curves
@@ -69,6 +68,8 @@ def train(config: RunConfig, resumed: RunFolder | None = None, console: Console 
     if resumed is not None:
         check_settings(resumed, config)
     session = open_session(config)
+    for note in session.notes:
+        say(console, note)
     if resumed is not None:
         check_data(resumed, session.data)
     with StopSignals() as signals, ExitStack() as stack:
@@ -130,7 +131,7 @@ class Trainer:
         before, began = state.seconds, time.perf_counter()
         for batch in self.session.batches.epoch(state.epoch, start_step=state.step):
             lr = learning_rate(settings, state.epoch, state.step, steps, state.total_steps)
-            self.step(batch, lr)
+            self.session.take_step(batch, lr)
             state.step += 1
             state.total_steps += 1
             state.samples += batch.size
@@ -177,9 +178,7 @@ class Trainer:
     def _validate(self, kind: str) -> tuple[float, bool, dict[str, object]]:
         """Evaluate on the valid split; returns the score, whether it improved, and the epoch's record."""
         session, began = self.session, time.perf_counter()
-        ranking = rank_all(
-            self.model, session.splits["valid"], session.device, session.max_tokens, self.signals.check
-        )
+        ranking = session.ranker(session.splits["valid"], self.signals.check)
         seconds = time.perf_counter() - began
         score = ranking.values[protocol.EARLY_STOPPING_METRIC]
         improved = self.state.is_improvement(score)
