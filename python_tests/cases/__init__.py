@@ -7,16 +7,24 @@ the speed.
 
 from python_tests.cases.case import Case, Operands
 from python_tests.cases.causal_conv1d import CausalConv1dCase
+from python_tests.cases.embedding import EmbeddingCase
 from python_tests.cases.gated_rela import GatedRelaCase
 from python_tests.cases.linear_scan import LinearScanCase
 from python_tests.cases.selective_scan import SelectiveScanCase
 
-CASES: tuple[type[Case], ...] = (GatedRelaCase, CausalConv1dCase, LinearScanCase, SelectiveScanCase)
+CASES: tuple[type[Case], ...] = (
+    GatedRelaCase,
+    CausalConv1dCase,
+    LinearScanCase,
+    SelectiveScanCase,
+    EmbeddingCase,
+)
 
 __all__ = [
     "CASES",
     "Case",
     "CausalConv1dCase",
+    "EmbeddingCase",
     "GatedRelaCase",
     "LinearScanCase",
     "Operands",

@@ -101,6 +101,7 @@ class Case:
     function: ClassVar[Callable[..., Any]]
     definition: ClassVar[Callable[..., Any]]  # the *_reference in plain PyTorch
     dtypes: ClassVar[tuple[torch.dtype, ...]]  # those of the CUDA kernels
+    has_state: ClassVar[bool] = True  # whether a call can begin from a state
     autocast: ClassVar[bool] = False  # whether forms use autocast in half precision, to be accurate
     compiled: ClassVar[bool] = False  # whether benchmarks also compile the forms
     term_size: ClassVar[float] = 1.0  # size of the terms of a gradient, which can cancel

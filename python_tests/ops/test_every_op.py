@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -15,13 +16,19 @@ from python_tests.support.gpu import needs_gpu
 from python_tests.support.results import LAYOUTS, UNEVEN, assert_results, check_on_cuda
 
 EVERY_OP = pytest.mark.parametrize("op", CASES, ids=lambda op: op.op)
+OPS_WITH_STATE = pytest.mark.parametrize("op", [op for op in CASES if op.has_state], ids=lambda op: op.op)
 SMALL = [case for op in CASES for case in op.small(torch.float32) if max(case.lengths) < 100]
 
 
-def with_dtypes(test: Any) -> Any:
+def with_dtypes(test: Any, ops: Iterable[type[Case]] = CASES) -> Any:
     """Runs a test for every op in every dtype that its CUDA kernels take."""
-    pairs = [pytest.param(op, dtype, id=f"{op.op}-{dtype}") for op in CASES for dtype in op.dtypes]
+    pairs = [pytest.param(op, dtype, id=f"{op.op}-{dtype}") for op in ops for dtype in op.dtypes]
     return pytest.mark.parametrize("op, dtype", pairs)(test)
+
+
+def with_dtypes_and_state(test: Any) -> Any:
+    """Runs a test for every op that has a state in every dtype that its CUDA kernels take."""
+    return with_dtypes(test, [op for op in CASES if op.has_state])
 
 
 # On the CPU
@@ -35,7 +42,7 @@ def test_cpu_kernels_equal_the_reference(case: Case) -> None:
     assert_results(case, x, case.on_cpu(x), case.results(x))
 
 
-@EVERY_OP
+@OPS_WITH_STATE
 def test_a_state_equals_the_references(op: type[Case]) -> None:
     for case in op.variants((1, 17, 0, 33, 5), torch.float32, state=True):
         x = case.operands()
@@ -79,7 +86,7 @@ def test_cuda_equals_cpu(op: type[Case], dtype: torch.dtype) -> None:
 
 
 @needs_gpu
-@with_dtypes
+@with_dtypes_and_state
 def test_cuda_equals_cpu_from_a_state(op: type[Case], dtype: torch.dtype) -> None:
     for lengths in ((1,), (0, 2, 300, 3), (1200, 5)):
         for case in op.variants(lengths, dtype, state=True, offsets=torch.int32):

@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recgrela.ops.checks import check_operands, state_dtype
-from recgrela.ops.dropout import check_dropout, dropout_reference
+from recgrela.ops._library import call_operator, register_operator
+from recgrela.ops.checks import cast, check_operands, gradient_like, none_for_absent, state_dtype
+from recgrela.ops.dropout import check_dropout, dropout_reference, new_seeds
 from recgrela.ops.dropout import dropout as drop
-from recgrela.ops.support import Op
+from recgrela.ops.support import Kernel, Op
 
-OP = Op("embedding", {}, None, "composition")
+
+def _composition(
+    items: Tensor,
+    table: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    seed: Tensor | None,
+    eps: float,
+    dropout: float,
+    padding_idx: int,
+) -> Tensor:
+    x = F.embedding(items, table.to(state_dtype(table.dtype)), None if padding_idx < 0 else padding_idx)
+    x = drop(x, dropout, seed)
+    return (x if weight is None else F.layer_norm(x, x.shape[1:], weight, bias, eps)).to(table.dtype)
+
+
+OP = Op(
+    "embedding",
+    {"cuda": Kernel((torch.float32,), widths=range(16, 257, 16))},
+    _composition,
+    "composition",
+)
 
 
 def embedding_reference(
@@ -45,8 +69,9 @@ def embedding(
 ) -> Tensor:
     """LayerNorm(drop(table[items])), or drop(table[items]) if `weight` is None.
 
-    Autocast does not change the result's dtype. Rows of a half-precision table are computed in float32 and
-    rounded at the end.
+    On CUDA the forward is one kernel that saves nothing but the operands, and the backward sorts the rows by
+    item and adds those of an item in a fixed order. Elsewhere PyTorch's functions run. Autocast does not
+    change the result's dtype. A half-precision table is computed in float32 and the result rounded.
 
     Args:
         items: int64 [T], any stride: rows of the table.
@@ -65,6 +90,7 @@ def embedding(
         ValueError: if a shape or device, the rate or `padding_idx` is wrong; TypeError: if a dtype is.
         IndexError: if an item is not a row of the table. On CUDA this is a device-side assertion, which a
             later call reports.
+        NotImplementedError: for second derivatives of the kernel; use `embedding_reference`.
     """
     op = OP.name
     if table.dim() != 2 or 0 in table.shape:
@@ -85,8 +111,36 @@ def embedding(
             f"{op}: padding_idx must be in {-n_items} .. {n_items - 1} for {n_items} rows, got {padding_idx}"
         )
     check_dropout(op, dropout, seed, 1, table.device)
-    computed = state_dtype(table.dtype)
-    x = drop(F.embedding(items, table, padding_idx).to(computed), dropout, seed)
-    if weight is not None:
-        x = F.layer_norm(x, (width,), weight.to(computed), None if bias is None else bias.to(computed), eps)
-    return x.to(table.dtype)
+    padding_idx = -1 if padding_idx is None else padding_idx % n_items
+    weight, bias = cast(state_dtype(table.dtype), weight, bias)
+    kind, _ = OP.implementation(table.device.type, table.dtype, widths=(width,), warn=False)
+    if dropout == 0:
+        seed = None
+    elif seed is None and kind == "kernel":
+        seed = new_seeds(1, table.device)
+    args = (items, table, weight, bias, seed, float(eps), float(dropout), padding_idx)
+    return OP.run(table, *args, widths=(width,))
+
+
+def _fake(items: Tensor, table: Tensor, *args: Any) -> Tensor:
+    return table.new_empty(items.shape[0], table.shape[1])
+
+
+def _fake_backward(
+    d_y: Tensor, items: Tensor, table: Tensor, weight: Tensor | None, bias: Tensor | None, *args: Any
+) -> tuple[Tensor, ...]:
+    return tuple(gradient_like(x, table) for x in (table, weight, bias))
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.eps, ctx.dropout, ctx.padding_idx = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
+    options = (ctx.eps, ctx.dropout, ctx.padding_idx)
+    gradients = call_operator("embedding_backward", d_y, *ctx.saved_tensors, *options)
+    return None, *none_for_absent(gradients, ctx.saved_tensors[1:4]), None, None, None, None
+
+
+register_operator("embedding", fake=_fake, setup=_setup, backward=_backward, fake_backward=_fake_backward)
