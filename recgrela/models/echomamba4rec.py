@@ -81,9 +81,11 @@ class MambaPair(nn.Module):
         ahead = self.forward_mamba(x, sequences)
         order = sequences.reversed_rows()
         if sequences.wanted is None:
-            back = self.backward_mamba(x[order], sequences)[order]
+            back = self.backward_mamba(x.index_select(0, order), sequences).index_select(0, order)
         else:
-            back = self.backward_mamba(x[order], sequences.with_wanted(order[sequences.wanted]))
+            back = self.backward_mamba(
+                x.index_select(0, order), sequences.with_wanted(order[sequences.wanted])
+            )
             x = sequences.select(x)
         return self.forward_norm(x, ahead, sequences)[0] + self.backward_norm(x, back, sequences)[0]
 

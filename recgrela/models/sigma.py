@@ -69,7 +69,7 @@ class GatedMamba(nn.Module):
 
     def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
         """x: [T, D] -> [T, D], or the wanted rows [B, D]."""
-        flipped = x[sequences.reversed_rows(self.flip)]
+        flipped = x.index_select(0, sequences.reversed_rows(self.flip))
         y, y_flipped = self.mamba(x, sequences), self.mamba(flipped, sequences)
         local = self.conv(sequences.to_dense(x).transpose(1, 2)).transpose(1, 2)
         recurrent = sequences.select(sequences.to_packed(self.gru(local)[0]))

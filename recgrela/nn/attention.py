@@ -44,9 +44,12 @@ class PostNormAttention(nn.Module):
         if sequences.wanted is None:
             q, k, v = self.qkv_proj(x).chunk(3, dim=1)
             return q, k, v
-        weight, bias, d = self.qkv_proj.weight, self.qkv_proj.bias, x.shape[1]
-        k, v = linear(x, weight[d:], bias[d:]).chunk(2, dim=1)
-        return linear(sequences.select(x), weight[:d], bias[:d]), k, v
+        sizes = [x.shape[1], 2 * x.shape[1]]
+        # Slices would each get a gradient of the whole size.
+        q_weight, kv_weight = self.qkv_proj.weight.split(sizes)
+        q_bias, kv_bias = self.qkv_proj.bias.split(sizes)
+        k, v = linear(x, kv_weight, kv_bias).chunk(2, dim=1)
+        return linear(sequences.select(x), q_weight, q_bias), k, v
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, sequences: Sequences) -> Tensor:
         """The outputs of all heads for the rows of q, in the shape of q."""

@@ -101,13 +101,14 @@ class GatedRotaryLinearAttention(nn.Module):
                 qk, v = linear_pair(self.qk_proj, self.v_proj, x)
             y = gated_rela(qk, None, v, fused_gate, sequences.cu_seqlens, causal=self.causal, **options)
         else:
-            weight, bias = self.qk_proj.weight, self.qk_proj.bias
-            d = len(bias) // 2
-            q = linear(sequences.select(x), weight[:d], bias[:d])
+            # Slices would each get a gradient of the whole size.
+            q_weight, k_weight = self.qk_proj.weight.chunk(2)
+            q_bias, k_bias = self.qk_proj.bias.chunk(2)
+            q = linear(sequences.select(x), q_weight, q_bias)
             if self.v_proj is None:
-                k, v = linear(x, weight[d:], bias[d:]), x
+                k, v = linear(x, k_weight, k_bias), x
             else:
-                k, v = linear(x, weight[d:], bias[d:], self.v_proj.weight, self.v_proj.bias)
+                k, v = linear(x, k_weight, k_bias, self.v_proj.weight, self.v_proj.bias)
             y = gated_rela_last(q, k, v, fused_gate, sequences.cu_seqlens, sequences.wanted, **options)
         if gate is not None and fused_gate is None:
             y = y * ACTIVATIONS[self.gate_activation](gate)

@@ -84,7 +84,8 @@ class Sequences:
 
     def select(self, x: Tensor) -> Tensor:
         """x [T, ...] -> its wanted rows: [B, ...], or x itself when all rows are wanted."""
-        return x if self.wanted is None else x[self.wanted]
+        # The gradient of an index would sort the rows.
+        return x if self.wanted is None else x.index_select(0, self.wanted)
 
     # ---- randomness
 
