@@ -1,5 +1,5 @@
 // RelaHead: one head of one sequence of gated_rela, in chunks of kChunk rows whose operands stay in cache, and the
-// steps that its forward, its backward and key_sums share.
+// steps that its forward and its backward share.
 //
 // Everything is built from one sweep over rows with a d x d state X in registers, tile by tile:
 //   X += p_t (x) u_t;  out_t += s_t X

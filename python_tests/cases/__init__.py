@@ -9,11 +9,13 @@ from python_tests.cases.case import Case, Operands
 from python_tests.cases.causal_conv1d import CausalConv1dCase
 from python_tests.cases.embedding import EmbeddingCase
 from python_tests.cases.gated_rela import GatedRelaCase
+from python_tests.cases.gated_rela_last import GatedRelaLastCase
 from python_tests.cases.linear_scan import LinearScanCase
 from python_tests.cases.selective_scan import SelectiveScanCase
 
 CASES: tuple[type[Case], ...] = (
     GatedRelaCase,
+    GatedRelaLastCase,
     CausalConv1dCase,
     LinearScanCase,
     SelectiveScanCase,
@@ -26,6 +28,7 @@ __all__ = [
     "CausalConv1dCase",
     "EmbeddingCase",
     "GatedRelaCase",
+    "GatedRelaLastCase",
     "LinearScanCase",
     "Operands",
     "SelectiveScanCase",

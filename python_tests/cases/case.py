@@ -133,6 +133,10 @@ class Case:
         (length,) = set(self.lengths)
         return length
 
+    def rows_of(self, name: str) -> int:
+        """Rows per sequence of an operand or output, for sequences of equal length."""
+        return self.length
+
     @property
     def accumulate_dtype(self) -> torch.dtype:
         """Dtype of states, and of parameters that stay in full precision."""
@@ -182,7 +186,8 @@ class Case:
     def dense(self, x: Operands) -> Tensors:
         """Operands for the forms: rows as [B, L, ...], parameters and constants unchanged."""
         rows = {
-            n: t if n in self.parameters else t.unflatten(0, (-1, self.length)) for n, t in x.inputs.items()
+            n: t if n in self.parameters else t.unflatten(0, (-1, self.rows_of(n)))
+            for n, t in x.inputs.items()
         }
         return rows | x.constants
 
@@ -210,10 +215,14 @@ class Case:
         few, kept = min(self.batch, CHECKED_SEQUENCES), {}
         sums = dict.fromkeys(sorted(self.parameters & set(x.inputs)), 0)
         for first in range(0, self.batch if sums else few, step):
-            rows = slice(first * self.length, min(first + step, self.batch) * self.length)
+
+            def rows(name: str, t: Tensor, first: int = first) -> Tensor:
+                n = self.rows_of(name)
+                return t[first * n : min(first + step, self.batch) * n]
+
             part = Operands(
-                {name: t if name in sums else t[rows] for name, t in x.inputs.items()},
-                {name: t[rows] for name, t in x.upstream.items()},
+                {name: t if name in sums else rows(name, t) for name, t in x.inputs.items()},
+                {name: rows(name, t) for name, t in x.upstream.items()},
                 x.cu_seqlens,
                 x.constants,
             ).cast(x.cu_seqlens.device, torch.float64)

@@ -48,6 +48,7 @@ CONV, SCAN, SCAN_F32 = "causal_conv1d/float32.cu", "linear_scan/linear_scan.cu",
 CONV_HOST = "causal_conv1d/causal_conv1d.cu"
 RELA, F32 = "gated_rela/gated_rela.cu", "gated_rela/forward_float32.cu"
 BF16, BF16_BACKWARD = "gated_rela/forward_bfloat16.cu", "gated_rela/backward_bfloat16.cu"
+LAST_BF16 = "gated_rela_last/bfloat16.cu"
 SELECTIVE, SELECTIVE_F32 = "selective_scan/selective_scan.cu", "selective_scan/float32.cu"
 MUTATIONS = [
     dropped(
@@ -231,6 +232,49 @@ MUTATIONS = [
         "number() * kTiles * kTile",
         "0",
         "gated_rela/causal/bfloat16/d=16 L=33,2,18",
+    ),
+    dropped(
+        "row slots are added before all are written",
+        "gated_rela_last/thread.cuh",
+        LAST_BF16,
+        "int size) const {\n    __syncthreads();",
+        "__syncthreads();",
+        "gated_rela_last/bfloat16 schedules",
+    ),
+    dropped(
+        "gradients of the wanted row are read before they are written",
+        "gated_rela_last/backward.cuh",
+        LAST_BF16,
+        "__syncthreads();\n  float d_query[N] = {};",
+        "__syncthreads();",
+        "gated_rela_last/bfloat16 schedules",
+    ),
+    Mutation(
+        "rows after the segment count as keys",
+        "gated_rela_last/forward.cuh",
+        LAST_BF16,
+        "if (left > 0) {",
+        "left > 0",
+        "true",
+        "gated_rela_last/bfloat16/d=16",
+    ),
+    Mutation(
+        "the convolution reads the previous sequence",
+        "gated_rela_last/thread.cuh",
+        LAST_BF16,
+        "valid && source >= rows.begin",
+        "source >= rows.begin",
+        "source >= 0",
+        "gated_rela_last/bfloat16 L=33,2,18",
+    ),
+    Mutation(
+        "an empty sequence divides by zero",
+        "gated_rela_last/thread.cuh",
+        LAST_BF16,
+        "valid ? fast_reciprocal(denominator) : 0.f",
+        "valid ? fast_reciprocal(denominator) : 0.f",
+        "fast_reciprocal(denominator)",
+        "gated_rela_last/bfloat16/empty",
     ),
     dropped(
         "segments are read before they are found",

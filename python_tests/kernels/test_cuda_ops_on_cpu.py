@@ -19,6 +19,7 @@ from python_tests.cases import (
     Case,
     CausalConv1dCase,
     GatedRelaCase,
+    GatedRelaLastCase,
     LinearScanCase,
     SelectiveScanCase,
 )
@@ -26,13 +27,11 @@ from python_tests.cases.case import REAL_DTYPES
 from python_tests.cases.compare import differing
 from python_tests.support.results import LAYOUTS, UNEVEN, assert_results
 from python_tests.support.simt import build_simt
-from python_tests.support.tensors import assert_close, cu_seqlens_of
 from recgrela.ops import OPS, rotary_table
 from recgrela.ops._library import AUTOGRAD, register_gradient
-from recgrela.ops.gated_rela.last import _key_sums_backward_cuda, _key_sums_cuda
 
 CUDA_OPS = [op for op in OPS.values() if "cuda" in op.kernels]
-OPERATORS = [op.operator for op in CUDA_OPS if op.operator != "key_sums"]  # computed by gated_rela
+OPERATORS = [op.operator for op in CUDA_OPS]
 
 
 @pytest.fixture(scope="module")
@@ -85,23 +84,22 @@ def test_every_head_dim(simt: Any, dtype: torch.dtype, head_dim: int, causal: bo
     )
 
 
-@pytest.mark.parametrize("rotary", [True, False])
+@pytest.mark.parametrize("head_dim", [8, 16, 32, 64, 128])
 @pytest.mark.parametrize("dtype", REAL_DTYPES)
-def test_key_sums(simt: Any, dtype: torch.dtype, rotary: bool) -> None:
-    """Their form on CUDA, which takes the state of gated_rela, with k in the place of q too."""
-    lengths, heads = [1, 33, 18], 2
-    k, v = (torch.randn(52, 32).to(dtype) for _ in range(2))
-    table = rotary_table(33, 32) if rotary else None
-    cu_seqlens, d_sums = cu_seqlens_of(lengths), torch.randn(3, heads, 17, 16)
-    wide = (k.double(), v.double(), cu_seqlens, None if table is None else table.double(), heads)
-    sums = torch.ops.recgrela.key_sums(*wide)
-    grads = torch.ops.recgrela.key_sums_backward(d_sums.double(), *wide)
-    with simt():
-        args = (k, v, cu_seqlens, table, heads)
-        assert_close("sums", sums, _key_sums_cuda(*args), 1e-2 if dtype == torch.bfloat16 else 2e-3)
-        for name, a, b in zip(("dk", "dv"), grads, _key_sums_backward_cuda(d_sums, *args), strict=True):
-            assert b.dtype == dtype
-            assert_close(name, a, b, 4e-2 if dtype == torch.bfloat16 else 5e-3)
+def test_the_last_rows(simt: Any, dtype: torch.dtype, head_dim: int) -> None:
+    heads = 3 if head_dim < 64 else 1
+    sizes = {"heads": heads, "head_dim": head_dim}
+    check(simt, GatedRelaLastCase(lengths=(1, 33, 0, 18), dtype=dtype, **sizes))
+    check(
+        simt, GatedRelaLastCase(lengths=(40, 0, 2), dtype=dtype, offsets=torch.int32, rotary=False, **sizes)
+    )
+
+
+@pytest.mark.parametrize("rotary, gate, kernel_size", [(True, False, 5), (False, True, 0), (False, False, 1)])
+def test_the_last_rows_with_parts_off(simt: Any, rotary: bool, gate: bool, kernel_size: int) -> None:
+    # without a rotary table, the longest sequence is cut
+    options = {"rotary": rotary, "gate": gate, "kernel_size": kernel_size}
+    check(simt, GatedRelaLastCase(lengths=(600, 2, 1), heads=2, **options))
 
 
 @pytest.mark.parametrize("causal", [True, False])

@@ -71,7 +71,7 @@ def test_expectations_of_dense_forms_equal_our_kernels(
             x = case.operands()
             expected = case.expected(x)
             assert set(expected) == {"y", *(f"d_{name}" for name in x.inputs)}
-            assert len(expected["y"]) >= 4 * 19
+            assert len(expected["y"]) >= 4 * case.rows_of("y")
             assert not fault_of(errors_of(expected, case.results(x)), TOLERANCES[torch.float64])
 
 

@@ -9,7 +9,6 @@ from torch import Tensor
 from python_tests.support.gpu import needs_gpu
 from python_tests.support.tensors import assert_close, cu_seqlens_of, flops_of
 from recgrela.ops import gated_rela, gated_rela_last, gated_rela_last_reference, rotary_table
-from recgrela.ops.gated_rela.last import _key_sums_backward_cuda, _key_sums_cuda
 
 UNEVEN = [1, 257, 3, 64, 2, 65, 129]
 FLOAT32 = ("conv_weight", "conv_bias")  # operands that stay float32 if the others have half precision
@@ -76,6 +75,19 @@ def test_equals_reference(lengths: list[int], last: bool, isa: str) -> None:
     Case(lengths, last=last).check(1e-11)
 
 
+@pytest.mark.parametrize("lengths", [[0], [0, 0], [0, 3, 0, 0, 70, 0]])
+def test_empty_sequences(lengths: list[int], isa: str) -> None:
+    """Their rows of the output and of the gradients are zeros, and `rows` has no meaning there."""
+    case = Case(lengths)
+    case.rows[case.cu_seqlens.diff() == 0] = -(2**40)
+    if any(lengths):
+        case.check(1e-11)
+    for name, x in case.gradients().items():
+        assert x.isfinite().all()
+        if name in ("y", "q", "g"):
+            assert not x[case.cu_seqlens.diff() == 0].any()
+
+
 @pytest.mark.parametrize("dim, num_heads", [(64, 1), (64, 8), (2, 1), (12, 2), (40, 2)])
 def test_every_head_dim(dim: int, num_heads: int, isa: str) -> None:
     Case([67, 5], dim, num_heads).check(1e-11)
@@ -122,14 +134,15 @@ def test_gradcheck_and_opcheck() -> None:
         return case.call()
 
     assert torch.autograd.gradcheck(f, tuple(case.inputs.values()))
-    k, v = (case.inputs[name] for name in ("k", "v"))
-    args = (k, v, case.cu_seqlens, case.options["rotary"], 2)
-    torch.library.opcheck(torch.ops.recgrela.key_sums.default, args)
-    torch.library.opcheck(torch.ops.recgrela.key_sums.default, (*args[:3], None, 2))
-    d_sums = torch.randn(3, 2, 5, 4, dtype=torch.float64)
-    torch.library.opcheck(
-        torch.ops.recgrela.key_sums_backward.default, (d_sums, *(x.detach() for x in args[:4]), 2)
-    )
+    q, k, v, g, weight, bias = case.inputs.values()
+    offsets = (case.cu_seqlens, case.rows)
+    op = torch.ops.recgrela.gated_rela_last.default
+    args = (q, k, v, g, *offsets, case.options["rotary"], weight, bias, 2, 1e-6)
+    torch.library.opcheck(op, args)
+    torch.library.opcheck(op, (q, k, v, None, *offsets, None, None, None, 2, 1e-6))
+    detached = [x.detach() if isinstance(x, Tensor) else x for x in args]
+    backward = torch.ops.recgrela.gated_rela_last_backward.default
+    torch.library.opcheck(backward, (case.d_y, op(*detached)[1], *detached))
 
 
 def test_compiles_without_a_graph_break() -> None:
@@ -209,6 +222,8 @@ def test_second_derivatives_are_refused() -> None:
         ({"rotary": rotary_table(9, 4)}, ValueError, r"rotary must be \[P, 4, 2\]"),
         ({"conv_bias": None}, ValueError, "go together"),
         ({"cu_seqlens": torch.tensor([0, 3, 4])}, RuntimeError, "end at 5"),
+        ({"rows": torch.tensor([2, 5])}, RuntimeError, r"rows\[1\] is 5, but sequence 1 has the rows 3 to 4"),
+        ({"rows": torch.tensor([-1, 4])}, RuntimeError, r"rows\[0\] is -1"),
         ({"k": torch.randn(5, 8).double()}, TypeError, "k is torch.float64"),
     ],
 )
@@ -246,19 +261,7 @@ def test_on_a_gpu(dtype: torch.dtype) -> None:
         assert_close(name, expected[name], value.cpu(), 1e-4 if dtype == torch.float32 else 6e-2, scale=1.0)
 
 
-def test_the_sums_on_cuda_are_the_state_of_gated_rela() -> None:
-    """The sums on CUDA are the state of gated_rela, which the CPU returns too."""
-    case = Case(UNEVEN)
-    args = (case.inputs["k"].detach(), case.inputs["v"].detach(), case.cu_seqlens, case.options["rotary"], 4)
-    sums = torch.ops.recgrela.key_sums(*args)
-    assert_close("sums", sums, _key_sums_cuda(*args), 1e-12)
-    d_sums = torch.randn_like(sums)
-    expected = torch.ops.recgrela.key_sums_backward(d_sums, *args)
-    for name, one, other in zip(("dk", "dv"), expected, _key_sums_backward_cuda(d_sums, *args), strict=True):
-        assert_close(name, one, other, 1e-12)
-
-
-def test_flops_of_the_sums_are_the_keys_half_of_gated_rela() -> None:
-    x = torch.randn(7, 16)
-    sums = flops_of(lambda: torch.ops.recgrela.key_sums(x, x, torch.tensor([0, 3, 7]), None, 2))
-    assert sums == 2 * 7 * 16 * 8 + 2 * 7 * 16
+def test_flops() -> None:
+    case = Case([3, 4], 16, 2)
+    rows = 6 * 7 * 16  # the query with each key, its weight with the value, the sum of keys
+    assert flops_of(case.call) == rows + 2 * 16 * (2 + 2 * 4)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from recgrela.ops._library import call_operator, register_operator
@@ -18,12 +17,12 @@ from recgrela.ops.checks import (
     cast_parameters,
     check_cu_seqlens,
     check_operands,
+    gradient_like,
+    none_for_absent,
     state_dtype,
-    without_autocast,
 )
 from recgrela.ops.gated_rela.op import CUDA_DTYPES, CUDA_HEAD_DIMS, conv_kernel_size, head_dim_of
-from recgrela.ops.gated_rela.reference import gated_rela_last_reference, phi
-from recgrela.ops.rotary import rotate
+from recgrela.ops.gated_rela.reference import gated_rela_last_reference
 from recgrela.ops.support import Kernel, Op
 
 
@@ -43,22 +42,25 @@ def gated_rela_last(
 ) -> Tensor:
     """`gated_rela` for one row of each sequence, which attends to the whole sequence.
 
-    Only these rows are computed, from the keys and values of all rows. For the last row of a sequence the
-    causal and the bidirectional form are the same.
+    Only these rows are computed, in one pass over the keys and values of all rows. For the last row of a
+    sequence the causal and the bidirectional form are the same. The row of an empty sequence is zeros, and so
+    are its gradients, so that a batch can be filled up with empty sequences.
 
     Args:
         q: [B, D], the row's query.
         k, v: [T, D], keys and values of all rows, packed; see `gated_rela` for dtypes and strides.
         g: [B, D], the row's gate before its SiLU; None leaves the gate out.
-        cu_seqlens: int32 or int64 [B + 1]; no sequence may be empty.
-        rows: [B] int64, within 0 .. T - 1; `rows[b]` is a row of sequence b (not checked).
+        cu_seqlens: int32 or int64 [B + 1]; sequence b is rows cu_seqlens[b] : cu_seqlens[b + 1].
+        rows: [B] int64; `rows[b]` is a row of sequence b, and of no meaning if the sequence is empty. On CUDA
+            a row outside its sequence is not an error: the nearest row of the sequence takes its place.
         num_heads, rotary, conv_weight, conv_bias, eps: options of `gated_rela`.
 
     Returns:
         y [B, D] of the dtype of `v`.
 
     Raises:
-        TypeError, ValueError, RuntimeError: as for `gated_rela`.
+        TypeError, ValueError, RuntimeError: as for `gated_rela`; RuntimeError on the CPU if a row is outside
+            its sequence.
         NotImplementedError: for second derivatives; use `gated_rela_last_reference`.
     """
     op = "gated_rela_last"
@@ -86,12 +88,12 @@ def gated_rela_last(
         conv_bias=(conv_bias, (width,), dtype),
     )
     operands = (q, k, v, g, cu_seqlens, rows, rotary, conv_weight, conv_bias)
-    return OP.run(v, *operands, num_heads, eps, head_dim=head_dim)
+    return OP.run(v, *operands, num_heads, float(eps), head_dim=head_dim)[0]
 
 
-def _by_reference(*args: Any) -> Tensor:
+def _by_reference(*args: Any) -> tuple[Tensor, None]:
     *operands, rotary, conv_weight, conv_bias, num_heads, eps = args
-    return gated_rela_last_reference(
+    y = gated_rela_last_reference(
         *operands,
         num_heads=num_heads,
         rotary=rotary,
@@ -99,63 +101,8 @@ def _by_reference(*args: Any) -> Tensor:
         conv_bias=conv_bias,
         eps=eps,
     )
+    return y, None
 
-
-def _by_key_sums(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor | None,
-    cu_seqlens: Tensor,
-    rows: Tensor,
-    rotary: Tensor | None,
-    conv_weight: Tensor | None,
-    conv_bias: Tensor | None,
-    num_heads: int,
-    eps: float,
-) -> Tensor:
-    """Computes the sums over all keys by the kernel, and the wanted rows from them in plain PyTorch."""
-    batch, head_dim = q.shape[0], v.shape[1] // num_heads
-    sums = call_operator("key_sums", k, v, cu_seqlens, rotary, num_heads)  # [B, H, d + 1, d]
-    with without_autocast(v.device.type):
-        start, dtype = cu_seqlens[:-1], sums.dtype
-        feature = phi(q.to(dtype))
-        rotated = feature if rotary is None else rotate(feature, rotary[rows - start])
-        numerator = rotated.view(batch, num_heads, 1, head_dim) @ sums[:, :, :-1]  # [B, H, 1, d]
-        denominator = (feature.view(batch, num_heads, head_dim) * sums[:, :, -1]).sum(-1)  # [B, H]
-        denominator = denominator + eps * cu_seqlens.diff()[:, None]
-        y = (numerator[:, :, 0] / denominator[..., None]).flatten(1)
-        if conv_weight is not None and conv_bias is not None:
-            kernel_size = conv_weight.shape[1]
-            index = rows[:, None] + torch.arange(1 - kernel_size, 1, device=rows.device)  # [B, K]
-            history = v[index.clamp(min=0)].to(dtype)
-            history = torch.where((index >= start[:, None])[..., None], history, 0)
-            y = y + F.silu((history * conv_weight.T.to(dtype)).sum(1) + conv_bias.to(dtype))
-        if g is not None:
-            y = y * F.silu(g.to(dtype))
-        return y.to(v.dtype)
-
-
-def _key_sums_cuda(k: Tensor, v: Tensor, cu_seqlens: Tensor, rotary: Tensor | None, num_heads: int) -> Tensor:
-    """Computes the state by `gated_rela`, and discards its rows."""
-    absent = (None,) * 3
-    return torch.ops.recgrela.gated_rela(
-        k, k, v, None, cu_seqlens, rotary, None, None, *absent, num_heads, True, 1e-6, True
-    )[1]
-
-
-def _key_sums_backward_cuda(
-    d_sums: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, rotary: Tensor | None, num_heads: int
-) -> tuple[Tensor, Tensor]:
-    absent = (None,) * 5  # convolution and initial state
-    _, d_k, d_v, *_ = torch.ops.recgrela.gated_rela_backward(
-        torch.zeros_like(v), d_sums, None, k, k, v, None, cu_seqlens, rotary, *absent, num_heads, True, 1e-6
-    )
-    return d_k, d_v
-
-
-torch.library.impl("recgrela::key_sums", "CUDA")(_key_sums_cuda)
-torch.library.impl("recgrela::key_sums_backward", "CUDA")(_key_sums_backward_cuda)
 
 OP = Op(
     "gated_rela_last",
@@ -164,38 +111,58 @@ OP = Op(
         "cuda": Kernel(CUDA_DTYPES, head_dims=CUDA_HEAD_DIMS),
     },
     _by_reference,
-    operator="key_sums",
-    kernel=_by_key_sums,
 )
 
-
-def _fake(k: Tensor, v: Tensor, cu_seqlens: Tensor, rotary: Tensor | None, num_heads: int) -> Tensor:
-    head_dim = v.shape[1] // num_heads
-    shape = (cu_seqlens.shape[0] - 1, num_heads, head_dim + 1, head_dim)
-    return v.new_empty(shape, dtype=state_dtype(v.dtype))
+NUM_OPERANDS = 9  # tensors among the operator's arguments, q .. conv_bias
 
 
-def _fake_backward(d_sums: Tensor, k: Tensor, v: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-    return v.new_empty(v.shape), v.new_empty(v.shape)
+def _fake(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, cu_seqlens: Tensor, *args: Any
+) -> tuple[Tensor, Tensor]:
+    sums = v.new_empty(cu_seqlens.shape[0] - 1, 2, v.shape[1], dtype=state_dtype(v.dtype))
+    return q.new_empty(q.shape), sums
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.num_heads = inputs
-    ctx.save_for_backward(*tensors)
+def _differentiable(operands: tuple[Any, ...]) -> tuple[Tensor | None, ...]:
+    """The operands with gradients: q, k, v, g, conv_weight and conv_bias."""
+    return *operands[:4], *operands[7:9]
 
 
-def _backward(ctx: Any, d_sums: Tensor) -> tuple[Tensor | None, ...]:
-    d_k, d_v = call_operator("key_sums_backward", d_sums, *ctx.saved_tensors, ctx.num_heads)
-    return d_k, d_v, None, None, None
+def _fake_backward(d_y: Tensor, sums: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    return tuple(gradient_like(x, args[2]) for x in _differentiable(args[:NUM_OPERANDS]))
 
 
-def _flops(
-    k: Sequence[int], v: Sequence[int], cu_seqlens: object, rotary: object, num_heads: int, **kwargs: Any
-) -> int:
-    """2 T D d + 2 T D for heads of d channels: the half of `gated_rela` that sums over keys."""
-    return math.prod(v) * (2 * (v[-1] // num_heads) + 2)
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *operands, ctx.num_heads, ctx.eps = inputs
+    ctx.save_for_backward(output[1], *operands)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx: Any, d_y: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    sums, *operands = ctx.saved_tensors
+    gradients = call_operator("gated_rela_last_backward", d_y, sums, *operands, ctx.num_heads, ctx.eps)
+    d_q, d_k, d_v, d_g, *parameters = none_for_absent(gradients, _differentiable(tuple(operands)))
+    return d_q, d_k, d_v, d_g, None, None, None, *parameters, None, None
+
+
+def _flops(*args: Any, **kwargs: Any) -> int:
+    """6 T D + 2 B D + 2 B D K.
+
+    The terms are: the product of the query with each key, of its weight with the value, and the sum of keys;
+    the product of the query with that sum; the convolution of the rows.
+    """
+    q: Sequence[int] = args[0]
+    v: Sequence[int] = args[2]
+    conv_weight: Sequence[int] | None = args[7]
+    kernel_size = 0 if conv_weight is None else conv_weight[-1]
+    return 6 * math.prod(v) + math.prod(q) * (2 + 2 * kernel_size)
 
 
 register_operator(
-    "key_sums", fake=_fake, setup=_setup, backward=_backward, fake_backward=_fake_backward, flops=_flops
+    "gated_rela_last",
+    fake=_fake,
+    setup=_setup,
+    backward=_backward,
+    fake_backward=_fake_backward,
+    flops=_flops,
 )

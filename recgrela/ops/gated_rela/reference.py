@@ -109,12 +109,17 @@ def gated_rela_last_reference(
 ) -> Tensor:
     """The definition of `gated_rela_last`: the given rows of the bidirectional `gated_rela_reference`.
 
+    The row of an empty sequence is zeros.
+
     Args:
         options: num_heads, rotary, conv_weight, conv_bias and eps of `gated_rela_reference`.
     """
+    present = cu_seqlens.diff() > 0
+    rows = rows[present]
 
     def scatter(x: Tensor) -> Tensor:
-        return torch.zeros_like(v).index_put((rows,), x)
+        return torch.zeros_like(v).index_put((rows,), x[present])
 
     g_rows = None if g is None else scatter(g)
-    return gated_rela_reference(scatter(q), k, v, g_rows, cu_seqlens, causal=False, **options)[rows]
+    y = gated_rela_reference(scatter(q), k, v, g_rows, cu_seqlens, causal=False, **options)
+    return torch.zeros_like(q).index_put((present,), y[rows])
