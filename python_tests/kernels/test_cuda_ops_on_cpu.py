@@ -6,6 +6,7 @@ does not.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from python_tests.cases import (
     CASES,
@@ -29,21 +31,26 @@ from python_tests.support.results import LAYOUTS, UNEVEN, assert_results
 from python_tests.support.simt import build_simt
 from recgrela.ops import OPS, rotary_table
 from recgrela.ops._library import AUTOGRAD, register_gradient
+from tools.step_cost.counting import Counter
+from tools.step_cost.launches import launches_of
 
 CUDA_OPS = [op for op in OPS.values() if "cuda" in op.kernels]
 OPERATORS = [op.operator for op in CUDA_OPS]
 
 
 @pytest.fixture(scope="module")
-def library() -> None:
+def library() -> Path:
+    """Loads the CUDA operators for CPU tensors; returns the path of their library."""
     build = build_simt("recgrela_simt_ops", RECGRELA_TORCH=Path(torch.__file__).parent, RECGRELA_TESTS="ON")
-    torch.ops.load_library(build / "librecgrela_simt_ops.so")
+    path = build / "librecgrela_simt_ops.so"
+    torch.ops.load_library(path)
     for name in OPERATORS:
         register_gradient(f"recgrela_simt::{name}", *AUTOGRAD[name])
+    return path
 
 
 @pytest.fixture
-def simt(library: None, poisoned_memory: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def simt(library: Path, poisoned_memory: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Inside `with simt():` recgrela.ops calls the CUDA operators, in the dtypes that they take."""
 
     def switch() -> pytest.MonkeyPatch:
@@ -232,3 +239,35 @@ def test_bare_ops_refuse(simt: Any, change: dict[str, Any], message: str) -> Non
     args = (x, x, x, x, cu_seqlens, table, weight, bias, *absent, 1, True, 1e-6, False)
     with pytest.raises(RuntimeError, match=message):
         torch.ops.recgrela_simt.gated_rela(*args)
+
+
+class LaunchesOfOperators(TorchDispatchMode):
+    """Collects the operators called, with their arguments and launches: kernels, and copies by PyTorch."""
+
+    def __init__(self, library: Path) -> None:
+        super().__init__()
+        self.count = ctypes.CDLL(str(library)).recgrela_simt_launches
+        self.count.restype = ctypes.c_int64
+        self.found: dict[str, tuple[tuple[Any, ...], int]] = {}
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.namespace != "recgrela_simt":
+            return function(*args, **kwargs or {})
+        before = self.count()
+        with Counter("cpu") as counter:
+            out = function.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CPU), *args)
+        launches = self.count() - before + sum(call.launches for call in counter.calls)
+        self.found[function._schema.name.split("::")[1]] = args, launches
+        return out
+
+
+@pytest.mark.parametrize("op", CASES, ids=lambda op: op.op)
+def test_launches_are_those_of_the_table(simt: Any, library: Path, op: type[Case]) -> None:
+    lengths = {"embedding": (20,) * 500}.get(op.op, (20,) * 40)
+    for case in op.variants(lengths, torch.float32):
+        x = case.operands()
+        with simt(), LaunchesOfOperators(library) as mode:
+            case.results(x)
+        assert op.op in mode.found
+        counted = {name: number for name, (_, number) in mode.found.items()}
+        assert counted == {name: launches_of(name, args) for name, (args, _) in mode.found.items()}

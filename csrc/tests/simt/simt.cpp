@@ -76,6 +76,8 @@ uint64_t order_seed = 0;
 int num_multiprocessors = 4;
 Random random_source;
 
+int64_t num_launches = 0;
+
 // State of the current launch.
 void (*entry_call)(const void*) = nullptr;
 const void* entry_arguments = nullptr;
@@ -333,6 +335,7 @@ void run(int64_t blocks, int threads, size_t shared_bytes, void (*call)(const vo
     throw Error("a launch asks for " + std::to_string(shared_bytes) + " bytes of shared memory, more than " +
                 std::to_string(kMaxSharedBytes));
   if (current != &host) throw Error("a launch within a launch");
+  ++num_launches;
   while (fibers.size() < static_cast<size_t>(threads)) add_fiber();
   // The exact size lets the sanitizer detect overruns.
   void* memory = nullptr;
@@ -395,3 +398,8 @@ unsigned char* dynamic_shared() { return shared_memory; }
 int multiprocessors() { return num_multiprocessors; }
 
 }  // namespace recgrela::cuda
+
+// Number of launches so far. Tests of the operators read it through the loaded library.
+extern "C" __attribute__((visibility("default"))) int64_t recgrela_simt_launches() {
+  return recgrela::simt::num_launches;
+}

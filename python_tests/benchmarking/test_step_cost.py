@@ -1,0 +1,72 @@
+"""The number of launches and bytes of a training step on a GPU, counted without one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from python_tests.support.project import ROOT
+from tools.step_cost.counting import Call, Counter, by_operator
+
+# Launches of a step of 4 blocks, at most.
+LAST_BF16 = 1300
+SOURCES = ROOT / "tools" / "step_cost"
+
+
+def report(counts: dict[str, list[int]]) -> str:
+    lines = (f"{name}: {launches} in {calls}" for name, (calls, launches, _) in counts.items())
+    return "\n".join(["launches in calls:", *lines])
+
+
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "c++")) is None, reason="needs a C++ compiler")
+def test_a_step_has_few_launches() -> None:
+    command = [sys.executable, "-m", "tools.step_cost", "--json", "--settings", "last bf16"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-4000:]
+    counts = json.loads(result.stdout)["last bf16"]
+    assert counts["recgrela.gated_rela"][0] == 3
+    assert counts["_fused_adam_"][0] == 1
+    assert sum(launches for _, launches, _ in counts.values()) <= LAST_BF16, report(counts)
+
+
+def test_views_are_free_and_expanded_tensors_small() -> None:
+    x, row = torch.empty(6, 4), torch.empty(4)
+    with Counter("cpu") as counter:
+        x.view(3, 8).t()[1:].reshape(-1)[:4]
+        x + row.expand(6, 4)
+    # The reshape copies 7 x 3 elements; the sum reads 24 and 4, and writes 24.
+    assert counter.calls == [Call("clone", 1, 4 * 2 * 21), Call("add", 1, 4 * (24 + 4 + 24))]
+
+
+def test_rows_of_a_table_count_instead_of_the_table() -> None:
+    table, items = torch.empty(1000, 8), torch.zeros(5, dtype=torch.int64)
+    with Counter("cpu") as counter:
+        F.embedding(items, table)
+        table[items]
+    size = 5 * 8 + 2 * 5 * 8 * 4
+    assert counter.calls == [Call("embedding", 1, size), Call("index", 1, size)]
+
+
+def test_tensors_elsewhere_do_not_count() -> None:
+    with Counter("meta") as counter:
+        torch.empty(5).add(1).to("meta")
+    assert counter.calls == [Call("_to_copy", 1, 20)]
+
+
+def test_operators_on_lists_take_many_tensors_a_launch() -> None:
+    tensors = [torch.empty(2) for _ in range(111)]
+    with Counter("cpu") as counter:
+        torch._foreach_add_(tensors, 1.0)
+    assert counter.calls == [Call("_foreach_add_", 2, 111 * 8)]
+
+
+def test_sums_by_operator() -> None:
+    calls = [Call("a", 1, 5), Call("b", 2, 30), Call("a", 3, 7)]
+    assert list(by_operator(calls).items()) == [("b", (1, 2, 30)), ("a", (2, 4, 12))]

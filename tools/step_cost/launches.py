@@ -1,0 +1,55 @@
+"""Launches of our CUDA operators.
+
+The numbers hold for batches of many sequences that are not cut into segments.
+python_tests/kernels/test_cuda_ops_on_cpu.py compares them with the launches on the SIMT host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+
+def _gated_rela(*args: Any) -> int:
+    *_, causal, _eps, _return_state = args
+    return 2 if causal else 3
+
+
+def _gated_rela_backward(*args: Any) -> int:
+    *_, causal, _eps = args
+    return 3 if causal else 5
+
+
+def _embedding_backward(*args: Any) -> int:
+    _d_y, _items, table, *_ = args
+    passes = -(-(len(table) - 1).bit_length() // 12)  # of the sort
+    return 3 * passes + 2
+
+
+# By operator: a number, or a function of the operator's arguments.
+LAUNCHES: dict[str, int | Callable[..., int]] = {
+    "causal_conv1d": 2,
+    "causal_conv1d_backward": 2,
+    "embedding": 1,
+    "embedding_backward": _embedding_backward,
+    "gated_rela": _gated_rela,
+    "gated_rela_backward": _gated_rela_backward,
+    "gated_rela_last": 2,
+    "gated_rela_last_backward": 2,
+    "linear_scan": 4,
+    "linear_scan_backward": lambda *args: 4 if args[2].dim() == 1 else 3,
+    "selective_scan": 4,
+    "selective_scan_backward": 7,
+}
+
+
+def launches_of(name: str, args: tuple[Any, ...]) -> int:
+    """Launches of one call of an operator.
+
+    Raises:
+        KeyError: if the table has no such operator.
+    """
+    if name not in LAUNCHES:
+        raise KeyError(f"{name}: tools/step_cost/launches.py does not have its number of launches; add it")
+    launches = LAUNCHES[name]
+    return launches if isinstance(launches, int) else launches(*args)
