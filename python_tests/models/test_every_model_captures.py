@@ -140,6 +140,7 @@ def test_copies_from_the_host_are_found() -> None:
         assert capture_obstacle(model, copies) is not None
     scalar = torch.ones(3, device="meta")
     assert capture_obstacle(model, lambda: scalar * torch.ones(()) + 2) is None  # an argument of the kernel
+    assert capture_obstacle(model, lambda: torch.ones(()).item()) is None  # on the host
 
 
 def test_the_random_state_stays() -> None:

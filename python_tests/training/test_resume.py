@@ -15,11 +15,17 @@ from pathlib import Path
 
 import pytest
 
+from python_tests.support.gpu import NO_GPU
+from python_tests.support.graphs import fake_graphs
 from python_tests.support.runs import assert_same_tensors, make_run, options, run_train
 from recgrela.evaluation.ranking import Ranker
 from recgrela.runs import checkpoint
 from recgrela.runs.folder import RunFolder
 
+GPU = [pytest.mark.gpu, pytest.mark.skipif(NO_GPU, reason="needs a GPU")]
+ALL = ["--train.objective=all"]
+LAST = ["--train.objective=last", "--train.batch_size=100"]
+ATTEND = [*LAST, "--model.mode=bidirectional", "--model.padding=attend"]
 SCHEDULE = ["--train.lr_decay=cosine", "--train.warmup_steps=5", "--train.lr=1e-2"]
 
 
@@ -59,6 +65,26 @@ def test_max_steps_and_resume_give_the_same_bits(whole: Path, tmp_path: Path, st
     assert [exact_part(r) for r in records(run)[:-1]] == [exact_part(r) for r in records(whole)[:-1]]
     for split in ("valid", "test"):
         assert records(run)[-1][split] == records(whole)[-1][split]
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])
+@pytest.mark.parametrize("objective", [ALL, LAST, ATTEND], ids=["all", "last", "attend"])
+def test_resumed_steps_have_the_same_bits_with_graphs(
+    objective: list[str], device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other steps are captured in a resumed run: its first ones and the first of each size are not."""
+    graphs = fake_graphs(monkeypatch) if device == "cpu" else []
+    more = [*objective, f"--train.device={device}", "--model.drop_path=0.2", "--train.eval_batch_size=25"]
+    whole = make_run(tmp_path, "whole", *more)
+    cut = make_run(tmp_path, "cut", *more, "--train.max_steps=11")
+    assert run_train("--resume", str(cut), "--train.max_steps", "null") == 0
+    for name in ("last.safetensors", "best.safetensors"):
+        assert_same_tensors(whole / name, cut / name)
+    assert [exact_part(r) for r in records(cut)[:-1]] == [exact_part(r) for r in records(whole)[:-1]]
+    for split in ("valid", "test"):
+        assert records(cut)[-1][split] == records(whole)[-1][split]
+    assert all(graph.replays >= graph.captures > 0 for graph in graphs)
+    assert len({graph.replays for graph in graphs}) > 1 or not graphs
 
 
 @pytest.mark.parametrize("steps", [3, 11])

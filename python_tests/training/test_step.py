@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from python_tests.support.gpu import needs_gpu
-from python_tests.support.graphs import FakeGraph
+from python_tests.support.graphs import FakeGraph, fake_graphs
 from python_tests.support.tensors import assert_close
 from recgrela.data import Batch, DataConfig, TrainBatches, load
 from recgrela.data.filling import Filling
@@ -20,10 +20,9 @@ from recgrela.settings.run import read_run
 from recgrela.settings.train import TrainConfig
 from recgrela.system.errors import ConfigError
 from recgrela.system.graphs import Capture, CudaGraphs, GraphedFunction
-from recgrela.training import session
 from recgrela.training.graphs import step_obstacle
 from recgrela.training.losses import FullSoftmax, make_loss
-from recgrela.training.session import open_session
+from recgrela.training.session import Session, open_session
 from recgrela.training.step import GraphedStep, TrainStep, learning_rate
 
 DATA = DataConfig(synthetic_users=60, synthetic_items=40, synthetic_events=20, max_len=30)
@@ -262,28 +261,26 @@ def test_looking_for_obstacles_changes_nothing() -> None:
     assert all(torch.equal(a, b) and b.grad is None for a, b in zip(before, after, strict=True))
 
 
-def sessions(monkeypatch: pytest.MonkeyPatch, obstacle: str | None, *more: str) -> session.Session:
+def opened_session(monkeypatch: pytest.MonkeyPatch, obstacle: str | None, *more: str) -> Session:
     """Opens a session on the CPU as if it were a GPU, with fake graphs."""
-    monkeypatch.setattr(TrainConfig, "wants_graphs", lambda config, device: config.cuda_graphs != "false")
-    monkeypatch.setattr(session, "CudaGraphs", FakeGraph)
-    monkeypatch.setattr(session, "step_obstacle", lambda step, filling: obstacle)
+    fake_graphs(monkeypatch, obstacle)
     small = ["--data.synthetic_users=30", "--model.num_layers=1", "--model.hidden_size=16"]
     return open_session(read_run([*small, "--train.device=cpu", *more], CONFIGS))
 
 
 def test_a_run_without_graphs_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     why = "its GRU runs in cuDNN"
-    opened = sessions(monkeypatch, why)
+    opened = opened_session(monkeypatch, why)
     assert opened.take_step is opened.step
     assert opened.notes == [f"note: steps run without CUDA graphs: {why}"]
     with pytest.raises(
         ConfigError, match="cuda_graphs: true is not possible: its GRU runs in cuDNN; or use auto"
     ):
-        sessions(monkeypatch, why, "--train.cuda_graphs=true")
+        opened_session(monkeypatch, why, "--train.cuda_graphs=true")
     for more in ("auto", "true"):
-        opened = sessions(monkeypatch, None, f"--train.cuda_graphs={more}")
+        opened = opened_session(monkeypatch, None, f"--train.cuda_graphs={more}")
         assert isinstance(opened.take_step, GraphedStep) and not opened.notes
-    opened = sessions(monkeypatch, None, "--train.cuda_graphs=false")
+    opened = opened_session(monkeypatch, None, "--train.cuda_graphs=false")
     assert opened.take_step is opened.step and not opened.notes
 
 

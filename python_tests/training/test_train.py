@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from python_tests.support.graphs import fake_graphs
 from python_tests.support.runs import assert_same_tensors, make_run, options, run_train
 from recgrela.evaluation.metrics import NAMES, metrics_of
 from recgrela.models import CONFIGS
@@ -34,6 +35,21 @@ def whole(finished_run: Path) -> Path:
 
 def records(run: Path) -> list[dict]:
     return RunFolder.open(run).metrics.read()
+
+
+@pytest.mark.parametrize("graphs", ["auto", "true"])
+def test_a_run_without_cuda_graphs_says_why_once(
+    graphs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_graphs(monkeypatch, "its GRU runs in cuDNN")
+    code = run_train(*options(tmp_path, "run", "--train.max_steps=4", f"--train.cuda_graphs={graphs}"))
+    out, err = capsys.readouterr()
+    if graphs == "true":
+        assert code == 2 and not (tmp_path / "run").exists()
+        assert "train.cuda_graphs: true is not possible: its GRU runs in cuDNN; or use auto" in err
+    else:
+        assert code == 0
+        assert out.count("note: steps run without CUDA graphs: its GRU runs in cuDNN\n") == 1
 
 
 def test_the_files_of_a_run(whole: Path) -> None:

@@ -41,10 +41,10 @@ def small_batch(model: SequenceModel, objective: Objective, max_seqlen: int) -> 
 
 
 def capture_obstacle(model: SequenceModel, function: Callable[[], object]) -> str | None:
-    """Why a CUDA graph cannot hold a function that runs a model, or None. The function runs once."""
+    """Why a CUDA graph cannot hold a function that runs a model, or None. It runs twice to find out."""
     name = model.config.name
     if model.capture_obstacle is not None:
         return f"{name}: {model.capture_obstacle}"
-    if (found := host_read(function)) is not None:
+    if (found := host_read(function, model.item_embedding.weight.device.type)) is not None:
         return f"this {name} waits for the device ({found}); ops do for sizes without a kernel (docs/ops.md)"
     return None

@@ -30,14 +30,18 @@ INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_, 
 
 
 class _HostReads(TorchDispatchMode):
-    """Records the operations that wait for the device or copy from the host. Runs them as usual.
+    """Records the operations that wait for a device or copy between it and the host. Runs them as usual.
+
+    Args:
+        device: the type of the device.
 
     Attributes:
         found: descriptions, such as "aten.nonzero in models/mine.py, line 12".
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: str) -> None:
         super().__init__()
+        self.device = device
         self.found: list[str] = []
 
     def __torch_dispatch__(
@@ -50,14 +54,19 @@ class _HostReads(TorchDispatchMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         operator = func.overloadpacket
-        if (
-            operator in READS
-            or (operator is aten.repeat_interleave and kwargs.get("output_size") is None)
-            or (operator in INDEXING and any(x.dtype in (torch.bool, torch.uint8) for x in _tensors(args[1])))
-            or _crosses_devices(operator, args, result)
-        ):
+        if self._reads(operator, args, kwargs) or _crosses_devices(operator, args, result):
             self.found.append(f"{operator}{_place()}")
         return result
+
+    def _reads(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether the host waits for the result, or for its shape."""
+        if all(x.device.type != self.device for x in _tensors(args)):
+            return False
+        if operator in INDEXING:
+            return any(x.dtype in (torch.bool, torch.uint8) for x in _tensors(args[1]))
+        if operator is aten.repeat_interleave:
+            return kwargs.get("output_size") is None
+        return operator in READS
 
 
 class _HostValues(TorchFunctionMode):
@@ -80,16 +89,23 @@ class _HostValues(TorchFunctionMode):
         return result
 
 
-def host_read(function: Callable[[], object]) -> str | None:
+def host_read(function: Callable[[], object], device: str) -> str | None:
     """The first operation of a function that a CUDA graph cannot capture, or None. Runs the function twice.
 
     The first time may copy from the host, for tables that are kept. PyTorch's random number generators keep
     their states.
+
+    Args:
+        function: a function of tensors on a device.
+        device: the type of that device; the CPU too.
+
+    Returns:
+        The operation and its place, such as "aten.nonzero in models/mine.py, line 12".
     """
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices):
         function()
-        with _HostReads() as mode, _HostValues(mode.found):
+        with _HostReads(device) as mode, _HostValues(mode.found):
             function()
     return mode.found[0] if mode.found else None
 
