@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from python_tests.support.tensors import cu_seqlens_of
 from recgrela.nn import AddNorm, PostNormBlock, SeedStream, Sequences, run_blocks
+from recgrela.nn.sequences import search_index
 
 LENGTHS = [3, 1, 4]
 
@@ -122,3 +123,33 @@ def test_a_block_names_its_mixer_in_checkpoints(sequences: Sequences) -> None:
     torch.testing.assert_close(block(x, sequences.last_only()), expected[[2, 3, 7]])
     block.residual = False
     assert not torch.allclose(block(x, sequences), expected)
+
+
+def test_the_search_for_sequences_equals_their_index() -> None:
+    """The form for devices other than the CPU, with empty sequences."""
+    cu_seqlens = cu_seqlens_of([0, 3, 0, 0, 1, 4, 0])
+    index = Sequences.of(cu_seqlens, 8, 5).index
+    assert index.tolist() == [1, 1, 1, 4, 5, 5, 5, 5]
+    assert torch.equal(search_index(torch.arange(8), cu_seqlens), index)
+
+
+def test_equal_lengths_need_no_search() -> None:
+    equal, uneven = (Sequences.of(cu_seqlens_of([4, 4, 4]), 12, longest) for longest in (4, 5))
+    assert equal.has_equal_lengths and not uneven.has_equal_lengths
+    assert torch.equal(equal.index, uneven.index)
+    assert torch.equal(equal.positions(), uneven.positions())
+
+
+def test_indices_are_computed_once(sequences: Sequences) -> None:
+    last = sequences.last_only()
+    for name, arguments in [
+        ("positions", ()),
+        ("dense_rows", (6,)),
+        ("item_mask", (6,)),
+        ("reversed_rows", (2,)),
+    ]:
+        first = getattr(sequences, name)(*arguments)
+        assert getattr(last, name)(*arguments) is first
+    assert last.index is sequences.index
+    assert sequences.dense_rows(7).tolist() == [0, 1, 2, 7, 14, 15, 16, 17]
+    assert sequences.reversed_rows().tolist() == [2, 1, 0, 3, 7, 6, 5, 4]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -35,9 +36,12 @@ class SeedStream:
 class Sequences:
     """How packed rows [T, ...] split into B sequences.
 
+    Indices of rows are computed when they are first needed, since on a GPU each takes several kernels. Copies
+    with other `wanted` rows share them.
+
     Attributes:
         cu_seqlens: [B + 1] int64; sequence b is rows cu_seqlens[b] : cu_seqlens[b + 1].
-        index: [T] int64, the sequence of each row.
+        num_rows: T.
         max_seqlen: the length of the longest sequence, known on the host.
         lengths: [B] int64, the number of items at the start of each sequence; the rows after them are
             padding. None: every row is an item.
@@ -47,20 +51,24 @@ class Sequences:
     """
 
     cu_seqlens: Tensor
-    index: Tensor
+    num_rows: int
     max_seqlen: int
     lengths: Tensor | None = None
     wanted: Tensor | None = None
     stream: SeedStream | None = None
     fillers: int = 0
+    _made: dict[str, tuple[int | None, Tensor]] = field(default_factory=dict, repr=False, compare=False)
 
     @staticmethod
     def of(cu_seqlens: Tensor, num_rows: int, max_seqlen: int, lengths: Tensor | None = None) -> Sequences:
-        """Makes sequences from their offsets. See the class for the arguments; `num_rows` is T."""
-        cu_seqlens = cu_seqlens.to(torch.int64)
-        batch = torch.arange(cu_seqlens.shape[0] - 1, device=cu_seqlens.device)
-        index = torch.repeat_interleave(batch, cu_seqlens.diff(), output_size=num_rows)
-        return Sequences(cu_seqlens, index, max_seqlen, lengths)
+        """Makes sequences from their offsets. See the class for the arguments."""
+        return Sequences(cu_seqlens.to(torch.int64), num_rows, max_seqlen, lengths)
+
+    def _once(self, name: str, make: Callable[[], Tensor], size: int | None = None) -> Tensor:
+        """The result of `make`, which is called again only for another size."""
+        if name not in self._made or self._made[name][0] != size:
+            self._made[name] = size, make()
+        return self._made[name][1]
 
     @property
     def batch(self) -> int:
@@ -68,9 +76,9 @@ class Sequences:
         return self.cu_seqlens.shape[0] - 1
 
     @property
-    def num_rows(self) -> int:
-        """T, the number of rows."""
-        return self.index.shape[0]
+    def has_equal_lengths(self) -> bool:
+        """Whether every sequence is known to have `max_seqlen` rows."""
+        return self.num_rows == self.batch * self.max_seqlen
 
     # ---- the rows that a module returns
 
@@ -95,20 +103,43 @@ class Sequences:
 
     # ---- positions of rows
 
+    @property
+    def index(self) -> Tensor:
+        """[T] int64, the sequence of each row."""
+        return self._once("index", self._find_index)
+
     def positions(self) -> Tensor:
         """[T] int64, the position of each row in its sequence, from 0."""
-        rows = torch.arange(self.num_rows, device=self.index.device)
-        return rows - self.cu_seqlens[self.index]
+        return self._once("positions", self._find_positions)
 
     def last_items(self) -> Tensor:
         """[B] int64, the row of the last item of each sequence."""
         return self.cu_seqlens[1:] - 1 if self.lengths is None else self.cu_seqlens[:-1] + self.lengths - 1
+
+    def _rows(self) -> Tensor:
+        return self._once("rows", lambda: torch.arange(self.num_rows, device=self.cu_seqlens.device))
+
+    def _find_index(self) -> Tensor:
+        if self.has_equal_lengths:
+            return self._rows() // self.max_seqlen
+        if self.cu_seqlens.device.type == "cpu":
+            batch = torch.arange(self.batch)
+            return torch.repeat_interleave(batch, self.cu_seqlens.diff(), output_size=self.num_rows)
+        return search_index(self._rows(), self.cu_seqlens)
+
+    def _find_positions(self) -> Tensor:
+        if self.has_equal_lengths:
+            return self._rows() % self.max_seqlen
+        return self._rows() - self.cu_seqlens[self.index]
 
     def reversed_rows(self, limit: int | None = None) -> Tensor:
         """The permutation [T] int64 that reverses each sequence, or only its first `limit` rows.
 
         The permutation is its own inverse: x[rows][rows] is x.
         """
+        return self._once("reversed_rows", lambda: self._reverse(limit), limit)
+
+    def _reverse(self, limit: int | None) -> Tensor:
         positions = self.positions()
         sizes, starts = self.cu_seqlens.diff()[self.index], self.cu_seqlens[self.index]
         reversed_sizes = sizes if limit is None else sizes.clamp(max=limit)
@@ -122,17 +153,20 @@ class Sequences:
         Returns:
             The padded sequences, and the row of each item in them, [T] int64.
         """
-        cu_seqlens = torch.arange(self.batch + 1, device=self.index.device) * length
+        cu_seqlens = torch.arange(self.batch + 1, device=self.cu_seqlens.device) * length
         padded = Sequences.of(cu_seqlens, self.batch * length, length, self.cu_seqlens.diff())
         padded = replace(padded, stream=self.stream, fillers=self.fillers)
         return padded, self.dense_rows(length)
 
     def dense_rows(self, length: int) -> Tensor:
         """[T] int64, the index of each row in the flattened dense form [B * length, ...]."""
-        return self.index * length + self.positions()
+        return self._once("dense_rows", lambda: self.index * length + self.positions(), length)
 
     def item_mask(self, length: int) -> Tensor:
         """[B, length] bool, True for the slots of the dense form that hold items."""
+        return self._once("item_mask", lambda: self._find_items(length), length)
+
+    def _find_items(self, length: int) -> Tensor:
         lengths = self.cu_seqlens.diff() if self.lengths is None else self.lengths
         return torch.arange(length, device=lengths.device) < lengths[:, None]
 
@@ -150,3 +184,8 @@ class Sequences:
         batch, length, *rest = dense.shape
         flat = dense.reshape(batch * length, *rest)
         return flat if len(flat) == self.num_rows else flat[self.dense_rows(length)]
+
+
+def search_index(rows: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """The sequence of each row, by a search in the offsets: one kernel on a GPU, but slow on a CPU."""
+    return torch.bucketize(rows, cu_seqlens[1:], right=True)
