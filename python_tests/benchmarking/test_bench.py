@@ -57,10 +57,10 @@ def test_sets_of_operands_exceed_twice_the_cache(cache: int) -> None:
     assert sets * case.forward_bytes > 2 * cache or sets == measure.MAX_SETS
 
 
-def test_every_planned_case_exceeds_twice_a_large_cache() -> None:
+def test_every_headline_case_exceeds_twice_a_large_cache() -> None:
     for plan in bench.plans(quick=False):
         sets = measure.number_of_sets(plan.case, 60 << 20)
-        assert sets * plan.case.forward_bytes > 2 * (60 << 20)
+        assert not plan.headline or sets * plan.case.forward_bytes > 2 * (60 << 20)
 
 
 def test_the_headline_sizes_of_all_ops_come_first() -> None:

@@ -49,6 +49,7 @@ CONV_HOST = "causal_conv1d/causal_conv1d.cu"
 RELA, F32 = "gated_rela/gated_rela.cu", "gated_rela/forward_float32.cu"
 BF16, BF16_BACKWARD = "gated_rela/forward_bfloat16.cu", "gated_rela/backward_bfloat16.cu"
 LAST_BF16 = "gated_rela_last/bfloat16.cu"
+ENTROPY, ENTROPY_BF16 = "linear_cross_entropy/linear_cross_entropy.cu", "linear_cross_entropy/bfloat16.cu"
 SELECTIVE, SELECTIVE_F32 = "selective_scan/selective_scan.cu", "selective_scan/float32.cu"
 MUTATIONS = [
     dropped(
@@ -413,5 +414,48 @@ MUTATIONS = [
         "block > 0",
         "false",
         "embedding equal piece=",
+    ),
+    dropped(
+        "a stage is read before all threads have copied it",
+        "linear_cross_entropy/stream.cuh",
+        ENTROPY_BF16,
+        "copies_wait<0>();\n      __syncthreads();\n      const E* const y",
+        "__syncthreads();",
+        "linear_cross_entropy/bfloat16 schedules",
+    ),
+    dropped(
+        "normalizers are replaced while they are read",
+        "linear_cross_entropy/gradients.cuh",
+        ENTROPY_BF16,
+        "__syncthreads();  // the last values have been read",
+        "__syncthreads();",
+        "linear_cross_entropy/bfloat16 refill",
+    ),
+    Mutation(
+        "items after the last one take part",
+        "linear_cross_entropy/softmax.cuh",
+        ENTROPY_BF16,
+        "item >= p_.num_items ? -INFINITY",
+        "-INFINITY",
+        "0.f",
+        "linear_cross_entropy/bfloat16 N=7",
+    ),
+    Mutation(
+        "weighted sums keep the scale of an earlier maximum",
+        "linear_cross_entropy/softmax.cuh",
+        ENTROPY_BF16,
+        "scale_rows(out[r][k], factor);",
+        "scale_rows(out[r][k], factor);",
+        "",
+        "linear_cross_entropy/bfloat16 scale=300",
+    ),
+    Mutation(
+        "the last split of the rows is left out",
+        "linear_cross_entropy/linear_cross_entropy.cu",
+        ENTROPY,
+        "s < splits; ++s) sum",
+        "s < splits",
+        "s < splits - 1",
+        "linear_cross_entropy/bfloat16 T=257",
     ),
 ]

@@ -22,6 +22,7 @@ from python_tests.cases import (
     CausalConv1dCase,
     GatedRelaCase,
     GatedRelaLastCase,
+    LinearCrossEntropyCase,
     LinearScanCase,
     SelectiveScanCase,
 )
@@ -183,6 +184,26 @@ def test_linear_scan(simt: Any, dtype: torch.dtype, channels: int, per_step: boo
         offsets=torch.int32,
     )
     check(simt, case)
+
+
+@pytest.mark.parametrize("dtype", LinearCrossEntropyCase.dtypes)
+def test_linear_cross_entropy(simt: Any, dtype: torch.dtype) -> None:
+    for case in LinearCrossEntropyCase.small(dtype):
+        if case.rows * case.n_items < 1e5:
+            check(simt, case)
+
+
+@pytest.mark.parametrize("dtype", LinearCrossEntropyCase.dtypes)
+def test_linear_cross_entropy_of_some_gradients(simt: Any, dtype: torch.dtype) -> None:
+    case = LinearCrossEntropyCase(lengths=(70,), dtype=dtype, n_items=40, bias=True)
+    x = case.operands()
+    with simt():
+        every = case.results(x)
+        for name in x.inputs:
+            inputs = {n: t.detach().requires_grad_(n == name) for n, t in x.inputs.items()}
+            loss = case.call(replace(x, inputs=inputs))["y"]
+            (alone,) = torch.autograd.grad(loss, inputs[name], x.upstream["y"])
+            assert torch.equal(alone, every[f"d_{name}"])
 
 
 @pytest.mark.parametrize("num_states", [1, 16, 40])

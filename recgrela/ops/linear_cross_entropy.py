@@ -108,7 +108,10 @@ torch.library.impl("recgrela::linear_cross_entropy_by_chunks", "CompositeExplici
 
 OP = Op(
     "linear_cross_entropy",
-    {"cpu": Kernel((torch.float32, torch.float64))},
+    {
+        "cpu": Kernel((torch.float32, torch.float64)),
+        "cuda": Kernel((torch.float32, torch.float16, torch.bfloat16), widths=range(32, 257, 16)),
+    },
     torch.ops.recgrela.linear_cross_entropy_by_chunks,
     "composition",
 )
@@ -133,14 +136,16 @@ def linear_cross_entropy(
         bias: [n_items], of the dtype of `weight`, or None.
         label_smoothing: probability that is spread evenly over all items, 0 .. 1.
         max_logits: largest number of scores stored at a time; None: `MAX_LOGITS` of the device. At least 48
-            rows by two vectors of items are stored on the CPU, and one row elsewhere.
+            rows by two vectors of items are stored on the CPU, and one row elsewhere. The CUDA kernels store
+            none, so that it has no effect there.
 
     Returns:
         A scalar; float32 for half-precision operands.
 
     Raises:
         ValueError: if a shape is wrong, or there are no rows or items; TypeError: if a dtype is wrong.
-        RuntimeError: if a target is out of range; no index is ignored.
+        RuntimeError: if a target is out of range, by a device-side assertion of the CUDA kernels; no index
+            is ignored.
         NotImplementedError: for second derivatives; use `linear_cross_entropy_reference`.
     """
     op = OP.name
