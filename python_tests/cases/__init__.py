@@ -10,6 +10,7 @@ from python_tests.cases.causal_conv1d import CausalConv1dCase
 from python_tests.cases.embedding import EmbeddingCase
 from python_tests.cases.gated_rela import GatedRelaCase
 from python_tests.cases.gated_rela_last import GatedRelaLastCase
+from python_tests.cases.linear import LinearCase
 from python_tests.cases.linear_cross_entropy import LinearCrossEntropyCase
 from python_tests.cases.linear_scan import LinearScanCase
 from python_tests.cases.selective_scan import SelectiveScanCase
@@ -21,6 +22,7 @@ CASES: tuple[type[Case], ...] = (
     LinearScanCase,
     SelectiveScanCase,
     EmbeddingCase,
+    LinearCase,
     LinearCrossEntropyCase,
 )
 
@@ -31,6 +33,7 @@ __all__ = [
     "EmbeddingCase",
     "GatedRelaCase",
     "GatedRelaLastCase",
+    "LinearCase",
     "LinearCrossEntropyCase",
     "LinearScanCase",
     "Operands",

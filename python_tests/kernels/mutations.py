@@ -50,6 +50,7 @@ RELA, F32 = "gated_rela/gated_rela.cu", "gated_rela/forward_float32.cu"
 BF16, BF16_BACKWARD = "gated_rela/forward_bfloat16.cu", "gated_rela/backward_bfloat16.cu"
 LAST_BF16 = "gated_rela_last/bfloat16.cu"
 ENTROPY, ENTROPY_BF16 = "linear_cross_entropy/linear_cross_entropy.cu", "linear_cross_entropy/bfloat16.cu"
+LINEAR, LINEAR_F32, LINEAR_BF16 = "linear/linear.cu", "linear/float32.cu", "linear/bfloat16.cu"
 SELECTIVE, SELECTIVE_F32 = "selective_scan/selective_scan.cu", "selective_scan/float32.cu"
 MUTATIONS = [
     dropped(
@@ -457,5 +458,57 @@ MUTATIONS = [
         "s < splits",
         "s < splits - 1",
         "linear_cross_entropy/bfloat16 T=257",
+    ),
+    dropped(
+        "products begin before all weights are staged",
+        "linear/forward.cuh",
+        LINEAR_F32,
+        "(p, first, count, weights, biases);\n  __syncthreads();",
+        "__syncthreads();",
+        "linear/float32 schedules",
+    ),
+    dropped(
+        "a chunk of d_y is replaced while other warps read it",
+        "linear/backward.cuh",
+        LINEAR_BF16,
+        "copies_wait<Shared::kStages - 2>();\n      __syncthreads();",
+        "__syncthreads();",
+        "linear/bfloat16 schedules",
+    ),
+    Mutation(
+        "the wait for a chunk of d_y is a group short",
+        "linear/backward.cuh",
+        LINEAR_BF16,
+        "copies_wait<Shared::kStages - 2>();",
+        "copies_wait<Shared::kStages - 2>();",
+        "copies_wait<Shared::kStages - 1>();",
+        "linear/bfloat16 schedules",
+    ),
+    Mutation(
+        "rows after the last are read",
+        "linear/backward.cuh",
+        LINEAR_BF16,
+        "source + row * stride, row < left)",
+        "row < left",
+        "left > 0",
+        "linear/bfloat16/T=700",
+    ),
+    Mutation(
+        "columns after a layer's last are written",
+        "common/stage.cuh",
+        LINEAR_BF16,
+        "first + row < rows && column + lane / 4 * kVector < width",
+        "column + lane / 4 * kVector < width",
+        "width > 0",
+        "linear/bfloat16/T=65",
+    ),
+    Mutation(
+        "the second layer's first gradient is stored as the first layer's",
+        "linear/linear.cu",
+        LINEAR,
+        "const bool second = column >= first;",
+        "column >= first",
+        "column > first",
+        "linear/bfloat16/T=1100",
     ),
 ]

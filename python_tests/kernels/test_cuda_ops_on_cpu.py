@@ -7,6 +7,7 @@ does not.
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from python_tests.cases import (
@@ -22,6 +24,7 @@ from python_tests.cases import (
     CausalConv1dCase,
     GatedRelaCase,
     GatedRelaLastCase,
+    LinearCase,
     LinearCrossEntropyCase,
     LinearScanCase,
     SelectiveScanCase,
@@ -30,8 +33,9 @@ from python_tests.cases.case import REAL_DTYPES
 from python_tests.cases.compare import differing
 from python_tests.support.results import LAYOUTS, UNEVEN, assert_results
 from python_tests.support.simt import build_simt
-from recgrela.ops import OPS, rotary_table
-from recgrela.ops._library import AUTOGRAD, register_gradient
+from python_tests.support.tensors import assert_close
+from recgrela.ops import OPS, linear, rotary_table
+from recgrela.ops._library import AUTOGRAD, _no_second_derivative, _save_nothing, register_gradient
 from tools.step_cost.counting import Counter
 from tools.step_cost.launches import launches_of
 
@@ -47,6 +51,7 @@ def library() -> Path:
     torch.ops.load_library(path)
     for name in OPERATORS:
         register_gradient(f"recgrela_simt::{name}", *AUTOGRAD[name])
+        register_gradient(f"recgrela_simt::{name}_backward", _save_nothing, _no_second_derivative)
     return path
 
 
@@ -225,6 +230,86 @@ def test_selective_scan_with_parts_off(
         lengths=(40, 2), channels=9, num_states=5, state=state, without=without, softplus=softplus
     )
     check(simt, case)
+
+
+@pytest.mark.parametrize("outputs2, bias", [(0, True), (0, False), (32, True), (240, False)])
+@pytest.mark.parametrize("width, outputs", [(16, 16), (64, 64), (64, 192), (128, 80)])
+@pytest.mark.parametrize("dtype", REAL_DTYPES)
+def test_linear(simt: Any, dtype: torch.dtype, width: int, outputs: int, outputs2: int, bias: bool) -> None:
+    sizes = {"width": width, "outputs": outputs, "outputs2": outputs2}
+    check(simt, LinearCase(lengths=(130,), dtype=dtype, bias=bias, **sizes))
+
+
+def test_linear_computes_the_gradients_that_are_needed(simt: Any) -> None:
+    """Without the gradient of x, and with the gradient of one output alone."""
+    x = LinearCase(lengths=(70,), outputs2=48).operands()
+    parameters = [x.inputs[name] for name in ("weight", "bias", "weight2", "bias2")]
+    rows = x.inputs["x"].detach()
+
+    def gradients(dtype: torch.dtype, output: int) -> list[Tensor]:
+        wide = [p.detach().to(dtype).requires_grad_() for p in parameters]
+        y = linear(rows.to(dtype), *wide)[output]
+        return list(torch.autograd.grad(y.square().sum(), wide, materialize_grads=True))
+
+    for output in (0, 1):
+        expected = gradients(torch.float64, output)
+        with simt():
+            got = gradients(torch.float32, output)
+        for i, pair in enumerate(zip(expected, got, strict=True)):
+            assert_close(f"gradient {i}", *pair, 1e-5)
+
+
+def test_linear_with_too_many_outputs_in_plain_pytorch(simt: Any) -> None:
+    case = LinearCase(lengths=(5,), outputs=272, outputs2=256)
+    x = case.operands()
+    expected = case.results(x)
+    with simt():
+        assert not differing(expected, case.results(x))
+
+
+def test_linear_is_an_operator(simt: Any) -> None:
+    """opcheck, and one graph of the public function."""
+    x, w, b, w2, b2 = LinearCase(lengths=(20,), outputs2=32).operands().inputs.values()
+    module = sys.modules["recgrela.ops.linear"]
+    torch.library.register_fake("recgrela_simt::linear", module._fake)
+    torch.library.register_fake("recgrela_simt::linear_backward", module._fake_backward)
+    operators = torch.ops.recgrela_simt
+    for args in ((x, w, b, w2, b2), (x, w, None, None, None)):
+        with simt():
+            torch.library.opcheck(operators.linear.default, args)
+        plain = [None if t is None else t.detach() for t in args]
+        d_y, d_y2 = operators.linear(*plain)
+        for needs_d_x in (True, False):
+            gradient_args = (d_y, None if args[3] is None else d_y2, *plain, needs_d_x)
+            torch.library.opcheck(operators.linear_backward.default, gradient_args)
+
+    def f(*args: Tensor) -> Tensor:
+        return sum(y.square().sum() for y in linear(*args))
+
+    leaves = (x, w, b, w2, b2)
+    with simt():
+        expected = torch.autograd.grad(f(*leaves), leaves)
+        compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
+        got = torch.autograd.grad(compiled(*leaves), leaves)
+        with pytest.raises(NotImplementedError, match="second derivatives"):
+            (d_x,) = torch.autograd.grad(f(*leaves), x, create_graph=True)
+            d_x.sum().backward()
+    assert all(torch.equal(a, c) for a, c in zip(expected, got, strict=True))
+
+
+def test_linear_refuses(simt: Any) -> None:
+    x, w, b = torch.randn(5, 16), torch.randn(32, 16), torch.randn(32)
+    for args, message in [
+        ((x, w[:24], None, None, None), "multiples of 16 up to 512, not 24"),
+        ((x, w, None, torch.randn(496, 16), None), "multiples of 16 up to 512, not 528"),
+        ((x, w, None, None, b), "bias2 needs weight2"),
+        ((x, w.double(), None, None, None), "weight must have the shape"),
+        ((x.double(), w.double(), None, None, None), "take float32, float16 and bfloat16, not Double"),
+    ]:
+        with pytest.raises(RuntimeError, match=message):
+            torch.ops.recgrela_simt.linear(*args)
+    with pytest.raises(RuntimeError, match="d_y2 must be given if weight2 is"):
+        torch.ops.recgrela_simt.linear_backward(b.expand(5, 32), None, x, w, b, w, b, True)
 
 
 def test_bare_scans_refuse(simt: Any) -> None:

@@ -122,6 +122,16 @@ def test_bad_input() -> None:
         linear(x.long(), w.long())
 
 
+def test_shapes_on_the_meta_device() -> None:
+    x, w, b, w2, _ = (t.detach().to("meta").requires_grad_() for t in operands(20, 8, 16, 6))
+    y, y2 = linear(x, w, b, w2)
+    assert (y.shape, y2.shape) == ((20, 16), (20, 6))
+    gradients = torch.autograd.grad(y.sum(), [x, w, b, w2])
+    assert [g.shape for g in gradients] == [x.shape, w.shape, b.shape, w2.shape]
+    assert linear(x, w).shape == (20, 16)
+    assert flops_of(lambda: linear(x, w, b, w2)) == 2 * 20 * 8 * (16 + 6)
+
+
 def test_flops_are_those_of_two_layers() -> None:
     x, w, b, w2, b2 = operands(7, 16, 40, 16)
     assert flops_of(lambda: linear(x, w, b, w2, b2)) == 2 * 7 * 16 * (40 + 16)

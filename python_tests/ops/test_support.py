@@ -161,6 +161,8 @@ def test_without_gradients(name: str) -> None:
         ("selective_scan", "cpu", torch.float32, {"num_states": 256}, ("kernel", torch.float32)),
         ("selective_scan", "cpu", torch.float32, {"num_states": 257}, ("reference", torch.float32)),
         ("mlp", "cuda", torch.bfloat16, {}, ("composition", torch.bfloat16)),
+        ("linear", "cuda", torch.bfloat16, {"widths": (64, 192)}, ("kernel", torch.bfloat16)),
+        ("linear", "cuda", torch.float32, {"widths": (64, 528)}, ("composition", torch.float32)),
         ("linear_cross_entropy", "cuda", torch.float16, {"widths": (48,)}, ("kernel", torch.float16)),
         ("linear_cross_entropy", "cuda", torch.float16, {"widths": (40,)}, ("composition", torch.float16)),
         ("dropout", "cpu", torch.float32, {}, ("kernel", torch.float32)),

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
-from typing import overload
+from collections.abc import Sequence
+from typing import Any, overload
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recgrela.ops.checks import autocast_enabled, cast, check_parameters
-from recgrela.ops.support import Op
+from recgrela.ops._library import call_operator, register_operator
+from recgrela.ops.checks import (
+    autocast_enabled,
+    cast,
+    cast_for_autocast,
+    check_parameters,
+    gradient_like,
+    none_for_absent,
+    state_dtype,
+)
+from recgrela.ops.support import Kernel, Op
 
-OP = Op("linear", {}, None, "composition")
+OP = Op(
+    "linear",
+    {"cuda": Kernel((torch.float32, torch.float16, torch.bfloat16), widths=range(16, 513, 16))},
+    None,
+    "composition",
+    outputs_like_operands=(0, 1),
+)
 
 
 def linear_reference(
@@ -44,6 +61,10 @@ def linear(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """x @ weight.T + bias, and the same with weight2 and bias2 if they are given.
 
+    The CUDA kernels read `x` once for both layers, and the backward computes all gradients from one read of
+    `x` and of the outputs' gradients. They take widths, and a sum of O and P, up to 512. On the CPU, and for
+    operands that the kernels do not take, PyTorch's linear layers run.
+
     Args:
         x: [T, I], any row stride, any floating dtype.
         weight, bias: [O, I], [O] or None. Parameters are of the dtype of `x`, or float32 if `x` has half
@@ -55,6 +76,7 @@ def linear(
 
     Raises:
         ValueError: if a shape or device is wrong, or bias2 comes without weight2; TypeError: if a dtype is.
+        NotImplementedError: for second derivatives of the kernel; use `linear_reference`.
     """
     op = OP.name
     if x.dim() != 2 or weight.dim() != 2 or 0 in (x.shape[1], weight.shape[0]):
@@ -77,7 +99,65 @@ def linear(
         weight2=(weight2, (out2, width)),
         bias2=(bias2, (out2,)),
     )
-    if not autocast_enabled(x.device.type):
+    device_type = x.device.type
+    rows = x if device_type == "cpu" else cast_for_autocast(device_type, x)[0]
+    widths = (width, out) if weight2 is None else (width, out, weight2.shape[0], out + weight2.shape[0])
+    if OP.implementation(device_type, rows.dtype, widths=widths).kind == "kernel":
+        weight, bias, weight2, bias2 = cast(state_dtype(x.dtype), weight, bias, weight2, bias2)
+        y, y2 = OP.run(rows, rows, weight, bias, weight2, bias2, widths=widths)
+        return y if weight2 is None else (y, y2)
+    if not autocast_enabled(device_type):
         weight, bias, weight2, bias2 = cast(x.dtype, weight, bias, weight2, bias2)
     y = F.linear(x, weight, bias)
     return y if weight2 is None else (y, F.linear(x, weight2, bias2))
+
+
+def _fake(
+    x: Tensor, weight: Tensor, bias: Tensor | None, weight2: Tensor | None, bias2: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    second = (0,) if weight2 is None else (x.shape[0], weight2.shape[0])
+    return x.new_empty(x.shape[0], weight.shape[0]), x.new_empty(second)
+
+
+def _fake_backward(
+    d_y: Tensor, d_y2: Tensor | None, x: Tensor, weight: Tensor, *others: Any
+) -> tuple[Tensor, ...]:
+    *parameters, needs_d_x = others
+    d_x = x.new_empty(x.shape if needs_d_x else 0)
+    return d_x, *(gradient_like(t, weight) for t in (weight, *parameters))
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, d_y: Tensor | None, d_y2: Tensor | None) -> tuple[Tensor | None, ...]:
+    x, weight, bias, weight2, bias2 = ctx.saved_tensors
+    if d_y is None:
+        d_y = x.new_zeros(x.shape[0], weight.shape[0])
+    if weight2 is None:
+        d_y2 = None
+    elif d_y2 is None:
+        d_y2 = x.new_zeros(x.shape[0], weight2.shape[0])
+    needs_d_x = ctx.needs_input_grad[0]
+    d_x, *gradients = call_operator("linear_backward", d_y, d_y2, x, weight, bias, weight2, bias2, needs_d_x)
+    d_parameters = none_for_absent(tuple(gradients), (weight, bias, weight2, bias2))
+    return d_x if needs_d_x else None, *d_parameters
+
+
+def _flops(
+    x: Sequence[int],
+    weight: Sequence[int],
+    bias: object,
+    weight2: Sequence[int] | None,
+    *args: Any,
+    **kwargs: Any,
+) -> int:
+    """2 T I (O + P)."""
+    return 2 * x[0] * x[1] * (weight[0] + (0 if weight2 is None else weight2[0]))
+
+
+register_operator(
+    "linear", fake=_fake, setup=_setup, backward=_backward, fake_backward=_fake_backward, flops=_flops
+)

@@ -36,6 +36,8 @@ LAUNCHES: dict[str, int | Callable[..., int]] = {
     "gated_rela_backward": _gated_rela_backward,
     "gated_rela_last": 2,
     "gated_rela_last_backward": 2,
+    "linear": 1,
+    "linear_backward": 2,
     "linear_scan": 4,
     "linear_scan_backward": lambda *args: 4 if args[2].dim() == 1 else 3,
     "selective_scan": 4,

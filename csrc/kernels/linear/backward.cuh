@@ -11,6 +11,12 @@
 
 namespace recgrela::cuda {
 
+// Distance of rows in shared memory, for which the loads of transposed operands have no bank conflicts.
+template <typename E>
+__host__ __device__ constexpr int tile_stride(int columns) {
+  return columns + (sizeof(E) == 4 ? 4 : 8);
+}
+
 // Starts copies of this thread's 16-byte vectors of a tile of kColumns columns. `source` is the element at the tile's
 // first row and at the thread's column; `left` rows of the tile exist, or 0 if the column does not.
 template <typename E, int kColumns>
@@ -20,7 +26,7 @@ __device__ void stage_tile(E* shared, const E* source, int stride, int left) {
 #pragma unroll
   for (int i = 0; i < kBackwardRows / kRows; ++i) {
     const int row = first + i * kRows;
-    copy_async16(shared + row * stage_stride(kColumns) + column, source + row * stride, row < left);
+    copy_async16(shared + row * tile_stride<E>(kColumns) + column, source + row * stride, row < left);
   }
 }
 
@@ -30,8 +36,8 @@ template <typename E, int kChunks, int kTiles, bool kSplit>
 struct BackwardShared {
   static constexpr int kStages = sizeof(E) == 4 ? 2 : 3;
   static constexpr int kColumns = 2 * kTiles * 16;  // of x
-  static constexpr int kXTile = kBackwardRows * stage_stride(kColumns);
-  static constexpr int kDyTile = kBackwardRows * stage_stride(kChunkColumns);
+  static constexpr int kXTile = kBackwardRows * tile_stride<E>(kColumns);
+  static constexpr int kDyTile = kBackwardRows * tile_stride<E>(kChunkColumns);
   static constexpr int kWeightVectors = kSplit ? kOperandVectors<E> : kPackedTile * int{sizeof(E)} / 16;
 
   uint4* weights;  // [chunks, kChunkTiles, 2, kTiles] operands
@@ -116,10 +122,9 @@ template <typename E, int kChunks, int kTiles, bool kSplit>
 __global__ void __launch_bounds__(kBackwardThreads, sizeof(E) == 4 && kChunks > 4 ? 1 : 2)
     linear_backward_kernel(const LinearPlan p) {
   using Shared = BackwardShared<E, kChunks, kTiles, kSplit>;
-  [[maybe_unused]] constexpr int kUnroll = kChunks <= 3 && (sizeof(E) == 2 || kChunks == 1) ? 4
-                                           : sizeof(E) == 2                                 ? 2
-                                                                                            : 1;  // by registers
-  constexpr int kXStride = stage_stride(Shared::kColumns), kDyStride = stage_stride(kChunkColumns);
+  // float32 operands, and many sums, leave few registers.
+  [[maybe_unused]] constexpr int kUnroll = sizeof(E) == 2 ? (kChunks > 3 ? 2 : 4) : (kChunks > 1 ? 1 : 4);
+  constexpr int kXStride = tile_stride<E>(Shared::kColumns), kDyStride = tile_stride<E>(kChunkColumns);
   const int slice = blockIdx.x % p.slices, row_block = blockIdx.x / p.slices;
   const int first_column = slice * Shared::kColumns;
   const int lane = threadIdx.x % 32, quarter = threadIdx.x / 32 % 4, half = threadIdx.x / 128;
