@@ -85,6 +85,8 @@ inline ScalarType state_type(const Tensor& x) {
   return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
+inline constexpr const char* kDropoutSchema = "dropout(Tensor x, Tensor seed, float rate) -> Tensor";
+
 // Rate of a dropout, rounded to a multiple of 2^-32. An element is dropped if its random number is below the threshold.
 struct DropoutRate {
   uint32_t threshold;

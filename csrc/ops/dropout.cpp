@@ -23,6 +23,6 @@ Tensor dropout(const Tensor& x_, const Tensor& seed, double rate) {
 }  // namespace
 }  // namespace recgrela::ops
 
-STABLE_TORCH_LIBRARY_FRAGMENT(recgrela, m) { m.def("dropout(Tensor x, Tensor seed, float rate) -> Tensor"); }
+STABLE_TORCH_LIBRARY_FRAGMENT(recgrela, m) { m.def(recgrela::ops::kDropoutSchema); }
 
 STABLE_TORCH_LIBRARY_IMPL(recgrela, CPU, m) { m.impl("dropout", TORCH_BOX(&recgrela::ops::dropout)); }

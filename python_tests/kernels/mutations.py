@@ -51,6 +51,7 @@ BF16, BF16_BACKWARD = "gated_rela/forward_bfloat16.cu", "gated_rela/backward_bfl
 LAST_BF16 = "gated_rela_last/bfloat16.cu"
 ENTROPY, ENTROPY_BF16 = "linear_cross_entropy/linear_cross_entropy.cu", "linear_cross_entropy/bfloat16.cu"
 LINEAR, LINEAR_F32, LINEAR_BF16 = "linear/linear.cu", "linear/float32.cu", "linear/bfloat16.cu"
+ADD_NORM = "add_norm/float32.cu"
 SELECTIVE, SELECTIVE_F32 = "selective_scan/selective_scan.cu", "selective_scan/float32.cu"
 MUTATIONS = [
     dropped(
@@ -510,5 +511,40 @@ MUTATIONS = [
         "column >= first",
         "column > first",
         "linear/bfloat16/T=1100",
+    ),
+    dropped(
+        "sums of warps are read before all are written",
+        "common/norm.cuh",
+        ADD_NORM,
+        "__syncthreads();\n    for (int i = threadIdx.x; i < 2 * width",
+        "__syncthreads();",
+        "add_norm/float32 schedules",
+    ),
+    Mutation(
+        "the last row counts once for each lane without a row",
+        "add_norm/backward.cuh",
+        ADD_NORM,
+        "row), active && p.d_normed.data, d)",
+        "active && p.d_normed.data",
+        "p.d_normed.data != nullptr",
+        "add_norm/float32/T=7",
+    ),
+    Mutation(
+        "columns past the end of a row count in its variance",
+        "common/norm.cuh",
+        ADD_NORM,
+        "x = valid(i / 4) ? x - mean : 0.f;",
+        "valid(i / 4) ? x - mean : 0.f",
+        "x - mean",
+        "add_norm/float32 D=48",
+    ),
+    Mutation(
+        "each row is a sequence for DropPath",
+        "add_norm/plan.cuh",
+        ADD_NORM,
+        "sequence_ ? static_cast<uint32_t>(__ldg(sequence_ + row)) : row",
+        "sequence_ ? static_cast<uint32_t>(__ldg(sequence_ + row)) : row",
+        "row",
+        "add_norm/float32 path/sequences",
     ),
 ]

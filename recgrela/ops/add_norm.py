@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recgrela.ops.checks import autocast_enabled, check_operands, state_dtype, without_autocast
+from recgrela.ops._library import call_operator, register_operator
+from recgrela.ops.checks import (
+    HALF,
+    autocast_enabled,
+    cast_parameters,
+    check_operands,
+    state_dtype,
+    without_autocast,
+)
 from recgrela.ops.dropout import (
     check_dropout,
     check_rate,
@@ -16,10 +26,14 @@ from recgrela.ops.dropout import (
     threshold_and_scale,
 )
 from recgrela.ops.dropout import dropout as drop
-from recgrela.ops.support import Op
+from recgrela.ops.support import Kernel, Op
 
-HALF = (torch.float16, torch.bfloat16)
-OP = Op("add_norm", {}, None, "composition")
+OP = Op(
+    "add_norm",
+    {"cuda": Kernel((torch.float32, torch.float16, torch.bfloat16), widths=range(32, 257, 16))},
+    None,
+    "composition",
+)
 
 
 def path_factors(x: Tensor, rate: float, seed: Tensor, sequence: Tensor | None) -> Tensor:
@@ -95,6 +109,7 @@ def add_norm(
     Raises:
         ValueError: if a shape, a device or a rate is wrong; TypeError: if a dtype is.
         RuntimeError: for dropout of more than 2^32 elements.
+        NotImplementedError: for second derivatives of the kernel; use `add_norm_reference`.
     """
     op, device_type = OP.name, x.device.type
     if x.dim() != 2 or x.shape[1] == 0:
@@ -108,30 +123,115 @@ def add_norm(
         z = z if z is None or not z.is_floating_point() else z.to(dtype)
     elif z is None and x.dtype in HALF:
         stream = x.float()
-    computed = state_dtype(dtype)
-    weight, bias = (p.to(computed) if p.dtype in HALF else p for p in (weight, bias))
+    wide = state_dtype(dtype)
+    weight, bias = cast_parameters(wide, weight, bias)
     check_operands(
         op,
         "x" if z is None else "z",
         stream if z is None else z,
         z=(z, (rows, width), dtype),
-        x=(stream, (rows, width), computed),
-        weight=(weight, (width,), computed),
-        bias=(bias, (width,), computed),
+        x=(stream, (rows, width), wide),
+        weight=(weight, (width,), wide),
+        bias=(bias, (width,), wide),
         sequence=(sequence, (rows,), torch.int64),
     )
     if z is None or not (dropout or drop_path):
         seed = None
     elif seed is None:
         seed = new_seeds(2, x.device)
-    with without_autocast(device_type):
-        s = stream
-        if z is not None:
-            if seed is not None and dropout:
-                z = drop(z, dropout, seed[0])
-            if seed is not None and drop_path:
-                z = z * path_factors(z, drop_path, seed[1], sequence)
-            s = stream + z
-        y = F.layer_norm(s, (width,), weight, bias, eps)
-    residual = y if post_norm else x if z is None else s
-    return residual, y.to(dtype)
+    if not drop_path or seed is None:
+        sequence = None
+    args = (sequence, seed, float(eps), post_norm, float(dropout), float(drop_path))
+    kind, computed = OP.implementation(device_type, dtype, widths=(width,))
+    if kind != "kernel":
+        with without_autocast(device_type):
+            residual, normed = _composition(stream, z, weight, bias, *args)
+    else:
+        branch = z if z is None else z.to(computed)
+        residual, normed = call_operator("add_norm", stream, branch, weight, bias, *args, computed)
+        if post_norm and computed == wide:
+            residual = normed
+    return residual if post_norm or z is not None else x, normed.to(dtype)
+
+
+def _composition(
+    x: Tensor,
+    z: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    sequence: Tensor | None,
+    seed: Tensor | None,
+    eps: float,
+    post_norm: bool,
+    dropout: float,
+    drop_path: float,
+) -> tuple[Tensor, Tensor]:
+    if z is not None:
+        if seed is not None and dropout:
+            z = drop(z, dropout, seed[0])
+        if seed is not None and drop_path:
+            z = z * path_factors(z, drop_path, seed[1], sequence)
+        x = x + z
+    y = F.layer_norm(x, weight.shape, weight, bias, eps)
+    return (y, y) if post_norm else (x, y)
+
+
+def _fake(
+    x: Tensor,
+    z: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    sequence: Tensor | None,
+    seed: Tensor | None,
+    eps: float,
+    post_norm: bool,
+    dropout: float,
+    drop_path: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    with_residual = dtype != x.dtype if post_norm else z is not None
+    return x.new_empty(x.shape if with_residual else 0), x.new_empty(x.shape, dtype=dtype)
+
+
+def _fake_backward(
+    d_residual: Tensor | None,
+    d_normed: Tensor | None,
+    x: Tensor,
+    z: Tensor | None,
+    weight: Tensor,
+    sequence: Tensor | None,
+    seed: Tensor | None,
+    eps: float,
+    post_norm: bool,
+    dropout: float,
+    drop_path: float,
+    dtype: torch.dtype,
+    with_z: bool,
+) -> tuple[Tensor, ...]:
+    with_d_z = with_z and (dropout > 0 or drop_path > 0 or dtype != x.dtype)
+    d_z = x.new_empty(x.shape if with_d_z else 0, dtype=dtype)
+    return x.new_empty(x.shape), d_z, torch.empty_like(weight), torch.empty_like(weight)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, z, weight, _, sequence, seed, *ctx.options = inputs
+    ctx.with_z, post_norm = z is not None, ctx.options[1]
+    # The sum is an output of pre-norm; post-norm computes it again from its operands, without another [T, D].
+    s, branch = (x, z) if post_norm else (output[0] if ctx.with_z else x, None)
+    ctx.save_for_backward(s, branch, weight, sequence, seed)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, d_residual: Tensor | None, d_normed: Tensor | None) -> tuple[Tensor | None, ...]:
+    if d_residual is None and d_normed is None:
+        return (None,) * 11
+    args = (d_residual, d_normed, *ctx.saved_tensors, *ctx.options, ctx.with_z)
+    d_x, d_z, d_weight, d_bias = call_operator("add_norm_backward", *args)
+    if not ctx.with_z:
+        d_z = None
+    elif d_z.dim() == 1:  # it equals d_x
+        d_z = d_x
+    return d_x, d_z, d_weight, d_bias, *(None,) * 7
+
+
+register_operator("add_norm", fake=_fake, setup=_setup, backward=_backward, fake_backward=_fake_backward)

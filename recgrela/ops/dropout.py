@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recgrela.ops._library import call_operator, register_operator
+from recgrela.ops.checks import state_dtype
 from recgrela.ops.support import Kernel, Op
 
 _LOW32 = (1 << 32) - 1
@@ -87,7 +88,10 @@ def dropout_reference(x: Tensor, rate: float, seed: Tensor) -> Tensor:
 
 OP = Op(
     "dropout",
-    {"cpu": Kernel((torch.float32, torch.float64))},
+    {
+        "cpu": Kernel((torch.float32, torch.float64)),
+        "cuda": Kernel((torch.float32, torch.float16, torch.bfloat16)),
+    },
     None,
     "composition",
 )
@@ -96,11 +100,12 @@ OP = Op(
 def dropout(x: Tensor, rate: float, seed: Tensor | None = None) -> Tensor:
     """Sets each element of x to zero with probability `rate`, and divides the others by 1 - rate.
 
-    On the CPU this takes a fraction of the time of `torch.nn.functional.dropout`, whose Mersenne Twister
-    draws numbers one at a time. On other devices it calls that function, or plain PyTorch if given a seed.
+    A hash of the seed and the element's index decides, so that no mask is stored. On the CPU this takes a
+    fraction of the time of `torch.nn.functional.dropout`, whose Mersenne Twister draws numbers one at a
+    time. Where no kernel takes x, it calls that function, or plain PyTorch if given a seed.
 
     Args:
-        x: any shape, floating point, up to 2^32 elements. Half precision is computed in float32.
+        x: any shape, floating point, up to 2^32 elements. The results are those of float32, rounded.
         rate: 0 <= rate < 1, rounded to a multiple of 2^-32.
         seed: one int64 on the device of `x`, shape [] or [1]; equal seeds drop the same elements on every
             device. None draws one from PyTorch's generator of the device.
@@ -110,24 +115,20 @@ def dropout(x: Tensor, rate: float, seed: Tensor | None = None) -> Tensor:
 
     Raises:
         ValueError: if the rate, or the seed's shape or device, is wrong; TypeError: if a dtype is.
-        RuntimeError: for more than 2^32 elements, on the CPU.
+        RuntimeError: for more than 2^32 elements.
     """
     check_dropout(OP.name, rate, seed, 1, x.device)
     if not x.is_floating_point():
         raise TypeError(f"dropout: x must be floating point, got {x.dtype}")
     if rate == 0:
         return x
+    kind, computed = OP.implementation(x.device.type, x.dtype)
+    if kind == "kernel":
+        seed = new_seeds(1, x.device) if seed is None else seed
+        return call_operator("dropout", x.to(computed), seed, float(rate)).to(x.dtype)
     if seed is None:
-        if x.device.type not in OP.kernels:
-            return F.dropout(x, rate)
-        seed = new_seeds(1, x.device)
-    computed = x.to(torch.promote_types(x.dtype, torch.float32))
-    return call_operator("dropout", computed, seed, float(rate)).to(x.dtype)
-
-
-@torch.library.impl("recgrela::dropout", "CompositeExplicitAutograd")
-def _on_other_devices(x: Tensor, seed: Tensor, rate: float) -> Tensor:
-    return dropout_reference(x, rate, seed)
+        return F.dropout(x, rate)
+    return dropout_reference(x.to(state_dtype(x.dtype)), rate, seed).to(x.dtype)
 
 
 def _fake(x: Tensor, seed: Tensor, rate: float) -> Tensor:

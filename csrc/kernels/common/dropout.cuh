@@ -21,13 +21,16 @@ class DropoutHash {
   // Whether any element may be dropped.
   __device__ bool active() const { return threshold_ != 0; }
 
-  // Factor of the element with an index: 0 or the scale.
-  __device__ float factor(uint32_t index) const {
+  // Whether the element with an index is kept, and the factor of those that are.
+  __device__ bool keeps(uint32_t index) const {
     uint32_t h = index + low_;
     h = (h ^ (h >> 16)) * 0x7feb352du + high_;
     h = (h ^ (h >> 15)) * 0x846ca68bu;
-    return (h ^ (h >> 16)) >= threshold_ ? scale_ : 0.f;
+    return (h ^ (h >> 16)) >= threshold_;
   }
+  __device__ float scale() const { return scale_; }
+  // Factor of the element with an index: 0 or the scale.
+  __device__ float factor(uint32_t index) const { return keeps(index) ? scale_ : 0.f; }
 
  private:
   uint32_t low_ = 0, high_ = 0, threshold_;

@@ -41,6 +41,20 @@ __device__ Packed<E, N> pack(const float (&values)[N]) {
   return packed;
 }
 
+// Loads N channels that are aligned to their size, which is 8 or 16 bytes.
+template <typename E, int N>
+__device__ Packed<E, N> load_packed(const E* from) {
+  Packed<E, N> packed;
+  if constexpr (sizeof(packed) == 16) {
+    const uint4 words = __ldcs(reinterpret_cast<const uint4*>(from));
+    packed.words[0] = words.x, packed.words[1] = words.y, packed.words[2] = words.z, packed.words[3] = words.w;
+  } else {
+    const uint2 words = __ldcs(reinterpret_cast<const uint2*>(from));
+    packed.words[0] = words.x, packed.words[1] = words.y;
+  }
+  return packed;
+}
+
 // Loads the first `valid` channels one by one, and zeros after them: for the end of a row, or rows that are not
 // aligned.
 template <typename E, int N>
