@@ -9,7 +9,7 @@
 namespace recgrela::cuda {
 
 constexpr int kEntropyWarps = 4, kEntropyThreads = 32 * kEntropyWarps;
-constexpr int kFinishRows = 128;  // rows whose gradients a block finishes
+constexpr int kFinishRows = 64;  // rows whose gradients a block finishes
 constexpr int kPrepareThreads = 256;
 constexpr int kMaxPrepareBlocks = 128;  // partial sums of columns
 constexpr int kSumThreads = 256;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/common/activations.cuh"
+#include "kernels/common/packed.cuh"
 #include "kernels/linear_cross_entropy/plan.cuh"
 
 namespace recgrela::cuda {
@@ -20,71 +21,92 @@ inline __device__ float log_sum(const EntropyPlan& p, int64_t row) {
   return highest + log2f(sum);
 }
 
-// Sum over a warp, in every lane.
-inline __device__ float warp_sum(float x) {
+constexpr int kFinishColumns = 8;  // of a lane
+
+// Loads kFinishColumns elements that are aligned to 16 bytes.
+template <typename E>
+__device__ void load_columns(const E* from, float (&out)[kFinishColumns]) {
+  constexpr int kVector = 16 / sizeof(E);
 #pragma unroll
-  for (int lanes = 1; lanes < 32; lanes *= 2) x += __shfl_xor_sync(0xffffffffu, x, lanes);
-  return x;
+  for (int v = 0; v < kFinishColumns; v += kVector) {
+    float x[kVector];
+    unpack(*reinterpret_cast<const Packed<E, kVector>*>(from + v), x);
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) out[v + i] = x[i];
+  }
+}
+template <typename E>
+__device__ void store_columns(E* to, const float (&values)[kFinishColumns]) {
+  constexpr int kVector = 16 / sizeof(E);
+#pragma unroll
+  for (int v = 0; v < kFinishColumns; v += kVector) {
+    float x[kVector];
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) x[i] = values[v + i];
+    store_row(to + v, kVector, true, x);
+  }
 }
 
-// Loss and d_hidden of kFinishRows rows, a warp a row; a lane has pairs of columns.
-//   d_hidden = (sum_s out_s 2^(max_s - log_sum) - (1 - a) w[target] - a mean(w)) / T
-//   loss     = log_sum - (1 - a) s[target] - a mean(s), with mean(s) = hidden mean(w) + mean(bias)
+// Loss and d_hidden of kFinishRows rows. A few lanes share a row.
+//   d_hidden = (sum_s out_s 2^(max_s - log_sum) - wanted) / T, with wanted = (1 - a) w[target] + a mean(w)
+//   loss     = log_sum - (hidden wanted + (1 - a) bias[target] + a mean(bias))
 template <typename E, int kWidth>
 __device__ void finish_rows(const EntropyPlan& p, int64_t block) {
-  constexpr int kPairs = kWidth < 64 ? 1 : kWidth / 64;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const float smoothing = p.label_smoothing, kept = 1.f - smoothing;
+  constexpr int kLanes = kWidth / kFinishColumns, kTeams = kEntropyThreads / kLanes;
+  const int lane = threadIdx.x % kLanes, team = threadIdx.x / kLanes, c = kFinishColumns * lane;
+  const float smoothing = p.label_smoothing, kept = 1.f - smoothing, scale = 1.f / p.num_rows;
   float* const mean = reinterpret_cast<float*>(dynamic_shared());  // [D + 1]: of weight and bias
   double* const losses = reinterpret_cast<double*>(mean + kWidth + 2);
-  for (int c = threadIdx.x; c <= p.dim; c += kEntropyThreads) {
+  for (int column = threadIdx.x; column <= p.dim; column += kEntropyThreads) {
     float sum = 0.f;
     if (p.column_sums)
-      for (int64_t i = 0; i < p.prepare_blocks; ++i) sum += p.column_sums[i * (p.dim + 1) + c];
-    mean[c] = sum / p.num_items;
+      for (int64_t i = 0; i < p.prepare_blocks; ++i) sum += p.column_sums[i * (p.dim + 1) + column];
+    mean[column] = sum / p.num_items;
   }
   __syncthreads();
 
   double loss = 0;
-  for (int i = warp; i < kFinishRows; i += kEntropyWarps) {
+  for (int i = team; i < kFinishRows; i += kTeams) {
     const int64_t row = block * kFinishRows + i;
-    if (row >= p.num_rows) break;
-    const int64_t target = p.target[row];
+    const bool exists = row < p.num_rows;
+    const int64_t target = exists ? p.target[row] : 0;
     RECGRELA_DEVICE_CHECK(target >= 0 && target < p.num_items, "linear_cross_entropy: a target is out of bounds");
-    const float normalizer = log_sum(p, row);
-    const E* const hidden = static_cast<const E*>(p.hidden.data) + row * p.hidden.stride;
-    const E* const weight = static_cast<const E*>(p.table.data) + target * p.table.stride;
-    float score = 0.f;
-    float2 wanted[kPairs];  // expected item under the target distribution
+    float hidden[kFinishColumns] = {}, wanted[kFinishColumns] = {}, score = 0.f;
+    if (exists && c < p.dim) {
+      load_columns(static_cast<const E*>(p.hidden.data) + row * p.hidden.stride + c, hidden);
+      load_columns(static_cast<const E*>(p.table.data) + target * p.table.stride + c, wanted);
 #pragma unroll
-    for (int k = 0; k < kPairs; ++k) {
-      const int c = 2 * lane + 64 * k;
-      if (c >= p.dim) continue;
-      const float2 h = load2(hidden + c), w = load2(weight + c);
-      wanted[k] = make_float2(kept * w.x + smoothing * mean[c], kept * w.y + smoothing * mean[c + 1]);
-      score += h.x * wanted[k].x + h.y * wanted[k].y;
-    }
-    score = warp_sum(score) + (p.bias ? kept * p.bias[target] + smoothing * mean[p.dim] : 0.f);
-    loss += double{kLn2} * normalizer - score;
-    if (!p.d_hidden) continue;
-#pragma unroll
-    for (int k = 0; k < kPairs; ++k) {
-      const int c = 2 * lane + 64 * k;
-      if (c >= p.dim) continue;
-      float2 d = make_float2(-wanted[k].x, -wanted[k].y);
-      for (int64_t s = 0; s < p.scores.splits; ++s) {
-        const float highest = p.row_partials[s * p.num_rows + row].x;
-        const float factor = fast_exp2(highest - normalizer);
-        const float2 part = load2(p.hidden_partials + (s * p.num_rows + row) * p.dim + c);
-        d.x += factor * part.x, d.y += factor * part.y;
+      for (int k = 0; k < kFinishColumns; ++k) {
+        wanted[k] = kept * wanted[k] + smoothing * mean[c + k];
+        score += hidden[k] * wanted[k];
       }
-      const float scale = 1.f / p.num_rows;
-      store2(static_cast<E*>(p.d_hidden) + row * p.dim + c, d.x * scale, d.y * scale);
     }
+#pragma unroll
+    for (int lanes = 1; lanes < kLanes; lanes *= 2) score += __shfl_xor_sync(0xffffffffu, score, lanes);
+    if (!exists) continue;  // its lanes have taken part in the sums of others
+    const float normalizer = log_sum(p, row);
+    if (p.bias) score += kept * p.bias[target] + smoothing * mean[p.dim];
+    if (lane == 0) loss += double{kLn2} * normalizer - score;
+    if (!p.d_hidden || c >= p.dim) continue;
+    float d[kFinishColumns];
+#pragma unroll
+    for (int k = 0; k < kFinishColumns; ++k) d[k] = -wanted[k];
+    for (int64_t s = 0; s < p.scores.splits; ++s) {
+      const float factor = fast_exp2(p.row_partials[s * p.num_rows + row].x - normalizer);
+      float part[kFinishColumns];
+      load_columns(p.hidden_partials + (s * p.num_rows + row) * p.dim + c, part);
+#pragma unroll
+      for (int k = 0; k < kFinishColumns; ++k) d[k] += factor * part[k];
+    }
+#pragma unroll
+    for (float& x : d) x *= scale;
+    store_columns(static_cast<E*>(p.d_hidden) + row * p.dim + c, d);
   }
-  if (lane == 0) losses[warp] = loss;
+  if (lane == 0) losses[team] = loss;
   __syncthreads();
-  if (threadIdx.x == 0) p.loss_partials[block] = losses[0] + losses[1] + losses[2] + losses[3];
+  if (threadIdx.x != 0) return;
+  for (int i = 1; i < kTeams; ++i) loss += losses[i];
+  p.loss_partials[block] = loss;
 }
 
 template <typename E, int kWidth>
@@ -93,7 +115,9 @@ __global__ void __launch_bounds__(kEntropyThreads) finish_rows_kernel(const Entr
 }
 
 // Shared memory of finish_rows.
-constexpr size_t finish_bytes(int width) { return (width + 2) * sizeof(float) + kEntropyWarps * sizeof(double); }
+constexpr size_t finish_bytes(int width) {
+  return (width + 2) * sizeof(float) + kEntropyThreads * kFinishColumns / width * sizeof(double);
+}
 
 // Rounds a share of the table to E, and adds its columns if `column_sums` is wanted: a thread has four columns of every
 // n-th item, and one thread per column adds their sums in order.
