@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -11,6 +16,7 @@ from torch import Tensor
 
 from python_tests.models.forms import BUILT, FORMS, MAX_LEN, N_ITEMS, make, packed
 from python_tests.support.gpu import needs_gpu
+from python_tests.support.project import ROOT
 from python_tests.support.tensors import assert_close
 from recgrela.data import Batch
 from recgrela.data.filling import Filling
@@ -95,6 +101,20 @@ def test_no_pass_waits_for_the_device(form: str, objective: Objective) -> None:
 
     assert capture_obstacle(model, train) is None
     assert capture_obstacle(model.eval(), score) is None
+
+
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "c++")) is None, reason="needs a C++ compiler")
+def test_no_pass_waits_for_a_gpu() -> None:
+    """On tensors without data on a CUDA device, so the code that only a GPU runs, with autocast too."""
+    command = [sys.executable, "-m", "python_tests.support.fake_gpu_passes"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-4000:]
+    found = [json.loads(line) for line in result.stdout.splitlines()]
+    capturable = [form for form, model in BUILT.items() if not model.capture_obstacle]
+    assert {form for form, *_ in found} == {*capturable, "RecGRELA-no-kernel"}
+    for form, objective, amp, operation in found:
+        expected = "aten._local_scalar_dense.default" if form == "RecGRELA-no-kernel" else None
+        assert operation == expected, (form, objective, amp)
 
 
 def test_models_that_cannot_be_captured() -> None:
