@@ -40,7 +40,7 @@ from tools.step_cost.counting import Counter
 from tools.step_cost.launches import launches_of
 
 CUDA_OPS = [op for op in OPS.values() if "cuda" in op.kernels]
-OPERATORS = [op.operator for op in CUDA_OPS]
+OPERATORS = [op.name for op in CUDA_OPS]
 
 
 @pytest.fixture(scope="module")
