@@ -23,7 +23,7 @@ class Ranker:
         model: the model.
         batches: the batches of a split; other splits of the same data, max_len and batch size may follow.
         max_tokens: maximum number of item slots in one forward pass.
-        capture: launches whole batches as CUDA graphs if possible, and keeps the graphs for the next ranking;
+        capture: launches batches as CUDA graphs if possible, and keeps the graphs for the next ranking;
             see `GraphedFunction`. None: no graphs.
 
     Attributes:
@@ -73,7 +73,7 @@ class Ranker:
     def _rank(self, batch: Batch, seen: tuple[Tensor, Tensor]) -> Tensor:
         """The ranks of a batch, [2, B]."""
         model = self._model
-        if self._graphed is not None and batch.size == self._batch_size:
+        if self._graphed is not None:
             self._removed.zero_()[seen] = True
             ranks = self._graphed(*self._filling(batch))
             assert ranks is not None

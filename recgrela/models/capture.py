@@ -22,7 +22,7 @@ def filling_for(model: SequenceModel, objective: Objective, max_seqlen: int) -> 
 
 
 def max_slots(model: SequenceModel, objective: Objective, batch_size: int, max_seqlen: int) -> int:
-    """The largest number of slots that a batch of `batch_size` targets takes in one pass, before filling."""
+    """The largest number of slots that a batch of `batch_size` targets takes in one pass, not filled."""
     if objective == "last":
         lengths = np.full(batch_size, max_seqlen)
     else:

@@ -20,7 +20,7 @@ from recgrela.system.errors import ConfigError
 
 Objective = Literal["last", "all"]
 TensorBoard = Literal["auto", "on", "off"]
-CudaGraphs = Literal["auto", "true", "false"]
+UseGraphs = Literal["auto", "true", "false"]
 Decay = Literal["none", "linear", "cosine"]
 LossName = Literal["softmax", "sampled_softmax", "gbce"]
 
@@ -56,7 +56,7 @@ class TrainConfig(Settings):
     )
     amp: bool = setting(False, "Run the forward pass in bfloat16 (autocast); weights stay float32.")
     compile: bool = setting(False, "Compile the code between the ops with torch.compile.")
-    cuda_graphs: CudaGraphs = setting(
+    cuda_graphs: UseGraphs = setting(
         "auto",
         "Launch steps and batches of evaluation as CUDA graphs; auto: on a GPU, if possible.",
     )

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from recgrela.system.errors import RunError
+
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
 Function = Callable[..., "Tensor | None"]
 
@@ -22,10 +24,20 @@ class CudaGraphs:
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, body: Callable[[], None]) -> Callable[[], None]:
-        """Captures the kernels of `body` without running them; returns a function that launches them."""
+        """Captures the kernels of `body` without running them; returns a function that launches them.
+
+        Raises:
+            RunError: the kernels cannot be captured, or memory runs out.
+        """
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            body()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool):
+                body()
+        except RuntimeError as error:
+            cause = error.__context__ or error  # the end of a failed capture raises an error of its own
+            raise RunError(
+                f"no CUDA graph can be captured: {str(cause).splitlines()[0]}; use --train.cuda_graphs false"
+            ) from error
         return graph.replay
 
 
@@ -62,13 +74,13 @@ class GraphedFunction:
         is_new = shapes not in self._known
         self._known.add(shapes)
         if is_new or self._calls <= self.WARM_UP or len(self._graphs) == self.MAX_GRAPHS:
-            with self.aside():
+            with self._aside():
                 return self._function(*inputs)
         graph = self._graphs[shapes] = _Graph(self._function, inputs, self._capture)
         return graph(inputs)
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
+    def _aside(self) -> Iterator[None]:
         """A context of work on a side stream, as PyTorch requires before a capture."""
         if self._side is None:
             yield

@@ -8,7 +8,7 @@ from recgrela.training.step import TrainStep
 
 
 def step_obstacle(step: TrainStep, filling: Filling) -> str | None:
-    """Why whole batches cannot be captured, with a remedy; None if they can be.
+    """Why steps cannot be captured, with a remedy; None if they can be.
 
     Computes gradients of a small batch to find out, and discards them.
     """

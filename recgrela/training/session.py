@@ -33,7 +33,7 @@ class Session:
         data: the interactions, on the CPU.
         model: the model with fresh weights from the seed.
         step: the training step, with Adam and the sum of losses.
-        take_step: updates the weights by a batch with a learning rate, by `step` or its CUDA graphs.
+        take_step: updates the weights by a batch, given the learning rate; `step` or its CUDA graphs.
         batches: the training batches.
         splits: the evaluation batches "valid" and "test".
         ranker: ranks the items for a split.
@@ -67,6 +67,7 @@ def open_session(config: RunConfig) -> Session:
     train, max_len = config.train, config.data.max_len
     tensorboard = use_tensorboard(train.tensorboard)
     device = use_device(train.device)
+    wants_graphs = train.wants_graphs(device.type)
     if train.threads is not None:
         torch.set_num_threads(train.threads)
     data = load(config.data)
@@ -78,9 +79,10 @@ def open_session(config: RunConfig) -> Session:
     batches = TrainBatches(on_device, train.objective, max_len, train.batch_size, train.seed, device)
     max_tokens = config.max_tokens(device.type)
     filling = filling_for(model, train.objective, batches.max_seqlen)
-    step, splits = _make_step(model, loss, config, max_tokens), _make_splits(config, on_device, device)
+    step = _make_step(model, loss, config, max_tokens, wants_graphs)
+    splits = _make_splits(config, on_device, device)
     take_step: Callable[[Batch, float], None] = step
-    capture, notes = CudaGraphs() if train.wants_graphs(device.type) else None, []
+    capture, notes = CudaGraphs() if wants_graphs else None, []
     if capture is not None:
         if (obstacle := step_obstacle(step, filling)) is None:
             take_step = GraphedStep(step, filling, capture)
@@ -121,12 +123,13 @@ def check_model(model: SequenceModel, config: RunConfig) -> None:
         )
 
 
-def _make_step(model: SequenceModel, loss: nn.Module, config: RunConfig, max_tokens: int) -> TrainStep:
+def _make_step(
+    model: SequenceModel, loss: nn.Module, config: RunConfig, max_tokens: int, capturable: bool
+) -> TrainStep:
     """The training step with Adam as published: without weight decay or clipping."""
     train, device = config.train, next(model.parameters()).device
-    captured = train.wants_graphs(device.type)
-    lr = torch.tensor(train.lr, device=device) if captured else train.lr
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True, capturable=captured)
+    lr = torch.tensor(train.lr, device=device) if capturable else train.lr
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True, capturable=capturable)
     # Adam would warn that the first steps run uncaptured, which is on purpose.
     optimizer._warned_capturable_if_run_uncaptured = True
     return TrainStep(model, optimizer, loss, train, max_tokens)

@@ -93,7 +93,7 @@ class TrainStep:
         # Autocast's copies of weights end with the context, so a CUDA graph makes them at each replay.
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp):
             mean = self.loss_packed(items, cu_seqlens, target, max_seqlen, objective, self.loss, lengths)
-        loss = mean * share
+        loss = mean if share == 1 else mean * share
         loss.backward()
         self.loss_sum += loss.detach()
 
@@ -104,14 +104,14 @@ class TrainStep:
 
 
 class GraphedStep:
-    """Takes the steps of a `TrainStep`, whole batches as CUDA graphs.
+    """Takes the steps of a `TrainStep` as CUDA graphs, a whole batch in one pass.
 
-    Whole batches are filled up to a few sizes, captured or not. The last, smaller batch of an epoch is
-    neither filled nor captured. Adam must be capturable, with its learning rate in a tensor.
+    Batches are filled up to a few sizes, captured or not. Adam must be capturable, with its learning rate in
+    a tensor.
 
     Args:
         step: the step.
-        filling: how whole batches are filled.
+        filling: how batches are filled.
         capture: see `GraphedFunction`.
     """
 
@@ -121,10 +121,6 @@ class GraphedStep:
 
     def __call__(self, batch: Batch, lr: float) -> None:
         """Updates the weights by one batch."""
-        if batch.target.numel() != self._step.config.batch_size:
-            with self._graphed.aside():
-                self._step(batch, lr)
-            return
         self._step.set_lr(lr)
         self._graphed(*self._filling(batch))
 
