@@ -87,7 +87,7 @@ class Published(nn.Module):
 
     def loss_last(self, item_seq: Tensor, lengths: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy of the item after each right-padded sequence; takes [B, L], [B] and [B]."""
-        last = self.hidden(item_seq)[torch.arange(len(lengths)), lengths - 1]
+        last = self.hidden(item_seq)[torch.arange(len(lengths), device=lengths.device), lengths - 1]
         return F.cross_entropy(last @ self.item_embedding.weight.T, target)
 
     def loss_all(self, item_seq: Tensor, target: Tensor) -> Tensor:

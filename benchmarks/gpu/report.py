@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from benchmarks.timing import OURS
 from recgrela.system.files import atomic_write_text
 
 COLORS = {"passed": "green", "failed": "red", "skipped": "yellow"}
@@ -85,11 +86,49 @@ def benchmark_table(details: dict[str, Any]) -> Table:
     return table
 
 
+def number(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def whole_step_table(details: dict[str, Any]) -> Table:
+    """A line for each way to take a training step."""
+    table = Table(title="a whole training step")
+    for name in ("setting", "way"):
+        table.add_column(name, no_wrap=True)
+    for name in ("ms a step", "host ms", "peak MB"):
+        table.add_column(name, justify="right")
+    table.add_column("note", overflow="fold")
+    for row in details["rows"]:
+        figures = [number(row.get("ms")), number(row.get("host_ms")), number(row.get("peak_mb"), 0)]
+        table.add_row(row["setting"], row["way"], *figures, escape(row.get("fault", row.get("note", ""))))
+    return table
+
+
+def kinds_table(row: dict[str, Any]) -> Table:
+    """A line for each kind of kernel of a training step."""
+    table = Table(title=f"{row['setting']}, {row['way']}: device time by kind of kernel")
+    table.add_column("kind", overflow="fold")
+    for name in ("ms a step", "launches"):
+        table.add_column(name, justify="right")
+    kinds = row["kinds"]
+    for kind, figures in kinds.items():
+        table.add_row(escape(kind), number(figures["ms"], 3), number(figures["launches"], 1))
+    table.add_section()
+    sums = [sum(figures[key] for figures in kinds.values()) for key in ("ms", "launches")]
+    table.add_row("all", number(sums[0], 3), number(sums[1], 1))
+    return table
+
+
 def show(steps: Sequence[dict[str, Any]], console: Console) -> None:
-    """The benchmarks' table, the tails of failed steps, and one line for each step."""
+    """The tables of benchmarks and training steps, the tails of failed steps, and one line for each step."""
     for step in steps:
         if step["step"] == "benchmarks" and step["details"].get("cases"):
             console.print(benchmark_table(step["details"]))
+        if step["step"] == "whole_step" and step["details"].get("rows"):
+            for row in step["details"]["rows"]:
+                if row["way"] == OURS and row.get("kinds"):
+                    console.print(kinds_table(row))
+            console.print(whole_step_table(step["details"]))
         if step.get("tail"):
             console.print(f"-- {step['step']}: the end of its log", markup=False)
             console.print(step["tail"], markup=False, highlight=False)

@@ -65,6 +65,27 @@ def test_the_tables_show_everything() -> None:
         assert part in text, part
 
 
+def test_the_tables_of_a_training_step() -> None:
+    kinds = {"recgrela add_norm": {"ms": 0.5, "launches": 8.0}, "products": {"ms": 0.25, "launches": 6.0}}
+    ours = {
+        "setting": "last",
+        "way": "recgrela",
+        "ms": 5.125,
+        "host_ms": 0.5,
+        "peak_mb": 2048.0,
+        "kinds": kinds,
+    }
+    plain = {"setting": "last", "way": "plain PyTorch", "status": "not run", "fault": "took [more] than 20 s"}
+    text = shown([step_result("whole_step", details={"rows": [ours, plain]})])
+    for part in (
+        "last recgrela 5.12 0.50 2,048",
+        "last plain PyTorch - - - took [more] than 20 s",
+        "recgrela add_norm 0.500 8.0",
+        "all 0.750 14.0",
+    ):
+        assert part in text, part
+
+
 def test_the_benchmarks_fail_when_a_case_does() -> None:
     details = bench_details()
     status, summary = bench.judge(details)

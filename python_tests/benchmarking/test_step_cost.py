@@ -16,7 +16,7 @@ from python_tests.support.project import ROOT
 from tools.step_cost.counting import Call, Counter, by_operator
 
 # Launches of a step of 4 blocks, at most.
-LAST_BF16 = 1300
+LAST_BF16 = 250
 SOURCES = ROOT / "tools" / "step_cost"
 
 

@@ -33,8 +33,11 @@ def _linear_cross_entropy(*args: Any) -> int:
 
 # By operator: a number, or a function of the operator's arguments.
 LAUNCHES: dict[str, int | Callable[..., int]] = {
+    "add_norm": 1,
+    "add_norm_backward": 2,
     "causal_conv1d": 2,
     "causal_conv1d_backward": 2,
+    "dropout": 1,
     "embedding": 1,
     "embedding_backward": _embedding_backward,
     "gated_rela": _gated_rela,

@@ -8,8 +8,9 @@ import json
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.steps import SETTINGS
 from tools.step_cost.counting import by_operator
-from tools.step_cost.steps import SETTINGS, count_step, load_data
+from tools.step_cost.steps import count_step, load_data
 
 
 def main() -> None:
