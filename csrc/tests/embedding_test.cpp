@@ -1,8 +1,8 @@
 // embedding against loops in double precision.
-#include <algorithm>
 #include <cmath>
 
 #include "kernels/embedding/params.h"
+#include "tests/dropout_reference.h"
 #include "tests/op_checks.h"
 
 namespace recgrela::tests {
@@ -60,26 +60,13 @@ Lengths draw_items(const EmbeddingCase& c) {
   return items;
 }
 
-// Factor of an element: 0 or scale.
-double dropout_factor(uint64_t seed, uint32_t index, uint32_t threshold, double scale) {
-  uint64_t z = seed + 0x9e3779b97f4a7c15u;
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-  z ^= z >> 31;
-  uint32_t h = index + static_cast<uint32_t>(z);
-  h = (h ^ (h >> 16)) * 0x7feb352du + static_cast<uint32_t>(z >> 32);
-  h = (h ^ (h >> 15)) * 0x846ca68bu;
-  return (h ^ (h >> 16)) >= threshold ? scale : 0;
-}
-
-constexpr uint64_t kSeed = 0x123456789abcdefu;
-constexpr uint32_t kThreshold = 1u << 30;  // a rate of 1/4
-constexpr float kScale = 4.f / 3;
+constexpr int64_t kSeed = 0x123456789abcdef;
 constexpr float kEps = 1e-6f;
 
 struct EmbeddingRun {
   const EmbeddingCase c;
-  const Integers items, seed{{static_cast<int64_t>(kSeed)}, true};
+  const Integers items, seed{{kSeed}, true};
+  const DropoutReference dropout{0.25, kSeed};
   Tensor table, weight, bias, y, d_y, d_table, d_weight, d_bias;
   Doubles table_values, weight_values, bias_values, d_y_values;
 
@@ -100,7 +87,7 @@ struct EmbeddingRun {
   cuda::EmbeddingParams params() const {
     cuda::EmbeddingParams p;
     p.num_rows = c.rows, p.n_items = c.n_items, p.width = c.width, p.eps = kEps;
-    if (c.dropout) p.dropout = {reinterpret_cast<const int64_t*>(seed.memory.data), kThreshold, kScale};
+    if (c.dropout) p.dropout = dropout.params(reinterpret_cast<const int64_t*>(seed.memory.data));
     p.padding_idx = c.padding_idx;
     p.items = reinterpret_cast<const int64_t*>(items.memory.data);
     p.table = table.as<float>(), p.weight = weight.as<float>(), p.bias = bias.as<float>();
@@ -132,9 +119,7 @@ struct EmbeddingRun {
     const Lengths ids = items.values();
     Doubles y(c.rows * D), d_table(c.n_items * D), d_weight(D), d_bias(D), x(D), d(D);
     for (int64_t row = 0; row < c.rows; ++row) {
-      auto factor = [&](int64_t i) {
-        return c.dropout ? dropout_factor(kSeed, static_cast<uint32_t>(row * D + i), kThreshold, kScale) : 1;
-      };
+      auto factor = [&](int64_t i) { return c.dropout ? dropout.factor(row * D + i) : 1; };
       const double* const d_y = &d_y_values[row * D];
       double mean = 0, variance = 0;
       for (int64_t i = 0; i < D; ++i) mean += (x[i] = table_values[ids[row] * D + i] * factor(i)) / D;

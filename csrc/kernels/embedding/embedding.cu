@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "kernels/common/workspace.cuh"
-#include "kernels/embedding/plan.cuh"
+#include "kernels/embedding/team.cuh"
 
 namespace recgrela::cuda {
 namespace {
@@ -33,12 +33,16 @@ EmbeddingPlan make_plan(const EmbeddingParams& params) {
   }
   p.sort_blocks = static_cast<int>(std::max<int64_t>(ceil_div(p.num_rows, kSortWarps * int64_t{p.sort_chunk}), 1));
 
-  const int64_t teams = dispatch_team(p.width, [](auto shape) { return decltype(shape)::kTeams; });
+  int teams = 0;
+  dispatch_width(p.width, [&](auto lanes, auto groups, auto full) {
+    teams = Team<lanes(), groups(), full()>::kTeams;
+    return cudaSuccess;
+  });
   if (p.piece == 0) {
     const int64_t blocks = kBlocksPerMultiprocessor * multiprocessors();
     p.piece = static_cast<int>(std::clamp<int64_t>(ceil_div(p.num_rows, teams * blocks), kMinPiece, kMaxPiece));
   }
-  p.block_rows = static_cast<int>(teams * p.piece);
+  p.block_rows = teams * p.piece;
   p.blocks = ceil_div(p.num_rows, p.block_rows);
   return p;
 }

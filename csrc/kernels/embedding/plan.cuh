@@ -1,8 +1,6 @@
 // Plan of an embedding call: its parameters and what the host derives from them.
 #pragma once
 
-#include <type_traits>
-
 #include "kernels/common/host.cuh"
 #include "kernels/embedding/params.h"
 
@@ -25,29 +23,10 @@ struct EmbeddingPlan : EmbeddingParams {
   // [blocks, 2, D], sums of runs of one item that cross the border of a block: of the run that begins in an earlier
   // block, and of the one that begins in this block and continues in the next
   float* crossing = nullptr;
-  float* d_parameters = nullptr;  // [2, blocks, D], sums for d_weight and d_bias
+  float* d_parameters = nullptr;  // [blocks, 2, D], sums for d_weight and d_bias
 
   __host__ __device__ int bins() const { return 1 << digit_bits; }
 };
-
-// A team of kLanes lanes holds a row of up to 4 kLanes kVectors columns; all vectors but the last are full.
-template <int kLanes, int kVectors>
-struct TeamShape {
-  static constexpr int kTeamLanes = kLanes, kLaneVectors = kVectors, kTeams = kEmbeddingThreads / kLanes;
-};
-
-// Calls f(TeamShape) for rows of a width.
-template <typename F>
-auto dispatch_team(int width, F f) {
-  if (width <= 16) return f(TeamShape<4, 1>{});
-  if (width <= 32) return f(TeamShape<4, 2>{});
-  if (width <= 48) return f(TeamShape<4, 3>{});
-  if (width <= 64) return f(TeamShape<8, 2>{});
-  if (width <= 96) return f(TeamShape<8, 3>{});
-  if (width <= 128) return f(TeamShape<16, 2>{});
-  if (width <= 192) return f(TeamShape<16, 3>{});
-  return f(TeamShape<32, 2>{});
-}
 
 cudaError_t launch_embedding_forward(const EmbeddingPlan& plan, cudaStream_t stream);
 // Sorts the rows by item, equal items in the order of their rows, and sets d_table to zero.

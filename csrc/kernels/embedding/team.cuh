@@ -1,85 +1,69 @@
-// A row held by the lanes of a team: its loads and stores, sums over it, and its dropout and LayerNorm.
+// A team: the lanes that hold a row, with its dropout.
 #pragma once
 
 #include "kernels/common/dropout.cuh"
+#include "kernels/common/norm.cuh"
 #include "kernels/embedding/plan.cuh"
 
 namespace recgrela::cuda {
 
-// All lanes of a warp call the functions that add over a row. Columns after the end of a row hold zeros.
-template <typename Shape>
-class Team {
+template <int kLanes, int kGroups, bool kFull>
+class Team : public RowLanes<kLanes, kGroups, kFull> {
  public:
-  static constexpr int kLanes = Shape::kTeamLanes, kVectors = Shape::kLaneVectors, kElements = 4 * kVectors;
-  using Row = float[kElements];
+  using Row = Part<kGroups>;
+  static constexpr int kTeams = kEmbeddingThreads / kLanes;  // of a block
 
-  explicit __device__ Team(int width)
-      : width_(width), column_(threadIdx.x % kLanes * 4), last_(column(kVectors - 1) < width) {}
+  explicit __device__ Team(int width) : RowLanes<kLanes, kGroups, kFull>(width), width_(width) {}
 
   static __device__ int index() { return static_cast<int>(threadIdx.x) / kLanes; }  // of the team in its block
-  __device__ int column(int vector) const { return column_ + vector * 4 * kLanes; }
-  __device__ bool inside(int vector) const { return vector + 1 < kVectors || last_; }
 
-  __device__ void load(const float* from, bool valid, Row& x) const {
+  // Loads a row of any memory, with no hint for the caches; zeros if not `active`.
+  __device__ void read(const float* row, bool active, Row& x) const {
 #pragma unroll
-    for (int v = 0; v < kVectors; ++v) {
+    for (int g = 0; g < kGroups; ++g) {
       float4 four = make_float4(0.f, 0.f, 0.f, 0.f);
-      if (valid && inside(v)) four = *reinterpret_cast<const float4*>(from + column(v));
-      x[4 * v] = four.x, x[4 * v + 1] = four.y, x[4 * v + 2] = four.z, x[4 * v + 3] = four.w;
+      if (active && this->valid(g)) four = *reinterpret_cast<const float4*>(row + this->column(g));
+      x.x[g][0] = four.x, x.x[g][1] = four.y, x.x[g][2] = four.z, x.x[g][3] = four.w;
     }
   }
-  __device__ void store(float* to, const Row& x) const {
+  __device__ void write(float* row, const Row& x) const {
 #pragma unroll
-    for (int v = 0; v < kVectors; ++v)
-      if (inside(v))
-        *reinterpret_cast<float4*>(to + column(v)) = make_float4(x[4 * v], x[4 * v + 1], x[4 * v + 2], x[4 * v + 3]);
+    for (int g = 0; g < kGroups; ++g)
+      if (this->valid(g))
+        *reinterpret_cast<float4*>(row + this->column(g)) = make_float4(x.x[g][0], x.x[g][1], x.x[g][2], x.x[g][3]);
   }
 
-  // Multiplies row `row` of y by the factors of its elements.
-  __device__ void drop(const DropoutHash& hash, int64_t row, Row& x) const {
+  // Which elements of a row of y are kept, one bit for each that the lane holds.
+  __device__ uint32_t kept(const DropoutHash& hash, int row) const {
+    if (!hash.active()) return ~0u;
     const uint32_t first = static_cast<uint32_t>(row) * static_cast<uint32_t>(width_);
+    uint32_t bits = 0;
 #pragma unroll
-    for (int i = 0; i < kElements; ++i) x[i] *= hash.factor(first + column(i / 4) + i % 4);
-  }
-
-  // Subtracts the mean and divides by the standard deviation. Returns its reciprocal.
-  __device__ float normalize(float eps, Row& x) const {
-    float total = 0.f;
-#pragma unroll
-    for (int i = 0; i < kElements; ++i) total += x[i];
-    const float mean = sum(total) / static_cast<float>(width_);
-    total = 0.f;
-#pragma unroll
-    for (int i = 0; i < kElements; ++i) {
-      x[i] = inside(i / 4) ? x[i] - mean : 0.f;
-      total += x[i] * x[i];
-    }
-    const float reciprocal = rsqrtf(sum(total) / static_cast<float>(width_) + eps);
-#pragma unroll
-    for (int i = 0; i < kElements; ++i) x[i] *= reciprocal;
-    return reciprocal;
-  }
-
-  // Converts d, the gradient of the normalized row x times the weight, to the gradient of the row.
-  __device__ void normalize_backward(const Row& x, float reciprocal, Row& d) const {
-    float total = 0.f, product = 0.f;
-#pragma unroll
-    for (int i = 0; i < kElements; ++i) total += d[i], product += d[i] * x[i];
-    const float mean = sum(total) / static_cast<float>(width_), slope = sum(product) / static_cast<float>(width_);
-#pragma unroll
-    for (int i = 0; i < kElements; ++i) d[i] = reciprocal * (d[i] - mean - x[i] * slope);
+    for (int i = 0; i < 4 * kGroups; ++i)
+      if (hash.keeps(first + this->column(i / 4) + i % 4)) bits |= 1u << i;
+    return bits;
   }
 
  private:
-  // Sum over the lanes of the team.
-  static __device__ float sum(float x) {
-#pragma unroll
-    for (int lanes = kLanes / 2; lanes > 0; lanes /= 2) x += __shfl_xor_sync(0xffffffffu, x, lanes);
-    return x;
-  }
-
-  const int width_, column_;
-  const bool last_;  // whether the lane's last vector is inside the row
+  const int width_;
 };
+
+// Sets the elements that are not kept to 0.
+template <int kGroups>
+__device__ void drop(uint32_t kept, Part<kGroups>& x) {
+#pragma unroll
+  for (int i = 0; i < 4 * kGroups; ++i)
+    if (!(kept >> i & 1)) x.x[i / 4][i % 4] = 0.f;
+}
+
+template <int kGroups>
+__device__ void scale(float factor, Part<kGroups>& x) {
+#pragma unroll
+  for (int i = 0; i < 4 * kGroups; ++i) x.x[i / 4][i % 4] *= factor;
+}
+
+// The eps that gives the LayerNorm of a row the result that eps gives the row times `factor`: the factor of the
+// elements that dropout keeps changes nothing else, here and in the gradient.
+inline __device__ float eps_before_scale(float eps, float factor) { return eps / (factor * factor); }
 
 }  // namespace recgrela::cuda
