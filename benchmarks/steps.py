@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from recgrela.data import DataConfig
 from recgrela.models import RecGRELAConfig
 from recgrela.settings.run import RunConfig
-from recgrela.settings.train import CudaGraphs, Objective, TrainConfig
+from recgrela.settings.train import Objective, TrainConfig, UseGraphs
 
 MAX_LEN = 200
 # As many users, items and events as MovieLens-1M.
@@ -32,7 +32,7 @@ class Setting:
     batch_size: int
     amp: bool
 
-    def run_config(self, device: str, cuda_graphs: CudaGraphs = "auto", data: DataConfig = DATA) -> RunConfig:
+    def run_config(self, device: str, cuda_graphs: UseGraphs = "auto", data: DataConfig = DATA) -> RunConfig:
         """The settings of a run that takes such steps."""
         train = TrainConfig(
             objective=self.objective,
