@@ -16,6 +16,7 @@ from torch import nn  # noqa: E402
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode  # noqa: E402
 
 from python_tests.models.forms import FORMS, MAX_LEN, N_ITEMS  # noqa: E402
+from recgrela.evaluation.metrics import RankingSums  # noqa: E402
 from recgrela.models import MODELS, SequenceModel, build  # noqa: E402
 from recgrela.models.capture import filling_for, small_batch  # noqa: E402
 from recgrela.settings.model import ModelConfig  # noqa: E402
@@ -38,7 +39,7 @@ def move(model: SequenceModel) -> None:
 
 
 def obstacle(config: ModelConfig, objective: Objective, amp: bool) -> str | None:
-    """The first obstacle in a loss and its gradients, or in scores."""
+    """The first obstacle in a loss and its gradients, or in a ranking."""
     model = build(config, N_ITEMS, MAX_LEN)
     batches = [
         filling_for(model, name, MAX_LEN)(small_batch(model, name, MAX_LEN)) for name in (objective, "last")
@@ -55,15 +56,19 @@ def obstacle(config: ModelConfig, objective: Objective, amp: bool) -> str | None
                 loss = model.loss_packed(items, cu_seqlens, target, MAX_LEN, objective, **options)
             loss.backward()
 
+        sums = RankingSums(torch.device("cuda"))
+
         @torch.no_grad()
-        def score() -> None:
-            items, cu_seqlens, _, *lengths = on_gpu[1]
-            model.scores(model.hidden_states(items, cu_seqlens, MAX_LEN, True, *lengths))
+        def rank() -> None:
+            items, cu_seqlens, target, *lengths = on_gpu[1]
+            hidden = model.hidden_states(items, cu_seqlens, MAX_LEN, True, *lengths)
+            scores = model.scores(hidden[: target.shape[0]])
+            sums.add(scores, target, torch.zeros_like(scores, dtype=torch.bool))
 
         model.train()
         found = host_read(train, "cuda")
         model.eval()
-        return found or host_read(score, "cuda")
+        return found or host_read(rank, "cuda")
 
 
 def main() -> None:

@@ -106,9 +106,9 @@ class RankingSums:
         for variant, mask in enumerate((None, removed)):
             rank, ties = target_ranks(scores, target, mask)
             ranks.append(rank)
-            self._sums[variant] += metrics_of(rank).sum(0)
+            self._sums[variant].add_(metrics_of(rank).sum(0))
             # Ties matter if the best rank that they allow is within the largest cutoff.
-            self._ties[variant] += ((ties > 0) & (rank - ties <= max(CUTOFFS))).sum()
+            self._ties[variant].add_(((ties > 0) & (rank - ties <= max(CUTOFFS))).sum())
         self._nan_users += scores[:, 1:].isnan().any(1).sum()
         return torch.stack(ranks).int()
 

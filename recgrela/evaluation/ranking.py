@@ -74,12 +74,12 @@ class Ranker:
         """The ranks of a batch, [2, B]."""
         model = self._model
         if self._graphed is not None:
-            self._removed.zero_()[seen] = True
+            mark(self._removed.zero_(), seen)
             ranks = self._graphed(*self._filling(batch))
             assert ranks is not None
             return ranks
         removed = torch.zeros(batch.size, model.n_items, dtype=torch.bool, device=batch.items.device)
-        removed[seen] = True
+        mark(removed, seen)
         scores = [
             model.score_packed(part.items, part.cu_seqlens, part.max_seqlen)
             for part in batch.parts(self._max_tokens, model.slots)
@@ -107,3 +107,8 @@ class Ranker:
                 return capture_obstacle(model, lambda: self._rank_filled(*inputs))
         finally:
             model.train(was_training)
+
+
+def mark(mask: Tensor, places: tuple[Tensor, Tensor]) -> None:
+    """Sets entries of a mask to True; a Python True would be copied from the host, which then waits."""
+    mask.index_put_(places, torch.ones((), dtype=torch.bool, device=mask.device))
