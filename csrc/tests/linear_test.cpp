@@ -10,6 +10,7 @@ struct LinearCase {
   int64_t rows = 0, width = 64;
   int64_t outputs[2] = {64, 0};
   bool bias[2] = {true, true}, strided = false, d_x = true;
+  int max_shared_bytes = 0;
 
   int num_layers() const { return outputs[1] ? 2 : 1; }
   std::string name() const {
@@ -17,7 +18,8 @@ struct LinearCase {
                        "/I=" + std::to_string(width) + "/O=" + std::to_string(outputs[0]);
     if (outputs[1]) text += "+" + std::to_string(outputs[1]);
     for (int i = 0; i < num_layers(); ++i) text += bias[i] ? "" : "/no bias " + std::to_string(i + 1);
-    return text + (strided ? "/strided" : "") + (d_x ? "" : "/no d_x");
+    return text + (strided ? "/strided" : "") + (d_x ? "" : "/no d_x") +
+           (max_shared_bytes ? "/little shared memory" : "");
   }
   double tolerance(const std::string& name) const {
     if (type == DType::kFloat32) return 1e-6;
@@ -68,6 +70,7 @@ struct LinearRun : RunDefaults {
   cuda::LinearParams params() const {
     cuda::LinearParams p;
     p.dtype = c.type, p.num_rows = c.rows, p.width = c.width, p.x = x.rows();
+    p.max_shared_bytes = c.max_shared_bytes;
     for (int i = 0; i < c.num_layers(); ++i)
       p.layers[i].outputs = c.outputs[i], p.layers[i].weight = weight[i].as<float>(),
       p.layers[i].bias = bias[i].as<float>();
@@ -147,8 +150,10 @@ void add_cases(Cases& cases) {
       cases.add(c.name(), [c] { check<LinearRun>(c); });
     }
     LinearCase c;
-    c.type = type, c.rows = 700, c.outputs[0] = 48, c.outputs[1] = 64;
+    c.type = type, c.rows = 700, c.outputs[0] = 80, c.outputs[1] = 112;
     cases.add(c.name() + "/schedules", [c] { check_one_result<LinearRun>(c); });
+    c.max_shared_bytes = 99 * 1024;  // as much as on many GPUs
+    cases.add(c.name(), [c] { check<LinearRun>(c); });
   }
   cases.add("linear/refusals", [] {
     auto refuses = [](int64_t width, int64_t first, int64_t second) {

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import sys
+import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,10 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from python_tests.support.tensors import assert_close, flops_of
-from recgrela.ops import linear, linear_reference
+from recgrela.ops import linear, linear_reference, support
 
 NAMES = ("x", "weight", "bias", "weight2", "bias2")
 FLOAT32 = NAMES[1:]
+# Shared memory of a block in KiB, dtype of the rows, and whether the kernel takes 384 outputs.
+FITS = [(99, torch.float32, False), (163, torch.float32, True), (99, torch.bfloat16, True)]
 
 
 def operands(rows: int, i: int, o: int, p: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -130,6 +135,22 @@ def test_shapes_on_the_meta_device() -> None:
     assert [g.shape for g in gradients] == [x.shape, w.shape, b.shape, w2.shape]
     assert linear(x, w).shape == (20, 16)
     assert flops_of(lambda: linear(x, w, b, w2)) == 2 * 20 * 8 * (16 + 6)
+
+
+@pytest.mark.parametrize("kib, dtype, fits", FITS)
+def test_many_float32_outputs_need_shared_memory(
+    kib: int, dtype: torch.dtype, fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = sys.modules["recgrela.ops.linear"]
+    properties = SimpleNamespace(shared_memory_per_block_optin=kib << 10)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(support, "WARNED", set())
+    x = SimpleNamespace(dtype=dtype, device=torch.device("cuda"))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert module._fits_device(x, 384) == fits
+        assert module._fits_device(x, 320)
+    assert len(caught) == (not fits) and all("more than 320 outputs" in str(w.message) for w in caught)
 
 
 def test_flops_are_those_of_two_layers() -> None:

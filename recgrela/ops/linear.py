@@ -102,7 +102,8 @@ def linear(
     device_type = x.device.type
     rows = x if device_type == "cpu" else cast_for_autocast(device_type, x)[0]
     widths = (width, out) if weight2 is None else (width, out, weight2.shape[0], out + weight2.shape[0])
-    if OP.implementation(device_type, rows.dtype, widths=widths).kind == "kernel":
+    takes = OP.implementation(device_type, rows.dtype, widths=widths).kind == "kernel"
+    if takes and _fits_device(rows, widths[-1]):
         weight, bias, weight2, bias2 = cast(state_dtype(x.dtype), weight, bias, weight2, bias2)
         y, y2 = OP.run(rows, rows, weight, bias, weight2, bias2, widths=widths)
         return y if weight2 is None else (y, y2)
@@ -110,6 +111,21 @@ def linear(
         weight, bias, weight2, bias2 = cast(x.dtype, weight, bias, weight2, bias2)
     y = F.linear(x, weight, bias)
     return y if weight2 is None else (y, F.linear(x, weight2, bias2))
+
+
+# float32 layers with more outputs need this many bytes of shared memory for a block of the backward.
+_MANY_OUTPUTS, _MANY_OUTPUTS_BYTES = 320, 116 << 10
+
+
+def _fits_device(x: Tensor, outputs: int) -> bool:
+    """Whether the device of `x` has enough shared memory; warns once if not."""
+    if x.dtype != torch.float32 or outputs <= _MANY_OUTPUTS or x.device.type != "cuda":
+        return True
+    properties: Any = torch.cuda.get_device_properties(x.device)
+    fits = properties.shared_memory_per_block_optin >= _MANY_OUTPUTS_BYTES
+    if not fits and not torch.compiler.is_compiling():
+        OP.warn_once(f"more than {_MANY_OUTPUTS} outputs of float32 rows on this GPU")
+    return fits
 
 
 def _fake(

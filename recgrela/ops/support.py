@@ -163,12 +163,13 @@ class Op:
             if warn and device_type == "cuda" and not torch.compiler.is_compiling():
                 accepted = dtype if dtype in kernel.dtypes else accumulate
                 refused = kernel.refused(accepted, head_dim, kernel_size, num_states, widths)
-                self._warn_once(refused)
+                self.warn_once(refused)
         return Implementation(
             self.fallback_kind, dtype if self.fallback_kind == "composition" else accumulate
         )
 
-    def _warn_once(self, refused: str) -> None:
+    def warn_once(self, refused: str) -> None:
+        """Warn that the fallback runs on a GPU, once for each reason; the kernel does not take `refused`."""
         if (self.name, refused) in WARNED:
             return
         WARNED.add((self.name, refused))

@@ -195,5 +195,14 @@ inline int multiprocessors() {
   return count;
 }
 
+// Bytes of shared memory that a block may have on the current device.
+inline int max_shared_bytes() {
+  int device = 0, bytes = 0;
+  if (cudaGetDevice(&device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess)
+    return 48 * 1024;
+  return bytes;
+}
+
 }  // namespace recgrela::cuda
 #endif

@@ -212,7 +212,11 @@ __global__ void __launch_bounds__(kBackwardThreads, sizeof(E) == 4 && kChunks > 
 template <typename E, int kChunks, int kTiles, bool kSplit>
 struct BackwardKernel {
   using Shared = BackwardShared<E, kChunks, kTiles, kSplit>;
+  static constexpr int kOutputs = kChunks * kChunkColumns;
 
+  static size_t shared_bytes(const LinearPlan& p) {
+    return Shared::bytes(static_cast<int>(ceil_div(p.outputs, kChunkColumns)));
+  }
   static void plan(LinearPlan& p) {
     p.chunks = static_cast<int>(ceil_div(p.outputs, kChunkColumns));
     p.slices = static_cast<int>(ceil_div(p.width, Shared::kColumns));
@@ -230,16 +234,19 @@ struct BackwardKernel {
 // more outputs a block takes fewer columns of x, and more slices read d_y.
 template <typename E, typename F>
 cudaError_t with_backward_kernel(const LinearPlan& p, F f) {
+  auto fits = [&](auto kernel) {
+    return p.outputs <= kernel.kOutputs && kernel.shared_bytes(p) <= static_cast<size_t>(p.max_shared_bytes);
+  };
   if constexpr (sizeof(E) == 4) {
-    if (p.outputs <= 64) return f(BackwardKernel<E, 1, 2, true>{});
-    if (p.outputs <= 192) return f(BackwardKernel<E, 3, 1, true>{});
-    if (p.outputs <= 256) return f(BackwardKernel<E, 4, 1, false>{});
+    if (BackwardKernel<E, 1, 2, true> kernel; p.width > 32 && fits(kernel)) return f(kernel);
+    if (BackwardKernel<E, 3, 1, true> kernel; fits(kernel)) return f(kernel);
+    if (BackwardKernel<E, 4, 1, false> kernel; fits(kernel)) return f(kernel);
     return f(BackwardKernel<E, 8, 1, false>{});
   } else {
-    if (p.width > 32 && p.outputs <= 64) return f(BackwardKernel<E, 1, 2, true>{});
-    if (p.width > 32 && p.outputs <= 192) return f(BackwardKernel<E, 3, 2, true>{});
-    if (p.width > 32 && p.outputs <= 256) return f(BackwardKernel<E, 4, 2, true>{});
-    if (p.outputs <= 128) return f(BackwardKernel<E, 2, 1, true>{});
+    if (BackwardKernel<E, 1, 2, true> kernel; p.width > 32 && fits(kernel)) return f(kernel);
+    if (BackwardKernel<E, 3, 2, true> kernel; p.width > 32 && fits(kernel)) return f(kernel);
+    if (BackwardKernel<E, 4, 2, true> kernel; p.width > 32 && fits(kernel)) return f(kernel);
+    if (BackwardKernel<E, 2, 1, true> kernel; fits(kernel)) return f(kernel);
     return f(BackwardKernel<E, 8, 1, true>{});
   }
 }

@@ -175,11 +175,13 @@ cudaError_t launch_forward(LinearPlan& p, cudaStream_t stream) {
                 kForwardThreads<E>, shared_bytes, stream, p);
 }
 
+// The weights of one group of outputs are at most 64 KiB.
 template <typename E>
 cudaError_t LinearKernels<E>::forward(LinearPlan& p, cudaStream_t stream) {
   if constexpr (sizeof(E) == 4) {
-    return p.width <= 256 ? launch_forward<E, 2, 4, false, true>(p, stream)
-                          : launch_forward<E, 2, 2, false, true>(p, stream);
+    if (p.width <= 128) return launch_forward<E, 2, 4, false, true>(p, stream);
+    if (p.width <= 256) return launch_forward<E, 2, 2, false, true>(p, stream);
+    return launch_forward<E, 2, 1, false, true>(p, stream);
   } else {
     if (p.width <= 64) return launch_forward<E, 4, 4, true, true>(p, stream);
     if (p.width <= 128) return launch_forward<E, 8, 4, true, false>(p, stream);

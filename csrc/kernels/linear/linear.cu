@@ -45,6 +45,7 @@ LinearPlan make_plan(const LinearParams& params, bool backward) {
     p.rows[i] = rows(backward ? layer.d_y : layer.y);
   }
   p.first_outputs = static_cast<int>(params.layers[0].outputs);
+  p.max_shared_bytes = params.max_shared_bytes ? params.max_shared_bytes : max_shared_bytes();
   p.num_gradients = (p.width + p.has_bias()) * p.outputs;
   return p;
 }

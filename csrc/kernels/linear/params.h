@@ -29,6 +29,8 @@ struct LinearParams {
   LinearLayer layers[2];
   RowMatrix d_x;  // backward only; null if not wanted
 
+  int max_shared_bytes = 0;  // of a block; 0: as many as the device has
+
   void* workspace = nullptr;  // backward only; of the size that the function below returns, aligned to 256 bytes
 };
 

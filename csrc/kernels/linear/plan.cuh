@@ -37,6 +37,7 @@ struct LinearPlan {
 
   // Blocks of a slice process the same columns: groups of outputs in the forward, columns of x in the backward.
   int slices = 0;
+  int max_shared_bytes = 0;
   int row_tiles = 0;   // tiles of rows: 16 rows of a warp in the forward, kBackwardRows of a block in the backward
   int row_blocks = 0;  // blocks per slice; each iterates over tiles of rows
   int chunks = 0;      // parts of the inner dimension: columns of x in the forward, of d_y in the backward

@@ -143,5 +143,6 @@ cudaError_t launch(void (*kernel)(Params), int64_t blocks, int threads, size_t s
 }
 
 int multiprocessors();
+int max_shared_bytes();
 
 }  // namespace recgrela::cuda

@@ -396,6 +396,7 @@ void wait_for_copies(int pending) {
 
 unsigned char* dynamic_shared() { return shared_memory; }
 int multiprocessors() { return num_multiprocessors; }
+int max_shared_bytes() { return kMaxSharedBytes; }
 
 }  // namespace recgrela::cuda
 
