@@ -40,7 +40,6 @@ from tools.step_cost.counting import Counter
 from tools.step_cost.launches import launches_of
 
 CUDA_OPS = [op for op in OPS.values() if "cuda" in op.kernels]
-OPERATORS = [op.name for op in CUDA_OPS]
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +48,9 @@ def library() -> Path:
     build = build_simt("recgrela_simt_ops", RECGRELA_TORCH=Path(torch.__file__).parent, RECGRELA_TESTS="ON")
     path = build / "librecgrela_simt_ops.so"
     torch.ops.load_library(path)
-    for name in OPERATORS:
-        register_gradient(f"recgrela_simt::{name}", *AUTOGRAD[name])
-        register_gradient(f"recgrela_simt::{name}_backward", _save_nothing, _no_second_derivative)
+    for operator in (operator for op in CUDA_OPS for operator in op.operators()):
+        gradient = AUTOGRAD.get(operator, (_save_nothing, _no_second_derivative))
+        register_gradient(f"recgrela_simt::{operator}", *gradient)
     return path
 
 
@@ -61,10 +60,9 @@ def simt(library: Path, poisoned_memory: None, monkeypatch: pytest.MonkeyPatch) 
 
     def switch() -> pytest.MonkeyPatch:
         patch = pytest.MonkeyPatch()
-        for name in OPERATORS:
-            for operator in (name, f"{name}_backward"):
-                patch.setattr(torch.ops.recgrela, operator, getattr(torch.ops.recgrela_simt, operator))
         for op in CUDA_OPS:
+            for operator in op.operators():
+                patch.setattr(torch.ops.recgrela, operator, getattr(torch.ops.recgrela_simt, operator))
             patch.setitem(op.kernels, "cpu", op.kernels["cuda"])
         return patch
 
