@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from python_tests.support.tensors import cu_seqlens_of
-from recgrela.nn import AddNorm, PostNormBlock, SeedStream, Sequences, run_blocks
+from recgrela.nn import AddNorm, PostNormBlock, SeedStream, Sequences, run_blocks, select_rows
 from recgrela.nn.sequences import search_index
 
 LENGTHS = [3, 1, 4]
@@ -34,6 +34,13 @@ def test_reversed_rows(sequences: Sequences, limit: int | None, rows: list[int])
     order = sequences.reversed_rows(limit)
     assert order.tolist() == rows
     assert order[order].tolist() == list(range(8))
+
+
+def test_selected_rows_and_their_gradient() -> None:
+    x = torch.randn(8, 2, dtype=torch.float64, requires_grad=True)
+    rows = torch.tensor([2, 3, 7])
+    assert torch.equal(select_rows(x, rows), x[rows])
+    assert torch.autograd.gradcheck(select_rows, (x, rows))
 
 
 def test_wanted_rows(sequences: Sequences) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from recgrela.models.base import SequenceModel
 from recgrela.models.mamba4rec import MAMBA_NAMES, mamba_settings
 from recgrela.models.official import AuthorSettings, OfficialWeights, State
-from recgrela.nn import AddNorm, Dropout, Linear, Mamba, Sequences, run_blocks
+from recgrela.nn import AddNorm, Dropout, Linear, Mamba, Sequences, run_blocks, select_rows
 from recgrela.settings.fields import setting
 from recgrela.settings.model import MambaConfig, Padding
 
@@ -81,11 +81,9 @@ class MambaPair(nn.Module):
         ahead = self.forward_mamba(x, sequences)
         order = sequences.reversed_rows()
         if sequences.wanted is None:
-            back = self.backward_mamba(x.index_select(0, order), sequences).index_select(0, order)
+            back = select_rows(self.backward_mamba(select_rows(x, order), sequences), order)
         else:
-            back = self.backward_mamba(
-                x.index_select(0, order), sequences.with_wanted(order[sequences.wanted])
-            )
+            back = self.backward_mamba(select_rows(x, order), sequences.with_wanted(order[sequences.wanted]))
             x = sequences.select(x)
         return self.forward_norm(x, ahead, sequences)[0] + self.backward_norm(x, back, sequences)[0]
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from recgrela.models.base import SequenceModel
 from recgrela.models.mamba4rec import MAMBA_NAMES, mamba_settings
 from recgrela.models.official import AuthorSettings, OfficialWeights, State
-from recgrela.nn import Dropout, Linear, Mamba, PostNormBlock, Sequences, run_blocks
+from recgrela.nn import Dropout, Linear, Mamba, PostNormBlock, Sequences, run_blocks, select_rows
 from recgrela.settings.fields import setting
 from recgrela.settings.model import MambaConfig, Padding
 
@@ -69,7 +69,7 @@ class GatedMamba(nn.Module):
 
     def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
         """x: [T, D] -> [T, D], or the wanted rows [B, D]."""
-        flipped = x.index_select(0, sequences.reversed_rows(self.flip))
+        flipped = select_rows(x, sequences.reversed_rows(self.flip))
         y, y_flipped = self.mamba(x, sequences), self.mamba(flipped, sequences)
         local = self.conv(sequences.to_dense(x).transpose(1, 2)).transpose(1, 2)
         recurrent = sequences.select(sequences.to_packed(self.gru(local)[0]))

@@ -5,7 +5,7 @@ from recgrela.nn.basic import MLP, Activation, AddNorm, Dropout, FeedForward, Li
 from recgrela.nn.blocks import PostNormBlock, run_blocks
 from recgrela.nn.mamba import Mamba
 from recgrela.nn.rela import GatedRotaryLinearAttention, RotaryTable
-from recgrela.nn.sequences import SeedStream, Sequences
+from recgrela.nn.sequences import SeedStream, Sequences, select_rows
 
 __all__ = [
     "MLP",
@@ -24,4 +24,5 @@ __all__ = [
     "Sequences",
     "linear_pair",
     "run_blocks",
+    "select_rows",
 ]

@@ -85,7 +85,8 @@ class GatedRotaryLinearAttention(nn.Module):
 
     def forward(self, u: Tensor, sequences: Sequences) -> Tensor:
         """u: normalized, [T, D] -> [T, D], or the wanted rows [B, D], which must be last items if causal."""
-        x, gate = self.project(u, sequences)
+        # The wanted rows are projected apart, so that the gradient of one selection is as large as u.
+        x, gate = self.project(sequences.select(u))
         fused_gate = gate if self.gate_activation == "silu" else None
         options: dict[str, Any] = {
             "num_heads": self.num_heads,
@@ -104,7 +105,8 @@ class GatedRotaryLinearAttention(nn.Module):
             # Slices would each get a gradient of the whole size.
             q_weight, k_weight = self.qk_proj.weight.chunk(2)
             q_bias, k_bias = self.qk_proj.bias.chunk(2)
-            q = linear(sequences.select(x), q_weight, q_bias)
+            q = linear(x, q_weight, q_bias)
+            x = u if self.in_proj is None else self.in_proj(u)
             if self.v_proj is None:
                 k, v = linear(x, k_weight, k_bias), x
             else:
@@ -114,12 +116,10 @@ class GatedRotaryLinearAttention(nn.Module):
             y = y * ACTIVATIONS[self.gate_activation](gate)
         return self.out_proj(y)
 
-    def project(self, u: Tensor, sequences: Sequences) -> tuple[Tensor, Tensor | None]:
-        """u [T, D] -> the input of queries, keys and values [T, D], and the gate of the wanted rows."""
+    def project(self, u: Tensor) -> tuple[Tensor, Tensor | None]:
+        """u -> the input of queries, keys and values, and the gate or None, all [T, D]."""
         if self.gate_proj is None:
             return (u if self.in_proj is None else self.in_proj(u)), None
         if self.in_proj is None:
-            return u, self.gate_proj(sequences.select(u))
-        if sequences.wanted is None:
-            return linear_pair(self.in_proj, self.gate_proj, u)
-        return self.in_proj(u), self.gate_proj(sequences.select(u))
+            return u, self.gate_proj(u)
+        return linear_pair(self.in_proj, self.gate_proj, u)

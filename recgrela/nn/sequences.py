@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +31,29 @@ class SeedStream:
             self._drawn, self._used = new_seeds(self.DRAW, self._device), 0
         begin, self._used = self._used, self._used + count
         return self._drawn[begin : self._used]
+
+
+class _SelectRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: Tensor) -> Tensor:
+        ctx.num_rows = x.shape[0]
+        ctx.save_for_backward(rows)
+        return x.index_select(0, rows)
+
+    @staticmethod
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor, None]:
+        (rows,) = ctx.saved_tensors
+        return d_y.new_zeros(ctx.num_rows, *d_y.shape[1:]).index_add_(0, rows, d_y), None
+
+
+def select_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """x [T, ...] at distinct rows [B] int64 -> [B, ...].
+
+    The gradient is written once, where that of `x[rows]` sorts the rows and that of `index_select` copies the
+    zeros. It is the same on every run, because no two rows are added.
+    """
+    selected: Tensor = _SelectRows.apply(x, rows)
+    return selected
 
 
 @dataclass(frozen=True)
@@ -92,8 +116,7 @@ class Sequences:
 
     def select(self, x: Tensor) -> Tensor:
         """x [T, ...] -> its wanted rows: [B, ...], or x itself when all rows are wanted."""
-        # The gradient of an index would sort the rows.
-        return x if self.wanted is None else x.index_select(0, self.wanted)
+        return x if self.wanted is None else select_rows(x, self.wanted)
 
     # ---- randomness
 
