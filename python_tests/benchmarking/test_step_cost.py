@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -11,9 +12,13 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 
 from python_tests.support.project import ROOT
 from tools.step_cost.counting import Call, Counter, by_operator
+from tools.step_cost.estimate import Device
+from tools.step_cost.instructions import instructions_of
+from tools.step_cost.report import step_table
 
 # Launches of a step of 4 blocks, at most.
 LAST_BF16 = 250
@@ -70,3 +75,40 @@ def test_operators_on_lists_take_many_tensors_a_launch() -> None:
 def test_sums_by_operator() -> None:
     calls = [Call("a", 1, 5), Call("b", 2, 30), Call("a", 3, 7)]
     assert list(by_operator(calls).items()) == [("b", (1, 2, 30)), ("a", (2, 4, 12))]
+
+
+# Estimates
+
+
+def test_instructions_are_those_of_a_profile() -> None:
+    """The profile of gated_rela on 2,048 sequences of 200 rows counted 57.1 and 187.4 million."""
+    x = torch.empty(2048 * 200, 64, dtype=torch.bfloat16, device="meta")
+    cu_seqlens, absent = torch.empty(2049, device="meta"), (None,) * 6
+    forward = instructions_of("gated_rela", (x, x, x, x, cu_seqlens, *absent, 4, False, 1e-6, False))
+    assert forward == pytest.approx(57.1e6, rel=1e-3)
+    operands = (x, None, None, x, x, x, x, cu_seqlens, *absent)
+    backward = instructions_of("gated_rela_backward", (*operands, 4, True, 1e-6))
+    assert backward == pytest.approx(187.4e6, rel=1e-3)
+    assert instructions_of("add_norm", (x, x)) == 62 * 2048 * 200
+    assert instructions_of("linear_scan", (x,)) == 0
+
+
+def test_an_estimate_is_the_larger_of_two_times() -> None:
+    device = Device()
+    by_bytes = device.estimate(Call("a", 2, 4_180_000))
+    assert (by_bytes.low, by_bytes.by_instructions) == (pytest.approx(1.0), 0)
+    assert by_bytes.high == pytest.approx(2.0 + 2 * device.launch_us)
+    by_instructions = device.estimate(Call("b", 0, 4_180_000, 132 * 4 * 1755 * 100))
+    assert by_instructions.low == pytest.approx(100 / 0.61) == pytest.approx(by_instructions.by_instructions)
+    assert by_instructions.high == pytest.approx(100 / 0.44)
+    total = device.total([Call("a", 2, 4_180_000)] * 3)
+    assert (total.low, total.by_bytes) == (pytest.approx(3.0), pytest.approx(3.0))
+
+
+def test_the_report_has_estimates_beside_measured_times() -> None:
+    calls = [Call("recgrela.gated_rela", 3, 10**6), Call("native_layer_norm", 1, 10**6)] * 2
+    console = Console(file=io.StringIO(), width=200)
+    console.print(step_table("last bf16", calls, Device()))
+    text = console.file.getvalue()
+    assert "336" in text and "1,106" in text  # two calls of each, measured
+    assert "recgrela 25.1 ms" in " ".join(text.split())

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tools.step_cost.instructions import instructions_of
 from tools.step_cost.launches import launches_of
 
 # Operators of PyTorch that launch no kernel; so do views, which the schema tells.
@@ -52,11 +53,13 @@ class Call:
         name: name of the operator; ours begin with "recgrela.".
         launches: kernels, copies and fills.
         bytes: bytes of the operands and the results, each counted once.
+        instructions: warp instructions; 0 if unknown.
     """
 
     name: str
     launches: int
     bytes: int
+    instructions: int = 0
 
 
 def size_of(x: Tensor) -> int:
@@ -106,7 +109,7 @@ class Counter(TorchDispatchMode):
         if function.namespace not in ("aten", "recgrela") or not on_device:
             return out
         if function.namespace == "recgrela":
-            self._add(f"recgrela.{name}", launches_of(name, args), found)
+            self._add(f"recgrela.{name}", launches_of(name, args), found, instructions_of(name, args))
         elif name.startswith(("_foreach_", "_fused_")):
             self._add(name, _multi_tensor_launches(args), found)
         elif name not in FREE and not _is_view(function):
@@ -117,9 +120,9 @@ class Counter(TorchDispatchMode):
                 self.calls[-1] = Call(name, self.calls[-1].launches, self.calls[-1].bytes + results)
         return out
 
-    def _add(self, name: str, launches: int, tensors: Iterable[Tensor]) -> None:
+    def _add(self, name: str, launches: int, tensors: Iterable[Tensor], instructions: int = 0) -> None:
         distinct = {id(x): x for x in tensors if x.device.type == self.device_type}
-        self.calls.append(Call(name, launches, sum(map(size_of, distinct.values()))))
+        self.calls.append(Call(name, launches, sum(map(size_of, distinct.values())), instructions))
 
 
 def _has_cuda_kernel(function: torch._ops.OpOverload) -> bool:

@@ -1,35 +1,70 @@
-"""Prints the counts."""
+"""Prints the counts and the estimates."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.steps import SETTINGS
-from tools.step_cost.counting import by_operator
+from tools.step_cost.counting import Call, by_operator
+from tools.step_cost.estimate import Device
 from tools.step_cost.steps import count_step, load_data
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def step_table(name: str, calls: Sequence[Call], device: Device) -> Table:
+    """A line for each operator: counts, estimates and what was measured."""
+    table = Table(title=f"{name}: counts, and estimates for an {device.figures['machine']['gpu']}")
+    table.add_column("operator", no_wrap=True)
+    for column in (
+        "calls",
+        "launches",
+        "MB",
+        "us by bytes",
+        "us by instructions",
+        "estimated us",
+        "measured us",
+    ):
+        table.add_column(column, justify="right")
+    for operator, (number, launches, size) in by_operator(calls).items():
+        found = device.total(call for call in calls if call.name == operator)
+        measured = device.measured_operator(operator.removeprefix("recgrela."), name)
+        table.add_row(
+            operator,
+            str(number),
+            str(launches),
+            f"{size / 1e6:,.1f}",
+            f"{found.by_bytes:,.0f}",
+            f"{found.by_instructions:,.0f}" if found.by_instructions else "",
+            f"{found.low:,.0f} to {found.high:,.0f}",
+            "" if measured is None else f"{measured * number:,.0f}",
+        )
+    table.add_section()
+    total, size = device.total(calls), sum(call.bytes for call in calls)
+    estimated = f"{total.low:,.0f} to {total.high:,.0f}"
+    counts = [str(len(calls)), str(sum(call.launches for call in calls)), f"{size / 1e6:,.1f}"]
+    table.add_row("all", *counts, f"{total.by_bytes:,.0f}", "", estimated, "")
+    steps = (f"{step['way']} {step['ms']} ms" for step in device.measured_steps(name))
+    table.caption = f"measured: at commit {device.figures['commit']}; whole steps: {', '.join(steps)}"
+    return table
+
+
+def main(description: str | None) -> None:
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     names = list(SETTINGS)
     parser.add_argument("--settings", nargs="+", choices=names, default=names, help="default: all")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--json", action="store_true", help="print calls, launches and bytes as JSON")
     args = parser.parse_args()
     data = load_data()
-    counts = {name: by_operator(count_step(SETTINGS[name], data)) for name in args.settings}
+    counts = {name: count_step(SETTINGS[name], data) for name in args.settings}
     if args.json:
-        print(json.dumps(counts))
+        print(json.dumps({name: by_operator(calls) for name, calls in counts.items()}))
         return
-    console = Console()
-    for name, totals in counts.items():
-        table = Table("operator", "calls", "launches", "MB", title=name)
-        for operator, (calls, launches, size) in totals.items():
-            table.add_row(operator, str(calls), str(launches), f"{size / 1e6:,.1f}")
-        table.add_section()
-        sums = [sum(total[i] for total in totals.values()) for i in range(3)]
-        table.add_row("all", str(sums[0]), str(sums[1]), f"{sums[2] / 1e6:,.1f}")
-        console.print(table)
+    console, device = Console(), Device()
+    for name, calls in counts.items():
+        console.print(step_table(name, calls, device))
