@@ -305,6 +305,9 @@ def test_a_run_without_graphs_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     for more in ("auto", "true"):
         opened = opened_session(monkeypatch, None, f"--train.cuda_graphs={more}")
         assert isinstance(opened.take_step, GraphedStep) and not opened.notes
+    opened = opened_session(monkeypatch, None, "--train.max_tokens=100")
+    assert isinstance(opened.take_step, GraphedStep) and len(opened.notes) == 1
+    assert "note: evaluation runs without CUDA graphs: train.max_tokens 100 cuts" in opened.notes[0]
     opened = opened_session(monkeypatch, None, "--train.cuda_graphs=false")
     assert opened.take_step is opened.step and not opened.notes
 

@@ -21,7 +21,7 @@ class Ranker:
 
     Args:
         model: the model.
-        batches: the batches of a split; other splits of the same data, max_len and batch size may follow.
+        batches: the batches of a split; those of the other split of the same data may follow.
         max_tokens: maximum number of item slots in one forward pass.
         capture: launches batches as CUDA graphs if possible, and keeps the graphs for the next ranking;
             see `GraphedFunction`. None: no graphs.
@@ -33,7 +33,8 @@ class Ranker:
     def __init__(
         self, model: SequenceModel, batches: EvalBatches, max_tokens: int, capture: Capture | None = None
     ) -> None:
-        self._model, self._max_tokens, self._batch_size = model, max_tokens, batches.batch_size
+        self._model, self._max_tokens = model, max_tokens
+        self._batch_size = min(batches.batch_size, batches.num_users)
         device = model.item_embedding.weight.device
         self._sums = RankingSums(device)
         self._filling = filling_for(model, "last", batches.max_seqlen)
@@ -41,7 +42,7 @@ class Ranker:
         self.obstacle: str | None = None
         if capture is not None:
             # The items to remove from a filled batch's ranking, at one address for all graphs.
-            self._removed = torch.empty(batches.batch_size, model.n_items, dtype=torch.bool, device=device)
+            self._removed = torch.empty(self._batch_size, model.n_items, dtype=torch.bool, device=device)
             self.obstacle = self._find_obstacle()
             if self.obstacle is None:
                 self._graphed = GraphedFunction(self._rank_filled, device, capture)
@@ -74,7 +75,7 @@ class Ranker:
         """The ranks of a batch, [2, B]."""
         model = self._model
         if self._graphed is not None:
-            mark(self._removed.zero_(), seen)
+            mark(self._removed[: batch.size].zero_(), seen)
             ranks = self._graphed(*self._filling(batch))
             assert ranks is not None
             return ranks
@@ -97,7 +98,10 @@ class Ranker:
     def _find_obstacle(self) -> str | None:
         model, max_seqlen = self._model, self._filling.max_seqlen
         if max_slots(model, "last", self._batch_size, max_seqlen) > self._max_tokens:
-            return "train.max_tokens cuts the batches of evaluation into several passes"
+            return (
+                f"train.max_tokens {self._max_tokens} cuts batches into several passes; raise it, or lower "
+                "train.eval_batch_size"
+            )
         inputs = self._filling(small_batch(model, "last", max_seqlen))
         was_training = model.training
         model.eval()

@@ -31,12 +31,12 @@ def max_slots(model: SequenceModel, objective: Objective, batch_size: int, max_s
 
 
 def small_batch(model: SequenceModel, objective: Objective, max_seqlen: int) -> Batch:
-    """A batch of two sequences on the device of a model."""
+    """A batch of one sequence of at most two items, on the device of a model."""
     device = model.item_embedding.weight.device
-    users = torch.arange(2, device=device)
-    offsets = np.cumsum([0, min(2, max_seqlen), 1])
-    items = torch.ones(int(offsets[-1]), dtype=torch.int64, device=device)
-    target = items if objective == "all" else items[:2]
+    offsets = np.array([0, min(2, max_seqlen)])
+    items = torch.ones(int(offsets[1]), dtype=torch.int64, device=device)
+    target = items if objective == "all" else items[:1]
+    users = torch.zeros(1, dtype=torch.int64, device=device)
     return Batch(objective, items, to_device(offsets, device), max_seqlen, target, users, offsets)
 
 

@@ -90,6 +90,9 @@ def open_session(config: RunConfig) -> Session:
             raise ConfigError(f"train.cuda_graphs: true is not possible: {obstacle}; or use auto")
         else:
             notes.append(f"note: steps run without CUDA graphs: {obstacle}")
+    ranker = Ranker(model, splits["valid"], max_tokens, capture)
+    if ranker.obstacle is not None and take_step is not step:
+        notes.append(f"note: evaluation runs without CUDA graphs: {ranker.obstacle}")
     return Session(
         config=config,
         device=device,
@@ -99,7 +102,7 @@ def open_session(config: RunConfig) -> Session:
         take_step=take_step,
         batches=batches,
         splits=splits,
-        ranker=Ranker(model, splits["valid"], max_tokens, capture),
+        ranker=ranker,
         max_tokens=max_tokens,
         use_tensorboard=tensorboard,
         notes=notes,
