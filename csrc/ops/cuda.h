@@ -24,8 +24,8 @@ namespace recgrela::ops {
 
 namespace cuda = recgrela::cuda;
 
-inline cuda::DType cuda_dtype(const Tensor& x) {
-  switch (x.scalar_type()) {
+inline cuda::DType cuda_dtype(ScalarType type) {
+  switch (type) {
     case ScalarType::Float:
       return cuda::DType::kFloat32;
     case ScalarType::Half:
@@ -34,9 +34,10 @@ inline cuda::DType cuda_dtype(const Tensor& x) {
       return cuda::DType::kBFloat16;
     default:
       STD_TORCH_CHECK(false, "the CUDA kernels take float32, float16 and bfloat16, not ",
-                      torch::headeronly::toString(x.scalar_type()));
+                      torch::headeronly::toString(type));
   }
 }
+inline cuda::DType cuda_dtype(const Tensor& x) { return cuda_dtype(x.scalar_type()); }
 
 // Copies x if its rows are not aligned to 16 bytes or if they are 2^26 or more elements apart.
 inline Tensor aligned_rows(const Tensor& x) {

@@ -5,6 +5,7 @@ reference and the CUDA kernels with the CPU kernels, run compute-sanitizer, capt
 the speed.
 """
 
+from python_tests.cases.add_norm import AddNormCase
 from python_tests.cases.case import Case, Operands
 from python_tests.cases.causal_conv1d import CausalConv1dCase
 from python_tests.cases.embedding import EmbeddingCase
@@ -24,10 +25,12 @@ CASES: tuple[type[Case], ...] = (
     EmbeddingCase,
     LinearCase,
     LinearCrossEntropyCase,
+    AddNormCase,
 )
 
 __all__ = [
     "CASES",
+    "AddNormCase",
     "Case",
     "CausalConv1dCase",
     "EmbeddingCase",

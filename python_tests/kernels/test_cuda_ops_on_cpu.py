@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from python_tests.cases import (
     CASES,
+    AddNormCase,
     Case,
     CausalConv1dCase,
     GatedRelaCase,
@@ -34,7 +35,7 @@ from python_tests.cases.compare import differing
 from python_tests.support.results import LAYOUTS, UNEVEN, assert_results
 from python_tests.support.simt import build_simt
 from python_tests.support.tensors import assert_close
-from recgrela.ops import OPS, linear, rotary_table
+from recgrela.ops import OPS, add_norm, dropout, dropout_reference, linear, rotary_table
 from recgrela.ops._library import AUTOGRAD, _no_second_derivative, _save_nothing, register_gradient
 from tools.step_cost.counting import Counter
 from tools.step_cost.launches import launches_of
@@ -308,6 +309,104 @@ def test_linear_refuses(simt: Any) -> None:
             torch.ops.recgrela_simt.linear(*args)
     with pytest.raises(RuntimeError, match="d_y2 must be given if weight2 is"):
         torch.ops.recgrela_simt.linear_backward(b.expand(5, 32), None, x, w, b, w, b, True)
+
+
+@pytest.mark.parametrize("width", [32, 48, 64, 112, 256])
+@pytest.mark.parametrize("post_norm", [False, True])
+@pytest.mark.parametrize("dtype", REAL_DTYPES)
+def test_add_norm(simt: Any, dtype: torch.dtype, post_norm: bool, width: int) -> None:
+    for drop in (0.0, 0.3):
+        sizes = {"width": width, "post_norm": post_norm, "drop": drop, "both": True}
+        check(simt, AddNormCase(lengths=(1, 0, 40, 3), dtype=dtype, **sizes))
+
+
+@pytest.mark.parametrize("branch", [False, True])
+@pytest.mark.parametrize("post_norm", [False, True])
+@pytest.mark.parametrize("dtype", REAL_DTYPES)
+def test_add_norm_with_parts_off(simt: Any, dtype: torch.dtype, post_norm: bool, branch: bool) -> None:
+    """One output unused, and no branch."""
+    operands = AddNormCase(lengths=(50,), dtype=dtype).operands().inputs.values()
+    single = [t.detach().requires_grad_() for t in operands]
+    double = [t.detach().double().requires_grad_() for t in operands]
+
+    def results(inputs: list[Tensor], used: int) -> list[Tensor]:
+        x, z, weight, bias = inputs
+        outputs = add_norm(x, z if branch else None, weight, bias, eps=1e-5, post_norm=post_norm)
+        upstream = torch.linspace(-1, 2, x.numel(), dtype=torch.float64).view(x.shape)
+        d = upstream.to(outputs[used].dtype)
+        more: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}
+        return [*(y.detach() for y in outputs), *torch.autograd.grad(outputs[used], inputs, d, **more)]
+
+    for used in (0, 1):
+        expected = results(double, used)
+        with simt():
+            got = results(single, used)
+        narrow = dtype if branch else torch.float32
+        dtypes = [torch.float32, narrow, torch.float32, dtype, torch.float32, torch.float32]
+        assert [t.dtype for t in got] == dtypes
+        for i, pair in enumerate(zip(expected, got, strict=True)):
+            assert_close(f"result {i}", *pair, 1e-5 if dtype == torch.float32 else 2e-2, scale=1.0)
+
+
+def test_add_norm_is_an_operator(simt: Any) -> None:
+    """opcheck, and one graph of the public function."""
+    case = AddNormCase(lengths=(12,), dtype=torch.bfloat16).operands()
+    x, z, weight, bias = case.inputs.values()
+    sequence, seed = case.constants["sequence"], case.constants["seed"]
+    module = sys.modules["recgrela.ops.add_norm"]
+    torch.library.register_fake("recgrela_simt::add_norm", module._fake)
+    torch.library.register_fake("recgrela_simt::add_norm_backward", module._fake_backward)
+    operators, options = torch.ops.recgrela_simt, (1e-5, False, 0.2, 0.3, torch.bfloat16)
+    with simt():
+        torch.library.opcheck(operators.add_norm.default, (x, z, weight, bias, sequence, seed, *options))
+    plain = [t.detach() for t in (x, weight)]
+    d_normed = torch.randn(12, 64).bfloat16()
+    args = (None, d_normed, plain[0], None, plain[1], sequence, seed, *options, True)
+    torch.library.opcheck(operators.add_norm_backward.default, args)
+
+    def f(*args: Tensor) -> Tensor:
+        residual, normed = add_norm(*args, dropout=0.2, drop_path=0.3, sequence=sequence, seed=seed)
+        return residual.square().sum() + normed.float().square().sum()
+
+    leaves = (x, z, weight, bias)
+    with simt():
+        expected = torch.autograd.grad(f(*leaves), leaves)
+        compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
+        got = torch.autograd.grad(compiled(*leaves), leaves)
+        with pytest.raises(NotImplementedError, match="second derivatives"):
+            (d_x,) = torch.autograd.grad(f(*leaves), x, create_graph=True)
+            d_x.sum().backward()
+    assert all(torch.equal(a, c) for a, c in zip(expected, got, strict=True))
+
+
+def test_add_norm_refuses(simt: Any) -> None:
+    x, p, seed = torch.randn(5, 32), torch.randn(32), torch.tensor([1, 2])
+    for args, message in [
+        ((x[:, :24], None, p[:24], p[:24], None, None, 1e-5, False, 0.0, 0.0), "steps of 16, not 24"),
+        ((x, x[:4], p, p, None, None, 1e-5, False, 0.0, 0.0), "z must have the shape"),
+        ((x, x, p[:8], p, None, None, 1e-5, False, 0.0, 0.0), "weight must have the shape"),
+        ((x, x, p, p, seed, seed, 1e-5, False, 0.0, 0.5), "sequence must have the shape"),
+        ((x, x, p, p, None, None, 1e-5, False, 0.5, 0.0), "seed must be int64"),
+        ((x, x, p, p, None, seed, 1e-5, False, 0.0, 1.0), "rate must be at least 0 and below 1"),
+    ]:
+        with pytest.raises(RuntimeError, match=message):
+            torch.ops.recgrela_simt.add_norm(*args, torch.float32)
+    with pytest.raises(RuntimeError, match="takes the sum as x, and no z"):
+        args = (None, x, x, x, p, None, None, 1e-5, False, 0.0, 0.0, torch.float32, True)
+        torch.ops.recgrela_simt.add_norm_backward(*args)
+
+
+@pytest.mark.parametrize("dtype", REAL_DTYPES)
+def test_dropout_equals_its_definition(simt: Any, dtype: torch.dtype) -> None:
+    seed = torch.tensor([12345])
+    x = torch.randn(33, 21, dtype=dtype).requires_grad_()
+    for layout in (lambda t: t, lambda t: t[1:, 1:], lambda t: t.T):
+        rows = layout(x)
+        with simt():
+            y = dropout(rows, 0.3, seed)
+            (d_x,) = torch.autograd.grad(y, rows, rows.detach())
+        assert torch.equal(y, dropout_reference(rows.float(), 0.3, seed).to(dtype))
+        assert torch.equal(y, d_x)
 
 
 def test_bare_scans_refuse(simt: Any) -> None:
