@@ -107,8 +107,6 @@ class Op:
         fallback_kind: kind of the fallback.
         outputs_like_operands: indices of the outputs with the operands' dtype; the others are states or
             positions, with a dtype of their own.
-        operator: name in torch.ops.recgrela; None: `name`.
-        kernel: function of the operator's arguments that runs the kernel; None: the operator.
     """
 
     def __init__(
@@ -119,13 +117,10 @@ class Op:
         fallback_kind: Literal["composition", "reference"] = "reference",
         *,
         outputs_like_operands: tuple[int, ...] = (0,),
-        operator: str | None = None,
-        kernel: Callable[..., Any] | None = None,
     ) -> None:
         self.name, self.kernels, self.fallback_kind = name, dict(kernels), fallback_kind
-        self.operator = operator or name
         self._outputs_like_operands = outputs_like_operands
-        self._kernel, self._fallback = kernel, fallback
+        self._fallback = fallback
         OPS[name] = self
         for device_type in self.kernels:
             for operator in self.operators():
@@ -135,9 +130,9 @@ class Op:
 
     def operators(self) -> Iterator[str]:
         """The operators that need kernels: the op's and, if there is one, its gradient's."""
-        yield self.operator
-        if hasattr(torch.ops.recgrela, f"{self.operator}_backward"):
-            yield f"{self.operator}_backward"
+        yield self.name
+        if hasattr(torch.ops.recgrela, f"{self.name}_backward"):
+            yield f"{self.name}_backward"
 
     def implementation(
         self,
@@ -207,10 +202,10 @@ class Op:
         device_type, dtype = like.device.type, like.dtype
         kind, computed = self.implementation(device_type, dtype, head_dim, kernel_size, num_states, widths)
         if kind == "kernel" and computed == dtype:
-            return self._call(*args)
+            return call_operator(self.name, *args)
         args = tuple(x.to(computed) if isinstance(x, Tensor) and x.dtype == dtype else x for x in args)
         if kind == "kernel":
-            out = self._call(*args)
+            out = call_operator(self.name, *args)
         else:
             assert self._fallback is not None
             with without_autocast(device_type):
@@ -219,9 +214,6 @@ class Op:
             return out.to(dtype)
         like_operands = self._outputs_like_operands
         return tuple(x.to(dtype) if i in like_operands and x is not None else x for i, x in enumerate(out))
-
-    def _call(self, *args: Any) -> Any:
-        return call_operator(self.operator, *args) if self._kernel is None else self._kernel(*args)
 
 
 OPS: dict[str, Op] = {}

@@ -26,6 +26,11 @@ def _embedding_backward(*args: Any) -> int:
     return (1 if len(items) <= 8192 else 3) * passes + 2  # the sort of few rows has one kernel a pass
 
 
+def _linear_cross_entropy(*args: Any) -> int:
+    hidden, _weight, _target, _bias, label_smoothing, *_ = args
+    return 4 if hidden.element_size() == 2 or label_smoothing else 3  # half precision: the table is converted
+
+
 # By operator: a number, or a function of the operator's arguments.
 LAUNCHES: dict[str, int | Callable[..., int]] = {
     "add_norm": 1,
@@ -41,6 +46,8 @@ LAUNCHES: dict[str, int | Callable[..., int]] = {
     "gated_rela_last_backward": 2,
     "linear": 1,
     "linear_backward": 2,
+    "linear_cross_entropy": _linear_cross_entropy,
+    "linear_cross_entropy_backward": 1,
     "linear_scan": 4,
     "linear_scan_backward": lambda *args: 4 if args[2].dim() == 1 else 3,
     "selective_scan": 4,
