@@ -113,6 +113,20 @@ def test_compiles_without_a_graph_break() -> None:
         assert_close(name, a, b, 1e-12)
 
 
+def test_shapes_on_the_meta_device() -> None:
+    """The shape functions of the operator, which has kernels on CUDA only."""
+    inputs = [x.detach().float().to("meta").requires_grad_() for x in operands(7, 16)]
+    items = torch.zeros(20, dtype=torch.int64, device="meta")
+    y = embedding(items, *inputs, dropout=0.1, seed=SEED.to("meta"))
+    assert y.shape == (20, 16) and y.dtype == torch.float32
+    gradients = torch.autograd.grad(y.sum(), inputs)
+    assert [g.shape for g in gradients] == [x.shape for x in inputs]
+    y = embedding(items, inputs[0])
+    (d_table,) = torch.autograd.grad(y.sum(), inputs[:1], create_graph=True)
+    with pytest.raises(NotImplementedError, match="second derivatives"):
+        torch.autograd.grad(d_table.sum(), inputs[0])
+
+
 def test_strides_do_not_matter() -> None:
     inputs, items = operands(7, 16), torch.randint(7, (20,))
     d_y = torch.randn(20, 16, dtype=torch.float64)

@@ -106,20 +106,20 @@ __device__ void add_rows(RowAt row, int width, float* to) {
   const int lanes = width / 4, groups = kEmbeddingThreads / lanes;
   const int lane = threadIdx.x % lanes, group = threadIdx.x / lanes;
   float4* const sums = reinterpret_cast<float4*>(dynamic_shared());  // [groups, lanes]
-  auto add = [](float4& sum, const float4& x) { sum.x += x.x, sum.y += x.y, sum.z += x.z, sum.w += x.w; };
+  auto add4 = [](float4& sum, const float4& x) { sum.x += x.x, sum.y += x.y, sum.z += x.z, sum.w += x.w; };
   float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
   if (group < groups) {
 #pragma unroll 4
     for (int64_t i = group;; i += groups) {
       const float* const from = row(i);
       if (!from) break;
-      add(sum, reinterpret_cast<const float4*>(from)[lane]);
+      add4(sum, reinterpret_cast<const float4*>(from)[lane]);
     }
     sums[threadIdx.x] = sum;
   }
   __syncthreads();
   if (group > 0) return;
-  for (int g = 1; g < groups; ++g) add(sum, sums[g * lanes + lane]);
+  for (int g = 1; g < groups; ++g) add4(sum, sums[g * lanes + lane]);
   reinterpret_cast<float4*>(to)[lane] = sum;
 }
 

@@ -8,14 +8,14 @@
 namespace recgrela::cuda {
 namespace {
 
-constexpr int kSortWarps = 8, kMaxDigitBits = 12;
+constexpr int kMaxDigitBits = 12;
 constexpr int kMinChunk = 256, kMaxOneBlockChunk = 1024, kMaxChunk = 8160;  // counts are 16-bit numbers
 constexpr int kMinPiece = 4, kMaxPiece = 64;
 constexpr int kBlocksPerMultiprocessor = 2;
 
 bool supported(const EmbeddingParams& p) {
-  return p.width >= p.kMinWidth && p.width <= p.kMaxWidth && p.width % p.kMinWidth == 0 &&
-         p.num_rows < (int64_t{1} << 31) - 1 && p.n_items > 0 && p.n_items < (int64_t{1} << 31);
+  return p.width >= p.kMinWidth && p.width <= p.kMaxWidth && p.width % p.kMinWidth == 0 && p.num_rows <= p.kMaxRows &&
+         p.n_items > 0 && p.n_items < (int64_t{1} << 31);
 }
 
 EmbeddingPlan make_plan(const EmbeddingParams& params) {

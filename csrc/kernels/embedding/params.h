@@ -7,8 +7,9 @@ namespace recgrela::cuda {
 
 struct EmbeddingParams {
   static constexpr int kMinWidth = 16, kMaxWidth = 256;  // D is a multiple of kMinWidth
+  static constexpr int64_t kMaxRows = int64_t{1} << 30;
 
-  int64_t num_rows = 0;  // T, below 2^31
+  int64_t num_rows = 0;  // T, at most kMaxRows
   int64_t n_items = 0;   // 1 to 2^31 - 1
   int width = 0;         // D
   float eps = 0.f;

@@ -7,6 +7,7 @@
 namespace recgrela::cuda {
 
 constexpr int kEmbeddingThreads = 256;
+constexpr int kSortThreads = 256, kSortWarps = kSortThreads / 32;
 
 struct EmbeddingPlan : EmbeddingParams {
   // The sort: `passes` passes over digits of `digit_bits` bits, by sort_blocks blocks.

@@ -2,14 +2,13 @@
 //
 // A warp sorts a chunk of consecutive rows, 32 at a time: lanes with equal digits find each other by votes, and the
 // first of them adds to the warp's own count of the digit, so that no atomic operation is needed. A pass takes three
-// kernels: counts of each block; the rows of each digit in earlier blocks; and the moves. Up to kOneBlockRows rows are
-// sorted by one block, which needs only the last kernel. Usual catalogues have a single digit.
+// kernels: counts of each block; the rows of each digit in earlier blocks; and the moves. Up to 8,192 rows are sorted
+// by one block, which needs only the last kernel. Up to 4,096 items are a single digit.
 #include "kernels/embedding/plan.cuh"
 
 namespace recgrela::cuda {
 namespace {
 
-constexpr int kSortThreads = 256, kSortWarps = kSortThreads / 32;
 constexpr int kScanBins = 32, kScanGroups = kSortThreads / kScanBins;
 constexpr int kZeroRows = 64;  // of d_table that a block of the sort by one block sets to zero, at least
 
