@@ -60,12 +60,12 @@ STEPS = (
     Step("facts", "machine.facts", 45, 20),
     Step("build", "machine.build", 180, 40),
     Step("tests", "suites.tests", 120, 40),
-    Step("whole_step", "whole_step.whole_step", 120, 70),
-    Step("benchmarks", "bench.benchmarks", 180, 90),
+    Step("whole_step", "whole_step.whole_step", 120, 60),
+    Step("benchmarks", "bench.benchmarks", 180, 80),
     Step("reference", "numerics.reference", 60, 25),
     Step("graph", "numerics.graph", 40, 20),
-    Step("training", "training.training", 60, 25),
-    Step("sanitizer", "suites.sanitizer", 100, 40),
+    Step("training", "training.training", 60, 20),
+    Step("sanitizer", "suites.sanitizer", 100, 30),
 )
 
 
