@@ -224,6 +224,17 @@ def test_cuda_graphs_equal_plain_steps(config: TrainConfig, model: dict[str, str
 
 
 @needs_gpu
+def test_compiled_steps_are_captured() -> None:
+    plain, batches = make_step(replace(CONFIG, compile=True), "cuda")
+    step, _ = make_step(replace(CONFIG, compile=True), "cuda")
+    take = graphed(step, batches, CudaGraphs())
+    passes = [*batches, *batches]
+    for a, b in zip(weights_after(plain, passes), weights_after(step, passes, take=take), strict=True):
+        assert_close("weights", a.cpu(), b.cpu(), 5e-2)
+    assert len(take._graphed._graphs) > 0
+
+
+@needs_gpu
 @pytest.mark.parametrize("name", ["softmax", "sampled_softmax", "gbce"])
 def test_each_replay_draws_other_random_numbers(name: str) -> None:
     """Dropout and negatives differ between replays: the loss of one batch changes."""
