@@ -75,9 +75,10 @@ def _is_view(function: torch._ops.OpOverload) -> bool:
     return any(result.alias_info and not result.alias_info.is_write for result in function._schema.returns)
 
 
-def _multi_tensor_launches(args: Iterable[Any]) -> int:
+def _multi_tensor_launches(name: str, args: Iterable[Any]) -> int:
     lists = [x for x in args if isinstance(x, (list, tuple)) and x and isinstance(x[0], Tensor)]
-    return -(-len(lists[0]) // TENSORS_PER_LAUNCH[min(len(lists), 5)])
+    number = len(lists) - name.startswith("_fused_")  # an optimizer's counts of steps take no place
+    return -(-len(lists[0]) // TENSORS_PER_LAUNCH[number])
 
 
 class Counter(TorchDispatchMode):
@@ -111,7 +112,7 @@ class Counter(TorchDispatchMode):
         if function.namespace == "recgrela":
             self._add(f"recgrela.{name}", launches_of(name, args), found, instructions_of(name, args))
         elif name.startswith(("_foreach_", "_fused_")):
-            self._add(name, _multi_tensor_launches(args), found)
+            self._add(name, _multi_tensor_launches(name, args), found)
         elif name not in FREE and not _is_view(function):
             gathered = args[0] if name in GATHERS else None
             self._add(name, SEVERAL.get(name, 1), [x for x in found if x is not gathered])

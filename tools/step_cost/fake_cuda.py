@@ -9,6 +9,8 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
@@ -53,8 +55,9 @@ def _library(torch_folder: Path) -> Path:
     return path
 
 
-def autocast_is_available() -> mock._patch:
-    """A context in which torch.autocast works for CUDA without a GPU."""
-    return mock.patch.multiple(
-        "torch.cuda", is_bf16_supported=lambda *args, **kwargs: True, is_available=lambda: True
-    )
+@contextmanager
+def without_gpu() -> Iterator[None]:
+    """A context in which torch.autocast and pinned memory do without a GPU."""
+    answers = {"is_available": lambda: True, "is_bf16_supported": lambda *args, **kwargs: True}
+    with mock.patch.multiple("torch.cuda", **answers), mock.patch("torch.Tensor.pin_memory", lambda x: x):
+        yield

@@ -11,11 +11,12 @@ from torch._subclasses import FakeTensorMode
 from benchmarks.steps import DATA, MAX_LEN, Setting
 from recgrela.data import Interactions, TrainBatches, load
 from recgrela.models import build
+from recgrela.models.capture import filling_for
 from recgrela.nn import RotaryTable
 from recgrela.training.losses import FullSoftmax
 from recgrela.training.step import TrainStep
 from tools.step_cost.counting import Call, Counter
-from tools.step_cost.fake_cuda import autocast_is_available
+from tools.step_cost.fake_cuda import without_gpu
 
 
 def load_data() -> Interactions:
@@ -32,11 +33,11 @@ def keep_rotary_tables(model: nn.Module) -> None:
 
 
 def count_step(setting: Setting, data: Interactions) -> list[Call]:
-    """The calls of one training step: forward, backward and Adam."""
+    """The calls of a forward, a backward and an Adam step, on a batch that is filled for CUDA graphs."""
     config = setting.run_config("cuda").train
     batches = TrainBatches(data, setting.objective, MAX_LEN, setting.batch_size, 0)
     batch = next(iter(batches.epoch(0)))
-    with FakeTensorMode(), autocast_is_available():
+    with FakeTensorMode(allow_non_fake_inputs=True), without_gpu():
         with torch.device("cuda"):
             model = build(setting.model, data.n_items, MAX_LEN)
             tensors = {
@@ -45,9 +46,16 @@ def count_step(setting: Setting, data: Interactions) -> list[Call]:
             }
         optimizer = torch.optim.Adam(model.parameters(), fused=True)
         step = TrainStep(model, optimizer, FullSoftmax(), config, max_tokens=1 << 40)
+        filling = filling_for(model, setting.objective, batches.max_seqlen)
         on_device = replace(batch, **tensors)
         keep_rotary_tables(model)
-        step(on_device, 1e-3)  # makes Adam's state
+
+        def take() -> None:
+            items, cu_seqlens, target, *lengths = filling(on_device)
+            step.add_gradients(items, cu_seqlens, target, *(lengths or [None]), filling.max_seqlen)
+            step.update()
+
+        take()  # makes Adam's state
         with Counter() as counter:
-            step(on_device, 1e-3)
+            take()
     return counter.calls
