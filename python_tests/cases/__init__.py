@@ -14,6 +14,7 @@ from python_tests.cases.gated_rela_last import GatedRelaLastCase
 from python_tests.cases.linear import LinearCase
 from python_tests.cases.linear_cross_entropy import LinearCrossEntropyCase
 from python_tests.cases.linear_scan import LinearScanCase
+from python_tests.cases.mlp import MLPCase
 from python_tests.cases.selective_scan import SelectiveScanCase
 
 CASES: tuple[type[Case], ...] = (
@@ -26,6 +27,7 @@ CASES: tuple[type[Case], ...] = (
     LinearCase,
     LinearCrossEntropyCase,
     AddNormCase,
+    MLPCase,
 )
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "LinearCase",
     "LinearCrossEntropyCase",
     "LinearScanCase",
+    "MLPCase",
     "Operands",
     "SelectiveScanCase",
 ]

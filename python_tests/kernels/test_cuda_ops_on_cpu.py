@@ -28,6 +28,7 @@ from python_tests.cases import (
     LinearCase,
     LinearCrossEntropyCase,
     LinearScanCase,
+    MLPCase,
     SelectiveScanCase,
 )
 from python_tests.cases.case import REAL_DTYPES
@@ -409,6 +410,49 @@ def test_dropout_equals_its_definition(simt: Any, dtype: torch.dtype) -> None:
         assert torch.equal(y, d_x)
 
 
+@pytest.mark.parametrize(
+    "features, hidden, out, activation",
+    [(64, 256, 64, "gelu"), (32, 37, 48, "silu"), (128, 200, 64, "relu"), (64, 300, 32, "none")],
+)
+@pytest.mark.parametrize("dropout", [0.0, 0.25])
+@pytest.mark.parametrize("dtype", REAL_DTYPES)
+def test_mlp(
+    simt: Any, dtype: torch.dtype, dropout: float, features: int, hidden: int, out: int, activation: str
+) -> None:
+    sizes = {"features": features, "hidden": hidden, "out": out}
+    check(simt, MLPCase(lengths=(130,), dtype=dtype, dropout=dropout, activation=activation, **sizes))
+
+
+def test_mlp_of_wide_rows(simt: Any) -> None:
+    case = MLPCase(lengths=(20,), dtype=torch.bfloat16, features=160, hidden=64, out=256, dropout=0.25)
+    check(simt, case)
+    wide = replace(case, dtype=torch.float32, dropout=0.0)  # in plain PyTorch
+    x = wide.operands()
+    with simt():
+        got = wide.results(x)
+    assert_results(wide, x, wide.on_cpu(x), got)
+
+
+def test_mlp_refuses(simt: Any) -> None:
+    x, w1, b1, w2, b2 = (
+        torch.randn(5, 32),
+        torch.randn(8, 32),
+        torch.randn(8),
+        torch.randn(32, 8),
+        torch.randn(32),
+    )
+    operator = torch.ops.recgrela_simt.mlp
+    for args, message in [
+        ((x[:, :24], w1[:, :24], b1, w2, b2, None, "gelu", 0.0), "multiples of 16 up to 128, not 24"),
+        ((x, w1, b1, torch.randn(144, 8), torch.randn(144), None, "gelu", 0.0), "up to 128, not 144"),
+        ((x.half(), w1.half(), b1, w2, b2, None, "gelu", 0.0), "w1 must have the shape"),
+        ((x, w1, b1, w2, b2, None, "tanh", 0.0), "must be none, relu, silu or gelu, not tanh"),
+        ((x, w1, b1, w2, b2, None, "gelu", 0.5), "seed must be int64"),
+    ]:
+        with pytest.raises(RuntimeError, match=message):
+            operator(*args)
+
+
 def test_bare_scans_refuse(simt: Any) -> None:
     x, cu_seqlens = torch.randn(7, 4, dtype=torch.complex128), torch.tensor([0, 7])
     with pytest.raises(RuntimeError, match="take complex64, not complex128"):
@@ -467,7 +511,10 @@ class LaunchesOfOperators(TorchDispatchMode):
 @pytest.mark.parametrize("op", CASES, ids=lambda op: op.op)
 def test_launches_are_those_of_the_table(simt: Any, library: Path, op: type[Case]) -> None:
     many = [case for case in op.variants((20,) * 500, torch.float32) if op.op == "embedding"]  # another sort
-    for case in [*op.variants((20,) * 40, torch.float32), *many]:
+    half = [
+        case for case in op.variants((20,), torch.bfloat16) if op.op == "mlp"
+    ]  # one kernel for all gradients
+    for case in [*op.variants((20,) * 40, torch.float32), *many, *half]:
         x = case.operands()
         with simt(), LaunchesOfOperators(library) as mode:
             case.results(x)

@@ -23,7 +23,19 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
 }
-OP = Op("mlp", {"cpu": Kernel((torch.float32, torch.float64))}, None, "composition")
+OP = Op(
+    "mlp",
+    {
+        "cpu": Kernel((torch.float32, torch.float64)),
+        "cuda": Kernel(
+            (torch.float32, torch.float16, torch.bfloat16),
+            widths=range(32, 257, 16),
+            float32_widths=range(32, 129, 16),
+        ),
+    },
+    None,
+    "composition",
+)
 
 
 def mlp_reference(
@@ -59,7 +71,8 @@ def mlp(
 
     The kernels never write the hidden layer [T, F] to memory: the backward recomputes it from `x`, the only
     tensor of T rows that is saved. Under autocast on the CPU, and where no kernel takes the operands,
-    PyTorch's linear layers run.
+    PyTorch's linear layers run. The CUDA kernels take any F; they compute float32 products as sums of bf16
+    products, with the accuracy of float32.
 
     Args:
         x: [T, I], any row stride, any floating dtype. Autocast on CUDA converts it to its dtype.

@@ -39,6 +39,7 @@ class Kernel:
         max_kernel_size: largest kernel size of the convolution; None: any.
         max_states: largest number of states of a channel; None: any.
         widths: widths of rows; None: any.
+        float32_widths: widths of float32 rows, if they differ.
     """
 
     dtypes: tuple[torch.dtype, ...]
@@ -46,6 +47,7 @@ class Kernel:
     max_kernel_size: int | None = None
     max_states: int | None = None
     widths: range | None = None
+    float32_widths: range | None = None
 
     def takes(
         self,
@@ -56,9 +58,10 @@ class Kernel:
         widths: tuple[int, ...] = (),
     ) -> bool:
         """Reports whether the kernel takes operands. A size of 0 is not checked."""
+        accepted = self.widths if dtype != torch.float32 else self.float32_widths or self.widths
         return (
             dtype in self.dtypes
-            and (self.widths is None or all(width in self.widths for width in widths))
+            and (accepted is None or all(width in accepted for width in widths))
             and (self.head_dims is None or head_dim == 0 or head_dim in self.head_dims)
             and (self.max_kernel_size is None or kernel_size <= self.max_kernel_size)
             and (self.max_states is None or num_states <= self.max_states)
@@ -300,5 +303,6 @@ def _describe(kernel: Kernel | None) -> str:
         parts.append(f"up to {kernel.max_states} states")
     if kernel.widths is not None:
         low, high, step = kernel.widths[0], kernel.widths[-1], kernel.widths.step
-        parts.append(f"widths {low} to {high} in steps of {step}")
+        narrow = f" (float32: {kernel.float32_widths[-1]})" if kernel.float32_widths else ""
+        parts.append(f"widths {low} to {high}{narrow} in steps of {step}")
     return "; ".join(parts)

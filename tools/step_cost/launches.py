@@ -31,6 +31,12 @@ def _linear_cross_entropy(*args: Any) -> int:
     return 4 if hidden.element_size() == 2 or label_smoothing else 3  # half precision: the table is converted
 
 
+def _mlp_backward(*args: Any) -> int:
+    d_y, x, w1, *_ = args
+    one_kernel = x.element_size() == 2 and max(x.shape[1], d_y.shape[1]) <= 64 and len(w1) <= 256
+    return 2 if one_kernel else 3  # else one more for the gradient of x
+
+
 # By operator: a number, or a function of the operator's arguments.
 LAUNCHES: dict[str, int | Callable[..., int]] = {
     "add_norm": 1,
@@ -50,6 +56,8 @@ LAUNCHES: dict[str, int | Callable[..., int]] = {
     "linear_cross_entropy_backward": 1,
     "linear_scan": 4,
     "linear_scan_backward": lambda *args: 4 if args[2].dim() == 1 else 3,
+    "mlp": 1,
+    "mlp_backward": _mlp_backward,
     "selective_scan": 4,
     "selective_scan_backward": 7,
 }

@@ -92,6 +92,10 @@ template <>
 inline void mma16816<fp16>(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   simt_internal::mma(simt::Collective::kMmaFp16, d, a, b);
 }
+inline void mma16816_first(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  for (float& x : d) x = 0;
+  mma16816<bf16>(d, a, b);
+}
 inline void mma1688_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   simt_internal::mma(simt::Collective::kMmaTf32, d, a, b);
 }

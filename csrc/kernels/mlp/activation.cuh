@@ -1,0 +1,113 @@
+// Activations of the hidden layer, with derivatives.
+#pragma once
+
+#include <type_traits>
+
+#include "kernels/common/activations.cuh"
+#include "kernels/common/dropout.cuh"
+#include "kernels/common/tile.cuh"
+#include "kernels/mlp/params.h"
+
+namespace recgrela::cuda {
+
+// Distribution function of the normal distribution at -a, for a >= 0, as a power of two whose exponent is a polynomial.
+// The error of a times the result is below 2e-8 for float32 rows and 6e-7 for 16-bit rows.
+template <typename E>
+__device__ float normal_tail(float a) {
+  if constexpr (sizeof(E) == 4) {
+    float e = -2.09642405e-6f;
+    e = e * a + 3.06608236e-5f;
+    e = e * a - 1.45485687e-4f;
+    e = e * a - 2.33151663e-4f;
+    e = e * a + 7.18584841e-3f;
+    e = e * a - 5.2578242e-2f;
+    e = e * a - 0.459182036f;
+    e = e * a - 1.15110829f;
+    return fast_exp2(e * a - 0.999999934f);
+  } else {
+    float e = -4.92504841e-4f;
+    e = e * a + 7.22960437e-3f;
+    e = e * a - 5.22207984e-2f;
+    e = e * a - 0.459526396f;
+    e = e * a - 1.15101805f;
+    return fast_exp2(e * a - 1.00000329f);
+  }
+}
+
+// Returns act(x); if kSlope, also sets slope = act'(x).
+template <typename E, MlpActivation kActivation, bool kSlope>
+__device__ float activate(float x, float& slope) {
+  if constexpr (kActivation == MlpActivation::kRelu) {
+    if constexpr (kSlope) slope = x > 0.f ? 1.f : 0.f;
+    return x < 0.f ? 0.f : x;
+  } else if constexpr (kActivation == MlpActivation::kSilu) {
+    const float s = sigmoid(x), y = x * s;
+    if constexpr (kSlope) slope = silu_grad(s, y);
+    return y;
+  } else if constexpr (kActivation == MlpActivation::kGelu) {
+    const float a = fabsf(x), tail = normal_tail<E>(a);
+    if constexpr (kSlope) {
+      constexpr float kDensity = 0.398942280f;                                      // 1 / sqrt(2 pi)
+      const float lower = tail - kDensity * a * fast_exp2(-0.5f * kLog2E * a * a);  // the slope at -a
+      slope = x > 0.f ? 1.f - lower : lower;
+    }
+    return max(x, 0.f) - a * tail;
+  } else {
+    if constexpr (kSlope) slope = 1.f;
+    return x;
+  }
+}
+
+// Calls f(the activation as a constant).
+template <typename F>
+__device__ void with_activation(MlpActivation activation, F f) {
+  switch (activation) {
+    case MlpActivation::kRelu:
+      return f(std::integral_constant<MlpActivation, MlpActivation::kRelu>{});
+    case MlpActivation::kSilu:
+      return f(std::integral_constant<MlpActivation, MlpActivation::kSilu>{});
+    case MlpActivation::kGelu:
+      return f(std::integral_constant<MlpActivation, MlpActivation::kGelu>{});
+    case MlpActivation::kNone:
+      return f(std::integral_constant<MlpActivation, MlpActivation::kNone>{});
+  }
+}
+
+// h = act(h)
+template <typename E>
+__device__ void activate_tile(MlpActivation activation, Acc& h) {
+  with_activation(activation, [&](auto constant) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      float unused;
+      h.x[i / 4][i % 4] = activate<E, decltype(constant)::value, false>(h.x[i / 4][i % 4], unused);
+    }
+  });
+}
+
+// d_h *= act'(h); h = act(h)
+template <typename E>
+__device__ void activate_tile(MlpActivation activation, Acc& h, Acc& d_h) {
+  with_activation(activation, [&](auto constant) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      float slope;
+      h.x[i / 4][i % 4] = activate<E, decltype(constant)::value, true>(h.x[i / 4][i % 4], slope);
+      d_h.x[i / 4][i % 4] *= slope;
+    }
+  });
+}
+
+// Sets dropped elements to zero, without scaling the others. `index` is the index of the lane's first element; the
+// distances are those of adjacent rows and columns.
+template <typename... Tiles>
+__device__ void drop_tile(const DropoutHash& drop, uint32_t index, uint32_t row_distance, uint32_t column_distance,
+                          Tiles&... tiles) {
+  if (!drop.active()) return;
+#pragma unroll
+  for (int i = 0; i < 8; ++i)
+    if (!drop.keeps(index + i / 2 % 2 * 8 * row_distance + (i / 4 * 8 + i % 2) * column_distance))
+      ((tiles.x[i / 4][i % 4] = 0.f), ...);
+}
+
+}  // namespace recgrela::cuda

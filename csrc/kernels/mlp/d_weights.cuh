@@ -1,0 +1,209 @@
+// Gradients of the weights and biases of mlp, and of the rows if one block holds the whole hidden layer.
+//
+// A warp owns 16 hidden columns and accumulates their gradients in registers over all rows of its block. It computes
+// the transposed hidden layer, so that the weights are the operand A and all warps share the rows in shared memory as
+// operand B; the sums are, activated, the operand A of the products that accumulate the gradients.
+#pragma once
+
+#include "kernels/common/packed.cuh"
+#include "kernels/mlp/activation.cuh"
+#include "kernels/mlp/rows.cuh"
+#include "kernels/mlp/weights.cuh"
+
+namespace recgrela::cuda {
+
+// Rows of one operand in shared memory, split into parts.
+template <typename E, int kTiles>
+struct MlpStep {
+  using K = MlpKernels<E, kTiles>;
+  static constexpr int kRows = K::kStepRows, kPartSize = kRows * K::kStride;
+  static constexpr int kVector = 16 / sizeof(E), kVectors = K::kWidth / kVector;
+
+  Part<E>* memory;
+
+  __device__ explicit MlpStep(unsigned char*& shared) : memory(reinterpret_cast<Part<E>*>(shared)) {
+    shared += kParts<E> * kPartSize * sizeof(Part<E>);
+  }
+
+  // Copies the rows from `first` on, with zeros after the last row and column. If kSum, each thread adds the values of
+  // its columns to its kVector sums. All threads of the block call it.
+  template <bool kSum>
+  __device__ void stage(const RowMatrix& rows, int64_t first, int64_t num_rows, int width, const DropoutHash& drop,
+                        float* sums) const {
+#pragma unroll 1
+    for (int i = threadIdx.x; i < kRows * kVectors; i += blockDim.x) {
+      const int column = i % kVectors * kVector;
+      const int64_t row = first + i / kVectors;
+      Packed<E, kVector> packed = {};
+      if (row < num_rows && column < width)
+        packed =
+            *reinterpret_cast<const Packed<E, kVector>*>(static_cast<const E*>(rows.data) + row * rows.stride + column);
+      Part<E>* const to = memory + i / kVectors * K::kStride + column;
+      if constexpr (kSum || sizeof(E) == 4) {
+        float x[kVector];
+        unpack(packed, x);
+        if (drop.active()) {
+          const uint32_t index = static_cast<uint32_t>(row) * static_cast<uint32_t>(width) + column;
+#pragma unroll
+          for (int j = 0; j < kVector; ++j) x[j] *= drop.factor(index + j);
+        }
+        if constexpr (kSum) {
+#pragma unroll
+          for (int j = 0; j < kVector; ++j) sums[j] += x[j];
+        }
+#pragma unroll
+        for (int j = 0; j < kVector; j += 4) {
+          const float four[4] = {x[j], x[j + 1], x[j + 2], x[j + 3]};
+          store_split4<E>(to + j, kPartSize, four);
+        }
+      } else {
+        *reinterpret_cast<Packed<E, kVector>*>(to) = packed;
+      }
+    }
+  }
+
+  // Operand B, M[row][column] of a tile, or its transpose.
+  template <bool kTranspose>
+  __device__ RightSplit<E> load(int row, int tile) const {
+    return load_right<E, kTranspose>(memory + row * K::kStride + tile * kTile, K::kStride, kPartSize);
+  }
+};
+
+// Adds A times a column of ones to `sums`: lane l has the sums of rows l / 4 and l / 4 + 8 in elements 0 and 2.
+template <typename E>
+__device__ void add_row_sums(float (&sums)[4], const Split<E>& a) {
+  const uint32_t one = pack2<Part<E>>(1.f, 1.f), ones[2] = {one, one};
+  float sum[4] = {};
+#pragma unroll
+  for (int p = kParts<E> - 1; p >= 0; --p) mma16816<Part<E>>(sum, a.part[p].r, ones);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) sums[i] += sum[i];
+}
+
+template <typename E, int kTiles, bool kFused>
+__global__ void __launch_bounds__(32 * MlpKernels<E, kTiles>::kMaxColumnWarps, 1)
+    mlp_d_weights_kernel(const MlpPlan p) {
+  using K = MlpKernels<E, kTiles>;
+  using Step = MlpStep<E, kTiles>;
+  [[maybe_unused]] constexpr int kUnroll = kFused ? kTiles : 2;  // by nvcc, with few registers
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  // Blocks of different columns read the same rows at the same time.
+  const int unit = blockIdx.x % (p.column_groups * K::kDivisions), group = unit / K::kDivisions;
+  const int first_tile = unit % K::kDivisions * K::kAccTiles;
+  const int64_t row_block = blockIdx.x / (p.column_groups * K::kDivisions);
+  const int columns = p.column_warps * kTile, first = group * columns, own = warp * kTile, column = first + own;
+
+  unsigned char* shared = dynamic_shared();
+  const MlpWeights<E, kTiles> weights(columns, shared);
+  const Step x(shared), d_z(shared);
+  Part<E>* const d_h_rows = reinterpret_cast<Part<E>*>(shared);  // [columns, kStepRows], if kFused
+  constexpr int kHiddenStride = stage_stride(K::kStepRows);
+  const int d_h_part = columns * kHiddenStride;
+  if constexpr (kFused) shared += kParts<E> * d_h_part * sizeof(Part<E>);
+  float* const d_b2 = reinterpret_cast<float*>(shared);  // [threads, kVector]
+#pragma unroll
+  for (int j = 0; j < Step::kVector; ++j) d_b2[threadIdx.x * Step::kVector + j] = 0.f;
+
+  const DropoutHash drop1(p.dropout1), none(Dropout{});
+  weights.stage(p, first, p.dropout1.scale);
+  const auto w = weights.at(own);
+
+  Acc d_w1[K::kAccTiles], d_w2[K::kAccTiles];  // [hidden, in] and [hidden, out]
+  float d_b1[4] = {};
+  for (int64_t begin = row_block * K::kStepRows; begin < p.num_rows; begin += p.row_blocks * K::kStepRows) {
+    x.template stage<false>(p.x, begin, p.num_rows, p.in, none, nullptr);
+    const DropoutHash drop2(p.dropout2);  // read again for each step, to save registers
+    d_z.template stage<true>(p.d_y, begin, p.num_rows, p.out, drop2, d_b2 + threadIdx.x * Step::kVector);
+    __syncthreads();
+    if (column < p.hidden) {
+#pragma unroll 1
+      for (int row = 0; row < K::kStepRows; row += kTile) {
+        Acc h, d_h;
+        const float bias[2] = {weights.b1()[own + lane / 4], weights.b1()[own + lane / 4 + 8]};
+#pragma unroll
+        for (int i = 0; i < 8; ++i) h.x[i / 4][i % 4] = bias[i / 2 % 2];
+#pragma unroll kUnroll
+        for (int k = 0; k < kTiles; ++k) {
+          add_product(h, w.left1(k), x.template load<false>(row, k));
+          limit_overlap<E>();
+          add_product(d_h, w.left2(k), d_z.template load<false>(row, k));
+          limit_overlap<E>();
+        }
+        activate_tile<E>(p.activation, h, d_h);
+        const uint32_t index = static_cast<uint32_t>(begin + row + tile_col(lane, 0, 0)) * p.hidden + column + lane / 4;
+        drop_tile(drop1, index, 1, p.hidden, h, d_h);
+        {
+          const Split<E> a = to_split<E>(h);
+#pragma unroll
+          for (int k = 0; k < K::kAccTiles; ++k) {
+            add_product(d_w2[k], a, d_z.template load<true>(row, first_tile + k));
+            limit_overlap<E>();
+          }
+        }
+        const Split<E> a = to_split<E>(d_h);
+#pragma unroll
+        for (int k = 0; k < K::kAccTiles; ++k) {
+          add_product(d_w1[k], a, x.template load<true>(row, first_tile + k));
+          limit_overlap<E>();
+        }
+        add_row_sums(d_b1, a);
+        if constexpr (kFused) {
+          Part<E>* const to = d_h_rows + (own + lane / 4) * kHiddenStride + row + tile_col(lane, 0, 0);
+#pragma unroll
+          for (int i = 0; i < kParts<E> * 4; ++i)
+            *reinterpret_cast<uint32_t*>(to + i / 4 * d_h_part + i % 2 * 8 * kHiddenStride + i / 2 % 2 * 8) =
+                a.part[i / 4].r[i % 4];
+        }
+      }
+    }
+    __syncthreads();
+    if constexpr (kFused) {
+      for (int tile = warp; tile < K::kStepRows / kTile * kTiles; tile += p.column_warps) {
+        const int row = tile / kTiles * kTile, i = tile % kTiles;
+        Acc d_x;
+#pragma unroll 2
+        for (int f = 0; f < p.hidden; f += kTile)
+          add_product(d_x, load_split<E, true>(d_h_rows + f * kHiddenStride + row, kHiddenStride, d_h_part),
+                      weights.at(f).template right1<true>(i));
+        const Acc one[1] = {d_x};
+        const RowMatrix to{static_cast<E*>(p.d_x.data) + i * kTile, p.d_x.stride};
+        store_mlp_rows<E>(one, to, begin + row, p.num_rows, p.in - i * kTile, none);
+      }
+    }
+  }
+
+  float* const partials = p.partials + row_block * p.num_weights();
+  float* const of_w2 = partials + int64_t{p.hidden} * p.in;
+  float* const of_b1 = of_w2 + int64_t{p.hidden} * p.out;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const int f = column + tile_row(lane, i % 4), c = tile_col(lane, i / 4, i % 4);
+    if (f >= p.hidden) continue;
+#pragma unroll
+    for (int k = 0; k < K::kAccTiles; ++k) {
+      const int tile = (first_tile + k) * kTile;
+      if (tile < p.in) partials[int64_t{f} * p.in + tile + c] = d_w1[k].x[i / 4][i % 4];
+      if (tile < p.out) of_w2[int64_t{f} * p.out + tile + c] = d_w2[k].x[i / 4][i % 4] * p.dropout1.scale;
+    }
+    if (i < 4 && i % 2 == 0 && lane % 4 == 0 && first_tile == 0) of_b1[f] = d_b1[i];
+  }
+  if (unit > 0) return;
+  // Threads with the same columns add up their sums.
+  __syncthreads();
+  for (int c = threadIdx.x; c < p.out; c += blockDim.x) {
+    float sum = 0.f;
+    for (int i = c; i < static_cast<int>(blockDim.x) * Step::kVector; i += K::kWidth) sum += d_b2[i];
+    of_b1[p.hidden + c] = sum;
+  }
+}
+
+template <typename E, int kTiles>
+cudaError_t MlpKernels<E, kTiles>::d_weights(const MlpPlan& p, cudaStream_t stream) {
+  const int64_t blocks = p.row_blocks * p.column_groups * kDivisions;
+  const int threads = 32 * p.column_warps;
+  if constexpr (kCanFuse)
+    if (p.fused) return launch(mlp_d_weights_kernel<E, kTiles, true>, blocks, threads, column_bytes(p), stream, p);
+  return launch(mlp_d_weights_kernel<E, kTiles, false>, blocks, threads, column_bytes(p), stream, p);
+}
+
+}  // namespace recgrela::cuda

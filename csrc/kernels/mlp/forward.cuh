@@ -1,0 +1,83 @@
+// Forward of mlp. A warp processes 16 rows: for each chunk of hidden columns, the sums of the first product become,
+// activated, the operand of the second product, so that the hidden layer never leaves the warp's registers.
+#pragma once
+
+#include "kernels/mlp/activation.cuh"
+#include "kernels/mlp/rows.cuh"
+#include "kernels/mlp/weights.cuh"
+
+namespace recgrela::cuda {
+
+template <typename E, int kTiles>
+__global__ void __launch_bounds__(32 * kMlpMaxWarps, kTiles == 4 && kParts<E> == 1 ? 2 : 1)
+    mlp_forward_kernel(const MlpPlan p) {
+  using K = MlpKernels<E, kTiles>;
+  constexpr int kChunk = K::kChunkTiles;
+  [[maybe_unused]] constexpr int kUnroll = K::kRowsInRegisters ? kTiles : 2;  // by nvcc
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  unsigned char* shared = dynamic_shared();
+  const MlpWeights<E, kTiles> weights(p.group, shared);
+  float* const b2 = reinterpret_cast<float*>(shared);
+  shared += K::kWidth * sizeof(float);
+  MlpRows<E, kTiles> x(shared, p.warps);
+  const DropoutHash drop1(p.dropout1), drop2(p.dropout2), none(Dropout{});
+  for (int i = threadIdx.x; i < K::kWidth; i += blockDim.x) b2[i] = i < p.out ? p.b2[i] : 0.f;
+
+  const int64_t step = int64_t{p.warps} * kTile;
+  bool staged = false;
+  for (int64_t begin = blockIdx.x * step; begin < p.num_rows; begin += gridDim.x * step) {
+    const int64_t row = begin + warp * kTile;
+    x.load(p.x, row, p.num_rows, p.in, none);
+    Acc y[kTiles];
+    for (int first = 0; first < p.hidden; first += p.group) {
+      if (!staged || p.group < p.hidden) {
+        __syncthreads();
+        weights.stage(p, first, p.dropout1.scale);
+        __syncthreads();
+        staged = true;
+      }
+      if (first == 0) {
+#pragma unroll
+        for (int n = 0; n < kTiles; ++n) y[n] = broadcast_columns(b2 + n * kTile);
+      }
+      const int columns = min(p.group, p.hidden - first);
+      uint32_t index = static_cast<uint32_t>(row + lane / 4) * p.hidden + first + tile_col(lane, 0, 0);
+#pragma unroll 1
+      for (int c = 0; c < columns; c += kChunk * kTile, index += kChunk * kTile) {
+        const auto w = weights.at(c);
+        Acc h[kChunk];
+#pragma unroll
+        for (int i = 0; i < kChunk; ++i) h[i] = broadcast_columns(weights.b1() + c + i * kTile);
+#pragma unroll kUnroll
+        for (int k = 0; k < kTiles; ++k) {
+          const Split<E> rows = x[k];
+#pragma unroll
+          for (int i = 0; i < kChunk; ++i) add_product(h[i], rows, w.right1(k, i * kTile));
+          limit_overlap<E>();
+        }
+        Split<E> a[kChunk];
+#pragma unroll
+        for (int i = 0; i < kChunk; ++i) {
+          activate_tile<E>(p.activation, h[i]);
+          drop_tile(drop1, index + i * kTile, p.hidden, 1, h[i]);
+          a[i] = to_split<E>(h[i]);
+          limit_overlap<E>();
+        }
+#pragma unroll
+        for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+          for (int i = 0; i < kChunk; ++i) add_product(y[n], a[i], w.right2(n, i * kTile));
+          limit_overlap<E>();
+        }
+      }
+    }
+    store_mlp_rows<E>(y, p.y, row, p.num_rows, p.out, drop2);
+  }
+}
+
+template <typename E, int kTiles>
+cudaError_t MlpKernels<E, kTiles>::forward(const MlpPlan& p, cudaStream_t stream) {
+  return launch(mlp_forward_kernel<E, kTiles>, p.blocks, 32 * p.warps, row_bytes(p, 1), stream, p);
+}
+
+}  // namespace recgrela::cuda

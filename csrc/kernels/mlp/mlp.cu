@@ -1,0 +1,127 @@
+// Host side of mlp: two linear layers, an activation between them and dropout after each, for narrow rows.
+//
+// The hidden layer never reaches memory. In the forward, a warp processes 16 rows, and the hidden layer is operands in
+// its registers. The backward computes it again. Where one block holds the weights of the whole hidden layer (16-bit
+// rows of up to 64 features), one kernel reads x and d_y once and computes all gradients; else one kernel computes d_x
+// and another the gradients of the weights, whose blocks divide the hidden columns. Gradients of weights are partial
+// sums of persistent blocks, which are added in a fixed order.
+#include <algorithm>
+
+#include "kernels/common/reduce.cuh"
+#include "kernels/common/workspace.cuh"
+#include "kernels/mlp/plan.cuh"
+
+namespace recgrela::cuda {
+namespace {
+
+// Stores column i of the partial sums.
+struct StoreMlpGradients {
+  float *d_w1, *d_w2, *d_b1, *d_b2;
+  int64_t in, hidden, out;
+
+  __device__ void operator()(int64_t i, float sum) const {
+    if (i < hidden * in) {
+      d_w1[i] = sum;
+    } else if (i -= hidden* in; i < hidden * out) {
+      d_w2[i % out * hidden + i / out] = sum;
+    } else if (i -= hidden* out; i < hidden) {
+      d_b1[i] = sum;
+    } else {
+      d_b2[i - hidden] = sum;
+    }
+  }
+};
+
+int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// Divides rows among the warps and blocks of a kernel by rows, which has one operand in the forward and two in the
+// backward.
+template <typename K>
+void plan_rows(K, MlpPlan& p, int operands) {
+  const int all = static_cast<int>(round_up(p.hidden, K::kPanel)), memory = p.max_shared_bytes;
+  auto bytes = [&](int warps, int group) {
+    MlpPlan other = p;
+    other.warps = warps, other.group = group;
+    return static_cast<int64_t>(K::row_bytes(other, operands));
+  };
+  p.warps = kMlpMaxWarps;
+  while (p.warps > 1 && bytes(p.warps, K::kPanel) > memory) p.warps /= 2;
+  p.group = all;
+  if (bytes(p.warps, all) > memory) {
+    // Two blocks a multiprocessor, of which one computes while the other loads weights, if their groups are not short.
+    p.group = 2 * K::kPanel;
+    while (p.group > K::kPanel && bytes(p.warps, p.group) > memory / 2) p.group -= K::kPanel;
+  }
+  const int64_t resident = std::clamp<int64_t>(memory / bytes(p.warps, p.group), 1, 2);
+  p.blocks = std::min(ceil_div(p.num_rows, int64_t{p.warps} * kTile), resident * multiprocessors());
+}
+
+template <typename K>
+void plan_columns(K, MlpPlan& p) {
+  p.fused = false;
+  p.column_warps = K::kMaxColumnWarps;
+  while (p.column_warps > 1 && static_cast<int64_t>(K::column_bytes(p)) > p.max_shared_bytes) --p.column_warps;
+  p.column_warps = static_cast<int>(std::min<int64_t>(p.column_warps, ceil_div(p.hidden, kTile)));
+  p.column_groups = static_cast<int>(ceil_div(p.hidden, p.column_warps * kTile));
+  p.fused = K::kCanFuse && p.column_groups == 1;
+  if (static_cast<int64_t>(K::column_bytes(p)) > p.max_shared_bytes) p.fused = false;
+  const int64_t blocks = std::max<int64_t>(1, multiprocessors() / (p.column_groups * K::kDivisions));
+  p.row_blocks = std::clamp<int64_t>(ceil_div(p.num_rows, K::kStepRows), 1, blocks);
+}
+
+MlpPlan make_plan(const MlpParams& params) {
+  MlpPlan p;
+  static_cast<MlpParams&>(p) = params;
+  if (p.max_shared_bytes == 0) p.max_shared_bytes = max_shared_bytes();
+  const int width = std::max(p.in, p.out);
+  p.tiles = width <= 64 ? 4 : width <= 128 ? 8 : 16;
+  return p;
+}
+
+size_t lay_out(MlpPlan& p) {
+  Workspace workspace(p.workspace);
+  p.partials = workspace.take_floats(p.row_blocks * p.num_weights());
+  return workspace.size();
+}
+
+bool supported(const MlpParams& p) {
+  const int max_width = p.dtype == DType::kFloat32 ? p.kMaxFloat32Width : p.kMaxWidth;
+  auto takes = [&](int width) { return width > 0 && width % p.kUnit == 0 && width <= max_width; };
+  return takes(p.in) && takes(p.out) && p.hidden > 0;
+}
+
+}  // namespace
+
+size_t mlp_backward_workspace(const MlpParams& params) {
+  if (!supported(params)) return 0;
+  MlpPlan p = make_plan(params);
+  dispatch_mlp(p.dtype, p.tiles, [&](auto kernels) { plan_columns(kernels, p); });
+  return lay_out(p);
+}
+
+cudaError_t mlp_forward(const MlpParams& params, cudaStream_t stream) {
+  if (!supported(params)) return cudaErrorInvalidValue;
+  MlpPlan p = make_plan(params);
+  return dispatch_mlp(p.dtype, p.tiles, [&](auto kernels) {
+    plan_rows(kernels, p, 1);
+    return kernels.forward(p, stream);
+  });
+}
+
+cudaError_t mlp_backward(const MlpParams& params, cudaStream_t stream) {
+  if (!supported(params)) return cudaErrorInvalidValue;
+  MlpPlan p = make_plan(params);
+  return dispatch_mlp(p.dtype, p.tiles, [&](auto kernels) {
+    plan_columns(kernels, p);
+    lay_out(p);
+    if (!p.fused) {
+      plan_rows(kernels, p, 2);
+      RECGRELA_RETURN_IF_ERROR(kernels.d_rows(p, stream));
+    }
+    RECGRELA_RETURN_IF_ERROR(kernels.d_weights(p, stream));
+    const StoreMlpGradients store{p.d_w1, p.d_w2, p.d_b1, p.d_b2, p.in, p.hidden, p.out};
+    return add_partials(p.partials, p.row_blocks, p.num_weights(), store, stream);
+  });
+}
+
+}  // namespace recgrela::cuda

@@ -1,0 +1,83 @@
+// Plan of an mlp call: its parameters and how rows and hidden columns are divided among blocks.
+#pragma once
+
+#include "kernels/common/split.cuh"
+#include "kernels/common/stage.cuh"
+#include "kernels/mlp/params.h"
+
+namespace recgrela::cuda {
+
+// Widths I and O are padded with zeros to a number of tiles: 4, 8 or 16.
+constexpr int kMlpMaxWarps = 8;         // of a block of the kernels by rows
+constexpr int kMlpMaxColumnWarps = 16;  // of a block of the kernel by columns
+
+struct MlpPlan : MlpParams {
+  int tiles = 0;  // of rows, padded: 4, 8 or 16
+
+  // Kernels by rows: a warp processes 16 rows at a time, with the weights of `group` hidden columns in shared memory.
+  int warps = 0, group = 0;
+  int64_t blocks = 0;
+
+  // Kernel by columns, which adds up the gradients of the weights: each of a block's warps owns 16 hidden columns, and
+  // a block processes every row_blocks-th step of rows.
+  int column_warps = 0, column_groups = 0;
+  int64_t row_blocks = 0;
+  bool fused = false;         // whether this kernel also computes d_x
+  float* partials = nullptr;  // [row_blocks, num_weights()]: d_w1 [F, I], transposed d_w2 [F, O], d_b1, d_b2
+
+  __host__ __device__ int64_t num_weights() const { return int64_t{hidden} * (in + out + 1) + out; }
+};
+
+// Kernels of one element type and padded width.
+template <typename E, int kTiles>
+struct MlpKernels {
+  static constexpr int kWidth = kTiles * kTile, kStride = stage_stride(kWidth);
+
+  // Whether a warp of the kernels by rows holds its rows as operands in registers; else they are in shared memory.
+  static constexpr bool kRowsInRegisters = kParts<E> * kTiles <= 12;
+  // Tiles of hidden columns that the forward processes at a time.
+  static constexpr int kChunkTiles = kParts<E> * kTiles < 24 ? 2 : 1;
+  static constexpr int kMaxColumnWarps = kParts<E> == 1 ? (kTiles == 4 ? 16 : kTiles == 8 ? 8 : 4) : 32 / kTiles;
+  static constexpr bool kCanFuse = kParts<E> == 1 && kTiles == 4;
+  static constexpr int kStepRows = kCanFuse ? 64 : 32;  // of the kernel by columns
+  // A warp of the kernel by columns accumulates this many tiles of d_w1 and of d_w2; wider rows are divided.
+  static constexpr int kAccTiles = kParts<E> == 1 && kTiles > 4 ? 8 : 4, kDivisions = kTiles / kAccTiles;
+
+  // Weights in shared memory: panels of kPanel hidden columns, with kParts of w1 and of w2; see weights.cuh.
+  static constexpr int kPanel = kParts<E> * kTiles <= 12 ? 64 : 32, kStride2 = stage_stride(kPanel);
+  static constexpr int kPart1 = kPanel * kStride, kPart2 = kWidth * kStride2;
+  static constexpr int kPanelSize = kParts<E> * (kPart1 + kPart2);
+  static __host__ __device__ int panels(int columns) { return (columns + kPanel - 1) / kPanel; }
+  static __host__ __device__ size_t weight_bytes(int columns) {
+    return size_t{2} * panels(columns) * (kPanelSize + 2 * kPanel);
+  }
+  static size_t row_bytes(const MlpPlan& p, int operands) {
+    const size_t rows = kRowsInRegisters ? 0 : size_t{2} * operands * p.warps * kTile * kStride * kParts<E>;
+    return weight_bytes(p.group) + kWidth * sizeof(float) + rows;
+  }
+  static size_t column_bytes(const MlpPlan& p) {
+    const int columns = p.column_warps * kTile;
+    const size_t d_h = p.fused ? size_t{2} * columns * stage_stride(kStepRows) * kParts<E> : 0;
+    return weight_bytes(columns) + size_t{2} * 2 * kStepRows * kStride * kParts<E> + d_h +
+           columns * (2 * 16 / sizeof(E)) * sizeof(float);
+  }
+
+  static cudaError_t forward(const MlpPlan& plan, cudaStream_t stream);
+  static cudaError_t d_rows(const MlpPlan& plan, cudaStream_t stream);
+  static cudaError_t d_weights(const MlpPlan& plan, cudaStream_t stream);
+};
+
+// Calls f(MlpKernels<E, kTiles>{}).
+template <typename F>
+auto dispatch_mlp(DType dtype, int tiles, F f) {
+  auto of_type = [&](auto element) {
+    using E = decltype(element);
+    if (tiles == 4) return f(MlpKernels<E, 4>{});
+    if constexpr (sizeof(E) == 2)
+      if (tiles == 16) return f(MlpKernels<E, 16>{});
+    return f(MlpKernels<E, 8>{});
+  };
+  return dtype == DType::kFloat32 ? of_type(float{}) : dtype == DType::kFloat16 ? of_type(fp16{}) : of_type(bf16{});
+}
+
+}  // namespace recgrela::cuda
