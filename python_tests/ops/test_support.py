@@ -111,6 +111,20 @@ def test_compiles_into_one_graph(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OPS)
+def test_exports(name: str) -> None:
+    operands, others = own_tests(name).example()
+
+    class Call(torch.nn.Module):
+        def forward(self, *values: Tensor) -> Any:
+            return getattr(recgrela.ops, name)(**dict(zip(operands, values, strict=True)), **others)
+
+    values = tuple(x.detach() for x in operands.values())
+    exported = torch.export.export(Call(), values, strict=False).module()(*values)
+    expected = Call()(*values)
+    assert_close(name, *(x if isinstance(x, Tensor) else x[0] for x in (expected, exported)), 1e-12)
+
+
+@pytest.mark.parametrize("name", OPS)
 def test_recomputed_by_gradient_checkpointing(name: str) -> None:
     operands, others = own_tests(name).example()
 

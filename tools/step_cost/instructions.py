@@ -1,7 +1,7 @@
 """Warp instructions of our operators, where they were counted.
 
-Those of gated_rela were measured; the others are the machine code for sm_90 of the loop over rows at D 64 and
-bfloat16, with the branches that a call may skip.
+Those of gated_rela were measured. The others are the lengths of the loops over rows in the machine code for
+sm_90, at D 64, F 256 and bfloat16; they include branches that a call may skip.
 """
 
 from __future__ import annotations
@@ -19,20 +19,31 @@ CHUNK = {
     ("gated_rela_backward", True, 2): 1760,
     ("gated_rela_backward", False, 2): 1369,
 }
-ROW = {"add_norm": 62, "add_norm_backward": 88, "embedding": 66}
+# By operator and the smallest size of an element.
+ROW = {
+    ("add_norm", 2): 62,
+    ("add_norm_backward", 2): 88,
+    ("embedding", 4): 66,
+    ("mlp", 2): 320,
+    ("mlp_backward", 2): 525,
+}
 
 
 def instructions_of(name: str, args: tuple[Any, ...]) -> int:
     """Warp instructions of one call of an operator; 0 if they were not counted."""
-    if name in ROW:
-        return ROW[name] * max(len(x) for x in args if isinstance(x, Tensor))
-    if name not in ("gated_rela", "gated_rela_backward"):
-        return 0
-    tensors, causal = (
-        args[-15:] if name == "gated_rela" else args[3:],
-        args[-3 if name == "gated_rela" else -2],
+    if name in ("gated_rela", "gated_rela_backward"):
+        return _chunks(name, args)
+    tensors = [x for x in args if isinstance(x, Tensor)]
+    size = min(x.element_size() for x in tensors)
+    # The operands of an op on rows are rows, or parameters with fewer.
+    return ROW.get((name, size), 0) * max(len(x) for x in tensors if x.dim())
+
+
+def _chunks(name: str, args: tuple[Any, ...]) -> int:
+    *operands, causal, _ = args if name == "gated_rela_backward" else args[:-1]
+    v, cu_seqlens = (
+        (operands[5], operands[7]) if name == "gated_rela_backward" else (operands[2], operands[4])
     )
-    v, cu_seqlens = tensors[2], tensors[4]
     batch = len(cu_seqlens) - 1
     length = -(-v.shape[0] // batch)
     chunks = batch * -(-length // TILE) * v.shape[1] // TILE
