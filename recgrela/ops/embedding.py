@@ -32,7 +32,10 @@ def _composition(
 
 OP = Op(
     "embedding",
-    {"cuda": Kernel((torch.float32,), widths=range(16, 257, 16))},
+    {
+        "cpu": Kernel((torch.float32, torch.float64)),
+        "cuda": Kernel((torch.float32,), widths=range(16, 257, 16)),
+    },
     _composition,
     "composition",
 )
@@ -69,8 +72,8 @@ def embedding(
 ) -> Tensor:
     """LayerNorm(drop(table[items])), or drop(table[items]) if `weight` is None.
 
-    On CUDA the forward is one kernel that saves nothing but the operands, and the backward sorts the rows by
-    item and adds those of an item in a fixed order. Elsewhere PyTorch's functions run. Autocast does not
+    The kernels read the table once and save nothing but the operands. The backward sorts the rows by item and
+    adds those of an item in a fixed order, so that its result is the same on every run. Autocast does not
     change the result's dtype. A half-precision table is computed in float32 and the result rounded.
 
     Args:
@@ -88,9 +91,9 @@ def embedding(
 
     Raises:
         ValueError: if a shape or device, the rate or `padding_idx` is wrong; TypeError: if a dtype is.
-        IndexError: if an item is not a row of the table. On CUDA this is a device-side assertion, which a
+        RuntimeError: if an item is not a row of the table. On CUDA this is a device-side assertion, which a
             later call reports.
-        NotImplementedError: for second derivatives of the kernel; use `embedding_reference`.
+        NotImplementedError: for second derivatives of the kernels; use `embedding_reference`.
     """
     op = OP.name
     if table.dim() != 2 or 0 in table.shape:
@@ -138,9 +141,10 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
+    tensors = ctx.saved_tensors  # checkpointing lets them be read once
     options = (ctx.eps, ctx.dropout, ctx.padding_idx)
-    gradients = call_operator("embedding_backward", d_y, *ctx.saved_tensors, *options)
-    return None, *none_for_absent(gradients, ctx.saved_tensors[1:4]), None, None, None, None
+    gradients = call_operator("embedding_backward", d_y, *tensors, *options)
+    return None, *none_for_absent(gradients, tensors[1:4]), None, None, None, None
 
 
 register_operator("embedding", fake=_fake, setup=_setup, backward=_backward, fake_backward=_fake_backward)
