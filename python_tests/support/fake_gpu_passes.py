@@ -44,7 +44,7 @@ def obstacle(config: ModelConfig, objective: Objective, amp: bool) -> str | None
     batches = [
         filling_for(model, name, MAX_LEN)(small_batch(model, name, MAX_LEN)) for name in (objective, "last")
     ]
-    with FakeTensorMode(), fake_cuda.autocast_is_available():
+    with FakeTensorMode(), fake_cuda.without_gpu():
         move(model)
         keep_rotary_tables(model)
         on_gpu = [[torch.empty(x.shape, dtype=x.dtype, device="cuda") for x in batch] for batch in batches]
