@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.measure import is_cuda
@@ -38,24 +40,30 @@ def kind_of(name: str) -> str:
     return next((kind for kind, pattern in KINDS if re.search(pattern, name, re.IGNORECASE)), "other")
 
 
+def by_kind(events: Iterable[tuple[str, float]], steps: int) -> dict[str, dict[str, float]]:
+    """Milliseconds and launches a step by kind, the longest first, of kernels with their microseconds."""
+    kinds: dict[str, dict[str, float]] = {}
+    for name, microseconds in events:
+        kind = kinds.setdefault(kind_of(name), {"ms": 0.0, "launches": 0.0})
+        kind["ms"] += microseconds / 1e3 / steps
+        kind["launches"] += 1 / steps
+    return dict(sorted(kinds.items(), key=lambda item: -item[1]["ms"]))
+
+
+def on_device(events: Iterable[Any]) -> Iterator[tuple[str, float]]:
+    """Kernels, copies and fills of a GPU among a profile's events, without calls on the host and ranges."""
+    for event in events:
+        if event.device_type == DeviceType.CUDA and not getattr(event, "is_user_annotation", False):
+            yield event.name, event.time_range.elapsed_us()
+
+
 def breakdown(device: str, take: Callable[[], None], steps: int) -> dict[str, dict[str, float]]:
-    """Milliseconds and launches a step by kind, the longest first. On the CPU operators count as kernels."""
+    """`by_kind` of some steps. On the CPU operators count as kernels."""
     cuda = is_cuda(device)
     with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as profiled:
         for _ in range(steps):
             take()
         if cuda:
             torch.cuda.synchronize()
-    kinds: dict[str, dict[str, float]] = {}
-    for event in profiled.key_averages():
-        microseconds = event.self_device_time_total if cuda else event.self_cpu_time_total
-        if cuda and not microseconds:
-            continue  # a call on the host
-        kind = kinds.setdefault(kind_of(event.key), {"ms": 0.0, "launches": 0.0})
-        kind["ms"] += microseconds / 1e3 / steps
-        kind["launches"] += event.count / steps
-    return dict(sorted(kinds.items(), key=lambda item: -item[1]["ms"]))
-
-
-def launches(kinds: dict[str, dict[str, float]]) -> float:
-    return sum(kind["launches"] for kind in kinds.values())
+    events = profiled.events()
+    return by_kind(on_device(events) if cuda else ((e.name, e.self_cpu_time_total) for e in events), steps)

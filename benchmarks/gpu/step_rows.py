@@ -39,7 +39,7 @@ class Row:
     Attributes:
         setting: sizes of the step.
         way: `OURS`, `WITHOUT_GRAPHS`, `PLAIN` or `COMPILED`.
-        seconds: time that must be left to begin; a peer also gets no more.
+        seconds: time that must be left to begin.
     """
 
     setting: Setting
@@ -86,9 +86,7 @@ def measure_steps(take: Callable[[], object], device: str, steps: int) -> dict[s
 
 def measure(make: Callable[[], Steps], device: str, n: Amount) -> Record:
     """The record of steps that `make` prepares: times, peak memory, loss and kinds of kernels."""
-    gc.collect()  # the last row's tensors
     if is_cuda(device):
-        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     take, loss = make()
     for _ in range(n.warm_up * n.batches):
@@ -180,3 +178,7 @@ def measure_row(row: Row, device: str, n: Amount, data: DataConfig) -> Record:
         return record | measure(lambda: make(row, device, n, data), device, n)
     except Exception as error:  # the other rows must still run
         return record | {"status": "failed", "fault": describe(error)}
+    finally:  # memory for the next row, which may run in another process
+        gc.collect()
+        if is_cuda(device):
+            torch.cuda.empty_cache()

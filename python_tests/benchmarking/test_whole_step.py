@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch.autograd import DeviceType
 
 from benchmarks.gpu import breakdown, step_rows, whole_step
 from benchmarks.gpu.step_rows import COMPILED, PLAIN, WITHOUT_GRAPHS, Amount, Row
@@ -157,3 +159,21 @@ def test_quick_measures_little() -> None:
 )
 def test_kinds_of_kernels(name: str, kind: str) -> None:
     assert breakdown.kind_of(name) == kind
+
+
+def test_only_kernels_of_the_device_count() -> None:
+    def event(name: str, device: DeviceType, start: int, end: int, **more: Any) -> SimpleNamespace:
+        elapsed = SimpleNamespace(elapsed_us=lambda: float(end - start))
+        return SimpleNamespace(name=name, device_type=device, time_range=elapsed, **more)
+
+    events = [
+        event("cudaLaunchKernel", DeviceType.CPU, 0, 900),
+        event("Optimizer.step#Adam.step", DeviceType.CUDA, 0, 900, is_user_annotation=True),
+        event("void recgrela::cuda::mlp_forward_kernel<float>", DeviceType.CUDA, 0, 100),
+        event("void recgrela::cuda::mlp_forward_kernel<float>", DeviceType.CUDA, 100, 300),
+        event("nvjet_tst_128x64", DeviceType.CUDA, 300, 320, is_user_annotation=False),
+    ]
+    assert breakdown.by_kind(breakdown.on_device(events), 2) == {
+        "recgrela mlp_forward": {"ms": pytest.approx(0.15), "launches": 1.0},
+        "products": {"ms": pytest.approx(0.01), "launches": 0.5},
+    }
