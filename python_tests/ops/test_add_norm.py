@@ -183,7 +183,7 @@ def test_the_number_of_threads_does_not_matter() -> None:
         found.append(results(add_norm, inputs, dropout=0.1, seed=SEED))
     torch.set_num_threads(before)
     for other in found[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(found[0][:4], other[:4], strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
 @pytest.mark.parametrize("post_norm", [False, True])
@@ -191,6 +191,22 @@ def test_gradcheck(post_norm: bool) -> None:
     inputs = operands(4, 6)
     kw: dict[str, Any] = {"post_norm": post_norm, "dropout": 0.3, "drop_path": 0.3, "seed": SEED}
     assert torch.autograd.gradcheck(lambda *t: add_norm(*t, **kw), inputs)
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.3])
+@pytest.mark.parametrize("post_norm", [False, True])
+@pytest.mark.parametrize("absent", [False, True])
+def test_opcheck(post_norm: bool, absent: bool, drop: float) -> None:
+    x, z, weight, bias = operands(5, 32)
+    branch, sequence, seed = None if absent else z, sequences(5) if drop else None, SEED if drop else None
+    options = (1e-5, post_norm, drop, drop, torch.float64)
+    torch.library.opcheck(
+        torch.ops.recgrela.add_norm.default, (x, branch, weight, bias, sequence, seed, *options)
+    )
+    saved = [None if t is None else t.detach() for t in (x, branch if post_norm else None, weight)]
+    for upstream in ((x.detach(), None), (None, x.detach()), (x.detach(), z.detach())):
+        args = (*upstream, *saved, sequence, seed, *options, not absent)
+        torch.library.opcheck(torch.ops.recgrela.add_norm_backward.default, args)
 
 
 @pytest.mark.parametrize("post_norm", [False, True])
@@ -258,3 +274,27 @@ def test_bad_input() -> None:
         add_norm(x, z, weight, bias, drop_path=-0.5)
     with pytest.raises(ValueError, match="seed must have 2 elements"):
         add_norm(x, z, weight, bias, dropout=0.1, seed=SEED[0])
+    (d_x,) = torch.autograd.grad(add_norm(x, z, weight, bias)[1].square().sum(), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="second derivatives"):
+        torch.autograd.grad(d_x.sum(), x)
+
+
+def test_bare_operators_refuse() -> None:
+    x, z, weight, bias = (t.detach() for t in operands(5, 8))
+    options = (1e-5, False, 0.0, 0.0, torch.float64)
+    for args, message in [
+        ((x[0], z, weight, bias, None, None, *options), "x must have the shape"),
+        ((x, z[:3], weight, bias, None, None, *options), "z must have the shape"),
+        ((x, z, weight, bias[:3], None, None, *options), "bias must have the shape"),
+        ((x, z, weight, bias, SEED, None, *options), "sequence must have the shape"),
+        ((x, z, weight, bias, None, None, 1e-5, False, 0.1, 0.0, torch.float64), "seed must be int64"),
+        (
+            (x.float(), None, weight.float(), bias.float(), None, None, 1e-5, False, 0.0, 0.0, torch.half),
+            "take operands of one dtype",
+        ),
+    ]:
+        with pytest.raises(RuntimeError, match=message):
+            torch.ops.recgrela.add_norm(*args)
+    args = (None, x, x, z, weight, None, None, *options, True)
+    with pytest.raises(RuntimeError, match="takes the sum as x, and no z"):
+        torch.ops.recgrela.add_norm_backward(*args)

@@ -30,7 +30,10 @@ from recgrela.ops.support import Kernel, Op
 
 OP = Op(
     "add_norm",
-    {"cuda": Kernel((torch.float32, torch.float16, torch.bfloat16), widths=range(32, 257, 16))},
+    {
+        "cpu": Kernel((torch.float32, torch.float64)),
+        "cuda": Kernel((torch.float32, torch.float16, torch.bfloat16), widths=range(32, 257, 16)),
+    },
     None,
     "composition",
 )
@@ -41,7 +44,7 @@ def path_factors(x: Tensor, rate: float, seed: Tensor, sequence: Tensor | None) 
     index = torch.arange(x.shape[0], device=x.device) if sequence is None else sequence
     threshold, scale = threshold_and_scale(rate)
     keep = draws_at(index, seed) >= threshold
-    return torch.where(keep, scale, 0.0).to(state_dtype(x.dtype))[:, None]
+    return (keep.to(state_dtype(x.dtype)) * scale)[:, None]
 
 
 def add_norm_reference(
@@ -135,11 +138,13 @@ def add_norm(
         bias=(bias, (width,), wide),
         sequence=(sequence, (rows,), torch.int64),
     )
-    if z is None or not (dropout or drop_path):
+    if z is None:
+        dropout = drop_path = 0.0
+    if not (dropout or drop_path):
         seed = None
     elif seed is None:
         seed = new_seeds(2, x.device)
-    if not drop_path or seed is None:
+    if not drop_path:
         sequence = None
     args = (sequence, seed, float(eps), post_norm, float(dropout), float(drop_path))
     kind, computed = OP.implementation(device_type, dtype, widths=(width,))
@@ -215,7 +220,7 @@ def _fake_backward(
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, z, weight, _, sequence, seed, *ctx.options = inputs
-    ctx.with_z, post_norm = z is not None, ctx.options[1]
+    ctx.with_z, ctx.with_residual, post_norm = z is not None, output[0].dim() == 2, ctx.options[1]
     # The sum is an output of pre-norm; post-norm computes it again from its operands, without another [T, D].
     s, branch = (x, z) if post_norm else (output[0] if ctx.with_z else x, None)
     ctx.save_for_backward(s, branch, weight, sequence, seed)
@@ -223,6 +228,8 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 
 
 def _backward(ctx: Any, d_residual: Tensor | None, d_normed: Tensor | None) -> tuple[Tensor | None, ...]:
+    if not ctx.with_residual:
+        d_residual = None
     if d_residual is None and d_normed is None:
         return (None,) * 11
     args = (d_residual, d_normed, *ctx.saved_tensors, *ctx.options, ctx.with_z)
