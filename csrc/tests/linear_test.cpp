@@ -9,7 +9,7 @@ struct LinearCase {
   DType type = DType::kFloat32;
   int64_t rows = 0, width = 64;
   int64_t outputs[2] = {64, 0};
-  bool bias[2] = {true, true}, strided = false, d_x = true;
+  bool bias[2] = {true, true}, strided = false, sparse = false, d_x = true;
   int max_shared_bytes = 0;
 
   int num_layers() const { return outputs[1] ? 2 : 1; }
@@ -18,7 +18,7 @@ struct LinearCase {
                        "/I=" + std::to_string(width) + "/O=" + std::to_string(outputs[0]);
     if (outputs[1]) text += "+" + std::to_string(outputs[1]);
     for (int i = 0; i < num_layers(); ++i) text += bias[i] ? "" : "/no bias " + std::to_string(i + 1);
-    return text + (strided ? "/strided" : "") + (d_x ? "" : "/no d_x") +
+    return text + (strided ? "/strided" : "") + (sparse ? "/sparse" : "") + (d_x ? "" : "/no d_x") +
            (max_shared_bytes ? "/little shared memory" : "");
   }
   double tolerance(const std::string& name) const {
@@ -63,7 +63,8 @@ struct LinearRun : RunDefaults {
     }
   }
   Tensor matrix(int64_t columns) const {
-    return Tensor(c.type, c.rows, columns, c.strided ? columns + 16 / size_of(c.type) * 3 : columns);
+    const int64_t dense = c.strided ? columns + 16 / size_of(c.type) * 3 : columns;
+    return Tensor(c.type, c.rows, columns, c.sparse ? (int64_t{1} << 26) - 64 : dense, c.sparse);
   }
   Ends<Tensor> ends(const LinearData&) const { return {}; }
 
@@ -152,6 +153,9 @@ void add_cases(Cases& cases) {
     LinearCase c;
     c.type = type, c.rows = 700, c.outputs[0] = 80, c.outputs[1] = 112;
     cases.add(c.name() + "/schedules", [c] { check_one_result<LinearRun>(c); });
+    LinearCase sparse = c;
+    sparse.rows = 65, sparse.sparse = true;
+    cases.add(sparse.name(), [sparse] { check<LinearRun>(sparse); });
     c.max_shared_bytes = 99 * 1024;  // as much as on many GPUs
     cases.add(c.name(), [c] { check<LinearRun>(c); });
   }

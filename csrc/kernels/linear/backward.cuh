@@ -26,7 +26,8 @@ __device__ void stage_tile(E* shared, const E* source, int stride, int left) {
 #pragma unroll
   for (int i = 0; i < kBackwardRows / kRows; ++i) {
     const int row = first + i * kRows;
-    copy_async16(shared + row * tile_stride<E>(kColumns) + column, source + row * stride, row < left);
+    copy_async16(shared + row * tile_stride<E>(kColumns) + column,
+                 source + static_cast<uint32_t>(row) * static_cast<uint32_t>(stride), row < left);
   }
 }
 
@@ -118,8 +119,12 @@ struct ChunkQueue {
   }
 };
 
+// Blocks that a multiprocessor's registers hold.
+template <typename E, int kChunks, int kTiles>
+constexpr int kBackwardBlocks = sizeof(E) == 4 ? (kChunks > 4 ? 1 : 2) : (kChunks * kTiles > 2 ? 2 : 3);
+
 template <typename E, int kChunks, int kTiles, bool kSplit>
-__global__ void __launch_bounds__(kBackwardThreads, sizeof(E) == 4 && kChunks > 4 ? 1 : 2)
+__global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks<E, kChunks, kTiles>)
     linear_backward_kernel(const LinearPlan p) {
   using Shared = BackwardShared<E, kChunks, kTiles, kSplit>;
   // float32 operands, and many sums, leave few registers.
@@ -221,7 +226,7 @@ struct BackwardKernel {
     p.chunks = static_cast<int>(ceil_div(p.outputs, kChunkColumns));
     p.slices = static_cast<int>(ceil_div(p.width, Shared::kColumns));
     p.row_tiles = static_cast<int>(ceil_div(p.num_rows, kBackwardRows));
-    const int resident = Shared::bytes(p.chunks) > 113 * 1024 ? 1 : 2;
+    const int resident = Shared::bytes(p.chunks) > 113 * 1024 ? 1 : kBackwardBlocks<E, kChunks, kTiles>;
     p.row_blocks = std::min(p.row_tiles, std::max(1, resident * multiprocessors() / p.slices));
   }
   static cudaError_t run(const LinearPlan& p, cudaStream_t stream) {
