@@ -92,6 +92,11 @@ def test_instructions_are_those_of_a_profile() -> None:
     stream, weight = torch.empty(x.shape, device="meta"), torch.empty(64, device="meta")
     assert instructions_of("add_norm", (stream, x, weight, weight, None)) == 62 * 2048 * 200
     assert instructions_of("add_norm", (stream, stream, weight, weight, None)) == 0  # not counted
+    rows, weight = (torch.empty(n, 64, dtype=torch.bfloat16, device="meta") for n in (409_600, 64))
+    assert instructions_of("linear", (rows, weight, None, weight, None)) == 25_600 * (74 + 2 * 152)
+    gradient = (rows, None, rows, weight, None, None, None, True)
+    assert instructions_of("linear_backward", gradient) == 6_400 * 8 * 280
+    assert instructions_of("linear", (rows.float(), weight, None, None, None)) == 0  # not counted
 
 
 def test_an_estimate_is_the_larger_of_two_times() -> None:

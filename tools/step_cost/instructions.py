@@ -33,10 +33,24 @@ def instructions_of(name: str, args: tuple[Any, ...]) -> int:
     """Warp instructions of one call of an operator; 0 if they were not counted."""
     if name in ("gated_rela", "gated_rela_backward"):
         return _chunks(name, args)
+    if name in ("linear", "linear_backward"):
+        return _linear(name, args)
     tensors = [x for x in args if isinstance(x, Tensor)]
     size = min(x.element_size() for x in tensors)
     # The operands of an op on rows are rows, or parameters with fewer.
     return ROW.get((name, size), 0) * max(len(x) for x in tensors if x.dim())
+
+
+def _linear(name: str, args: tuple[Any, ...]) -> int:
+    """A constant for each tile of rows, and the products of each group of 64 outputs."""
+    x, weight, _bias, weight2 = args[:4] if name == "linear" else args[2:6]
+    outputs = len(weight) + (0 if weight2 is None else len(weight2))
+    if x.element_size() != 2 or x.shape[1] > 64 or outputs > 192:
+        return 0
+    groups = -(-outputs // 64)
+    if name == "linear":
+        return -(-len(x) // 16) * (74 + 152 * groups)
+    return -(-len(x) // 64) * 8 * (80 + 200 * groups)
 
 
 def _chunks(name: str, args: tuple[Any, ...]) -> int:

@@ -17,19 +17,22 @@ __host__ __device__ constexpr int tile_stride(int columns) {
   return columns + (sizeof(E) == 4 ? 4 : 8);
 }
 
-// Starts copies of this thread's 16-byte vectors of a tile of kColumns columns. `source` is the element at the tile's
-// first row and at the thread's column; `left` rows of the tile exist, or 0 if the column does not.
+// The 16-byte vectors of a tile of kColumns columns that this thread copies: one column of them, kRows rows apart.
 template <typename E, int kColumns>
-__device__ void stage_tile(E* shared, const E* source, int stride, int left) {
-  constexpr int kVector = 16 / sizeof(E), kVectors = kColumns / kVector, kRows = kBackwardThreads / kVectors;
-  const int column = static_cast<int>(threadIdx.x) % kVectors * kVector, first = threadIdx.x / kVectors;
+struct StagedVectors {
+  static constexpr int kVector = 16 / sizeof(E), kVectors = kColumns / kVector, kRows = kBackwardThreads / kVectors;
+
+  static __device__ int column() { return static_cast<int>(threadIdx.x) % kVectors * kVector; }
+  static __device__ int row() { return static_cast<int>(threadIdx.x) / kVectors; }
+  // Starts the copies. `source` is the thread's first element; `left` rows follow it, including its own.
+  static __device__ void copy(E* shared, const E* source, int stride, int left) {
+    E* const to = shared + row() * tile_stride<E>(kColumns) + column();
 #pragma unroll
-  for (int i = 0; i < kBackwardRows / kRows; ++i) {
-    const int row = first + i * kRows;
-    copy_async16(shared + row * tile_stride<E>(kColumns) + column,
-                 source + static_cast<uint32_t>(row) * static_cast<uint32_t>(stride), row < left);
+    for (int i = 0; i < kBackwardRows; i += kRows)
+      copy_async16(to + i * tile_stride<E>(kColumns), source + static_cast<uint32_t>(i) * static_cast<uint32_t>(stride),
+                   i < left);
   }
-}
+};
 
 // Shared memory of the backward. kChunks: most chunks of d_y; kTiles: tiles of x's columns per warp. kSplit: float32
 // weights are stored as operands, in twice the memory.
@@ -89,34 +92,42 @@ struct BackwardShared {
 };
 
 // Stages the next chunk of d_y, and x if it is the first of a tile.
-template <typename Shared, typename E>
-struct ChunkQueue {
-  const LinearPlan& p;
-  const Shared& shared;
-  const int first_column;
-  int tile, chunk = 0, slot = 0, x_slot = 0;
+template <typename E, typename Shared>
+class ChunkQueue {
+ public:
+  __device__ ChunkQueue(const LinearPlan& p, const Shared& shared, int first_column, int tile)
+      : p_(p), shared_(shared), tile_(tile) {
+    const int row = tile * kBackwardRows + X::row(), column = first_column + X::column();
+    x_ = p.x.row<const E>(row) + column;
+    x_left_ = column < p.width ? p.num_rows - row : 0;
+  }
 
   __device__ void push() {
-    constexpr int kVector = 16 / sizeof(E);
-    if (tile < p.row_tiles) {
-      const int row = tile * kBackwardRows, left = p.num_rows - row;
-      if (chunk == 0) {
-        const int column = first_column + static_cast<int>(threadIdx.x) % (Shared::kColumns / kVector) * kVector;
-        stage_tile<E, Shared::kColumns>(shared.x + x_slot * Shared::kXTile, p.x.row<const E>(row) + column, p.x.stride,
-                                        column < p.width ? left : 0);
-        x_slot = x_slot + 1 == Shared::kStages ? 0 : x_slot + 1;
+    if (tile_ < p_.row_tiles) {
+      if (chunk_ == 0) {
+        X::copy(shared_.x + x_slot_ * Shared::kXTile, x_, p_.x.stride, x_left_);
+        x_ += p_.x_step, x_left_ -= p_.row_step;
+        x_slot_ = x_slot_ + 1 == Shared::kStages ? 0 : x_slot_ + 1;
       }
-      const int output = chunk * kChunkColumns + static_cast<int>(threadIdx.x) % (kChunkColumns / kVector) * kVector;
-      const bool second = output >= p.first_outputs;
-      const PlanRows d_y = p.rows_of(second);
-      stage_tile<E, kChunkColumns>(shared.d_y + slot * Shared::kDyTile,
-                                   d_y.row<const E>(row) + output - (second ? p.first_outputs : 0), d_y.stride,
-                                   output < p.outputs ? left : 0);
-      if (++chunk == p.chunks) chunk = 0, tile += p.row_blocks;
+      const int row = tile_ * kBackwardRows + DY::row(), output = chunk_ * kChunkColumns + DY::column();
+      const bool second = output >= p_.first_outputs;
+      const PlanRows d_y = p_.rows_of(second);
+      DY::copy(shared_.d_y + slot_ * Shared::kDyTile, d_y.row<const E>(row) + output - (second ? p_.first_outputs : 0),
+               d_y.stride, output < p_.outputs ? p_.num_rows - row : 0);
+      if (++chunk_ == p_.chunks) chunk_ = 0, tile_ += p_.row_blocks;
     }
-    slot = slot + 1 == Shared::kStages ? 0 : slot + 1;
+    slot_ = slot_ + 1 == Shared::kStages ? 0 : slot_ + 1;
     copies_commit();
   }
+
+ private:
+  using X = StagedVectors<E, Shared::kColumns>;
+  using DY = StagedVectors<E, kChunkColumns>;
+  const LinearPlan& p_;
+  const Shared& shared_;
+  int tile_, chunk_ = 0, slot_ = 0, x_slot_ = 0;
+  const E* x_;  // this thread's first element of the next tile
+  int x_left_;  // rows from it on
 };
 
 // Blocks that a multiprocessor's registers hold.
@@ -135,7 +146,7 @@ __global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks<E, kChunks, 
   const int lane = threadIdx.x % 32, quarter = threadIdx.x / 32 % 4, half = threadIdx.x / 128;
   const bool adds_biases = p.has_bias() && slice == 0 && half == 0;
   const Shared shared(p.chunks);
-  ChunkQueue<Shared, E> queue{p, shared, first_column, row_block};
+  ChunkQueue<E, Shared> queue(p, shared, first_column, row_block);
 #pragma unroll
   for (int i = 0; i + 1 < Shared::kStages; ++i) queue.push();
   if (p.d_x.data) shared.stage_transposed(p, first_column);
@@ -228,6 +239,8 @@ struct BackwardKernel {
     p.row_tiles = static_cast<int>(ceil_div(p.num_rows, kBackwardRows));
     const int resident = Shared::bytes(p.chunks) > 113 * 1024 ? 1 : kBackwardBlocks<E, kChunks, kTiles>;
     p.row_blocks = std::min(p.row_tiles, std::max(1, resident * multiprocessors() / p.slices));
+    p.row_step = p.row_blocks * kBackwardRows;
+    p.x_step = int64_t{p.row_step} * p.x.stride;
   }
   static cudaError_t run(const LinearPlan& p, cudaStream_t stream) {
     return launch(linear_backward_kernel<E, kChunks, kTiles, kSplit>, int64_t{p.row_blocks} * p.slices,

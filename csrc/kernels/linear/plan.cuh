@@ -40,6 +40,8 @@ struct LinearPlan {
   int max_shared_bytes = 0;
   int row_tiles = 0;   // tiles of rows: 16 rows of a warp in the forward, kBackwardRows of a block in the backward
   int row_blocks = 0;  // blocks per slice; each iterates over tiles of rows
+  int row_step = 0;    // rows between two tiles of a block; backward only, like the next
+  int64_t x_step = 0;  // elements of x between them
   int chunks = 0;      // parts of the inner dimension: columns of x in the forward, of d_y in the backward
   int groups = 0;      // of outputs; forward only, like the next
   int slice_groups = 0;
