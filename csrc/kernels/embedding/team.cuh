@@ -33,7 +33,7 @@ class Team : public RowLanes<kLanes, kGroups, kFull> {
         *reinterpret_cast<float4*>(row + this->column(g)) = make_float4(x.x[g][0], x.x[g][1], x.x[g][2], x.x[g][3]);
   }
 
-  // Which elements of a row of y are kept, one bit for each that the lane holds.
+  // Bits of the elements of a row of y that the lane holds, set for those that dropout keeps.
   __device__ uint32_t kept(const DropoutHash& hash, int row) const {
     if (!hash.active()) return ~0u;
     const uint32_t first = static_cast<uint32_t>(row) * static_cast<uint32_t>(width_);
@@ -62,8 +62,8 @@ __device__ void scale(float factor, Part<kGroups>& x) {
   for (int i = 0; i < 4 * kGroups; ++i) x.x[i / 4][i % 4] *= factor;
 }
 
-// The eps that gives the LayerNorm of a row the result that eps gives the row times `factor`: the factor of the
-// elements that dropout keeps changes nothing else, here and in the gradient.
+// LayerNorm of factor * x with eps is LayerNorm of x with this eps, and the gradients of both with respect to x are
+// equal. Dropout before a LayerNorm therefore need not scale the elements that it keeps.
 inline __device__ float eps_before_scale(float eps, float factor) { return eps / (factor * factor); }
 
 }  // namespace recgrela::cuda
