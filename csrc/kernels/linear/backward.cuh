@@ -1,4 +1,4 @@
-// Backward of linear. Blocks iterate over tiles of 64 rows, whose d_y arrives in chunks of 64 columns, two or three
+// Backward of linear. Blocks iterate over tiles of 64 rows, whose d_y arrives in chunks of 64 columns, one or two
 // chunks ahead. From a chunk, the warps add to d_x, whose weights are in shared memory, and to the gradients of the
 // weights, which stay in registers until the block's last tile. Each warp holds a quarter of each chunk's outputs and
 // half of the slice's columns of x.
@@ -34,9 +34,9 @@ struct StagedVectors {
   }
 };
 
-// Shared memory of the backward. kChunks: most chunks of d_y; kTiles: tiles of x's columns per warp. kSplit: float32
-// weights are stored as operands, in twice the memory.
-template <typename E, int kChunks, int kTiles, bool kSplit>
+// Shared memory of the backward. kTiles: tiles of x's columns per warp. kSplit: float32 weights are stored as operands,
+// in twice the memory.
+template <typename E, int kTiles, bool kSplit>
 struct BackwardShared {
   static constexpr int kStages = sizeof(E) == 4 ? 2 : 3;
   static constexpr int kColumns = 2 * kTiles * 16;  // of x
@@ -130,14 +130,14 @@ class ChunkQueue {
   int x_left_;  // rows from it on
 };
 
-// Blocks that a multiprocessor's registers hold.
+// Blocks that a multiprocessor's registers hold. kChunks: most chunks of d_y.
 template <typename E, int kChunks, int kTiles>
 constexpr int kBackwardBlocks = sizeof(E) == 4 ? (kChunks > 4 ? 1 : 2) : (kChunks * kTiles > 2 ? 2 : 3);
 
 template <typename E, int kChunks, int kTiles, bool kSplit>
 __global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks<E, kChunks, kTiles>)
     linear_backward_kernel(const LinearPlan p) {
-  using Shared = BackwardShared<E, kChunks, kTiles, kSplit>;
+  using Shared = BackwardShared<E, kTiles, kSplit>;
   // float32 operands, and many sums, leave few registers.
   [[maybe_unused]] constexpr int kUnroll = sizeof(E) == 2 ? (kChunks > 3 ? 2 : 4) : (kChunks > 1 ? 1 : 4);
   constexpr int kXStride = tile_stride<E>(Shared::kColumns), kDyStride = tile_stride<E>(kChunkColumns);
@@ -227,7 +227,7 @@ __global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks<E, kChunks, 
 
 template <typename E, int kChunks, int kTiles, bool kSplit>
 struct BackwardKernel {
-  using Shared = BackwardShared<E, kChunks, kTiles, kSplit>;
+  using Shared = BackwardShared<E, kTiles, kSplit>;
   static constexpr int kOutputs = kChunks * kChunkColumns;
 
   static size_t shared_bytes(const LinearPlan& p) {

@@ -20,7 +20,7 @@ struct LinearLayer {
 
 struct LinearParams {
   static constexpr int kMaxWidth = 512;  // of I and of the sum of outputs
-  static constexpr int64_t kMaxRows = (int64_t{1} << 31) - 4096;
+  static constexpr int64_t kMaxRows = int64_t{1} << 30;
 
   DType dtype = DType::kFloat32;
   int64_t num_rows = 0;  // T

@@ -34,10 +34,10 @@ struct LinearPlan {
   const float *weights[2] = {}, *biases[2] = {};
   PlanRows x, rows[2];  // rows: y in the forward, d_y in the backward
   PlanRows d_x;
+  int max_shared_bytes = 0;  // of a block
 
   // Blocks of a slice process the same columns: groups of outputs in the forward, columns of x in the backward.
   int slices = 0;
-  int max_shared_bytes = 0;
   int row_tiles = 0;   // tiles of rows: 16 rows of a warp in the forward, kBackwardRows of a block in the backward
   int row_blocks = 0;  // blocks per slice; each iterates over tiles of rows
   int row_step = 0;    // rows between two tiles of a block; backward only, like the next
