@@ -9,7 +9,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,7 +29,20 @@ PLAIN, COMPILED = "plain PyTorch", "torch.compile of plain PyTorch"
 LR = 1e-3
 
 Record = dict[str, Any]
-Steps = tuple[Callable[[], None], Callable[[], float]]  # takes a step; reads the loss
+
+
+class Steps(NamedTuple):
+    """Steps to measure.
+
+    Attributes:
+        take: takes the next step.
+        loss: reads the mean loss, or that of the last step.
+        note: what the report should say.
+    """
+
+    take: Callable[[], None]
+    loss: Callable[[], float]
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -88,7 +101,7 @@ def measure(make: Callable[[], Steps], device: str, n: Amount) -> Record:
     """The record of steps that `make` prepares: times, peak memory, loss and kinds of kernels."""
     if is_cuda(device):
         torch.cuda.reset_peak_memory_stats()
-    take, loss = make()
+    take, loss, note = make()
     for _ in range(n.warm_up * n.batches):
         take()
     record: Record = dict(measure_steps(take, device, n.rounds * n.batches))
@@ -97,7 +110,7 @@ def measure(make: Callable[[], Steps], device: str, n: Amount) -> Record:
     record["loss"] = loss()
     if not math.isfinite(record["loss"]):
         return record | {"status": "failed", "fault": f"the loss is {record['loss']}"}
-    record["status"] = "passed"
+    record |= {"status": "passed"} | ({"note": note} if note else {})
     try:
         record["kinds"] = breakdown(device, take, n.profiled)
     except RuntimeError as error:  # the profiler may lack permissions
@@ -114,8 +127,6 @@ def make_ours(row: Row, device: str, n: Amount, data: DataConfig) -> Steps:
     """Our steps, as `python -m recgrela.train` takes them."""
     graphs = "auto" if row.way == OURS else "false"
     session = open_session(row.setting.run_config(device, graphs, data))
-    for note in session.notes:
-        print(note, flush=True)
     session.model.train()
     batches = enumerate(itertools.cycle(whole_batches(session.batches, n.batches)), start=1)
     taken = 0
@@ -125,7 +136,7 @@ def make_ours(row: Row, device: str, n: Amount, data: DataConfig) -> Steps:
         taken, batch = next(batches)
         session.take_step(batch, LR)
 
-    return take, lambda: session.step.loss_sum.item() / taken
+    return Steps(take, lambda: session.step.loss_sum.item() / taken, "; ".join(session.notes))
 
 
 def padded(batch: Batch, length: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -167,7 +178,7 @@ def make_peer(row: Row, device: str, n: Amount, data: DataConfig) -> Steps:
         adam.step()
         losses[:] = [loss.detach()]
 
-    return take, lambda: losses[0].item()
+    return Steps(take, lambda: losses[0].item())
 
 
 def measure_row(row: Row, device: str, n: Amount, data: DataConfig) -> Record:

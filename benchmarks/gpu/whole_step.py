@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
@@ -61,7 +62,7 @@ class PeerProcess:
         if self.process is None:
             context = multiprocessing.get_context("spawn")
             self.connection, theirs = context.Pipe()
-            self.process = context.Process(target=serve, args=(theirs, *self.args), daemon=True)
+            self.process = context.Process(target=serve, args=(theirs, *self.args))
             self.process.start()
             theirs.close()
         why = f"took more than {seconds:.0f} s"
@@ -71,10 +72,10 @@ class PeerProcess:
                 return self.connection.recv()
         except (EOFError, ConnectionError):
             why = "its process ended"
-        self.stop()
+        self.close()
         return not_run(row, why)
 
-    def stop(self) -> None:
+    def close(self) -> None:
         if self.process is not None:
             self.connection.close()
             self.process.kill()
@@ -100,24 +101,18 @@ def run_rows(
     """
     deadline = time.monotonic() + seconds
     details: Record = {"rows": []}
-    peers = PeerProcess(device, n, data)
-    for row in chosen:
-        left = deadline - time.monotonic()
-        if left < row.seconds:
-            record: Record = {
-                "setting": row.setting.name,
-                "way": row.way,
-                "status": "not run",
-                "fault": NO_TIME,
-            }
-        elif row.way in (OURS, WITHOUT_GRAPHS):
-            record = measure_row(row, device, n, data)
-        else:
-            record = peers.measure(row, left if row.way == COMPILED else min(left, PLAIN_SECONDS))
-        details["rows"].append(record)
-        print(record["setting"], record["way"], record.get("ms", record.get("fault")), flush=True)
-        save(details)
-    peers.stop()
+    with closing(PeerProcess(device, n, data)) as peers:
+        for row in chosen:
+            left = deadline - time.monotonic()
+            if left < row.seconds:
+                record = not_run(row, NO_TIME)
+            elif row.way in (OURS, WITHOUT_GRAPHS):
+                record = measure_row(row, device, n, data)
+            else:
+                record = peers.measure(row, left if row.way == COMPILED else min(left, PLAIN_SECONDS))
+            details["rows"].append(record)
+            print(record["setting"], record["way"], record.get("ms", record.get("fault")), flush=True)
+            save(details)
     return details
 
 

@@ -57,9 +57,18 @@ def test_errors_are_results(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step_rows, "make_ours", broken)
     record = step_rows.measure_row(Row(ALL, OURS), "cpu", LITTLE, DATA)
     assert (record["status"], record["fault"]) == ("failed", "RuntimeError: no kernel image")
-    monkeypatch.setattr(step_rows, "make_ours", lambda *args: (lambda: None, lambda: float("nan")))
+    monkeypatch.setattr(
+        step_rows, "make_ours", lambda *args: step_rows.Steps(lambda: None, lambda: float("nan"))
+    )
     record = step_rows.measure_row(Row(ALL, OURS), "cpu", LITTLE, DATA)
     assert (record["status"], record["fault"]) == ("failed", "the loss is nan")
+
+
+def test_a_note_of_the_run_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = step_rows.Steps(lambda: None, lambda: 1.0, "note: steps run without CUDA graphs")
+    monkeypatch.setattr(step_rows, "make_ours", lambda *args: steps)
+    record = step_rows.measure_row(Row(ALL, OURS), "cpu", LITTLE, DATA)
+    assert (record["status"], record["note"]) == ("passed", steps.note)
 
 
 # The order and the time
