@@ -421,7 +421,7 @@ MUTATIONS = [
         "a stage is read before all threads have copied it",
         "linear_cross_entropy/stream.cuh",
         ENTROPY_BF16,
-        "copies_wait<0>();\n      __syncthreads();\n      const E* const y",
+        "copies_wait<0>();\n      __syncthreads();\n      pass.synchronized",
         "__syncthreads();",
         "linear_cross_entropy/bfloat16 schedules",
     ),

@@ -7,22 +7,20 @@
 
 namespace recgrela::cuda {
 
-constexpr int kRowValues = 512;  // rows whose normalizers and targets are in shared memory
-
 template <typename E, int kWidth>
 class ParametersPass {
  public:
   using Stream = EntropyStream<E, kWidth>;
-  static constexpr int R = Stream::R, kStage = Stream::kStage, kFill = kRowValues / kStage;
+  using Left = typename Stream::Left;
+  static constexpr int R = Stream::R, kStage = Stream::kStage;
+  static constexpr int kRowValues = Stream::kTiles.row_values;
+  static_assert(kRowValues % kStage == 0);
 
-  __device__ ParametersPass(const EntropyPlan& p, float* shared, int first_item, int first)
+  __device__ ParametersPass(const EntropyPlan& p, float* shared, int first_item)
       : p_(p),
         minus_log_sum_(shared),
         target_(reinterpret_cast<int*>(shared + kRowValues)),
-        first_item_(first_item + threadIdx.x / 32 * kTile * R),
-        first_(first),
-        spread_(kScale * p.label_smoothing / p.num_items),
-        one_hot_(kScale * (1.f - p.label_smoothing)) {
+        first_item_(first_item + threadIdx.x / 32 * kTile * R) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int i = 0; i < 2 * R; ++i) {
@@ -32,9 +30,9 @@ class ParametersPass {
   }
 
   __device__ void begin(int stage) {
-    const int index = (stage - first_) % kFill;
-    row_ = index * kStage;
-    if (index != 0) return;
+    row_ += kStage;
+    if (row_ < kRowValues) return;
+    row_ = 0;
     __syncthreads();  // the last values have been read
     for (int i = threadIdx.x; i < kRowValues; i += kEntropyThreads) {
       const int64_t row = int64_t{stage} * kStage + i;
@@ -45,10 +43,10 @@ class ParametersPass {
       target_[i] = target >= 0 && target < p_.num_items ? static_cast<int>(target) : -1;
     }
   }
-  __device__ void end(int /*stage*/) {}
+  __device__ void synchronized(int /*stage*/) {}
 
   template <int kSteps>
-  __device__ void coefficients(Acc (&s)[R], int column, Acc (& /*out*/)[R][kSteps], Operand<E> (&p)[R]) {
+  __device__ void coefficients(Acc (&s)[R], int /*stage*/, int column, Acc (& /*out*/)[R][kSteps], Left (&p)[R]) {
     const int lane = threadIdx.x % 32, first = row_ + column, own = first + tile_col(lane, 0, 0);
     if (p_.bias) {
 #pragma unroll
@@ -76,18 +74,15 @@ class ParametersPass {
 #pragma unroll
       for (int r = 0; r < R; ++r)
 #pragma unroll
-        for (int i = 0; i < 8; ++i) s[r].x[i / 4][i % 4] -= spread_;
+        for (int i = 0; i < 8; ++i) s[r].x[i / 4][i % 4] -= p_.spread;
     }
 #pragma unroll
-    for (int r = 0; r < R; ++r) p[r] = to_operand<E>(s[r]);
+    for (int r = 0; r < R; ++r) p[r] = Stream::Operands::left(s[r]);
   }
 
   RowPair sum[R];  // of this lane's columns: d_bias without label smoothing
 
  private:
-  static constexpr float kScale = kExponentShift<E> == 0.f ? 1.f : 256.f;
-  static_assert(kExponentShift<E> == 0.f || kExponentShift<E> == 8.f, "kScale is 2^kExponentShift");
-
   __device__ void subtract_one_hot(Acc (&s)[R], int own) const {
     const int lane = threadIdx.x % 32;
 #pragma unroll
@@ -97,17 +92,15 @@ class ParametersPass {
         const int item = target_[own + 8 * j + e % 2] - first_item_ - tile_row(lane, e);
 #pragma unroll
         for (int r = 0; r < R; ++r)
-          if (item == kTile * r) s[r].x[j][e] -= one_hot_;
+          if (item == kTile * r) s[r].x[j][e] -= p_.one_hot;
       }
   }
 
   const EntropyPlan& p_;
-  float* const minus_log_sum_;  // [kRowValues]: log2 of the normalizer, shifted; -infinity after the last row
-  int* const target_;           // [kRowValues]
-  const int first_item_;        // of this warp
-  const int first_;             // stage
-  const float spread_, one_hot_;
-  int row_ = 0;  // first row of the stage in the arrays
+  float* const minus_log_sum_;     // [kRowValues]: log2 of the normalizer, shifted; -infinity after the last row
+  int* const target_;              // [kRowValues]
+  const int first_item_;           // of this warp
+  int row_ = kRowValues - kStage;  // first row of the stage in the arrays
   RowPair bias_[R];
 };
 
@@ -119,14 +112,16 @@ __global__ void __launch_bounds__(kEntropyThreads, EntropyTiles::of(sizeof(E), k
     finish_rows<E, kWidth>(p, blockIdx.x - p.items.blocks());
     return;
   }
-  const int64_t first_item = blockIdx.x % p.items.tiles * Stream::kTiles.rows, split = blockIdx.x / p.items.tiles;
-  const int first = static_cast<int>(split * p.items.stages_per_split), last = p.items.last_stage(first);
   float* const shared = reinterpret_cast<float*>(dynamic_shared() + Stream::kSharedBytes);
-  ParametersPass<E, kWidth> pass(p, shared, static_cast<int>(first_item), first);
+  const EntropyBlock<Stream> at(p.items, reinterpret_cast<int*>(shared + 2 * Stream::kTiles.row_values));
+  ParametersPass<E, kWidth> pass(p, shared, at.first_row());
   Stream stream;
-  stream.template run<true>(p.table, first_item, p.num_items, p.hidden, p.num_rows, p.dim, first, last, pass);
+  stream.template run<true>(p.x_items, at.first_row(), p.num_items, p.x_hidden, p.num_rows, p.dim, at.first, at.last,
+                            pass);
 
-  const float factor = (kExponentShift<E> == 0.f ? 1.f : 1.f / 256.f) / p.num_rows;
+  const int first_item = at.first_row();
+  const int64_t split = at.split();
+  const float factor = 1.f / (p.coefficient_scale * p.num_rows);
   if (p.d_weight)
     stream.store(p.weight_partials ? p.weight_partials + split * p.num_items * p.dim : p.d_weight, first_item,
                  p.num_items, p.dim, factor);

@@ -1,10 +1,11 @@
 // Host side of linear_cross_entropy: mean cross-entropy of the scores X W^T + bias, and its gradients, without scores
 // in memory. Four launches at most:
-//   prepare    the table in half precision, if rows are; sums of its columns for label smoothing
+//   prepare    the table in half precision, or the bf16 parts of float32; sums of its columns for label smoothing
 //   softmax    rows stay, items pass: maximum, sum of exponentials and sum of weighted items (softmax.cuh)
 //   gradients  items stay, rows pass: d_weight and d_bias (gradients.cuh); and loss and d_hidden of rows (rows.cuh)
 //   sum        adds partial losses, and the partial gradients if rows were split
 #include <algorithm>
+#include <cmath>
 
 #include "kernels/common/workspace.cuh"
 #include "kernels/linear_cross_entropy/plan.cuh"
@@ -39,13 +40,22 @@ EntropyPlan make_plan(const LinearCrossEntropyParams& params) {
   p.scores = make_grid(ceil_div(p.num_rows, tiles.rows), ceil_div(p.num_items, tiles.stage), blocks_at_once);
   p.items = parameters ? make_grid(ceil_div(p.num_items, tiles.rows), ceil_div(p.num_rows, tiles.stage), blocks_at_once)
                        : EntropyGrid{};
-  const bool prepares = half || p.label_smoothing != 0.f;
+  const bool prepares = half || tiles.split || p.label_smoothing != 0.f;
   p.prepare_blocks = prepares ? std::min<int64_t>(ceil_div(p.num_items, 16), kMaxPrepareBlocks) : 0;
+  p.hidden_blocks = tiles.split ? ceil_div(p.num_rows, kSplitRows) : 0;
   p.finish_blocks = ceil_div(p.num_rows, kFinishRows);
 
+  p.coefficient_scale = p.dtype == DType::kFloat16 ? std::exp2(kExponentShift<fp16>) : 1.f;
+  p.spread = p.coefficient_scale * p.label_smoothing / static_cast<float>(p.num_items);
+  p.one_hot = p.coefficient_scale * (1.f - p.label_smoothing);
+
   Workspace workspace(p.workspace);
-  const int64_t table = p.num_items * p.dim, splits = p.items.splits > 1 ? p.items.splits : 0;
-  p.half_table = workspace.take_bytes(half ? table * 2 : 0);
+  const int64_t table = p.num_items * p.dim, rows = p.num_rows * p.dim,
+                splits = p.items.splits > 1 ? p.items.splits : 0;
+  const int64_t part_bytes = tiles.split ? 3 * 2 : half ? 2 : 0;  // of an element
+  void* const item_parts = workspace.take_bytes(table * part_bytes);
+  void* const hidden_parts = workspace.take_bytes(tiles.split ? rows * part_bytes : 0);
+  p.item_parts = part_bytes ? item_parts : nullptr, p.hidden_parts = tiles.split ? hidden_parts : nullptr;
   p.column_sums = p.label_smoothing != 0.f ? workspace.take_floats(p.prepare_blocks * (p.dim + 1)) : nullptr;
   p.row_partials = static_cast<float2*>(workspace.take_bytes(p.scores.splits * p.num_rows * sizeof(float2)));
   p.hidden_partials = workspace.take_floats(p.d_hidden ? p.scores.splits * p.num_rows * p.dim : 0);
@@ -54,7 +64,9 @@ EntropyPlan make_plan(const LinearCrossEntropyParams& params) {
   p.weight_partials = splits ? weight_partials : nullptr, p.bias_partials = splits ? bias_partials : nullptr;
   p.loss_partials = static_cast<double*>(workspace.take_bytes(p.finish_blocks * sizeof(double)));
   p.workspace_bytes = workspace.size();
-  p.table = half ? RowMatrix{p.half_table, p.dim} : p.weight;
+  p.table = half ? RowMatrix{p.item_parts, p.dim} : p.weight;
+  p.x_items = part_bytes ? EntropyMatrix{{p.item_parts, p.dim}, table} : EntropyMatrix{p.weight, 0};
+  p.x_hidden = tiles.split ? EntropyMatrix{{p.hidden_parts, p.dim}, rows} : EntropyMatrix{p.hidden, 0};
   return p;
 }
 

@@ -4,6 +4,7 @@
 
 #include "kernels/common/activations.cuh"
 #include "kernels/common/packed.cuh"
+#include "kernels/common/split.cuh"
 #include "kernels/linear_cross_entropy/plan.cuh"
 
 namespace recgrela::cuda {
@@ -119,10 +120,38 @@ constexpr size_t finish_bytes(int width) {
   return (width + 2) * sizeof(float) + kEntropyThreads * kFinishColumns / width * sizeof(double);
 }
 
-// Rounds a share of the table to E, and adds its columns if `column_sums` is wanted: a thread has four columns of every
-// n-th item, and one thread per column adds their sums in order.
+// Stores the parts of four numbers, which are the number in half precision or the bf16 numbers that add up to it.
+template <typename E>
+__device__ void store_parts(void* parts, int64_t index, int64_t part_size, const float4& x) {
+  const Split2<E> low(x.x, x.y), high(x.z, x.w);
+#pragma unroll
+  for (int i = 0; i < kParts<E>; ++i)
+    *reinterpret_cast<uint2*>(static_cast<Part<E>*>(parts) + index + i * part_size) =
+        make_uint2(low.part[i], high.part[i]);
+}
+
+// Splits rows of hidden.
+template <typename E>
+__device__ void split_hidden(const EntropyPlan& p, int64_t block) {
+  const int vectors = p.dim / 4;
+  for (int i = threadIdx.x; i < kSplitRows * vectors; i += kPrepareThreads) {
+    const int64_t row = block * kSplitRows + i / vectors;
+    if (row >= p.num_rows) break;
+    const int c = i % vectors * 4;
+    const float4 x =
+        *reinterpret_cast<const float4*>(static_cast<const float*>(p.hidden.data) + row * p.hidden.stride + c);
+    store_parts<E>(p.hidden_parts, row * p.dim + c, p.num_rows * p.dim, x);
+  }
+}
+
+// Converts a share of the table to operands, and adds its columns if `column_sums` is wanted: a thread has four columns
+// of every n-th item, and one thread per column adds their sums in order. Further blocks convert hidden.
 template <typename E>
 __global__ void __launch_bounds__(kPrepareThreads) prepare_kernel(const EntropyPlan p) {
+  if (blockIdx.x >= p.prepare_blocks) {
+    if constexpr (sizeof(E) == 4) split_hidden<E>(p, blockIdx.x - p.prepare_blocks);
+    return;
+  }
   const int vectors = p.dim / 4, step = kPrepareThreads / vectors;
   const int first = threadIdx.x / vectors, c = threadIdx.x % vectors * 4;
   const int64_t share = (p.num_items + p.prepare_blocks - 1) / p.prepare_blocks;
@@ -135,9 +164,7 @@ __global__ void __launch_bounds__(kPrepareThreads) prepare_kernel(const EntropyP
         *reinterpret_cast<const float4*>(static_cast<const float*>(p.weight.data) + item * p.weight.stride + c);
     sum.x += w.x, sum.y += w.y, sum.z += w.z, sum.w += w.w;
     if (c == 0 && p.column_sums && p.bias) bias += p.bias[item];
-    if constexpr (sizeof(E) == 2)
-      *reinterpret_cast<uint2*>(static_cast<E*>(p.half_table) + item * p.dim + c) =
-          make_uint2(pack2<E>(w.x, w.y), pack2<E>(w.z, w.w));
+    if (p.item_parts) store_parts<E>(p.item_parts, item * p.dim + c, p.num_items * p.dim, w);
   }
   if (!p.column_sums) return;
   float* const sums = reinterpret_cast<float*>(dynamic_shared());  // [step, D + 1]

@@ -13,29 +13,23 @@ template <typename E, int kWidth>
 class SoftmaxPass {
  public:
   using Stream = EntropyStream<E, kWidth>;
+  using Left = typename Stream::Left;
   static constexpr int R = Stream::R, kStage = Stream::kStage;
   static constexpr float kLimit = 32768.f;  // of a sum of exponentials; finite in fp16
 
-  __device__ SoftmaxPass(const EntropyPlan& p, float* bias, int first, int last) : p_(p), bias_(bias), last_(last) {
+  __device__ SoftmaxPass(const EntropyPlan& p, float* bias, int first) : p_(p), bias_(bias) {
 #pragma unroll
     for (int r = 0; r < R; ++r) minus_max[r].x[0] = minus_max[r].x[1] = INFINITY;
     store_bias(first, bias_of(first));
   }
 
-  __device__ void begin(int stage) {
-    added_ = p_.bias || int64_t{stage + 1} * kStage > p_.num_items;
-    next_bias_ = bias_of(stage + 1);
-  }
-  // Other threads read the values after the barrier of the next stage.
-  __device__ void end(int stage) {
-    stage_bias_ ^= kStage;
-    store_bias(stage + 1, next_bias_);
-  }
+  __device__ void begin(int stage) { next_bias_ = bias_of(stage + 1); }
+  __device__ void synchronized(int stage) { store_bias(stage + 1, next_bias_); }
 
   template <int kSteps>
-  __device__ void coefficients(Acc (&s)[R], int column, Acc (&out)[R][kSteps], Operand<E> (&p)[R]) {
-    if (added_) {
-      const float* const bias = bias_ + stage_bias_ + column + tile_col(threadIdx.x % 32, 0, 0);
+  __device__ void coefficients(Acc (&s)[R], int stage, int column, Acc (&out)[R][kSteps], Left (&p)[R]) {
+    if (p_.bias || stage >= static_cast<int>(p_.num_items / kStage)) {  // the last stage may have fewer items
+      const float* const bias = bias_ + stage % 2 * kStage + column + tile_col(threadIdx.x % 32, 0, 0);
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         const float2 b = load2(bias + 8 * j);
@@ -66,16 +60,15 @@ class SoftmaxPass {
  private:
   __device__ float bias_of(int stage) const {
     const int64_t item = int64_t{stage} * kStage + threadIdx.x;
-    if (threadIdx.x >= kStage || stage >= last_) return 0.f;
+    if (threadIdx.x >= kStage) return 0.f;
     return item >= p_.num_items ? -INFINITY : p_.bias ? p_.bias[item] : 0.f;
   }
   __device__ void store_bias(int stage, float bias) {
-    if (threadIdx.x < kStage && stage < last_) bias_[stage_bias_ + threadIdx.x] = bias;
+    if (threadIdx.x < kStage) bias_[stage % 2 * kStage + threadIdx.x] = bias;
   }
 
   // Returns whether the sums are small enough.
-  static __device__ bool exponentiate(const Acc (&s)[R], const RowPair (&offset)[R], RowPair (&sums)[R],
-                                      Operand<E> (&p)[R]) {
+  static __device__ bool exponentiate(const Acc (&s)[R], const RowPair (&offset)[R], RowPair (&sums)[R], Left (&p)[R]) {
     bool small = true;
 #pragma unroll
     for (int r = 0; r < R; ++r) {
@@ -89,7 +82,7 @@ class SoftmaxPass {
           exponentials.x[j][e] = x;
           sums[r].x[e / 2] += x;
         }
-      p[r] = to_operand<E>(exponentials);
+      p[r] = Stream::Operands::left(exponentials);
       small = small && sums[r].x[0] <= kLimit && sums[r].x[1] <= kLimit;  // false for NaN
     }
     return small;
@@ -118,9 +111,6 @@ class SoftmaxPass {
 
   const EntropyPlan& p_;
   float* const bias_;  // [2, kStage]: bias of each item of a stage, -infinity after the last item
-  const int last_;
-  int stage_bias_ = 0;
-  bool added_ = false;  // whether the bias changes scores of this stage
   float next_bias_ = 0.f;
 };
 
@@ -128,13 +118,15 @@ template <typename E, int kWidth, bool kGradient>
 __global__ void __launch_bounds__(kEntropyThreads, EntropyTiles::of(sizeof(E), kWidth).min_blocks)
     softmax_kernel(const EntropyPlan p) {
   using Stream = EntropyStream<E, kWidth>;
-  const int64_t first_row = blockIdx.x % p.scores.tiles * Stream::kTiles.rows, split = blockIdx.x / p.scores.tiles;
-  const int first = static_cast<int>(split * p.scores.stages_per_split), last = p.scores.last_stage(first);
   float* const bias = reinterpret_cast<float*>(dynamic_shared() + Stream::kSharedBytes);
-  SoftmaxPass<E, kWidth> pass(p, bias, first, last);
+  const EntropyBlock<Stream> at(p.scores, reinterpret_cast<int*>(bias + 2 * Stream::kStage));
+  SoftmaxPass<E, kWidth> pass(p, bias, at.first);
   Stream stream;
-  stream.template run<kGradient>(p.hidden, first_row, p.num_rows, p.table, p.num_items, p.dim, first, last, pass);
+  stream.template run<kGradient>(p.x_hidden, at.first_row(), p.num_rows, p.x_items, p.num_items, p.dim, at.first,
+                                 at.last, pass);
 
+  const int first_row = at.first_row();
+  const int64_t split = at.split();
   const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int r = 0; r < Stream::R; ++r)

@@ -1,58 +1,123 @@
 // The product at the core of both passes of linear_cross_entropy, as in FlashAttention: a block keeps some rows X while
 // the rows Y of the other matrix pass through shared memory. A pass turns scores S = X Y^T, 16 columns at a time, into
 // coefficients P, and the sums O += P Y stay in registers:
-//   softmax     X = hidden rows, Y = item rows, P = exponentials      -> normalizers, and d_hidden up to its one-hot
-//   part parameters  X = item rows, Y = hidden rows, P = softmax - one-hot -> d_weight, d_bias
+//   softmax     X = hidden rows, Y = item rows, P = exponentials: normalizers, and d_hidden up to its one-hot part
+//   parameters  X = item rows, Y = hidden rows, P = softmax - one-hot: d_weight, d_bias
 // Scores are accumulators of a product and, converted, the operand of the next one: they never leave a warp.
 #pragma once
 
 #include "kernels/common/activations.cuh"
+#include "kernels/common/split.cuh"
 #include "kernels/linear_cross_entropy/plan.cuh"
 
 namespace recgrela::cuda {
 
-// Exponentials of fp16 are computed times a power of two, because fp16 has few small numbers.
-template <typename E>
-constexpr float kExponentShift = 0.f;
-template <>
-constexpr float kExponentShift<fp16> = 8.f;
+// The operands of products: 16-bit numbers, or float32 as sums of such numbers.
+template <typename E, bool kSplit>
+struct EntropyOperands {
+  using Element = Part<E>;
+  using Left = Split<E>;
+  using Right = RightSplit<E>;
+  static constexpr int kNumParts = kParts<E>;
 
-// Starts copies of the rows `first` .. `first` + `count` of a matrix to shared memory. Rows from `num_rows` on, and
-// columns from `dim` on, become zeros.
-template <typename E, int kWidth>
-__device__ void stage_padded(E* shared, const RowMatrix& rows, int64_t first, int count, int64_t num_rows, int dim) {
-  constexpr int kVector = 16 / sizeof(E), kVectors = kWidth / kVector, kStride = stage_stride(kWidth);
-  static_assert(kEntropyThreads % kVectors == 0);
-  const int c = static_cast<int>(threadIdx.x) % kVectors * kVector, row0 = static_cast<int>(threadIdx.x) / kVectors;
-  const E* const source = static_cast<const E*>(rows.data) + c;
-#pragma unroll 4
-  for (int row = row0; row < count; row += kEntropyThreads / kVectors) {
-    const bool valid = first + row < num_rows && c < dim;
-    copy_async16(shared + row * kStride + c, valid ? source + (first + row) * rows.stride : rows.data, valid);
+  static __device__ Left left(const Element* tile, int stride, int part_size) {
+    return load_split<E, false>(tile, stride, part_size);
   }
-}
+  static __device__ Left left(const Acc& a) { return to_split<E>(a); }
+  template <bool kTranspose>
+  static __device__ Right right(const Element* tile, int stride, int part_size) {
+    return load_right<E, kTranspose>(tile, stride, part_size);
+  }
+  static __device__ void add(Acc& d, const Left& a, const Right& b) { add_product<E>(d, a, b); }
+
+  // Sum of few products. Tensor cores truncate their sums, so that the small products of parts have a sum of their own.
+  struct ShortSum {
+    Acc large, small;
+    __device__ void add(const Left& a, const Right& b) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        mma16816<Element>(large.x[j], a.part[0].r, b.r[0][j]);
+#pragma unroll
+        for (int order = kNumParts - 1; order > 0; --order)
+#pragma unroll
+          for (int i = 0; i <= order; ++i) mma16816<Element>(small.x[j], a.part[i].r, b.r[order - i][j]);
+      }
+    }
+    __device__ Acc total() const {
+      Acc sum = large;
+      if constexpr (kNumParts > 1) add_scaled(sum, small, 1.f);
+      return sum;
+    }
+  };
+};
+// The operands of float32 as TF32 numbers, which are split at every use.
+template <>
+struct EntropyOperands<float, false> {
+  using Element = float;
+  using Left = Operand<float>;
+  using Right = Operand<float>;
+  static constexpr int kNumParts = 1;
+
+  static __device__ Left left(const float* tile, int stride, int) { return load_operand<float, false>(tile, stride); }
+  static __device__ Left left(const Acc& a) { return to_operand<float>(a); }
+  template <bool kTranspose>
+  static __device__ Right right(const float* tile, int stride, int) {
+    return load_operand<float, kTranspose>(tile, stride);
+  }
+  static __device__ void add(Acc& d, const Left& a, const Right& b) { mma(d, a, b); }
+
+  struct ShortSum {
+    Acc sum;
+    __device__ void add(const Left& a, const Right& b) { mma(sum, a, b); }
+    __device__ Acc total() const { return sum; }
+  };
+};
 
 template <typename E, int kWidth>
 struct EntropyStream {
   static constexpr EntropyTiles kTiles = EntropyTiles::of(sizeof(E), kWidth);
-  static constexpr int kSteps = kWidth / kTile, kStride = stage_stride(kWidth), kStage = kTiles.stage;
+  using Operands = EntropyOperands<E, kTiles.split || sizeof(E) == 2>;
+  using Element = typename Operands::Element;
+  using Left = typename Operands::Left;
+  using Right = typename Operands::Right;
+  static constexpr int kSteps = kWidth / kTile, kStride = kTiles.stride, kStage = kTiles.stage;
   static constexpr int R = kTiles.warp_tiles;
-  static constexpr size_t kSharedBytes = size_t{kTiles.shared_rows()} * kStride * sizeof(E);
+  static constexpr int kPartSize = kTiles.shared_rows() * kStride;  // of shared memory
+  static constexpr size_t kSharedBytes = size_t{kPartSize} * Operands::kNumParts * sizeof(Element);
 
-  E* const shared = reinterpret_cast<E*>(dynamic_shared());
-  E* const kept = shared + (kTiles.in_registers ? 0 : 2 * kStage * kStride);  // [rows]
-  const int warp_row = static_cast<int>(threadIdx.x) / 32 * kTile * R;        // first row of this warp
-  Operand<E> x[R][kTiles.in_registers ? kSteps : 1];
+  Element* const shared = reinterpret_cast<Element*>(dynamic_shared());
+  Element* const kept = shared + (kTiles.in_registers ? 0 : 2 * kStage * kStride);  // [rows]
+  const int warp_row = static_cast<int>(threadIdx.x) / 32 * kTile * R;              // first row of this warp
+  Left x[R][kTiles.in_registers ? kSteps : 1];
   Acc out[R][kSteps];
 
+  __device__ Element* stage_of(int stage) const { return shared + stage % 2 * (kStage * kStride); }
+
+  // Starts copies of the rows `first` .. `first` + `count` of a matrix to shared memory. Rows from `num_rows` on, and
+  // columns from `dim` on, become zeros.
+  static __device__ void stage(Element* to, const EntropyMatrix& matrix, int64_t first, int count, int64_t num_rows,
+                               int dim) {
+    constexpr int kVector = 16 / sizeof(Element), kVectors = kWidth / kVector;
+    static_assert(kEntropyThreads % kVectors == 0);
+    const int c = static_cast<int>(threadIdx.x) % kVectors * kVector, row0 = static_cast<int>(threadIdx.x) / kVectors;
+    const Element* const source = static_cast<const Element*>(matrix.rows.data);
+#pragma unroll(Operands::kNumParts > 1 ? 1 : 4)  // addresses take registers
+    for (int row = row0; row < count; row += kEntropyThreads / kVectors) {
+      const bool valid = first + row < num_rows && c < dim;
+      const Element* const from = valid ? source + (first + row) * matrix.rows.stride + c : source;
+#pragma unroll
+      for (int part = 0; part < Operands::kNumParts; ++part)
+        copy_async16(to + part * kPartSize + row * kStride + c, from + part * matrix.part_size, valid);
+    }
+  }
+
   // Runs stages `first` .. `last` of the rows y. Calls
-  //   pass.begin(stage)                          with all threads, before a stage's barrier
-  //   pass.coefficients(scores, column, out, p)  with column: the first of the 16 within the stage
-  //   pass.end(stage)
+  //   pass.begin(stage), pass.synchronized(stage)  with all threads, before and after a stage's barrier
+  //   pass.coefficients(scores, stage, column, out, p)  with column: the first of the 16 within the stage
   template <bool kProduct, typename Pass>
-  __device__ void run(const RowMatrix& x_rows, int64_t first_row, int64_t num_x_rows, const RowMatrix& y_rows,
+  __device__ void run(const EntropyMatrix& x_rows, int64_t first_row, int64_t num_x_rows, const EntropyMatrix& y_rows,
                       int64_t num_y_rows, int dim, int first, int last, Pass& pass) {
-    stage_padded<E, kWidth>(kept, x_rows, first_row, kTiles.rows, num_x_rows, dim);
+    this->stage(kept, x_rows, first_row, kTiles.rows, num_x_rows, dim);
     copies_commit();
     if constexpr (kTiles.in_registers) {
       copies_wait<0>();
@@ -60,58 +125,62 @@ struct EntropyStream {
 #pragma unroll
       for (int r = 0; r < R; ++r)
 #pragma unroll
-        for (int k = 0; k < kSteps; ++k)
-          x[r][k] = load_operand<E, false>(kept + (warp_row + kTile * r) * kStride + kTile * k, kStride);
+        for (int k = 0; k < kSteps; ++k) x[r][k] = load_x(r, k);
       __syncthreads();
     }
-    stage_padded<E, kWidth>(shared, y_rows, int64_t{first} * kStage, kStage, num_y_rows, dim);
+    this->stage(stage_of(first), y_rows, int64_t{first} * kStage, kStage, num_y_rows, dim);
     copies_commit();
     for (int stage = first; stage < last; ++stage) {
       pass.begin(stage);
       copies_wait<0>();
       __syncthreads();
-      const E* const y = shared + (stage - first) % 2 * (kStage * kStride);
+      pass.synchronized(stage);
+      const Element* const y = stage_of(stage);
       if (stage + 1 < last) {
-        stage_padded<E, kWidth>(shared + (stage + 1 - first) % 2 * (kStage * kStride), y_rows,
-                                int64_t{stage + 1} * kStage, kStage, num_y_rows, dim);
+        this->stage(stage_of(stage + 1), y_rows, int64_t{stage + 1} * kStage, kStage, num_y_rows, dim);
         copies_commit();
       }
 #pragma unroll 1
       for (int column = 0; column < kStage; column += kTile) {
         Acc scores[R];
         multiply(y + column * kStride, scores);
-        Operand<E> p[R];
-        pass.coefficients(scores, column, out, p);
+        Left p[R];
+        pass.coefficients(scores, stage, column, out, p);
         if constexpr (kProduct) accumulate(y + column * kStride, p);
       }
-      pass.end(stage);
     }
+  }
+
+  __device__ Left load_x(int r, int k) const {
+    return Operands::left(kept + (warp_row + kTile * r) * kStride + kTile * k, kStride, kPartSize);
   }
 
   // scores = X Y^T for 16 rows of y
-  __device__ void multiply(const E* y, Acc (&scores)[R]) const {
-#pragma unroll
+  __device__ void multiply(const Element* y, Acc (&scores)[R]) const {
+    typename Operands::ShortSum sums[R];
+#pragma unroll(kTiles.in_registers ? kSteps : 4)  // overlapping steps take registers
     for (int k = 0; k < kSteps; ++k) {
-      const Operand<E> b = load_operand<E, false, true>(y + kTile * k, kStride);
+      const Right b = Operands::template right<false>(y + kTile * k, kStride, kPartSize);
 #pragma unroll
       for (int r = 0; r < R; ++r) {
-        if constexpr (kTiles.in_registers) {
-          mma(scores[r], x[r][k], b);
-        } else {
-          mma(scores[r], load_operand<E, false>(kept + (warp_row + kTile * r) * kStride + kTile * k, kStride), b);
-        }
+        if constexpr (kTiles.in_registers)
+          sums[r].add(x[r][k], b);
+        else
+          sums[r].add(load_x(r, k), b);
       }
       limit_overlap<E>();
     }
+#pragma unroll
+    for (int r = 0; r < R; ++r) scores[r] = sums[r].total();
   }
 
   // out += P Y
-  __device__ void accumulate(const E* y, const Operand<E> (&p)[R]) {
+  __device__ void accumulate(const Element* y, const Left (&p)[R]) {
 #pragma unroll
     for (int k = 0; k < kSteps; ++k) {
-      const Operand<E> b = load_operand<E, true, true>(y + kTile * k, kStride);
+      const Right b = Operands::template right<true>(y + kTile * k, kStride, kPartSize);
 #pragma unroll
-      for (int r = 0; r < R; ++r) mma(out[r][k], p[r], b);
+      for (int r = 0; r < R; ++r) Operands::add(out[r][k], p[r], b);
       limit_overlap<E>();
     }
   }
@@ -135,6 +204,28 @@ struct EntropyStream {
           }
       }
   }
+};
+
+// The share of a block: a tile of kept rows, and stages of passing rows. What the loop over the stages does not need is
+// in shared memory, because it takes all registers.
+template <typename Stream>
+class EntropyBlock {
+ public:
+  // All threads of the block construct it; it ends with a barrier.
+  __device__ EntropyBlock(const EntropyGrid& grid, int* shared) : shared_(shared) {
+    const int tiles = static_cast<int>(grid.tiles), block = static_cast<int>(blockIdx.x), split = block / tiles;
+    const int64_t begin = split * grid.stages_per_split, end = begin + grid.stages_per_split;
+    first = static_cast<int>(begin), last = static_cast<int>(end < grid.stages ? end : grid.stages);
+    if (threadIdx.x == 0) shared[0] = block % tiles * Stream::kTiles.rows, shared[1] = split;
+    __syncthreads();
+  }
+  __device__ int first_row() const { return shared_[0]; }
+  __device__ int split() const { return shared_[1]; }
+
+  int first, last;  // stages
+
+ private:
+  const int* const shared_;
 };
 
 }  // namespace recgrela::cuda
