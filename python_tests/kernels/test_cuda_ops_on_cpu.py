@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,48 +33,10 @@ from python_tests.cases import (
 from python_tests.cases.case import REAL_DTYPES
 from python_tests.cases.compare import differing
 from python_tests.support.results import LAYOUTS, UNEVEN, assert_results
-from python_tests.support.simt import build_simt
 from python_tests.support.tensors import assert_close
-from recgrela.ops import OPS, add_norm, dropout, dropout_reference, linear, rotary_table
-from recgrela.ops._library import AUTOGRAD, _no_second_derivative, _save_nothing, register_gradient
+from recgrela.ops import add_norm, dropout, dropout_reference, linear, rotary_table
 from tools.step_cost.counting import Counter
 from tools.step_cost.launches import launches_of
-
-CUDA_OPS = [op for op in OPS.values() if "cuda" in op.kernels]
-
-
-@pytest.fixture(scope="module")
-def library() -> Path:
-    """Loads the CUDA operators for CPU tensors; returns the path of their library."""
-    build = build_simt("recgrela_simt_ops", RECGRELA_TORCH=Path(torch.__file__).parent, RECGRELA_TESTS="ON")
-    path = build / "librecgrela_simt_ops.so"
-    torch.ops.load_library(path)
-    for operator in (operator for op in CUDA_OPS for operator in op.operators()):
-        gradient = AUTOGRAD.get(operator, (_save_nothing, _no_second_derivative))
-        register_gradient(f"recgrela_simt::{operator}", *gradient)
-    return path
-
-
-@pytest.fixture
-def simt(library: Path, poisoned_memory: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Inside `with simt():` recgrela.ops calls the CUDA operators, in the dtypes that they take."""
-
-    def switch() -> pytest.MonkeyPatch:
-        patch = pytest.MonkeyPatch()
-        for op in CUDA_OPS:
-            for operator in op.operators():
-                patch.setattr(torch.ops.recgrela, operator, getattr(torch.ops.recgrela_simt, operator))
-            patch.setitem(op.kernels, "cpu", op.kernels["cuda"])
-        return patch
-
-    class Simt:
-        def __enter__(self) -> None:
-            self.patch = switch()
-
-        def __exit__(self, *_: object) -> None:
-            self.patch.undo()
-
-    yield Simt
 
 
 def check(simt: Any, case: Case, layout: Any = None) -> None:
