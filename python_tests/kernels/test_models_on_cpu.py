@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import replace
 from typing import Any
 
@@ -13,27 +14,32 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from python_tests.models.forms import CAUSAL, FORMS, MAX_LEN, N_ITEMS, packed
 from python_tests.support.tensors import assert_close
 from recgrela.models import build
+from recgrela.ops import checks
 
 SIZES = {"hidden_size": 32, "inner_size": 64}
 OPS_OF_EVERY_MODEL = {"add_norm", "embedding", "linear", "linear_cross_entropy"}
 
 
 class Calls(TorchDispatchMode):
-    """Collects the names of the operators that run."""
+    """Collects the names of the operators that run, and of those with bfloat16 operands."""
 
     def __init__(self) -> None:
         super().__init__()
         self.names: set[str] = set()
+        self.half: set[str] = set()
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        self.names.add(function._schema.name)
+        name = function._schema.name.removeprefix("recgrela_simt::")
+        self.names.add(name)
+        if any(isinstance(x, Tensor) and x.dtype == torch.bfloat16 for x in args):
+            self.half.add(name)
         return function(*args, **(kwargs or {}))
 
 
-def results(form: str, objective: str) -> tuple[dict[str, Tensor], set[str]]:
-    """The loss and the gradients of a step with dropout, and the operators that ran."""
+def results(form: str, objective: str, amp: bool = False) -> tuple[dict[str, Tensor], Calls]:
+    """The loss and the gradients of a step with dropout, and its calls."""
     torch.manual_seed(1)
     config = FORMS[form]
     config = replace(config, **{key: value for key, value in SIZES.items() if hasattr(config, key)})
@@ -41,10 +47,11 @@ def results(form: str, objective: str) -> tuple[dict[str, Tensor], set[str]]:
     items, cu_seqlens, longest = packed()
     target = items.flip(0) if objective == "all" else torch.tensor([3, 5, 7, 9])
     with Calls() as calls:
-        loss = model.loss_packed(items, cu_seqlens, target, longest, objective)
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            loss = model.loss_packed(items, cu_seqlens, target, longest, objective)
         loss.backward()
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    return found | {"loss": loss.detach()}, calls.names
+    return found | {"loss": loss.detach()}, calls
 
 
 @pytest.mark.parametrize(
@@ -54,10 +61,27 @@ def test_a_step_on_the_kernels(simt: Any, form: str, objective: str) -> None:
     """Dropout draws the same on every device, so that steps with it can be compared."""
     expected, _ = results(form, objective)
     with simt():
-        got, names = results(form, objective)
+        got, calls = results(form, objective)
     assert got.keys() == expected.keys()
     largest = max(x.abs().max().item() for x in expected.values())
     for name, value in expected.items():
         assert_close(name, value, got[name], 1e-4, scale=1e-3 * largest)
-    ours = {name.removeprefix("recgrela_simt::") for name in names if name.startswith("recgrela_simt")}
-    assert ours >= OPS_OF_EVERY_MODEL | (set() if form.startswith("Echo") else {"mlp"})
+    assert calls.names >= OPS_OF_EVERY_MODEL | (set() if form.startswith("Echo") else {"mlp"})
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_step_in_bfloat16(simt: Any, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Autocast converts rows as on a GPU; parameters and their gradients stay float32."""
+    expected, _ = results(form, "last")
+    for module in (checks, *map(importlib.import_module, ("recgrela.ops.linear", "recgrela.ops.mlp"))):
+        monkeypatch.setattr(module, "has_half_kernels", lambda device_type: True)
+    with simt():
+        got, calls = results(form, "last", amp=True)
+    assert got.keys() == expected.keys()
+    largest = max(x.abs().max().item() for x in expected.values())
+    for name, value in expected.items():
+        assert got[name].dtype == torch.float32
+        assert_close(name, value, got[name], 5e-2, scale=0.2 * largest)
+    assert calls.half >= {"add_norm", "linear", "linear_cross_entropy"}
+    if form.startswith("RecGRELA"):
+        assert calls.half >= {"gated_rela", "gated_rela_last", "gated_rela_last_backward", "mlp_backward"}

@@ -25,6 +25,11 @@ def autocast_enabled(device_type: str) -> bool:
     return device_type in ("cpu", "cuda") and torch.is_autocast_enabled(device_type)
 
 
+def has_half_kernels(device_type: str) -> bool:
+    """Reports whether the kernels of a device take half precision, so that autocast converts their rows."""
+    return device_type != "cpu"
+
+
 def without_autocast(device_type: str) -> AbstractContextManager[object]:
     """A context in which plain PyTorch computes in the dtypes of its operands."""
     return torch.autocast(device_type, enabled=False) if autocast_enabled(device_type) else nullcontext()
@@ -47,7 +52,7 @@ def cast_for_autocast(device_type: str, *operands: Tensor | None) -> tuple[Any, 
     """
     if not autocast_enabled(device_type):
         return operands
-    dtype = torch.float32 if device_type == "cpu" else torch.get_autocast_dtype(device_type)
+    dtype = torch.get_autocast_dtype(device_type) if has_half_kernels(device_type) else torch.float32
     return tuple(
         x if x is None or not x.is_floating_point() or x.dtype == torch.float64 else x.to(dtype)
         for x in operands

@@ -16,6 +16,7 @@ from recgrela.ops.checks import (
     cast_for_autocast,
     check_parameters,
     gradient_like,
+    has_half_kernels,
     none_for_absent,
     state_dtype,
 )
@@ -100,7 +101,7 @@ def linear(
         bias2=(bias2, (out2,)),
     )
     device_type = x.device.type
-    rows = x if device_type == "cpu" else cast_for_autocast(device_type, x)[0]
+    rows = cast_for_autocast(device_type, x)[0] if has_half_kernels(device_type) else x
     widths = (width, out) if weight2 is None else (width, out, weight2.shape[0], out + weight2.shape[0])
     takes = OP.implementation(device_type, rows.dtype, widths=widths).kind == "kernel"
     if takes and _fits_device(rows, widths[-1]):

@@ -11,7 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recgrela.ops._library import call_operator, register_operator
-from recgrela.ops.checks import autocast_enabled, cast, cast_for_autocast, check_parameters, state_dtype
+from recgrela.ops.checks import (
+    autocast_enabled,
+    cast,
+    cast_for_autocast,
+    check_parameters,
+    has_half_kernels,
+    state_dtype,
+)
 from recgrela.ops.dropout import check_dropout, dropout_reference, new_seeds
 from recgrela.ops.dropout import dropout as drop
 from recgrela.ops.support import Kernel, Op
@@ -111,11 +118,11 @@ def mlp(
     )
     check_dropout(op, dropout, seed, 2, x.device)
     device_type = x.device.type
-    if device_type != "cpu":
+    if has_half_kernels(device_type):
         (x,) = cast_for_autocast(device_type, x)
     widths = (x.shape[1], w2.shape[0])
     composition = OP.implementation(device_type, x.dtype, widths=widths).kind != "kernel"
-    if composition or (device_type == "cpu" and autocast_enabled(device_type)):
+    if composition or (autocast_enabled(device_type) and not has_half_kernels(device_type)):
         w1, b1, w2, b2 = cast(x.dtype, w1, b1, w2, b2)
         seeds = (None, None) if seed is None else seed.unbind()
         h = drop(ACTIVATIONS[activation](F.linear(x, w1, b1)), dropout, seeds[0])
