@@ -471,11 +471,11 @@ class LaunchesOfOperators(TorchDispatchMode):
 
 @pytest.mark.parametrize("op", CASES, ids=lambda op: op.op)
 def test_launches_are_those_of_the_table(simt: Any, library: Path, op: type[Case]) -> None:
-    many = [case for case in op.variants((20,) * 500, torch.float32) if op.op == "embedding"]  # another sort
-    half = [
-        case for case in op.variants((20,), torch.bfloat16) if op.op == "mlp"
-    ]  # one kernel for all gradients
-    for case in [*op.variants((20,) * 40, torch.float32), *many, *half]:
+    dtypes = {torch.float32, torch.bfloat16} & set(op.dtypes)
+    cases = [case for dtype in dtypes for case in op.variants((20,) * 40, dtype)]
+    if op.op == "embedding":  # more rows have another sort
+        cases += op.variants((20,) * 500, torch.float32)
+    for case in cases:
         x = case.operands()
         with simt(), LaunchesOfOperators(library) as mode:
             case.results(x)
