@@ -1,123 +1,156 @@
 // embedding: rows of a table with dropout and LayerNorm, in one pass; the backward adds the rows of each item in the
-// order of the rows, and makes dropout and LayerNorm again.
+// order of the rows, and makes dropout and LayerNorm again. A row stays in registers if it is K whole vectors, and in
+// the cache otherwise (K = 0).
 
 #include "activation.inl"
 
-// Copies row `row` of y before the LayerNorm to x, and the factors of its dropout to `factors` unless that is null.
-template <typename T, int N>
-static void look_up(const EmbeddingParams<T>& p, int64_t row, int64_t item, T* x, T* factors) {
-  const T* const from = p.table + item * p.width;
-  for (int64_t j = 0; j < p.width; j += N) {
-    const Drop<T, N> drop(p.dropout, row * p.width + j);
-    store<T, N>(x + j, drop(load<T, N>(from + j)));
-    if (factors) store<T, N>(factors + j, drop(splat<T, N>(T(1))));
-  }
-}
+template <typename T, int N, int K>
+class EmbeddingWorker {
+  using V = Vec<T, N>;
+  // The vectors of a row: an array of its own, or one of the scratch memory's.
+  struct Row {
+    V own[K > 0 ? K : 1];
+    V* const shared;
+    __attribute__((always_inline)) V& operator[](int64_t k) { return K > 0 ? own[k] : shared[k]; }
+  };
 
-// Replaces x by (x - mean) / sqrt(variance + eps) and returns the factor.
-template <typename T, int N>
-static T normalize(T* x, int64_t width, T eps) {
-  Vec<T, N> total{};
-  for (int64_t j = 0; j < width; j += N) total += load<T, N>(x + j);
-  const T mean = sum<T, N>(total) / static_cast<T>(width);
-  total = Vec<T, N>{};
-  for (int64_t j = 0; j < width; j += N) {
-    const Vec<T, N> centered = load<T, N>(x + j) - mean;
-    store<T, N>(x + j, centered);
-    total += centered * centered;
-  }
-  const T factor = T(1) / std::sqrt(sum<T, N>(total) / static_cast<T>(width) + eps);
-  for (int64_t j = 0; j < width; j += N) store<T, N>(x + j, load<T, N>(x + j) * factor);
-  return factor;
-}
+ public:
+  static constexpr int64_t kScratchRows = 5;
 
-template <typename T, int N>
-static void embed_rows(const EmbeddingParams<T>& p, int64_t begin, int64_t end) {
-  for (int64_t row = begin; row < end; ++row) {
-    T* const y = p.y + row * p.width;
-    look_up<T, N>(p, row, p.items[row], y, nullptr);
-    if (!p.weight) continue;
-    normalize<T, N>(y, p.width, p.eps);
-    for (int64_t j = 0; j < p.width; j += N) {
-      const Vec<T, N> scaled = load<T, N>(y + j) * load<T, N>(p.weight + j);
-      store<T, N>(y + j, p.bias ? scaled + load<T, N>(p.bias + j) : scaled);
+  EmbeddingWorker(const EmbeddingParams<T>& p, T* scratch)
+      : p_(p), scratch_(reinterpret_cast<V*>(scratch)), inverse_width_(T(1) / static_cast<T>(p.width)) {}
+
+  void forward() {
+    for (int64_t chunk; p_.queue->take(chunk);) {
+      const int64_t begin = chunk * p_.chunk_rows, end = std::min(begin + p_.chunk_rows, p_.num_rows);
+      for (int64_t row = begin; row < end; ++row) {
+        Row x = make_row(0), factors = make_row(1);
+        look_up(row, p_.items[row], x, factors);
+        const T factor = p_.weight ? normalize(x) : T(1);
+        T* const y = p_.y + row * p_.width;
+        for (int64_t k = 0; k < vectors(); ++k) {
+          V out = x[k];
+          if (p_.weight) out *= factor * load<T, N>(p_.weight + k * N);
+          if (p_.bias) out += load<T, N>(p_.bias + k * N);
+          store<T, N>(y + k * N, out);
+        }
+      }
     }
   }
-}
 
-// Adds the gradient of a row of the table to total, and those of the parameters to d_weight and d_bias.
-template <typename T, int N>
-static void add_row(const EmbeddingParams<T>& p, int64_t row, int64_t item, T* x, T* factors, T* total, T* d_weight,
-                    T* d_bias) {
-  const T* const d_y = p.d_y.row(row);
-  if (!p.weight) {
-    for (int64_t j = 0; j < p.width; j += N) {
-      const Drop<T, N> drop(p.dropout, row * p.width + j);
-      store<T, N>(total + j, load<T, N>(total + j) + drop(load<T, N>(d_y + j)));
+  void backward() {
+    for (int64_t chunk; p_.queue->take(chunk);) {
+      const int64_t begin = chunk * p_.chunk_rows, end = std::min(begin + p_.chunk_rows, p_.num_rows);
+      Row d_weight = make_row(2), d_bias = make_row(3), total = make_row(4);
+      clear(d_weight), clear(d_bias), clear(total);
+      for (int64_t first = begin, i = begin; i < end; ++i) {
+        const int64_t item = p_.sorted_items[i];
+        const bool is_padding = item == p_.padding_idx;
+        if (i + kAhead < end)  // the rows are in no order that the processor foresees
+          for (int64_t j = 0; j < p_.width; j += kLine) __builtin_prefetch(p_.d_y.row(p_.order[i + kAhead]) + j);
+        if (p_.weight || !is_padding) add_row(p_.order[i], item, total, d_weight, d_bias);
+        if (i + 1 < end && p_.sorted_items[i + 1] == item) continue;
+        if (!is_padding) {
+          const bool in_table = first > begin || !p_.continues(first);
+          put(total, in_table ? p_.d_table + item * p_.width : p_.first_sums + chunk * p_.width);
+        }
+        clear(total);
+        first = i + 1;
+      }
+      if (p_.d_weight) put(d_weight, p_.d_weight + chunk * p_.width);
+      if (p_.d_bias) put(d_bias, p_.d_bias + chunk * p_.width);
     }
-    return;
   }
-  look_up<T, N>(p, row, item, x, factors);
-  const T factor = normalize<T, N>(x, p.width, p.eps);
-  Vec<T, N> sums{}, products{};
-  for (int64_t j = 0; j < p.width; j += N) {
-    const Vec<T, N> normed = load<T, N>(x + j), d = load<T, N>(d_y + j), d_normed = d * load<T, N>(p.weight + j);
-    sums += d_normed, products += d_normed * normed;
-    store<T, N>(d_weight + j, load<T, N>(d_weight + j) + d * normed);
-    if (d_bias) store<T, N>(d_bias + j, load<T, N>(d_bias + j) + d);
-  }
-  const T mean = sum<T, N>(sums) / static_cast<T>(p.width), slope = sum<T, N>(products) / static_cast<T>(p.width);
-  for (int64_t j = 0; j < p.width; j += N) {
-    const Vec<T, N> d_normed = load<T, N>(d_y + j) * load<T, N>(p.weight + j);
-    const Vec<T, N> d_x = (d_normed - mean - load<T, N>(x + j) * slope) * factor;
-    store<T, N>(total + j, load<T, N>(total + j) + d_x * load<T, N>(factors + j));
-  }
-}
 
-template <typename T, int N>
-static void add_chunk(const EmbeddingParams<T>& p, int64_t chunk, T* scratch) {
-  T *const x = scratch, *const factors = x + p.width, *const total = factors + p.width;
-  T* const d_weight = p.d_weight ? p.d_weight + chunk * p.width : nullptr;
-  T* const d_bias = p.d_bias ? p.d_bias + chunk * p.width : nullptr;
-  const int64_t begin = chunk * p.chunk_rows, end = std::min(begin + p.chunk_rows, p.num_rows);
-  for (int64_t first = begin, next; first < end; first = next) {
-    const int64_t item = p.sorted_items[first];
-    for (next = first + 1; next < end && p.sorted_items[next] == item;) ++next;
-    const bool is_padding = item == p.padding_idx;
-    if (is_padding && !p.weight) continue;
-    std::fill_n(total, p.width, T(0));
-    for (int64_t i = first; i < next; ++i) {
-      constexpr int64_t kAhead = 4, kLine = 64 / sizeof(T);
-      if (i + kAhead < end)  // the rows are in no order that the processor foresees
-        for (int64_t j = 0; j < p.width; j += kLine) __builtin_prefetch(p.d_y.row(p.order[i + kAhead]) + j);
-      add_row<T, N>(p, p.order[i], item, x, factors, total, d_weight, d_bias);
+ private:
+  static constexpr int64_t kAhead = 4, kLine = 64 / sizeof(T);
+
+  int64_t vectors() const { return K > 0 ? K : p_.width / N; }
+  Row make_row(int64_t i) const { return Row{{}, K > 0 ? nullptr : scratch_ + i * vectors()}; }
+  void clear(Row& row) const {
+    for (int64_t k = 0; k < vectors(); ++k) row[k] = V{};
+  }
+  void put(Row& row, T* to) const {
+    for (int64_t k = 0; k < vectors(); ++k) store<T, N>(to + k * N, row[k]);
+  }
+
+  // Loads row `row` of y before the LayerNorm, and the factors of its dropout.
+  __attribute__((always_inline)) void look_up(int64_t row, int64_t item, Row& x, Row& factors) const {
+    const T* const from = p_.table + item * p_.width;
+    for (int64_t k = 0; k < vectors(); ++k) {
+      const Drop<T, N> drop(p_.dropout, row * p_.width + k * N);
+      factors[k] = drop(splat<T, N>(T(1)));
+      x[k] = drop(load<T, N>(from + k * N));
     }
-    const bool in_table = first > begin || !p.continues(first);
-    if (!is_padding)
-      std::copy_n(total, p.width, in_table ? p.d_table + item * p.width : p.first_sums + chunk * p.width);
+  }
+
+  // Subtracts the mean of the row and returns 1 / sqrt(variance + eps).
+  __attribute__((always_inline)) T normalize(Row& x) const {
+    V total{}, squares{};
+    for (int64_t k = 0; k < vectors(); ++k) total += x[k];
+    const T mean = sum<T, N>(total) * inverse_width_;
+    for (int64_t k = 0; k < vectors(); ++k) x[k] -= mean, squares += x[k] * x[k];
+    return T(1) / std::sqrt(sum<T, N>(squares) * inverse_width_ + p_.eps);
+  }
+
+  // Adds the gradient of a row of the table to total, and those of the parameters to d_weight and d_bias.
+  __attribute__((always_inline)) void add_row(int64_t row, int64_t item, Row& total, Row& d_weight, Row& d_bias) const {
+    const T* const d_y = p_.d_y.row(row);
+    Row x = make_row(0), factors = make_row(1);
+    look_up(row, item, x, factors);
+    if (!p_.weight) {
+      for (int64_t k = 0; k < vectors(); ++k) total[k] += load<T, N>(d_y + k * N) * factors[k];
+      return;
+    }
+    const T factor = normalize(x);
+    V sums{}, products{};
+    for (int64_t k = 0; k < vectors(); ++k) {
+      const V d = load<T, N>(d_y + k * N), d_normed = d * load<T, N>(p_.weight + k * N);
+      x[k] *= factor;
+      d_weight[k] += d * x[k], d_bias[k] += d;
+      sums += d_normed, products += d_normed * x[k];
+    }
+    const T mean = sum<T, N>(sums) * inverse_width_, slope = sum<T, N>(products) * inverse_width_;
+    for (int64_t k = 0; k < vectors(); ++k) {
+      const V d_normed = load<T, N>(d_y + k * N) * load<T, N>(p_.weight + k * N);
+      total[k] += (d_normed - mean - x[k] * slope) * factor * factors[k];
+    }
+  }
+
+  const EmbeddingParams<T>& p_;
+  V* const scratch_;
+  const T inverse_width_;
+};
+
+// Calls f with the worker for the width of the rows.
+template <typename T, typename F>
+static void with_embedding_worker(const EmbeddingParams<T>& p, T* scratch, F&& f) {
+  constexpr int N = RECGRELA_VECTOR_BYTES / sizeof(T);
+  switch (p.width % N == 0 ? p.width / N : 0) {
+    case 2:
+      return f(EmbeddingWorker<T, N, 2>(p, scratch));
+    case 4:
+      return f(EmbeddingWorker<T, N, 4>(p, scratch));
+    case 8:
+      return f(EmbeddingWorker<T, N, 8>(p, scratch));
+    default:
+      with_lanes<T>(p.width, [&](auto lanes) { f(EmbeddingWorker<T, decltype(lanes)::value, 0>(p, scratch)); });
   }
 }
 
 template <typename T>
-static void embedding_forward(const EmbeddingParams<T>& p, T*) {
-  with_lanes<T>(p.width, [&](auto lanes) {
-    for (int64_t chunk; p.queue->take(chunk);) {
-      const int64_t begin = chunk * p.chunk_rows;
-      embed_rows<T, decltype(lanes)::value>(p, begin, std::min(begin + p.chunk_rows, p.num_rows));
-    }
-  });
+static void embedding_forward(const EmbeddingParams<T>& p, T* scratch) {
+  with_embedding_worker(p, scratch, [](auto worker) { worker.forward(); });
 }
 
 template <typename T>
 static void embedding_backward(const EmbeddingParams<T>& p, T* scratch) {
-  with_lanes<T>(p.width, [&](auto lanes) {
-    for (int64_t chunk; p.queue->take(chunk);) add_chunk<T, decltype(lanes)::value>(p, chunk, scratch);
-  });
+  with_embedding_worker(p, scratch, [](auto worker) { worker.backward(); });
 }
 
 template <typename T>
-static int64_t embedding_scratch(const EmbeddingParams<T>& p, bool backward) {
-  return backward ? 3 * p.width : 0;
+static int64_t embedding_scratch(const EmbeddingParams<T>& p, bool) {
+  return EmbeddingWorker<T, 1, 0>::kScratchRows * p.width;
 }
 
 template <typename T>
