@@ -72,9 +72,9 @@ def embedding(
 ) -> Tensor:
     """LayerNorm(drop(table[items])), or drop(table[items]) if `weight` is None.
 
-    The kernels read the table once and save nothing but the operands. The backward sorts the rows by item and
-    adds those of an item in a fixed order, so that its result is the same on every run. Autocast does not
-    change the result's dtype. A half-precision table is computed in float32 and the result rounded.
+    The forward is one pass that saves nothing but the operands. The backward sorts the rows by item and adds
+    those of an item in a fixed order, so that its result is the same on every run. Autocast does not change
+    the result's dtype. A half-precision table is computed in float32 and the result rounded.
 
     Args:
         items: int64 [T], any stride: rows of the table.
