@@ -106,6 +106,15 @@ struct BackwardArrays {
         parts(d_conv + block_channels) {}
 };
 
+// Rows from the end of a segment to the wanted row of its sequence; negative if the row comes before. Numbers that are
+// too large for the convolution to reach are clamped.
+inline __device__ int rows_to_wanted(const LastPlan& p, const Segment& s) {
+  if (s.sequence_begin == s.sequence_end) return 0;
+  const int64_t rows = wanted_row(p, s.sequence, {s.sequence_begin, s.sequence_end}) - s.end;
+  constexpr int64_t kMin = -(int64_t{1} << 30) - 1;  // before every row of the segment
+  return static_cast<int>(rows < kMin ? kMin : rows > p.kernel_size ? p.kernel_size : rows);
+}
+
 // Stores d_k and d_v of every row_slots-th row of a segment, and adds to the gradient of R phi(q).
 template <typename E, int kHead>
 __device__ void store_rows(const LastThread<E, kHead>& t, const Segment& s, const BackwardArrays& arrays,
@@ -113,17 +122,14 @@ __device__ void store_rows(const LastThread<E, kHead>& t, const Segment& s, cons
   constexpr int N = LastThread<E, kHead>::N;
   const LastPlan& p = t.p;
   const int rows = static_cast<int>(s.end - s.begin), step = p.row_slots;
-  const int64_t wanted = rows > 0 ? wanted_row(p, s.sequence, {s.sequence_begin, s.sequence_end}) : 0;
-  float query[N], u[N], d_keys[N];
-  load_floats(arrays.query + t.block_channel, query);
+  float u[N];
   load_floats(arrays.u + t.block_channel, u);
-  load_floats(arrays.d_keys + t.block_channel, d_keys);
   const int64_t begin = s.begin + t.slot;
   RowPointer<E> k(t.address(p.k, begin), p.k), v(t.address(p.v, begin), p.v);
   RowPointer<E> d_k(t.address(p.d_k, begin), p.d_k), d_v(t.address(p.d_v, begin), p.d_v);
   AnglePointer angle(p, begin - s.sequence_begin, t.channel);
-  int64_t back = wanted - begin;  // rows from the current one to the wanted one
-  int left = t.active ? rows - t.slot : 0;
+  const int end = rows_to_wanted(p, s);
+  int left = t.active ? rows - t.slot : 0;  // rows from the current one to the end of the segment
   Packed<E, N> next_k = k.template load<N>(left > 0), next_v = v.template load<N>(left > 0);
   for (int first = 0; first < rows; first += step) {
     float x[N], y[N], angles[N], rotated[N];
@@ -133,17 +139,21 @@ __device__ void store_rows(const LastThread<E, kHead>& t, const Segment& s, cons
     next_k = k.template load<N>(left > step), next_v = v.template load<N>(left > step);
     angle.load(left > 0, angles);
     angle.move(step);
-    rotate_pairs_back(query, angles, rotated);
+    load_floats(arrays.query + t.block_channel, rotated);  // for each row, to save registers
+    rotate_pairs_back(rotated, angles, rotated);
 #pragma unroll
     for (int i = 0; i < N; ++i) x[i] = phi(x[i]);
     const float weight = t.head_sum(rotated, x), d_weight = t.head_sum(u, y);
     if (left > 0) {
+      float d_keys[N];
+      load_floats(arrays.d_keys + t.block_channel, d_keys);
 #pragma unroll
       for (int i = 0; i < N; ++i) rotated[i] = (d_weight * rotated[i] + d_keys[i]) * phi_grad(x[i]);
       d_k.store(rotated);
       rotate_pairs(x, angles, x);
 #pragma unroll
       for (int i = 0; i < N; ++i) d_query[i] += d_weight * x[i], y[i] = weight * u[i];
+      const int back = left + end;  // rows from the current one to the wanted one
       if (back >= 0 && back < p.kernel_size) {
 #pragma unroll
         for (int i = 0; i < N; ++i)
@@ -152,7 +162,7 @@ __device__ void store_rows(const LastThread<E, kHead>& t, const Segment& s, cons
       d_v.store(y);
     }
     d_k.move(step), d_v.move(step);
-    back -= step, left -= step;
+    left -= step;
   }
 }
 
@@ -167,13 +177,13 @@ __global__ void __launch_bounds__(kLastThreads, kLastBackwardBlocks<E>) last_bac
     const WantedRow<E, kHead> wanted(t, segment.sequence);
     RowGradient<E, kHead> gradient(t, wanted);
     if (t.slot == 0) {
-      float d_conv[N] = {}, d_keys[N];
-      if (t.active) gradient.convolve_back(t, wanted, segment.is_first(), d_conv);
+      float d_keys[N], d_conv[N] = {};
 #pragma unroll
       for (int i = 0; i < N; ++i) d_keys[i] = gradient.d_denominator * wanted.plain[i];
       store_floats(arrays.query + t.block_channel, wanted.rotated);
       store_floats(arrays.u + t.block_channel, gradient.u);
       store_floats(arrays.d_keys + t.block_channel, d_keys);
+      if (t.active) gradient.convolve_back(t, wanted, segment.is_first(), d_conv);
       store_floats(arrays.d_conv + t.block_channel, d_conv);
     }
   }

@@ -10,7 +10,7 @@
 namespace recgrela::cuda {
 
 constexpr int kLastThreads = 128;  // of a block
-// Blocks per multiprocessor for which the compiler limits registers: the most without spilling.
+// Blocks per multiprocessor for which the compiler limits registers; no kernel spills.
 template <typename E>
 constexpr int kLastForwardBlocks = sizeof(E) == 2 ? 6 : 8;
 template <typename E>

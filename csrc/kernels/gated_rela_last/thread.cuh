@@ -137,11 +137,12 @@ struct LastThread {
   // receives [arrays, block channels]. All threads of the block call it.
   __device__ void add_segments(const float* partials, int arrays, int64_t b, float* out) const {
     const int64_t count = count_segments(p.segments, sequence_rows(p.sequences, b));
-    const int block_channels = p.block_channels(), first_channel = channel - block_channel;
     const int64_t row = int64_t{arrays} * p.width();
+    partials += first_slot(p.segments, b) * row;
+    const int block_channels = p.block_channels(), first_channel = channel - block_channel;
     for (int i = static_cast<int>(threadIdx.x); i < arrays * block_channels; i += kLastThreads) {
       const int c = first_channel + i % block_channels;
-      const float* from = partials + first_slot(p.segments, b) * row + i / block_channels * p.width() + c;
+      const float* const from = partials + i / block_channels * p.width() + c;
       float sum = 0.f;
       if (c < p.width())
         for (int64_t s = 0; s < count; ++s) sum += from[s * row];
