@@ -55,8 +55,15 @@ def test_rows_of_a_table_count_instead_of_the_table() -> None:
     with Counter("cpu") as counter:
         F.embedding(items, table)
         table[items]
+        table.index_add_(0, items, torch.ones(5, 8))
     size = 5 * 8 + 2 * 5 * 8 * 4
-    assert counter.calls == [Call("embedding", 1, size), Call("index", 1, size)]
+    rows = 5 * 8 * 4
+    assert counter.calls == [
+        Call("embedding", 1, size),
+        Call("index", 1, size),
+        Call("ones", 1, rows),
+        Call("index_add_", 1, 5 * 8 + 3 * rows),
+    ]
 
 
 def test_tensors_elsewhere_do_not_count() -> None:

@@ -39,8 +39,10 @@ SEVERAL = {
     "slice_backward": 2,
     "sort": 8,
 }
-# Operators that read of their first operand as much as they return.
+# Operators that read a part of their first operand, as large as the result.
 GATHERS = {"embedding", "gather", "index", "index_select"}
+# Operators that read and write a part of their first operand, as large as the last one.
+SCATTERS = {"index_add_", "index_copy_", "index_put_", "scatter_", "scatter_add_"}
 # Tensors of each list that one launch of an operator on lists takes, by the number of lists.
 TENSORS_PER_LAUNCH = {1: 110, 2: 64, 3: 48, 4: 36, 5: 30}
 
@@ -114,16 +116,23 @@ class Counter(TorchDispatchMode):
         elif name.startswith(("_foreach_", "_fused_")):
             self._add(name, _multi_tensor_launches(name, args), found)
         elif name not in FREE and not _is_view(function):
-            gathered = args[0] if name in GATHERS else None
-            self._add(name, SEVERAL.get(name, 1), [x for x in found if x is not gathered])
-            if gathered is not None:
-                results = sum(map(size_of, _tensors(out)))
-                self.calls[-1] = Call(name, self.calls[-1].launches, self.calls[-1].bytes + results)
+            parts = [out] if name in GATHERS else 2 * [*_tensors(args)][-1:] if name in SCATTERS else []
+            whole = args[0] if parts else None
+            part_bytes = sum(map(size_of, parts))
+            self._add(name, SEVERAL.get(name, 1), [x for x in found if x is not whole], more_bytes=part_bytes)
         return out
 
-    def _add(self, name: str, launches: int, tensors: Iterable[Tensor], instructions: int = 0) -> None:
+    def _add(
+        self,
+        name: str,
+        launches: int,
+        tensors: Iterable[Tensor],
+        instructions: int = 0,
+        more_bytes: int = 0,
+    ) -> None:
         distinct = {id(x): x for x in tensors if x.device.type == self.device_type}
-        self.calls.append(Call(name, launches, sum(map(size_of, distinct.values())), instructions))
+        size = sum(map(size_of, distinct.values())) + more_bytes
+        self.calls.append(Call(name, launches, size, instructions))
 
 
 def _has_cuda_kernel(function: torch._ops.OpOverload) -> bool:
