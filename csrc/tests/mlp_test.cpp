@@ -16,12 +16,14 @@ struct MlpCase {
   bool strided = false;
   int64_t rows = 0;
   int in = 64, hidden = 256, out = 64;
+  int max_shared_bytes = 0;
 
   std::string name() const {
     static const char* const kNames[] = {"none", "relu", "silu", "gelu"};
     return std::string("mlp/") + name_of(type) + "/" + kNames[static_cast<int>(activation)] +
-           (rate > 0 ? "/dropout" : "") + (strided ? "/strided" : "") + "/" + std::to_string(in) + "-" +
-           std::to_string(hidden) + "-" + std::to_string(out) + "/T=" + std::to_string(rows);
+           (rate > 0 ? "/dropout" : "") + (strided ? "/strided" : "") +
+           (max_shared_bytes ? "/little shared memory" : "") + "/" + std::to_string(in) + "-" + std::to_string(hidden) +
+           "-" + std::to_string(out) + "/T=" + std::to_string(rows);
   }
   double tolerance() const { return type == DType::kFloat32 ? 2e-6 : type == DType::kFloat16 ? 2e-3 : 1.6e-2; }
   int64_t stride(int64_t width, int64_t more) const { return strided ? width + more * 16 / size_of(type) : width; }
@@ -98,7 +100,7 @@ NamedTensors run(const MlpCase& c, const MlpData& data) {
   std::memcpy(seeds.data, data.seeds, sizeof(data.seeds));
 
   cuda::MlpParams p;
-  p.dtype = c.type, p.activation = c.activation;
+  p.dtype = c.type, p.activation = c.activation, p.max_shared_bytes = c.max_shared_bytes;
   p.num_rows = c.rows, p.in = c.in, p.hidden = c.hidden, p.out = c.out;
   if (c.rate > 0)
     for (int i = 0; i < 2; ++i)
@@ -154,6 +156,12 @@ void add_cases(Cases& cases) {
       add(cases.one_of(MlpActivation::kGelu, MlpActivation::kSilu), sizes, 70);
     if (type != DType::kFloat32)
       for (const Sizes sizes : {Sizes{256, 288, 256}, {144, 50, 208}}) add(MlpActivation::kGelu, sizes, 40);
+    for (const Sizes sizes : {Sizes{64, 256, 64}, {128, 96, 128}}) {
+      MlpCase c;
+      c.type = type, c.rows = 70, c.rate = 0.25, c.max_shared_bytes = 99 * 1024;  // as much as on many GPUs
+      c.in = sizes.in, c.hidden = sizes.hidden, c.out = sizes.out;
+      cases.add(c.name(), [c] { check(c); });
+    }
     MlpCase c;
     c.type = type, c.rows = 150, c.rate = 0.1, c.hidden = 128, c.strided = true;
     cases.add(c.name() + "/schedules", [c] { check_one_result(c); });
