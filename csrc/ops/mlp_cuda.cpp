@@ -22,6 +22,8 @@ cuda::MlpParams make_params(const Mlp::Operands& a, const Aligned& aligned) {
   for (const int64_t width : {a.in_features(), a.out_features()})
     STD_TORCH_CHECK(width % p.kUnit == 0 && width <= max, "the CUDA kernels take widths of x and y in multiples of ",
                     p.kUnit, " up to ", max, ", not ", width);
+  STD_TORCH_CHECK(a.num_rows() <= p.kMaxRows, "the CUDA kernels of mlp take up to ", p.kMaxRows, " rows, not ",
+                  a.num_rows(), "; split the batch");
   STD_TORCH_CHECK(a.hidden_features() < (int64_t{1} << 20), "the hidden layer is too wide: ", a.hidden_features());
   p.activation = a.activation_as<cuda::MlpActivation>();
   p.num_rows = a.num_rows();

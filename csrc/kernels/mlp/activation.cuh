@@ -47,9 +47,10 @@ __device__ float activate(float x, float& slope) {
   } else if constexpr (kActivation == MlpActivation::kGelu) {
     const float a = fabsf(x), tail = normal_tail<E>(a);
     if constexpr (kSlope) {
-      constexpr float kDensity = 0.398942280f;                                      // 1 / sqrt(2 pi)
-      const float lower = tail - kDensity * a * fast_exp2(-0.5f * kLog2E * a * a);  // the slope at -a
-      slope = x > 0.f ? 1.f - lower : lower;
+      constexpr float kScale = 0.849321800f, kLogDensity = -1.32574806f;  // sqrt(log2(e) / 2), log2(1 / sqrt(2 pi))
+      const float s = kScale * x, cdf = x > 0.f ? 1.f - tail : tail;
+      slope = x * fast_exp2(kLogDensity - s * s) + cdf;
+      return x * cdf;
     }
     return max(x, 0.f) - a * tail;
   } else {
@@ -58,18 +59,17 @@ __device__ float activate(float x, float& slope) {
   }
 }
 
-// Calls f(the activation as a constant).
+// Calls f(the activation as a constant). A switch would take registers for its table.
 template <typename F>
 __device__ void with_activation(MlpActivation activation, F f) {
-  switch (activation) {
-    case MlpActivation::kRelu:
-      return f(std::integral_constant<MlpActivation, MlpActivation::kRelu>{});
-    case MlpActivation::kSilu:
-      return f(std::integral_constant<MlpActivation, MlpActivation::kSilu>{});
-    case MlpActivation::kGelu:
-      return f(std::integral_constant<MlpActivation, MlpActivation::kGelu>{});
-    case MlpActivation::kNone:
-      return f(std::integral_constant<MlpActivation, MlpActivation::kNone>{});
+  if (activation == MlpActivation::kGelu) {
+    f(std::integral_constant<MlpActivation, MlpActivation::kGelu>{});
+  } else if (activation == MlpActivation::kSilu) {
+    f(std::integral_constant<MlpActivation, MlpActivation::kSilu>{});
+  } else if (activation == MlpActivation::kRelu) {
+    f(std::integral_constant<MlpActivation, MlpActivation::kRelu>{});
+  } else {
+    f(std::integral_constant<MlpActivation, MlpActivation::kNone>{});
   }
 }
 

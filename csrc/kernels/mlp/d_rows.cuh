@@ -9,7 +9,8 @@
 namespace recgrela::cuda {
 
 template <typename E, int kTiles>
-__global__ void __launch_bounds__(32 * kMlpMaxWarps) mlp_d_rows_kernel(const MlpPlan p) {
+__global__ void __launch_bounds__(32 * kMlpMaxWarps, MlpKernels<E, kTiles>::kRowBlocks)
+    mlp_d_rows_kernel(const MlpPlan p) {
   [[maybe_unused]] constexpr int kUnroll = MlpKernels<E, kTiles>::kRowsInRegisters ? kTiles : 2;  // by nvcc
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   unsigned char* shared = dynamic_shared();
@@ -17,19 +18,17 @@ __global__ void __launch_bounds__(32 * kMlpMaxWarps) mlp_d_rows_kernel(const Mlp
   MlpRows<E, kTiles> x(shared, p.warps), d_z(shared, p.warps);
   const DropoutHash drop1(p.dropout1), drop2(p.dropout2), none(Dropout{});
 
-  const int64_t step = int64_t{p.warps} * kTile;
-  bool staged = false;
-  for (int64_t begin = blockIdx.x * step; begin < p.num_rows; begin += gridDim.x * step) {
-    const int64_t row = begin + warp * kTile;
-    x.load(p.x, row, p.num_rows, p.in, none);
-    d_z.load(p.d_y, row, p.num_rows, p.out, drop2);
+  const unsigned step = p.warps * kTile, end = p.rows;
+  for (unsigned begin = blockIdx.x * step; begin < end; begin += gridDim.x * step) {
+    const int row = static_cast<int>(begin) + warp * kTile;
+    x.load(p.x, row, p.rows, p.in, none);
+    d_z.load(p.d_y, row, p.rows, p.out, drop2);
     Acc d_x[kTiles];
     for (int first = 0; first < p.hidden; first += p.group) {
-      if (!staged || p.group < p.hidden) {
+      if (begin == blockIdx.x * step || p.group < p.hidden) {
         __syncthreads();
         weights.stage(p, first, p.dropout1.scale);
         __syncthreads();
-        staged = true;
       }
       const int columns = min(p.group, p.hidden - first);
       uint32_t index = static_cast<uint32_t>(row + lane / 4) * p.hidden + first + tile_col(lane, 0, 0);
@@ -54,7 +53,7 @@ __global__ void __launch_bounds__(32 * kMlpMaxWarps) mlp_d_rows_kernel(const Mlp
         }
       }
     }
-    store_mlp_rows<E>(d_x, p.d_x, row, p.num_rows, p.in, none);
+    store_mlp_rows<E>(d_x, p.d_x, row, p.rows, p.in, none);
   }
 }
 

@@ -28,16 +28,16 @@ struct MlpStep {
   // Copies the rows from `first` on, with zeros after the last row and column. If kSum, each thread adds the values of
   // its columns to its kVector sums. All threads of the block call it.
   template <bool kSum>
-  __device__ void stage(const RowMatrix& rows, int64_t first, int64_t num_rows, int width, const DropoutHash& drop,
+  __device__ void stage(const RowMatrix& rows, int first, int num_rows, int width, const DropoutHash& drop,
                         float* sums) const {
 #pragma unroll 1
     for (int i = threadIdx.x; i < kRows * kVectors; i += blockDim.x) {
       const int column = i % kVectors * kVector;
-      const int64_t row = first + i / kVectors;
+      const int row = first + i / kVectors;
       Packed<E, kVector> packed = {};
       if (row < num_rows && column < width)
-        packed =
-            *reinterpret_cast<const Packed<E, kVector>*>(static_cast<const E*>(rows.data) + row * rows.stride + column);
+        packed = *reinterpret_cast<const Packed<E, kVector>*>(static_cast<const E*>(rows.data) +
+                                                              int64_t{row} * rows.stride + column);
       Part<E>* const to = memory + i / kVectors * K::kStride + column;
       if constexpr (kSum || sizeof(E) == 4) {
         float x[kVector];
@@ -90,16 +90,21 @@ __global__ void __launch_bounds__(32 * MlpKernels<E, kTiles>::kMaxColumnWarps, 1
   // Blocks of different columns read the same rows at the same time.
   const int unit = blockIdx.x % (p.column_groups * K::kDivisions), group = unit / K::kDivisions;
   const int first_tile = unit % K::kDivisions * K::kAccTiles;
-  const int64_t row_block = blockIdx.x / (p.column_groups * K::kDivisions);
+  const int row_block = blockIdx.x / (p.column_groups * K::kDivisions);
   const int columns = p.column_warps * kTile, first = group * columns, own = warp * kTile, column = first + own;
 
   unsigned char* shared = dynamic_shared();
   const MlpWeights<E, kTiles> weights(columns, shared);
   const Step x(shared), d_z(shared);
-  Part<E>* const d_h_rows = reinterpret_cast<Part<E>*>(shared);  // [columns, kStepRows], if kFused
+  Part<E>* const d_h_rows = reinterpret_cast<Part<E>*>(shared);  // [columns of whole panels, kStepRows], if kFused
   constexpr int kHiddenStride = stage_stride(K::kStepRows);
-  const int d_h_part = columns * kHiddenStride;
-  if constexpr (kFused) shared += kParts<E> * d_h_part * sizeof(Part<E>);
+  const int d_h_part = K::panels(columns) * K::kPanel * kHiddenStride;
+  if constexpr (kFused) {
+    shared += kParts<E> * d_h_part * sizeof(Part<E>);
+    // Columns of the last panel that no warp owns stay zeros.
+    uint32_t* const zeros = reinterpret_cast<uint32_t*>(d_h_rows);
+    for (int i = threadIdx.x; i < kParts<E> * d_h_part / 2; i += blockDim.x) zeros[i] = 0;
+  }
   float* const d_b2 = reinterpret_cast<float*>(shared);  // [threads, kVector]
 #pragma unroll
   for (int j = 0; j < Step::kVector; ++j) d_b2[threadIdx.x * Step::kVector + j] = 0.f;
@@ -110,10 +115,10 @@ __global__ void __launch_bounds__(32 * MlpKernels<E, kTiles>::kMaxColumnWarps, 1
 
   Acc d_w1[K::kAccTiles], d_w2[K::kAccTiles];  // [hidden, in] and [hidden, out]
   float d_b1[4] = {};
-  for (int64_t begin = row_block * K::kStepRows; begin < p.num_rows; begin += p.row_blocks * K::kStepRows) {
-    x.template stage<false>(p.x, begin, p.num_rows, p.in, none, nullptr);
+  for (int begin = row_block * K::kStepRows; begin < p.rows; begin += p.row_blocks * K::kStepRows) {
+    x.template stage<false>(p.x, begin, p.rows, p.in, none, nullptr);
     const DropoutHash drop2(p.dropout2);  // read again for each step, to save registers
-    d_z.template stage<true>(p.d_y, begin, p.num_rows, p.out, drop2, d_b2 + threadIdx.x * Step::kVector);
+    d_z.template stage<true>(p.d_y, begin, p.rows, p.out, drop2, d_b2 + threadIdx.x * Step::kVector);
     __syncthreads();
     if (column < p.hidden) {
 #pragma unroll 1
@@ -161,13 +166,18 @@ __global__ void __launch_bounds__(32 * MlpKernels<E, kTiles>::kMaxColumnWarps, 1
       for (int tile = warp; tile < K::kStepRows / kTile * kTiles; tile += p.column_warps) {
         const int row = tile / kTiles * kTile, i = tile % kTiles;
         Acc d_x;
-#pragma unroll 2
-        for (int f = 0; f < p.hidden; f += kTile)
-          add_product(d_x, load_split<E, true>(d_h_rows + f * kHiddenStride + row, kHiddenStride, d_h_part),
-                      weights.at(f).template right1<true>(i));
+#pragma unroll 1
+        for (int f = 0; f < p.hidden; f += K::kPanel) {
+          const auto panel = weights.at(f);
+          const Part<E>* const d_h = d_h_rows + f * kHiddenStride + row;
+#pragma unroll
+          for (int j = 0; j < K::kPanel; j += kTile)
+            add_product(d_x, load_split<E, true>(d_h + j * kHiddenStride, kHiddenStride, d_h_part),
+                        panel.template right1<true>(i, j));
+        }
         const Acc one[1] = {d_x};
         const RowMatrix to{static_cast<E*>(p.d_x.data) + i * kTile, p.d_x.stride};
-        store_mlp_rows<E>(one, to, begin + row, p.num_rows, p.in - i * kTile, none);
+        store_mlp_rows<E>(one, to, begin + row, p.rows, p.in - i * kTile, none);
       }
     }
   }
@@ -199,7 +209,7 @@ __global__ void __launch_bounds__(32 * MlpKernels<E, kTiles>::kMaxColumnWarps, 1
 
 template <typename E, int kTiles>
 cudaError_t MlpKernels<E, kTiles>::d_weights(const MlpPlan& p, cudaStream_t stream) {
-  const int64_t blocks = p.row_blocks * p.column_groups * kDivisions;
+  const int64_t blocks = int64_t{p.row_blocks} * p.column_groups * kDivisions;
   const int threads = 32 * p.column_warps;
   if constexpr (kCanFuse)
     if (p.fused) return launch(mlp_d_weights_kernel<E, kTiles, true>, blocks, threads, column_bytes(p), stream, p);

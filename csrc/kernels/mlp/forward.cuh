@@ -9,7 +9,7 @@
 namespace recgrela::cuda {
 
 template <typename E, int kTiles>
-__global__ void __launch_bounds__(32 * kMlpMaxWarps, kTiles == 4 && kParts<E> == 1 ? 2 : 1)
+__global__ void __launch_bounds__(32 * MlpKernels<E, kTiles>::kForwardWarps, MlpKernels<E, kTiles>::kForwardBlocks)
     mlp_forward_kernel(const MlpPlan p) {
   using K = MlpKernels<E, kTiles>;
   constexpr int kChunk = K::kChunkTiles;
@@ -20,21 +20,19 @@ __global__ void __launch_bounds__(32 * kMlpMaxWarps, kTiles == 4 && kParts<E> ==
   float* const b2 = reinterpret_cast<float*>(shared);
   shared += K::kWidth * sizeof(float);
   MlpRows<E, kTiles> x(shared, p.warps);
-  const DropoutHash drop1(p.dropout1), drop2(p.dropout2), none(Dropout{});
+  const DropoutHash drop1(p.dropout1), none(Dropout{});
   for (int i = threadIdx.x; i < K::kWidth; i += blockDim.x) b2[i] = i < p.out ? p.b2[i] : 0.f;
 
-  const int64_t step = int64_t{p.warps} * kTile;
-  bool staged = false;
-  for (int64_t begin = blockIdx.x * step; begin < p.num_rows; begin += gridDim.x * step) {
-    const int64_t row = begin + warp * kTile;
-    x.load(p.x, row, p.num_rows, p.in, none);
+  const unsigned step = p.warps * kTile, end = p.rows;
+  for (unsigned begin = blockIdx.x * step; begin < end; begin += gridDim.x * step) {
+    const int row = static_cast<int>(begin) + warp * kTile;
+    x.load(p.x, row, p.rows, p.in, none);
     Acc y[kTiles];
     for (int first = 0; first < p.hidden; first += p.group) {
-      if (!staged || p.group < p.hidden) {
+      if (begin == blockIdx.x * step || p.group < p.hidden) {
         __syncthreads();
         weights.stage(p, first, p.dropout1.scale);
         __syncthreads();
-        staged = true;
       }
       if (first == 0) {
 #pragma unroll
@@ -71,7 +69,8 @@ __global__ void __launch_bounds__(32 * kMlpMaxWarps, kTiles == 4 && kParts<E> ==
         }
       }
     }
-    store_mlp_rows<E>(y, p.y, row, p.num_rows, p.out, drop2);
+    const DropoutHash drop2(p.dropout2);  // read again for each step, to save registers
+    store_mlp_rows<E>(y, p.y, row, p.rows, p.out, drop2);
   }
 }
 

@@ -44,7 +44,7 @@ void plan_rows(K, MlpPlan& p, int operands) {
     other.warps = warps, other.group = group;
     return static_cast<int64_t>(K::row_bytes(other, operands));
   };
-  p.warps = kMlpMaxWarps;
+  p.warps = operands == 1 ? K::kForwardWarps : kMlpMaxWarps;
   while (p.warps > 1 && bytes(p.warps, K::kPanel) > memory) p.warps /= 2;
   p.group = all;
   if (bytes(p.warps, all) > memory) {
@@ -52,7 +52,8 @@ void plan_rows(K, MlpPlan& p, int operands) {
     p.group = 2 * K::kPanel;
     while (p.group > K::kPanel && bytes(p.warps, p.group) > memory / 2) p.group -= K::kPanel;
   }
-  const int64_t resident = std::clamp<int64_t>(memory / bytes(p.warps, p.group), 1, 2);
+  const int64_t resident =
+      std::clamp<int64_t>(memory / bytes(p.warps, p.group), 1, operands == 1 ? K::kForwardBlocks : K::kRowBlocks);
   p.blocks = std::min(ceil_div(p.num_rows, int64_t{p.warps} * kTile), resident * multiprocessors());
 }
 
@@ -66,13 +67,14 @@ void plan_columns(K, MlpPlan& p) {
   p.fused = K::kCanFuse && p.column_groups == 1;
   if (static_cast<int64_t>(K::column_bytes(p)) > p.max_shared_bytes) p.fused = false;
   const int64_t blocks = std::max<int64_t>(1, multiprocessors() / (p.column_groups * K::kDivisions));
-  p.row_blocks = std::clamp<int64_t>(ceil_div(p.num_rows, K::kStepRows), 1, blocks);
+  p.row_blocks = static_cast<int>(std::clamp<int64_t>(ceil_div(p.num_rows, K::kStepRows), 1, blocks));
 }
 
 MlpPlan make_plan(const MlpParams& params) {
   MlpPlan p;
   static_cast<MlpParams&>(p) = params;
   if (p.max_shared_bytes == 0) p.max_shared_bytes = max_shared_bytes();
+  p.rows = static_cast<int>(p.num_rows);
   const int width = std::max(p.in, p.out);
   p.tiles = width <= 64 ? 4 : width <= 128 ? 8 : 16;
   return p;
@@ -80,14 +82,14 @@ MlpPlan make_plan(const MlpParams& params) {
 
 size_t lay_out(MlpPlan& p) {
   Workspace workspace(p.workspace);
-  p.partials = workspace.take_floats(p.row_blocks * p.num_weights());
+  p.partials = workspace.take_floats(int64_t{p.row_blocks} * p.num_weights());
   return workspace.size();
 }
 
 bool supported(const MlpParams& p) {
   const int max_width = p.dtype == DType::kFloat32 ? p.kMaxFloat32Width : p.kMaxWidth;
   auto takes = [&](int width) { return width > 0 && width % p.kUnit == 0 && width <= max_width; };
-  return takes(p.in) && takes(p.out) && p.hidden > 0;
+  return takes(p.in) && takes(p.out) && p.hidden > 0 && p.num_rows <= p.kMaxRows;
 }
 
 }  // namespace

@@ -10,6 +10,7 @@ enum class MlpActivation { kNone, kRelu, kSilu, kGelu };
 struct MlpParams {
   // I and O are multiples of kUnit, up to the maximum of the rows' type; F is any number.
   static constexpr int kUnit = 16, kMaxWidth = 256, kMaxFloat32Width = 128;
+  static constexpr int64_t kMaxRows = (int64_t{1} << 31) - (1 << 20);
 
   DType dtype = DType::kFloat32;
   MlpActivation activation = MlpActivation::kNone;

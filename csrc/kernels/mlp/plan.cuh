@@ -12,6 +12,7 @@ constexpr int kMlpMaxWarps = 8;         // of a block of the kernels by rows
 constexpr int kMlpMaxColumnWarps = 16;  // of a block of the kernel by columns
 
 struct MlpPlan : MlpParams {
+  int rows = 0;   // T
   int tiles = 0;  // of rows, padded: 4, 8 or 16
 
   // Kernels by rows: a warp processes 16 rows at a time, with the weights of `group` hidden columns in shared memory.
@@ -21,7 +22,7 @@ struct MlpPlan : MlpParams {
   // Kernel by columns, which adds up the gradients of the weights: each of a block's warps owns 16 hidden columns, and
   // a block processes every row_blocks-th step of rows.
   int column_warps = 0, column_groups = 0;
-  int64_t row_blocks = 0;
+  int row_blocks = 0;
   bool fused = false;         // whether this kernel also computes d_x
   float* partials = nullptr;  // [row_blocks, num_weights()]: d_w1 [F, I], transposed d_w2 [F, O], d_b1, d_b2
 
@@ -35,8 +36,12 @@ struct MlpKernels {
 
   // Whether a warp of the kernels by rows holds its rows as operands in registers; else they are in shared memory.
   static constexpr bool kRowsInRegisters = kParts<E> * kTiles <= 12;
+  // Warps of a block of the forward, and blocks that a multiprocessor holds at a time, as registers allow.
+  static constexpr int kForwardWarps = kParts<E> * kTiles == 12 ? 12 : kMlpMaxWarps;
+  static constexpr int kForwardBlocks = kParts<E> * kTiles == 4 ? 3 : 1;
+  static constexpr int kRowBlocks = kParts<E> * kTiles == 4 ? 2 : 1;  // of the gradient of the rows
   // Tiles of hidden columns that the forward processes at a time.
-  static constexpr int kChunkTiles = kParts<E> * kTiles < 24 ? 2 : 1;
+  static constexpr int kChunkTiles = kParts<E> == 1 ? 2 : 1;
   static constexpr int kMaxColumnWarps = kParts<E> == 1 ? (kTiles == 4 ? 16 : kTiles == 8 ? 8 : 4) : 32 / kTiles;
   static constexpr bool kCanFuse = kParts<E> == 1 && kTiles == 4;
   static constexpr int kStepRows = kCanFuse ? 64 : 32;  // of the kernel by columns
@@ -57,7 +62,7 @@ struct MlpKernels {
   }
   static size_t column_bytes(const MlpPlan& p) {
     const int columns = p.column_warps * kTile;
-    const size_t d_h = p.fused ? size_t{2} * columns * stage_stride(kStepRows) * kParts<E> : 0;
+    const size_t d_h = p.fused ? size_t{2} * panels(columns) * kPanel * stage_stride(kStepRows) * kParts<E> : 0;
     return weight_bytes(columns) + size_t{2} * 2 * kStepRows * kStride * kParts<E> + d_h +
            columns * (2 * 16 / sizeof(E)) * sizeof(float);
   }

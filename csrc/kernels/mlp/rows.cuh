@@ -22,11 +22,12 @@ class MlpRows {
   }
 
   // Loads the rows from `first` on. All lanes of the warp call it.
-  __device__ void load(const RowMatrix& rows, int64_t first, int64_t num_rows, int width, const DropoutHash& drop) {
+  __device__ void load(const RowMatrix& rows, int first, int num_rows, int width, const DropoutHash& drop) {
     const int lane = threadIdx.x % 32;
     if constexpr (!K::kRowsInRegisters) __syncwarp();  // the previous rows have been read
-    const int left = static_cast<int>(min(num_rows - first, int64_t{kTile})) - lane / 4;
-    const E* const from = static_cast<const E*>(rows.data) + (first + lane / 4) * rows.stride + tile_col(lane, 0, 0);
+    const int left = num_rows - first - lane / 4;
+    const E* const from = static_cast<const E*>(rows.data) +
+                          int64_t{static_cast<uint32_t>(first + lane / 4)} * rows.stride + tile_col(lane, 0, 0);
     const uint32_t index =
         static_cast<uint32_t>(first + lane / 4) * static_cast<uint32_t>(width) + tile_col(lane, 0, 0);
 #pragma unroll
@@ -68,10 +69,11 @@ class MlpRows {
 
 // Stores 16 rows from `first` on, without rows after the last and columns after the width.
 template <typename E, int kTiles>
-__device__ void store_mlp_rows(const Acc (&x)[kTiles], const RowMatrix& rows, int64_t first, int64_t num_rows,
-                               int width, const DropoutHash& drop) {
-  const int lane = threadIdx.x % 32, left = static_cast<int>(min(num_rows - first, int64_t{kTile})) - lane / 4;
-  E* const to = static_cast<E*>(rows.data) + (first + lane / 4) * rows.stride + tile_col(lane, 0, 0);
+__device__ void store_mlp_rows(const Acc (&x)[kTiles], const RowMatrix& rows, int first, int num_rows, int width,
+                               const DropoutHash& drop) {
+  const int lane = threadIdx.x % 32, left = num_rows - first - lane / 4;
+  E* const to = static_cast<E*>(rows.data) + int64_t{static_cast<uint32_t>(first + lane / 4)} * rows.stride +
+                tile_col(lane, 0, 0);
   const uint32_t index = static_cast<uint32_t>(first + lane / 4) * static_cast<uint32_t>(width) + tile_col(lane, 0, 0);
 #pragma unroll
   for (int k = 0; k < kTiles; ++k) {

@@ -13,7 +13,7 @@ class MlpWeights {
   using P = Part<E>;
 
  public:
-  // 16 or 32 adjacent columns of a panel.
+  // Adjacent columns of a panel.
   struct Columns {
     const P *w1, *w2;
 
@@ -22,7 +22,7 @@ class MlpWeights {
     __device__ Split<E> left2(int tile) const {
       return load_split<E, true>(w2 + tile * kTile * K::kStride2, K::kStride2, K::kPart2);
     }
-    // Operands B: M[hidden][in] of w1 and M[out][hidden] of w2, or their transposes. `offset` is 0 or 16.
+    // Operands B: M[hidden][in] of w1 and M[out][hidden] of w2, or their transposes. `offset` is below kPanel.
     template <bool kTranspose = false>
     __device__ RightSplit<E> right1(int tile, int offset = 0) const {
       return load_right<E, kTranspose>(w1 + offset * K::kStride + tile * kTile, K::kStride, K::kPart1);
