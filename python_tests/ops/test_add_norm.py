@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from python_tests.cases.case import REAL_DTYPES
+from python_tests.support.gpu import needs_gpu
 from python_tests.support.tensors import assert_close
 from recgrela.ops import add_norm, add_norm_reference, dropout
 
@@ -298,3 +300,25 @@ def test_bare_operators_refuse() -> None:
     args = (None, x, x, z, weight, None, None, *options, True)
     with pytest.raises(RuntimeError, match="takes the sum as x, and no z"):
         torch.ops.recgrela.add_norm_backward(*args)
+
+
+@needs_gpu
+@pytest.mark.parametrize("used", [(0,), (1,), (0, 1)])
+@pytest.mark.parametrize("absent", [False, True])
+@pytest.mark.parametrize("post_norm", [False, True])
+@pytest.mark.parametrize("dtype", REAL_DTYPES)
+def test_cuda_equals_reference(
+    dtype: torch.dtype, post_norm: bool, absent: bool, used: tuple[int, ...]
+) -> None:
+    for rows, width in ((1, 32), (50, 48), (20_003, 64), (333, 256)):
+        x, z, *parameters = (t.detach() for t in operands(rows, width, torch.float32))
+        inputs = [x.cuda(), None if absent else z.to(dtype).cuda(), *(p.cuda() for p in parameters)]
+        kw: dict[str, Any] = {"post_norm": post_norm}
+        if not absent:
+            kw |= {"dropout": 0.3, "drop_path": 0.2, "seed": SEED.cuda(), "sequence": sequences(rows).cuda()}
+        double, single = (
+            [None if t is None else t.to(wide or t.dtype).requires_grad_() for t in inputs]
+            for wide in (torch.float64, None)
+        )
+        expected, got = results(add_norm_reference, double, used, **kw), results(add_norm, single, used, **kw)
+        assert_same(expected, got, 1e-5 if dtype == torch.float32 else 2e-2)

@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 import torch
 
+from python_tests.cases.case import REAL_DTYPES
+from python_tests.support.gpu import needs_gpu
 from python_tests.support.tensors import assert_close
 from recgrela.ops import dropout, dropout_reference
 
@@ -103,3 +105,16 @@ def test_bad_input() -> None:
         dropout(x.long(), 0.5)
     with pytest.raises(RuntimeError, match="split the batch"):
         dropout(torch.zeros(1).expand(2**32 + 1), 0.5)
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", REAL_DTYPES)
+def test_cuda_equals_the_cpu_bit_by_bit(dtype: torch.dtype) -> None:
+    for numel in (0, 1, 7, 8193, 1_000_003):
+        x = torch.randn(numel).to(dtype)
+        for part in (x, x[1:]):  # aligned or not
+            expected = dropout(part, 0.3, seed_of(2))
+            on_gpu = part.cuda().requires_grad_()
+            y = dropout(on_gpu, 0.3, seed_of(2).cuda())
+            (d_x,) = torch.autograd.grad(y, on_gpu, on_gpu.detach())
+            assert torch.equal(expected, y.cpu()) and torch.equal(expected, d_x.cpu())

@@ -16,9 +16,11 @@ AddNormPlan make_plan(const AddNormParams& params, int blocks_per_multiprocessor
   AddNormPlan p;
   static_cast<AddNormParams&>(p) = params;
   p.inverse_width = 1.f / p.width;
-  const int lanes = p.width <= 64 ? 8 : p.width <= 128 ? 16 : 32;
-  p.blocks = std::min<int64_t>(ceil_div(p.num_rows, kAddNormThreads / lanes),
-                               int64_t{blocks_per_multiprocessor} * multiprocessors());
+  dispatch_width(p.width, [&](auto lanes, auto, auto) {
+    p.blocks = std::min<int64_t>(ceil_div(p.num_rows, kAddNormThreads / lanes),
+                                 int64_t{blocks_per_multiprocessor} * multiprocessors());
+    return cudaSuccess;
+  });
   return p;
 }
 
