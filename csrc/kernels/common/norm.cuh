@@ -34,11 +34,12 @@ class RowLanes {
   __device__ bool valid(int group) const { return kFull || column(group) < width_; }
 
   // Address of the lane's first column of a row. Strides are below 2^26, so that the offset of the row is one product.
+  // An absent matrix has an address too, which is not used.
   template <typename E>
   __device__ E* at(const RowMatrix& rows, uint32_t row) const {
     const uint32_t stride = static_cast<uint32_t>(rows.stride) * static_cast<uint32_t>(sizeof(E));
     const uint64_t offset = uint64_t{row} * stride + first_ * static_cast<uint32_t>(sizeof(E));
-    return reinterpret_cast<E*>(static_cast<char*>(rows.data) + offset);
+    return reinterpret_cast<E*>(reinterpret_cast<uintptr_t>(rows.data) + offset);
   }
   template <typename E>
   __device__ const E* at(const E* vector) const {
