@@ -104,6 +104,10 @@ def test_instructions_are_those_of_a_profile() -> None:
     gradient = (rows, None, rows, weight, None, None, None, True)
     assert instructions_of("linear_backward", gradient) == 6_400 * 8 * 280
     assert instructions_of("linear", (rows.float(), weight, None, None, None)) == 0  # not counted
+    target = torch.empty(100, dtype=torch.int64)
+    scores = (rows[:100], torch.empty(33, 64), target, None, 0.0, 1, True, True)
+    assert instructions_of("linear_cross_entropy", (*scores, False)) == 7 * 3 * 139
+    assert instructions_of("linear_cross_entropy", (*scores[:-1], False, False)) == 0  # not counted
 
 
 def test_an_estimate_is_the_larger_of_two_times() -> None:

@@ -93,21 +93,26 @@ struct EntropyStream {
 
   __device__ Element* stage_of(int stage) const { return shared + stage % 2 * (kStage * kStride); }
 
-  // Starts copies of the rows `first` .. `first` + `count` of a matrix to shared memory. Rows from `num_rows` on, and
+  // Starts copies of kCount rows of a matrix, from the row `first` on, to shared memory. Rows from `num_rows` on, and
   // columns from `dim` on, become zeros.
-  static __device__ void stage(Element* to, const EntropyMatrix& matrix, int64_t first, int count, int64_t num_rows,
-                               int dim) {
-    constexpr int kVector = 16 / sizeof(Element), kVectors = kWidth / kVector;
-    static_assert(kEntropyThreads % kVectors == 0);
+  template <int kCount>
+  static __device__ void start_copies(Element* to, const EntropyMatrix& matrix, int64_t first, int64_t num_rows,
+                                      int dim) {
+    constexpr int kVector = 16 / sizeof(Element), kVectors = kWidth / kVector, kStep = kEntropyThreads / kVectors;
+    static_assert(kEntropyThreads % kVectors == 0 && kCount % kStep == 0);
     const int c = static_cast<int>(threadIdx.x) % kVectors * kVector, row0 = static_cast<int>(threadIdx.x) / kVectors;
     const Element* const source = static_cast<const Element*>(matrix.rows.data);
+    const Element* from = source + (first + row0) * matrix.rows.stride + c;
+    const int rows = num_rows - first < kCount ? static_cast<int>(num_rows - first) : kCount;
+    to += row0 * kStride + c;
 #pragma unroll(Operands::kNumParts > 1 ? 1 : 4)  // addresses take registers
-    for (int row = row0; row < count; row += kEntropyThreads / kVectors) {
-      const bool valid = first + row < num_rows && c < dim;
-      const Element* const from = valid ? source + (first + row) * matrix.rows.stride + c : source;
+    for (int i = 0; i < kCount / kStep; ++i) {
+      const bool valid = row0 + i * kStep < rows && c < dim;
 #pragma unroll
       for (int part = 0; part < Operands::kNumParts; ++part)
-        copy_async16(to + part * kPartSize + row * kStride + c, from + part * matrix.part_size, valid);
+        copy_async16(to + part * kPartSize + i * (kStep * kStride), valid ? from + part * matrix.part_size : source,
+                     valid);
+      from += kStep * matrix.rows.stride;
     }
   }
 
@@ -117,7 +122,7 @@ struct EntropyStream {
   template <bool kProduct, typename Pass>
   __device__ void run(const EntropyMatrix& x_rows, int64_t first_row, int64_t num_x_rows, const EntropyMatrix& y_rows,
                       int64_t num_y_rows, int dim, int first, int last, Pass& pass) {
-    this->stage(kept, x_rows, first_row, kTiles.rows, num_x_rows, dim);
+    start_copies<kTiles.rows>(kept, x_rows, first_row, num_x_rows, dim);
     copies_commit();
     if constexpr (kTiles.in_registers) {
       copies_wait<0>();
@@ -128,7 +133,7 @@ struct EntropyStream {
         for (int k = 0; k < kSteps; ++k) x[r][k] = load_x(r, k);
       __syncthreads();
     }
-    this->stage(stage_of(first), y_rows, int64_t{first} * kStage, kStage, num_y_rows, dim);
+    start_copies<kStage>(stage_of(first), y_rows, int64_t{first} * kStage, num_y_rows, dim);
     copies_commit();
     for (int stage = first; stage < last; ++stage) {
       pass.begin(stage);
@@ -137,7 +142,7 @@ struct EntropyStream {
       pass.synchronized(stage);
       const Element* const y = stage_of(stage);
       if (stage + 1 < last) {
-        this->stage(stage_of(stage + 1), y_rows, int64_t{stage + 1} * kStage, kStage, num_y_rows, dim);
+        start_copies<kStage>(stage_of(stage + 1), y_rows, int64_t{stage + 1} * kStage, num_y_rows, dim);
         copies_commit();
       }
 #pragma unroll 1
