@@ -101,7 +101,8 @@ def test_instructions_are_those_of_a_profile() -> None:
     assert backward == pytest.approx(187.4e6, rel=1e-3)
     stream, weight = torch.empty(x.shape, device="meta"), torch.empty(64, device="meta")
     assert instructions_of("add_norm", (stream, x, weight, weight, None)) == 62 * 2048 * 200
-    assert instructions_of("add_norm", (stream, stream, weight, weight, None)) == 0  # not counted
+    assert instructions_of("add_norm", (stream, stream, weight, weight, None)) == 56 * 2048 * 200
+    assert instructions_of("causal_conv1d", (stream, weight)) == 0  # not counted
     rows, weight = (torch.empty(n, 64, dtype=torch.bfloat16, device="meta") for n in (409_600, 64))
     assert instructions_of("linear", (rows, weight, None, weight, None)) == 25_600 * (74 + 2 * 152)
     gradient = (rows, None, rows, weight, None, None, None, True)
