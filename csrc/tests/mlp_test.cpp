@@ -152,7 +152,8 @@ void add_cases(Cases& cases) {
         add(activation, {64, cases.one_of(64, 96, 256), 64}, rows + static_cast<int64_t>(activation));
     for (const int64_t rows : {0, 15, 16, 17, 65, 200}) add(MlpActivation::kGelu, {32, 48, 64}, rows);
     // hidden layers in groups, of odd sizes, and wide rows
-    for (const Sizes sizes : {Sizes{64, 544, 32}, {48, 37, 16}, {64, 1, 64}, {128, 144, 128}, {96, 70, 112}})
+    for (const Sizes sizes :
+         {Sizes{64, 544, 32}, {64, 300, 48}, {48, 37, 16}, {64, 1, 64}, {128, 144, 128}, {96, 70, 112}})
       add(cases.one_of(MlpActivation::kGelu, MlpActivation::kSilu), sizes, 70);
     if (type != DType::kFloat32)
       for (const Sizes sizes : {Sizes{256, 288, 256}, {144, 50, 208}}) add(MlpActivation::kGelu, sizes, 40);

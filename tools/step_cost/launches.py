@@ -34,8 +34,9 @@ def _linear_cross_entropy(*args: Any) -> int:
 
 def _mlp_backward(*args: Any) -> int:
     d_y, x, w1, *_ = args
-    one_kernel = x.element_size() == 2 and max(x.shape[1], d_y.shape[1]) <= 64 and len(w1) <= 256
-    return 2 if one_kernel else 3  # else one more for the gradient of x
+    one_group = len(w1) <= (256 if x.element_size() == 2 else 128)
+    # else one more for the gradient of x, or for its sums
+    return 2 if one_group and max(x.shape[1], d_y.shape[1]) <= 64 else 3
 
 
 # By operator: a number, or a function of the operator's arguments.

@@ -5,6 +5,7 @@
 // operand B; the sums are, activated, the operand A of the products that accumulate the gradients.
 #pragma once
 
+#include "kernels/common/host.cuh"
 #include "kernels/common/packed.cuh"
 #include "kernels/mlp/activation.cuh"
 #include "kernels/mlp/rows.cuh"
@@ -167,7 +168,7 @@ __global__ void __launch_bounds__(32 * MlpKernels<E, kTiles>::kMaxColumnWarps, 1
         const int row = tile / kTiles * kTile, i = tile % kTiles;
         Acc d_x;
 #pragma unroll 1
-        for (int f = 0; f < p.hidden; f += K::kPanel) {
+        for (int f = 0; f < min(columns, p.hidden - first); f += K::kPanel) {
           const auto panel = weights.at(f);
           const Part<E>* const d_h = d_h_rows + f * kHiddenStride + row;
 #pragma unroll
@@ -176,8 +177,13 @@ __global__ void __launch_bounds__(32 * MlpKernels<E, kTiles>::kMaxColumnWarps, 1
                         panel.template right1<true>(i, j));
         }
         const Acc one[1] = {d_x};
-        const RowMatrix to{static_cast<E*>(p.d_x.data) + i * kTile, p.d_x.stride};
-        store_mlp_rows<E>(one, to, begin + row, p.rows, p.in - i * kTile, none);
+        if (p.column_groups == 1) {
+          const RowMatrix to{static_cast<E*>(p.d_x.data) + i * kTile, p.d_x.stride};
+          store_mlp_rows<E>(one, to, begin + row, p.rows, p.in - i * kTile, none);
+        } else {
+          const RowMatrix to{p.d_x_sums + int64_t{group} * p.rows * p.in + i * kTile, p.in};
+          store_mlp_rows<float>(one, to, begin + row, p.rows, p.in - i * kTile, none);
+        }
       }
     }
   }
@@ -207,12 +213,36 @@ __global__ void __launch_bounds__(32 * MlpKernels<E, kTiles>::kMaxColumnWarps, 1
   }
 }
 
+constexpr int kAddThreads = 256;
+
+// Adds the groups' sums to d_x, four columns a thread.
+template <typename E>
+__global__ void __launch_bounds__(kAddThreads) mlp_add_rows_kernel(const MlpPlan p) {
+  const int vectors = p.in / 4;
+  const int64_t i = int64_t{blockIdx.x} * kAddThreads + threadIdx.x, row = i / vectors, c = i % vectors * 4;
+  if (row >= p.rows) return;
+  float sum[4] = {};
+  for (int group = 0; group < p.column_groups; ++group) {
+    const int64_t from = (int64_t{group} * p.rows + row) * p.in + c;
+    const float4 x = *reinterpret_cast<const float4*>(p.d_x_sums + from);
+    sum[0] += x.x, sum[1] += x.y, sum[2] += x.z, sum[3] += x.w;
+  }
+  store_row(static_cast<E*>(p.d_x.data) + row * p.d_x.stride + c, 4, true, sum);
+}
+
 template <typename E, int kTiles>
 cudaError_t MlpKernels<E, kTiles>::d_weights(const MlpPlan& p, cudaStream_t stream) {
   const int64_t blocks = int64_t{p.row_blocks} * p.column_groups * kDivisions;
   const int threads = 32 * p.column_warps;
-  if constexpr (kCanFuse)
-    if (p.fused) return launch(mlp_d_weights_kernel<E, kTiles, true>, blocks, threads, column_bytes(p), stream, p);
+  if constexpr (kCanFuse) {
+    if (p.fused) {
+      RECGRELA_RETURN_IF_ERROR(
+          launch(mlp_d_weights_kernel<E, kTiles, true>, blocks, threads, column_bytes(p), stream, p));
+      if (p.column_groups == 1) return cudaSuccess;
+      const int64_t vectors = p.num_rows * (p.in / 4);
+      return launch(mlp_add_rows_kernel<E>, ceil_div(vectors, kAddThreads), kAddThreads, 0, stream, p);
+    }
+  }
   return launch(mlp_d_weights_kernel<E, kTiles, false>, blocks, threads, column_bytes(p), stream, p);
 }
 

@@ -1,10 +1,10 @@
 // Host side of mlp: two linear layers, an activation between them and dropout after each, for narrow rows.
 //
 // The hidden layer never reaches memory. In the forward, a warp processes 16 rows, and the hidden layer is operands in
-// its registers. The backward computes it again. Where one block holds the weights of the whole hidden layer (16-bit
-// rows of up to 64 features), one kernel reads x and d_y once and computes all gradients; else one kernel computes d_x
-// and another the gradients of the weights, whose blocks divide the hidden columns. Gradients of weights are partial
-// sums of persistent blocks, which are added in a fixed order.
+// its registers. The backward computes it again. A block holds the weights of a group of hidden columns, reads x and
+// d_y and computes the gradients of these weights. For rows of up to 64 features and one or two groups it computes d_x
+// too, and the groups' sums are added; else another kernel computes d_x. Gradients of weights are partial sums of
+// persistent blocks, which are added in a fixed order.
 #include <algorithm>
 
 #include "kernels/common/reduce.cuh"
@@ -13,6 +13,9 @@
 
 namespace recgrela::cuda {
 namespace {
+
+// With more groups of hidden columns, adding their sums of d_x would move more bytes than a kernel of its own.
+constexpr int kMaxFusedGroups = 2;
 
 // Stores column i of the partial sums.
 struct StoreMlpGradients {
@@ -64,7 +67,7 @@ void plan_columns(K, MlpPlan& p) {
   while (p.column_warps > 1 && static_cast<int64_t>(K::column_bytes(p)) > p.max_shared_bytes) --p.column_warps;
   p.column_warps = static_cast<int>(std::min<int64_t>(p.column_warps, ceil_div(p.hidden, kTile)));
   p.column_groups = static_cast<int>(ceil_div(p.hidden, p.column_warps * kTile));
-  p.fused = K::kCanFuse && p.column_groups == 1;
+  p.fused = K::kCanFuse && p.column_groups <= kMaxFusedGroups;
   if (static_cast<int64_t>(K::column_bytes(p)) > p.max_shared_bytes) p.fused = false;
   const int64_t blocks = std::max<int64_t>(1, multiprocessors() / (p.column_groups * K::kDivisions));
   p.row_blocks = static_cast<int>(std::clamp<int64_t>(ceil_div(p.num_rows, K::kStepRows), 1, blocks));
@@ -83,6 +86,7 @@ MlpPlan make_plan(const MlpParams& params) {
 size_t lay_out(MlpPlan& p) {
   Workspace workspace(p.workspace);
   p.partials = workspace.take_floats(int64_t{p.row_blocks} * p.num_weights());
+  if (p.fused && p.column_groups > 1) p.d_x_sums = workspace.take_floats(p.column_groups * p.num_rows * p.in);
   return workspace.size();
 }
 

@@ -24,6 +24,7 @@ struct MlpPlan : MlpParams {
   int column_warps = 0, column_groups = 0;
   int row_blocks = 0;
   bool fused = false;         // whether this kernel also computes d_x
+  float* d_x_sums = nullptr;  // [column_groups, T, I], if it does and there are several groups
   float* partials = nullptr;  // [row_blocks, num_weights()]: d_w1 [F, I], transposed d_w2 [F, O], d_b1, d_b2
 
   __host__ __device__ int64_t num_weights() const { return int64_t{hidden} * (in + out + 1) + out; }
@@ -43,8 +44,8 @@ struct MlpKernels {
   // Tiles of hidden columns that the forward processes at a time.
   static constexpr int kChunkTiles = kParts<E> == 1 ? 2 : 1;
   static constexpr int kMaxColumnWarps = kParts<E> == 1 ? (kTiles == 4 ? 16 : kTiles == 8 ? 8 : 4) : 32 / kTiles;
-  static constexpr bool kCanFuse = kParts<E> == 1 && kTiles == 4;
-  static constexpr int kStepRows = kCanFuse ? 64 : 32;  // of the kernel by columns
+  static constexpr bool kCanFuse = kTiles == 4;
+  static constexpr int kStepRows = kParts<E> * kTiles == 4 ? 64 : 32;  // of the kernel by columns
   // A warp of the kernel by columns accumulates this many tiles of d_w1 and of d_w2; wider rows are divided.
   static constexpr int kAccTiles = kParts<E> == 1 && kTiles > 4 ? 8 : 4, kDivisions = kTiles / kAccTiles;
 
