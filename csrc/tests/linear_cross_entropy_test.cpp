@@ -1,4 +1,5 @@
 // linear_cross_entropy against its definition in float64.
+#include <algorithm>
 #include <cmath>
 
 #include "kernels/linear_cross_entropy/params.h"
@@ -196,8 +197,20 @@ void add_cases(Cases& cases) {
   // More rows than normalizers in shared memory, and items enough for 4 multiprocessors without a split of the rows.
   EntropyCase c = draw(DType::kBFloat16, 580, 512, 128);
   cases.add(c.name() + "/refill", [c] { check(c); });
+  for (DType type : types)
+    for (bool in_hidden : {true, false})
+      cases.add(std::string("linear_cross_entropy/") + name_of(type) + (in_hidden ? "/infinite row" : "/NaN item"),
+                [=] {
+                  EntropyCase c;
+                  c.type = type;
+                  EntropyData data(c);
+                  (in_hidden ? data.hidden : data.weight).back() = in_hidden ? INFINITY : NAN;
+                  const EntropyRun run(c, data);
+                  run.forward();
+                  expect(!std::isfinite(run.loss.values()[0]), "the loss is finite");
+                });
   for (int64_t bad : {-1, 50})
-    cases.add("linear_cross_entropy/target=" + std::to_string(bad), [bad] {
+    cases.add("linear_cross_entropy/refusals/target=" + std::to_string(bad), [bad] {
       EntropyCase c;
       c.items = 50;
       EntropyData data(c);

@@ -276,6 +276,20 @@ def test_on_a_gpu(dtype: torch.dtype) -> None:
         assert_close("gradient", a, b.cpu(), 1e-4 if dtype == torch.float32 else 2e-2)
 
 
+@needs_gpu
+def test_targets_out_of_range_on_a_gpu() -> None:
+    """In a process of its own, because a device-side assertion ends the use of the device."""
+    code = """
+import torch
+from recgrela.ops import linear_cross_entropy
+hidden, weight = torch.randn(5, 64, device="cuda"), torch.randn(7, 64, device="cuda")
+linear_cross_entropy(hidden, weight, torch.tensor([0, 1, 7, 2, 3], device="cuda"))
+torch.cuda.synchronize()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0 and "device-side assert" in done.stderr
+
+
 def test_float64_stays_float64_under_autocast() -> None:
     hidden, weight, target = operands(30, 9)
     with torch.autocast("cpu", torch.bfloat16):

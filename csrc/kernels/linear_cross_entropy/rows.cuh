@@ -16,7 +16,7 @@ inline __device__ float log_sum(const EntropyPlan& p, int64_t row) {
   for (int64_t i = 0; i < p.scores.splits; ++i) {
     const float2 part = p.row_partials[i * p.num_rows + row];
     const float raised = max(highest, part.x);
-    if (part.x != -INFINITY) sum = sum * fast_exp2(highest - raised) + part.y * fast_exp2(part.x - raised);
+    if (part.y != 0.f) sum = sum * fast_exp2(highest - raised) + part.y * fast_exp2(part.x - raised);
     highest = raised;
   }
   return highest + log2f(sum);
