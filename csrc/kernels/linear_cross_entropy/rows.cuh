@@ -1,5 +1,5 @@
-// The parts of linear_cross_entropy that take one read of rows: the table in half precision and sums of its columns,
-// the loss and d_hidden from the splits of the first pass, and sums of partial results.
+// The parts of linear_cross_entropy that take one read of rows: the operands of products and sums of the table's
+// columns before the first pass; the loss and d_hidden from its splits after it.
 #pragma once
 
 #include "kernels/common/activations.cuh"
