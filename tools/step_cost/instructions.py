@@ -27,6 +27,10 @@ ROW = {
     ("add_norm_backward", 4): 80,
     ("embedding", 4): 66,
     ("embedding_backward", 4): 106,  # 14 of them sort up to 4,096 items
+    ("gated_rela_last", 2): 35,
+    ("gated_rela_last", 4): 42,
+    ("gated_rela_last_backward", 2): 64,
+    ("gated_rela_last_backward", 4): 82,
     ("mlp", 2): 245,  # mlp: with GELU and both dropouts, without the other activations
     ("mlp", 4): 486,
     ("mlp_backward", 2): 440,
