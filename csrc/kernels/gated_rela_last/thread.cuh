@@ -116,7 +116,9 @@ struct LastThread {
   }
   // Loads this thread's channels of a row, or zeros unless `valid`.
   __device__ void load(const RowMatrix& rows, int64_t row, bool valid, float (&out)[N]) const {
-    unpack(RowPointer<E>(address(rows, row), rows).template load<N>(valid), out);
+    Packed<E, N> packed = {};
+    if (valid) packed = *reinterpret_cast<const Packed<E, N>*>(address(rows, row));  // the matrix may be absent
+    unpack(packed, out);
   }
   __device__ void store(const RowMatrix& rows, int64_t row, const float (&values)[N]) const {
     store_row(const_cast<E*>(address(rows, row)), N, true, values);
