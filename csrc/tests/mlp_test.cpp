@@ -1,4 +1,7 @@
 // mlp against the CPU kernels in float64.
+#include <cmath>
+#include <cstring>
+
 #include "cpu/mlp.h"
 #include "kernels/mlp/params.h"
 #include "tests/case.h"

@@ -1,4 +1,4 @@
-// Gradients of the weights and biases of mlp, and of the rows if one block holds the whole hidden layer.
+// Gradients of the weights and biases of mlp, and of narrow rows.
 //
 // A warp owns 16 hidden columns and accumulates their gradients in registers over all rows of its block. It computes
 // the transposed hidden layer, so that the weights are the operand A and all warps share the rows in shared memory as

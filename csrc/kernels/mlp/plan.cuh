@@ -7,13 +7,11 @@
 
 namespace recgrela::cuda {
 
-// Widths I and O are padded with zeros to a number of tiles: 4, 8 or 16.
-constexpr int kMlpMaxWarps = 8;         // of a block of the kernels by rows
-constexpr int kMlpMaxColumnWarps = 16;  // of a block of the kernel by columns
+constexpr int kMlpMaxWarps = 8;  // of a block of the gradient of the rows
 
 struct MlpPlan : MlpParams {
   int rows = 0;   // T
-  int tiles = 0;  // of rows, padded: 4, 8 or 16
+  int tiles = 0;  // of I and O, padded with zeros to the same number: 4, 8 or 16
 
   // Kernels by rows: a warp processes 16 rows at a time, with the weights of `group` hidden columns in shared memory.
   int warps = 0, group = 0;
@@ -38,11 +36,13 @@ struct MlpKernels {
   // Whether a warp of the kernels by rows holds its rows as operands in registers; else they are in shared memory.
   static constexpr bool kRowsInRegisters = kParts<E> * kTiles <= 12;
   // Warps of a block of the forward, and blocks that a multiprocessor holds at a time, as registers allow.
-  static constexpr int kForwardWarps = kParts<E> * kTiles == 12 ? 12 : kMlpMaxWarps;
+  static constexpr int kForwardWarps = kParts<E> * kTiles == 8 || kParts<E> * kTiles == 12 ? 12 : 8;
   static constexpr int kForwardBlocks = kParts<E> * kTiles == 4 ? 3 : 1;
   static constexpr int kRowBlocks = kParts<E> * kTiles == 4 ? 2 : 1;  // of the gradient of the rows
   // Tiles of hidden columns that the forward processes at a time.
   static constexpr int kChunkTiles = kParts<E> == 1 ? 2 : 1;
+  // Warps of a block of the kernel by columns, and warps that a multiprocessor holds at a time.
+  static constexpr int kResidentColumnWarps = kParts<E> * kTiles == 4 ? 16 : 8;
   static constexpr int kMaxColumnWarps = kParts<E> == 1 ? (kTiles == 4 ? 16 : kTiles == 8 ? 8 : 4) : 32 / kTiles;
   static constexpr bool kCanFuse = kTiles == 4;
   static constexpr int kStepRows = kParts<E> * kTiles == 4 ? 64 : 32;  // of the kernel by columns
