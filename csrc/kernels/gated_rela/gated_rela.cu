@@ -132,10 +132,6 @@ cudaError_t find_query_states(const RelaPlan& p, cudaStream_t stream) {
   return carry_states(p, p.query_states, p.d_final_kv_state, true, stream);
 }
 
-cudaError_t check(const RelaPlan& p, cudaStream_t stream) {
-  return check_sequences(p.sequences, stream, p.initial_position, p.rotary ? p.rotary_positions : 0);
-}
-
 }  // namespace
 
 size_t gated_rela_forward_workspace(const GatedRelaParams& params) {
@@ -151,7 +147,7 @@ size_t gated_rela_backward_workspace(const GatedRelaParams& params) {
 cudaError_t gated_rela_forward(const GatedRelaParams& params, cudaStream_t stream) {
   RelaPlan p = make_plan(params);
   lay_out(p, false);
-  RECGRELA_RETURN_IF_ERROR(check(p, stream));
+  RECGRELA_RETURN_IF_ERROR(check_sequences(p.sequences, stream, p.initial_position, p.rotary ? p.rotary_positions : 0));
   return dispatch_dtype(p.dtype, [&](auto element) {
     using E = decltype(element);
     RECGRELA_RETURN_IF_ERROR(find_key_states<E>(p, stream));
@@ -162,7 +158,6 @@ cudaError_t gated_rela_forward(const GatedRelaParams& params, cudaStream_t strea
 cudaError_t gated_rela_backward(const GatedRelaParams& params, cudaStream_t stream) {
   RelaPlan p = make_plan(params);
   lay_out(p, true);
-  RECGRELA_RETURN_IF_ERROR(check(p, stream));
   return dispatch_dtype(p.dtype, [&](auto element) {
     using E = decltype(element);
     RECGRELA_RETURN_IF_ERROR(find_key_states<E>(p, stream));
