@@ -34,7 +34,7 @@ from python_tests.cases.case import REAL_DTYPES
 from python_tests.cases.compare import differing
 from python_tests.support.results import LAYOUTS, UNEVEN, assert_results
 from python_tests.support.tensors import assert_close
-from recgrela.ops import add_norm, dropout, dropout_reference, linear, rotary_table
+from recgrela.ops import add_norm, dropout, dropout_reference, linear, mlp, rotary_table
 from tools.step_cost.counting import Counter
 from tools.step_cost.launches import launches_of
 
@@ -392,6 +392,33 @@ def test_mlp_of_wide_rows(simt: Any) -> None:
     with simt():
         got = wide.results(x)
     assert_results(wide, x, wide.on_cpu(x), got)
+
+
+def test_mlp_is_an_operator(simt: Any) -> None:
+    """opcheck, and one graph of the public function."""
+    case = MLPCase(lengths=(20,), dtype=torch.bfloat16, features=32, hidden=48, out=64).operands()
+    seed, leaves = case.constants["seed"], tuple(case.inputs.values())
+    module = sys.modules["recgrela.ops.mlp"]
+    torch.library.register_fake("recgrela_simt::mlp", module._fake)
+    torch.library.register_fake("recgrela_simt::mlp_backward", module._fake_backward)
+    operators, options = torch.ops.recgrela_simt, (seed, "gelu", 0.2)
+    with simt():
+        torch.library.opcheck(operators.mlp.default, (*leaves, *options))
+    plain = [t.detach() for t in leaves]
+    torch.library.opcheck(operators.mlp_backward.default, (case.upstream["y"], *plain, *options))
+
+    def f(*args: Tensor) -> Tensor:
+        return mlp(*args, dropout=0.2, seed=seed).float().square().sum()
+
+    with simt():
+        expected = torch.autograd.grad(f(*leaves), leaves)
+        compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
+        got = torch.autograd.grad(compiled(*leaves), leaves)
+        with pytest.raises(NotImplementedError, match="second derivatives"):
+            (d_x,) = torch.autograd.grad(f(*leaves), leaves[0], create_graph=True)
+            d_x.sum().backward()
+    assert [g.dtype for g in got] == [torch.bfloat16, *[torch.float32] * 4]
+    assert all(torch.equal(a, c) for a, c in zip(expected, got, strict=True))
 
 
 def test_mlp_refuses(simt: Any) -> None:
