@@ -11,7 +11,7 @@
 namespace recgrela::cuda {
 
 // Distribution function of the normal distribution at -a, for a >= 0, as a power of two whose exponent is a polynomial.
-// The error of a times the result is below 2e-8 for float32 rows and 6e-7 for 16-bit rows.
+// The error of a times the result is below 5e-8 for float32 rows and 7e-7 for 16-bit rows.
 template <typename E>
 __device__ float normal_tail(float a) {
   if constexpr (sizeof(E) == 4) {
@@ -47,6 +47,7 @@ __device__ float activate(float x, float& slope) {
   } else if constexpr (kActivation == MlpActivation::kGelu) {
     const float a = fabsf(x), tail = normal_tail<E>(a);
     if constexpr (kSlope) {
+      // cdf + x density; the density is a power of two as well
       constexpr float kScale = 0.849321800f, kLogDensity = -1.32574806f;  // sqrt(log2(e) / 2), log2(1 / sqrt(2 pi))
       const float s = kScale * x, cdf = x > 0.f ? 1.f - tail : tail;
       slope = x * fast_exp2(kLogDensity - s * s) + cdf;
