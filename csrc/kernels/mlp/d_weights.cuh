@@ -14,10 +14,10 @@
 namespace recgrela::cuda {
 
 // Rows of one operand in shared memory, split into parts.
-template <typename E, int kTiles>
+template <typename E, int kTiles, int kRows>
 struct MlpStep {
   using K = MlpKernels<E, kTiles>;
-  static constexpr int kRows = K::kStepRows, kPartSize = kRows * K::kStride;
+  static constexpr int kPartSize = kRows * K::kStride;
   static constexpr int kVector = 16 / sizeof(E), kVectors = K::kWidth / kVector;
 
   Part<E>* memory;
@@ -81,11 +81,11 @@ __device__ void add_row_sums(float (&sums)[4], const Split<E>& a) {
   for (int i = 0; i < 4; ++i) sums[i] += sum[i];
 }
 
-template <typename E, int kTiles, bool kFused>
+template <typename E, int kTiles, int kRows, bool kFused>
 __global__ void __launch_bounds__(32 * MlpKernels<E, kTiles>::kMaxColumnWarps, 1)
     mlp_d_weights_kernel(const MlpPlan p) {
   using K = MlpKernels<E, kTiles>;
-  using Step = MlpStep<E, kTiles>;
+  using Step = MlpStep<E, kTiles, kRows>;
   [[maybe_unused]] constexpr int kUnroll = kFused ? kTiles : 2;  // by nvcc, with few registers
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   // Blocks of different columns read the same rows at the same time.
@@ -97,8 +97,8 @@ __global__ void __launch_bounds__(32 * MlpKernels<E, kTiles>::kMaxColumnWarps, 1
   unsigned char* shared = dynamic_shared();
   const MlpWeights<E, kTiles> weights(columns, shared);
   const Step x(shared), d_z(shared);
-  Part<E>* const d_h_rows = reinterpret_cast<Part<E>*>(shared);  // [columns of whole panels, kStepRows], if kFused
-  constexpr int kHiddenStride = stage_stride(K::kStepRows);
+  Part<E>* const d_h_rows = reinterpret_cast<Part<E>*>(shared);  // [columns of whole panels, kRows], if kFused
+  constexpr int kHiddenStride = stage_stride(kRows);
   const int d_h_part = K::panels(columns) * K::kPanel * kHiddenStride;
   if constexpr (kFused) {
     shared += kParts<E> * d_h_part * sizeof(Part<E>);
@@ -116,14 +116,14 @@ __global__ void __launch_bounds__(32 * MlpKernels<E, kTiles>::kMaxColumnWarps, 1
 
   Acc d_w1[K::kAccTiles], d_w2[K::kAccTiles];  // [hidden, in] and [hidden, out]
   float d_b1[4] = {};
-  for (int begin = row_block * K::kStepRows; begin < p.rows; begin += p.row_blocks * K::kStepRows) {
+  for (int begin = row_block * kRows; begin < p.rows; begin += p.row_blocks * kRows) {
     x.template stage<false>(p.x, begin, p.rows, p.in, none, nullptr);
     const DropoutHash drop2(p.dropout2);  // read again for each step, to save registers
     d_z.template stage<true>(p.d_y, begin, p.rows, p.out, drop2, d_b2 + threadIdx.x * Step::kVector);
     __syncthreads();
     if (column < p.hidden) {
 #pragma unroll 1
-      for (int row = 0; row < K::kStepRows; row += kTile) {
+      for (int row = 0; row < kRows; row += kTile) {
         Acc h, d_h;
         const float bias[2] = {weights.b1()[own + lane / 4], weights.b1()[own + lane / 4 + 8]};
 #pragma unroll
@@ -164,7 +164,7 @@ __global__ void __launch_bounds__(32 * MlpKernels<E, kTiles>::kMaxColumnWarps, 1
     }
     __syncthreads();
     if constexpr (kFused) {
-      for (int tile = warp; tile < K::kStepRows / kTile * kTiles; tile += p.column_warps) {
+      for (int tile = warp; tile < kRows / kTile * kTiles; tile += p.column_warps) {
         const int row = tile / kTiles * kTile, i = tile % kTiles;
         Acc d_x;
 #pragma unroll 1
@@ -237,13 +237,15 @@ cudaError_t MlpKernels<E, kTiles>::d_weights(const MlpPlan& p, cudaStream_t stre
   if constexpr (kCanFuse) {
     if (p.fused) {
       RECGRELA_RETURN_IF_ERROR(
-          launch(mlp_d_weights_kernel<E, kTiles, true>, blocks, threads, column_bytes(p), stream, p));
+          launch(mlp_d_weights_kernel<E, kTiles, kStepRows, true>, blocks, threads, column_bytes(p), stream, p));
       if (p.column_groups == 1) return cudaSuccess;
       const int64_t vectors = p.num_rows * (p.in / 4);
       return launch(mlp_add_rows_kernel<E>, ceil_div(vectors, kAddThreads), kAddThreads, 0, stream, p);
     }
   }
-  return launch(mlp_d_weights_kernel<E, kTiles, false>, blocks, threads, column_bytes(p), stream, p);
+  const auto kernel = p.step_rows == kStepRows ? mlp_d_weights_kernel<E, kTiles, kStepRows, false>
+                                               : mlp_d_weights_kernel<E, kTiles, kFewStepRows, false>;
+  return launch(kernel, blocks, threads, column_bytes(p), stream, p);
 }
 
 }  // namespace recgrela::cuda

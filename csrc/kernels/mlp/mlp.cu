@@ -63,6 +63,8 @@ void plan_rows(K, MlpPlan& p, int operands) {
 template <typename K>
 void plan_columns(K, MlpPlan& p) {
   p.fused = false;
+  p.column_warps = 1, p.step_rows = K::kStepRows;
+  if (static_cast<int64_t>(K::column_bytes(p)) > p.max_shared_bytes) p.step_rows = K::kFewStepRows;
   p.column_warps = K::kMaxColumnWarps;
   while (p.column_warps > 1 && static_cast<int64_t>(K::column_bytes(p)) > p.max_shared_bytes) --p.column_warps;
   p.column_warps = static_cast<int>(std::min<int64_t>(p.column_warps, ceil_div(p.hidden, kTile)));
@@ -72,7 +74,7 @@ void plan_columns(K, MlpPlan& p) {
   const int64_t resident = std::clamp<int64_t>(p.max_shared_bytes / static_cast<int64_t>(K::column_bytes(p)), 1,
                                                std::max(1, K::kResidentColumnWarps / p.column_warps));
   const int64_t blocks = std::max<int64_t>(1, resident * multiprocessors() / (p.column_groups * K::kDivisions));
-  p.row_blocks = static_cast<int>(std::clamp<int64_t>(ceil_div(p.num_rows, K::kStepRows), 1, blocks));
+  p.row_blocks = static_cast<int>(std::clamp<int64_t>(ceil_div(p.num_rows, p.step_rows), 1, blocks));
 }
 
 MlpPlan make_plan(const MlpParams& params) {
@@ -121,6 +123,7 @@ cudaError_t mlp_backward(const MlpParams& params, cudaStream_t stream) {
   MlpPlan p = make_plan(params);
   return dispatch_mlp(p.dtype, p.tiles, [&](auto kernels) {
     plan_columns(kernels, p);
+    if (static_cast<int64_t>(kernels.column_bytes(p)) > p.max_shared_bytes) return cudaErrorInvalidValue;
     lay_out(p);
     if (!p.fused) {
       plan_rows(kernels, p, 2);

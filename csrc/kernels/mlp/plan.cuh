@@ -20,7 +20,7 @@ struct MlpPlan : MlpParams {
   // Kernel by columns, which adds up the gradients of the weights: each of a block's warps owns 16 hidden columns, and
   // a block processes every row_blocks-th step of rows.
   int column_warps = 0, column_groups = 0;
-  int row_blocks = 0;
+  int step_rows = 0, row_blocks = 0;
   bool fused = false;         // whether this kernel also computes d_x
   float* d_x_sums = nullptr;  // [column_groups, T, I], if it does and there are several groups
   float* partials = nullptr;  // [row_blocks, num_weights()]: d_w1 [F, I], transposed d_w2 [F, O], d_b1, d_b2
@@ -46,6 +46,8 @@ struct MlpKernels {
   static constexpr int kMaxColumnWarps = kParts<E> == 1 ? (kTiles == 4 ? 16 : kTiles == 8 ? 8 : 4) : 32 / kTiles;
   static constexpr bool kCanFuse = kTiles == 4;
   static constexpr int kStepRows = kParts<E> * kTiles == 4 ? 64 : 32;  // of the kernel by columns
+  // The same where even one warp's memory would not fit into the 99 KiB that some GPUs have.
+  static constexpr int kFewStepRows = kParts<E> * kTiles == 24 ? 16 : kStepRows;
   // A warp of the kernel by columns accumulates this many tiles of d_w1 and of d_w2; wider rows are divided.
   static constexpr int kAccTiles = kParts<E> == 1 && kTiles > 4 ? 8 : 4, kDivisions = kTiles / kAccTiles;
 
@@ -63,8 +65,8 @@ struct MlpKernels {
   }
   static size_t column_bytes(const MlpPlan& p) {
     const int columns = p.column_warps * kTile;
-    const size_t d_h = p.fused ? size_t{2} * panels(columns) * kPanel * stage_stride(kStepRows) * kParts<E> : 0;
-    return weight_bytes(columns) + size_t{2} * 2 * kStepRows * kStride * kParts<E> + d_h +
+    const size_t d_h = p.fused ? size_t{2} * panels(columns) * kPanel * stage_stride(p.step_rows) * kParts<E> : 0;
+    return weight_bytes(columns) + size_t{2} * 2 * p.step_rows * kStride * kParts<E> + d_h +
            columns * (2 * 16 / sizeof(E)) * sizeof(float);
   }
 
