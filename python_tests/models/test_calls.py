@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from python_tests.models.forms import packed
+from python_tests.models.forms import TARGET, make, packed
 from python_tests.support.tensors import assert_close
 from recgrela.models import RecGRELAConfig, build
 from recgrela.system.errors import ConfigError
@@ -24,6 +24,20 @@ def test_converting_to_float64_keeps_exact_angles() -> None:
     torch.manual_seed(0)
     fresh = build(SMALL, 30, 12).double().eval()
     assert torch.equal(converted, fresh.score_packed(*batch))
+
+
+@pytest.mark.parametrize("form", ["RecGRELA", "SASRec", "LinRec", "EulerFormer", "Mamba4Rec", "SIGMA"])
+def test_weights_in_half_precision(form: str) -> None:
+    """The other models have an operation that PyTorch does not compute in bfloat16."""
+    half = make(form, torch.float32).bfloat16()
+    wide = make(form, torch.float32)
+    wide.load_state_dict(half.state_dict())
+    items, cu_seqlens, longest = packed()
+    scores, expected = (model.score_packed(items, cu_seqlens, longest) for model in (half, wide))
+    assert scores.dtype == torch.bfloat16
+    assert_close("scores", expected, scores.float(), 0.03)
+    half.train().loss_packed(items, cu_seqlens, TARGET, longest).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in half.parameters())
 
 
 def test_training_after_inference_mode() -> None:

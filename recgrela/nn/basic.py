@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from recgrela.nn.sequences import Sequences
 from recgrela.ops import add_norm, dropout, linear, mlp
+from recgrela.ops.checks import HALF
 
 Activation = Literal["silu", "relu", "gelu"]
 
@@ -78,8 +79,9 @@ class AddNorm(nn.LayerNorm):
         rates, seed = (0.0, 0.0), None
         if self.training and branch is not None and (self.dropout or self.drop_path):
             rates, seed = (self.dropout, self.drop_path), sequences.seeds(2)
-        return add_norm(
-            x,
+        is_half = x.dtype in HALF  # a model whose parameters are in half precision
+        residual, normed = add_norm(
+            x.float() if is_half else x,
             branch,
             self.weight,
             self.bias,
@@ -90,6 +92,7 @@ class AddNorm(nn.LayerNorm):
             sequence=sequences.index if rates[1] and sequences.wanted is None else None,
             seed=seed,
         )
+        return (residual.to(x.dtype), normed.to(x.dtype)) if is_half else (residual, normed)
 
 
 class MLP(nn.Module):

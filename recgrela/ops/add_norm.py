@@ -106,8 +106,8 @@ def add_norm(
 
     Returns:
         (residual, normed), each [T, D]. `residual` is s or, with `post_norm`, LayerNorm(s), of the dtype of
-        `x`; without `z` and `post_norm` it is `x` itself. `normed` is LayerNorm(s), of the dtype of autocast
-        if it is enabled, else of `z`, or of `x` if `z` is None.
+        `x`, or float32 if that is half precision; without `z` and `post_norm` it is `x` itself. `normed` is
+        LayerNorm(s), of the dtype of autocast if it is enabled, else of `z`, or of `x` if `z` is None.
 
     Raises:
         ValueError: if a shape, a device or a rate is wrong; TypeError: if a dtype is.
