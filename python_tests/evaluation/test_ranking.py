@@ -59,7 +59,7 @@ def test_cuda_graphs_rank_as_plain_passes(name: str, padding: str | None) -> Non
     """With the same bits, so the same ties."""
     results = []
     for max_graphs in (16, 0):
-        ranker, splits, _ = make(name, padding, CudaGraphs(), "cuda")
+        ranker, splits, _ = make(name, padding, CudaGraphs(torch.device("cuda")), "cuda")
         ranker._graphed.MAX_GRAPHS = max_graphs
         results.append([ranker(batches) for _ in range(3) for batches in splits])
     for captured, plain in zip(*results, strict=True):

@@ -37,7 +37,7 @@ def fake_graphs(monkeypatch: pytest.MonkeyPatch, obstacle: str | None = None) ->
     graphs: list[FakeGraph] = []
     adam = torch.optim.Adam
 
-    def make() -> FakeGraph:
+    def make(_: torch.device) -> FakeGraph:
         graphs.append(FakeGraph())
         return graphs[-1]
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import MagicMock, Mock
 
 import pytest
 import torch
@@ -189,6 +189,7 @@ def test_a_failed_capture_says_what_to_do(ends_well: bool, monkeypatch: pytest.M
 
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Mock)
+    monkeypatch.setattr(torch.cuda, "Stream", Mock)
     monkeypatch.setattr(torch.cuda, "graph", graph)
 
     def body() -> None:
@@ -196,7 +197,18 @@ def test_a_failed_capture_says_what_to_do(ends_well: bool, monkeypatch: pytest.M
 
     message = "no CUDA graph can be captured: tried to allocate 1 GiB; use --train.cuda_graphs false"
     with pytest.raises(RunError, match=message):
-        CudaGraphs()(body)
+        CudaGraphs(torch.device("cuda"))(body)
+
+
+def test_graphs_are_captured_on_the_device_of_the_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's current device may be another one; its graph would be empty, and replay old results."""
+    graph = MagicMock()
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Mock)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: f"stream on {device}")
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    CudaGraphs(torch.device("cuda", 1))(lambda: None)
+    assert graph.call_args.kwargs["stream"] == "stream on cuda:1"
 
 
 @needs_gpu
@@ -208,7 +220,7 @@ def test_cuda_graphs_equal_plain_steps(config: TrainConfig, model: dict[str, str
     results, losses = [], []
     for max_graphs in (16, 0):
         step, batches = make_step(replace(config, amp=amp), "cuda", rates=0.1, **model)
-        take = graphed(step, batches, CudaGraphs())
+        take = graphed(step, batches, CudaGraphs(step.device))
         take._graphed.MAX_GRAPHS = max_graphs
         torch.manual_seed(3)
         for _ in range(6):
@@ -227,7 +239,7 @@ def test_cuda_graphs_equal_plain_steps(config: TrainConfig, model: dict[str, str
 def test_compiled_steps_are_captured() -> None:
     plain, batches = make_step(replace(CONFIG, compile=True), "cuda")
     step, _ = make_step(replace(CONFIG, compile=True), "cuda")
-    take = graphed(step, batches, CudaGraphs())
+    take = graphed(step, batches, CudaGraphs(step.device))
     passes = [*batches, *batches]
     for a, b in zip(weights_after(plain, passes), weights_after(step, passes, take=take), strict=True):
         assert_close("weights", a.cpu(), b.cpu(), 5e-2)
@@ -241,7 +253,7 @@ def test_each_replay_draws_other_random_numbers(name: str) -> None:
     data = load(DATA).to("cuda")
     step, batches = make_step(replace(CONFIG, batch_size=200), "cuda", rates=0.2)
     step.loss = make_loss(name, 0.0, 8, 0.5, data)
-    take = graphed(step, batches, CudaGraphs())
+    take = graphed(step, batches, CudaGraphs(step.device))
     losses = []
     for _ in range(8):
         before = step.loss_sum.item()

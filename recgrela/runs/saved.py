@@ -83,7 +83,8 @@ def evaluate(
     """
     config, on_device, device_type = run.config, data.to(run.device), run.device.type
     # As in training, because batches that are filled up for graphs round differently.
-    capture = CudaGraphs() if device_type == "cuda" and config.train.cuda_graphs != "false" else None
+    use_graphs = device_type == "cuda" and config.train.cuda_graphs != "false"
+    capture = CudaGraphs(run.device) if use_graphs else None
     history_len, max_tokens = config.data.history_len, config.max_tokens(device_type)
     rankings: dict[str, Ranking] = {}
     ranker = None

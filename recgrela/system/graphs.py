@@ -18,10 +18,15 @@ class CudaGraphs:
     """Captures functions as CUDA graphs that share one memory pool.
 
     A result in the pool must be read before the next replay of any graph, which can overwrite it.
+
+    Args:
+        device: the device of the functions' tensors, which need not be PyTorch's current device.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         self._pool = torch.cuda.graph_pool_handle()
+        # PyTorch's own stream for captures is on the device that was current at the first capture.
+        self._stream = torch.cuda.Stream(device)
 
     def __call__(self, body: Callable[[], None]) -> Callable[[], None]:
         """Captures the kernels of `body` without running them; returns a function that launches them.
@@ -31,7 +36,7 @@ class CudaGraphs:
         """
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, pool=self._pool):
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
                 body()
         except RuntimeError as error:
             cause = error.__context__ or error  # the end of a failed capture raises an error of its own

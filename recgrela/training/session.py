@@ -82,7 +82,7 @@ def open_session(config: RunConfig) -> Session:
     step = _make_step(model, loss, config, max_tokens, wants_graphs)
     splits = _make_splits(config, on_device, device)
     take_step: Callable[[Batch, float], None] = step
-    capture, notes = CudaGraphs() if wants_graphs else None, []
+    capture, notes = CudaGraphs(device) if wants_graphs else None, []
     if capture is not None:
         if (obstacle := step_obstacle(step, filling)) is None:
             take_step = GraphedStep(step, filling, capture)
