@@ -42,6 +42,12 @@ struct LinearCrossEntropy {
     return a;
   }
 
+  // The dtype of d_hidden in the forward. float16 would round the gradients of a mean over many rows to zero before the
+  // backward multiplies them by d_loss, the factor that training in float16 chooses to prevent this.
+  static ScalarType hidden_gradient_type(const Tensor& hidden) {
+    return hidden.scalar_type() == ScalarType::Half ? ScalarType::Float : hidden.scalar_type();
+  }
+
   // Gradients that are not wanted have the shape [0].
   struct Outputs {
     Tensor loss, d_hidden, d_weight, d_bias;
@@ -59,14 +65,15 @@ struct LinearCrossEntropy {
                                                             bool return_d_bias) {
     const Operands a = parse({hidden, weight, target, bias, label_smoothing, max_logits});
     STD_TORCH_CHECK(!return_d_bias || bias, "there is no bias to return the gradient of");
-    const Outputs out{make(a.weight, {}), make_if(return_d_hidden, a.hidden, {a.num_rows(), a.dim()}),
+    const Outputs out{make(a.weight, {}),
+                      make_if(return_d_hidden, a.hidden, {a.num_rows(), a.dim()}, hidden_gradient_type(a.hidden)),
                       make_if(return_d_weight, a.weight, {a.num_items(), a.dim()}),
                       make_if(return_d_bias, a.weight, {a.num_items()})};
     Backend::forward(a, out);
     return {out.loss, out.d_hidden, out.d_weight, out.d_bias};
   }
 
-  // The gradients of the forward are contiguous, of the operands' dtypes.
+  // The gradients are those of the forward, contiguous and of its dtypes.
   template <typename Backend>
   static ThreeTensors backward(const Tensor& d_loss, const Tensor& d_hidden, const Tensor& d_weight,
                                const Tensor& d_bias) {

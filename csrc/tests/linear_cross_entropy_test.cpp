@@ -29,6 +29,7 @@ struct EntropyCase {
            (d_hidden ? "" : "/no d_hidden") + (d_weight ? "" : "/no d_weight");
   }
   int64_t stride(int64_t more) const { return strided ? dim + 16 * more : dim; }
+  DType hidden_gradient() const { return type == DType::kFloat16 ? DType::kFloat32 : type; }
   double tolerance(const std::string& name) const {
     // Large scores have large rounding errors, which the exponential function makes relative ones.
     if (type == DType::kFloat32 || name == "loss") return scale > 1 ? 2e-4 : 3e-6;
@@ -95,7 +96,10 @@ struct EntropyRun {
     hidden.set(data.hidden), weight.set(data.weight);
     loss = Tensor(DType::kFloat32, 1, 1), d_loss = Tensor(DType::kFloat32, 1, 1);
     d_loss.set({kDLoss});
-    if (c.d_hidden) d_hidden = Tensor(c.type, c.rows, c.dim), scaled_hidden = Tensor(c.type, c.rows, c.dim);
+    if (c.d_hidden) {
+      d_hidden = Tensor(c.hidden_gradient(), c.rows, c.dim);
+      scaled_hidden = Tensor(c.hidden_gradient(), c.rows, c.dim);
+    }
     if (c.d_weight) {
       d_weight = Tensor(DType::kFloat32, c.items, c.dim), scaled_weight = Tensor(DType::kFloat32, c.items, c.dim);
     }
@@ -121,7 +125,7 @@ struct EntropyRun {
 
   void backward() const {
     cuda::LinearCrossEntropyScaleParams p;
-    p.dtype = c.type, p.d_loss = d_loss.as<float>();
+    p.dtype = c.hidden_gradient(), p.d_loss = d_loss.as<float>();
     if (c.d_hidden) p.gradients[0] = {d_hidden.data(), scaled_hidden.data(), c.rows * c.dim};
     if (c.d_weight) p.gradients[1] = {d_weight.data(), scaled_weight.data(), c.items * c.dim};
     if (d_bias.present()) p.gradients[2] = {d_bias.data(), scaled_bias.data(), c.items};

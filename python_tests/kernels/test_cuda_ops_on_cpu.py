@@ -34,7 +34,16 @@ from python_tests.cases.case import REAL_DTYPES
 from python_tests.cases.compare import differing
 from python_tests.support.results import LAYOUTS, UNEVEN, assert_results
 from python_tests.support.tensors import assert_close
-from recgrela.ops import add_norm, dropout, dropout_reference, linear, mlp, rotary_table
+from recgrela.ops import (
+    add_norm,
+    dropout,
+    dropout_reference,
+    linear,
+    linear_cross_entropy,
+    linear_cross_entropy_reference,
+    mlp,
+    rotary_table,
+)
 from tools.step_cost.counting import Counter
 from tools.step_cost.launches import launches_of
 
@@ -170,6 +179,20 @@ def test_linear_cross_entropy_of_some_gradients(simt: Any, dtype: torch.dtype) -
             loss = case.call(replace(x, inputs=inputs))["y"]
             (alone,) = torch.autograd.grad(loss, inputs[name], x.upstream["y"])
             assert torch.equal(alone, every[f"d_{name}"])
+
+
+def test_linear_cross_entropy_of_a_scaled_loss_of_float16_rows(simt: Any) -> None:
+    """Before the scale of the loss, the gradients are as small as the smallest numbers of float16."""
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(512, 32).half().requires_grad_(), torch.randn(40, 32) * 1e-4
+    target = torch.randint(40, (512,))
+    with simt():
+        loss = linear_cross_entropy(hidden, weight, target)
+        (grad,) = torch.autograd.grad(loss * 2**12, hidden)
+    double = hidden.detach().double().requires_grad_()
+    expected = linear_cross_entropy_reference(double, weight.half().double(), target) * 2**12
+    assert grad.dtype == torch.float16
+    assert_close("d_hidden", torch.autograd.grad(expected, double)[0], grad, 1e-2)
 
 
 @pytest.mark.parametrize("num_states", [1, 16, 40])

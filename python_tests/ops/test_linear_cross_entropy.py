@@ -247,6 +247,18 @@ def test_the_form_for_other_devices_sums_half_precision_in_float32() -> None:
         assert_close("gradient", a, b, 1e-2)
 
 
+def test_float16_rows_have_float32_gradients_until_the_loss_is_scaled() -> None:
+    hidden, weight, target = operands(512, 40)
+    half, small = hidden.detach().half().requires_grad_(), (weight.detach() * 1e-4).float()
+    args = (half, small, target, None, 0.0, 1 << 20, True, False, False)
+    loss = torch.ops.recgrela.linear_cross_entropy_by_chunks(*args)[0]
+    (grad,) = torch.autograd.grad(loss * 2**12, half)
+    double = half.detach().double().requires_grad_()
+    expected = linear_cross_entropy_reference(double, small.half().double(), target) * 2**12
+    assert grad.dtype == torch.float16
+    assert_close("d_hidden", torch.autograd.grad(expected, double)[0], grad, 1e-2)
+
+
 def test_a_float32_table_with_half_rows() -> None:
     hidden, weight, target, bias = with_bias(100, 17, dtype=torch.float32)
     rows = hidden.detach().bfloat16().requires_grad_()

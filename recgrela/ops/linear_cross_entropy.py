@@ -46,6 +46,14 @@ def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.mm(a, b, out_dtype=dtype) if a.is_cuda else a.to(dtype) @ b.to(dtype)
 
 
+def _gradient_dtype(hidden: Tensor) -> torch.dtype:
+    """The dtype of d_hidden in the forward, before d_loss multiplies it.
+
+    float16 would round the gradients of a mean over many rows to zero, whatever d_loss loss scaling chooses.
+    """
+    return torch.float32 if hidden.dtype == torch.float16 else hidden.dtype
+
+
 def _by_chunks(
     hidden: Tensor,
     weight: Tensor,
@@ -63,7 +71,7 @@ def _by_chunks(
     weight = weight.to(hidden.dtype)
     rows = min(max(1, max_logits // n_items), n)
     loss = hidden.new_zeros((), dtype=dtype)
-    d_hidden = torch.empty_like(hidden) if needs_d_hidden else hidden.new_empty(0)
+    d_hidden = hidden.new_empty(hidden.shape if needs_d_hidden else 0, dtype=_gradient_dtype(hidden))
     d_weight = weight.new_zeros(weight.shape, dtype=dtype) if needs_d_weight else loss.new_empty(0)
     d_bias = loss.new_zeros(n_items) if needs_d_bias else loss.new_empty(0)
     # Smoothing subtracts a mean(s) from the loss of a row, the same vectors from all rows of the gradients.
@@ -200,7 +208,7 @@ def _fake(
 ) -> tuple[Tensor, ...]:
     needs_d_hidden, needs_d_weight, needs_d_bias = needs
     loss = hidden.new_empty((), dtype=state_dtype(hidden.dtype))
-    d_hidden = hidden.new_empty(hidden.shape if needs_d_hidden else 0)
+    d_hidden = hidden.new_empty(hidden.shape if needs_d_hidden else 0, dtype=_gradient_dtype(hidden))
     d_weight = weight.new_empty(weight.shape if needs_d_weight else 0)
     return loss, d_hidden, d_weight, weight.new_empty(weight.shape[0] if needs_d_bias else 0)
 
@@ -213,7 +221,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     _, *gradients = output
     ctx.mark_non_differentiable(*gradients)
     ctx.set_materialize_grads(False)  # zeros for d_weight would be as large as the table
-    ctx.computed = inputs[6:]
+    ctx.computed, ctx.dtype = inputs[6:], inputs[0].dtype
     ctx.save_for_backward(*gradients)
 
 
@@ -231,6 +239,8 @@ def _backward_by(
     d_hidden, d_weight, d_bias = (
         d if computed else None for d, computed in zip(gradients, ctx.computed, strict=True)
     )
+    if d_hidden is not None:
+        d_hidden = d_hidden.to(ctx.dtype)
     return d_hidden, d_weight, None, d_bias, None, None, None, None, None
 
 

@@ -9,7 +9,7 @@ struct LinearCrossEntropyParams {
   // Widths are multiples of kMinWidth / 2 from kMinWidth to kMaxWidth.
   static constexpr int kMinWidth = 32, kMaxWidth = 256;
 
-  DType dtype = DType::kFloat32;  // of hidden and d_hidden; everything else is float32
+  DType dtype = DType::kFloat32;  // of hidden and, unless that is float16, of d_hidden; everything else is float32
   int64_t num_rows = 0;           // T, 1 to about 2^31
   int64_t num_items = 0;          // N, 1 to about 2^31
   int dim = 0;                    // D

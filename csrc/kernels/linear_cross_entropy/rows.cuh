@@ -48,6 +48,16 @@ __device__ void store_columns(E* to, const float (&values)[kFinishColumns]) {
   }
 }
 
+// Element type of d_hidden, which is not yet multiplied by d_loss: the range of fp16 is too small.
+template <typename E>
+struct HiddenGradient {
+  using type = E;
+};
+template <>
+struct HiddenGradient<fp16> {
+  using type = float;
+};
+
 // Loss and d_hidden of kFinishRows rows. A few lanes share a row.
 //   d_hidden = (sum_s out_s 2^(max_s - log_sum) - wanted) / T, with wanted = (1 - a) w[target] + a mean(w)
 //   loss     = log_sum - (hidden wanted + (1 - a) bias[target] + a mean(bias))
@@ -101,7 +111,7 @@ __device__ void finish_rows(const EntropyPlan& p, int64_t block) {
     }
 #pragma unroll
     for (float& x : d) x *= scale;
-    store_columns(static_cast<E*>(p.d_hidden) + row * p.dim + c, d);
+    store_columns(static_cast<typename HiddenGradient<E>::type*>(p.d_hidden) + row * p.dim + c, d);
   }
   if (lane == 0) losses[team] = loss;
   __syncthreads();
