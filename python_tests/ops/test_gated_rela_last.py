@@ -201,6 +201,21 @@ def test_autocast_computes_in_float32() -> None:
     assert_close("y", expected, y, 2e-2)
 
 
+def test_a_result_without_a_gradient() -> None:
+    class Cut(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, y: Tensor) -> Tensor:
+            return y.clone()
+
+        @staticmethod
+        def backward(ctx: Any, d_y: Tensor) -> None:
+            return None
+
+    case = Case([3, 2])
+    Cut.apply(case.call()).sum().backward()
+    assert all(x.grad is None for x in case.inputs.values())
+
+
 def test_second_derivatives_are_refused() -> None:
     case = Case([3], 8, 2)
     (dk,) = torch.autograd.grad(case.call().sum(), case.inputs["k"], create_graph=True)

@@ -136,9 +136,12 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
     *operands, ctx.num_heads, ctx.eps = inputs
     ctx.save_for_backward(output[1], *operands)
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # zeros for the sums would be a kernel
 
 
-def _backward(ctx: Any, d_y: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, d_y: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    if d_y is None:
+        return (None,) * (NUM_OPERANDS + 2)
     sums, *operands = ctx.saved_tensors
     gradients = call_operator("gated_rela_last_backward", d_y, sums, *operands, ctx.num_heads, ctx.eps)
     d_q, d_k, d_v, d_g, *parameters = none_for_absent(gradients, _differentiable(tuple(operands)))
