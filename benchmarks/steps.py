@@ -10,7 +10,7 @@ from recgrela.settings.run import RunConfig
 from recgrela.settings.train import Objective, TrainConfig, UseGraphs
 
 MAX_LEN = 200
-# As many users, items and events as MovieLens-1M.
+# The users, items and events of a set as large as MovieLens-1M.
 DATA = DataConfig(max_len=MAX_LEN, synthetic_users=6040, synthetic_items=3416, synthetic_events=165)
 
 

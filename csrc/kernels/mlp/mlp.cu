@@ -51,7 +51,7 @@ void plan_rows(K, MlpPlan& p, int operands) {
   while (p.warps > 1 && bytes(p.warps, 1) > memory) p.warps /= 2;
   int group = panels;
   if (bytes(p.warps, panels) > memory) {
-    // Of two blocks a multiprocessor, one computes while the other loads weights.
+    // Two blocks share a multiprocessor: one computes while the other loads weights.
     while (group > 1 && bytes(p.warps, group) > memory / std::min(2, max_blocks)) --group;
     group = static_cast<int>(ceil_div(panels, ceil_div(panels, group)));
   }
