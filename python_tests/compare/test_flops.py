@@ -45,8 +45,8 @@ def test_a_whole_model_by_hand() -> None:
     per_row = 5 * square + 2 * ratio * square  # gate, input, query, key, output; the MLP's two layers
     first = length * (per_row + 4 * D * W + 4 * D + 2 * D * kernel_size)
     keys = length * (2 * square + 6 * D)  # the input and key projections; key and value of each row
-    # gate, query, output; the MLP; the query with the sum of keys; the convolution of one row
-    query = 3 * square + 2 * ratio * square + 2 * D + 2 * D * kernel_size
+    # gate, input, query, output; the MLP; the query with the sum of keys; the convolution of one row
+    query = 4 * square + 2 * ratio * square + 2 * D + 2 * D * kernel_size
     flops = count_flops(model.train())
     assert flops.encoder == first + keys + query
     assert flops.scores == 2 * D * n_items

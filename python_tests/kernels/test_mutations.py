@@ -75,9 +75,10 @@ def run_cases(program: Path, number: int, cases: str) -> subprocess.CompletedPro
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name.replace(" ", "-"))
 def test_mutation_is_found(program: Path, mutation: Mutation) -> None:
-    """The cases pass without the fault and fail with it."""
+    """The cases pass without the fault; with it they fail, or AddressSanitizer ends the program."""
     correct, faulty = (
         run_cases(program, number, mutation.cases) for number in (0, MUTATIONS.index(mutation) + 1)
     )
     assert correct.returncode == 0, correct.stdout[-4000:] + correct.stderr[-4000:]
-    assert faulty.returncode == 1 and "FAILED" in faulty.stdout, faulty.stdout[-4000:] + faulty.stderr[-4000:]
+    found = "FAILED" in faulty.stdout or "ERROR: AddressSanitizer" in faulty.stderr
+    assert faulty.returncode == 1 and found, faulty.stdout[-4000:] + faulty.stderr[-4000:]
