@@ -23,9 +23,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-MAX_BYTES_PER_ARCHITECTURE = (
-    20 << 20
-)  # limit on the size of the library, which has about 500 kernels for each
+MAX_BYTES_PER_ARCHITECTURE = 20 << 20  # limit on the size of the library, with about 500 kernels for each
 
 
 def run(*command: str | Path, **environ: str) -> str:
