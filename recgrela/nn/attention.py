@@ -93,7 +93,7 @@ class CausalAttention(PostNormAttention):
             mask = sequences.item_mask(length)[:, None, None]
         elif sequences.lengths is not None:  # padding slots attend to items only
             causal = torch.ones(length, length, dtype=torch.bool, device=k.device).tril()
-            keys_mask = sequences.item_mask(length)
+            keys_mask = sequences.item_mask(length).clone()  # other layers share the mask
             keys_mask[:, 0] = True  # in a sequence without items too: a softmax over nothing is NaN
             mask = causal & keys_mask[:, None, None]
         outputs = F.scaled_dot_product_attention(

@@ -28,7 +28,7 @@ class Mamba(nn.Module):
         inner, self.rank, self.state_size = expand * hidden_size, math.ceil(hidden_size / 16), state_size
         self.in_proj = Linear(hidden_size, 2 * inner, bias=False)
         self.conv = nn.Conv1d(inner, inner, kernel_size, groups=inner)  # holds the parameters of the op
-        # Plain layers: their widths are below those of `recgrela.ops.linear`'s kernel.
+        # Plain layers: the kernel of `recgrela.ops.linear` takes widths that are multiples of 16 only.
         self.x_proj = nn.Linear(inner, self.rank + 2 * state_size, bias=False)
         self.dt_proj = nn.Linear(self.rank, inner)
         self.A_log = nn.Parameter(torch.arange(1.0, state_size + 1).log().repeat(inner, 1))
