@@ -21,7 +21,7 @@ from recgrela.ops import MISSING, OPS, has_kernels, implementation_for, support,
 from recgrela.ops.support import Implementation, Kernel, Op
 
 HALF = (torch.float16, torch.bfloat16)
-FLOAT32_FIRST = ("add_norm", "linear_cross_entropy")  # ops whose first output is float32
+FLOAT32_FIRST = ("add_norm", "linear_cross_entropy", "mlp_block")  # ops whose first output is float32
 PAGE = ROOT / "docs/ops.md"
 needs_page = pytest.mark.skipif(not PAGE.exists(), reason="needs the pages of the repository")
 

@@ -95,8 +95,8 @@ class Block(nn.Module):
         self.mlp = MLP(d, c.mlp_ratio * d, c.mlp_activation, c.dropout)
         self.residual = c.num_layers > 1 or c.single_block_residual
 
-    def forward(self, x: Tensor, branch: Tensor | None, sequences: Sequences) -> tuple[Tensor | None, Tensor]:
-        """Leaves the last sum to the next block, whose norm adds it.
+    def forward(self, x: Tensor, branch: Tensor | None, sequences: Sequences) -> tuple[Tensor, Tensor | None]:
+        """Leaves the last sum to the next block, whose norm adds it, unless a kernel has computed it.
 
         Args:
             x: the residual stream [T, D].
@@ -104,13 +104,14 @@ class Block(nn.Module):
             sequences: the sequences of the rows.
 
         Returns:
-            The residual stream (None without residuals) and the rows to add to it, [T, D] or the wanted rows
-            [B, D].
+            The residual stream and the rows to add to it or None, [T, D] or the wanted rows [B, D].
         """
         x, rows = self.norm1(x, branch, sequences)
         attended, x = self.attention(rows, sequences), sequences.select(x)
-        x, rows = self.norm2(x if self.residual else torch.zeros_like(x), attended, sequences)
-        return (x if self.residual else None), self.mlp(rows, sequences)
+        if self.residual:
+            return self.mlp.block(self.norm2, x, attended, sequences)
+        _, rows = self.norm2(torch.zeros_like(x), attended, sequences)
+        return self.mlp(rows, sequences), None
 
 
 def official_config(state: State, settings: AuthorSettings) -> RecGRELAConfig:
@@ -170,8 +171,8 @@ class RecGRELA(SequenceModel):
         whole, branch = sequences.with_wanted(None), None
         for block in inner:
             x, branch = block(x, branch, whole)
-        residual, branch = last(x, branch, sequences)
-        return branch if residual is None else residual + branch
+        x, branch = last(x, branch, sequences)
+        return x if branch is None else x + branch
 
 
 def sinusoids(length: int, like: Tensor) -> Tensor:

@@ -111,6 +111,23 @@ class MLP(nn.Module):
         seed = sequences.seeds(2) if rate else None
         return mlp(x, *weights, activation=self.activation, dropout=rate, seed=seed)
 
+    def block(
+        self, norm: AddNorm, x: Tensor, branch: Tensor, sequences: Sequences
+    ) -> tuple[Tensor, Tensor | None]:
+        """The second half of a pre-norm block: s + MLP(norm(s)), where s = x + DropPath(branch).
+
+        Args:
+            norm: the norm before the MLP, with the rate of DropPath.
+            x: the residual stream, [T, D] or the wanted rows [B, D].
+            branch: the output of the block's first half, shaped like x.
+            sequences: the sequences of the rows.
+
+        Returns:
+            The residual stream, and the rows that the next block must add to it; None if it has them.
+        """
+        x, rows = norm(x, branch, sequences)
+        return x, self(rows, sequences)
+
 
 class FeedForward(nn.Module):
     """LayerNorm(MLP(x) + x), the second half of a post-norm block.

@@ -19,6 +19,7 @@ from recgrela.ops.linear import linear, linear_reference
 from recgrela.ops.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
 from recgrela.ops.linear_scan import linear_scan, linear_scan_reference
 from recgrela.ops.mlp import mlp, mlp_reference
+from recgrela.ops.mlp_block import mlp_block, mlp_block_reference
 from recgrela.ops.rotary import rotary_table, rotate
 from recgrela.ops.selective_scan import selective_scan, selective_scan_reference
 from recgrela.ops.support import MISSING, OPS, has_kernels, implementation_for, support_table
@@ -48,6 +49,8 @@ __all__ = [
     "linear_scan",
     "linear_scan_reference",
     "mlp",
+    "mlp_block",
+    "mlp_block_reference",
     "mlp_reference",
     "rotary_table",
     "rotate",
