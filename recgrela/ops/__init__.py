@@ -20,6 +20,7 @@ from recgrela.ops.linear_cross_entropy import linear_cross_entropy, linear_cross
 from recgrela.ops.linear_scan import linear_scan, linear_scan_reference
 from recgrela.ops.mlp import mlp, mlp_reference
 from recgrela.ops.mlp_block import mlp_block, mlp_block_reference
+from recgrela.ops.rela_projections import rela_projections, rela_projections_reference
 from recgrela.ops.rotary import rotary_table, rotate
 from recgrela.ops.selective_scan import selective_scan, selective_scan_reference
 from recgrela.ops.support import MISSING, OPS, has_kernels, implementation_for, support_table
@@ -52,6 +53,8 @@ __all__ = [
     "mlp_block",
     "mlp_block_reference",
     "mlp_reference",
+    "rela_projections",
+    "rela_projections_reference",
     "rotary_table",
     "rotate",
     "selective_scan",
