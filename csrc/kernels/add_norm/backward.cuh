@@ -10,7 +10,7 @@ template <typename E, int kLanes, int kGroups, bool kFull, bool kPostNorm>
 __global__ void __launch_bounds__(kAddNormThreads, kBackwardBlocks) add_norm_backward_kernel(const AddNormPlan p) {
   const RowLanes<kLanes, kGroups, kFull> lanes(p.width);
   const BranchFactors factors(p);
-  Part<kGroups> weight;
+  RowPart<kGroups> weight;
   lanes.load(lanes.at(p.weight), true, weight);
   NormGradients<kLanes, kGroups, kFull> sums;
   const int num_rows = static_cast<int>(p.num_rows), step = gridDim.x * kAddNormThreads / kLanes;
@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(kAddNormThreads, kBackwardBlocks) add_norm_bac
   for (int own = (blockIdx.x * kAddNormThreads + threadIdx.x) / kLanes; own - lanes.row() < num_rows; own += step) {
     const bool active = own < num_rows;
     const uint32_t row = active ? own : num_rows - 1;  // lanes without a row compute with gradients of zero
-    Part<kGroups> s, d_residual, d;
+    RowPart<kGroups> s, d_residual, d;
     lanes.load(lanes.template at<const float>(p.x, row), true, s);
     lanes.load(lanes.template at<const float>(p.d_residual, row), active && p.d_residual.data, d_residual);
     lanes.load(lanes.template at<const E>(p.d_normed, row), active && p.d_normed.data, d);

@@ -9,14 +9,14 @@ template <typename E, int kLanes, int kGroups, bool kFull, bool kPostNorm>
 __global__ void __launch_bounds__(kAddNormThreads, kForwardBlocks) add_norm_forward_kernel(const AddNormPlan p) {
   const RowLanes<kLanes, kGroups, kFull> lanes(p.width);
   const BranchFactors factors(p);
-  Part<kGroups> weight, bias;
+  RowPart<kGroups> weight, bias;
   lanes.load(lanes.at(p.weight), true, weight), lanes.load(lanes.at(p.bias), true, bias);
   const int num_rows = static_cast<int>(p.num_rows), step = gridDim.x * kAddNormThreads / kLanes;
 #pragma unroll 1
   for (int own = (blockIdx.x * kAddNormThreads + threadIdx.x) / kLanes; own - lanes.row() < num_rows; own += step) {
     const bool active = own < num_rows;
     const uint32_t row = active ? own : num_rows - 1;  // lanes without a row compute the last one
-    Part<kGroups> s;
+    RowPart<kGroups> s;
     lanes.load(lanes.template at<const float>(p.x, row), true, s);
     add_branch<E>(p, lanes, factors, row, s);
     float* const residual = lanes.template at<float>(p.residual, row);

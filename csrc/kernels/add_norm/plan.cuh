@@ -26,7 +26,7 @@ class BranchFactors {
 
   // Sets dropped elements of a row to zero, and returns the factor of the others.
   template <int kGroups, typename Lanes>
-  __device__ float drop(const Lanes& lanes, uint32_t row, Part<kGroups>& branch) const {
+  __device__ float drop(const Lanes& lanes, uint32_t row, RowPart<kGroups>& branch) const {
     if (dropout_.active()) {
       const uint32_t first = row * width_ + lanes.column(0);
 #pragma unroll
@@ -48,9 +48,9 @@ class BranchFactors {
 // Adds a row of the branch, if there is one, to a row of the residual stream.
 template <typename E, int kGroups, typename Lanes>
 __device__ void add_branch(const AddNormParams& p, const Lanes& lanes, const BranchFactors& factors, uint32_t row,
-                           Part<kGroups>& s) {
+                           RowPart<kGroups>& s) {
   if (!p.z.data) return;
-  Part<kGroups> z;
+  RowPart<kGroups> z;
   lanes.load(lanes.template at<const E>(p.z, row), true, z);
   const float factor = factors.drop(lanes, row, z);
 #pragma unroll

@@ -9,12 +9,12 @@ namespace recgrela::cuda {
 
 // One lane's part of a row.
 template <int kGroups>
-struct Part {
+struct RowPart {
   float x[kGroups][4];
 };
 
 template <int kGroups>
-__device__ void add(Part<kGroups>& a, const Part<kGroups>& b) {
+__device__ void add(RowPart<kGroups>& a, const RowPart<kGroups>& b) {
 #pragma unroll
   for (int i = 0; i < 4 * kGroups; ++i) a.x[i / 4][i % 4] += b.x[i / 4][i % 4];
 }
@@ -48,7 +48,7 @@ class RowLanes {
 
   // Loads a part of a row from the lane's first column on; zeros if not `active`.
   template <typename E>
-  __device__ void load(const E* from, bool active, Part<kGroups>& part) const {
+  __device__ void load(const E* from, bool active, RowPart<kGroups>& part) const {
 #pragma unroll
     for (int g = 0; g < kGroups; ++g) {
       Packed<E, 4> packed = {};
@@ -58,7 +58,7 @@ class RowLanes {
   }
   // Stores a part of a row if `active`.
   template <typename E>
-  __device__ void store(E* to, bool active, const Part<kGroups>& part) const {
+  __device__ void store(E* to, bool active, const RowPart<kGroups>& part) const {
 #pragma unroll
     for (int g = 0; g < kGroups; ++g)
       if (active && valid(g)) store_row(to + 4 * kLanes * g, 4, true, part.x[g]);
@@ -72,11 +72,16 @@ class RowLanes {
   }
 
   // Replaces a row by (row - mean) / sqrt(variance + eps), and returns the factor. inverse_width is 1 / width.
-  __device__ float normalize(Part<kGroups>& row, float inverse_width, float eps) const {
+  __device__ float normalize(RowPart<kGroups>& row, float inverse_width, float eps) const {
+    float mean;
+    return normalize(row, inverse_width, eps, mean);
+  }
+  // The same, and sets the mean.
+  __device__ float normalize(RowPart<kGroups>& row, float inverse_width, float eps, float& mean) const {
     float total = row.x[0][0];
 #pragma unroll
     for (int i = 1; i < 4 * kGroups; ++i) total += row.x[i / 4][i % 4];
-    const float mean = sum(total) * inverse_width;
+    mean = sum(total) * inverse_width;
     float squares = 0.f;
 #pragma unroll
     for (int i = 0; i < 4 * kGroups; ++i) {
@@ -98,11 +103,11 @@ class RowLanes {
 // Sums over rows of the gradients of a LayerNorm's weight and bias, for the lane's columns.
 template <int kLanes, int kGroups, bool kFull>
 struct NormGradients {
-  Part<kGroups> weight = {}, bias = {};
+  RowPart<kGroups> weight = {}, bias = {};
 
   // Replaces d_y by the gradient of the row before the norm. `normalized` and `factor` are those of normalize().
-  __device__ void add(const RowLanes<kLanes, kGroups, kFull>& lanes, const Part<kGroups>& scale,
-                      const Part<kGroups>& normalized, float factor, float inverse_width, Part<kGroups>& d_y) {
+  __device__ void add(const RowLanes<kLanes, kGroups, kFull>& lanes, const RowPart<kGroups>& scale,
+                      const RowPart<kGroups>& normalized, float factor, float inverse_width, RowPart<kGroups>& d_y) {
     float sum = 0.f, product = 0.f;
 #pragma unroll
     for (int i = 0; i < 4 * kGroups; ++i) {

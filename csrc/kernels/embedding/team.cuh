@@ -10,7 +10,7 @@ namespace recgrela::cuda {
 template <int kLanes, int kGroups, bool kFull>
 class Team : public RowLanes<kLanes, kGroups, kFull> {
  public:
-  using Row = Part<kGroups>;
+  using Row = RowPart<kGroups>;
   static constexpr int kTeams = kEmbeddingThreads / kLanes;  // of a block
 
   explicit __device__ Team(int width) : RowLanes<kLanes, kGroups, kFull>(width), width_(width) {}
@@ -50,14 +50,14 @@ class Team : public RowLanes<kLanes, kGroups, kFull> {
 
 // Sets the elements that are not kept to 0.
 template <int kGroups>
-__device__ void drop(uint32_t kept, Part<kGroups>& x) {
+__device__ void drop(uint32_t kept, RowPart<kGroups>& x) {
 #pragma unroll
   for (int i = 0; i < 4 * kGroups; ++i)
     if (!(kept >> i & 1)) x.x[i / 4][i % 4] = 0.f;
 }
 
 template <int kGroups>
-__device__ void scale(float factor, Part<kGroups>& x) {
+__device__ void scale(float factor, RowPart<kGroups>& x) {
 #pragma unroll
   for (int i = 0; i < 4 * kGroups; ++i) x.x[i / 4][i % 4] *= factor;
 }
