@@ -290,7 +290,9 @@ void add_cases(Cases& cases) {
     const Memory workspace(cuda::gated_rela_last_forward_workspace(p));
     p.y = run.y.rows(), p.workspace = workspace.data;
     if (offsets) p.sequences.offsets = offsets;
-    p.rotary_positions = positions, p.head_dim = head_dim;
+    const Memory table(sizeof(float) * positions * c.heads * c.head_dim);
+    p.rotary = reinterpret_cast<const float*>(table.data), p.rotary_positions = positions;
+    p.head_dim = head_dim;
     return cuda::gated_rela_last_forward(p, nullptr);
   };
   add_refusals(cases, "gated_rela_last",

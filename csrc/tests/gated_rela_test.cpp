@@ -1,33 +1,42 @@
 // gated_rela against the CPU kernels in float64.
+#include <optional>
+
 #include "tests/gated_rela_run.h"
 
 namespace recgrela::tests {
 namespace {
 
-// A forward over sequences of 3 and 4 rows. Tests set invalid parameters before they call it.
+// A forward over some sequences. Tests set invalid parameters before they call it.
 struct Refusal {
   RelaCase c;
   RelaRun run;
   cuda::GatedRelaParams p = run.params({});
   Memory workspace;
+  std::optional<Memory> table;
 
-  explicit Refusal(bool is_int64 = true)
-      : c(make_case(is_int64)), run(c, RelaData(c)), workspace(cuda::gated_rela_forward_workspace(p)) {
+  explicit Refusal(const RelaCase& c) : c(c), run(c, RelaData(c)), workspace(cuda::gated_rela_forward_workspace(p)) {
     p.y = run.y.rows(), p.workspace = workspace.data;
   }
-  static RelaCase make_case(bool is_int64) {
-    RelaCase c;
-    c.lengths = {3, 4}, c.is_int64 = is_int64;
-    return c;
+  // Replaces the rotary table by one of this size.
+  void set_positions(int64_t positions) {
+    table.emplace(sizeof(float) * positions * c.heads * c.head_dim);
+    p.rotary = reinterpret_cast<const float*>(table->data), p.rotary_positions = positions;
   }
   cudaError_t forward() const { return cuda::gated_rela_forward(p, nullptr); }
 };
 
+RelaCase refusal_case(bool is_int64) {
+  RelaCase c;
+  c.lengths = {3, 4}, c.is_int64 = is_int64;
+  return c;
+}
+
 void check_refusals() {
-  Refusal refusal;
-  refusal.p.rotary_positions = 3;
+  Refusal refusal(refusal_case(true));
+  refusal.set_positions(3);
   expect_fault([&] { refusal.forward(); }, "a sequence is longer than the rotary table");
-  refusal.p.rotary_positions = 4, refusal.p.sequences.max_length = 3;
+  refusal.set_positions(4);
+  refusal.p.sequences.max_length = 3;
   expect_fault([&] { refusal.forward(); }, "a sequence is longer than max_length");
   const Integers negative({0, -1}, true);
   refusal.p.sequences.max_length = 0;
@@ -35,6 +44,25 @@ void check_refusals() {
   expect_fault([&] { refusal.forward(); }, "an initial position must not be negative");
   refusal.p.initial_position = nullptr, refusal.p.head_dim = 24;
   expect(refusal.forward() == cudaErrorInvalidValue, "heads of 24 channels are not refused");
+}
+
+// Sequences that are cut: kernels use the offsets before the one that checks them.
+void check_refusals_of_segments(bool causal) {
+  RelaCase c;
+  c.lengths = {40, 30}, c.segment_rows = 16, c.causal = causal;
+  Refusal refusal(c);
+  refusal.set_positions(39);
+  expect_fault([&] { refusal.forward(); }, "a sequence is longer than the rotary table");
+  refusal.set_positions(1000);
+  auto refuses = [&](const Lengths& offsets, const char* message) {
+    const Integers malformed(offsets, true);
+    refusal.p.sequences.offsets = malformed.memory.data;
+    expect_fault([&] { refusal.forward(); }, message);
+  };
+  refuses({60, 65, 70}, "cu_seqlens must start at 0");
+  refuses({0, 70, 71}, "cu_seqlens must end at the number of rows");
+  refuses({0, -5, 70}, "cu_seqlens must not decrease");
+  refuses({0, 1000, 70}, "cu_seqlens must not decrease");
 }
 
 void add_cases(Cases& cases) {
@@ -109,12 +137,15 @@ void add_cases(Cases& cases) {
       cases.add(c.name(), [c] { check<RelaRun>(c); });
     }
   add_refusals(cases, "gated_rela", [](const void* offsets, bool is_int64) {
-    Refusal refusal(is_int64);
+    Refusal refusal(refusal_case(is_int64));
     refusal.p.sequences.offsets = offsets;
-    refusal.p.rotary_positions = 8;
+    refusal.set_positions(8);
     refusal.forward();
   });
   cases.add("gated_rela/refusals", check_refusals);
+  for (bool causal : {true, false})
+    cases.add(std::string("gated_rela/refusals/segments/") + (causal ? "causal" : "bidirectional"),
+              [causal] { check_refusals_of_segments(causal); });
 }
 
 const Registration registration(11, add_cases);

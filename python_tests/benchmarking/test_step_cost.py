@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 from rich.console import Console
+from torch.profiler import ProfilerActivity
 
 from python_tests.support.project import ROOT
+from recgrela.data import DataConfig, TrainBatches, load
+from recgrela.models import RecGRELAConfig, build
+from recgrela.settings.train import TrainConfig
+from recgrela.training.losses import FullSoftmax
+from recgrela.training.step import TrainStep
 from tools.step_cost.counting import Call, Counter, by_operator
 from tools.step_cost.estimate import Device
 from tools.step_cost.instructions import instructions_of
+from tools.step_cost.memory import Memory, PeakMemory
 from tools.step_cost.report import step_table
+from tools.step_cost.steps import Count
 
-# Launches of a step of 4 blocks, at most.
-LAST_BF16 = 158
+# Launches and bytes of memory of a step of 4 blocks, at most.
+LAST_BF16 = 146
+LAST_BF16_MEMORY = 2.25e9
 
 
 def report(counts: dict[str, list[int]]) -> str:
@@ -34,14 +45,16 @@ def report(counts: dict[str, list[int]]) -> str:
     torch.backends.cuda.is_built() and not torch.cuda.is_available(),
     reason="PyTorch for CUDA needs a GPU to differentiate tensors on CUDA",
 )
-def test_a_step_has_few_launches() -> None:
+def test_a_step_has_few_launches_and_fits_into_memory() -> None:
     command = [sys.executable, "-m", "tools.step_cost", "--json", "--settings", "last bf16"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-4000:]
-    counts = json.loads(result.stdout)["last bf16"]
+    found = json.loads(result.stdout)["last bf16"]
+    counts, memory = found["operators"], found["memory"]
     assert counts["recgrela.gated_rela"][0] == 3
     assert counts["_fused_adam_"][0] == 1
     assert sum(launches for _, launches, _ in counts.values()) <= LAST_BF16, report(counts)
+    assert 0 < memory["resident"] + memory["peak"] <= LAST_BF16_MEMORY, memory
 
 
 def test_views_are_free_and_expanded_tensors_small() -> None:
@@ -87,6 +100,54 @@ def test_sums_by_operator() -> None:
     assert list(by_operator(calls).items()) == [("b", (1, 2, 30)), ("a", (2, 4, 12))]
 
 
+# Memory
+
+
+def allocated_at_most(function: Callable[[], object]) -> int:
+    """The most bytes that the CPU's allocator gives to a function at a time."""
+    with torch.profiler.profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profile:
+        function()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda e: e.start_ns())))
+
+
+def test_the_peak_of_a_step_is_that_of_the_allocator() -> None:
+    data = load(DataConfig(synthetic_users=100, synthetic_items=200, synthetic_events=40, max_len=30))
+    config = RecGRELAConfig(hidden_size=32, num_heads=2, num_layers=2, mode="bidirectional", padding="attend")
+    model = build(config, data.n_items, 30)
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    train = TrainConfig(objective="last", batch_size=64)
+    step = TrainStep(model, optimizer, FullSoftmax(), train, max_tokens=1 << 40)
+    batch = next(iter(TrainBatches(data, "last", 30, 64, 0).epoch(0)))
+
+    def take() -> None:
+        step(batch, 1e-3)
+
+    take()  # makes Adam's state and the rotary tables
+    with PeakMemory("cpu") as memory:
+        take()
+    # The gradient of every parameter is freed at the end.
+    assert memory.live == 0 and memory.peak > 4 * sum(p.numel() for p in model.parameters())
+    # Operators on the CPU have no workspaces in the allocator.
+    assert memory.peak == pytest.approx(allocated_at_most(take), rel=0.01)
+
+
+def test_storages_count_once_until_they_are_freed() -> None:
+    kept = torch.empty(100)
+    with PeakMemory("cpu") as memory:
+        kept.view(10, 10).t()
+        assert memory.live == 0  # existed before
+        x = torch.empty(10)
+        y = x[2:].view(4, 2)
+        assert memory.live == 40
+        del x
+        z = y + 1
+        assert memory.live == 40 + 32
+        del y
+        kept.copy_(torch.cat([z.view(-1)] * 13)[:100])
+    assert (memory.live, memory.peak, memory.operator) == (32, 32 + 13 * 32, "aten::cat")
+
+
 # Estimates
 
 
@@ -129,7 +190,9 @@ def test_an_estimate_is_the_larger_of_two_times() -> None:
 def test_the_report_has_estimates_beside_measured_times() -> None:
     calls = [Call("recgrela.gated_rela", 3, 10**6), Call("native_layer_norm", 1, 10**6)] * 2
     console = Console(file=io.StringIO(), width=200)
-    console.print(step_table("last bf16", calls, Device()))
+    count = Count(calls, Memory(5_200_000, 2_000_000_000, "recgrela::mlp"))
+    console.print(step_table("last bf16", count, Device()))
     text = console.file.getvalue()
+    assert "memory: 5.2 MB of parameters and optimizer + 2,000.0 MB at the peak, in recgrela.mlp" in text
     assert "336" in text and "1,106" in text  # two calls of each, measured
     assert "recgrela 25.1 ms" in " ".join(text.split())

@@ -103,6 +103,17 @@ def test_empty_batches(simt: Any, op: type[Case], lengths: tuple[int, ...]) -> N
             check(simt, case)
 
 
+@pytest.mark.parametrize(
+    "op",
+    [GatedRelaCase, GatedRelaLastCase, CausalConv1dCase, LinearScanCase, SelectiveScanCase],
+    ids=lambda op: op.op,
+)
+def test_offsets_of_empty_batches_are_checked(simt: Any, op: type[Case]) -> None:
+    x = replace(op(lengths=()).operands(), cu_seqlens=torch.tensor([1]))
+    with simt(), pytest.raises(RuntimeError, match="must start at 0"):
+        op(lengths=()).results(x)
+
+
 @pytest.mark.parametrize("causal", [True, False])
 def test_q_and_k_side_by_side(simt: Any, causal: bool) -> None:
     separate = GatedRelaCase(lengths=(20, 3), heads=2, causal=causal)

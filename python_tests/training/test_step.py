@@ -293,7 +293,7 @@ def test_steps_can_be_captured(config: TrainConfig, model: dict[str, str], name:
     step.loss = make_loss(name, 0.0, 8, 0.5, load(DATA)).to("meta")
     filling = filling_of(step, batches)
     step.model.to("meta")
-    step.loss_sum = step.loss_sum.to("meta")
+    step.loss_sum, step.unit_gradient = step.loss_sum.to("meta"), step.unit_gradient.to("meta")
     assert step_obstacle(step, filling) is None
     step.max_tokens = 99
     assert "train.max_tokens 99 cuts batches of up to" in str(step_obstacle(step, filling))

@@ -42,6 +42,7 @@ class Filling:
         self.objective = objective
         self.max_seqlen = max_seqlen if padded_length is None else padded_length
         self._pads = padded_length is not None
+        self._rows: tuple[Tensor, Tensor] | None = None
         one = np.array([max_seqlen])
         is_free = slots(one) == slots(np.append(one, 0))  # a sequence without items
         self._multiple = MIN_MULTIPLE if is_free else 1
@@ -78,13 +79,19 @@ class Filling:
         return extra // count + (np.arange(count) < extra % count)
 
     def _padded(self, batch: Batch) -> tuple[Tensor, ...]:
-        length, size, device = self.max_seqlen, batch.size, batch.items.device
-        cu_seqlens, lengths = torch.arange(size + 1, device=device) * length, batch.cu_seqlens.diff()
-        shift = cu_seqlens[:-1] - batch.cu_seqlens[:-1]
-        rows = torch.arange(batch.num_tokens, device=device)
-        rows += shift.repeat_interleave(lengths, output_size=batch.num_tokens)
-        items = batch.items.new_zeros(size * length).index_copy_(0, rows, batch.items)
-        return items, cu_seqlens, batch.target, lengths
+        cu_seqlens, columns = self._padded_rows(batch.size, batch.items.device)
+        lengths = batch.cu_seqlens.diff()
+        is_item = columns < lengths[:, None]
+        # Padding takes the first item of its sequence, times 0.
+        rows = torch.addcmul(batch.cu_seqlens[:-1, None], columns, is_item)
+        return (batch.items[rows] * is_item).view(-1), cu_seqlens, batch.target, lengths
+
+    def _padded_rows(self, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The offsets of padded sequences and the columns of their rows, which most batches share."""
+        if self._rows is None or len(self._rows[0]) != size + 1 or self._rows[0].device != device:
+            columns = torch.arange(self.max_seqlen, device=device)
+            self._rows = torch.arange(size + 1, device=device) * self.max_seqlen, columns
+        return self._rows
 
 
 def _multiple(number: int, least: int) -> int:

@@ -144,7 +144,8 @@ class Sequences:
 
     def _find_index(self) -> Tensor:
         if self.has_equal_lengths:
-            return self._rows() // self.max_seqlen
+            batch = torch.arange(self.batch, device=self.cu_seqlens.device)
+            return batch[:, None].expand(-1, self.max_seqlen).reshape(-1)
         if self.cu_seqlens.device.type == "cpu":
             batch = torch.arange(self.batch)
             return torch.repeat_interleave(batch, self.cu_seqlens.diff(), output_size=self.num_rows)

@@ -41,6 +41,7 @@ class TrainStep:
 
     Attributes:
         loss_sum: the sum of the batches' mean losses, float64 on the device; reading it makes the host wait.
+        unit_gradient: 1, the gradient of a loss, which `backward()` would fill in at each step.
         loss_packed: the model's `loss_packed`, compiled if `config.compile`.
     """
 
@@ -56,6 +57,7 @@ class TrainStep:
         self.max_tokens = max_tokens
         self.device = next(model.parameters()).device
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.unit_gradient = torch.ones((), device=self.device)
         # Shapes are dynamic: the numbers of rows and sequences differ between batches.
         compiled = torch.compile(model.loss_packed, dynamic=True) if config.compile else None
         self.loss_packed = compiled or model.loss_packed
@@ -94,7 +96,7 @@ class TrainStep:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp):
             mean = self.loss_packed(items, cu_seqlens, target, max_seqlen, objective, self.loss, lengths)
         loss = mean if share == 1 else mean * share
-        loss.backward()
+        loss.backward(self.unit_gradient)
         self.loss_sum += loss.detach()
 
     def update(self) -> None:

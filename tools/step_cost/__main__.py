@@ -1,9 +1,10 @@
-"""Counts kernel launches and bytes of a training step on a GPU, without one, and estimates its time.
+"""Counts kernel launches, bytes and memory of a training step on a GPU, without one, and estimates its time.
 
 python -m tools.step_cost [--settings NAME ...] [--json]
 
 The step runs on tensors that have shapes and a CUDA device but no data. Every operator that PyTorch
-dispatches is counted: its launches, and the bytes of its operands and results, each once. The times are
+dispatches is counted: its launches, and the bytes of its operands and results, each once. The memory is that
+of all tensors at the peak, without workspaces of our operators and without CUDA graphs. The times are
 estimates for an H200, from these counts and figures that were measured at an earlier commit.
 """
 

@@ -12,7 +12,7 @@ from typing import Any
 
 def _gated_rela(*args: Any) -> int:
     *_, causal, _eps, _return_state = args
-    return 2 if causal else 3
+    return 1 if causal else 2
 
 
 def _gated_rela_backward(*args: Any) -> int:
@@ -43,24 +43,24 @@ def _mlp_backward(*args: Any) -> int:
 LAUNCHES: dict[str, int | Callable[..., int]] = {
     "add_norm": 1,
     "add_norm_backward": 2,
-    "causal_conv1d": 2,
+    "causal_conv1d": 1,
     "causal_conv1d_backward": 2,
     "dropout": 1,
     "embedding": 1,
     "embedding_backward": _embedding_backward,
     "gated_rela": _gated_rela,
     "gated_rela_backward": _gated_rela_backward,
-    "gated_rela_last": 2,
+    "gated_rela_last": 1,
     "gated_rela_last_backward": 2,
     "linear": 1,
     "linear_backward": 2,
     "linear_cross_entropy": _linear_cross_entropy,
     "linear_cross_entropy_backward": 1,
-    "linear_scan": 4,
+    "linear_scan": 3,
     "linear_scan_backward": lambda *args: 4 if args[2].dim() == 1 else 3,
     "mlp": 1,
     "mlp_backward": _mlp_backward,
-    "selective_scan": 4,
+    "selective_scan": 3,
     "selective_scan_backward": 7,
 }
 

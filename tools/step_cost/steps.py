@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -17,6 +17,15 @@ from recgrela.training.losses import FullSoftmax
 from recgrela.training.step import TrainStep
 from tools.step_cost.counting import Call, Counter
 from tools.step_cost.fake_cuda import without_gpu
+from tools.step_cost.memory import Memory, PeakMemory, bytes_of
+
+
+@dataclass(frozen=True)
+class Count:
+    """The calls of a step in order, and its memory."""
+
+    calls: list[Call]
+    memory: Memory
 
 
 def load_data() -> Interactions:
@@ -32,8 +41,8 @@ def keep_rotary_tables(model: nn.Module) -> None:
             rotary._tables[0] = rotary(MAX_LEN, like)
 
 
-def count_step(setting: Setting, data: Interactions) -> list[Call]:
-    """The calls of a forward, a backward and an Adam step, on a batch that is filled for CUDA graphs."""
+def count_step(setting: Setting, data: Interactions) -> Count:
+    """Counts a forward, a backward and an Adam step, on a batch that is filled for CUDA graphs."""
     config = setting.run_config("cuda").train
     batches = TrainBatches(data, setting.objective, MAX_LEN, setting.batch_size, 0)
     batch = next(iter(batches.epoch(0)))
@@ -56,6 +65,8 @@ def count_step(setting: Setting, data: Interactions) -> list[Call]:
             step.update()
 
         take()  # makes Adam's state
-        with Counter() as counter:
+        with PeakMemory() as memory, Counter() as counter:
             take()
-    return counter.calls
+        state = [x for values in optimizer.state.values() for x in values.values()]
+        resident = bytes_of([*model.parameters(), *model.buffers(), *state])
+    return Count(counter.calls, Memory(resident, memory.peak, memory.operator))

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "kernels/causal_conv1d/plan.cuh"
+#include "kernels/common/check.cuh"
 #include "kernels/common/reduce.cuh"
 #include "kernels/common/sequences.cuh"
 #include "kernels/common/workspace.cuh"
@@ -74,7 +75,8 @@ size_t causal_conv1d_backward_workspace(const CausalConv1dParams& params) {
 
 cudaError_t causal_conv1d_forward(const CausalConv1dParams& params, cudaStream_t stream) {
   if (!supported(params)) return cudaErrorInvalidValue;
-  RECGRELA_RETURN_IF_ERROR(check_sequences(params.sequences, stream));
+  if (params.channels == 0 || params.sequences.num_rows == 0)
+    RECGRELA_RETURN_IF_ERROR(launch_sequence_check(params.sequences, stream));
   if (params.channels == 0) return cudaSuccess;
   const ConvPlan p = make_plan(params, false);
   return dispatch_dtype(p.dtype, [&](auto element) {

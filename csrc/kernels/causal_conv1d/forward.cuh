@@ -8,6 +8,7 @@ namespace recgrela::cuda {
 template <typename E, int K>
 __global__ void __launch_bounds__(kConvThreads, 2) conv_forward_kernel(const ConvPlan p) {
   constexpr int N = kForwardGroup<E>, kAhead = 4;
+  check_sequences(p.sequences);
   const Run<E, N, K> run(p);
   int64_t* const first_offset = reinterpret_cast<int64_t*>(dynamic_shared());
   int32_t* starts = reinterpret_cast<int32_t*>(first_offset + 1);

@@ -24,9 +24,9 @@ struct Segment {
   int64_t sequence, slot;
   int64_t sequence_begin, sequence_end;
   int64_t begin, end;
-  int64_t index, count;  // among the segments of the sequence; index >= count: the slot is empty
+  int64_t index, count;  // among the segments of the sequence; not in [0, count): the slot is empty
 
-  __device__ bool exists() const { return index < count; }
+  __device__ bool exists() const { return index >= 0 && index < count; }
   __device__ bool is_first() const { return index == 0; }
   __device__ bool is_last() const { return index + 1 == count; }
 };

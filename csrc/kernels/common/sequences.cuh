@@ -1,8 +1,6 @@
-// Offsets of packed sequences on the device. A separate kernel checks them, since the host never waits for the device.
-// The kernels after it in the stream clamp every offset that they use as an address.
+// Offsets of packed sequences on the device. A kernel of each forward checks them, since the host never waits for the
+// device. All kernels clamp every offset that they use as an address, because the check may come after they use it.
 #pragma once
-
-#include <algorithm>
 
 #include "kernels/common/host.cuh"
 
@@ -39,40 +37,26 @@ inline __device__ int64_t first_offset_from(const Sequences& s, int64_t row) {
   return low;
 }
 
-constexpr int kCheckThreads = 1024;
-
-struct SequenceChecks {
-  Sequences sequences;
-  const int64_t* initial_position;  // [B], rows before each sequence; null: zeros
-  int64_t rotary_positions;         // of the rotary table; 0: no table
-};
-
-template <int kThreads>
-__global__ void __launch_bounds__(kThreads) check_sequences_kernel(const SequenceChecks checks) {
-  const Sequences& s = checks.sequences;
-  const int64_t first = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+// Fails unless the offsets are valid and the rotary table covers every position. All threads of a launch call it once.
+// The other threads do not wait for it: no kernel uses an offset as an address before it has clamped it.
+// initial_position [B] has the rows before each sequence (null: none); rotary_positions is 0 without a table.
+inline __device__ void check_sequences(const Sequences& s, const int64_t* initial_position = nullptr,
+                                       int64_t rotary_positions = 0) {
+  const int64_t first = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (first == 0) {
     RECGRELA_DEVICE_CHECK(sequence_offset(s, 0) == 0, "cu_seqlens must start at 0");
     RECGRELA_DEVICE_CHECK(sequence_offset(s, s.num_sequences) == s.num_rows,
                           "cu_seqlens must end at the number of rows");
   }
-  for (int64_t i = first; i < s.num_sequences; i += int64_t{gridDim.x} * kThreads) {
+  for (int64_t i = first; i < s.num_sequences; i += int64_t{gridDim.x} * blockDim.x) {
     const int64_t begin = sequence_offset(s, i), end = sequence_offset(s, i + 1), length = end - begin;
-    const int64_t position = checks.initial_position ? checks.initial_position[i] : 0;
+    const int64_t position = initial_position ? initial_position[i] : 0;
     RECGRELA_DEVICE_CHECK(begin >= 0 && end >= begin, "cu_seqlens must not decrease");
     RECGRELA_DEVICE_CHECK(position >= 0, "an initial position must not be negative");
-    RECGRELA_DEVICE_CHECK(checks.rotary_positions <= 0 || length <= checks.rotary_positions - position,
+    RECGRELA_DEVICE_CHECK(rotary_positions <= 0 || length <= rotary_positions - position,
                           "a sequence is longer than the rotary table");
     RECGRELA_DEVICE_CHECK(s.max_length <= 0 || length <= s.max_length, "a sequence is longer than max_length");
   }
-}
-
-// Launches a kernel that fails unless the offsets are valid and the rotary table covers every position.
-inline cudaError_t check_sequences(const Sequences& s, cudaStream_t stream, const int64_t* initial_position = nullptr,
-                                   int64_t rotary_positions = 0) {
-  const int64_t blocks = std::min<int64_t>(s.num_sequences / (4 * kCheckThreads) + 1, 128);  // usually one
-  return launch(check_sequences_kernel<kCheckThreads>, blocks, kCheckThreads, 0, stream,
-                SequenceChecks{s, initial_position, rotary_positions});
 }
 
 }  // namespace recgrela::cuda

@@ -76,6 +76,7 @@ __global__ void __launch_bounds__(Team<E, kHead>::kThreads, Team<E, kHead>::kFor
   using T = Team<E, kHead>;
   auto& memory = team_memory<ForwardMemory<E, kHead>, T>();
   T team(p, memory.segment);
+  check_sequences(p.sequences, p.initial_position, p.rotary ? p.rotary_positions : 0);
   if (!team.find_segment(memory.segment)) return;
   const RelaSegment& segment = team.segment;
   team.load_conv_weights(memory.conv_weights);

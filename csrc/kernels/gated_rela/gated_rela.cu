@@ -1,11 +1,12 @@
 // Host side of gated_rela, and the kernels that depend neither on the element type nor on the head size.
 //
-// After a check of the offsets, a forward launches key_sums (sums over the keys and values of each segment),
-// carry_states (which turns them into the state of each segment) and forward. A backward launches key_sums and
+// A forward launches key_sums (sums over the keys and values of each segment), carry_states (which turns them into the
+// state of each segment) and forward, which also checks the offsets. A backward launches key_sums and
 // carry_states, query_sums and carry_states, backward, and a sum of the convolution's partial gradients. carry_states
 // is needed only if sequences are cut; otherwise the causal form needs no sums either.
 #include <algorithm>
 
+#include "kernels/common/check.cuh"
 #include "kernels/common/reduce.cuh"
 #include "kernels/common/workspace.cuh"
 #include "kernels/gated_rela/plan.cuh"
@@ -147,7 +148,8 @@ size_t gated_rela_backward_workspace(const GatedRelaParams& params) {
 cudaError_t gated_rela_forward(const GatedRelaParams& params, cudaStream_t stream) {
   RelaPlan p = make_plan(params);
   lay_out(p, false);
-  RECGRELA_RETURN_IF_ERROR(check_sequences(p.sequences, stream, p.initial_position, p.rotary ? p.rotary_positions : 0));
+  if (p.num_units() == 0)
+    return launch_sequence_check(p.sequences, stream, p.initial_position, p.rotary ? p.rotary_positions : 0);
   return dispatch_dtype(p.dtype, [&](auto element) {
     using E = decltype(element);
     RECGRELA_RETURN_IF_ERROR(find_key_states<E>(p, stream));

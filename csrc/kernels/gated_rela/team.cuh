@@ -45,8 +45,10 @@ struct Team {
     head = static_cast<int>(unit % p.num_heads);
     RelaSegment found;
     static_cast<Segment&>(found) = cuda::find_segment(p.segments, unit / p.num_heads);
-    found.position = found.begin - found.sequence_begin;
-    if (p.initial_position) found.position += p.initial_position[found.sequence];
+    const int64_t first = p.initial_position ? p.initial_position[found.sequence] : 0;
+    found.position = first + found.begin - found.sequence_begin;
+    // The check of sequences, which may come later, refuses positions that are not in the rotary table.
+    if (p.rotary && (first < 0 || found.length() > p.rotary_positions - first)) found.count = 0;
     if (thread == 0) {
       if (p.chunk_states) {
         const int64_t offset = number() * kTiles * kTile;

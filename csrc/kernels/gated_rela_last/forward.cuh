@@ -77,9 +77,11 @@ __device__ void store_wanted_row(const LastThread<E, kHead>& t, int64_t sequence
 template <typename E, int kHead>
 __global__ void __launch_bounds__(kLastThreads, kLastForwardBlocks<E>) last_forward_kernel(const LastPlan p) {
   constexpr int N = LastThread<E, kHead>::N;
+  check_sequences(p.sequences, nullptr, p.rotary ? p.rotary_positions : 0);
   const LastThread<E, kHead> t(p);
   const Segment segment = find_segment(p.segments, t.unit());
   if (!segment.exists()) return;
+  if (p.rotary && segment.sequence_end - segment.sequence_begin > p.rotary_positions) return;  // the check refuses it
   float* const parts = reinterpret_cast<float*>(dynamic_shared());  // [row_slots, 2, block channels]
   const int block_channels = p.block_channels();
   float values[N] = {}, keys[N] = {};

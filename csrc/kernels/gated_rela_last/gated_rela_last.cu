@@ -1,10 +1,11 @@
 // Host side of gated_rela_last.
 //
-// After a check of the offsets, a forward launches one kernel, which goes through all keys and values once and computes
-// the wanted rows. A backward launches one kernel for all gradients, and a sum of the convolution's partial gradients.
-// If sequences are cut into segments, one more kernel combines the sums over the segments of each sequence.
+// A forward launches one kernel, which checks the offsets, goes through all keys and values once and computes the
+// wanted rows. A backward launches one kernel for all gradients, and a sum of the convolution's partial gradients. If
+// sequences are cut into segments, one more kernel combines the sums over the segments of each sequence.
 #include <algorithm>
 
+#include "kernels/common/check.cuh"
 #include "kernels/common/reduce.cuh"
 #include "kernels/common/workspace.cuh"
 #include "kernels/gated_rela_last/plan.cuh"
@@ -80,7 +81,7 @@ cudaError_t gated_rela_last_forward(const GatedRelaLastParams& params, cudaStrea
   if (!supported(params)) return cudaErrorInvalidValue;
   LastPlan p = make_plan(params);
   lay_out(p, false);
-  RECGRELA_RETURN_IF_ERROR(check_sequences(p.sequences, stream, nullptr, p.rotary ? p.rotary_positions : 0));
+  if (p.sequences.num_sequences == 0) return launch_sequence_check(p.sequences, stream);
   return dispatch_dtype(p.dtype, [&](auto element) {
     using E = decltype(element);
     RECGRELA_RETURN_IF_ERROR(LastKernels<E>::forward(p, stream));

@@ -47,6 +47,7 @@ __global__ void __launch_bounds__(kScanThreads, 2) scan_sum_segments_kernel(cons
 template <typename E, bool kComplex, bool kPerStep>
 __global__ void __launch_bounds__(kScanThreads, 2) scan_forward_kernel(const ScanPlan p) {
   constexpr int N = kScanGroup<E>;
+  check_sequences(p.sequences);
   const ScanThread<E> thread(p);
   if (!thread.valid) return;
   const Segment& segment = thread.segment;

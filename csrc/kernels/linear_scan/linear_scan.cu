@@ -4,6 +4,7 @@
 // processes up to 32 groups of several segments. A row of C complex numbers is a row of 2 C floats.
 #include <algorithm>
 
+#include "kernels/common/check.cuh"
 #include "kernels/common/reduce.cuh"
 #include "kernels/common/workspace.cuh"
 #include "kernels/linear_scan/plan.cuh"
@@ -115,8 +116,8 @@ size_t linear_scan_backward_workspace(const LinearScanParams& params) {
 
 cudaError_t linear_scan_forward(const LinearScanParams& params, cudaStream_t stream) {
   if (!supported(params)) return cudaErrorInvalidValue;
-  RECGRELA_RETURN_IF_ERROR(check_sequences(params.sequences, stream));
-  if (params.channels == 0) return cudaSuccess;
+  if (params.channels == 0 || params.sequences.num_sequences == 0)
+    return launch_sequence_check(params.sequences, stream);
   ScanPlan p = make_plan(params);
   lay_out(p, false);
   return dispatch_kernels(p, [&](auto kernels) {

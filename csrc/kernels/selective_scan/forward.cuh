@@ -66,6 +66,7 @@ __global__ void __launch_bounds__(kForwardThreads, 2) selective_sum_segments_ker
 template <typename E, int kLanes>
 __global__ void __launch_bounds__(kForwardThreads, 2) selective_forward_kernel(const SelectivePlan p) {
   constexpr int kRows = kForwardRows;
+  check_sequences(p.sequences);
   const SelectiveTeam<E, kLanes> team(p, static_cast<int>(blockIdx.x % p.columns));
   const SelectiveTile<kLanes, kRows> tile(reinterpret_cast<float*>(dynamic_shared()), team.channels);
   float* const sums = tile.grad;  // y before D u and the gate are applied

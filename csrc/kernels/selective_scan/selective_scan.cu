@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "kernels/common/activations.cuh"
+#include "kernels/common/check.cuh"
 #include "kernels/common/reduce.cuh"
 #include "kernels/common/workspace.cuh"
 #include "kernels/selective_scan/plan.cuh"
@@ -125,8 +126,8 @@ size_t selective_scan_backward_workspace(const SelectiveScanParams& params) {
 
 cudaError_t selective_scan_forward(const SelectiveScanParams& params, cudaStream_t stream) {
   if (!supported(params)) return cudaErrorInvalidValue;
-  RECGRELA_RETURN_IF_ERROR(check_sequences(params.sequences, stream));
-  if (params.channels == 0) return cudaSuccess;
+  if (params.channels == 0 || params.sequences.num_sequences == 0)
+    return launch_sequence_check(params.sequences, stream);
   SelectivePlan p = make_plan(params, false);
   lay_out(p, false);
   return dispatch_dtype(p.dtype, [&](auto element) {
