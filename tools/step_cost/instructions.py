@@ -1,7 +1,8 @@
 """Warp instructions of our operators, where they were counted.
 
-Those of gated_rela were measured. The others are the lengths of the loops over rows in the machine code for
-sm_90, at D 64 and F 256; they include branches that a call may skip.
+Those of gated_rela's largest kernels were measured, except the bidirectional form in float32. The others
+are the lengths of the loops over rows in the machine code for sm_90, at D 64 and F 256; they include branches
+that a call may skip.
 """
 
 from __future__ import annotations
@@ -11,13 +12,17 @@ from typing import Any
 from torch import Tensor
 
 TILE = 16  # rows and channels of a chunk of gated_rela
+# The bidirectional form has kernels for the sums over keys and, for a gradient, over queries; the last number
+# is the largest kernel's.
 CHUNK = {
     ("gated_rela", True, 4): 947,
     ("gated_rela", True, 2): 717,
-    ("gated_rela", False, 2): 536,
+    ("gated_rela", False, 4): 306 + 502,
+    ("gated_rela", False, 2): 187 + 536,
     ("gated_rela_backward", True, 4): 2767,
     ("gated_rela_backward", True, 2): 1760,
-    ("gated_rela_backward", False, 2): 1369,
+    ("gated_rela_backward", False, 4): 306 + 586 + 1599,
+    ("gated_rela_backward", False, 2): 187 + 387 + 1369,
 }
 # By operator and the smallest size of an element.
 ROW = {
