@@ -1,16 +1,39 @@
 // Activations followed by dropout. Whether an element is dropped depends on a hash of the seed and the element's index,
 // which the backward recomputes, so that no mask is stored.
 
-// Returns uniform random integers in 0 .. 2^32 - 1 for the elements i .. i + N: a hash of the index by the two multiply
-// and xor-shift rounds of "lowbias32", with half of the seed added before each round.
+// Returns a hash of N indices by the two multiply and xor-shift rounds of "lowbias32", with half of the seed added
+// before each round. The last step, h ^ (h >> 16), is left to the caller.
 template <int N>
-RECGRELA_INLINE Vec<uint32_t, N> draw(uint64_t seed, int64_t i) {
-  Vec<uint32_t, N> h;
-  for (int j = 0; j < N; ++j) h[j] = j;
-  h += static_cast<uint32_t>(i) + static_cast<uint32_t>(seed);
+RECGRELA_INLINE Vec<uint32_t, N> mix(uint64_t seed, Vec<uint32_t, N> h) {
+  h += static_cast<uint32_t>(seed);
   h = (h ^ (h >> 16)) * 0x7feb352du + static_cast<uint32_t>(seed >> 32);
-  h = (h ^ (h >> 15)) * 0x846ca68bu;
-  return h ^ (h >> 16);
+  return (h ^ (h >> 15)) * 0x846ca68bu;
+}
+
+constexpr int64_t kDrawBlock = 16;  // the elements i and i + 8 of such a block have the same hash
+
+// Returns uniform random integers of 16 bits for N elements from begin + i on, in the upper halves of the results; the
+// lower halves have no meaning. Of a hash, the lower half is the draw of the element whose bit 3 is 0, the upper half
+// that of the other. kAligned: begin is a multiple of kDrawBlock and i one of N, so that the compiler can compute a
+// hash once for both elements.
+template <int N, bool kAligned>
+RECGRELA_INLINE Vec<uint32_t, N> draw(uint64_t seed, int64_t begin, int64_t i) {
+  constexpr int kHashes = N < kDrawBlock ? N : kDrawBlock / 2;
+  if (kAligned || (N == kDrawBlock && (begin + i) % N == 0)) {
+    Vec<uint32_t, kHashes> index;
+    for (int j = 0; j < kHashes; ++j) index[j] = j;
+    const auto h = mix<kHashes>(seed, index + static_cast<uint32_t>(begin + (i & ~int64_t{8})));
+    const auto low = h ^ (h << 16);  // h >> 16 is the last step of the hash
+    if constexpr (N == kDrawBlock)
+      return __builtin_shufflevector(low, h, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    else
+      return i & 8 ? h : low;
+  }
+  Vec<uint32_t, N> index;
+  for (int j = 0; j < N; ++j) index[j] = j;
+  index += static_cast<uint32_t>(begin + i);
+  const auto h = mix<N>(seed, index & ~8u);
+  return (index & 8) != 0 ? h : h ^ (h << 16);
 }
 
 // Returns Phi(-|x|) of the normal distribution and sets e = exp(-x^2 / 2). In float32 it is e times a polynomial in
@@ -56,33 +79,51 @@ RECGRELA_INLINE Vec<T, N> activate(Vec<T, N> x, Vec<T, N>& slope) {
   }
 }
 
-// Dropout of the elements i .. i + N: scales the elements that are kept and sets the others to zero.
-template <typename T, int N>
+// Dropout of N elements from begin + i on, which `draw` describes: scales the elements that are kept and sets the
+// others to zero.
+template <typename T, int N, bool kAligned = false>
 struct Drop {
   const Dropout<T>& p;
   typename VecOf<T, N>::mask kept;
 
-  Drop(const Dropout<T>& p, int64_t i) : p(p) {
-    if (p.threshold > 0) kept = __builtin_convertvector(draw<N>(p.seed, i) >= p.threshold, typename VecOf<T, N>::mask);
+  Drop(const Dropout<T>& p, int64_t begin, int64_t i) : p(p) {
+    if (p.threshold == 0) return;
+    const auto kept32 = draw<N, kAligned>(p.seed, begin, i) >= p.threshold << 16;
+    kept = __builtin_convertvector(kept32, typename VecOf<T, N>::mask);
   }
   Vec<T, N> operator()(Vec<T, N> x) const { return p.threshold == 0 ? x : kept ? x * p.scale : Vec<T, N>{}; }
 };
+
+// Calls f(drop, j) for the whole vectors j .. j + N of the n elements whose first has the index i, and returns the end
+// of the last. The vectors of a block of draws are one iteration, so that they share hashes.
+template <typename T, typename F>
+RECGRELA_INLINE int64_t for_vectors(const Dropout<T>& p, int64_t i, int64_t n, F&& f) {
+  constexpr int N = RECGRELA_VECTOR_BYTES / sizeof(T);
+  int64_t j = 0;
+  if (i % kDrawBlock == 0) {
+    for (; j + kDrawBlock <= n; j += kDrawBlock) {
+#pragma GCC unroll 8
+      for (int64_t k = 0; k < kDrawBlock; k += N) f(Drop<T, N, true>(p, i + j, k), j + k);
+    }
+  }
+  for (; j + N <= n; j += N) f(Drop<T, N>(p, i, j), j);
+  return j;
+}
 
 // Computes y = drop(act(x)) of the elements i .. i + n; x and y point to the first. Elements that do not fill a vector
 // go through a buffer.
 template <typename T, Activation kActivation>
 static void activate_and_drop(const Dropout<T>& p, int64_t i, int64_t n, const T* x, T* y) {
   constexpr int N = RECGRELA_VECTOR_BYTES / sizeof(T);
-  auto lanes = [&](int64_t j, const T* x, T* y) {
+  auto lanes = [](const auto& drop, const T* x, T* y) {
     Vec<T, N> slope;
-    store<T, N>(y, Drop<T, N>(p, i + j)(activate<T, N, kActivation>(load<T, N>(x), slope)));
+    store<T, N>(y, drop(activate<T, N, kActivation>(load<T, N>(x), slope)));
   };
-  int64_t j = 0;
-  for (; j + N <= n; j += N) lanes(j, x + j, y + j);
+  const int64_t j = for_vectors(p, i, n, [&](const auto& drop, int64_t j) { lanes(drop, x + j, y + j); });
   if (j == n) return;
   T last[N]{};
   std::copy(x + j, x + n, last);
-  lanes(j, last, last);
+  lanes(Drop<T, N>(p, i, j), last, last);
   std::copy_n(last, n - j, y + j);
 }
 
@@ -90,19 +131,17 @@ static void activate_and_drop(const Dropout<T>& p, int64_t i, int64_t n, const T
 template <typename T, Activation kActivation>
 static void activate_and_drop_backward(const Dropout<T>& p, int64_t i, int64_t n, T* x, T* d_y) {
   constexpr int N = RECGRELA_VECTOR_BYTES / sizeof(T);
-  auto lanes = [&](int64_t j, T* x, T* d_y) {
-    const Drop<T, N> drop(p, i + j);
+  auto lanes = [](const auto& drop, T* x, T* d_y) {
     Vec<T, N> slope;
     store<T, N>(x, drop(activate<T, N, kActivation>(load<T, N>(x), slope)));
     store<T, N>(d_y, drop(load<T, N>(d_y)) * slope);
   };
-  int64_t j = 0;
-  for (; j + N <= n; j += N) lanes(j, x + j, d_y + j);
+  const int64_t j = for_vectors(p, i, n, [&](const auto& drop, int64_t j) { lanes(drop, x + j, d_y + j); });
   if (j == n) return;
   T last[2][N]{};
   std::copy(x + j, x + n, last[0]);
   std::copy(d_y + j, d_y + n, last[1]);
-  lanes(j, last[0], last[1]);
+  lanes(Drop<T, N>(p, i, j), last[0], last[1]);
   std::copy_n(last[0], n - j, x + j);
   std::copy_n(last[1], n - j, d_y + j);
 }

@@ -7,6 +7,7 @@ template <typename T, int K>
 class AddNormWorker {
   static constexpr int N = RECGRELA_VECTOR_BYTES / sizeof(T);
   using V = Vec<T, N>;
+  using RowDrop = Drop<T, N, K != 0 && K * N % kDrawBlock == 0>;
   // The vectors of a row: an array of its own, or one of the scratch memory's.
   struct Row {
     V own[K > 0 ? K : 1];
@@ -71,7 +72,7 @@ class AddNormWorker {
 
   T path_factor(int64_t row) const {
     if (p_.drop_path.threshold == 0) return T(1);
-    return Drop<T, 1>(p_.drop_path, p_.sequence ? p_.sequence[row] : row)(splat<T, 1>(T(1)))[0];
+    return Drop<T, 1>(p_.drop_path, p_.sequence ? p_.sequence[row] : row, 0)(splat<T, 1>(T(1)))[0];
   }
 
   // Computes the sum of the residual stream and its branch.
@@ -81,7 +82,7 @@ class AddNormWorker {
     if (!p_.z.data) return;
     const T* const z = p_.z.row(row);
     const T path = path_factor(row);
-    for (int64_t k = 0; k < vectors(); ++k) s[k] += Drop<T, N>(p_.dropout, row * p_.width + k * N)(get(z, k)) * path;
+    for (int64_t k = 0; k < vectors(); ++k) s[k] += RowDrop(p_.dropout, row * p_.width, k * N)(get(z, k)) * path;
   }
 
   // Subtracts the row's mean and returns 1 / sqrt(variance + eps). Lanes past the row's end hold zeros.
@@ -123,7 +124,7 @@ class AddNormWorker {
     if (!p_.d_z.data) return;
     const T path = path_factor(row);
     for (int64_t k = 0; k < vectors(); ++k)
-      put(p_.d_z.row(row), k, Drop<T, N>(p_.dropout, row * p_.width + k * N)(d[k]) * path);
+      put(p_.d_z.row(row), k, RowDrop(p_.dropout, row * p_.width, k * N)(d[k]) * path);
   }
 
   const AddNormParams<T>& p_;

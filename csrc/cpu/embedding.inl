@@ -7,6 +7,7 @@
 template <typename T, int N, int K>
 class EmbeddingWorker {
   using V = Vec<T, N>;
+  using RowDrop = Drop<T, N, K != 0 && K * N % kDrawBlock == 0>;
   // The vectors of a row: an array of its own, or one of the scratch memory's.
   struct Row {
     V own[K > 0 ? K : 1];
@@ -77,8 +78,15 @@ class EmbeddingWorker {
   // Loads row `row` of y before the LayerNorm, and the factors of its dropout.
   __attribute__((always_inline)) void look_up(int64_t row, int64_t item, Row& x, Row& factors) const {
     const T* const from = p_.table + item * p_.width;
+    if constexpr (K == 0) {  // vectors of N elements may be short: the factors are made in full vectors
+      T* const elements = reinterpret_cast<T*>(&factors[0]);
+      std::fill_n(elements, p_.width, T(1));
+      activate_and_drop<T, Activation::kNone>(p_.dropout, row * p_.width, p_.width, elements, elements);
+      for (int64_t k = 0; k < vectors(); ++k) x[k] = factors[k] == V{} ? V{} : load<T, N>(from + k * N) * factors[k];
+      return;
+    }
     for (int64_t k = 0; k < vectors(); ++k) {
-      const Drop<T, N> drop(p_.dropout, row * p_.width + k * N);
+      const RowDrop drop(p_.dropout, row * p_.width, k * N);
       factors[k] = drop(splat<T, N>(T(1)));
       x[k] = drop(load<T, N>(from + k * N));
     }

@@ -32,6 +32,7 @@ struct MlpParams {
 
   WorkQueue* queue = nullptr;
   int64_t num_weights() const { return hidden_features * (in_features + 1) + out_features * (hidden_features + 1); }
+  int64_t hidden_stride() const { return round_up(hidden_features, 16); }  // elements of a row that dropout counts
   int64_t num_blocks() const { return ceil_div(num_rows, kBlockRows); }
 };
 

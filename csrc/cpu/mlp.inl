@@ -110,7 +110,8 @@ struct MlpBlock {
     const int64_t row = item * kRows, n = std::min(kRows, p.num_rows - row);
     const int64_t f = p.hidden_features, o = p.out_features;
     product(n, {p.x.row(row), p.x.stride}, p.in_features, up, p.b1, h, f);
-    for (int64_t i = 0; i < n; ++i) activate_and_drop<T, kActivation>(p.dropout1, (row + i) * f, f, h.row(i), h.row(i));
+    for (int64_t i = 0; i < n; ++i)
+      activate_and_drop<T, kActivation>(p.dropout1, (row + i) * p.hidden_stride(), f, h.row(i), h.row(i));
     const RowMatrix<T> y{p.y.row(row), p.y.stride};
     product(n, in(h), f, down, p.b2, y, o);
     for (int64_t i = 0; i < n; ++i)
@@ -134,7 +135,7 @@ struct MlpBlock {
       product(n, in(padded_x), k, up, p.b1, h, f);
       product(n, in(d_z), o, down, nullptr, d_h, f);
       for (int64_t i = 0; i < n; ++i)
-        activate_and_drop_backward<T, kActivation>(p.dropout1, (row + i) * f, f, h.row(i), d_h.row(i));
+        activate_and_drop_backward<T, kActivation>(p.dropout1, (row + i) * p.hidden_stride(), f, h.row(i), d_h.row(i));
       product(n, in(d_h), f, back, nullptr, {p.d_x.row(row), p.d_x.stride}, k);
       add_product(n, in(d_h), f, in(padded_x), k, d_w1);
       add_product(n, in(d_z), o, in(h), f, d_w2);

@@ -87,7 +87,7 @@ inline ScalarType state_type(const Tensor& x) {
 
 inline constexpr const char* kDropoutSchema = "dropout(Tensor x, Tensor seed, float rate) -> Tensor";
 
-// Rate of a dropout, rounded to a multiple of 2^-32. An element is dropped if its random number is below the threshold.
+// Rate of a dropout, rounded to a multiple of 2^-16. An element is dropped if its random number is below the threshold.
 struct DropoutRate {
   uint32_t threshold;
   double scale;  // factor of the elements that are kept
@@ -96,13 +96,13 @@ struct DropoutRate {
 // Checks a dropout of `numel` elements on the device of `like`. A rate of 0 needs no seed.
 inline DropoutRate dropout_rate(double rate, const OptTensor& seed, int64_t num_seeds, const Tensor& like,
                                 int64_t numel) {
-  constexpr double kDraws = 4294967296.0;
+  constexpr double kDraws = 65536, kIndices = 4294967296.0;
   STD_TORCH_CHECK(rate >= 0 && rate < 1, "the dropout rate must be at least 0 and below 1, not ", rate);
   if (rate == 0) return {0, 1};
   STD_TORCH_CHECK(seed && same_device(*seed, like) && seed->scalar_type() == ScalarType::Long &&
                       seed->numel() == num_seeds && (num_seeds == 1 || seed->stride(0) == 1),
                   "seed must be int64 on the operands' device and have ", num_seeds, " elements side by side");
-  STD_TORCH_CHECK(static_cast<double>(numel) <= kDraws, "dropout takes up to 2^32 elements, not ", numel,
+  STD_TORCH_CHECK(static_cast<double>(numel) <= kIndices, "dropout takes up to 2^32 elements, not ", numel,
                   "; split the batch");
   const double dropped = std::min(std::nearbyint(rate * kDraws), kDraws - 1);
   return {static_cast<uint32_t>(dropped), kDraws / (kDraws - dropped)};

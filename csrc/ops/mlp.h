@@ -28,8 +28,9 @@ struct Mlp {
     int64_t hidden_features() const { return w1.size(0); }
     int64_t out_features() const { return w2.size(0); }
     int64_t work() const { return num_rows() * hidden_features() * (in_features() + out_features()); }
-    // Elements of the hidden layer and of the output, which dropout counts.
-    int64_t hidden_numel() const { return num_rows() * hidden_features(); }
+    // Elements of the hidden layer and of the output, which dropout counts. It counts a multiple of 16 elements for a
+    // row of the hidden layer, so that two elements of a kernel's tile have the same hash.
+    int64_t hidden_numel() const { return num_rows() * ((hidden_features() + 15) / 16 * 16); }
     int64_t out_numel() const { return num_rows() * out_features(); }
 
     // The activation by its index in kActivations, in the order of the kernels' enumerations.

@@ -48,8 +48,8 @@ struct MlpData {
   }
 };
 
-uint32_t threshold_of(double rate) { return static_cast<uint32_t>(rate * 4294967296.0); }
-double scale_of(double rate) { return 4294967296.0 / (4294967296.0 - threshold_of(rate)); }
+uint32_t threshold_of(double rate) { return static_cast<uint32_t>(rate * 65536); }
+double scale_of(double rate) { return 65536.0 / (65536 - threshold_of(rate)); }
 
 // The finalizer of SplitMix64, as in csrc/ops/dropout.h.
 uint64_t scatter_seed(uint64_t z) {

@@ -10,6 +10,7 @@ from python_tests.cases.case import REAL_DTYPES
 from python_tests.support.gpu import needs_gpu
 from python_tests.support.tensors import assert_close
 from recgrela.ops import dropout, dropout_reference
+from recgrela.ops.dropout import draws_at, threshold_and_scale
 
 
 def seed_of(n: int) -> torch.Tensor:
@@ -36,6 +37,7 @@ def test_keeps_the_mean_and_the_rate() -> None:
     x = torch.ones(1_000_000)
     for rate in (0.1, 0.3, 0.9):
         y = dropout(x, rate)
+        rate = round(rate * 2**16) / 2**16
         deviation = math.sqrt(rate * (1 - rate) / x.numel())
         assert abs((y == 0).double().mean().item() - rate) < 5 * deviation
         assert y[y != 0].unique().numel() == 1
@@ -65,6 +67,34 @@ def test_draws_are_uniform() -> None:
     counts = torch.cat((below, torch.tensor([len(x)]))).diff(prepend=torch.tensor([0]))
     chi2 = ((counts - len(x) / bins) ** 2 / (len(x) / bins)).sum().item()
     assert abs(chi2 - (bins - 1)) < 5 * math.sqrt(2 * (bins - 1))
+
+
+def test_draws_that_share_a_hash_are_independent() -> None:
+    """The draws of i and i + 8 are the halves of one hash: correlations between their bits, and chi-squared
+    test over 16 x 16 pairs of their upper bits and of their lower bits.
+    """
+    index = torch.arange(1 << 20)
+    index = index[index & 8 == 0]
+    n, pairs = len(index), 256
+    first, second = (draws_at(index + distance, seed_of(5)) for distance in (0, 8))
+    for draws in (first, second):
+        assert draws.min() >= 0 and draws.max() < 2**16
+
+    def bits(draws: torch.Tensor) -> torch.Tensor:
+        return (draws[:, None] >> torch.arange(16) & 1).float() * 2 - 1
+
+    assert (bits(first).T @ bits(second) / n).abs().max() < 5.5 / math.sqrt(n)
+    for shift in (12, 0):
+        counts = torch.bincount((first >> shift & 15) * 16 + (second >> shift & 15), minlength=pairs)
+        chi2 = ((counts - n / pairs) ** 2 / (n / pairs)).sum().item()
+        assert abs(chi2 - (pairs - 1)) < 5 * math.sqrt(2 * (pairs - 1))
+
+
+def test_rates_are_multiples_of_2_to_the_power_of_minus_16() -> None:
+    assert threshold_and_scale(0) == (0, 1)
+    assert threshold_and_scale(0.25) == (2**14, 4 / 3)
+    assert threshold_and_scale(0.3 * 2**-16) == (0, 1)
+    assert threshold_and_scale(1 - 2**-20) == (2**16 - 1, 2**16)
 
 
 def test_draws_from_torchs_generator() -> None:

@@ -13,6 +13,7 @@ from recgrela.ops.checks import state_dtype
 from recgrela.ops.support import Kernel, Op
 
 _LOW32 = (1 << 32) - 1
+_DRAWS = 1 << 16
 
 
 def _shifted(z: Tensor, bits: int) -> Tensor:
@@ -29,16 +30,17 @@ def _scatter_seed(z: Tensor) -> Tensor:
 
 
 def draws_at(index: Tensor, seed: Tensor) -> Tensor:
-    """int64, uniform in 0 .. 2^32 - 1, for each index.
+    """int64, uniform in 0 .. 2^16 - 1, for each index.
 
-    The index goes through two rounds of multiply and xor-shift ("lowbias32"), with one half of the scattered
-    seed added before the first and the other before the second.
+    The indices i and i + 8, for an i whose bit 3 is 0, share a hash of 32 bits: the lower half is the draw of
+    i, the upper half that of i + 8. The hash is two rounds of multiply and xor-shift ("lowbias32") of i, with
+    one half of the scattered seed added before the first and the other before the second.
     """
     seed = _scatter_seed(seed)
-    h = index + seed & _LOW32
+    h = (index & ~8) + seed & _LOW32
     h = (h ^ h >> 16) * 0x7FEB352D + _shifted(seed, 32) & _LOW32
     h = (h ^ h >> 15) * 0x846CA68B & _LOW32
-    return h ^ h >> 16
+    return (h ^ h >> 16) >> 2 * (index & 8) & _DRAWS - 1
 
 
 def new_seeds(count: int, device: torch.device) -> Tensor:
@@ -48,8 +50,8 @@ def new_seeds(count: int, device: torch.device) -> Tensor:
 
 def threshold_and_scale(rate: float) -> tuple[int, float]:
     """The draws below which an element is dropped, and the factor of the other elements."""
-    threshold = min(round(rate * 2**32), _LOW32)
-    return threshold, 2**32 / (2**32 - threshold)
+    threshold = min(round(rate * _DRAWS), _DRAWS - 1)
+    return threshold, _DRAWS / (_DRAWS - threshold)
 
 
 def check_rate(op: str, name: str, rate: float) -> None:
@@ -106,7 +108,7 @@ def dropout(x: Tensor, rate: float, seed: Tensor | None = None) -> Tensor:
 
     Args:
         x: any shape, floating point, up to 2^32 elements. The results are those of float32, rounded.
-        rate: 0 <= rate < 1, rounded to a multiple of 2^-32.
+        rate: 0 <= rate < 1, rounded to a multiple of 2^-16, at most 1 - 2^-16.
         seed: one int64 on the device of `x`, shape [] or [1]; equal seeds drop the same elements on every
             device. None draws one from PyTorch's generator of the device.
 

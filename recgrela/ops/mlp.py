@@ -45,6 +45,17 @@ OP = Op(
 )
 
 
+def _drop_hidden(drop: Callable[..., Tensor], h: Tensor, rate: float, seed: Tensor | None) -> Tensor:
+    """Dropout of the hidden layer, whose rows it fills up to a multiple of 16 columns.
+
+    Two elements of a kernel's tile then have the same hash.
+    """
+    width = h.shape[1]
+    if rate == 0 or width % 16 == 0:
+        return drop(h, rate, seed)
+    return drop(F.pad(h, (0, -width % 16)), rate, seed)[:, :width]
+
+
 def mlp_reference(
     x: Tensor,
     w1: Tensor,
@@ -60,7 +71,8 @@ def mlp_reference(
     h = ACTIVATIONS[activation](F.linear(x, w1, b1))
     if seed is None:
         return F.linear(h, w2, b2)
-    return dropout_reference(F.linear(dropout_reference(h, dropout, seed[0]), w2, b2), dropout, seed[1])
+    h = _drop_hidden(dropout_reference, h, dropout, seed[0])
+    return dropout_reference(F.linear(h, w2, b2), dropout, seed[1])
 
 
 def mlp(
@@ -125,7 +137,7 @@ def mlp(
     if composition or (autocast_enabled(device_type) and not has_half_kernels(device_type)):
         w1, b1, w2, b2 = cast(x.dtype, w1, b1, w2, b2)
         seeds = (None, None) if seed is None else seed.unbind()
-        h = drop(ACTIVATIONS[activation](F.linear(x, w1, b1)), dropout, seeds[0])
+        h = _drop_hidden(drop, ACTIVATIONS[activation](F.linear(x, w1, b1)), dropout, seeds[0])
         return drop(F.linear(h, w2, b2), dropout, seeds[1])
     if not dropout:
         seed = None

@@ -30,9 +30,11 @@ class BranchFactors {
     if (dropout_.active()) {
       const uint32_t first = row * width_ + lanes.column(0);
 #pragma unroll
-      for (int i = 0; i < 4 * kGroups; ++i) {
-        float& x = branch.x[i / 4][i % 4];
-        x = dropout_.keeps(first + (lanes.column(i / 4) - lanes.column(0)) + i % 4) ? x : 0.f;
+      for (int g = 0; g < kGroups; ++g) {
+        bool kept[4];
+        dropout_.keep_next(first + (lanes.column(g) - lanes.column(0)), kept);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) branch.x[g][i] = kept[i] ? branch.x[g][i] : 0.f;
       }
     }
     if (!path_.active()) return dropout_.scale();

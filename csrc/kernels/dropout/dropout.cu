@@ -26,8 +26,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor) dropout_ke
     } else {
       load_each(x, valid, values);
     }
+    bool kept[N];
+    hash.keep_next(static_cast<uint32_t>(i), kept);
 #pragma unroll
-    for (int j = 0; j < N; ++j) values[j] = hash.keeps(static_cast<uint32_t>(i) + j) ? values[j] * hash.scale() : 0.f;
+    for (int j = 0; j < N; ++j) values[j] = kept[j] ? values[j] * hash.scale() : 0.f;
     store_row(static_cast<E*>(p.y) + i, valid, valid == N, values);
   }
 }

@@ -39,8 +39,13 @@ class Team : public RowLanes<kLanes, kGroups, kFull> {
     const uint32_t first = static_cast<uint32_t>(row) * static_cast<uint32_t>(width_);
     uint32_t bits = 0;
 #pragma unroll
-    for (int i = 0; i < 4 * kGroups; ++i)
-      if (hash.keeps(first + this->column(i / 4) + i % 4)) bits |= 1u << i;
+    for (int g = 0; g < kGroups; ++g) {
+      bool keeps[4];
+      hash.keep_next(first + this->column(g), keeps);
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        if (keeps[i]) bits |= 1u << (4 * g + i);
+    }
     return bits;
   }
 

@@ -99,16 +99,21 @@ __device__ void activate_tile(MlpActivation activation, Acc& h, Acc& d_h) {
   });
 }
 
-// Sets dropped elements to zero, without scaling the others. `index` is the index of the lane's first element; the
-// distances are those of adjacent rows and columns.
-template <typename... Tiles>
-__device__ void drop_tile(const DropoutHash& drop, uint32_t index, uint32_t row_distance, uint32_t column_distance,
-                          Tiles&... tiles) {
+// Sets dropped elements to zero in the lane's elements of tiles of 16 rows by 16 columns, or of their transposes,
+// without scaling the others. `index` is the index of the lane's first element; rows are `stride` indices apart, a
+// multiple of 16.
+template <bool kTransposed, typename... Tiles>
+__device__ void drop_tile(const DropoutHash& drop, uint32_t index, uint32_t stride, Tiles&... tiles) {
   if (!drop.active()) return;
 #pragma unroll
-  for (int i = 0; i < 8; ++i)
-    if (!drop.keeps(index + i / 2 % 2 * 8 * row_distance + (i / 4 * 8 + i % 2) * column_distance))
-      ((tiles.x[i / 4][i % 4] = 0.f), ...);
+  for (int i = 0; i < 4; ++i) {
+    // the columns c and c + 8 of a row, which a lane holds as elements j and j + 4, or j and j + 2 if transposed
+    const int j = kTransposed ? i / 2 * 4 + i % 2 : i, k = kTransposed ? j + 2 : j + 4;
+    bool first, second;
+    drop.keep_pair(index + (kTransposed ? (i / 2 * 8 + i % 2) * stride : i / 2 * 8 * stride + i % 2), first, second);
+    if (!first) ((tiles.x[j / 4][j % 4] = 0.f), ...);
+    if (!second) ((tiles.x[k / 4][k % 4] = 0.f), ...);
+  }
 }
 
 }  // namespace recgrela::cuda

@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(32 * kMlpMaxWarps, MlpKernels<E, kTiles>::kRow
         __syncthreads();
       }
       const int columns = min(p.group, p.hidden - first);
-      uint32_t index = static_cast<uint32_t>(row + lane / 4) * p.hidden + first + tile_col(lane, 0, 0);
+      uint32_t index = static_cast<uint32_t>(row + lane / 4) * p.hidden_stride + first + tile_col(lane, 0, 0);
 #pragma unroll 1
       for (int c = 0; c < columns; c += kTile, index += kTile) {
         const auto w = weights.at(c);
@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(32 * kMlpMaxWarps, MlpKernels<E, kTiles>::kRow
           limit_overlap<E>();
         }
         activate_tile<E>(p.activation, h, d_h);
-        drop_tile(drop1, index, p.hidden, 1, d_h);
+        drop_tile<false>(drop1, index, p.hidden_stride, d_h);
         const Split<E> a = to_split<E>(d_h);
 #pragma unroll
         for (int n = 0; n < kTiles; ++n) {

@@ -45,8 +45,10 @@ struct MlpStep {
         unpack(packed, x);
         if (drop.active()) {
           const uint32_t index = static_cast<uint32_t>(row) * static_cast<uint32_t>(width) + column;
+          bool kept[kVector];
+          drop.keep_next(index, kept);
 #pragma unroll
-          for (int j = 0; j < kVector; ++j) x[j] *= drop.factor(index + j);
+          for (int j = 0; j < kVector; ++j) x[j] *= kept[j] ? drop.scale() : 0.f;
         }
         if constexpr (kSum) {
 #pragma unroll
@@ -136,8 +138,9 @@ __global__ void __launch_bounds__(32 * MlpKernels<E, kTiles>::kMaxColumnWarps, 1
           limit_overlap<E>();
         }
         activate_tile<E>(p.activation, h, d_h);
-        const uint32_t index = static_cast<uint32_t>(begin + row + tile_col(lane, 0, 0)) * p.hidden + column + lane / 4;
-        drop_tile(drop1, index, 1, p.hidden, h, d_h);
+        const uint32_t index =
+            static_cast<uint32_t>(begin + row + tile_col(lane, 0, 0)) * p.hidden_stride + column + lane / 4;
+        drop_tile<true>(drop1, index, p.hidden_stride, h, d_h);
         {
           const Split<E> a = to_split<E>(h);
 #pragma unroll

@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(32 * MlpKernels<E, kTiles>::kForwardWarps, Mlp
         for (int n = 0; n < kTiles; ++n) y[n] = broadcast_columns(b2 + n * kTile);
       }
       const int columns = min(p.group, p.hidden - first);
-      uint32_t index = static_cast<uint32_t>(row + lane / 4) * p.hidden + first + tile_col(lane, 0, 0);
+      uint32_t index = static_cast<uint32_t>(row + lane / 4) * p.hidden_stride + first + tile_col(lane, 0, 0);
 #pragma unroll 1
       for (int c = 0; c < columns; c += kChunk * kTile, index += kChunk * kTile) {
         const auto w = weights.at(c);
@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(32 * MlpKernels<E, kTiles>::kForwardWarps, Mlp
 #pragma unroll
         for (int i = 0; i < kChunk; ++i) {
           activate_tile<E>(p.activation, h[i]);
-          drop_tile(drop1, index + i * kTile, p.hidden, 1, h[i]);
+          drop_tile<false>(drop1, index + i * kTile, p.hidden_stride, h[i]);
           a[i] = to_split<E>(h[i]);
           limit_overlap<E>();
         }

@@ -82,6 +82,7 @@ MlpPlan make_plan(const MlpParams& params) {
   static_cast<MlpParams&>(p) = params;
   if (p.max_shared_bytes == 0) p.max_shared_bytes = max_shared_bytes();
   p.rows = static_cast<int>(p.num_rows);
+  p.hidden_stride = static_cast<uint32_t>(ceil_div(p.hidden, kTile) * kTile);
   const int width = std::max(p.in, p.out);
   p.tiles = width <= 64 ? 4 : width <= 128 ? 8 : 16;
   return p;

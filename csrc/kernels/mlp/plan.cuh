@@ -10,8 +10,9 @@ namespace recgrela::cuda {
 constexpr int kMlpMaxWarps = 8;  // of a block of the gradient of the rows
 
 struct MlpPlan : MlpParams {
-  int rows = 0;   // T
-  int tiles = 0;  // of I and O, padded with zeros to the same number: 4, 8 or 16
+  int rows = 0;                // T
+  uint32_t hidden_stride = 0;  // indices that dropout counts for a row of the hidden layer: F rounded up to whole tiles
+  int tiles = 0;               // of I and O, padded with zeros to the same number: 4, 8 or 16
 
   // Kernels by rows: a warp processes 16 rows at a time, with the weights of `group` hidden columns in shared memory.
   int warps = 0, group = 0;

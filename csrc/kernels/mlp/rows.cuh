@@ -6,6 +6,16 @@
 
 namespace recgrela::cuda {
 
+// Dropout of the columns c, c + 1 (a) and c + 8, c + 9 (b) of a lane, where c has the index `index`. Rows have a
+// multiple of 16 columns.
+inline __device__ void drop_columns(const DropoutHash& drop, uint32_t index, float2& a, float2& b) {
+  bool first, second;
+  drop.keep_pair(index, first, second);
+  a.x *= first ? drop.scale() : 0.f, b.x *= second ? drop.scale() : 0.f;
+  drop.keep_pair(index + 1, first, second);
+  a.y *= first ? drop.scale() : 0.f, b.y *= second ? drop.scale() : 0.f;
+}
+
 // Operands M[row][column] of 16 rows of kTiles tiles, in registers or in shared memory. Rows after the last and columns
 // after the width are zeros.
 template <typename E, int kTiles>
@@ -33,21 +43,24 @@ class MlpRows {
 #pragma unroll
     for (int k = 0; k < kTiles; ++k)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int j = i / 2, h = i % 2, column = k * kTile + 8 * j;
-        float2 x = make_float2(0.f, 0.f);
-        if (8 * h < left && k * kTile < width) x = load2(from + 8 * h * rows.stride + column);
-        if (drop.active()) {
-          const uint32_t element = index + column + 8 * h * width;
-          x.x *= drop.factor(element), x.y *= drop.factor(element + 1);
-        }
-        if constexpr (K::kRowsInRegisters) {
-          set_pair(tiles_[k], i, x.x, x.y);
-        } else {
-          const Split2<E> split(x.x, x.y);
-          Part<E>* const to = memory_ + (lane / 4 + 8 * h) * K::kStride + column + tile_col(lane, 0, 0);
+      for (int h = 0; h < 2; ++h) {
+        float2 x[2] = {};  // the lane's columns c, c + 1 and c + 8, c + 9
+        if (8 * h < left && k * kTile < width) {
 #pragma unroll
-          for (int p = 0; p < kParts<E>; ++p) *reinterpret_cast<uint32_t*>(to + p * kPartSize) = split.part[p];
+          for (int j = 0; j < 2; ++j) x[j] = load2(from + 8 * h * rows.stride + k * kTile + 8 * j);
+        }
+        if (drop.active()) drop_columns(drop, index + k * kTile + 8 * h * width, x[0], x[1]);
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          if constexpr (K::kRowsInRegisters) {
+            set_pair(tiles_[k], 2 * j + h, x[j].x, x[j].y);
+          } else {
+            const Split2<E> split(x[j].x, x[j].y);
+            const int column = k * kTile + tile_col(lane, j, 0);
+            Part<E>* const to = memory_ + (lane / 4 + 8 * h) * K::kStride + column;
+#pragma unroll
+            for (int p = 0; p < kParts<E>; ++p) *reinterpret_cast<uint32_t*>(to + p * kPartSize) = split.part[p];
+          }
         }
       }
     if constexpr (!K::kRowsInRegisters) __syncwarp();
@@ -79,12 +92,14 @@ __device__ void store_mlp_rows(const Acc (&x)[kTiles], const RowMatrix& rows, in
   for (int k = 0; k < kTiles; ++k) {
     if (k * kTile < width) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int j = i / 2, h = i % 2, column = k * kTile + 8 * j;
-        const uint32_t element = index + column + 8 * h * width;
-        float a = x[k].x[j][2 * h], b = x[k].x[j][2 * h + 1];
-        if (drop.active()) a *= drop.factor(element), b *= drop.factor(element + 1);
-        if (8 * h < left) store2(to + 8 * h * rows.stride + column, a, b);
+      for (int h = 0; h < 2; ++h) {
+        float2 out[2];
+#pragma unroll
+        for (int j = 0; j < 2; ++j) out[j] = make_float2(x[k].x[j][2 * h], x[k].x[j][2 * h + 1]);
+        if (drop.active()) drop_columns(drop, index + k * kTile + 8 * h * width, out[0], out[1]);
+#pragma unroll
+        for (int j = 0; j < 2; ++j)
+          if (8 * h < left) store2(to + 8 * h * rows.stride + k * kTile + 8 * j, out[j].x, out[j].y);
       }
     }
     limit_overlap<E>();
