@@ -137,6 +137,7 @@ class Smoothing {
 
 struct Cpu {
   static void forward(const LinearCrossEntropy::Operands& a, const LinearCrossEntropy::Outputs& out) {
+    STD_TORCH_CHECK(a.dtype == a.hidden.scalar_type(), "the CPU kernels compute in the dtype of hidden");
     check_target(a);
     dispatch_float(a.hidden.scalar_type(), [&](auto zero) {
       using T = decltype(zero);

@@ -9,8 +9,8 @@ namespace recgrela::ops {
 struct LinearCrossEntropy {
   static constexpr const char* kName = "linear_cross_entropy";
   static constexpr const char* kSchemas[] = {
-      "linear_cross_entropy(Tensor hidden, Tensor weight, Tensor target, Tensor? bias, float label_smoothing, "
-      "int max_logits, bool return_d_hidden, bool return_d_weight, bool return_d_bias) -> "
+      "linear_cross_entropy(Tensor hidden, Tensor weight, Tensor target, Tensor? bias, ScalarType dtype, "
+      "float label_smoothing, int max_logits, bool return_d_hidden, bool return_d_weight, bool return_d_bias) -> "
       "(Tensor loss, Tensor d_hidden, Tensor d_weight, Tensor d_bias)",
       "linear_cross_entropy_backward(Tensor d_loss, Tensor d_hidden, Tensor d_weight, Tensor d_bias) -> "
       "(Tensor, Tensor, Tensor)"};
@@ -18,6 +18,7 @@ struct LinearCrossEntropy {
   struct Operands {
     Tensor hidden, weight, target;
     OptTensor bias;
+    ScalarType dtype;  // of products: that of hidden, or half precision for float32 rows
     double label_smoothing;
     int64_t max_logits;
 
@@ -29,6 +30,10 @@ struct LinearCrossEntropy {
   static Operands parse(Operands a) {
     const ScalarType type = state_type(a.hidden);
     check_operand(a.hidden, a.hidden, a.hidden.scalar_type(), {-1, -1}, "hidden");
+    const bool is_half = a.dtype == ScalarType::Half || a.dtype == ScalarType::BFloat16;
+    STD_TORCH_CHECK(a.dtype == a.hidden.scalar_type() || (is_half && a.hidden.scalar_type() == ScalarType::Float),
+                    "dtype must be that of hidden, or half precision if hidden is float32, not ",
+                    torch::headeronly::toString(a.dtype));
     STD_TORCH_CHECK(a.num_rows() > 0 && a.dim() > 0, "hidden [T, D] must not be empty");
     check_operand(a.weight, a.hidden, type, {-1, a.dim()}, "weight");
     STD_TORCH_CHECK(a.num_items() > 0, "weight [n_items, D] must not be empty");
@@ -60,10 +65,10 @@ struct LinearCrossEntropy {
   template <typename Backend>
   static std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& hidden, const Tensor& weight,
                                                             const Tensor& target, const OptTensor& bias,
-                                                            double label_smoothing, int64_t max_logits,
-                                                            bool return_d_hidden, bool return_d_weight,
-                                                            bool return_d_bias) {
-    const Operands a = parse({hidden, weight, target, bias, label_smoothing, max_logits});
+                                                            ScalarType dtype, double label_smoothing,
+                                                            int64_t max_logits, bool return_d_hidden,
+                                                            bool return_d_weight, bool return_d_bias) {
+    const Operands a = parse({hidden, weight, target, bias, dtype, label_smoothing, max_logits});
     STD_TORCH_CHECK(!return_d_bias || bias, "there is no bias to return the gradient of");
     const Outputs out{make(a.weight, {}),
                       make_if(return_d_hidden, a.hidden, {a.num_rows(), a.dim()}, hidden_gradient_type(a.hidden)),

@@ -14,7 +14,7 @@ struct Cuda {
                     Params::kMaxWidth, ", not ", a.dim());
     const Tensor hidden = aligned_rows(a.hidden), weight = aligned_rows(a.weight);
     Params p;
-    p.dtype = cuda_dtype(hidden);
+    p.dtype = cuda_dtype(a.dtype), p.float32_hidden = a.dtype != hidden.scalar_type();
     p.num_rows = a.num_rows(), p.num_items = a.num_items(), p.dim = static_cast<int>(a.dim());
     p.label_smoothing = static_cast<float>(a.label_smoothing);
     p.hidden = cuda_rows(hidden), p.weight = cuda_rows(weight);

@@ -16,6 +16,7 @@ struct EntropyCase {
   Bias bias = Bias::kNone;
   double smoothing = 0, scale = 1;  // of the scores
   bool strided = false;
+  bool wide = false;  // rows are float32, rounded to the type
   bool d_hidden = true, d_weight = true;
 
   std::string name() const {
@@ -26,10 +27,11 @@ struct EntropyCase {
                                    : "") +
            (smoothing > 0 ? "/smoothing" : "") +
            (scale == 1 ? "" : "/scale=" + std::to_string(static_cast<int>(scale))) + (strided ? "/strided" : "") +
-           (d_hidden ? "" : "/no d_hidden") + (d_weight ? "" : "/no d_weight");
+           (wide ? "/float32 rows" : "") + (d_hidden ? "" : "/no d_hidden") + (d_weight ? "" : "/no d_weight");
   }
   int64_t stride(int64_t more) const { return strided ? dim + 16 * more : dim; }
-  DType hidden_gradient() const { return type == DType::kFloat16 ? DType::kFloat32 : type; }
+  DType rows_type() const { return wide ? DType::kFloat32 : type; }
+  DType hidden_gradient() const { return type == DType::kFloat16 ? DType::kFloat32 : rows_type(); }
   double tolerance(const std::string& name) const {
     // Large scores have large rounding errors, which the exponential function makes relative ones.
     if (type == DType::kFloat32 || name == "loss") return scale > 1 ? 2e-4 : 3e-6;
@@ -92,7 +94,8 @@ struct EntropyRun {
   Tensor hidden, weight, bias, loss, d_hidden, d_weight, d_bias, d_loss, scaled_hidden, scaled_weight, scaled_bias;
 
   EntropyRun(const EntropyCase& c, const EntropyData& data) : c(c), target(data.target, true) {
-    hidden = Tensor(c.type, c.rows, c.dim, c.stride(1)), weight = Tensor(DType::kFloat32, c.items, c.dim, c.stride(2));
+    hidden = Tensor(c.rows_type(), c.rows, c.dim, c.stride(1)),
+    weight = Tensor(DType::kFloat32, c.items, c.dim, c.stride(2));
     hidden.set(data.hidden), weight.set(data.weight);
     loss = Tensor(DType::kFloat32, 1, 1), d_loss = Tensor(DType::kFloat32, 1, 1);
     d_loss.set({kDLoss});
@@ -111,7 +114,8 @@ struct EntropyRun {
 
   void forward() const {
     cuda::LinearCrossEntropyParams p;
-    p.dtype = c.type, p.num_rows = c.rows, p.num_items = c.items, p.dim = static_cast<int>(c.dim);
+    p.dtype = c.type, p.float32_hidden = c.wide, p.num_rows = c.rows, p.num_items = c.items,
+    p.dim = static_cast<int>(c.dim);
     p.label_smoothing = static_cast<float>(c.smoothing);
     p.hidden = hidden.rows(), p.weight = weight.rows(), p.bias = bias.as<float>();
     p.target = reinterpret_cast<const int64_t*>(target.memory.data);
@@ -178,6 +182,7 @@ void add_cases(Cases& cases) {
     c.type = type, c.rows = rows, c.items = items, c.dim = dim;
     c.bias = cases.one_of(Bias::kNone, Bias::kRandom);
     c.smoothing = cases.one_of(0., 0.2), c.strided = cases.one_of(0, 1);
+    c.wide = type != DType::kFloat32 && cases.one_of(0, 1);
     return c;
   };
   for (DType type : types) {

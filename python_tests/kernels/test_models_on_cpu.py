@@ -21,7 +21,7 @@ OPS_OF_EVERY_MODEL = {"add_norm", "embedding", "linear", "linear_cross_entropy"}
 
 
 class Calls(TorchDispatchMode):
-    """Collects the names of the operators that run, and of those with bfloat16 operands."""
+    """Collects the names of the operators that run, and of those with bfloat16 operands or products."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Calls(TorchDispatchMode):
     ) -> Any:
         name = function._schema.name.removeprefix("recgrela_simt::")
         self.names.add(name)
-        if any(isinstance(x, Tensor) and x.dtype == torch.bfloat16 for x in args):
+        if any((x.dtype if isinstance(x, Tensor) else x) is torch.bfloat16 for x in args):
             self.half.add(name)
         return function(*args, **(kwargs or {}))
 

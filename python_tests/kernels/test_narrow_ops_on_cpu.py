@@ -47,6 +47,22 @@ def test_linear_cross_entropy_of_some_gradients(simt: Any, dtype: torch.dtype) -
             assert torch.equal(alone, every[f"d_{name}"])
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_linear_cross_entropy_rounds_float32_rows_under_autocast(simt: Any, dtype: torch.dtype) -> None:
+    case = LinearCrossEntropyCase(lengths=(70,), dtype=dtype, n_items=40, bias=True)
+    x = case.operands()
+    leaves = [x.inputs[name] for name in ("hidden", "weight", "bias")]
+    wide = [leaf.detach().float().requires_grad_() for leaf in leaves]
+    with simt():
+        expected = linear_cross_entropy(*leaves[:2], x.constants["target"], leaves[2])
+        with torch.autocast("cpu", dtype):
+            got = linear_cross_entropy(*wide[:2], x.constants["target"], wide[2])
+        grads, d_wide = torch.autograd.grad(expected, leaves), torch.autograd.grad(got, wide)
+    assert torch.equal(got, expected)
+    for a, b in zip(grads, d_wide, strict=True):
+        assert b.dtype == torch.float32 and torch.equal(a, b.to(a.dtype))
+
+
 def test_linear_cross_entropy_of_a_scaled_loss_of_float16_rows(simt: Any) -> None:
     """Before the scale of the loss, the gradients are as small as the smallest numbers of float16."""
     torch.manual_seed(0)

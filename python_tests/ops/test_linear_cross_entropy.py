@@ -174,9 +174,10 @@ def test_opcheck(operator: str) -> None:
         for x, wanted in zip((hidden, weight, bias), asked, strict=True):
             x.requires_grad_(wanted)
         torch.library.opcheck(
-            getattr(torch.ops.recgrela, operator).default, (hidden, weight, target, bias, 0.2, 1000, *asked)
+            getattr(torch.ops.recgrela, operator).default,
+            (hidden, weight, target, bias, hidden.dtype, 0.2, 1000, *asked),
         )
-    none_asked = (*operands(30, 40), None, 0.0, 1000, False, False, False)
+    none_asked = (*operands(30, 40), None, torch.float64, 0.0, 1000, False, False, False)
     with torch.no_grad():
         torch.library.opcheck(getattr(torch.ops.recgrela, operator).default, none_asked)
 
@@ -184,7 +185,7 @@ def test_opcheck(operator: str) -> None:
 def test_opcheck_of_the_backward() -> None:
     hidden, weight, target, bias = (x.detach() for x in with_bias(30, 40))
     saved = torch.ops.recgrela.linear_cross_entropy(
-        hidden, weight, target, bias, 0.0, 1000, True, True, False
+        hidden, weight, target, bias, hidden.dtype, 0.0, 1000, True, True, False
     )
     d_loss = torch.tensor(3.0, dtype=torch.float64)
     torch.library.opcheck(
@@ -238,7 +239,7 @@ def test_the_form_for_other_devices(
 def test_the_form_for_other_devices_sums_half_precision_in_float32() -> None:
     hidden, weight, target = operands(100, 17)
     half = [hidden.detach().bfloat16(), weight.detach().bfloat16().float()]
-    loss, *grads, _ = _by_chunks(*half, target, None, 0.0, 200, True, True, False)
+    loss, *grads, _ = _by_chunks(*half, target, None, torch.bfloat16, 0.0, 200, True, True, False)
     double = [x.double().requires_grad_() for x in half]
     expected = linear_cross_entropy_reference(*double, target)
     assert loss.dtype == torch.float32 and [x.dtype for x in grads] == [torch.bfloat16, torch.float32]
@@ -250,13 +251,33 @@ def test_the_form_for_other_devices_sums_half_precision_in_float32() -> None:
 def test_float16_rows_have_float32_gradients_until_the_loss_is_scaled() -> None:
     hidden, weight, target = operands(512, 40)
     half, small = hidden.detach().half().requires_grad_(), (weight.detach() * 1e-4).float()
-    args = (half, small, target, None, 0.0, 1 << 20, True, False, False)
+    args = (half, small, target, None, torch.float16, 0.0, 1 << 20, True, False, False)
     loss = torch.ops.recgrela.linear_cross_entropy_by_chunks(*args)[0]
     (grad,) = torch.autograd.grad(loss * 2**12, half)
     double = half.detach().double().requires_grad_()
     expected = linear_cross_entropy_reference(double, small.half().double(), target) * 2**12
     assert grad.dtype == torch.float16
     assert_close("d_hidden", torch.autograd.grad(expected, double)[0], grad, 1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_form_for_other_devices_rounds_float32_rows(dtype: torch.dtype) -> None:
+    hidden, weight, target = (x.detach() for x in operands(100, 17))
+    rounded, options = hidden.to(dtype), (weight.float(), target, None, dtype, 0.1, 200, True, True, False)
+    loss, d_hidden, *others = _by_chunks(rounded.float(), *options)
+    expected, d_rounded, *expected_others = _by_chunks(rounded, *options)
+    assert torch.equal(loss, expected) and all(map(torch.equal, others, expected_others))
+    assert d_hidden.dtype == torch.float32 and torch.equal(d_hidden.to(d_rounded.dtype), d_rounded)
+
+
+def test_the_operator_refuses_other_dtypes_of_products() -> None:
+    hidden, weight, target = (x.detach() for x in operands(30, 40))
+    options = (0.0, 1000, False, False, False)
+    with pytest.raises(RuntimeError, match="dtype must be that of hidden, or half precision if hidden is"):
+        torch.ops.recgrela.linear_cross_entropy(hidden, weight, target, None, torch.float16, *options)
+    narrow = (hidden.float(), weight.float(), target, None, torch.bfloat16)
+    with pytest.raises(RuntimeError, match="the CPU kernels compute in the dtype of hidden"):
+        torch.ops.recgrela.linear_cross_entropy(*narrow, *options)
 
 
 def test_a_float32_table_with_half_rows() -> None:

@@ -59,6 +59,7 @@ def _by_chunks(
     weight: Tensor,
     target: Tensor,
     bias: Tensor | None,
+    row_dtype: torch.dtype,
     label_smoothing: float,
     max_logits: int,
     needs_d_hidden: bool,
@@ -67,11 +68,11 @@ def _by_chunks(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The operator in plain PyTorch: gradients are computed chunk by chunk, while the scores exist."""
     n, n_items = hidden.shape[0], weight.shape[0]
-    dtype, parameter_dtype = state_dtype(hidden.dtype), weight.dtype
-    weight = weight.to(hidden.dtype)
+    dtype, parameter_dtype, gradient_dtype = state_dtype(row_dtype), weight.dtype, _gradient_dtype(hidden)
+    hidden, weight = hidden.to(row_dtype), weight.to(row_dtype)
     rows = min(max(1, max_logits // n_items), n)
     loss = hidden.new_zeros((), dtype=dtype)
-    d_hidden = hidden.new_empty(hidden.shape if needs_d_hidden else 0, dtype=_gradient_dtype(hidden))
+    d_hidden = hidden.new_empty(hidden.shape if needs_d_hidden else 0, dtype=gradient_dtype)
     d_weight = weight.new_zeros(weight.shape, dtype=dtype) if needs_d_weight else loss.new_empty(0)
     d_bias = loss.new_zeros(n_items) if needs_d_bias else loss.new_empty(0)
     # Smoothing subtracts a mean(s) from the loss of a row, the same vectors from all rows of the gradients.
@@ -89,7 +90,7 @@ def _by_chunks(
         p.scatter_add_(1, t, scores.new_full(t.shape, label_smoothing - 1))
         if needs_d_bias:
             d_bias += p.sum(0)
-        p = p.to(hidden.dtype)
+        p = p.to(row_dtype)
         if needs_d_hidden:
             product = _product(p, weight, dtype)
             if mean_weight is not None:
@@ -138,7 +139,7 @@ def linear_cross_entropy(
 
     Args:
         hidden: [T, D] floating point, T > 0. Half precision is computed in float32 on the CPU and accumulated
-            in float32 elsewhere.
+            in float32 elsewhere. Under autocast, float32 rows are rounded, but not their gradient.
         weight: [n_items, D], of the dtype of `hidden`, or float32 if that is half precision.
         target: [T] int64, each 0 .. n_items - 1.
         bias: [n_items], of the dtype of `weight`, or None.
@@ -181,13 +182,16 @@ def linear_cross_entropy(
     dtype = OP.implementation(device_type, dtype, widths=(hidden.shape[1],)).dtype
     with_grad = torch.is_grad_enabled()
     with without_autocast(device_type):
-        hidden, (weight, bias) = hidden.to(dtype), cast(state_dtype(dtype), weight, bias)
+        if hidden.dtype != state_dtype(dtype):  # else the operator rounds the rows
+            hidden = hidden.to(dtype)
+        weight, bias = cast(state_dtype(dtype), weight, bias)
         return OP.run(
             hidden,
             hidden,
             weight,
             target,
             bias,
+            dtype,
             float(label_smoothing),
             max_logits,
             with_grad and hidden.requires_grad,
@@ -202,6 +206,7 @@ def _fake(
     weight: Tensor,
     target: Tensor,
     bias: Tensor | None,
+    dtype: torch.dtype,
     label_smoothing: float,
     max_logits: int,
     *needs: bool,
@@ -221,7 +226,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     _, *gradients = output
     ctx.mark_non_differentiable(*gradients)
     ctx.set_materialize_grads(False)  # zeros for d_weight would be as large as the table
-    ctx.computed, ctx.dtype = inputs[6:], inputs[0].dtype
+    ctx.computed, ctx.dtype = inputs[7:], inputs[0].dtype
     ctx.save_for_backward(*gradients)
 
 
@@ -230,7 +235,7 @@ def _backward_by(
 ) -> tuple[Tensor | None, ...]:
     """The saved gradients, multiplied by d_loss with scale(d_loss, *gradients)."""
     if d_loss is None:
-        return (None,) * 9
+        return (None,) * 10
     if torch.is_grad_enabled():  # create_graph=True, which would treat the saved gradients as constants
         raise NotImplementedError(NO_SECOND_DERIVATIVE)
     # d_loss is usually 1: on the CPU it is free to read and saves a copy. A traced tensor has no value.
@@ -241,7 +246,7 @@ def _backward_by(
     )
     if d_hidden is not None:
         d_hidden = d_hidden.to(ctx.dtype)
-    return d_hidden, d_weight, None, d_bias, None, None, None, None, None
+    return d_hidden, d_weight, None, d_bias, None, None, None, None, None, None
 
 
 def _backward(ctx: Any, d_loss: Tensor | None, *unused: None) -> tuple[Tensor | None, ...]:
@@ -257,6 +262,7 @@ def _flops(
     weight: Sequence[int],
     target: object,
     bias: object,
+    dtype: object,
     label_smoothing: float,
     max_logits: int,
     needs_d_hidden: bool,

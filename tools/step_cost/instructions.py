@@ -73,11 +73,11 @@ def _linear(name: str, args: tuple[Any, ...]) -> int:
 
 def _linear_cross_entropy(hidden: Tensor, weight: Tensor, *args: Any) -> int:
     """For each tile of 16 rows by 16 items: a pass for d_hidden, and one for gradients of parameters."""
-    *_, needs_d_hidden, needs_d_weight, needs_d_bias = args
+    _target, _bias, dtype, *_, needs_d_hidden, needs_d_weight, needs_d_bias = args
     if hidden.shape[1] != 64 or not (needs_d_hidden and (needs_d_weight or needs_d_bias)):
         return 0
     tiles = -(-len(hidden) // TILE) * -(-len(weight) // TILE)
-    return tiles * SCORES[hidden.element_size()]
+    return tiles * SCORES[dtype.itemsize]
 
 
 def _chunks(name: str, args: tuple[Any, ...]) -> int:

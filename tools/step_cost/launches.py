@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 
 def _gated_rela(*args: Any) -> int:
     *_, causal, _eps, _return_state = args
@@ -27,8 +29,8 @@ def _embedding_backward(*args: Any) -> int:
 
 
 def _linear_cross_entropy(*args: Any) -> int:
-    hidden, _weight, _target, _bias, label_smoothing, *_ = args
-    wide = hidden.element_size() == 4 and hidden.shape[1] > 128  # operands are not converted first
+    hidden, _weight, _target, _bias, dtype, label_smoothing, *_ = args
+    wide = dtype == torch.float32 and hidden.shape[1] > 128  # operands are not converted first
     return 3 if wide and not label_smoothing else 4
 
 

@@ -1,6 +1,6 @@
 // Host side of linear_cross_entropy: mean cross-entropy of the scores X W^T + bias, and its gradients, without scores
 // in memory. Four launches at most:
-//   prepare    the table in half precision, or the bf16 parts of float32; sums of its columns for label smoothing
+//   prepare    table and hidden in half precision, or their bf16 parts; sums of the table's columns for label smoothing
 //   softmax    rows stay, items pass: maximum, sum of exponentials and sum of weighted items (softmax.cuh)
 //   gradients  items stay, rows pass: d_weight and d_bias (gradients.cuh); and loss and d_hidden of rows (rows.cuh)
 //   sum        adds partial losses, and the partial gradients if rows were split
@@ -42,7 +42,8 @@ EntropyPlan make_plan(const LinearCrossEntropyParams& params) {
                        : EntropyGrid{};
   const bool prepares = half || tiles.split || p.label_smoothing != 0.f;
   p.prepare_blocks = prepares ? std::min<int64_t>(ceil_div(p.num_items, 16), kMaxPrepareBlocks) : 0;
-  p.hidden_blocks = tiles.split ? ceil_div(p.num_rows, kSplitRows) : 0;
+  const bool converts_hidden = tiles.split || p.float32_hidden;
+  p.hidden_blocks = converts_hidden ? ceil_div(p.num_rows, kConvertedRows) : 0;
   p.finish_blocks = ceil_div(p.num_rows, kFinishRows);
 
   p.coefficient_scale = p.dtype == DType::kFloat16 ? std::exp2(kExponentShift<fp16>) : 1.f;
@@ -54,8 +55,8 @@ EntropyPlan make_plan(const LinearCrossEntropyParams& params) {
                 splits = p.items.splits > 1 ? p.items.splits : 0;
   const int64_t part_bytes = tiles.split ? 3 * 2 : half ? 2 : 0;  // of an element
   void* const item_parts = workspace.take_bytes(table * part_bytes);
-  void* const hidden_parts = workspace.take_bytes(tiles.split ? rows * part_bytes : 0);
-  p.item_parts = part_bytes ? item_parts : nullptr, p.hidden_parts = tiles.split ? hidden_parts : nullptr;
+  void* const hidden_parts = workspace.take_bytes(converts_hidden ? rows * part_bytes : 0);
+  p.item_parts = part_bytes ? item_parts : nullptr, p.hidden_parts = converts_hidden ? hidden_parts : nullptr;
   p.column_sums = p.label_smoothing != 0.f ? workspace.take_floats(p.prepare_blocks * (p.dim + 1)) : nullptr;
   p.row_partials = static_cast<float2*>(workspace.take_bytes(p.scores.splits * p.num_rows * sizeof(float2)));
   p.hidden_partials = workspace.take_floats(p.d_hidden ? p.scores.splits * p.num_rows * p.dim : 0);
@@ -64,9 +65,10 @@ EntropyPlan make_plan(const LinearCrossEntropyParams& params) {
   p.weight_partials = splits ? weight_partials : nullptr, p.bias_partials = splits ? bias_partials : nullptr;
   p.loss_partials = static_cast<double*>(workspace.take_bytes(p.finish_blocks * sizeof(double)));
   p.workspace_bytes = workspace.size();
+  p.rows = p.float32_hidden ? RowMatrix{p.hidden_parts, p.dim} : p.hidden;
   p.table = half ? RowMatrix{p.item_parts, p.dim} : p.weight;
   p.x_items = part_bytes ? EntropyMatrix{{p.item_parts, p.dim}, table} : EntropyMatrix{p.weight, 0};
-  p.x_hidden = tiles.split ? EntropyMatrix{{p.hidden_parts, p.dim}, rows} : EntropyMatrix{p.hidden, 0};
+  p.x_hidden = converts_hidden ? EntropyMatrix{{p.hidden_parts, p.dim}, rows} : EntropyMatrix{p.hidden, 0};
   return p;
 }
 
@@ -114,7 +116,9 @@ cudaError_t add_up(const EntropyPlan& p, cudaStream_t stream) {
 bool supported(const LinearCrossEntropyParams& p) {
   return p.dim >= p.kMinWidth && p.dim <= p.kMaxWidth && p.dim % kTile == 0 && p.num_rows > 0 && p.num_items > 0 &&
          p.num_items < (int64_t{1} << 31) - p.kMaxWidth && p.num_rows < (int64_t{1} << 31) - p.kMaxWidth &&
-         is_aligned(p.hidden, p.dtype, 16) && is_aligned(p.weight, DType::kFloat32, 16);
+         !(p.float32_hidden && p.dtype == DType::kFloat32) &&
+         is_aligned(p.hidden, p.float32_hidden ? DType::kFloat32 : p.dtype, 16) &&
+         is_aligned(p.weight, DType::kFloat32, 16);
 }
 
 }  // namespace

@@ -11,7 +11,7 @@ namespace recgrela::cuda {
 constexpr int kEntropyWarps = 4, kEntropyThreads = 32 * kEntropyWarps;
 constexpr int kFinishRows = 64;  // rows whose gradients a block finishes
 constexpr int kPrepareThreads = 256;
-constexpr int kSplitRows = 64;          // rows of hidden that a block splits
+constexpr int kConvertedRows = 64;      // rows of hidden that a block converts
 constexpr int kMaxPrepareBlocks = 128;  // partial sums of columns
 constexpr int kSumThreads = 256;
 
@@ -70,12 +70,13 @@ struct EntropyMatrix {
 };
 
 struct EntropyPlan : LinearCrossEntropyParams {
+  RowMatrix rows;      // hidden in dtype
   RowMatrix table;     // the weight in dtype
   EntropyGrid scores;  // tiles of rows, stages of items
   EntropyGrid items;   // tiles of items, stages of rows
   int64_t prepare_blocks, finish_blocks;
-  int64_t hidden_blocks;            // that split rows of hidden, after the prepare_blocks
-  EntropyMatrix x_hidden, x_items;  // hidden and table
+  int64_t hidden_blocks;            // that convert rows of hidden, after the prepare_blocks
+  EntropyMatrix x_hidden, x_items;  // rows and table
 
   // The second pass computes coefficients times a power of two, because fp16 has few small numbers.
   float coefficient_scale;
@@ -83,7 +84,7 @@ struct EntropyPlan : LinearCrossEntropyParams {
 
   // Workspace
   void* item_parts;        // [parts, N, D]: half precision, or the parts of float32; null if not needed
-  void* hidden_parts;      // [parts, T, D]; null unless float32 is split
+  void* hidden_parts;      // [parts, T, D]; null unless float32 is split or rounded
   float* column_sums;      // [prepare_blocks, D + 1]: of weight and bias; null without smoothing
   float2* row_partials;    // [scores.splits, T]: maximum and sum of exponentials, see softmax.cuh
   float* hidden_partials;  // [scores.splits, T, D]; null without d_hidden

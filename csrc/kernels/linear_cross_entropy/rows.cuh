@@ -48,16 +48,6 @@ __device__ void store_columns(E* to, const float (&values)[kFinishColumns]) {
   }
 }
 
-// Element type of d_hidden, which is not yet multiplied by d_loss: the range of fp16 is too small.
-template <typename E>
-struct HiddenGradient {
-  using type = E;
-};
-template <>
-struct HiddenGradient<fp16> {
-  using type = float;
-};
-
 // Loss and d_hidden of kFinishRows rows. A few lanes share a row.
 //   d_hidden = (sum_s out_s 2^(max_s - log_sum) - wanted) / T, with wanted = (1 - a) w[target] + a mean(w)
 //   loss     = log_sum - (hidden wanted + (1 - a) bias[target] + a mean(bias))
@@ -84,7 +74,7 @@ __device__ void finish_rows(const EntropyPlan& p, int64_t block) {
     RECGRELA_DEVICE_CHECK(target >= 0 && target < p.num_items, "linear_cross_entropy: a target is out of bounds");
     float hidden[kFinishColumns] = {}, wanted[kFinishColumns] = {}, score = 0.f;
     if (exists && c < p.dim) {
-      load_columns(static_cast<const E*>(p.hidden.data) + row * p.hidden.stride + c, hidden);
+      load_columns(static_cast<const E*>(p.rows.data) + row * p.rows.stride + c, hidden);
       load_columns(static_cast<const E*>(p.table.data) + target * p.table.stride + c, wanted);
 #pragma unroll
       for (int k = 0; k < kFinishColumns; ++k) {
@@ -111,7 +101,10 @@ __device__ void finish_rows(const EntropyPlan& p, int64_t block) {
     }
 #pragma unroll
     for (float& x : d) x *= scale;
-    store_columns(static_cast<typename HiddenGradient<E>::type*>(p.d_hidden) + row * p.dim + c, d);
+    if (p.hidden_gradient() == DType::kFloat32)
+      store_columns(static_cast<float*>(p.d_hidden) + row * p.dim + c, d);
+    else
+      store_columns(static_cast<E*>(p.d_hidden) + row * p.dim + c, d);
   }
   if (lane == 0) losses[team] = loss;
   __syncthreads();
@@ -140,12 +133,12 @@ __device__ void store_parts(void* parts, int64_t index, int64_t part_size, const
         make_uint2(low.part[i], high.part[i]);
 }
 
-// Splits rows of hidden.
+// Converts rows of float32 hidden.
 template <typename E>
-__device__ void split_hidden(const EntropyPlan& p, int64_t block) {
+__device__ void convert_hidden(const EntropyPlan& p, int64_t block) {
   const int vectors = p.dim / 4;
-  for (int i = threadIdx.x; i < kSplitRows * vectors; i += kPrepareThreads) {
-    const int64_t row = block * kSplitRows + i / vectors;
+  for (int i = threadIdx.x; i < kConvertedRows * vectors; i += kPrepareThreads) {
+    const int64_t row = block * kConvertedRows + i / vectors;
     if (row >= p.num_rows) break;
     const int c = i % vectors * 4;
     const float4 x =
@@ -159,7 +152,7 @@ __device__ void split_hidden(const EntropyPlan& p, int64_t block) {
 template <typename E>
 __global__ void __launch_bounds__(kPrepareThreads) prepare_kernel(const EntropyPlan p) {
   if (blockIdx.x >= p.prepare_blocks) {
-    if constexpr (sizeof(E) == 4) split_hidden<E>(p, blockIdx.x - p.prepare_blocks);
+    convert_hidden<E>(p, blockIdx.x - p.prepare_blocks);
     return;
   }
   const int vectors = p.dim / 4, step = kPrepareThreads / vectors;
