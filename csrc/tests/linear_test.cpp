@@ -156,6 +156,11 @@ void add_cases(Cases& cases) {
     LinearCase sparse = c;
     sparse.rows = 65, sparse.sparse = true;
     cases.add(sparse.name(), [sparse] { check<LinearRun>(sparse); });
+    LinearCase few = c;  // few outputs, for which float32 rows have another backward
+    few.outputs[0] = 48, few.outputs[1] = 64;
+    cases.add(few.name() + "/schedules", [few] { check_one_result<LinearRun>(few); });
+    few.rows = 65, few.sparse = true;
+    cases.add(few.name(), [few] { check<LinearRun>(few); });
     c.max_shared_bytes = 99 * 1024;  // as much as on many GPUs
     cases.add(c.name(), [c] { check<LinearRun>(c); });
   }

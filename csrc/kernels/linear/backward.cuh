@@ -8,6 +8,7 @@
 
 #include "kernels/common/stage.cuh"
 #include "kernels/linear/plan.cuh"
+#include "kernels/linear/split_backward.cuh"
 
 namespace recgrela::cuda {
 
@@ -256,7 +257,8 @@ cudaError_t with_backward_kernel(const LinearPlan& p, F f) {
     return p.outputs <= kernel.kOutputs && kernel.shared_bytes(p) <= static_cast<size_t>(p.max_shared_bytes);
   };
   if constexpr (sizeof(E) == 4) {
-    if (BackwardKernel<E, 1, 2, true> kernel; p.width > 32 && fits(kernel)) return f(kernel);
+    if (SplitBackward<4> kernel; fits(kernel)) return f(kernel);
+    if (SplitBackward<8> kernel; fits(kernel)) return f(kernel);
     if (BackwardKernel<E, 3, 1, true> kernel; fits(kernel)) return f(kernel);
     if (BackwardKernel<E, 4, 1, false> kernel; fits(kernel)) return f(kernel);
     return f(BackwardKernel<E, 8, 1, false>{});
