@@ -63,9 +63,13 @@ def _linear(name: str, args: tuple[Any, ...]) -> int:
     """A constant for each tile of rows, and the products of each group of 64 outputs."""
     x, weight, _bias, weight2 = args[:4] if name == "linear" else args[2:6]
     outputs = len(weight) + (0 if weight2 is None else len(weight2))
-    if x.element_size() != 2 or x.shape[1] > 64 or outputs > 192:
-        return 0
     groups = -(-outputs // 64)
+    if x.shape[1] > 64 or groups > (3 if x.element_size() == 2 else 2):
+        return 0
+    if x.element_size() == 4:
+        if name == "linear":
+            return -(-len(x) // 16) * groups * (148 + 311 * -(-x.shape[1] // 32))
+        return -(-len(x) // 32) * 4 * (825 if groups == 1 else 1340)
     if name == "linear":
         return -(-len(x) // 16) * (74 + 152 * groups)
     return -(-len(x) // 64) * 8 * (80 + 200 * groups)
