@@ -171,7 +171,12 @@ def test_instructions_are_those_of_a_profile() -> None:
     assert instructions_of("linear", (rows, weight, None, weight, None)) == 25_600 * (74 + 2 * 152)
     gradient = (rows, None, rows, weight, None, None, None, True)
     assert instructions_of("linear_backward", gradient) == 6_400 * 8 * 280
-    assert instructions_of("linear", (rows.float(), weight, None, None, None)) == 0  # not counted
+    assert instructions_of("linear", (rows.float(), weight, None, weight, None)) == 25_600 * 2 * (
+        148 + 2 * 311
+    )
+    assert instructions_of("linear_backward", (None, None, rows.float(), *gradient[3:])) == 12_800 * 4 * 825
+    wide = torch.empty(100, 128, device="meta")
+    assert instructions_of("linear", (wide, weight, None, None, None)) == 0  # not counted
     target = torch.empty(100, dtype=torch.int64)
     scores = (rows[:100], torch.empty(33, 64), target, None, torch.bfloat16, 0.0, 1, True, True)
     assert instructions_of("linear_cross_entropy", (*scores, False)) == 7 * 3 * 139
