@@ -35,6 +35,8 @@ struct MlpBlock {
     int64_t width() const { return x.size(1); }
     int64_t hidden_features() const { return w1.size(0); }
     Shape shape() const { return {num_rows(), width()}; }
+    // Elements of the hidden layer, which dropout counts in rows of whole tiles, as mlp does.
+    int64_t hidden_numel() const { return num_rows() * ((hidden_features() + 15) / 16 * 16); }
   };
 
   static Operands parse(Operands a) {

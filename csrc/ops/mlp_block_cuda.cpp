@@ -34,7 +34,7 @@ struct Call {
     p.num_rows = a.num_rows(), p.eps = static_cast<float>(a.eps);
     p.in = p.out = static_cast<int>(a.width()), p.hidden = static_cast<int>(a.hidden_features());
     p.drop_path = cuda_dropout(a.drop_path, a.seed, 0, 3, a.x, a.num_rows());
-    p.dropout1 = cuda_dropout(a.dropout, a.seed, 1, 3, a.x, a.num_rows() * a.hidden_features());
+    p.dropout1 = cuda_dropout(a.dropout, a.seed, 1, 3, a.x, a.hidden_numel());
     p.dropout2 = cuda_dropout(a.dropout, a.seed, 2, 3, a.x, a.x.numel());
     p.sequence = data<int64_t>(a.sequence);
     p.x = cuda_rows(x), p.branch = cuda_rows(z);

@@ -99,7 +99,8 @@ Named reference(const MlpBlockCase& c, const MlpBlockData& data) {
     for (int f = 0; f < hidden; ++f) {
       double before = data.b1[f], slope, d_h = 0;
       for (int i = 0; i < width; ++i) before += u[i] * data.w1[f * width + i];
-      const double keep = drop1.factor(row * hidden + f), h = activate(c.activation, before, slope) * keep;
+      const double keep = drop1.factor(row * ((hidden + 15) / 16 * 16) + f),
+                   h = activate(c.activation, before, slope) * keep;
       for (int i = 0; i < width; ++i) {
         out[i] += h * data.w2[i * hidden + f];
         d_h += d_z[i] * data.w2[i * hidden + f];

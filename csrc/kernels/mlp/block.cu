@@ -31,6 +31,7 @@ MlpBlockPlan make_plan(const MlpBlockParams& params) {
   static_cast<MlpParams&>(p) = params, static_cast<MlpNorm&>(p) = params;
   if (p.max_shared_bytes == 0) p.max_shared_bytes = max_shared_bytes();
   p.rows = static_cast<int>(p.num_rows), p.tiles = 4;
+  p.hidden_stride = static_cast<uint32_t>(ceil_div(p.hidden, kTile) * kTile);
   p.inverse_width = 1.f / p.in;
   return p;
 }

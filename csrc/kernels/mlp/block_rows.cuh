@@ -74,8 +74,11 @@ __device__ void store_step(const MlpBlockPlan& p, int row, Acc (&y)[kTiles]) {
 #pragma unroll
       for (int k = 0; k < kTiles; ++k)
 #pragma unroll
-        for (int i = 0; i < 8; ++i)
-          y[k].x[i / 4][i % 4] *= drop.factor(index + i / 2 % 2 * 8 * p.out + k * kTile + i / 4 * 8 + i % 2);
+        for (int i = 0; i < 4; ++i) {
+          bool first, second;  // the columns c and c + 8
+          drop.keep_pair(index + i / 2 * 8 * p.out + k * kTile + i % 2, first, second);
+          y[k].x[0][i] *= first ? drop.scale() : 0.f, y[k].x[1][i] *= second ? drop.scale() : 0.f;
+        }
     }
   }
   const RowMatrix& sums = p.branch.data ? p.sum : p.x;
@@ -160,8 +163,10 @@ class MlpBlockStep {
         const int column = lanes.column(g);
         store_split4<E>(x_ + i * K::kStride + column, kPartSize, s.x[g]);
         if (drop.active()) {
+          bool kept[4];
+          drop.keep_next(index + (column - lanes.column(0)), kept);
 #pragma unroll
-          for (int j = 0; j < 4; ++j) d_y.x[g][j] *= drop.factor(index + (column - lanes.column(0)) + j);
+          for (int j = 0; j < 4; ++j) d_y.x[g][j] *= kept[j] ? drop.scale() : 0.f;
         }
         store_split4<E>(d_z_ + i * K::kStride + column, kPartSize, d_y.x[g]);
         float4& sum = own_sums(g);
