@@ -207,10 +207,11 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
     *tensors, ctx.eps, ctx.activation, ctx.dropout, ctx.drop_path, ctx.dtype = others
     ctx.with_z = z is not None
     ctx.mark_non_differentiable(output[0])
+    ctx.set_materialize_grads(False)  # no zeros for the sum
     ctx.save_for_backward(output[0] if ctx.with_z else x, *tensors)
 
 
-def _backward(ctx: Any, d_sum: Tensor, d_y: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, d_sum: None, d_y: Tensor) -> tuple[Tensor | None, ...]:
     options = (ctx.eps, ctx.activation, ctx.dropout, ctx.drop_path, ctx.dtype, ctx.with_z)
     d_x, d_z, *gradients = call_operator("mlp_block_backward", d_y, *ctx.saved_tensors, *options)
     if not ctx.with_z:
