@@ -129,7 +129,7 @@ MUTATIONS = [
         LINEAR_F32,
         "__syncthreads();  // the parts have been written",
         "__syncthreads();",
-        "linear/float32/T=700/I=64/O=48+64/schedules",
+        "linear/float32 schedules",
     ),
     dropped(
         "parts of a tile are replaced while other warps read them",
@@ -137,7 +137,7 @@ MUTATIONS = [
         LINEAR_F32,
         "__syncthreads();  // the parts have been read",
         "__syncthreads();",
-        "linear/float32/T=700/I=64/O=48+64/schedules",
+        "linear/float32 schedules",
     ),
     Mutation(
         "rows after the last are added to the gradients",
@@ -152,9 +152,9 @@ MUTATIONS = [
         "the second layer's gradient begins at the first's columns",
         "linear/split_backward.cuh",
         LINEAR_F32,
-        "const bool second = DY::column() >= p.first_outputs;",
-        "DY::column() >= p.first_outputs",
-        "DY::column() > p.first_outputs",
+        "const bool second = output >= p.first_outputs;\n    const PlanRows from",
+        "output >= p.first_outputs",
+        "output > p.first_outputs",
         "linear/float32/T=1100",
     ),
     Mutation(
