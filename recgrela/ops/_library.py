@@ -29,6 +29,7 @@ __all__ = [
     "AUTOGRAD",
     "NO_SECOND_DERIVATIVE",
     "_C",
+    "call_and_pass",
     "call_operator",
     "register_gradient",
     "register_operator",
@@ -41,16 +42,24 @@ NO_SECOND_DERIVATIVE = (
 
 
 class Autograd(NamedTuple):
-    """The gradient of an operator: functions as in `torch.autograd.Function`."""
+    """The gradient of an operator: functions as in `torch.autograd.Function`.
+
+    Attributes:
+        setup, backward: functions that save tensors for the gradient, and compute it.
+        passes: whether `call_and_pass` takes the operator; `backward` then has another argument, the gradient
+            of the operand that is passed on.
+    """
 
     setup: Callable[..., None]
     backward: Callable[..., Any]
+    passes: bool = False
 
 
 # Gradients by operator. Tests register them for a build of the same operators under another name.
 AUTOGRAD: dict[str, Autograd] = {}
 # The function of each operator with a gradient, and the libraries that hold its registration.
 _FUNCTIONS: dict[torch._ops.OpOverload, type[torch.autograd.Function]] = {}
+_PASSING_FUNCTIONS: dict[torch._ops.OpOverload, type[torch.autograd.Function]] = {}
 _LIBRARIES: dict[str, torch.library.Library] = {}
 # A guard that dispatches operators without autograd.
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
@@ -65,6 +74,7 @@ def register_operator(
     fake_backward: Callable[..., Any] | None = None,
     flops: Callable[..., int] | None = None,
     flops_of_tensors: bool = False,
+    passes: bool = False,
 ) -> None:
     """Complete an operator that C++ has declared.
 
@@ -76,11 +86,12 @@ def register_operator(
             operator raises NotImplementedError.
         flops: counts the floating-point operations of a call, from shapes in place of tensors.
         flops_of_tensors: whether `flops` takes tensors instead of shapes.
+        passes: whether `call_and_pass` takes the operator, whose `backward` then has another argument.
     """
     qualified = f"recgrela::{name}"
     torch.library.register_fake(qualified, _on_one_device(name, fake))
-    register_gradient(qualified, setup, backward)
-    AUTOGRAD[name] = Autograd(setup, backward)
+    register_gradient(qualified, setup, backward, passes)
+    AUTOGRAD[name] = Autograd(setup, backward, passes)
     if fake_backward is not None:
         derivative = f"{name}_backward"
         torch.library.register_fake(f"recgrela::{derivative}", _on_one_device(derivative, fake_backward))
@@ -89,7 +100,9 @@ def register_operator(
         register_flop_formula(getattr(torch.ops.recgrela, name), get_raw=flops_of_tensors)(flops)
 
 
-def register_gradient(qualified: str, setup: Callable[..., None], backward: Callable[..., Any]) -> None:
+def register_gradient(
+    qualified: str, setup: Callable[..., None], backward: Callable[..., Any], passes: bool = False
+) -> None:
     """Register the gradient of an operator, "namespace::name".
 
     It does what `torch.library.register_autograd` does, without its work at each call, such as the default
@@ -105,11 +118,18 @@ def register_gradient(qualified: str, setup: Callable[..., None], backward: Call
         setup(ctx, args, output)
         return output
 
-    function: Any = type(
-        "".join(part.capitalize() for part in name.split("_")),
-        (torch.autograd.Function,),
-        {"forward": staticmethod(forward), "backward": staticmethod(backward)},
-    )
+    def forward_and_pass(ctx: Any, *args: Any) -> Any:
+        return args[0], *forward(ctx, *args)
+
+    def backward_of_passed(ctx: Any, d_first: Tensor | None, *gradients: Tensor | None) -> Any:
+        return backward(ctx, *gradients, d_first)
+
+    def make(forward: Callable[..., Any], backward: Callable[..., Any]) -> Any:
+        methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+        class_name = "".join(part.capitalize() for part in name.split("_"))
+        return type(class_name, (torch.autograd.Function,), methods)
+
+    function = make(forward, backward)
 
     def dispatched(keys: torch._C.DispatchKeySet, *args: Any) -> Any:
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
@@ -121,6 +141,8 @@ def register_gradient(qualified: str, setup: Callable[..., None], backward: Call
         _LIBRARIES[namespace] = torch.library.Library(namespace, "FRAGMENT")
     _LIBRARIES[namespace].impl(name, dispatched, "Autograd", with_keyset=True)
     _FUNCTIONS[operator] = function
+    if passes:
+        _PASSING_FUNCTIONS[operator] = make(forward_and_pass, backward_of_passed)
 
 
 def call_operator(name: str, *args: Any) -> Any:
@@ -136,6 +158,26 @@ def call_operator(name: str, *args: Any) -> Any:
         return _FUNCTIONS[operator].apply(*args)
     with _BelowAutograd():
         return operator(*args)
+
+
+def call_and_pass(name: str, *args: Any) -> Any:
+    """Call an operator on an operand that is used again, and pass that operand on.
+
+    If what follows takes the operand that is returned, its gradient arrives in the operator's backward, which
+    can add it in the store of the operand's gradient; otherwise autograd adds the two. An operator cannot
+    return an operand, but a function of autograd can: PyTorch makes it a view.
+
+    Returns:
+        The first operand, followed by the operator's outputs, of which there are several.
+    """
+    first = args[0]
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or not (torch.is_grad_enabled() and first.requires_grad)
+    ):
+        return first, *call_operator(name, *args)
+    return _PASSING_FUNCTIONS[getattr(torch.ops.recgrela, name).default].apply(*args)
 
 
 def _on_one_device(name: str, fake: Callable[..., Any]) -> Callable[..., Any]:

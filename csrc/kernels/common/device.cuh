@@ -163,6 +163,11 @@ __device__ void copies_wait() {
   asm volatile("cp.async.wait_group %0;" : : "n"(kPending) : "memory");
 }
 
+// Starts to load the line of 128 bytes that holds an address of global memory into the L2 cache.
+inline __device__ void prefetch_line(const void* global) {
+  asm volatile("prefetch.global.L2 [%0];" : : "l"(global));
+}
+
 // Dynamic shared memory of the block, aligned to 16 bytes.
 inline __device__ unsigned char* dynamic_shared() {
   extern __shared__ __align__(16) unsigned char recgrela_shared[];

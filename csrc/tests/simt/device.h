@@ -120,6 +120,8 @@ void copies_wait() {
   wait_for_copies(kPending);
 }
 
+inline void prefetch_line(const void* global) { [[maybe_unused]] volatile char c = *static_cast<const char*>(global); }
+
 unsigned char* dynamic_shared();
 
 #define RECGRELA_DEVICE_CHECK(condition, message)      \
