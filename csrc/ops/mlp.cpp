@@ -16,7 +16,7 @@ cpu::MlpParams<T> make_params(const Mlp::Operands& a) {
   p.hidden_features = a.hidden_features(), p.out_features = a.out_features();
   p.x = rows<T>(a.x), p.w1 = rows<T>(a.w1), p.w2 = rows<T>(a.w2);
   p.b1 = data<T>(a.b1), p.b2 = data<T>(a.b2);
-  p.activation = a.activation_as<cpu::Activation>();
+  p.activation = Mlp::activation_as<cpu::Activation>(a.activation);
   p.dropout1 = make_dropout<T>(a.rate, a.seed, 0, 2, a.x, a.hidden_numel());
   p.dropout2 = make_dropout<T>(a.rate, a.seed, 1, 2, a.x, a.out_numel());
   return p;

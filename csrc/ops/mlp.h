@@ -16,6 +16,14 @@ struct Mlp {
       "float rate) -> (Tensor d_x, Tensor d_w1, Tensor d_b1, Tensor d_w2, Tensor d_b2)"};
   static constexpr std::array kActivations{"none", "relu", "silu", "gelu"};
 
+  // An activation by its index in kActivations, in the order of the kernels' enumerations.
+  template <typename Activation>
+  static Activation activation_as(const std::string& activation) {
+    const auto found = std::find(kActivations.begin(), kActivations.end(), activation);
+    STD_TORCH_CHECK(found != kActivations.end(), "activation must be none, relu, silu or gelu, not ", activation);
+    return static_cast<Activation>(found - kActivations.begin());
+  }
+
   // Weights and biases have the dtype of states, which is float32 for rows in half precision.
   struct Operands {
     Tensor x, w1, b1, w2, b2;
@@ -32,14 +40,6 @@ struct Mlp {
     // row of the hidden layer, so that two elements of a kernel's tile have the same hash.
     int64_t hidden_numel() const { return num_rows() * ((hidden_features() + 15) / 16 * 16); }
     int64_t out_numel() const { return num_rows() * out_features(); }
-
-    // The activation by its index in kActivations, in the order of the kernels' enumerations.
-    template <typename Activation>
-    Activation activation_as() const {
-      const auto found = std::find(kActivations.begin(), kActivations.end(), activation);
-      STD_TORCH_CHECK(found != kActivations.end(), "activation must be none, relu, silu or gelu, not ", activation);
-      return static_cast<Activation>(found - kActivations.begin());
-    }
   };
 
   static Operands parse(Operands a) {

@@ -25,7 +25,7 @@ cuda::MlpParams make_params(const Mlp::Operands& a, const Aligned& aligned) {
   STD_TORCH_CHECK(a.num_rows() <= p.kMaxRows, "the CUDA kernels of mlp take up to ", p.kMaxRows, " rows, not ",
                   a.num_rows(), "; split the batch");
   STD_TORCH_CHECK(a.hidden_features() < (int64_t{1} << 20), "the hidden layer is too wide: ", a.hidden_features());
-  p.activation = a.activation_as<cuda::MlpActivation>();
+  p.activation = Mlp::activation_as<cuda::MlpActivation>(a.activation);
   p.num_rows = a.num_rows();
   p.in = static_cast<int>(a.in_features()), p.hidden = static_cast<int>(a.hidden_features());
   p.out = static_cast<int>(a.out_features());

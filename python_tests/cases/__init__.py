@@ -15,6 +15,7 @@ from python_tests.cases.linear import LinearCase
 from python_tests.cases.linear_cross_entropy import LinearCrossEntropyCase
 from python_tests.cases.linear_scan import LinearScanCase
 from python_tests.cases.mlp import MLPCase
+from python_tests.cases.mlp_block import MLPBlockCase
 from python_tests.cases.rela_projections import RelaProjectionsCase
 from python_tests.cases.selective_scan import SelectiveScanCase
 
@@ -29,6 +30,7 @@ CASES: tuple[type[Case], ...] = (
     LinearCrossEntropyCase,
     AddNormCase,
     MLPCase,
+    MLPBlockCase,
     RelaProjectionsCase,
 )
 
@@ -43,6 +45,7 @@ __all__ = [
     "LinearCase",
     "LinearCrossEntropyCase",
     "LinearScanCase",
+    "MLPBlockCase",
     "MLPCase",
     "Operands",
     "RelaProjectionsCase",

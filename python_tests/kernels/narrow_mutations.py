@@ -10,6 +10,7 @@ LINEAR = "linear/linear.cu"
 LINEAR_F32 = "linear/float32.cu"
 LINEAR_BF16 = "linear/bfloat16.cu"
 ADD_NORM = "add_norm/float32.cu"
+BLOCK_BF16 = "mlp/block_bfloat16.cu"
 PROJECTIONS = "rela_projections/bfloat16.cu"
 MUTATIONS = [
     dropped(
@@ -129,7 +130,7 @@ MUTATIONS = [
         LINEAR_F32,
         "__syncthreads();  // the parts have been written",
         "__syncthreads();",
-        "linear/float32/T=700/I=64/O=48+64/schedules",
+        "linear/float32 schedules",
     ),
     dropped(
         "parts of a tile are replaced while other warps read them",
@@ -137,7 +138,7 @@ MUTATIONS = [
         LINEAR_F32,
         "__syncthreads();  // the parts have been read",
         "__syncthreads();",
-        "linear/float32/T=700/I=64/O=48+64/schedules",
+        "linear/float32 schedules",
     ),
     Mutation(
         "rows after the last are added to the gradients",
@@ -152,9 +153,9 @@ MUTATIONS = [
         "the second layer's gradient begins at the first's columns",
         "linear/split_backward.cuh",
         LINEAR_F32,
-        "const bool second = DY::column() >= p.first_outputs;",
-        "DY::column() >= p.first_outputs",
-        "DY::column() > p.first_outputs",
+        "const bool second = output >= p.first_outputs;\n    const PlanRows from",
+        "output >= p.first_outputs",
+        "output > p.first_outputs",
         "linear/float32/T=1100",
     ),
     Mutation(
@@ -234,6 +235,49 @@ MUTATIONS = [
         "index",
         "index + 1",
         "mlp/bfloat16/gelu dropout",
+    ),
+    dropped(
+        "rows are finished before all warps have stored their gradients",
+        "mlp/d_weights.cuh",
+        BLOCK_BF16,
+        "        __syncthreads();\n        block.finish(p, begin);",
+        "__syncthreads();",
+        "mlp_block/bfloat16 schedules F=256",
+    ),
+    dropped(
+        "rows are staged while others are finished in the same memory",
+        "mlp/d_weights.cuh",
+        BLOCK_BF16,
+        "block.finish(p, begin);\n        __syncthreads();",
+        "__syncthreads();",
+        "mlp_block/bfloat16 schedules F=256",
+    ),
+    Mutation(
+        "the last row counts once for each row after it",
+        "mlp/block_rows.cuh",
+        BLOCK_BF16,
+        "active, d_y);\n      float mean;",
+        "active",
+        "true",
+        "mlp_block/bfloat16 T=65",
+    ),
+    Mutation(
+        "the norm's bias is no part of the hidden layer's",
+        "mlp/weights.cuh",
+        BLOCK_BF16,
+        "sum += w[j] * bias[j]",
+        "w[j] * bias[j]",
+        "0.f",
+        "mlp_block/bfloat16 T=16",
+    ),
+    Mutation(
+        "the gradients of the norm lack those of the last group of hidden columns",
+        "mlp/block.cu",
+        "mlp/block.cu",
+        "const int64_t norms = int64_t{p.row_blocks} * p.column_groups;",
+        "p.column_groups",
+        "1",
+        "mlp_block/bfloat16 F=300",
     ),
     Mutation(
         "two elements that share a hash have one draw",

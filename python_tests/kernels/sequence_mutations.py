@@ -137,6 +137,23 @@ MUTATIONS = [
         "sum = segment_sum;",
         "gated_rela/causal bfloat16/d=32 segments",
     ),
+    dropped(
+        "angles are read from after the end of the rotary table",
+        "gated_rela/team.cuh",
+        F32,
+        "p.rotary_positions - first)) found.count = 0;",
+        "found.count = 0;",
+        "gated_rela/refusals/segments",
+    ),
+    Mutation(
+        "a segment begins before its sequence, whose offset is wrong",
+        "common/segments.cuh",
+        F32,
+        "return index >= 0 && index < count;",
+        "index >= 0 && index < count",
+        "index < count",
+        "gated_rela/refusals/segments",
+    ),
     Mutation(
         "positions restart after a state",
         "gated_rela/chunk.cuh",

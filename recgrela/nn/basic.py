@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from recgrela.nn.sequences import Sequences
-from recgrela.ops import add_norm, dropout, linear, mlp
+from recgrela.ops import add_norm, dropout, linear, mlp, mlp_block
 from recgrela.ops.checks import HALF
+from recgrela.ops.mlp_block import has_kernel
 
 Activation = Literal["silu", "relu", "gelu"]
 
@@ -125,8 +127,37 @@ class MLP(nn.Module):
         Returns:
             The residual stream, and the rows that the next block must add to it; None if it has them.
         """
-        x, rows = norm(x, branch, sequences)
-        return x, self(rows, sequences)
+        if not has_kernel(x, branch, self.fc1.out_features):
+            x, rows = norm(x, branch, sequences)
+            return x, self(rows, sequences)
+        rate, path_rate = (self.dropout, norm.drop_path) if self.training else (0.0, 0.0)
+        y = mlp_block(
+            x.float() if x.dtype in HALF else x,
+            branch,
+            norm.weight,
+            norm.bias,
+            self.fc1.weight,
+            self.fc1.bias,
+            self.fc2.weight,
+            self.fc2.bias,
+            eps=norm.eps,
+            activation=self.activation,
+            dropout=rate,
+            drop_path=path_rate,
+            sequence=sequences.index if path_rate and sequences.wanted is None else None,
+            seed=_block_seed(sequences, rate > 0, path_rate > 0),
+        )
+        return y.to(x.dtype), None
+
+
+def _block_seed(sequences: Sequences, dropout: bool, drop_path: bool) -> Tensor | None:
+    """Seeds for `mlp_block`: those that the norm and the MLP would draw one after the other."""
+    if not (dropout or drop_path):
+        return None
+    drawn = sequences.seeds(2 * (dropout + drop_path))
+    if drawn is None or (dropout and drop_path):
+        return drawn if drawn is None else drawn[1:]
+    return torch.cat((drawn[:1], drawn)) if dropout else drawn[1:].expand(3)
 
 
 class FeedForward(nn.Module):

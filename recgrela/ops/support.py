@@ -18,7 +18,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
@@ -26,7 +26,26 @@ from torch import Tensor
 from recgrela.ops._library import call_operator
 from recgrela.ops.checks import state_dtype, without_autocast
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # in typing from Python 3.11 on
+
 Kind = Literal["kernel", "composition", "reference"]
+
+
+class Sizes(TypedDict, total=False):
+    """Sizes of operands that kernels may limit. One that is absent or 0 is not checked.
+
+    Attributes:
+        head_dim: channels of a head.
+        kernel_size: size of the convolution.
+        num_states: states of a channel.
+        widths: widths of rows and of hidden layers.
+    """
+
+    head_dim: int
+    kernel_size: int
+    num_states: int
+    widths: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -49,42 +68,22 @@ class Kernel:
     widths: range | None = None
     float32_widths: range | None = None
 
-    def takes(
-        self,
-        dtype: torch.dtype,
-        head_dim: int = 0,
-        kernel_size: int = 0,
-        num_states: int = 0,
-        widths: tuple[int, ...] = (),
-    ) -> bool:
-        """Reports whether the kernel takes operands. A size of 0 is not checked."""
-        accepted = self.widths if dtype != torch.float32 else self.float32_widths or self.widths
-        return (
-            dtype in self.dtypes
-            and (accepted is None or all(width in accepted for width in widths))
-            and (self.head_dims is None or head_dim == 0 or head_dim in self.head_dims)
-            and (self.max_kernel_size is None or kernel_size <= self.max_kernel_size)
-            and (self.max_states is None or num_states <= self.max_states)
-        )
-
-    def refused(
-        self,
-        dtype: torch.dtype,
-        head_dim: int = 0,
-        kernel_size: int = 0,
-        num_states: int = 0,
-        widths: tuple[int, ...] = (),
-    ) -> str:
+    def refused(self, dtype: torch.dtype, sizes: Sizes) -> str:
         """Describes the first property of operands that the kernel does not take; "" if it takes them."""
         if dtype not in self.dtypes:
             return str(dtype).removeprefix("torch.")
-        if not self.takes(dtype, head_dim=head_dim):
-            return f"heads of {head_dim} channels"
-        if not self.takes(dtype, kernel_size=kernel_size):
-            return f"kernel size {kernel_size}"
-        if not self.takes(dtype, num_states=num_states):
-            return f"{num_states} states"
-        return next((f"width {width}" for width in widths if not self.takes(dtype, widths=(width,))), "")
+        if self.head_dims is not None and sizes.get("head_dim", 0) not in (0, *self.head_dims):
+            return f"heads of {sizes['head_dim']} channels"
+        if self.max_kernel_size is not None and sizes.get("kernel_size", 0) > self.max_kernel_size:
+            return f"kernel size {sizes['kernel_size']}"
+        if self.max_states is not None and sizes.get("num_states", 0) > self.max_states:
+            return f"{sizes['num_states']} states"
+        accepted = self.widths if dtype != torch.float32 else self.float32_widths or self.widths
+        if accepted is not None:
+            for width in sizes.get("widths", ()):
+                if width not in accepted:
+                    return f"width {width}"
+        return ""
 
 
 class Implementation(NamedTuple):
@@ -141,18 +140,15 @@ class Op:
         self,
         device_type: str,
         dtype: torch.dtype,
-        head_dim: int = 0,
-        kernel_size: int = 0,
-        num_states: int = 0,
-        widths: tuple[int, ...] = (),
         *,
         warn: bool = True,
+        **sizes: Unpack[Sizes],
     ) -> Implementation:
-        """The implementation for operands of `dtype` on a device. A size of 0 is not checked.
+        """The implementation for operands of `dtype` on a device.
 
         Args:
             device_type, dtype: device and dtype of the operands.
-            head_dim, kernel_size, num_states, widths: sizes that the kernels may limit.
+            sizes: sizes of the operands.
             warn: whether to warn, once for each reason, if the kernel for CUDA does not take the operands.
         """
         if device_type == "meta":
@@ -161,12 +157,11 @@ class Op:
         accumulate = dtype if dtype.is_complex else state_dtype(dtype)
         if kernel is not None:
             for computed in (dtype, accumulate):
-                if kernel.takes(computed, head_dim, kernel_size, num_states, widths):
+                if not kernel.refused(computed, sizes):
                     return Implementation("kernel", computed)
             if warn and device_type == "cuda" and not torch.compiler.is_compiling():
                 accepted = dtype if dtype in kernel.dtypes else accumulate
-                refused = kernel.refused(accepted, head_dim, kernel_size, num_states, widths)
-                self.warn_once(refused)
+                self.warn_once(kernel.refused(accepted, sizes))
         return Implementation(
             self.fallback_kind, dtype if self.fallback_kind == "composition" else accumulate
         )
@@ -183,27 +178,19 @@ class Op:
             stacklevel=4,
         )
 
-    def run(
-        self,
-        like: Tensor,
-        *args: Any,
-        head_dim: int = 0,
-        kernel_size: int = 0,
-        num_states: int = 0,
-        widths: tuple[int, ...] = (),
-    ) -> Any:
+    def run(self, like: Tensor, *args: Any, **sizes: Unpack[Sizes]) -> Any:
         """Run the kernel or, if it does not take the operands, the fallback.
 
         Args:
             like: operand that sets the device and the dtype.
             args: the operator's arguments.
-            head_dim, kernel_size, num_states, widths: sizes that the kernels may limit.
+            sizes: sizes of the operands.
 
         Returns:
             The operator's outputs.
         """
         device_type, dtype = like.device.type, like.dtype
-        kind, computed = self.implementation(device_type, dtype, head_dim, kernel_size, num_states, widths)
+        kind, computed = self.implementation(device_type, dtype, **sizes)
         if kind == "kernel" and computed == dtype:
             return call_operator(self.name, *args)
         args = tuple(x.to(computed) if isinstance(x, Tensor) and x.dtype == dtype else x for x in args)
@@ -277,9 +264,8 @@ def implementation_for(
     """
     if op not in OPS:
         raise ValueError(f"implementation_for: {op!r} is not an op; expected one of {', '.join(sorted(OPS))}")
-    return OPS[op].implementation(
-        torch.device(device).type, dtype, head_dim, kernel_size, num_states, widths, warn=False
-    )
+    sizes = Sizes(head_dim=head_dim, kernel_size=kernel_size, num_states=num_states, widths=widths)
+    return OPS[op].implementation(torch.device(device).type, dtype, **sizes, warn=False)
 
 
 def support_table() -> str:

@@ -64,12 +64,12 @@ def _linear(name: str, args: tuple[Any, ...]) -> int:
     x, weight, _bias, weight2 = args[:4] if name == "linear" else args[2:6]
     outputs = len(weight) + (0 if weight2 is None else len(weight2))
     groups = -(-outputs // 64)
-    if x.shape[1] > 64 or groups > (3 if x.element_size() == 2 else 2):
+    if x.shape[1] > 64 or groups > 3:
         return 0
     if x.element_size() == 4:
         if name == "linear":
             return -(-len(x) // 16) * groups * (148 + 311 * -(-x.shape[1] // 32))
-        return -(-len(x) // 32) * 4 * (825 if groups == 1 else 1340)
+        return -(-len(x) // 32) * 4 * {1: 833, 2: 1383, 3: 2213}[groups]
     if name == "linear":
         return -(-len(x) // 16) * (74 + 152 * groups)
     return -(-len(x) // 64) * 8 * (80 + 200 * groups)

@@ -41,6 +41,12 @@ def _mlp_backward(*args: Any) -> int:
     return 2 if one_group and max(x.shape[1], d_y.shape[1]) <= 64 else 3
 
 
+def _mlp_block_backward(*args: Any) -> int:
+    _d_y, _x, _norm_weight, _norm_bias, w1, *_, dtype, _with_z = args
+    # With two groups of hidden columns, one more for the gradient of x, and one for those of the norm.
+    return 2 if len(w1) <= (256 if dtype.itemsize == 2 else 128) else 4
+
+
 # By operator: a number, or a function of the operator's arguments.
 LAUNCHES: dict[str, int | Callable[..., int]] = {
     "add_norm": 1,
@@ -62,6 +68,8 @@ LAUNCHES: dict[str, int | Callable[..., int]] = {
     "linear_scan_backward": lambda *args: 4 if args[2].dim() == 1 else 3,
     "mlp": 1,
     "mlp_backward": _mlp_backward,
+    "mlp_block": 1,
+    "mlp_block_backward": _mlp_block_backward,
     "rela_projections": 1,
     "rela_projections_backward": 2,
     "selective_scan": 3,

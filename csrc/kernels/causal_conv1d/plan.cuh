@@ -1,9 +1,8 @@
 // Plan of a causal_conv1d call: its parameters and how rows and channels are divided among threads.
 #pragma once
 
-#include <type_traits>
-
 #include "kernels/causal_conv1d/params.h"
+#include "kernels/common/host.cuh"
 #include "kernels/common/packed.cuh"
 
 namespace recgrela::cuda {
@@ -32,18 +31,7 @@ struct ConvPlan : CausalConv1dParams {
 // Calls f(K as a constant).
 template <typename F>
 cudaError_t dispatch_kernel_size(int kernel_size, F&& f) {
-  switch (kernel_size) {
-    case 1:
-      return f(std::integral_constant<int, 1>{});
-    case 2:
-      return f(std::integral_constant<int, 2>{});
-    case 3:
-      return f(std::integral_constant<int, 3>{});
-    case 4:
-      return f(std::integral_constant<int, 4>{});
-    default:
-      return cudaErrorInvalidValue;
-  }
+  return dispatch_value<1, 2, 3, 4>(kernel_size, f);
 }
 
 // Kernels of one element type.

@@ -1,6 +1,8 @@
 // Host-side helpers of every operator: sizes, error propagation, and kernels by element type.
 #pragma once
 
+#include <type_traits>
+
 #include "kernels/common/device.cuh"
 #include "kernels/common/params.h"
 
@@ -32,6 +34,14 @@ cudaError_t dispatch_dtype(DType dtype, F f) {
       return f(bf16{});
   }
   return cudaErrorInvalidValue;
+}
+
+// Calls f(std::integral_constant<int, value>{}) if `value` is one of kValues.
+template <int... kValues, typename F>
+cudaError_t dispatch_value(int value, F&& f) {
+  cudaError_t error = cudaErrorInvalidValue;
+  static_cast<void>(((value == kValues && (error = f(std::integral_constant<int, kValues>{}), true)) || ...));
+  return error;
 }
 
 }  // namespace recgrela::cuda

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <algorithm>
-#include <type_traits>
 
 #include "kernels/gated_rela/forward.cuh"
 #include "kernels/gated_rela/backward.cuh"
@@ -27,19 +26,7 @@ cudaError_t launch_rela(const RelaPlan& plan, cudaStream_t stream, F kernel_of) 
     }
     return cudaSuccess;
   };
-  switch (plan.head_dim) {
-    case 8:
-    case 16:
-      return run(std::integral_constant<int, 16>{});
-    case 32:
-      return run(std::integral_constant<int, 32>{});
-    case 64:
-      return run(std::integral_constant<int, 64>{});
-    case 128:
-      return run(std::integral_constant<int, 128>{});
-    default:
-      return cudaErrorInvalidValue;
-  }
+  return dispatch_value<16, 32, 64, 128>(plan.head_dim == 8 ? 16 : plan.head_dim, run);
 }
 
 template <typename E>

@@ -1,8 +1,7 @@
 // Plan of a gated_rela_last call: its parameters and how rows and heads are divided among threads.
 #pragma once
 
-#include <type_traits>
-
+#include "kernels/common/host.cuh"
 #include "kernels/common/packed.cuh"
 #include "kernels/common/segments.cuh"
 #include "kernels/gated_rela_last/params.h"
@@ -47,20 +46,7 @@ struct LastKernels {
 // Calls f(the number of channels of a head as a constant).
 template <typename F>
 cudaError_t dispatch_head_dim(int head_dim, F&& f) {
-  switch (head_dim) {
-    case 8:
-      return f(std::integral_constant<int, 8>{});
-    case 16:
-      return f(std::integral_constant<int, 16>{});
-    case 32:
-      return f(std::integral_constant<int, 32>{});
-    case 64:
-      return f(std::integral_constant<int, 64>{});
-    case 128:
-      return f(std::integral_constant<int, 128>{});
-    default:
-      return cudaErrorInvalidValue;
-  }
+  return dispatch_value<8, 16, 32, 64, 128>(head_dim, f);
 }
 
 }  // namespace recgrela::cuda

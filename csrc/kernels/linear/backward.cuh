@@ -1,7 +1,7 @@
-// Backward of linear. Blocks iterate over tiles of 64 rows, whose d_y arrives in chunks of 64 columns, one or two
-// chunks ahead. From a chunk, the warps add to d_x, whose weights are in shared memory, and to the gradients of the
-// weights, which stay in registers until the block's last tile. Each warp holds a quarter of each chunk's outputs and
-// half of the slice's columns of x.
+// Backward of linear for 16-bit rows, and for float32 rows that do not fit split_backward.cuh. Blocks iterate over
+// tiles of 64 rows, whose d_y arrives in chunks of 64 columns, one or two chunks ahead. From a chunk, the warps add to
+// d_x, whose weights are in shared memory, and to the gradients of the weights, which stay in registers until the
+// block's last tile. Each warp holds a quarter of each chunk's outputs and half of the slice's columns of x.
 #pragma once
 
 #include <algorithm>
@@ -35,15 +35,14 @@ struct StagedVectors {
   }
 };
 
-// Shared memory of the backward. kTiles: tiles of x's columns per warp. kSplit: float32 weights are stored as operands,
-// in twice the memory.
-template <typename E, int kTiles, bool kSplit>
+// Shared memory of the backward. kTiles: tiles of x's columns per warp.
+template <typename E, int kTiles>
 struct BackwardShared {
   static constexpr int kStages = sizeof(E) == 4 ? 2 : 3;
   static constexpr int kColumns = 2 * kTiles * 16;  // of x
   static constexpr int kXTile = kBackwardRows * tile_stride<E>(kColumns);
   static constexpr int kDyTile = kBackwardRows * tile_stride<E>(kChunkColumns);
-  static constexpr int kWeightVectors = kSplit ? kOperandVectors<E> : kPackedTile * int{sizeof(E)} / 16;
+  static constexpr int kWeightVectors = kPackedTile * int{sizeof(E)} / 16;
 
   uint4* weights;  // [chunks, kChunkTiles, 2, kTiles] operands
   E *x, *d_y;      // kStages tiles
@@ -59,11 +58,7 @@ struct BackwardShared {
   }
 
   __device__ Operand<E> weight(int tile) const {
-    const uint4* const from = weights + tile * kWeightVectors;
-    if constexpr (kSplit)
-      return load_operand<E>(from);
-    else
-      return load_packed<E, false>(reinterpret_cast<const E*>(from));
+    return load_packed<E, false>(reinterpret_cast<const E*>(weights + tile * kWeightVectors));
   }
 
   // Stages the weights transposed: operands whose rows are columns of x from `first` on, and whose inner dimension is
@@ -83,11 +78,7 @@ struct BackwardShared {
         const int c = column + output_column<E, kTiles>(i % kTiles, tile_row(lane, e));
         w.x[j][e] = exists && c < p.width ? weight[(output + tile_col(lane, j, e)) * p.width + c] : 0.f;
       }
-      uint4* const to = weights + i * kWeightVectors;
-      if constexpr (kSplit)
-        store_operand(to, to_operand<E>(w));
-      else
-        store_packed(reinterpret_cast<E*>(to), w, 1.f);
+      store_packed(reinterpret_cast<E*>(weights + i * kWeightVectors), w, 1.f);
     }
   }
 };
@@ -133,14 +124,16 @@ class ChunkQueue {
 
 // Blocks that a multiprocessor's registers hold. kChunks: most chunks of d_y.
 template <typename E, int kChunks, int kTiles>
-constexpr int kBackwardBlocks = sizeof(E) == 4 ? (kChunks > 4 ? 1 : 2) : (kChunks * kTiles > 2 ? 2 : 3);
+constexpr int kBackwardBlocks = sizeof(E) == 4         ? 1
+                                : kChunks * kTiles > 2 ? 2
+                                                       : 3;
 
-template <typename E, int kChunks, int kTiles, bool kSplit>
+template <typename E, int kChunks, int kTiles>
 __global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks<E, kChunks, kTiles>)
     linear_backward_kernel(const LinearPlan p) {
-  using Shared = BackwardShared<E, kTiles, kSplit>;
+  using Shared = BackwardShared<E, kTiles>;
   // float32 operands, and many sums, leave few registers.
-  [[maybe_unused]] constexpr int kUnroll = sizeof(E) == 2 ? (kChunks > 3 ? 2 : 4) : (kChunks > 1 ? 1 : 4);
+  [[maybe_unused]] constexpr int kUnroll = sizeof(E) == 4 ? 1 : kChunks > 3 ? 2 : 4;
   constexpr int kXStride = tile_stride<E>(Shared::kColumns), kDyStride = tile_stride<E>(kChunkColumns);
   const int slice = blockIdx.x % p.slices, row_block = blockIdx.x / p.slices;
   const int first_column = slice * Shared::kColumns;
@@ -226,9 +219,9 @@ __global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks<E, kChunks, 
   }
 }
 
-template <typename E, int kChunks, int kTiles, bool kSplit>
+template <typename E, int kChunks, int kTiles>
 struct BackwardKernel {
-  using Shared = BackwardShared<E, kTiles, kSplit>;
+  using Shared = BackwardShared<E, kTiles>;
   static constexpr int kOutputs = kChunks * kChunkColumns;
 
   static size_t shared_bytes(const LinearPlan& p) {
@@ -244,8 +237,8 @@ struct BackwardKernel {
     p.x_step = int64_t{p.row_step} * p.x.stride;
   }
   static cudaError_t run(const LinearPlan& p, cudaStream_t stream) {
-    return launch(linear_backward_kernel<E, kChunks, kTiles, kSplit>, int64_t{p.row_blocks} * p.slices,
-                  kBackwardThreads, Shared::bytes(p.chunks), stream, p);
+    return launch(linear_backward_kernel<E, kChunks, kTiles>, int64_t{p.row_blocks} * p.slices, kBackwardThreads,
+                  Shared::bytes(p.chunks), stream, p);
   }
 };
 
@@ -257,17 +250,17 @@ cudaError_t with_backward_kernel(const LinearPlan& p, F f) {
     return p.outputs <= kernel.kOutputs && kernel.shared_bytes(p) <= static_cast<size_t>(p.max_shared_bytes);
   };
   if constexpr (sizeof(E) == 4) {
-    if (SplitBackward<4> kernel; fits(kernel)) return f(kernel);
-    if (SplitBackward<8> kernel; fits(kernel)) return f(kernel);
-    if (BackwardKernel<E, 3, 1, true> kernel; fits(kernel)) return f(kernel);
-    if (BackwardKernel<E, 4, 1, false> kernel; fits(kernel)) return f(kernel);
-    return f(BackwardKernel<E, 8, 1, false>{});
+    if (SplitBackward<4, 1, 1> kernel; fits(kernel)) return f(kernel);
+    if (SplitBackward<8, 1, 1> kernel; fits(kernel)) return f(kernel);
+    if (SplitBackward<4, 3, 1> kernel; fits(kernel)) return f(kernel);
+    if (SplitBackward<4, 4, 2> kernel; fits(kernel)) return f(kernel);
+    return f(BackwardKernel<E, 8, 1>{});
   } else {
-    if (BackwardKernel<E, 1, 2, true> kernel; p.width > 32 && fits(kernel)) return f(kernel);
-    if (BackwardKernel<E, 3, 2, true> kernel; p.width > 32 && fits(kernel)) return f(kernel);
-    if (BackwardKernel<E, 4, 2, true> kernel; p.width > 32 && fits(kernel)) return f(kernel);
-    if (BackwardKernel<E, 2, 1, true> kernel; fits(kernel)) return f(kernel);
-    return f(BackwardKernel<E, 8, 1, true>{});
+    if (BackwardKernel<E, 1, 2> kernel; p.width > 32 && fits(kernel)) return f(kernel);
+    if (BackwardKernel<E, 3, 2> kernel; p.width > 32 && fits(kernel)) return f(kernel);
+    if (BackwardKernel<E, 4, 2> kernel; p.width > 32 && fits(kernel)) return f(kernel);
+    if (BackwardKernel<E, 2, 1> kernel; fits(kernel)) return f(kernel);
+    return f(BackwardKernel<E, 8, 1>{});
   }
 }
 

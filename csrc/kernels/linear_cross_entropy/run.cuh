@@ -1,8 +1,6 @@
 // Launches the kernels of linear_cross_entropy for one element type.
 #pragma once
 
-#include <type_traits>
-
 #include "kernels/linear_cross_entropy/gradients.cuh"
 #include "kernels/linear_cross_entropy/scale.cuh"
 #include "kernels/linear_cross_entropy/softmax.cuh"
@@ -14,16 +12,7 @@ constexpr size_t kBlockBytes = 2 * sizeof(int);  // of EntropyBlock
 // Calls f(width) with the width of the kernels as a constant.
 template <typename F>
 cudaError_t with_entropy_width(int dim, F f) {
-  switch (entropy_width(dim)) {
-    case 32:
-      return f(std::integral_constant<int, 32>{});
-    case 64:
-      return f(std::integral_constant<int, 64>{});
-    case 128:
-      return f(std::integral_constant<int, 128>{});
-    default:
-      return f(std::integral_constant<int, 256>{});
-  }
+  return dispatch_value<32, 64, 128, 256>(entropy_width(dim), f);
 }
 
 template <typename E>

@@ -8,6 +8,7 @@
 #include "kernels/common/host.cuh"
 #include "kernels/common/packed.cuh"
 #include "kernels/mlp/activation.cuh"
+#include "kernels/mlp/block_rows.cuh"
 #include "kernels/mlp/rows.cuh"
 #include "kernels/mlp/weights.cuh"
 
@@ -83,9 +84,8 @@ __device__ void add_row_sums(float (&sums)[4], const Split<E>& a) {
   for (int i = 0; i < 4; ++i) sums[i] += sum[i];
 }
 
-template <typename E, int kTiles, int kRows, bool kFused>
-__global__ void __launch_bounds__(32 * MlpKernels<E, kTiles>::kMaxColumnWarps, 1)
-    mlp_d_weights_kernel(const MlpPlan p) {
+template <typename E, int kTiles, int kRows, bool kFused, typename Plan>
+__global__ void __launch_bounds__(32 * MlpKernels<E, kTiles>::kMaxColumnWarps, 1) mlp_d_weights_kernel(const Plan p) {
   using K = MlpKernels<E, kTiles>;
   using Step = MlpStep<E, kTiles, kRows>;
   [[maybe_unused]] constexpr int kUnroll = kFused ? kTiles : 2;  // by nvcc, with few registers
@@ -109,8 +109,13 @@ __global__ void __launch_bounds__(32 * MlpKernels<E, kTiles>::kMaxColumnWarps, 1
     for (int i = threadIdx.x; i < kParts<E> * d_h_part / 2; i += blockDim.x) zeros[i] = 0;
   }
   float* const d_b2 = reinterpret_cast<float*>(shared);  // [threads, kVector]
+  [[maybe_unused]] const MlpBlockStep<E, kRows> block(x.memory, d_z.memory, d_b2);
+  if constexpr (kHasNorm<Plan>) {
+    block.clear();
+  } else {
 #pragma unroll
-  for (int j = 0; j < Step::kVector; ++j) d_b2[threadIdx.x * Step::kVector + j] = 0.f;
+    for (int j = 0; j < Step::kVector; ++j) d_b2[threadIdx.x * Step::kVector + j] = 0.f;
+  }
 
   const DropoutHash drop1(p.dropout1), none(Dropout{});
   weights.stage(p, first, p.dropout1.scale);
@@ -118,10 +123,15 @@ __global__ void __launch_bounds__(32 * MlpKernels<E, kTiles>::kMaxColumnWarps, 1
 
   Acc d_w1[K::kAccTiles], d_w2[K::kAccTiles];  // [hidden, in] and [hidden, out]
   float d_b1[4] = {};
-  for (int begin = row_block * kRows; begin < p.rows; begin += p.row_blocks * kRows) {
-    x.template stage<false>(p.x, begin, p.rows, p.in, none, nullptr);
-    const DropoutHash drop2(p.dropout2);  // read again for each step, to save registers
-    d_z.template stage<true>(p.d_y, begin, p.rows, p.out, drop2, d_b2 + threadIdx.x * Step::kVector);
+  int begin = row_block * kRows;
+  for (; begin < p.rows; begin += p.row_blocks * kRows) {
+    if constexpr (kHasNorm<Plan>) {
+      block.stage(p, begin);
+    } else {
+      x.template stage<false>(p.x, begin, p.rows, p.in, none, nullptr);
+      const DropoutHash drop2(p.dropout2);  // read again for each step, to save registers
+      d_z.template stage<true>(p.d_y, begin, p.rows, p.out, drop2, d_b2 + threadIdx.x * Step::kVector);
+    }
     __syncthreads();
     if (column < p.hidden) {
 #pragma unroll 1
@@ -180,7 +190,10 @@ __global__ void __launch_bounds__(32 * MlpKernels<E, kTiles>::kMaxColumnWarps, 1
                         panel.template right1<true>(i, j));
         }
         const Acc one[1] = {d_x};
-        if (p.column_groups == 1) {
+        if (kHasNorm<Plan> && p.column_groups == 1) {
+          const RowMatrix to{block.normed_gradient() + i * kTile, K::kStride};
+          store_mlp_rows<float>(one, to, row, kRows, kTile, none);
+        } else if (p.column_groups == 1) {
           const RowMatrix to{static_cast<E*>(p.d_x.data) + i * kTile, p.d_x.stride};
           store_mlp_rows<E>(one, to, begin + row, p.rows, p.in - i * kTile, none);
         } else {
@@ -189,9 +202,18 @@ __global__ void __launch_bounds__(32 * MlpKernels<E, kTiles>::kMaxColumnWarps, 1
         }
       }
     }
+    if constexpr (kHasNorm<Plan>) {
+      if (p.column_groups == 1) {
+        __syncthreads();
+        block.finish(p, begin);
+        __syncthreads();
+      }
+    }
   }
 
-  float* const partials = p.partials + row_block * p.num_weights();
+  // Computing the block's index again takes fewer registers than keeping it.
+  const int index = kHasNorm<Plan> ? begin / kRows % p.row_blocks : row_block;
+  float* const partials = p.partials + index * p.num_weights();
   float* const of_w2 = partials + int64_t{p.hidden} * p.in;
   float* const of_b1 = of_w2 + int64_t{p.hidden} * p.out;
 #pragma unroll
@@ -201,10 +223,17 @@ __global__ void __launch_bounds__(32 * MlpKernels<E, kTiles>::kMaxColumnWarps, 1
 #pragma unroll
     for (int k = 0; k < K::kAccTiles; ++k) {
       const int tile = (first_tile + k) * kTile;
-      if (tile < p.in) partials[int64_t{f} * p.in + tile + c] = d_w1[k].x[i / 4][i % 4];
+      if (!kHasNorm<Plan> && tile < p.in) partials[int64_t{f} * p.in + tile + c] = d_w1[k].x[i / 4][i % 4];
       if (tile < p.out) of_w2[int64_t{f} * p.out + tile + c] = d_w2[k].x[i / 4][i % 4] * p.dropout1.scale;
     }
     if (i < 4 && i % 2 == 0 && lane % 4 == 0 && first_tile == 0) of_b1[f] = d_b1[i];
+  }
+  if constexpr (kHasNorm<Plan>) {
+    const int64_t norm = (int64_t{index} * p.column_groups + group) * 2 * p.in;
+    float* const of_norm = p.column_groups == 1 ? of_b1 + p.hidden + p.out : p.norm_partials + norm;
+    block.store_norm_partials(p, column, d_w1, d_b1, partials, of_norm);
+    if (group == 0) block.store_d_b2(p, of_b1 + p.hidden);
+    return;
   }
   if (unit > 0) return;
   // Threads with the same columns add up their sums.
@@ -239,15 +268,15 @@ cudaError_t MlpKernels<E, kTiles>::d_weights(const MlpPlan& p, cudaStream_t stre
   const int threads = 32 * p.column_warps;
   if constexpr (kCanFuse) {
     if (p.fused) {
-      RECGRELA_RETURN_IF_ERROR(
-          launch(mlp_d_weights_kernel<E, kTiles, kStepRows, true>, blocks, threads, column_bytes(p), stream, p));
+      RECGRELA_RETURN_IF_ERROR(launch(mlp_d_weights_kernel<E, kTiles, kStepRows, true, MlpPlan>, blocks, threads,
+                                      column_bytes(p), stream, p));
       if (p.column_groups == 1) return cudaSuccess;
       const int64_t vectors = p.num_rows * (p.in / 4);
       return launch(mlp_add_rows_kernel<E>, ceil_div(vectors, kAddThreads), kAddThreads, 0, stream, p);
     }
   }
-  const auto kernel = p.step_rows == kStepRows ? mlp_d_weights_kernel<E, kTiles, kStepRows, false>
-                                               : mlp_d_weights_kernel<E, kTiles, kFewStepRows, false>;
+  const auto kernel = p.step_rows == kStepRows ? mlp_d_weights_kernel<E, kTiles, kStepRows, false, MlpPlan>
+                                               : mlp_d_weights_kernel<E, kTiles, kFewStepRows, false, MlpPlan>;
   return launch(kernel, blocks, threads, column_bytes(p), stream, p);
 }
 

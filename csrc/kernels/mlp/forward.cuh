@@ -8,9 +8,9 @@
 
 namespace recgrela::cuda {
 
-template <typename E, int kTiles>
+template <typename E, int kTiles, typename Plan>
 __global__ void __launch_bounds__(32 * MlpKernels<E, kTiles>::kForwardWarps, MlpKernels<E, kTiles>::kForwardBlocks)
-    mlp_forward_kernel(const MlpPlan p) {
+    mlp_forward_kernel(const Plan p) {
   using K = MlpKernels<E, kTiles>;
   constexpr int kChunk = K::kChunkTiles;
   [[maybe_unused]] constexpr int kUnroll = K::kRowsInRegisters ? kTiles : 2;  // by nvcc
@@ -20,13 +20,13 @@ __global__ void __launch_bounds__(32 * MlpKernels<E, kTiles>::kForwardWarps, Mlp
   float* const b2 = reinterpret_cast<float*>(shared);
   shared += K::kWidth * sizeof(float);
   MlpRows<E, kTiles> x(shared, p.warps);
-  const DropoutHash drop1(p.dropout1), none(Dropout{});
+  const DropoutHash drop1(p.dropout1);
   for (int i = threadIdx.x; i < K::kWidth; i += blockDim.x) b2[i] = i < p.out ? p.b2[i] : 0.f;
 
   const unsigned step = p.warps * kTile, end = p.rows;
   for (unsigned begin = blockIdx.x * step; begin < end; begin += gridDim.x * step) {
     const int row = static_cast<int>(begin) + warp * kTile;
-    x.load(p.x, row, p.rows, p.in, none);
+    load_step(p, row, x);
     Acc y[kTiles];
     for (int first = 0; first < p.hidden; first += p.group) {
       if (begin == blockIdx.x * step || p.group < p.hidden) {
@@ -69,14 +69,13 @@ __global__ void __launch_bounds__(32 * MlpKernels<E, kTiles>::kForwardWarps, Mlp
         }
       }
     }
-    const DropoutHash drop2(p.dropout2);  // read again for each step, to save registers
-    store_mlp_rows<E>(y, p.y, row, p.rows, p.out, drop2);
+    store_step<E>(p, row, y);
   }
 }
 
 template <typename E, int kTiles>
 cudaError_t MlpKernels<E, kTiles>::forward(const MlpPlan& p, cudaStream_t stream) {
-  return launch(mlp_forward_kernel<E, kTiles>, p.blocks, 32 * p.warps, row_bytes(p, 1), stream, p);
+  return launch(mlp_forward_kernel<E, kTiles, MlpPlan>, p.blocks, 32 * p.warps, row_bytes(p, 1), stream, p);
 }
 
 }  // namespace recgrela::cuda

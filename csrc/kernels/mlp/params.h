@@ -1,4 +1,5 @@
-// Parameters and entry points of mlp: T rows of I features, a hidden layer of F and an output of O features.
+// Parameters and entry points of mlp: T rows of I features, a hidden layer of F and an output of O features; and of
+// mlp_block, which normalizes the rows before and adds the residual stream behind.
 #pragma once
 
 #include "kernels/common/params.h"
@@ -33,8 +34,32 @@ struct MlpParams {
   void* workspace = nullptr;  // of the size that the function below returns, aligned to 256 bytes
 };
 
+// What mlp_block adds to the parameters of mlp, for T rows of D features.
+struct MlpNorm {
+  float eps = 0;
+  const float *norm_weight = nullptr, *norm_bias = nullptr;  // [D], aligned to 16 bytes
+  Dropout drop_path;                                         // of the branch
+  const int64_t* sequence = nullptr;                         // [T], index of DropPath's random number; null: the row's
+
+  // Rows, aligned to 16 bytes. Forward only: the branch, of dtype, and its float32 sum with x; both may be absent.
+  RowMatrix branch, sum;
+  // Backward only.
+  RowMatrix d_branch;  // of dtype; may be absent
+  float *d_norm_weight = nullptr, *d_norm_bias = nullptr;
+};
+
+// x, y, d_y and d_x are float32 for any dtype, and I = O = D. In the backward, x is the sum that was normalized.
+struct MlpBlockParams : MlpParams, MlpNorm {
+  static constexpr int kMinBlockWidth = 32, kMaxBlockWidth = 64;
+};
+
 size_t mlp_backward_workspace(const MlpParams& params);
 cudaError_t mlp_forward(const MlpParams& params, cudaStream_t stream);
 cudaError_t mlp_backward(const MlpParams& params, cudaStream_t stream);
+
+// The backward of wide hidden layers, and on devices with little shared memory, is cudaErrorInvalidValue.
+size_t mlp_block_backward_workspace(const MlpBlockParams& params);
+cudaError_t mlp_block_forward(const MlpBlockParams& params, cudaStream_t stream);
+cudaError_t mlp_block_backward(const MlpBlockParams& params, cudaStream_t stream);
 
 }  // namespace recgrela::cuda

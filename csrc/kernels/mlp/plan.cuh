@@ -1,6 +1,8 @@
 // Plan of an mlp call: its parameters and how rows and hidden columns are divided among blocks.
 #pragma once
 
+#include <type_traits>
+
 #include "kernels/common/split.cuh"
 #include "kernels/common/stage.cuh"
 #include "kernels/mlp/params.h"
@@ -28,6 +30,18 @@ struct MlpPlan : MlpParams {
 
   __host__ __device__ int64_t num_weights() const { return int64_t{hidden} * (in + out + 1) + out; }
 };
+
+// Plan of a call of mlp_block. Its kernels are those of mlp, for this type of plan.
+struct MlpBlockPlan : MlpPlan, MlpNorm {
+  float inverse_width = 0;
+  float* norm_partials = nullptr;  // [row_blocks, column_groups, 2, D], if there are several groups
+
+  // With one group of hidden columns, the partial sums end with the gradients of the norm's weight and bias.
+  __host__ __device__ int64_t num_weights() const { return MlpPlan::num_weights() + (column_groups == 1 ? 2 * in : 0); }
+};
+
+template <typename Plan>
+constexpr bool kHasNorm = std::is_base_of_v<MlpNorm, Plan>;
 
 // Kernels of one element type and padded width.
 template <typename E, int kTiles>
@@ -70,10 +84,25 @@ struct MlpKernels {
     return weight_bytes(columns) + size_t{2} * 2 * p.step_rows * kStride * kParts<E> + d_h +
            columns * (2 * 16 / sizeof(E)) * sizeof(float);
   }
+  static size_t column_bytes(const MlpBlockPlan& p) {
+    const size_t threads = size_t{32} * p.column_warps;
+    return column_bytes(static_cast<const MlpPlan&>(p)) + threads * (8 - 16 / sizeof(E)) * sizeof(float) +
+           p.step_rows * 2 * sizeof(float);
+  }
 
   static cudaError_t forward(const MlpPlan& plan, cudaStream_t stream);
   static cudaError_t d_rows(const MlpPlan& plan, cudaStream_t stream);
   static cudaError_t d_weights(const MlpPlan& plan, cudaStream_t stream);
+};
+
+// Kernels of mlp_block, for rows padded to 64 features.
+template <typename E>
+struct MlpBlockKernels {
+  using K = MlpKernels<E, 4>;
+
+  static cudaError_t forward(const MlpBlockPlan& plan, cudaStream_t stream);
+  // Stores d_x, d_branch and the partial sums of the other gradients.
+  static cudaError_t backward(const MlpBlockPlan& plan, cudaStream_t stream);
 };
 
 // Calls f(MlpKernels<E, kTiles>{}).

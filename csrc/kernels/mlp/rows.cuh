@@ -66,6 +66,12 @@ class MlpRows {
     if constexpr (!K::kRowsInRegisters) __syncwarp();
   }
 
+  // Sets register `pair` of a tile: two elements of one row of the lane.
+  __device__ void set(int tile, int pair, float x, float y) {
+    static_assert(K::kRowsInRegisters);
+    set_pair(tiles_[tile], pair, x, y);
+  }
+
   __device__ Split<E> operator[](int tile) const {
     if constexpr (K::kRowsInRegisters) {
       return tiles_[tile];
@@ -104,6 +110,17 @@ __device__ void store_mlp_rows(const Acc (&x)[kTiles], const RowMatrix& rows, in
     }
     limit_overlap<E>();
   }
+}
+
+// Loads and stores the rows of a step of the forward.
+template <typename E, int kTiles>
+__device__ void load_step(const MlpPlan& p, int row, MlpRows<E, kTiles>& x) {
+  x.load(p.x, row, p.rows, p.in, DropoutHash(Dropout{}));
+}
+template <typename E, int kTiles>
+__device__ void store_step(const MlpPlan& p, int row, const Acc (&y)[kTiles]) {
+  const DropoutHash drop2(p.dropout2);  // read again for each step, to save registers
+  store_mlp_rows<E>(y, p.y, row, p.rows, p.out, drop2);
 }
 
 // Values of the hidden columns c, c + 1, c + 8 and c + 9 of a lane, in all rows of a tile.

@@ -47,16 +47,27 @@ class MlpWeights {
     return {panel + offset * K::kStride, panel + kParts<E> * K::kPart1 + offset};
   }
 
-  // Copies the weights of the hidden columns from `first` on, with zeros after the last, and w2 times scale2. All
-  // threads of the block call it; a barrier must follow.
-  __device__ void stage(const MlpPlan& p, int first, float scale2) const {
+  // Copies the weights of the hidden columns from `first` on, with zeros after the last, and w2 times scale2. The
+  // weight and bias of a norm before the network become part of w1 and b1. All threads of the block call it; a barrier
+  // must follow.
+  template <typename Plan>
+  __device__ void stage(const Plan& p, int first, float scale2) const {
     constexpr int kVectors = K::kWidth / 4, kPanelVectors = K::kPanel / 4;
     const int columns = panels_ * K::kPanel;
-#pragma unroll 2
+#pragma unroll(kHasNorm<Plan> ? 1 : 2)
     for (int i = threadIdx.x; i < columns * kVectors; i += blockDim.x) {
       const int f = i / kVectors, c = i % kVectors * 4;
       float w[4] = {};
       if (first + f < p.hidden && c < p.in) load4(p.w1 + int64_t{first + f} * p.in + c, w);
+      if constexpr (kHasNorm<Plan>) {
+        float weight[4] = {}, bias[4] = {}, sum = 0.f;
+        if (c < p.in) load4(p.norm_weight + c, weight), load4(p.norm_bias + c, bias);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) sum += w[j] * bias[j], w[j] *= weight[j];
+#pragma unroll
+        for (int mask = kVectors / 2; mask > 0; mask /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, mask);
+        if (c == 0) b1()[f] = sum + (first + f < p.hidden ? __ldg(p.b1 + first + f) : 0.f);
+      }
       store_split4<E>(memory_ + f / K::kPanel * K::kPanelSize + f % K::kPanel * K::kStride + c, K::kPart1, w);
     }
     const bool aligned = p.hidden % 4 == 0;
@@ -78,8 +89,10 @@ class MlpWeights {
       P* const to = memory_ + panel * K::kPanelSize + kParts<E> * K::kPart1 + o * K::kStride2 + c;
       store_split4<E>(to, K::kPart2, w);
     }
-    for (int f = threadIdx.x; f < columns; f += blockDim.x)
-      b1()[f] = first + f < p.hidden ? __ldg(p.b1 + first + f) : 0.f;
+    if constexpr (!kHasNorm<Plan>) {
+      for (int f = threadIdx.x; f < columns; f += blockDim.x)
+        b1()[f] = first + f < p.hidden ? __ldg(p.b1 + first + f) : 0.f;
+    }
   }
 
  private:
