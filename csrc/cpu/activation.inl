@@ -18,16 +18,22 @@ constexpr int64_t kDrawBlock = 16;  // the elements i and i + 8 of such a block 
 // hash once for both elements.
 template <int N, bool kAligned>
 RECGRELA_INLINE Vec<uint32_t, N> draw(uint64_t seed, int64_t begin, int64_t i) {
+#if defined(__clang__) || __GNUC__ >= 12
+  constexpr bool kConcatenates = true;
+#else
+  constexpr bool kConcatenates = false;  // no __builtin_shufflevector
+#endif
   constexpr int kHashes = N < kDrawBlock ? N : kDrawBlock / 2;
-  if (kAligned || (N == kDrawBlock && (begin + i) % N == 0)) {
+  if (N == kDrawBlock ? kConcatenates && (kAligned || (begin + i) % N == 0) : kAligned) {
     Vec<uint32_t, kHashes> index;
     for (int j = 0; j < kHashes; ++j) index[j] = j;
     const auto h = mix<kHashes>(seed, index + static_cast<uint32_t>(begin + (i & ~int64_t{8})));
     const auto low = h ^ (h << 16);  // h >> 16 is the last step of the hash
-    if constexpr (N == kDrawBlock)
-      return __builtin_shufflevector(low, h, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    else
+    if constexpr (N < kDrawBlock) {
       return i & 8 ? h : low;
+    } else if constexpr (kConcatenates) {
+      return __builtin_shufflevector(low, h, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    }
   }
   Vec<uint32_t, N> index;
   for (int j = 0; j < N; ++j) index[j] = j;
