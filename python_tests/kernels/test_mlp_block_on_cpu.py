@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from python_tests.cases import MLPBlockCase
 from python_tests.cases.case import REAL_DTYPES
 from python_tests.kernels.on_simt import check, check_compiled
 from python_tests.support.tensors import assert_close
+from recgrela.nn import MLP, AddNorm, Sequences
+from recgrela.nn.sequences import SeedStream
 from recgrela.ops import add_norm, mlp, mlp_block
 
 
@@ -50,6 +53,42 @@ def test_without_a_branch(simt: Any, dtype: torch.dtype) -> None:
     assert [t.dtype for t in got] == [torch.float32, dtype, *[torch.float32] * 6]
     for i, pair in enumerate(zip(expected, got, strict=True)):
         assert_close(f"result {i}", *pair, 1e-5 if dtype == torch.float32 else 3e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dropout, drop_path", [(0.0, 0.0), (0.3, 0.0), (0.0, 0.4), (0.3, 0.4)])
+@pytest.mark.parametrize("wanted", [False, True])
+def test_a_block_of_a_model(
+    simt: Any, dtype: torch.dtype, dropout: float, drop_path: float, wanted: bool
+) -> None:
+    """With parameters in either dtype, the kernel drops what the norm and the MLP would drop."""
+    norm, network = AddNorm(32, drop_path=drop_path).to(dtype), MLP(32, 48, "gelu", dropout).to(dtype)
+    sequences = Sequences.of(torch.tensor([0, 5, 6, 20]), 20, 14)
+    if wanted:
+        sequences = sequences.last_only()
+    x, branch = torch.randn(2, 3 if wanted else 20, 32).to(dtype)
+
+    def step() -> list[Tensor]:
+        torch.manual_seed(3)
+        leaves = [x.clone().requires_grad_(), branch.clone().requires_grad_()]
+        seeded = replace(sequences, stream=SeedStream(torch.device("cpu")))
+        stream, rest = network.block(norm, *leaves, seeded)
+        called.append(rest is None)
+        y = stream if rest is None else stream + rest
+        leaves += [*norm.parameters(), *network.parameters()]
+        return [
+            y.detach(),
+            *torch.autograd.grad(y, leaves, torch.linspace(-1, 2, y.numel()).view(y.shape).to(dtype)),
+        ]
+
+    called: list[bool] = []
+    expected = step()
+    with simt():
+        got = step()
+    assert called == [False, True]
+    for i, pair in enumerate(zip(expected, got, strict=True)):
+        assert pair[1].dtype == dtype
+        assert_close(f"result {i}", *pair, 1e-5 if dtype == torch.float32 else 4e-2)
 
 
 def test_autocast_casts_rows_alone(simt: Any) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 TILE = 16  # rows and channels of a chunk of gated_rela
@@ -36,10 +37,14 @@ ROW = {
     ("gated_rela_last", 4): 42,
     ("gated_rela_last_backward", 2): 64,
     ("gated_rela_last_backward", 4): 82,
-    ("mlp", 2): 200,  # mlp: with GELU and both dropouts, without the other activations
+    ("mlp", 2): 200,  # mlp and mlp_block: with GELU and both dropouts, without the other activations
     ("mlp", 4): 440,
     ("mlp_backward", 2): 402,
     ("mlp_backward", 4): 1090,
+    ("mlp_block", 2): 235,
+    ("mlp_block", 4): 467,
+    ("mlp_block_backward", 2): 461,
+    ("mlp_block_backward", 4): 1208,
 }
 # For each tile of 16 rows by 16 items, forward with gradients, D 64; without branches that are rarely taken.
 SCORES = {2: 139, 4: 596}
@@ -54,7 +59,9 @@ def instructions_of(name: str, args: tuple[Any, ...]) -> int:
     if name == "linear_cross_entropy":
         return _linear_cross_entropy(*args)
     tensors = [x for x in args if isinstance(x, Tensor)]
-    size = min(x.element_size() for x in tensors)
+    size = min(
+        *(x.element_size() for x in tensors), *(x.itemsize for x in args if isinstance(x, torch.dtype))
+    )
     # The operands of an op on rows are rows, or parameters with fewer.
     return ROW.get((name, size), 0) * max(len(x) for x in tensors if x.dim())
 

@@ -18,6 +18,11 @@ class DropoutHash {
     low_ = static_cast<uint32_t>(z), high_ = static_cast<uint32_t>(z >> 32);
   }
 
+  // The numbers that other threads of the block need instead of the seed.
+  explicit __device__ DropoutHash(const uint4& shared)
+      : low_(shared.x), high_(shared.y), threshold_(shared.z), scale_(bits_float(shared.w)) {}
+  __device__ uint4 shared() const { return make_uint4(low_, high_, threshold_, float_bits(scale_)); }
+
   // Whether any element may be dropped.
   __device__ bool active() const { return threshold_ != 0; }
 

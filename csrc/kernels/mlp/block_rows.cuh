@@ -16,60 +16,72 @@ inline __device__ float path_factor(const MlpNorm& p, const DropoutHash& path, u
   return path.factor(p.sequence ? static_cast<uint32_t>(__ldg(p.sequence + row)) : row);
 }
 
+// Calls f(constant): whether rows of `width` columns fill kTiles tiles, so that no column needs a check.
+template <int kTiles, typename F>
+__device__ void with_full_rows(int width, F f) {
+  if (width == kTiles * kTile) {
+    f(std::true_type{});
+  } else {
+    f(std::false_type{});
+  }
+}
+
 // Loads 16 rows from `row` on, adds the branch, stores the sums and normalizes them.
 template <typename E, int kTiles>
 __device__ void load_step(const MlpBlockPlan& p, int row, MlpRows<E, kTiles>& x) {
   const int lane = threadIdx.x % 32, column = tile_col(lane, 0, 0);
   const DropoutHash path(p.drop_path);
+  with_full_rows<kTiles>(p.in, [&](auto full) {
+    auto inside = [&](int k) { return decltype(full)::value || 8 * k < p.in; };
 #pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    const uint32_t own = static_cast<uint32_t>(row + lane / 4 + 8 * h);
-    const bool valid = own < static_cast<uint32_t>(p.rows);
-    const float* const from = static_cast<const float*>(p.x.data) + int64_t{own} * p.x.stride + column;
-    const E* const branch = static_cast<const E*>(p.branch.data) + int64_t{own} * p.branch.stride + column;
-    float* const sum = static_cast<float*>(p.sum.data) + int64_t{own} * p.sum.stride + column;
-    float2 s[2 * kTiles] = {};
-    float total = 0.f, squares = 0.f;
-    if (valid) {
+    for (int h = 0; h < 2; ++h) {
+      const uint32_t own = static_cast<uint32_t>(row + lane / 4 + 8 * h);
+      const float* const from = static_cast<const float*>(p.x.data) + int64_t{own} * p.x.stride + column;
+      float2 s[2 * kTiles] = {};
+      if (own < static_cast<uint32_t>(p.rows)) {
 #pragma unroll
-      for (int k = 0; k < 2 * kTiles; ++k)
-        if (8 * k < p.in) s[k] = load2(from + 8 * k);
-    }
-    if (valid && p.branch.data) {
-      const float factor = path_factor(p, path, own);
+        for (int k = 0; k < 2 * kTiles; ++k)
+          if (inside(k)) s[k] = load2(from + 8 * k);
+        if (p.branch.data) {
+          const E* const branch = static_cast<const E*>(p.branch.data) + int64_t{own} * p.branch.stride + column;
+          float* const sum = static_cast<float*>(p.sum.data) + int64_t{own} * p.sum.stride + column;
+          const float factor = path_factor(p, path, own);
+#pragma unroll
+          for (int k = 0; k < 2 * kTiles; ++k) {
+            if (!inside(k)) continue;
+            const float2 z = load2(branch + 8 * k);
+            s[k].x += factor * z.x, s[k].y += factor * z.y;
+          }
+#pragma unroll
+          for (int k = 0; k < 2 * kTiles; ++k)
+            if (inside(k)) store2(sum + 8 * k, s[k].x, s[k].y);
+        }
+      }
+      float total = 0.f, squares = 0.f;
+#pragma unroll
+      for (int k = 0; k < 2 * kTiles; ++k) total += s[k].x + s[k].y;
+      const float mean = quad_sum(total) * p.inverse_width;
 #pragma unroll
       for (int k = 0; k < 2 * kTiles; ++k) {
-        if (8 * k >= p.in) continue;
-        const float2 z = load2(branch + 8 * k);
-        s[k].x += factor * z.x, s[k].y += factor * z.y;
+        float2& v = s[k];
+        v.x = inside(k) ? v.x - mean : 0.f, v.y = inside(k) ? v.y - mean : 0.f;
+        squares += v.x * v.x + v.y * v.y;
       }
+      const float factor = rsqrtf(quad_sum(squares) * p.inverse_width + p.eps);
 #pragma unroll
-      for (int k = 0; k < 2 * kTiles; ++k)
-        if (8 * k < p.in) store2(sum + 8 * k, s[k].x, s[k].y);
+      for (int k = 0; k < 2 * kTiles; ++k) x.set(k / 2, k % 2 * 2 + h, s[k].x * factor, s[k].y * factor);
     }
-#pragma unroll
-    for (int k = 0; k < 2 * kTiles; ++k) total += s[k].x + s[k].y;
-    const float mean = quad_sum(total) * p.inverse_width;
-#pragma unroll
-    for (int k = 0; k < 2 * kTiles; ++k) {
-      float2& v = s[k];
-      v.x = 8 * k < p.in ? v.x - mean : 0.f, v.y = 8 * k < p.in ? v.y - mean : 0.f;
-      squares += v.x * v.x + v.y * v.y;
-    }
-    const float factor = rsqrtf(quad_sum(squares) * p.inverse_width + p.eps);
-#pragma unroll
-    for (int k = 0; k < 2 * kTiles; ++k) x.set(k / 2, k % 2 * 2 + h, s[k].x * factor, s[k].y * factor);
-  }
+  });
 }
 
 // Stores the sums of the rows and of the network's output. The lanes have stored the former themselves.
 template <typename E, int kTiles>
 __device__ void store_step(const MlpBlockPlan& p, int row, Acc (&y)[kTiles]) {
   const int lane = threadIdx.x % 32, left = p.rows - row - lane / 4;
-  const int64_t first = static_cast<uint32_t>(row + lane / 4);
+  const int64_t first_row = static_cast<uint32_t>(row + lane / 4);
   {
     const DropoutHash drop(p.dropout2);  // read again for each step, to save registers
-    const uint32_t index = static_cast<uint32_t>(first) * static_cast<uint32_t>(p.out) + tile_col(lane, 0, 0);
+    const uint32_t index = static_cast<uint32_t>(first_row) * static_cast<uint32_t>(p.out) + tile_col(lane, 0, 0);
     if (drop.active()) {
 #pragma unroll
       for (int k = 0; k < kTiles; ++k)
@@ -82,8 +94,8 @@ __device__ void store_step(const MlpBlockPlan& p, int row, Acc (&y)[kTiles]) {
     }
   }
   const RowMatrix& sums = p.branch.data ? p.sum : p.x;
-  const float* from = static_cast<const float*>(sums.data) + first * sums.stride + tile_col(lane, 0, 0);
-  float* to = static_cast<float*>(p.y.data) + first * p.y.stride + tile_col(lane, 0, 0);
+  const float* from = static_cast<const float*>(sums.data) + first_row * sums.stride + tile_col(lane, 0, 0);
+  float* to = static_cast<float*>(p.y.data) + first_row * p.y.stride + tile_col(lane, 0, 0);
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     __syncwarp();  // fewer loads at a time take fewer registers
@@ -134,19 +146,34 @@ class MlpBlockStep {
   static constexpr int kPartSize = kRows * K::kStride;
 
  public:
-  // `x` and `d_z` are the memory of the staged rows, one after the other; `sums` has 8 floats for each thread and two
-  // for each row.
+  // `x` and `d_z` are the memory of the staged rows, one after the other; `sums` has 8 floats for each thread, two for
+  // each row and 8 more.
   __device__ MlpBlockStep(Part<E>* x, Part<E>* d_z, float* sums) : x_(x), d_z_(d_z), d_b2_(sums) {}
 
-  __device__ void clear() const {
+  // All threads of the block call it first.
+  __device__ void start(const MlpBlockPlan& p) const {
 #pragma unroll
     for (int g = 0; g < 2; ++g) own_sums(g) = make_float4(0.f, 0.f, 0.f, 0.f);
+    if (threadIdx.x == 0)
+      hashes()[0] = DropoutHash(p.dropout2).shared(), hashes()[1] = DropoutHash(p.drop_path).shared();
+    __syncthreads();
+  }
+
+  // Fetches the rows from `begin` on, which a later step stages, while this step computes.
+  __device__ void fetch(const MlpBlockPlan& p, int begin) const {
+    constexpr int kLines = K::kWidth * sizeof(float) / 128;  // of a row
+    for (int i = threadIdx.x; i < 2 * kRows * kLines; i += blockDim.x) {
+      const int row = begin + i / kLines % kRows, column = i % kLines * 32;
+      const RowMatrix& rows = i < kRows * kLines ? p.x : p.d_y;
+      if (row < p.rows && column < p.in)
+        prefetch_line(static_cast<const float*>(rows.data) + row * rows.stride + column);
+    }
   }
 
   // Stages the rows from `begin` on, and adds the columns of d_y after dropout. All threads of the block call it.
   __device__ void stage(const MlpBlockPlan& p, int begin) const {
     const MlpBlockLanes lanes(p.in);
-    const DropoutHash drop(p.dropout2);  // read again for each step, to save registers
+    const DropoutHash drop(hashes()[0]);  // read again for each step, to save registers
 #pragma unroll 1
     for (int i = threadIdx.x / 8; i < kRows; i += blockDim.x / 8) {
       const bool active = begin + i < p.rows;
@@ -181,7 +208,7 @@ class MlpBlockStep {
   // Stores the gradients of the step's rows. All threads of the block call it, between two barriers.
   __device__ void finish(const MlpBlockPlan& p, int begin) const {
     const MlpBlockLanes lanes(p.in);
-    const DropoutHash path(p.drop_path);
+    const DropoutHash path(hashes()[1]);
 #pragma unroll 1
     for (int i = threadIdx.x / 8; i < kRows; i += blockDim.x / 8) {
       const bool active = begin + i < p.rows;
@@ -256,6 +283,8 @@ class MlpBlockStep {
   __device__ float4& own_sums(int g) const { return reinterpret_cast<float4*>(d_b2_)[g * blockDim.x + threadIdx.x]; }
   // Mean and factor of each row.
   __device__ float2* statistics() const { return reinterpret_cast<float2*>(d_b2_ + 8 * blockDim.x); }
+  // Dropout of the output, and DropPath.
+  __device__ uint4* hashes() const { return reinterpret_cast<uint4*>(statistics() + kRows); }
 
   Part<E>* const x_;
   Part<E>* const d_z_;

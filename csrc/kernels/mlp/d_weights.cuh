@@ -111,7 +111,7 @@ __global__ void __launch_bounds__(32 * MlpKernels<E, kTiles>::kMaxColumnWarps, 1
   float* const d_b2 = reinterpret_cast<float*>(shared);  // [threads, kVector]
   [[maybe_unused]] const MlpBlockStep<E, kRows> block(x.memory, d_z.memory, d_b2);
   if constexpr (kHasNorm<Plan>) {
-    block.clear();
+    block.start(p);
   } else {
 #pragma unroll
     for (int j = 0; j < Step::kVector; ++j) d_b2[threadIdx.x * Step::kVector + j] = 0.f;
@@ -133,6 +133,7 @@ __global__ void __launch_bounds__(32 * MlpKernels<E, kTiles>::kMaxColumnWarps, 1
       d_z.template stage<true>(p.d_y, begin, p.rows, p.out, drop2, d_b2 + threadIdx.x * Step::kVector);
     }
     __syncthreads();
+    if constexpr (kHasNorm<Plan>) block.fetch(p, begin + p.row_blocks * kRows);
     if (column < p.hidden) {
 #pragma unroll 1
       for (int row = 0; row < kRows; row += kTile) {

@@ -87,7 +87,7 @@ struct MlpKernels {
   static size_t column_bytes(const MlpBlockPlan& p) {
     const size_t threads = size_t{32} * p.column_warps;
     return column_bytes(static_cast<const MlpPlan&>(p)) + threads * (8 - 16 / sizeof(E)) * sizeof(float) +
-           p.step_rows * 2 * sizeof(float);
+           p.step_rows * 2 * sizeof(float) + 2 * sizeof(uint4);
   }
 
   static cudaError_t forward(const MlpPlan& plan, cudaStream_t stream);
