@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from python_tests.support.tensors import assert_close
-from recgrela.ops import add_norm, mlp, mlp_block, mlp_block_reference
+from recgrela.ops import add_norm, mlp, mlp_block, mlp_block_reference, support
+from recgrela.ops.mlp_block import has_kernel
 
 NAMES = ("x", "z", "norm_weight", "norm_bias", "w1", "b1", "w2", "b2")
 FLOAT32 = ("x", *NAMES[2:])
@@ -109,6 +112,34 @@ def test_autocast(absent: bool) -> None:
     double = [t.detach().double() for t in (x, z, gamma, beta, *weights)]
     with torch.autocast("cpu", torch.bfloat16):
         assert mlp_block(*double).dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    "kib, dtype, width, most",
+    [
+        (227, torch.bfloat16, 64, 512),
+        (163, torch.float16, 32, 512),
+        (99, torch.bfloat16, 64, 256),
+        (227, torch.float32, 64, 256),
+        (163, torch.float32, 48, 128),
+        (99, torch.float32, 64, 0),
+        (227, torch.bfloat16, 80, 0),
+    ],
+)
+def test_hidden_layers_that_a_gpu_takes(
+    kib: int, dtype: torch.dtype, width: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FakeTensorMode():
+        x = torch.empty(3, width, device="cuda", dtype=dtype)
+    properties = SimpleNamespace(shared_memory_per_block_optin=kib << 10)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(support, "WARNED", set())
+    assert not most or has_kernel(x, None, most)
+    reason = f"more than {most} features" if width <= 64 else "width 80"
+    with pytest.warns(UserWarning, match=f"{reason}.* so add_norm and mlp run") as caught:
+        assert not has_kernel(x, x, most + 1) and not has_kernel(x, None, most + 1)
+    assert len(caught) == 1
 
 
 def test_nan_propagates() -> None:

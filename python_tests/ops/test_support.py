@@ -205,13 +205,14 @@ def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
 REFUSED = pytest.mark.parametrize(
     "op, dtype, sizes, refused",
     [
-        ("gated_rela", torch.float32, {"head_dim": 12}, "heads of 12 channels, so the reference"),
-        ("gated_rela", torch.bfloat16, {"kernel_size": 5}, "kernel size 5, so the reference"),
-        ("gated_rela", torch.float64, {}, "float64, so the reference"),
-        ("selective_scan", torch.float16, {"num_states": 257}, "257 states, so the reference"),
-        ("linear_scan", torch.complex128, {}, "complex128, so the reference"),
-        ("narrow", torch.float32, {"widths": (64, 48, 300)}, "width 48, so the composition"),
-        ("narrow", torch.bfloat16, {"widths": (33,)}, "width 33, so the composition"),
+        ("gated_rela", torch.float32, {"head_dim": 12}, "heads of 12 channels, so the reference in plain"),
+        ("gated_rela", torch.bfloat16, {"kernel_size": 5}, "kernel size 5, so the reference in plain"),
+        ("gated_rela", torch.float64, {}, "float64, so the reference in plain"),
+        ("selective_scan", torch.float16, {"num_states": 257}, "257 states, so the reference in plain"),
+        ("linear_scan", torch.complex128, {}, "complex128, so the reference in plain"),
+        ("mlp_block", torch.bfloat16, {"widths": (128,)}, "width 128, so add_norm and mlp run"),
+        ("narrow", torch.float32, {"widths": (64, 48, 300)}, "width 48, so the composition in plain"),
+        ("narrow", torch.bfloat16, {"widths": (33,)}, "width 33, so the composition in plain"),
     ],
 )
 
@@ -221,9 +222,7 @@ def test_a_fallback_on_cuda_is_said_once(
     nothing_said: None, op: str, dtype: torch.dtype, sizes: dict[str, Any], refused: str
 ) -> None:
     implementation = partial(support.OPS[op].implementation, "cuda", dtype, **sizes)
-    with pytest.warns(
-        UserWarning, match=f"^{op}: the CUDA kernel does not take {refused} in plain"
-    ) as caught:
+    with pytest.warns(UserWarning, match=f"^{op}: the CUDA kernel does not take {refused}") as caught:
         first, second = implementation(), implementation()
     assert first == second and first.kind != "kernel"
     assert len(caught) == 1

@@ -27,6 +27,7 @@ OP = Op(
     {"cuda": Kernel((torch.float32, torch.float16, torch.bfloat16), widths=range(32, 65, 16))},
     None,
     "composition",
+    parts=("add_norm", "mlp"),
 )
 
 

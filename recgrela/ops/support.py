@@ -109,6 +109,7 @@ class Op:
         fallback_kind: kind of the fallback.
         outputs_like_operands: indices of the outputs with the operands' dtype; the others are states or
             positions, with a dtype of their own.
+        parts: names of the ops that a composition consists of, if it is not plain PyTorch.
     """
 
     def __init__(
@@ -119,9 +120,10 @@ class Op:
         fallback_kind: Literal["composition", "reference"] = "reference",
         *,
         outputs_like_operands: tuple[int, ...] = (0,),
+        parts: tuple[str, ...] = (),
     ) -> None:
         self.name, self.kernels, self.fallback_kind = name, dict(kernels), fallback_kind
-        self._outputs_like_operands = outputs_like_operands
+        self._outputs_like_operands, self._parts = outputs_like_operands, parts
         self._fallback = fallback
         OPS[name] = self
         for device_type in self.kernels:
@@ -172,9 +174,12 @@ class Op:
             return
         WARNED.add((self.name, refused))
         slow = " slowly" if self.fallback_kind == "reference" else ""
+        runs = f"the {self.fallback_kind} in plain PyTorch runs{slow}"
+        if self._parts:
+            runs = f"{' and '.join(self._parts)} run one after the other"
         warnings.warn(
-            f"{self.name}: the CUDA kernel does not take {refused}, so the {self.fallback_kind} in plain "
-            f"PyTorch runs{slow}; docs/ops.md lists what kernels take",
+            f"{self.name}: the CUDA kernel does not take {refused}, so {runs}; docs/ops.md lists what "
+            "kernels take",
             stacklevel=4,
         )
 
