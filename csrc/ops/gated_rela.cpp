@@ -48,6 +48,7 @@ cpu::GatedRelaParams<T> make_params(const GatedRela::Operands& a, const Sequence
 
 struct Cpu {
   static void forward(const GatedRela::Operands& a, const GatedRela::Outputs& out) {
+    GatedRela::check_state(a, mutable_data<char>(out.final_kv_state));
     const Sequences sequences = read_sequences(a.cu_seqlens, a.num_rows());
     dispatch_float(a.v.scalar_type(), [&](auto zero) {
       using T = decltype(zero);

@@ -25,7 +25,8 @@ struct GatedRela {
       "Tensor? conv_bias, Tensor? initial_kv_state, Tensor? initial_history, Tensor? initial_position, int num_heads, "
       "bool causal, float eps, bool return_state) -> (Tensor y, Tensor final_kv_state, Tensor final_history, "
       "Tensor final_position)",
-      "gated_rela_backward(Tensor d_y, Tensor? d_final_kv_state, Tensor? d_final_history, Tensor q, Tensor? k, "
+      "gated_rela_backward(Tensor d_y, Tensor? d_final_kv_state, Tensor? d_final_history, Tensor? final_kv_state, "
+      "Tensor q, Tensor? k, "
       "Tensor v, Tensor? g, Tensor cu_seqlens, Tensor? rotary, Tensor? conv_weight, Tensor? conv_bias, "
       "Tensor? initial_kv_state, Tensor? initial_history, Tensor? initial_position, int num_heads, bool causal, "
       "float eps) -> (Tensor d_q, Tensor d_k, Tensor d_v, Tensor d_g, Tensor d_conv_weight, Tensor d_conv_bias, "
@@ -82,6 +83,8 @@ struct GatedRela {
     return a;
   }
 
+  // A state of the bidirectional form is the sums over the keys of each sequence: with return_state the forward of the
+  // CUDA backend returns it as final_kv_state, and the backward need not compute it again.
   static void check_state(const Operands& a, bool has_state) {
     STD_TORCH_CHECK(a.causal || !has_state, "only the causal form has a state");
   }
@@ -92,7 +95,7 @@ struct GatedRela {
 
   struct Gradients {
     Tensor d_y;
-    OptTensor d_final_kv_state, d_final_history;
+    OptTensor d_final_kv_state, d_final_history, final_kv_state;
     Tensor d_q, d_k, d_v, d_g, d_conv_weight, d_conv_bias, d_initial_kv_state, d_initial_history;
   };
 
@@ -104,20 +107,21 @@ struct GatedRela {
       int64_t num_heads, bool causal, double eps, bool return_state) {
     const Operands a = parse({q, k, v, g, cu_seqlens, rotary, conv_weight, conv_bias, initial_kv_state, initial_history,
                               initial_position, num_heads, causal, eps});
-    check_state(a, return_state);
+    const bool returns_history = return_state && a.causal;
     const Outputs out{make_like(a.v), make_if(return_state, a.v, a.kv_state_shape(), state_type(a.v)),
-                      make_if(return_state, a.v, a.history_shape()),
-                      make_if(return_state, a.v, {a.batch()}, ScalarType::Long)};
+                      make_if(returns_history, a.v, a.history_shape()),
+                      make_if(returns_history, a.v, {a.batch()}, ScalarType::Long)};
     Backend::forward(a, out);
     return {out.y, out.final_kv_state, out.final_history, out.final_position};
   }
 
   template <typename Backend>
   static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
-      const Tensor& d_y, const OptTensor& d_final_kv_state, const OptTensor& d_final_history, const Tensor& q,
-      const OptTensor& k, const Tensor& v, const OptTensor& g, const Tensor& cu_seqlens, const OptTensor& rotary,
-      const OptTensor& conv_weight, const OptTensor& conv_bias, const OptTensor& initial_kv_state,
-      const OptTensor& initial_history, const OptTensor& initial_position, int64_t num_heads, bool causal, double eps) {
+      const Tensor& d_y, const OptTensor& d_final_kv_state, const OptTensor& d_final_history,
+      const OptTensor& final_kv_state, const Tensor& q, const OptTensor& k, const Tensor& v, const OptTensor& g,
+      const Tensor& cu_seqlens, const OptTensor& rotary, const OptTensor& conv_weight, const OptTensor& conv_bias,
+      const OptTensor& initial_kv_state, const OptTensor& initial_history, const OptTensor& initial_position,
+      int64_t num_heads, bool causal, double eps) {
     const Operands a = parse({q, k, v, g, cu_seqlens, rotary, conv_weight, conv_bias, initial_kv_state, initial_history,
                               initial_position, num_heads, causal, eps});
     const ScalarType type = a.v.scalar_type();
@@ -125,9 +129,12 @@ struct GatedRela {
     check_state(a, d_final_kv_state || d_final_history);
     check_operand(d_final_kv_state, a.v, state_type(a.v), a.kv_state_shape(), "d_final_kv_state");
     check_operand(d_final_history, a.v, type, a.history_shape(), "d_final_history");
+    STD_TORCH_CHECK(!a.causal || !final_kv_state, "only the bidirectional form takes final_kv_state");
+    check_operand(final_kv_state, a.v, state_type(a.v), a.kv_state_shape(), "final_kv_state");
     const Gradients grads{with_contiguous_rows(d_y),
                           contiguous(d_final_kv_state),
                           contiguous(d_final_history),
+                          contiguous(final_kv_state),
                           make_like(a.q),
                           make_gradient(a.k, a.v),
                           make_like(a.v),

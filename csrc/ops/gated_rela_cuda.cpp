@@ -60,6 +60,7 @@ struct Cuda {
     p.d_k = a.k ? cuda_rows(grads.d_k) : second_half(p.d_q, a);
     p.d_conv_weight = mutable_data<float>(grads.d_conv_weight);
     p.d_conv_bias = mutable_data<float>(grads.d_conv_bias);
+    p.saved_kv_state = data<float>(grads.final_kv_state);
     p.d_final_kv_state = data<float>(grads.d_final_kv_state), p.d_final_history = data<char>(d_final_history);
     p.d_initial_kv_state = mutable_data<float>(grads.d_initial_kv_state);
     p.d_initial_history = mutable_data<char>(grads.d_initial_history);

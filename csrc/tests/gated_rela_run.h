@@ -16,6 +16,7 @@ struct RelaCase {
   DType type = DType::kFloat32;
   int head_dim = 16, heads = 2, kernel_size = 4;
   bool causal = true, rotary = true, gate = true, is_int64 = true, strided = false, sparse = false, bounded = false;
+  bool saves = false;  // bidirectional: the backward takes the sums over keys from the forward
   double eps = 1e-6;
   int64_t segment_rows = 0, team_workspace_bytes = 0;
   Lengths lengths;
@@ -31,7 +32,8 @@ struct RelaCase {
            "/d=" + std::to_string(head_dim) + "/H=" + std::to_string(heads) + "/K=" + std::to_string(kernel_size) +
            (rotary ? "/rotary" : "") + (gate ? "/gate" : "") + (eps > 1e-3 ? "/eps" : "") + (is_int64 ? "" : "/int32") +
            (strided ? "/strided" : "") + (sparse ? "/sparse" : "") + (bounded ? "/bounded" : "") +
-           (segment_rows ? "/segments=" + std::to_string(segment_rows) : "") + "/L=" + text_of(lengths);
+           (saves ? "/saved" : "") + (segment_rows ? "/segments=" + std::to_string(segment_rows) : "") +
+           "/L=" + text_of(lengths);
   }
   double tolerance(const std::string& name) const {
     if (name == "final_history") return 0;
@@ -88,7 +90,7 @@ struct RelaRun : RunDefaults {
   const int64_t rows = sum_of(c.lengths), positions;
   const Integers offsets{offsets_of(c.lengths), c.is_int64};
   Tensor q, k, v, g, y, weight, bias, rotary;
-  Tensor d_q, d_k, d_v, d_g, d_y, d_weight, d_bias;
+  Tensor d_q, d_k, d_v, d_g, d_y, d_weight, d_bias, sums;
 
   RelaRun(const RelaCase& c, const RelaData& data) : c(c), positions(data.positions) {
     const int64_t d = c.width();
@@ -103,6 +105,7 @@ struct RelaRun : RunDefaults {
     q.set(data.q), k.set(data.k), v.set(data.v), d_y.set(data.d_y);
     if (c.gate) g = matrix(1), d_g = matrix(2), g.set(data.g);
     if (c.rotary) rotary = Tensor(DType::kFloat32, positions, d), rotary.set(data.rotary);
+    if (c.saves) sums = RelaState(c).kv_state;
     if (c.kernel_size == 0) return;
     weight = Tensor(DType::kFloat32, d, c.kernel_size), d_weight = Tensor(DType::kFloat32, d, c.kernel_size);
     bias = Tensor(DType::kFloat32, 1, d), d_bias = Tensor(DType::kFloat32, 1, d);
@@ -138,7 +141,7 @@ struct RelaRun : RunDefaults {
   void forward(const RelaEnds& ends) const {
     auto p = params(ends);
     p.y = y.rows();
-    p.final_kv_state = ends.final.kv_state.as<float>(), p.final_history = ends.final.history.data();
+    p.final_kv_state = (c.saves ? sums : ends.final.kv_state).as<float>(), p.final_history = ends.final.history.data();
     p.final_position = ends.final.positions();
     const Memory workspace(cuda::gated_rela_forward_workspace(p));
     p.workspace = workspace.data;
@@ -148,6 +151,7 @@ struct RelaRun : RunDefaults {
 
   void backward(const RelaEnds& ends) const {
     auto p = params(ends);
+    p.saved_kv_state = sums.as<const float>();
     p.d_y = d_y.rows(), p.d_q = d_q.rows(), p.d_k = d_k.rows(), p.d_v = d_v.rows(), p.d_g = d_g.rows();
     p.d_conv_weight = d_weight.as<float>(), p.d_conv_bias = d_bias.as<float>();
     p.d_final_kv_state = ends.d_final.kv_state.as<const float>(), p.d_final_history = ends.d_final.history.data();

@@ -31,6 +31,7 @@ from python_tests.support.results import LAYOUTS, UNEVEN
 from recgrela.ops import (
     rotary_table,
 )
+from recgrela.ops.gated_rela import op as gated_rela_op
 from tools.step_cost.counting import Counter
 from tools.step_cost.launches import launches_of
 
@@ -112,6 +113,19 @@ def test_offsets_of_empty_batches_are_checked(simt: Any, op: type[Case]) -> None
     x = replace(op(lengths=()).operands(), cu_seqlens=torch.tensor([1]))
     with simt(), pytest.raises(RuntimeError, match="must start at 0"):
         op(lengths=()).results(x)
+
+
+@pytest.mark.parametrize("lengths", [(20, 0, 3), (600, 1)])
+def test_saved_sums_give_the_same_gradients(
+    simt: Any, lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second sequences are cut, so that the backward computes the sums again."""
+    case = GatedRelaCase(lengths=lengths, heads=2, causal=False, rotary=max(lengths) < 600)
+    x = case.operands()
+    with simt():
+        saved = case.results(x)
+        monkeypatch.setattr(gated_rela_op, "SAVES_SUMS", set())
+        assert not differing(case.results(x), saved)
 
 
 @pytest.mark.parametrize("causal", [True, False])

@@ -107,7 +107,9 @@ def test_opcheck(causal: bool, full: bool) -> None:
     torch.library.opcheck(torch.ops.recgrela.gated_rela.default, args)
     detached = [t.detach() if isinstance(t, Tensor) else t for t in args[:-1]]
     d_state = [torch.randn_like(t) for t in state[:2]] if with_state else (None, None)
-    torch.library.opcheck(torch.ops.recgrela.gated_rela_backward.default, (case.d_y, *d_state, *detached))
+    torch.library.opcheck(
+        torch.ops.recgrela.gated_rela_backward.default, (case.d_y, *d_state, None, *detached)
+    )
 
 
 @pytest.mark.parametrize("causal", [True, False])

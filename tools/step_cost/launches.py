@@ -18,8 +18,8 @@ def _gated_rela(*args: Any) -> int:
 
 
 def _gated_rela_backward(*args: Any) -> int:
-    *_, causal, _eps = args
-    return 2 if causal else 4
+    _d_y, _d_kv_state, _d_history, sums, *_, causal, _eps = args
+    return 2 if causal else 4 if sums is None else 3
 
 
 def _embedding_backward(*args: Any) -> int:

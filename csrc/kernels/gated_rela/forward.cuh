@@ -142,6 +142,7 @@ __global__ void __launch_bounds__(Team<E, kHead>::kThreads, Team<E, kHead>::kFor
     float* const out = team.sequence_state(p.final_kv_state);
     team.store_state(out, state);
     team.store_sum(out, sum);
+    if (!p.causal) return;
     if (p.kernel_size > 1) store_final_history(team);
     if (team.head == 0 && team.thread == 0) p.final_position[segment.sequence] = segment.position + rows;
   }

@@ -2,9 +2,11 @@
 //
 // A forward launches key_sums (sums over the keys and values of each segment), carry_states (which turns them into the
 // state of each segment) and forward, which also checks the offsets. A backward launches key_sums and
-// carry_states, query_sums and carry_states, backward, and a sum of the convolution's partial gradients. carry_states
-// is needed only if sequences are cut; otherwise the causal form needs no sums either.
+// carry_states unless the forward has saved their result, query_sums and carry_states, backward, and a sum of the
+// convolution's partial gradients. carry_states is needed only if sequences are cut; otherwise the causal form needs no
+// sums either.
 #include <algorithm>
+#include <utility>
 
 #include "kernels/common/check.cuh"
 #include "kernels/common/reduce.cuh"
@@ -148,6 +150,8 @@ size_t gated_rela_backward_workspace(const GatedRelaParams& params) {
 cudaError_t gated_rela_forward(const GatedRelaParams& params, cudaStream_t stream) {
   RelaPlan p = make_plan(params);
   lay_out(p, false);
+  // Uncut sequences have one state each, which key_sums stores in its place.
+  if (!p.causal && !p.segments.is_cut && p.final_kv_state) p.key_states = std::exchange(p.final_kv_state, nullptr);
   if (p.num_units() == 0)
     return launch_sequence_check(p.sequences, stream, p.initial_position, p.rotary ? p.rotary_positions : 0);
   return dispatch_dtype(p.dtype, [&](auto element) {
@@ -160,9 +164,11 @@ cudaError_t gated_rela_forward(const GatedRelaParams& params, cudaStream_t strea
 cudaError_t gated_rela_backward(const GatedRelaParams& params, cudaStream_t stream) {
   RelaPlan p = make_plan(params);
   lay_out(p, true);
+  const bool has_key_states = p.saved_kv_state && !p.segments.is_cut;
+  if (has_key_states) p.key_states = const_cast<float*>(p.saved_kv_state);
   return dispatch_dtype(p.dtype, [&](auto element) {
     using E = decltype(element);
-    RECGRELA_RETURN_IF_ERROR(find_key_states<E>(p, stream));
+    if (!has_key_states) RECGRELA_RETURN_IF_ERROR(find_key_states<E>(p, stream));
     RECGRELA_RETURN_IF_ERROR(find_query_states<E>(p, stream));
     RECGRELA_RETURN_IF_ERROR(RelaKernels<E>::backward(p, stream));
     if (p.kernel_size == 0) return cudaSuccess;

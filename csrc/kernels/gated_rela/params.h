@@ -25,7 +25,8 @@ struct GatedRelaParams {
   const float* conv_bias = nullptr;    // [D]
   RowMatrix y;                         // [T, D] of dtype; forward only
 
-  // State of the causal form before and after each sequence. Either all three members are null or none is.
+  // State of the causal form before and after each sequence. Either all three members are null or none is. The
+  // bidirectional form has only final_kv_state, the sums over a whole sequence.
   //   kv_state  [B, H, d + 1, d] float32: sum of R phi(k) (x) v, keys by values, and in the last row the sum of phi(k)
   //   history   [B, K - 1, D] of dtype: the last rows of v, oldest first
   //   position  [B]: the number of earlier rows
@@ -35,6 +36,8 @@ struct GatedRelaParams {
   float* final_kv_state = nullptr;
   void* final_history = nullptr;
   int64_t* final_position = nullptr;
+
+  const float* saved_kv_state = nullptr;  // backward of the bidirectional form only: final_kv_state; may be null
 
   // Backward only. Null gradients of the final state are zero; those of the initial state are optional.
   RowMatrix d_y;

@@ -32,6 +32,7 @@ from recgrela.ops.support import Kernel, Op
 def _by_reference(*args: Any) -> Any:
     *operands, num_heads, causal, eps, return_state = args
     q, k, v, g, cu_seqlens, rotary, conv_weight, conv_bias, *state = operands
+    returns_state = return_state and causal
     out = gated_rela_reference(
         q,
         k,
@@ -45,11 +46,13 @@ def _by_reference(*args: Any) -> Any:
         conv_bias=conv_bias,
         eps=eps,
         initial_state=None if state[0] is None else RelaState(*state),
-        return_state=return_state,
+        return_state=returns_state,
     )
-    return (out[0], *out[1]) if return_state else (out, None, None, None)
+    return (out[0], *out[1]) if returns_state else (out, None, None, None)
 
 
+# Devices on which the bidirectional form saves the sums over keys for its gradient.
+SAVES_SUMS = {"cuda"}
 CUDA_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 CUDA_HEAD_DIMS = (8, 16, 32, 64, 128)
 OP = Op(
@@ -146,8 +149,9 @@ def gated_rela(
         o_i = (R_i phi(q_i)) S_i / (phi(q_i) . z_i + eps)
         y_i = (o_i + SiLU(conv(v)_i)) * SiLU(g_i)
 
-    Linear in the number of rows, in time and memory. The backward recomputes from the operands and is
-    deterministic for any number of threads.
+    Linear in the number of rows, in time and memory. The backward recomputes from the operands, but for the
+    sums over the keys of each sequence in the bidirectional form on CUDA, and is deterministic for any number
+    of threads.
 
     Args:
         q, k, v: [T, D], the rows of all sequences end to end, or [B, L, D], sequences of equal length with
@@ -210,6 +214,7 @@ def gated_rela(
         conv_bias=(conv_bias, (width,), dtype),
         **state,
     )
+    saves_sums = not causal and v.device.type in SAVES_SUMS and torch.is_grad_enabled()
     y, *final_state = OP.run(
         v,
         to_rows(q),
@@ -226,7 +231,7 @@ def gated_rela(
         num_heads,
         causal,
         float(eps),
-        return_state,
+        return_state or saves_sums,
         head_dim=head_dim,
         kernel_size=kernel_size,
     )
@@ -238,15 +243,18 @@ NUM_OPERANDS = 11  # tensors among the operator's arguments, q .. position
 
 def _fake(*args: Any) -> tuple[Tensor, ...]:
     _q, _k, v, _g, cu_seqlens, _rotary, conv_weight, *_ = args[:NUM_OPERANDS]
-    num_heads, _causal, _eps, return_state = args[NUM_OPERANDS:]
+    num_heads, causal, _eps, return_state = args[NUM_OPERANDS:]
     y, dtype = v.new_empty(v.shape), state_dtype(v.dtype)
     if not return_state:
         return y, v.new_empty(0, dtype=dtype), v.new_empty(0), v.new_empty(0, dtype=torch.int64)
     batch, width = cu_seqlens.shape[0] - 1, v.shape[1]
     head_dim, kernel_size = width // num_heads, 1 if conv_weight is None else conv_weight.shape[1]
+    kv_state = v.new_empty(batch, num_heads, head_dim + 1, head_dim, dtype=dtype)
+    if not causal:
+        return y, kv_state, v.new_empty(0), v.new_empty(0, dtype=torch.int64)
     return (
         y,
-        v.new_empty(batch, num_heads, head_dim + 1, head_dim, dtype=dtype),
+        kv_state,
         v.new_empty(batch, kernel_size - 1, width),
         v.new_empty(batch, dtype=torch.int64),
     )
@@ -258,7 +266,7 @@ def _differentiable(operands: tuple[Any, ...]) -> tuple[Tensor | None, ...]:
 
 
 def _fake_backward(
-    d_y: Tensor, d_kv_state: Tensor | None, d_history: Tensor | None, *args: Any
+    d_y: Tensor, d_kv_state: Tensor | None, d_history: Tensor | None, sums: Tensor | None, *args: Any
 ) -> tuple[Tensor, ...]:
     v = args[2]
     *operands, kv_state, history = _differentiable(args[:NUM_OPERANDS])
@@ -268,23 +276,24 @@ def _fake_backward(
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *operands, ctx.num_heads, ctx.causal, ctx.eps, ctx.returns_state = inputs
-    ctx.save_for_backward(*operands)
-    ctx.mark_non_differentiable(output[3])
+    saves_sums = ctx.returns_state and not ctx.causal
+    ctx.save_for_backward(output[1] if saves_sums else None, *operands)
+    ctx.mark_non_differentiable(*(output[1:] if saves_sums else output[3:]))
     ctx.set_materialize_grads(False)  # most calls use no gradient of the state
 
 
 def _backward(
     ctx: Any, d_y: Tensor | None, d_kv_state: Tensor | None, d_history: Tensor | None, _: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    operands = ctx.saved_tensors
+    sums, *operands = ctx.saved_tensors
     if d_y is None:
         d_y = torch.zeros_like(operands[2])
-    if not ctx.returns_state:
+    if not ctx.returns_state or not ctx.causal:
         d_kv_state = d_history = None
     gradients = call_operator(
-        "gated_rela_backward", d_y, d_kv_state, d_history, *operands, ctx.num_heads, ctx.causal, ctx.eps
+        "gated_rela_backward", d_y, d_kv_state, d_history, sums, *operands, ctx.num_heads, ctx.causal, ctx.eps
     )
-    d_q, d_k, d_v, d_g, *parameters_and_state = none_for_absent(gradients, _differentiable(operands))
+    d_q, d_k, d_v, d_g, *parameters_and_state = none_for_absent(gradients, _differentiable(tuple(operands)))
     return d_q, d_k, d_v, d_g, None, None, *parameters_and_state, None, None, None, None, None
 
 
