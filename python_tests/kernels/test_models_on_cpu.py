@@ -92,5 +92,8 @@ def test_a_step_in_bfloat16(simt: Any, form: str, monkeypatch: pytest.MonkeyPatc
     assert calls.half >= {"linear", "linear_cross_entropy"}
     if form.startswith("RecGRELA"):
         assert calls.half >= {"gated_rela", "gated_rela_last", "gated_rela_last_backward", "mlp_block"}
+        # All projections, unless an option adds some or leaves some out.
+        fits = FORMS[form].input_projection and not FORMS[form].value_projection
+        assert fits == ("rela_projections" in calls.names) == ("add_norm" not in calls.names)
     else:
         assert "add_norm" in calls.half

@@ -106,8 +106,7 @@ class Block(nn.Module):
         Returns:
             The residual stream and the rows to add to it or None, [T, D] or the wanted rows [B, D].
         """
-        x, rows = self.norm1(x, branch, sequences)
-        attended, x = self.attention(rows, sequences), sequences.select(x)
+        x, attended = self.attention(self.norm1, x, branch, sequences)
         if self.residual:
             return self.mlp.block(self.norm2, x, attended, sequences)
         _, rows = self.norm2(torch.zeros_like(x), attended, sequences)

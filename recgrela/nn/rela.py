@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from recgrela.nn.basic import Activation, Linear, linear_pair
+from recgrela.nn.basic import Activation, AddNorm, Linear, linear_pair
 from recgrela.nn.sequences import Sequences
-from recgrela.ops import gated_rela, gated_rela_last, linear, rotary_table
+from recgrela.ops import gated_rela, gated_rela_last, linear, rela_projections, rotary_table
 from recgrela.ops.mlp import ACTIVATIONS
+from recgrela.ops.rela_projections import has_kernel
 
 
 class RotaryTable:
@@ -83,43 +85,104 @@ class GatedRotaryLinearAttention(nn.Module):
         self.out_proj = Linear(d, d)
         self.rotary = rotary
 
-    def forward(self, u: Tensor, sequences: Sequences) -> Tensor:
-        """u: normalized, [T, D] -> [T, D], or the wanted rows [B, D], which must be last items if causal."""
-        # The wanted rows are projected apart, so that the gradient of one selection is as large as u.
-        x, gate = self.project(sequences.select(u))
+    def forward(
+        self, norm: AddNorm, x: Tensor, branch: Tensor | None, sequences: Sequences
+    ) -> tuple[Tensor, Tensor]:
+        """The first half of a pre-norm block: attention(norm(s)), where s = x + branch.
+
+        Args:
+            norm: the norm before the attention.
+            x: the residual stream [T, D].
+            branch: the rows to add to it, or None.
+            sequences: the sequences of the rows. The wanted rows must be last items if causal.
+
+        Returns:
+            The residual stream, and the rows to add to it, [T, D] or the wanted rows [B, D].
+        """
+        is_fused = branch is None and self.in_proj is not None and self.v_proj is None
+        if is_fused and has_kernel(x, x.shape[1] * (2 if sequences.wanted is None else 1)):
+            x, q, k, v, gate = self.project_fused(norm, x, sequences)
+        else:
+            x, u = norm(x, branch, sequences)
+            q, k, v, gate = self.project(u, sequences)
+            x = sequences.select(x)
         fused_gate = gate if self.gate_activation == "silu" else None
         options: dict[str, Any] = {
             "num_heads": self.num_heads,
-            "rotary": None if self.rotary is None else self.rotary(sequences.max_seqlen, u),
+            "rotary": None if self.rotary is None else self.rotary(sequences.max_seqlen, v),
             "conv_weight": None if self.conv is None else self.conv.weight.squeeze(1),
             "conv_bias": None if self.conv is None else self.conv.bias,
             "eps": self.eps,
         }
         if sequences.wanted is None:
-            if self.v_proj is None:
-                qk, v = self.qk_proj(x), x
-            else:
-                qk, v = linear_pair(self.qk_proj, self.v_proj, x)
-            y = gated_rela(qk, None, v, fused_gate, sequences.cu_seqlens, causal=self.causal, **options)
+            y = gated_rela(q, k, v, fused_gate, sequences.cu_seqlens, causal=self.causal, **options)
         else:
-            # Slices would each get a gradient of the whole size.
-            q_weight, k_weight = self.qk_proj.weight.chunk(2)
-            q_bias, k_bias = self.qk_proj.bias.chunk(2)
-            q = linear(x, q_weight, q_bias)
-            x = u if self.in_proj is None else self.in_proj(u)
-            if self.v_proj is None:
-                k, v = linear(x, k_weight, k_bias), x
-            else:
-                k, v = linear(x, k_weight, k_bias, self.v_proj.weight, self.v_proj.bias)
+            assert k is not None
             y = gated_rela_last(q, k, v, fused_gate, sequences.cu_seqlens, sequences.wanted, **options)
         if gate is not None and fused_gate is None:
             y = y * ACTIVATIONS[self.gate_activation](gate)
-        return self.out_proj(y)
+        return x, self.out_proj(y)
 
-    def project(self, u: Tensor) -> tuple[Tensor, Tensor | None]:
+    def project(self, u: Tensor, sequences: Sequences) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+        """Projects normalized rows u [T, D] to queries, keys, values and the gate.
+
+        Returns:
+            q, k, v and gate or None. If all rows are wanted, q is [T, 2 D] with the keys, and k is None; else
+            q and gate are those of the wanted rows.
+        """
+        # The wanted rows are projected apart, so that the gradient of one selection is as large as u.
+        x, gate = self.project_input(sequences.select(u))
+        if sequences.wanted is None:
+            if self.v_proj is None:
+                return self.qk_proj(x), None, x, gate
+            qk, v = linear_pair(self.qk_proj, self.v_proj, x)
+            return qk, None, v, gate
+        (q_weight, q_bias), (k_weight, k_bias) = self.split_qk()
+        q = linear(x, q_weight, q_bias)
+        x = u if self.in_proj is None else self.in_proj(u)
+        if self.v_proj is None:
+            k, v = linear(x, k_weight, k_bias), x
+        else:
+            k, v = linear(x, k_weight, k_bias, self.v_proj.weight, self.v_proj.bias)
+        return q, k, v, gate
+
+    def project_input(self, u: Tensor) -> tuple[Tensor, Tensor | None]:
         """u -> the input of queries, keys and values, and the gate or None, all [T, D]."""
         if self.gate_proj is None:
             return (u if self.in_proj is None else self.in_proj(u)), None
         if self.in_proj is None:
             return u, self.gate_proj(u)
         return linear_pair(self.in_proj, self.gate_proj, u)
+
+    def project_fused(
+        self, norm: AddNorm, x: Tensor, sequences: Sequences
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor | None]:
+        """The norm of the residual stream x [T, D] and `project`, as one op, or two if few rows are wanted.
+
+        Returns:
+            The residual stream of the wanted rows, and what `project` returns.
+        """
+        assert self.in_proj is not None
+        op = partial(
+            rela_projections,
+            norm_weight=norm.weight,
+            norm_bias=norm.bias,
+            in_weight=self.in_proj.weight,
+            in_bias=self.in_proj.bias,
+            eps=norm.eps,
+        )
+        no_gate: dict[str, Any] = {"gate_weight": None, "gate_bias": None}
+        gates = no_gate
+        if self.gate_proj is not None:
+            gates = {"gate_weight": self.gate_proj.weight, "gate_bias": self.gate_proj.bias}
+        if sequences.wanted is None:
+            x, v, gate, q = op(x, qk_weight=self.qk_proj.weight, qk_bias=self.qk_proj.bias, **gates)
+            return x, q, None, v, gate
+        (q_weight, q_bias), (k_weight, k_bias) = self.split_qk()
+        x, v, _, k = op(x, qk_weight=k_weight, qk_bias=k_bias, **no_gate)
+        x, _, gate, q = op(sequences.select(x), qk_weight=q_weight, qk_bias=q_bias, **gates)
+        return x, q, k, v, gate
+
+    def split_qk(self) -> list[tuple[Tensor, Tensor]]:
+        """The weights and biases of queries and of keys; slices would get gradients of the whole size."""
+        return list(zip(self.qk_proj.weight.chunk(2), self.qk_proj.bias.chunk(2), strict=True))

@@ -36,14 +36,14 @@ struct ProjectionsBackwardShared {
   float2* sums;        // [2, kGradientRows]: sums over half a row of the gradient of n, and of its product with n
   float* factors;      // [2, kGradientRows]: 1 / sqrt(variance + eps)
   float* norm_weight;  // [kProjectionsColumns]
-  static constexpr size_t kBytes = 2 * kLayer * kOperandVectors<E> * sizeof(uint4) +
+  static constexpr size_t kBytes = 2 * kLayer * kRightVectors * sizeof(uint4) +
                                    kGradientRows * (kGradientStride + kInputStride) * sizeof(E) +
                                    (6 * kGradientRows + kProjectionsColumns) * sizeof(float);
 
   __device__ ProjectionsBackwardShared() {
     in_weights = reinterpret_cast<uint4*>(dynamic_shared());
-    qk_weights = in_weights + kLayer * kOperandVectors<E>;
-    gradients = reinterpret_cast<E*>(qk_weights + kLayer * kOperandVectors<E>);
+    qk_weights = in_weights + kLayer * kRightVectors;
+    gradients = reinterpret_cast<E*>(qk_weights + kLayer * kRightVectors);
     inputs = gradients + kGradientRows * kGradientStride;
     sums = reinterpret_cast<float2*>(inputs + kGradientRows * kInputStride);
     factors = reinterpret_cast<float*>(sums + 2 * kGradientRows);
@@ -214,13 +214,13 @@ __device__ void store_gradients(const RelaProjectionsPlan& p, const LayerGradien
 }
 
 // Adds the products of 16 rows of gradients and two operands of each of `steps` tiles of the inner dimension.
-template <typename E>
+template <int kUnroll, typename E>
 __device__ void add_row_products(Acc (&sums)[2], const E* gradients, const uint4* weights, int steps) {
-#pragma unroll 2
+#pragma unroll kUnroll
   for (int k = 0; k < steps; ++k) {
     const Operand<E> d = load_operand<E, false>(gradients + k * kTile, kGradientStride);
 #pragma unroll
-    for (int n = 0; n < 2; ++n) mma(sums[n], d, load_operand<E>(weights + (k * 2 + n) * kOperandVectors<E>));
+    for (int n = 0; n < 2; ++n) mma_right(sums[n], d, weights + (k * 2 + n) * kRightVectors);
   }
 }
 
@@ -236,7 +236,7 @@ __device__ void complete_d_v(E* d_v, const E* d_qk, const uint4* weights, int st
     const float2 pair = load2(own + i % 2 * 8 * kGradientStride + i / 2 * 8);
     sum[0] = pair.x, sum[1] = pair.y;
   }
-  add_row_products(sums, d_qk, weights, steps);
+  add_row_products<2>(sums, d_qk, weights, steps);
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
     const float* const sum = sums[i / 4].x[i / 2 % 2] + i % 2 * 2;
@@ -339,14 +339,14 @@ __global__ void __launch_bounds__(kProjectionsThreads, kProjectionsBlocks)
 
     prefetch(tile);
     E* const rows = shared.gradients + first_row * kGradientStride;
-    complete_d_v(rows + half * 32, rows + kQkColumn, shared.qk_weights + half * Shared::kHalf * kOperandVectors<E>,
+    complete_d_v(rows + half * 32, rows + kQkColumn, shared.qk_weights + half * Shared::kHalf * kRightVectors,
                  p.outputs / kTile);
     __syncthreads();
 
     if (owns_outputs) sums.add(shared.gradients + warp * 32, layer == 2 ? shared.inputs + kValueColumn : n);
     NormGradient<E> d_n;
-    add_row_products(d_n.d, rows, shared.in_weights + half * Shared::kHalf * kOperandVectors<E>,
-                     p.has_gate() ? Shared::kSteps : kProjectionsTiles);
+    add_row_products<1>(d_n.d, rows, shared.in_weights + half * Shared::kHalf * kRightVectors,
+                        p.has_gate() ? Shared::kSteps : kProjectionsTiles);
     const E* const own_n = n + row * kInputStride + column;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
@@ -359,15 +359,16 @@ __global__ void __launch_bounds__(kProjectionsThreads, kProjectionsBlocks)
     const int own_row = tile * kGradientRows + row;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const float* const d_residual = address<const float>(p.d_residual, own_row + 8 * h, column);
       float* const to = address<float>(p.d_x, own_row + 8 * h, column);
       const float2 left = shared.sums[row + 8 * h], right = shared.sums[kGradientRows + row + 8 * h];
       const float mean = (left.x + right.x) * p.inverse_width, product = (left.y + right.y) * p.inverse_width;
       float4 d_x[2];
+      const auto d_residual = reinterpret_cast<uintptr_t>(p.d_residual.data) +  // which may be absent
+                              offset_of<float>(p.d_residual, own_row + 8 * h, column);
 #pragma unroll
       for (int t = 0; t < 2; ++t) {
         const bool valid = own_row + 8 * h < p.rows && column + t * kTile < p.width && p.d_residual.data;
-        d_x[t] = valid ? *reinterpret_cast<const float4*>(d_residual + t * kTile) : make_float4(0, 0, 0, 0);
+        d_x[t] = valid ? __ldg(reinterpret_cast<const float4*>(d_residual) + t * kTile / 4) : make_float4(0, 0, 0, 0);
       }
 #pragma unroll
       for (int t = 0; t < 2; ++t) {

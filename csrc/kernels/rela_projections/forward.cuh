@@ -14,7 +14,7 @@ template <typename E>
 struct ProjectionsForwardShared {
   static constexpr int kGroup = 32, kInGroups = kProjectionsColumns / kGroup;
   static constexpr int kMaxGroups = 2 * kInGroups + RelaProjectionsParams::kMaxOutputs / kGroup;
-  static constexpr int kGroupTiles = 2 * kProjectionsTiles, kGroupVectors = kGroupTiles * kOperandVectors<E>;
+  static constexpr int kGroupTiles = 2 * kProjectionsTiles, kGroupVectors = kGroupTiles * kRightVectors;
   static constexpr int kBiases = 16;  // vectors of a group
 
   uint4* weights;  // [groups, 2, kProjectionsTiles] operands
@@ -40,10 +40,13 @@ struct ProjectionsForwardShared {
       return weight_at(weight, outputs, width, output, column_of(tile % kProjectionsTiles, k));
     });
     for (int i = threadIdx.x; i < groups * kBiases; i += kProjectionsThreads) {
-      const int output = half_column(i / 8, i / 4 % 2 * 8 + i % 4 * 2);  // and the next one
-      const float low = bias && output < outputs ? bias[output] : 0.f;
-      const float high = bias && output < outputs ? bias[output + 1] : 0.f;
-      biases[first * kBiases + i] = make_float4(low, high, low, high);
+      float pair[2];
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int output = half_column(i / 8, tile_col(i % 4, i / 4 % 2, e));
+        pair[e] = bias && output < outputs ? bias[output] : 0.f;
+      }
+      biases[first * kBiases + i] = make_float4(pair[0], pair[1], pair[0], pair[1]);
     }
   }
 
@@ -124,13 +127,17 @@ struct ProjectionRows {
     column = lane % 4 * 8, left = num_rows - row;
     to = address<E>(rows, row, column), step = 8 * static_cast<int>(rows.stride);
   }
-  __device__ void store(int group, int width, const Operand<E> (&y)[2]) const {
+  __device__ void store(int group, int width, const Acc (&y)[2]) const {
     if (group * 32 + column >= width) return;
 #pragma unroll
-    for (int h = 0; h < 2; ++h)
-      if (8 * h < left)
-        *reinterpret_cast<uint4*>(to + h * step + group * 32) =
-            make_uint4(y[0].r[h], y[0].r[2 + h], y[1].r[h], y[1].r[2 + h]);
+    for (int h = 0; h < 2; ++h) {
+      uint32_t words[4];
+#pragma unroll
+      for (int k = 0; k < 4; ++k) words[k] = pack2<E>(y[0].x[k / 2][2 * h + k % 2], y[1].x[k / 2][2 * h + k % 2]);
+      if (8 * h < left)  // the compiler splits plain stores into words
+        __stcg(reinterpret_cast<uint4*>(to + h * step + group * 32),
+               make_uint4(words[0], words[1], words[2], words[3]));
+    }
   }
 };
 
@@ -142,22 +149,20 @@ __global__ void __launch_bounds__(kProjectionsThreads, kProjectionsBlocks)
   shared.stage(p);
   __syncthreads();
 
-  // The 32 outputs of a group, as two operands.
-  auto project = [&](const Operand<E>(&rows)[kProjectionsTiles], int group, Operand<E>(&y)[2]) {
+  // The 32 outputs of a group.
+  auto project = [&](const Operand<E>(&rows)[kProjectionsTiles], int group, Acc(&y)[2]) {
     const uint4* const weights = shared.weights + group * Shared::kGroupVectors;
     const float4* const biases = shared.biases + group * Shared::kBiases + threadIdx.x % 4;
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
-      Acc sum;
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         const float4 b = biases[(n * 2 + j) * 4];
-        sum.x[j][0] = b.x, sum.x[j][1] = b.y, sum.x[j][2] = b.z, sum.x[j][3] = b.w;
+        y[n].x[j][0] = b.x, y[n].x[j][1] = b.y, y[n].x[j][2] = b.z, y[n].x[j][3] = b.w;
       }
 #pragma unroll
       for (int t = 0; t < kProjectionsTiles; ++t)
-        mma(sum, rows[t], load_operand<E>(weights + (n * kProjectionsTiles + t) * kOperandVectors<E>));
-      y[n] = to_operand<E>(sum);
+        mma_right(y[n], rows[t], weights + (n * kProjectionsTiles + t) * kRightVectors);
     }
   };
 
@@ -167,7 +172,8 @@ __global__ void __launch_bounds__(kProjectionsThreads, kProjectionsBlocks)
   x.load(p, tile);
 #pragma unroll 1
   for (; tile < p.row_tiles; tile += stride) {
-    Operand<E> u[kProjectionsTiles], v[kProjectionsTiles], y[2];
+    Operand<E> u[kProjectionsTiles], v[kProjectionsTiles];
+    Acc y[2];
     x.normalize(p, shared.norm_weight, shared.norm_bias, u);
     x.load(p, tile + stride);
     const ProjectionRows<E> v_rows(p.v, tile, p.rows);
@@ -176,7 +182,7 @@ __global__ void __launch_bounds__(kProjectionsThreads, kProjectionsBlocks)
       if (g * Shared::kGroup < p.width) {
         project(u, g, y);
         v_rows.store(g, p.width, y);
-        v[2 * g] = y[0], v[2 * g + 1] = y[1];
+        v[2 * g] = to_operand<E>(y[0]), v[2 * g + 1] = to_operand<E>(y[1]);
       } else {
         v[2 * g] = v[2 * g + 1] = Operand<E>{};
       }

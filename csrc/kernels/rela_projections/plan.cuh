@@ -27,24 +27,29 @@ struct RelaProjectionsPlan : RelaProjectionsParams {
   __host__ __device__ int all_outputs() const { return width * (has_gate() ? 2 : 1) + outputs; }
 };
 
-// Address of an element. Strides are below 2^26, so that the offset of a row is one product of 32-bit numbers.
-// An absent matrix has addresses too, which are not used.
+// Bytes before an element. Strides are below 2^26, so that the offset of a row is one product of 32-bit numbers.
+template <typename T>
+__device__ uint64_t offset_of(const RowMatrix& rows, int row, uint32_t column) {
+  const uint32_t stride = static_cast<uint32_t>(rows.stride) * static_cast<uint32_t>(sizeof(T));
+  return uint64_t{static_cast<uint32_t>(row)} * stride + column * static_cast<uint32_t>(sizeof(T));
+}
 template <typename T>
 __device__ T* address(const RowMatrix& rows, int row, uint32_t column) {
-  const uint32_t stride = static_cast<uint32_t>(rows.stride) * static_cast<uint32_t>(sizeof(T));
-  const uint64_t offset = uint64_t{static_cast<uint32_t>(row)} * stride + column * static_cast<uint32_t>(sizeof(T));
-  return reinterpret_cast<T*>(reinterpret_cast<uintptr_t>(rows.data) + offset);
+  return reinterpret_cast<T*>(static_cast<char*>(rows.data) + offset_of<T>(rows, row, column));
 }
 
 // A lane holds the columns c, c + 1, c + 8 and c + 9 of a tile, for c = 2 (l % 4). A permutation of columns makes them
 // adjacent in memory: column i of tile t is column float_column(t, i), four adjacent float32 numbers of a lane, or
-// half_column(t, i), eight adjacent 16-bit numbers of a lane in two tiles.
+// half_column(t, i), eight adjacent 16-bit numbers of a lane, from two tiles in turn, so that their registers are not
+// those of an operand, which have another order.
 inline __device__ int float_column(int tile, int i) { return tile * 16 + i % 8 / 2 * 4 + i / 8 * 2 + i % 2; }
 inline __device__ int half_column(int tile, int i) {
-  return tile / 2 * 32 + i % 8 / 2 * 8 + tile % 2 * 4 + i / 8 * 2 + i % 2;
+  return tile / 2 * 32 + i % 8 / 2 * 8 + (i / 8 * 2 + i % 2) * 2 + tile % 2;
 }
 
-// Stages `count` operands in the order in which lanes hold them. value(tile, i, k) is element [i][k] of an operand. All
+constexpr int kRightVectors = 32;  // vectors of 16 bytes of an operand B in shared memory
+
+// Stages `count` operands B in the order of mma's registers. value(tile, i, k) is element [i][k] of an operand. All
 // threads of the block call it.
 template <typename E, typename Value>
 __device__ void stage_operands(uint4* to, int count, Value value) {
@@ -53,8 +58,17 @@ __device__ void stage_operands(uint4* to, int count, Value value) {
     Acc m;
 #pragma unroll
     for (int k = 0; k < 8; ++k) m.x[k / 4][k % 4] = value(tile, tile_row(lane, k % 4), tile_col(lane, k / 4, k));
-    store_operand(to + tile * kOperandVectors<E>, to_operand<E>(m));
+    const Operand<E> b = to_operand<E>(m);
+    to[tile * kRightVectors + lane] = make_uint4(b.r[0], b.r[2], b.r[1], b.r[3]);
   }
+}
+// d += A B^T, with such an operand B.
+template <typename E>
+__device__ void mma_right(Acc& d, const Operand<E>& a, const uint4* b) {
+  const uint4 r = b[threadIdx.x % 32];
+  const uint32_t first[2] = {r.x, r.y}, second[2] = {r.z, r.w};
+  mma16816<E>(d.x[0], a.r, first);
+  mma16816<E>(d.x[1], a.r, second);
 }
 
 // Element [row][column] of a weight [rows, columns]; 0 outside.
