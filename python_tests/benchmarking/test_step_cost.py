@@ -31,8 +31,8 @@ from tools.step_cost.report import step_table
 from tools.step_cost.steps import Count
 
 # Launches and bytes of memory of a step of 4 blocks, at most.
-LAST_BF16 = 130
-LAST_BF16_MEMORY = 2.1e9
+LAST_BF16 = 93
+LAST_BF16_MEMORY = 1.95e9
 
 
 def report(counts: dict[str, list[int]]) -> str:
@@ -186,6 +186,17 @@ def test_instructions_are_those_of_a_profile() -> None:
     scores = (rows[:100], torch.empty(33, 64), target, None, torch.bfloat16, 0.0, 1, True, True)
     assert instructions_of("linear_cross_entropy", (*scores, False)) == 7 * 3 * 139
     assert instructions_of("linear_cross_entropy", (*scores[:-1], False, False)) == 0  # not counted
+
+
+def test_instructions_of_rela_projections_depend_on_the_layers() -> None:
+    x, weight = torch.empty(409_600, 64, device="meta"), torch.empty(64, 64)
+    v, qk_weight, norm = x.bfloat16(), torch.empty(128, 64), (None, None)
+    projections = (x, *norm, weight, None, weight, None, qk_weight, None, 1e-12, torch.bfloat16)
+    assert instructions_of("rela_projections", projections) == 25_600 * (481 + 174 + 4 * 66)
+    gradient = (None, None, v, v, x, v, *norm, weight, weight, qk_weight, 1e-12)
+    assert instructions_of("rela_projections_backward", gradient) == 6_400 * (8 * 873 + 8 * 127)
+    of_last = (None, v, None, v, x, v, *norm, weight, None, weight, 1e-12)
+    assert instructions_of("rela_projections_backward", of_last) == 6_400 * (8 * 763 + 4 * 127)
 
 
 def test_an_estimate_is_the_larger_of_two_times() -> None:

@@ -14,12 +14,12 @@ from recgrela.ops.checks import HALF, autocast_enabled, cast, check_parameters
 from recgrela.ops.linear import linear
 from recgrela.ops.support import Kernel, Op
 
-# The composition runs the kernels of add_norm and linear.
 OP = Op(
     "rela_projections",
     {"cuda": Kernel((torch.float16, torch.bfloat16), widths=range(32, 65, 16))},
     None,
     "composition",
+    parts=("add_norm", "linear"),
 )
 OUTPUTS = range(16, 129, 16)  # numbers of queries and keys that the kernel takes
 
@@ -136,11 +136,14 @@ def rows_dtype(x: Tensor) -> torch.dtype:
 
 
 def has_kernel(x: Tensor, outputs: int) -> bool:
-    """Reports whether `rela_projections` of `x` with N outputs is one kernel, instead of a composition."""
+    """Reports whether `rela_projections` of `x` with N outputs is one kernel, instead of a composition.
+
+    It warns once if the kernel of a GPU does not take half-precision rows of such a width.
+    """
     dtype = rows_dtype(x)
     if dtype not in HALF or outputs not in OUTPUTS:
         return False
-    return OP.implementation(x.device.type, dtype, widths=(x.shape[1],), warn=False).kind == "kernel"
+    return OP.implementation(x.device.type, dtype, widths=(x.shape[1],)).kind == "kernel"
 
 
 def _fake(

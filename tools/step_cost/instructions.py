@@ -58,6 +58,8 @@ def instructions_of(name: str, args: tuple[Any, ...]) -> int:
         return _linear(name, args)
     if name == "linear_cross_entropy":
         return _linear_cross_entropy(*args)
+    if name in ("rela_projections", "rela_projections_backward"):
+        return _rela_projections(name, args)
     tensors = [x for x in args if isinstance(x, Tensor)]
     size = min(
         *(x.element_size() for x in tensors), *(x.itemsize for x in args if isinstance(x, torch.dtype))
@@ -80,6 +82,19 @@ def _linear(name: str, args: tuple[Any, ...]) -> int:
     if name == "linear":
         return -(-len(x) // 16) * (74 + 152 * groups)
     return -(-len(x) // 64) * 8 * (80 + 200 * groups)
+
+
+def _rela_projections(name: str, args: tuple[Any, ...]) -> int:
+    """A constant for each tile of rows, and the products of the gate and of each group of 32 outputs."""
+    if name == "rela_projections":
+        x, gate_weight, qk_weight = args[0], args[5], args[7]
+    else:
+        x, gate_weight, qk_weight = args[4], args[9], args[10]
+    has_gate, groups = gate_weight is not None, 0 if qk_weight is None else -(-len(qk_weight) // 32)
+    if name == "rela_projections":
+        return -(-len(x) // 16) * (481 + 174 * has_gate + 66 * groups)
+    owners = -(-x.shape[1] // 32) * (1 + has_gate) + groups  # warps that own gradients of weights
+    return -(-len(x) // 64) * (8 * (717 + 64 * has_gate + 23 * groups) + 127 * owners)
 
 
 def _linear_cross_entropy(hidden: Tensor, weight: Tensor, *args: Any) -> int:
