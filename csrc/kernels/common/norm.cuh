@@ -21,16 +21,24 @@ __device__ void add(RowPart<kGroups>& a, const RowPart<kGroups>& b) {
 
 // The columns of one lane. kFull: the lanes' columns are exactly those of a row; otherwise the last columns are past
 // its end, and hold zeros.
-template <int kLanes, int kGroups, bool kFull>
+//
+// kPairs: lane l has the columns c .. c + 3 and c + 8 .. c + 11, where c = 16 (l / 2) + 4 (l % 2), which have the same
+// hashes for dropout.
+template <int kLanes, int kGroups, bool kFull, bool kPairs = false>
 class RowLanes {
+  static_assert(!kPairs || kGroups == 2);
+  static constexpr int kDistance = kPairs ? 8 : 4 * kLanes;  // of the columns of adjacent groups
+
  public:
   static constexpr int kRows = 32 / kLanes;  // that a warp processes at a time
 
-  explicit __device__ RowLanes(int width) : first_(4 * (threadIdx.x % kLanes)), width_(width) {}
+  explicit __device__ RowLanes(int width)
+      : first_(kPairs ? threadIdx.x % kLanes / 2 * 16 + threadIdx.x % 2 * 4 : 4 * (threadIdx.x % kLanes)),
+        width_(width) {}
 
   // Index of the lane's row among those of the warp.
   static __device__ int row() { return static_cast<int>(threadIdx.x) % 32 / kLanes; }
-  __device__ int column(int group) const { return static_cast<int>(first_) + 4 * kLanes * group; }
+  __device__ int column(int group) const { return static_cast<int>(first_) + kDistance * group; }
   __device__ bool valid(int group) const { return kFull || column(group) < width_; }
 
   // Address of the lane's first column of a row. Strides are below 2^26, so that the offset of the row is one product.
@@ -52,7 +60,7 @@ class RowLanes {
 #pragma unroll
     for (int g = 0; g < kGroups; ++g) {
       Packed<E, 4> packed = {};
-      if (active && valid(g)) packed = load_packed<E, 4>(from + 4 * kLanes * g);
+      if (active && valid(g)) packed = load_packed<E, 4>(from + kDistance * g);
       unpack(packed, part.x[g]);
     }
   }
@@ -61,7 +69,7 @@ class RowLanes {
   __device__ void store(E* to, bool active, const RowPart<kGroups>& part) const {
 #pragma unroll
     for (int g = 0; g < kGroups; ++g)
-      if (active && valid(g)) store_row(to + 4 * kLanes * g, 4, true, part.x[g]);
+      if (active && valid(g)) store_row(to + kDistance * g, 4, true, part.x[g]);
   }
 
   // Sum over the row of one value per lane, in every lane. All lanes of the warp call it.

@@ -112,7 +112,7 @@ __device__ void store_step(const MlpBlockPlan& p, int row, Acc (&y)[kTiles]) {
   }
 }
 
-using MlpBlockLanes = RowLanes<8, 2, false>;
+using MlpBlockLanes = RowLanes<8, 2, false, true>;
 
 // The end of the backward of a row: the norm's, the addition and the branch. `d` is the gradient of the normalized row,
 // `normalized` and `factor` those of MlpBlockLanes::normalize(). Lanes that are not `active` have another lane's row.
@@ -185,16 +185,18 @@ class MlpBlockStep {
       const float factor = lanes.normalize(s, p.inverse_width, p.eps, mean);
       if (threadIdx.x % 8 == 0) statistics()[i] = make_float2(mean, factor);
       const uint32_t index = row * static_cast<uint32_t>(p.out) + lanes.column(0);
+      if (drop.active()) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          bool first, second;
+          drop.keep_pair(index + j, first, second);
+          d_y.x[0][j] *= first ? drop.scale() : 0.f, d_y.x[1][j] *= second ? drop.scale() : 0.f;
+        }
+      }
 #pragma unroll
       for (int g = 0; g < 2; ++g) {
         const int column = lanes.column(g);
         store_split4<E>(x_ + i * K::kStride + column, kPartSize, s.x[g]);
-        if (drop.active()) {
-          bool kept[4];
-          drop.keep_next(index + (column - lanes.column(0)), kept);
-#pragma unroll
-          for (int j = 0; j < 4; ++j) d_y.x[g][j] *= kept[j] ? drop.scale() : 0.f;
-        }
         store_split4<E>(d_z_ + i * K::kStride + column, kPartSize, d_y.x[g]);
         float4& sum = own_sums(g);
         sum = make_float4(sum.x + d_y.x[g][0], sum.y + d_y.x[g][1], sum.z + d_y.x[g][2], sum.w + d_y.x[g][3]);
@@ -271,9 +273,9 @@ class MlpBlockStep {
   // Stores the sums of the columns of d_y after dropout. Barriers must have separated it from the last stage().
   __device__ void store_d_b2(const MlpBlockPlan& p, float* to) const {
     for (int c = threadIdx.x; c < p.out; c += blockDim.x) {
-      const float* const sums = d_b2_ + c / 32 * 4 * blockDim.x;
+      const float* const sums = d_b2_ + c / 8 % 2 * 4 * blockDim.x;
       float total = 0.f;
-      for (int i = c % 32; i < 4 * static_cast<int>(blockDim.x); i += 32) total += sums[i];
+      for (int i = c / 16 * 8 + c % 8; i < 4 * static_cast<int>(blockDim.x); i += 32) total += sums[i];
       to[c] = total;
     }
   }

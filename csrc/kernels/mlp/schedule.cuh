@@ -64,6 +64,7 @@ void plan_columns(K, Plan& p) {
   while (p.column_warps > 1 && static_cast<int64_t>(K::column_bytes(p)) > p.max_shared_bytes) --p.column_warps;
   p.column_warps = static_cast<int>(std::min<int64_t>(p.column_warps, ceil_div(p.hidden, kTile)));
   p.column_groups = static_cast<int>(ceil_div(p.hidden, p.column_warps * kTile));
+  p.column_warps = static_cast<int>(ceil_div(ceil_div(p.hidden, kTile), p.column_groups));  // groups of equal size
   p.fused = K::kCanFuse && p.column_groups <= kMaxFusedGroups;
   if (static_cast<int64_t>(K::column_bytes(p)) > p.max_shared_bytes) p.fused = false;
   const int64_t resident = std::clamp<int64_t>(p.max_shared_bytes / static_cast<int64_t>(K::column_bytes(p)), 1,
