@@ -38,12 +38,14 @@ class Calls(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def results(form: str, objective: str, amp: bool = False) -> tuple[dict[str, Tensor], Calls]:
-    """The loss and the gradients of a step with dropout, and its calls."""
+def results(
+    form: str, objective: str, amp: bool = False, dtype: torch.dtype = torch.float32
+) -> tuple[dict[str, Tensor], Calls]:
+    """The loss and the gradients of a step with dropout, for parameters in `dtype`, and its calls."""
     torch.manual_seed(1)
     config = FORMS[form]
     config = replace(config, **{key: value for key, value in SIZES.items() if hasattr(config, key)})
-    model = build(config, N_ITEMS, MAX_LEN)
+    model = build(config, N_ITEMS, MAX_LEN).to(dtype)
     items, cu_seqlens, longest = packed()
     target = items.flip(0) if objective == "all" else torch.tensor([3, 5, 7, 9])
     with Calls() as calls:
@@ -97,3 +99,16 @@ def test_a_step_in_bfloat16(simt: Any, form: str, monkeypatch: pytest.MonkeyPatc
         assert fits == ("rela_projections" in calls.names) == ("add_norm" not in calls.names)
     else:
         assert "add_norm" in calls.half
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if form.startswith("RecGRELA")])
+def test_a_step_of_a_model_in_bfloat16(simt: Any, form: str) -> None:
+    """The residual stream of a model with bfloat16 parameters is bfloat16 between the kernels."""
+    expected, _ = results(form, "last")
+    with simt():
+        got, calls = results(form, "last", dtype=torch.bfloat16)
+    assert got.keys() == expected.keys()
+    largest = max(x.abs().max().item() for x in expected.values())
+    for name, value in expected.items():
+        assert_close(name, value, got[name].float(), 5e-2, scale=0.2 * largest)
+    assert calls.names >= {"rela_projections", "gated_rela", "gated_rela_last", "mlp_block"}

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from python_tests.cases import RelaProjectionsCase
+from python_tests.support.gpu import needs_gpu
 from python_tests.support.tensors import assert_close
 from recgrela.ops import rela_projections, rela_projections_reference
 
@@ -168,3 +170,23 @@ def test_shapes_on_the_meta_device() -> None:
     assert [y.shape for y in outputs] == [(20, 8), (20, 8), (20, 8), (20, 24)]
     gradients = torch.autograd.grad(sum(y.sum() for y in outputs), inputs)
     assert [g.shape for g in gradients] == [x.shape for x in inputs]
+
+
+def residual_loss(leaves: list[Tensor]) -> Tensor:
+    """Uses the residual stream that the op passes on, and x beside it; under autocast if x is float32."""
+    x = leaves[0]
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=x.dtype == torch.float32):
+        residual, *outputs = rela_projections(*leaves, eps=1e-5)
+    return residual.square().sum() + x.sin().sum() + sum(y.double().square().sum() for y in outputs)
+
+
+@needs_gpu
+def test_the_residual_stream_on_cuda() -> None:
+    case = RelaProjectionsCase(lengths=(500,), dtype=torch.bfloat16)
+    leaves = list(case.operands().inputs.values())
+    results = []
+    for device, dtype in (("cpu", torch.float64), ("cuda", torch.float32)):
+        own = [x.detach().to(device, dtype).requires_grad_() for x in leaves]
+        results.append(torch.autograd.grad(residual_loss(own), own))
+    for name, expected, got in zip(case.operands().inputs, *results, strict=True):
+        assert_close(name, expected, got.cpu(), 5e-2)

@@ -15,15 +15,14 @@
 namespace recgrela::cuda {
 
 constexpr int kGradientRows = 64;  // of a tile
-// Columns of a row of gradients in shared memory: those of v, gate and qk. And of its inputs: n of
-// two tiles in turn, and v.
+// Columns of a row in shared memory: the gradients of v, gate and qk, and the inputs n, of two tiles in turn, and v.
 constexpr int kGateColumn = kProjectionsColumns, kQkColumn = 2 * kProjectionsColumns;
 constexpr int kGradientStride = stage_stride(kQkColumn + RelaProjectionsParams::kMaxOutputs);
 constexpr int kValueColumn = 2 * kProjectionsColumns, kInputStride = stage_stride(3 * kProjectionsColumns);
 
 template <typename E>
 struct ProjectionsBackwardShared {
-  // Operands of the two products with transposed weights, by the half of the columns that a warp computes.
+  // Operands of the products with transposed weights: for each half of the columns, those of a warp.
   static constexpr int kSteps = 2 * kProjectionsTiles;       // tiles of the inner dimension
   static constexpr int kHalf = kSteps * 2;                   // operands [kSteps, 2]
   static constexpr int kLayer = 2 * kHalf;                   // operands of a product
@@ -66,8 +65,8 @@ struct ProjectionsBackwardShared {
   }
 };
 
-// Starts copies of the 16-byte vectors of a tile that this thread owns: a column of kVectors columns of them. The
-// thread's rows are `stride` bytes apart, and begin at address `row`; it writes zeros from row `left` on.
+// Copies of a tile to shared memory. A thread copies one of the tile's kVectors columns of 16-byte vectors, whose
+// source has the address row_0 in row 0 and rows that are `stride` bytes apart. It writes zeros from row num_rows on.
 template <typename E, int kVectors>
 struct TileCopies {
   static constexpr int kVector = 16 / sizeof(E), kRows = kProjectionsThreads / kVectors;
@@ -293,7 +292,7 @@ __global__ void __launch_bounds__(kProjectionsThreads, kProjectionsBlocks)
 
   using GradientCopies = TileCopies<E, 32>;
   using ValueCopies = TileCopies<E, 8>;
-  // The columns of the gradients that this thread copies; 0 if there are none.
+  // The thread copies columns of one of the gradients: row 0 of them, or 0 if they are absent.
   const int copied = GradientCopies::column();
   const bool of_qk = copied >= kQkColumn, of_gate = !of_qk && copied >= kGateColumn;
   const RowMatrix& source = of_qk ? p.d_qk : of_gate ? p.d_gate : p.d_v;
