@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,12 +9,19 @@ from typing import Any
 import pytest
 import torch
 
+ROOT = Path(__file__).resolve().parents[1]
 # Files that compile for minutes run first, so that no worker of `pytest -n` is left with them at the end.
 SLOW_FOLDERS = ("kernels", "install")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Shares the processors among the workers of `pytest -n`."""
+    """Shares the processors among the workers of `pytest -n`, and separates the compiled graphs of builds.
+
+    A graph in PyTorch's cache calls the gradients of operators as an earlier build declared them.
+    """
+    library = b"".join(path.read_bytes() for path in sorted((ROOT / "recgrela").glob("_C*")))
+    cache = ROOT / "build" / "inductor" / hashlib.sha256(library).hexdigest()[:16]
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
     if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
 
