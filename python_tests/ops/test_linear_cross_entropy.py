@@ -10,7 +10,7 @@ import torch
 from python_tests.support.gpu import needs_gpu
 from python_tests.support.tensors import assert_close, flops_of
 from recgrela.ops import linear_cross_entropy, linear_cross_entropy_reference
-from recgrela.ops.linear_cross_entropy import OP, _by_chunks
+from recgrela.ops.linear_cross_entropy import OP, _by_chunks, unit_gradient
 
 
 def operands(rows: int, n_items: int, dim: int = 8, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
@@ -202,6 +202,19 @@ def test_gradcheck(label_smoothing: float) -> None:
         lambda h, w, b: linear_cross_entropy(h, w, target, b, label_smoothing=label_smoothing, max_logits=14),
         (hidden, weight, bias),
     )
+
+
+@pytest.mark.parametrize("operator", ["linear_cross_entropy", "linear_cross_entropy_by_chunks"])
+def test_a_unit_gradient_is_not_multiplied(operator: str) -> None:
+    leaves = (hidden, weight, _, bias) = with_bias(30, 40, dtype=torch.float32)
+    inputs, unit = (hidden, weight, bias), unit_gradient(hidden.device)
+    options = (hidden.dtype, 0.0, 1000, True, True, True)
+    loss = getattr(torch.ops.recgrela, operator)(*leaves, *options)[0]
+    expected = torch.autograd.grad(loss, inputs, torch.ones(()), retain_graph=True)
+    tripled = torch.autograd.grad(loss * 3, inputs, unit, retain_graph=True)
+    unread = torch.autograd.grad(loss, inputs, unit.fill_(2))  # a value that it never has
+    for a, b, c in zip(expected, tripled, unread, strict=True):
+        assert torch.equal(3 * a, b) and torch.equal(a, c)
 
 
 def test_large_scores_do_not_overflow() -> None:

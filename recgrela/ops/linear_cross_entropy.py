@@ -26,6 +26,17 @@ def max_logits_of(device_type: str) -> int:
     return MAX_LOGITS.get(device_type, MAX_LOGITS["cpu"])
 
 
+def unit_gradient(device: torch.device) -> Tensor:
+    """The number 1 on a device, for `loss.backward(unit_gradient(device))`.
+
+    `linear_cross_entropy` knows this tensor, whose value must not change, and does not multiply its gradients
+    by it. It cannot know the 1 that `loss.backward()` fills in, without waiting for the device.
+    """
+    one = torch.ones((), device=device)
+    one.is_unit_gradient = True  # type: ignore[attr-defined]
+    return one
+
+
 def linear_cross_entropy_reference(
     hidden: Tensor,
     weight: Tensor,
@@ -239,7 +250,9 @@ def _backward_by(
     if torch.is_grad_enabled():  # create_graph=True, which would treat the saved gradients as constants
         raise NotImplementedError(NO_SECOND_DERIVATIVE)
     # d_loss is usually 1: on the CPU it is free to read and saves a copy. A traced tensor has no value.
-    is_one = type(d_loss) is Tensor and d_loss.device.type == "cpu" and d_loss.item() == 1
+    is_one = hasattr(d_loss, "is_unit_gradient") or (
+        type(d_loss) is Tensor and d_loss.device.type == "cpu" and d_loss.item() == 1
+    )
     gradients = ctx.saved_tensors if is_one else scale(d_loss, *ctx.saved_tensors)
     d_hidden, d_weight, d_bias = (
         d if computed else None for d, computed in zip(gradients, ctx.computed, strict=True)

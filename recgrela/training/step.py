@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from recgrela.data import Batch
 from recgrela.data.filling import Filling
 from recgrela.models import SequenceModel
+from recgrela.ops.linear_cross_entropy import unit_gradient
 from recgrela.settings.train import TrainConfig
 from recgrela.system.graphs import Capture, GraphedFunction
 
@@ -41,7 +42,7 @@ class TrainStep:
 
     Attributes:
         loss_sum: the sum of the batches' mean losses, float64 on the device; reading it makes the host wait.
-        unit_gradient: 1, the gradient of a loss, which `backward()` would fill in at each step.
+        unit_gradient: the gradient of a loss.
         loss_packed: the model's `loss_packed`, compiled if `config.compile`.
     """
 
@@ -57,7 +58,7 @@ class TrainStep:
         self.max_tokens = max_tokens
         self.device = next(model.parameters()).device
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        self.unit_gradient = torch.ones((), device=self.device)
+        self.unit_gradient = unit_gradient(self.device)
         # Shapes are dynamic: the numbers of rows and sequences differ between batches.
         compiled = torch.compile(model.loss_packed, dynamic=True) if config.compile else None
         self.loss_packed = compiled or model.loss_packed
