@@ -1,4 +1,4 @@
-"""The tests in csrc/tests find every fault in sequence_mutations.py and narrow_mutations.py.
+"""The tests in csrc/tests find every fault in the lists of mutations.
 
 One program holds all faults, and the environment variable RECGRELA_MUTATION selects one. Each source with a
 fault is thus compiled once.
@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from python_tests.kernels import narrow_mutations, sequence_mutations
+from python_tests.kernels import mlp_mutations, narrow_mutations, sequence_mutations
 from python_tests.kernels.mutation import Mutation
 from python_tests.support.simt import BUILD, ROOT, build_simt
 
-MUTATIONS = [*sequence_mutations.MUTATIONS, *narrow_mutations.MUTATIONS]
+MUTATIONS = [*sequence_mutations.MUTATIONS, *narrow_mutations.MUTATIONS, *mlp_mutations.MUTATIONS]
 FOLDER = BUILD.with_name("mutants")
 DECLARATION = "namespace recgrela::simt {\nextern int mutation;\n}\n"
 DEFINITION = """\

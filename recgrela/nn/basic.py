@@ -127,7 +127,7 @@ class MLP(nn.Module):
         Returns:
             The residual stream, and the rows that the next block must add to it; None if it has them.
         """
-        if not has_kernel(x, branch, self.fc1.out_features):
+        if norm.dropout or not has_kernel(x, branch, self.fc1.out_features):
             x, rows = norm(x, branch, sequences)
             return x, self(rows, sequences)
         rate, path_rate = (self.dropout, norm.drop_path) if self.training else (0.0, 0.0)

@@ -2,7 +2,8 @@
 //
 // A warp owns 16 hidden columns and accumulates their gradients in registers over all rows of its block. It computes
 // the transposed hidden layer, so that the weights are the operand A and all warps share the rows in shared memory as
-// operand B; the sums are, activated, the operand A of the products that accumulate the gradients.
+// operand B; the sums are, activated, the operand A of the products that accumulate the gradients. For mlp_block, the
+// rows are normalized when they are copied, and finished where they were; see block_rows.cuh.
 #pragma once
 
 #include "kernels/common/host.cuh"
