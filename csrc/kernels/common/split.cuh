@@ -129,4 +129,28 @@ __device__ void add_product(Acc& d, const Split<E>& a, const RightSplit<E>& b) {
   add_columns_product(d.x[1], a, b, 1);
 }
 
+// Sum of products over few tiles of the inner dimension, without ordinary additions between them: truncated sums of the
+// large products, one for each tile, and apart from them of the small ones, whose truncation does not matter.
+template <typename E>
+struct ShortSum {
+  Acc large, small;
+
+  // Adds A B^T.
+  __device__ void add(const Split<E>& a, const RightSplit<E>& b) {
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+#pragma unroll
+      for (int order = kParts<E> - 1; order > 0; --order)
+#pragma unroll
+        for (int p = 0; p <= order; ++p) mma16816<Part<E>>(small.x[j], a.part[p].r, b.r[order - p][j]);
+      mma16816<Part<E>>(large.x[j], a.part[0].r, b.r[0][j]);
+    }
+  }
+  __device__ Acc total() const {
+    Acc sum = large;
+    if constexpr (kParts<E> > 1) add_scaled(sum, small, 1.f);
+    return sum;
+  }
+};
+
 }  // namespace recgrela::cuda

@@ -138,17 +138,24 @@ __global__ void __launch_bounds__(SplitBackward<kTiles, kChunks, kHalves>::kThre
         }
       }
       if (p.d_x.data) {
+        ShortSum<float> sums[kOwnRows];
 #pragma unroll kUnroll
         for (int n = 0; n < K::kChunk; n += 16) {
           const auto right = load_right<float, true>(weights + (chunk * K::kChunk + n) * K::kXStride + quarter * 16,
                                                      K::kXStride, K::kWeightPart);
 #pragma unroll
           for (int r = 0; r < kOwnRows; ++r)
-            add_product(
-                d_x[r],
+            sums[r].add(
                 load_split<float, false>(d_y + (half * kOwnRows + r) * 16 * K::kDyStride + n, K::kDyStride, K::kDyPart),
                 right);
           limit_overlap<float>();
+        }
+#pragma unroll
+        for (int r = 0; r < kOwnRows; ++r) {
+          if (chunk == 0)
+            d_x[r] = sums[r].total();
+          else
+            add_scaled(d_x[r], sums[r].total(), 1.f);
         }
       }
       __syncthreads();  // the parts have been read
