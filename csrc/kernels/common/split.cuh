@@ -146,10 +146,10 @@ struct ShortSum {
       mma16816<Part<E>>(large.x[j], a.part[0].r, b.r[0][j]);
     }
   }
-  __device__ Acc total() const {
-    Acc sum = large;
-    if constexpr (kParts<E> > 1) add_scaled(sum, small, 1.f);
-    return sum;
+  // The sum, at the end.
+  __device__ Acc& total() {
+    if constexpr (kParts<E> > 1) add_scaled(large, small, 1.f);
+    return large;
   }
 };
 

@@ -35,14 +35,16 @@ __global__ void __launch_bounds__(32 * kMlpMaxWarps, MlpKernels<E, kTiles>::kRow
 #pragma unroll 1
       for (int c = 0; c < columns; c += kTile, index += kTile) {
         const auto w = weights.at(c);
-        Acc h = broadcast_columns(weights.b1() + c), d_h;
+        ShortSum<E> h_sum, d_h_sum;
+        h_sum.large = broadcast_columns(weights.b1() + c);
 #pragma unroll kUnroll
         for (int k = 0; k < kTiles; ++k) {
-          add_product(h, x[k], w.right1(k));
+          h_sum.add(x[k], w.right1(k));
           limit_overlap<E>();
-          add_product(d_h, d_z[k], w.template right2<true>(k));
+          d_h_sum.add(d_z[k], w.template right2<true>(k));
           limit_overlap<E>();
         }
+        Acc &h = h_sum.total(), &d_h = d_h_sum.total();
         activate_tile<E>(p.activation, h, d_h);
         drop_tile<false>(drop1, index, p.hidden_stride, d_h);
         const Split<E> a = to_split<E>(d_h);

@@ -138,17 +138,18 @@ __global__ void __launch_bounds__(32 * MlpKernels<E, kTiles>::kMaxColumnWarps, 1
     if (column < p.hidden) {
 #pragma unroll 1
       for (int row = 0; row < kRows; row += kTile) {
-        Acc h, d_h;
+        ShortSum<E> h_sum, d_h_sum;
         const float bias[2] = {weights.b1()[own + lane / 4], weights.b1()[own + lane / 4 + 8]};
 #pragma unroll
-        for (int i = 0; i < 8; ++i) h.x[i / 4][i % 4] = bias[i / 2 % 2];
+        for (int i = 0; i < 8; ++i) h_sum.large.x[i / 4][i % 4] = bias[i / 2 % 2];
 #pragma unroll kUnroll
         for (int k = 0; k < kTiles; ++k) {
-          add_product(h, w.left1(k), x.template load<false>(row, k));
+          h_sum.add(w.left1(k), x.template load<false>(row, k));
           limit_overlap<E>();
-          add_product(d_h, w.left2(k), d_z.template load<false>(row, k));
+          d_h_sum.add(w.left2(k), d_z.template load<false>(row, k));
           limit_overlap<E>();
         }
+        Acc &h = h_sum.total(), &d_h = d_h_sum.total();
         activate_tile<E>(p.activation, h, d_h);
         const uint32_t index =
             static_cast<uint32_t>(begin + row + tile_col(lane, 0, 0)) * p.hidden_stride + column + lane / 4;
@@ -181,17 +182,17 @@ __global__ void __launch_bounds__(32 * MlpKernels<E, kTiles>::kMaxColumnWarps, 1
     if constexpr (kFused) {
       for (int tile = warp; tile < kRows / kTile * kTiles; tile += p.column_warps) {
         const int row = tile / kTiles * kTile, i = tile % kTiles;
-        Acc d_x;
+        ShortSum<E> d_x;
 #pragma unroll 1
         for (int f = 0; f < min(columns, p.hidden - first); f += K::kPanel) {
           const auto panel = weights.at(f);
           const Part<E>* const d_h = d_h_rows + f * kHiddenStride + row;
 #pragma unroll
           for (int j = 0; j < K::kPanel; j += kTile)
-            add_product(d_x, load_split<E, true>(d_h + j * kHiddenStride, kHiddenStride, d_h_part),
-                        panel.template right1<true>(i, j));
+            d_x.add(load_split<E, true>(d_h + j * kHiddenStride, kHiddenStride, d_h_part),
+                    panel.template right1<true>(i, j));
         }
-        const Acc one[1] = {d_x};
+        const Acc one[1] = {d_x.total()};
         if (kHasNorm<Plan> && p.column_groups == 1) {
           const RowMatrix to{block.normed_gradient() + i * kTile, K::kStride};
           store_mlp_rows<float>(one, to, row, kRows, kTile, none);

@@ -43,22 +43,23 @@ __global__ void __launch_bounds__(32 * MlpKernels<E, kTiles>::kForwardWarps, Mlp
 #pragma unroll 1
       for (int c = 0; c < columns; c += kChunk * kTile, index += kChunk * kTile) {
         const auto w = weights.at(c);
-        Acc h[kChunk];
+        ShortSum<E> sums[kChunk];
 #pragma unroll
-        for (int i = 0; i < kChunk; ++i) h[i] = broadcast_columns(weights.b1() + c + i * kTile);
+        for (int i = 0; i < kChunk; ++i) sums[i].large = broadcast_columns(weights.b1() + c + i * kTile);
 #pragma unroll kUnroll
         for (int k = 0; k < kTiles; ++k) {
           const Split<E> rows = x[k];
 #pragma unroll
-          for (int i = 0; i < kChunk; ++i) add_product(h[i], rows, w.right1(k, i * kTile));
+          for (int i = 0; i < kChunk; ++i) sums[i].add(rows, w.right1(k, i * kTile));
           limit_overlap<E>();
         }
         Split<E> a[kChunk];
 #pragma unroll
         for (int i = 0; i < kChunk; ++i) {
-          activate_tile<E>(p.activation, h[i]);
-          drop_tile<false>(drop1, index + i * kTile, p.hidden_stride, h[i]);
-          a[i] = to_split<E>(h[i]);
+          Acc& h = sums[i].total();
+          activate_tile<E>(p.activation, h);
+          drop_tile<false>(drop1, index + i * kTile, p.hidden_stride, h);
+          a[i] = to_split<E>(h);
           limit_overlap<E>();
         }
 #pragma unroll
