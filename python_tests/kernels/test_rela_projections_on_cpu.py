@@ -55,9 +55,9 @@ def test_rela_projections_with_outputs_unused(simt: Any, used: tuple[int, ...]) 
         assert_close(f"gradient {i}", *pair, 2e-2, scale=1e-6)
 
 
-def in_bfloat16(*operands: Tensor) -> tuple[Tensor, ...]:
+def in_bfloat16(*operands: Tensor, rows: Tensor | None = None) -> tuple[Tensor, ...]:
     with torch.autocast("cpu", torch.bfloat16):
-        return rela_projections(*operands, eps=1e-5)
+        return rela_projections(*operands, eps=1e-5, rows=rows)
 
 
 def residual_loss(x: Tensor, *parameters: Tensor) -> Tensor:
@@ -93,6 +93,26 @@ def test_the_gradient_of_the_residual_stream_is_added_in_the_backward(simt: Any)
             assert torch.equal(expected, got)
         with pytest.raises(RuntimeError, match="view"):
             in_bfloat16(*leaves)[0].add_(1)
+
+
+@pytest.mark.parametrize("used", [True, False])
+@pytest.mark.parametrize("others", [True, False])
+def test_the_gradient_of_some_rows_is_added(simt: Any, used: bool, others: bool) -> None:
+    leaves = tuple(RelaProjectionsCase(lengths=(70,), dtype=torch.bfloat16).operands().inputs.values())
+    rows = torch.tensor([69, 4, 33])
+
+    def gradients(apart: bool) -> tuple[Tensor | None, ...]:
+        residual, *outputs = in_bfloat16(*leaves, rows=None if apart else rows)
+        residual = leaves[0][rows] if apart else residual
+        loss = sum(y.float().square().sum() for y in outputs) if others else torch.zeros(())
+        loss = loss + residual.square().sum() if used else loss
+        return torch.autograd.grad(loss, leaves, allow_unused=True) if loss.requires_grad else ()
+
+    with simt():
+        expected, got = gradients(apart=True), gradients(apart=False)
+        assert in_bfloat16(*leaves, rows=rows)[0].grad_fn.name().startswith("RelaProjections")
+    for a, c in zip(expected, got, strict=True):
+        assert a is c is None or torch.equal(a, c)
 
 
 def test_compiles_with_the_residual_stream(simt: Any, fakes: None) -> None:

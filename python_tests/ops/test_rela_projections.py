@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -117,6 +118,20 @@ def test_the_residual_stream_continues() -> None:
     assert_close("d_x", torch.autograd.grad(loss, other)[0], got, 1e-12)
 
 
+def test_some_rows_of_the_residual_stream() -> None:
+    inputs, rows = operands(30, 12, 20), torch.tensor([28, 3, 17])
+
+    def some(function: Any, *args: Tensor, eps: float) -> tuple[Tensor, ...]:
+        return function(*args, eps=eps, rows=rows)
+
+    assert rela_projections(*inputs, rows=rows)[0].shape == (3, 12)
+    for used in ((0, 1, 2, 3), (0,), (1,)):
+        expected, got = (
+            results(partial(some, f), inputs, used) for f in (rela_projections_reference, rela_projections)
+        )
+        assert_same(expected, got, 1e-12)
+
+
 def test_nan_propagates() -> None:
     inputs = operands(3, 4, 8)
     with torch.no_grad():
@@ -160,6 +175,10 @@ def test_bad_input() -> None:
             rela_projections(**good | change)
     with pytest.raises(TypeError, match=r"in_weight is torch\.float32, x is torch\.float64"):
         rela_projections(**good | {"in_weight": good["in_weight"].float()})
+    with pytest.raises(ValueError, match=r"rows must be \[B\], got shape \(1, 1\)"):
+        rela_projections(**good, rows=torch.tensor([[0]]))
+    with pytest.raises(TypeError, match=r"rows is torch\.int32; .* it must be torch\.int64"):
+        rela_projections(**good, rows=torch.tensor([0], dtype=torch.int32))
     with pytest.raises(TypeError, match="x must be one of float16, bfloat16, float32, float64"):
         rela_projections(**good | {"x": good["x"].long()})
 

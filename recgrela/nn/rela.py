@@ -179,8 +179,8 @@ class GatedRotaryLinearAttention(nn.Module):
             x, v, gate, q = op(x, qk_weight=self.qk_proj.weight, qk_bias=self.qk_proj.bias, **gates)
             return x, q, None, v, gate
         (q_weight, q_bias), (k_weight, k_bias) = self.split_qk()
-        x, v, _, k = op(x, qk_weight=k_weight, qk_bias=k_bias, **no_gate)
-        x, _, gate, q = op(sequences.select(x), qk_weight=q_weight, qk_bias=q_bias, **gates)
+        x, v, _, k = op(x, qk_weight=k_weight, qk_bias=k_bias, rows=sequences.wanted, **no_gate)
+        x, _, gate, q = op(x, qk_weight=q_weight, qk_bias=q_bias, **gates)
         return x, q, k, v, gate
 
     def split_qk(self) -> list[tuple[Tensor, Tensor]]:

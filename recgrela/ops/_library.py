@@ -118,11 +118,19 @@ def register_gradient(
         setup(ctx, args, output)
         return output
 
-    def forward_and_pass(ctx: Any, *args: Any) -> Any:
-        return args[0], *forward(ctx, *args)
+    def forward_and_pass(ctx: Any, rows: Tensor | None, *args: Any) -> Any:
+        ctx.rows, ctx.shape = rows, args[0].shape
+        return _rows_of(args[0], rows), *forward(ctx, *args)
 
     def backward_of_passed(ctx: Any, d_first: Tensor | None, *gradients: Tensor | None) -> Any:
-        return backward(ctx, *gradients, d_first)
+        if ctx.rows is None:
+            return None, *backward(ctx, *gradients, d_first)
+        d_whole, *others = backward(ctx, *gradients, None)
+        if d_first is not None:
+            if d_whole is None:
+                d_whole = d_first.new_zeros(ctx.shape)
+            d_whole = d_whole.index_add_(0, ctx.rows, d_first)
+        return None, d_whole, *others
 
     def make(forward: Callable[..., Any], backward: Callable[..., Any]) -> Any:
         methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
@@ -160,15 +168,21 @@ def call_operator(name: str, *args: Any) -> Any:
         return operator(*args)
 
 
-def call_and_pass(name: str, *args: Any) -> Any:
+def call_and_pass(name: str, *args: Any, rows: Tensor | None = None) -> Any:
     """Call an operator on an operand that is used again, and pass that operand on.
 
     If what follows takes the operand that is returned, its gradient arrives in the operator's backward, which
     can add it in the store of the operand's gradient; otherwise autograd adds the two. An operator cannot
     return an operand, but a function of autograd can: PyTorch makes it a view.
 
+    Args:
+        name: name in torch.ops.recgrela.
+        args: the operator's arguments.
+        rows: int64 [B], distinct rows of the first operand to pass on, whose gradient is added to the rows of
+            the operand's; None: all.
+
     Returns:
-        The first operand, followed by the operator's outputs, of which there are several.
+        The first operand or its rows, followed by the operator's outputs, of which there are several.
     """
     first = args[0]
     if (
@@ -176,8 +190,12 @@ def call_and_pass(name: str, *args: Any) -> Any:
         or torch._C._are_functorch_transforms_active()
         or not (torch.is_grad_enabled() and first.requires_grad)
     ):
-        return first, *call_operator(name, *args)
-    return _PASSING_FUNCTIONS[getattr(torch.ops.recgrela, name).default].apply(*args)
+        return _rows_of(first, rows), *call_operator(name, *args)
+    return _PASSING_FUNCTIONS[getattr(torch.ops.recgrela, name).default].apply(rows, *args)
+
+
+def _rows_of(x: Tensor, rows: Tensor | None) -> Tensor:
+    return x if rows is None else x.index_select(0, rows)
 
 
 def _on_one_device(name: str, fake: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from recgrela.ops._library import call_and_pass, call_operator, register_operator
 from recgrela.ops.add_norm import add_norm
-from recgrela.ops.checks import HALF, autocast_enabled, cast, check_parameters
+from recgrela.ops.checks import HALF, autocast_enabled, cast, check_operands, check_parameters
 from recgrela.ops.linear import linear
 from recgrela.ops.support import Kernel, Op
 
@@ -36,6 +36,7 @@ def rela_projections_reference(
     qk_bias: Tensor | None,
     *,
     eps: float = 1e-12,
+    rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     """The definition of `rela_projections` in plain PyTorch."""
 
@@ -47,7 +48,7 @@ def rela_projections_reference(
     u = centered / (variance + eps).sqrt() * norm_weight + norm_bias
     v = layer(u, in_weight, in_bias)
     gate = None if gate_weight is None else layer(u, gate_weight, gate_bias)
-    return x, v, gate, layer(v, qk_weight, qk_bias)
+    return x if rows is None else x[rows], v, gate, layer(v, qk_weight, qk_bias)
 
 
 def rela_projections(
@@ -62,6 +63,7 @@ def rela_projections(
     qk_bias: Tensor | None,
     *,
     eps: float = 1e-12,
+    rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     """Normalizes the residual stream and projects it to what `gated_rela` takes.
 
@@ -79,11 +81,12 @@ def rela_projections(
         gate_weight, gate_bias: [D, D], [D] or None. Without gate_weight there is no gate.
         qk_weight, qk_bias: [N, D], [N] or None.
         eps: added to the variance.
+        rows: int64 [B], distinct rows at which the residual stream continues; None: all.
 
     Returns:
-        (residual, v, gate, qk). `residual` is `x`, to continue the residual stream with: its gradient then
-        is added where that of `x` is computed. v [T, D], gate [T, D] or None, and qk [T, N] are of the dtype
-        of autocast if it is enabled, else of `x`.
+        (residual, v, gate, qk). `residual` is `x` or its `rows`, to continue the residual stream with: its
+        gradient is then added where that of `x` is computed. v [T, D], gate [T, D] or None, and qk [T, N]
+        are of the dtype of autocast if it is enabled, else of `x`.
 
     Raises:
         ValueError: if a shape or device is wrong, or gate_bias comes without gate_weight; TypeError: if a
@@ -112,19 +115,23 @@ def rela_projections(
         qk_weight=(qk_weight, (outputs, width)),
         qk_bias=(qk_bias, (outputs,)),
     )
+    if rows is not None:
+        check_operands(op, "x", x, rows=(rows, ("B",), torch.int64))
     dtype = rows_dtype(x)
     if has_kernel(x, outputs):
         stream = x.float() if x.dtype in HALF else x
         weights = (norm_weight, norm_bias, in_weight, in_bias, gate_weight, gate_bias, qk_weight, qk_bias)
         parameters = cast(torch.float32, *weights)
-        passed, v, gate, qk = call_and_pass(op, stream, *parameters, float(eps), dtype)
-        return passed if stream is x else x, v, None if gate_weight is None else gate, qk
+        residual, v, gate, qk = call_and_pass(op, stream, *parameters, float(eps), dtype, rows=rows)
+        if stream is not x:
+            residual = x if rows is None else residual.to(x.dtype)
+        return residual, v, None if gate_weight is None else gate, qk
     residual, u = add_norm(x, None, norm_weight, norm_bias, eps=eps)
     if gate_weight is None:
         v, gate = linear(u, in_weight, in_bias), None
     else:
         v, gate = linear(u, in_weight, in_bias, gate_weight, gate_bias)
-    return residual, v, gate, linear(v, qk_weight, qk_bias)
+    return residual if rows is None else residual[rows], v, gate, linear(v, qk_weight, qk_bias)
 
 
 def rows_dtype(x: Tensor) -> torch.dtype:
