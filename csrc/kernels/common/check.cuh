@@ -16,14 +16,15 @@ struct SequenceCheck {
   int64_t rotary_positions;
 };
 
-inline __global__ void __launch_bounds__(kCheckThreads) check_sequences_kernel(const SequenceCheck check) {
+template <int kThreads>  // several sources may have a template
+__global__ void __launch_bounds__(kThreads) check_sequences_kernel(const SequenceCheck check) {
   check_sequences(check.sequences, check.initial_position, check.rotary_positions);
 }
 
 inline cudaError_t launch_sequence_check(const Sequences& s, cudaStream_t stream,
                                          const int64_t* initial_position = nullptr, int64_t rotary_positions = 0) {
   const int64_t blocks = std::min<int64_t>(s.num_sequences / kCheckThreads + 1, 128);
-  return launch(check_sequences_kernel, blocks, kCheckThreads, 0, stream,
+  return launch(check_sequences_kernel<kCheckThreads>, blocks, kCheckThreads, 0, stream,
                 SequenceCheck{s, initial_position, rotary_positions});
 }
 
