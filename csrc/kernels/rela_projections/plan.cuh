@@ -54,6 +54,7 @@ constexpr int kRightVectors = 32;  // vectors of 16 bytes of an operand B in sha
 template <typename E, typename Value>
 __device__ void stage_operands(uint4* to, int count, Value value) {
   const int lane = threadIdx.x % 32;
+#pragma unroll 4
   for (int tile = threadIdx.x / 32; tile < count; tile += kProjectionsWarps) {
     Acc m;
 #pragma unroll
