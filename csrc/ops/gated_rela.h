@@ -18,6 +18,19 @@ inline void check_rotary_length(const OptTensor& rotary, int64_t max_seqlen) {
                   " positions; the longest sequence has ", max_seqlen, " rows");
 }
 
+// Checks the heads, the rotary table and the convolution of gated_rela or gated_rela_last.
+template <typename Operands>
+void check_heads(const Operands& a) {
+  const ScalarType type = state_type(a.v);
+  const int64_t d = a.width();
+  head_dim_of(d, a.num_heads);
+  check_operand(a.rotary, a.v, type, {-1, d / 2, 2}, "rotary");
+  STD_TORCH_CHECK(a.conv_weight.has_value() == a.conv_bias.has_value(), "conv_weight and conv_bias go together");
+  check_operand(a.conv_weight, a.v, type, {d, -1}, "conv_weight");
+  check_operand(a.conv_bias, a.v, type, {d}, "conv_bias");
+  STD_TORCH_CHECK(!a.conv_weight || a.kernel_size() > 0, "conv_weight must have a kernel size of at least 1");
+}
+
 struct GatedRela {
   static constexpr const char* kName = "gated_rela";
   static constexpr const char* kSchemas[] = {
@@ -60,13 +73,8 @@ struct GatedRela {
     check_operand(a.q, a.v, type, {t, a.k ? d : 2 * d}, "q");
     check_operand(a.k, a.v, type, {t, d}, "k");
     check_operand(a.g, a.v, type, {t, d}, "g");
-    head_dim_of(d, a.num_heads);
     check_cu_seqlens(a.cu_seqlens, a.v);
-    check_operand(a.rotary, a.v, state_dtype, {-1, d / 2, 2}, "rotary");
-    STD_TORCH_CHECK(a.conv_weight.has_value() == a.conv_bias.has_value(), "conv_weight and conv_bias go together");
-    check_operand(a.conv_weight, a.v, state_dtype, {d, -1}, "conv_weight");
-    check_operand(a.conv_bias, a.v, state_dtype, {d}, "conv_bias");
-    STD_TORCH_CHECK(!a.conv_weight || a.kernel_size() > 0, "conv_weight must have a kernel size of at least 1");
+    check_heads(a);
     STD_TORCH_CHECK(a.initial_kv_state.has_value() == a.initial_history.has_value() &&
                         a.initial_kv_state.has_value() == a.initial_position.has_value(),
                     "initial_kv_state, initial_history and initial_position go together");

@@ -33,7 +33,7 @@ struct GatedRelaLast {
   };
 
   static Operands parse(Operands a) {
-    const ScalarType type = a.v.scalar_type(), parameter_type = state_type(a.v);
+    const ScalarType type = a.v.scalar_type();
     check_operand(a.v, a.v, type, {-1, -1}, "v");
     check_cu_seqlens(a.cu_seqlens, a.v);
     const int64_t t = a.num_rows(), d = a.width(), b = a.batch();
@@ -41,12 +41,7 @@ struct GatedRelaLast {
     check_operand(a.k, a.v, type, {t, d}, "k");
     check_operand(a.g, a.v, type, {b, d}, "g");
     check_operand(a.rows, a.v, ScalarType::Long, {b}, "rows");
-    head_dim_of(d, a.num_heads);
-    check_operand(a.rotary, a.v, parameter_type, {-1, d / 2, 2}, "rotary");
-    STD_TORCH_CHECK(a.conv_weight.has_value() == a.conv_bias.has_value(), "conv_weight and conv_bias go together");
-    check_operand(a.conv_weight, a.v, parameter_type, {d, -1}, "conv_weight");
-    check_operand(a.conv_bias, a.v, parameter_type, {d}, "conv_bias");
-    STD_TORCH_CHECK(!a.conv_weight || a.kernel_size() > 0, "conv_weight must have a kernel size of at least 1");
+    check_heads(a);
     a.q = with_contiguous_rows(a.q), a.k = with_contiguous_rows(a.k);
     a.v = with_contiguous_rows(a.v), a.g = with_contiguous_rows(a.g);
     a.cu_seqlens = contiguous(a.cu_seqlens), a.rows = contiguous(a.rows), a.rotary = contiguous(a.rotary);

@@ -302,6 +302,16 @@ def test_the_bare_op_refuses_a_meta_operand() -> None:
         torch.ops.recgrela.gated_rela(x, x, x, None, cu_seqlens, *absent, 2, True, 1e-6, False)
 
 
+def test_the_bare_op_refuses_states_of_the_other_form() -> None:
+    x, cu_seqlens, absent = torch.randn(7, 8), torch.tensor([0, 7]), (None,) * 6
+    operands = (x, x, x, None, cu_seqlens, *absent, 2)
+    with pytest.raises(RuntimeError, match="only the causal form has a state"):  # the CUDA kernels have both
+        torch.ops.recgrela.gated_rela(*operands, False, 1e-6, True)
+    sums = torch.randn(1, 2, 5, 4)
+    with pytest.raises(RuntimeError, match="only the bidirectional form takes final_kv_state"):
+        torch.ops.recgrela.gated_rela_backward(x, None, None, sums, *operands, True, 1e-6)
+
+
 def test_meta_operands_give_the_shape() -> None:
     x = torch.randn(7, 8, device="meta")
     y = gated_rela(x, x, x, x, torch.tensor([0, 7], device="meta"), num_heads=2, causal=True)

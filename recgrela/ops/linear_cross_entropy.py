@@ -250,9 +250,8 @@ def _backward_by(
     if torch.is_grad_enabled():  # create_graph=True, which would treat the saved gradients as constants
         raise NotImplementedError(NO_SECOND_DERIVATIVE)
     # d_loss is usually 1: on the CPU it is free to read and saves a copy. A traced tensor has no value.
-    is_one = hasattr(d_loss, "is_unit_gradient") or (
-        type(d_loss) is Tensor and d_loss.device.type == "cpu" and d_loss.item() == 1
-    )
+    is_one = type(d_loss) is Tensor and d_loss.device.type == "cpu" and d_loss.item() == 1
+    is_one = is_one or hasattr(d_loss, "is_unit_gradient")
     gradients = ctx.saved_tensors if is_one else scale(d_loss, *ctx.saved_tensors)
     d_hidden, d_weight, d_bias = (
         d if computed else None for d, computed in zip(gradients, ctx.computed, strict=True)
