@@ -11,6 +11,7 @@ from python_tests.cases.case import REAL_DTYPES
 from python_tests.support.gpu import needs_gpu
 from python_tests.support.tensors import assert_close
 from recgrela.ops import add_norm, add_norm_reference, dropout
+from tools.step_cost.counting import Counter
 
 NAMES = ("x", "z", "weight", "bias")
 FLOAT32 = ("x", "weight", "bias")
@@ -88,13 +89,35 @@ def test_either_output_may_be_unused(used: tuple[int, ...], post_norm: bool, abs
 
 def test_what_is_returned() -> None:
     x, z, weight, bias = operands(6, 32)
+    with torch.no_grad():
+        assert add_norm(x, None, weight, bias)[0] is x
     residual, _ = add_norm(x, None, weight, bias)
-    assert residual is x
+    assert residual.data_ptr() == x.data_ptr() and torch.equal(residual, x)
     residual, normed = add_norm(x, z, weight, bias, post_norm=True)
     assert residual is normed
     residual, normed = add_norm(x, z, weight, bias)
     assert torch.equal(residual, x + z)
     assert_close("normed", F.layer_norm(x + z, (32,), weight, bias, 1e-12), normed, 1e-13)
+
+
+def test_the_gradient_of_the_residual_stream_arrives_in_the_backward() -> None:
+    x, _, weight, bias = operands(6, 32)
+
+    def sums(residual: Tensor, normed: Tensor) -> Tensor:
+        return (residual * 3 + normed.square()).sum()
+
+    expected = torch.autograd.grad(sums(x, F.layer_norm(x, (32,), weight, bias, 1e-12)), (x, weight, bias))
+    loss = sums(*add_norm(x, None, weight, bias))
+    with Counter("cpu") as counter:
+        got = torch.autograd.grad(loss, (x, weight, bias))
+    for name, a, b in zip(("d_x", "d_weight", "d_bias"), expected, got, strict=True):
+        assert_close(name, a, b, 1e-12)
+    assert "add" not in {call.name for call in counter.calls}  # autograd adds nothing
+    # either output alone
+    residual, normed = add_norm(x, None, weight, bias)
+    assert torch.equal(torch.autograd.grad(residual.sum(), x, retain_graph=True)[0], torch.ones_like(x))
+    (alone,) = torch.autograd.grad(normed.square().sum(), x)
+    assert_close("d_x", got[0] - 3, alone, 1e-12)
 
 
 def test_drops_elements_and_sequences_by_seed() -> None:

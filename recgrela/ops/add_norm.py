@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recgrela.ops._library import call_operator, register_operator
+from recgrela.ops._library import call_and_pass, call_operator, register_operator
 from recgrela.ops.checks import (
     HALF,
     autocast_enabled,
@@ -106,8 +106,9 @@ def add_norm(
 
     Returns:
         (residual, normed), each [T, D]. `residual` is s or, with `post_norm`, LayerNorm(s), of the dtype of
-        `x`, or float32 if that is half precision; without `z` and `post_norm` it is `x` itself. `normed` is
-        LayerNorm(s), of the dtype of autocast if it is enabled, else of `z`, or of `x` if `z` is None.
+        `x`, or float32 if that is half precision; without `z` and `post_norm` it is `x`, returned so that its
+        gradient arrives in this op's backward. `normed` is LayerNorm(s), of the dtype of autocast if it is
+        enabled, else of `z`, or of `x` if `z` is None.
 
     Raises:
         ValueError: if a shape, a device or a rate is wrong; TypeError: if a dtype is.
@@ -152,6 +153,9 @@ def add_norm(
         with without_autocast(device_type):
             residual, normed = _composition(stream, z, weight, bias, *args)
     else:
+        if stream is x and z is None and not post_norm:
+            residual, _, normed = call_and_pass("add_norm", x, z, weight, bias, *args, computed)
+            return residual, normed.to(dtype)
         branch = z if z is None else z.to(computed)
         residual, normed = call_operator("add_norm", stream, branch, weight, bias, *args, computed)
         if post_norm and computed == wide:
@@ -227,9 +231,11 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, d_residual: Tensor | None, d_normed: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(
+    ctx: Any, d_residual: Tensor | None, d_normed: Tensor | None, d_passed: Tensor | None = None
+) -> tuple[Tensor | None, ...]:
     if not ctx.with_residual:
-        d_residual = None
+        d_residual = d_passed
     if d_residual is None and d_normed is None:
         return (None,) * 11
     args = (d_residual, d_normed, *ctx.saved_tensors, *ctx.options, ctx.with_z)
@@ -241,4 +247,6 @@ def _backward(ctx: Any, d_residual: Tensor | None, d_normed: Tensor | None) -> t
     return d_x, d_z, d_weight, d_bias, *(None,) * 7
 
 
-register_operator("add_norm", fake=_fake, setup=_setup, backward=_backward, fake_backward=_fake_backward)
+register_operator(
+    "add_norm", fake=_fake, setup=_setup, backward=_backward, fake_backward=_fake_backward, passes=True
+)
