@@ -285,7 +285,8 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 def _backward(
     ctx: Any, d_y: Tensor | None, d_kv_state: Tensor | None, d_history: Tensor | None, _: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    sums, *operands = ctx.saved_tensors
+    saved = ctx.saved_tensors
+    sums, operands = saved[0], saved[1:]
     if d_y is None:
         d_y = torch.zeros_like(operands[2])
     if not ctx.returns_state or not ctx.causal:
@@ -293,7 +294,7 @@ def _backward(
     gradients = call_operator(
         "gated_rela_backward", d_y, d_kv_state, d_history, sums, *operands, ctx.num_heads, ctx.causal, ctx.eps
     )
-    d_q, d_k, d_v, d_g, *parameters_and_state = none_for_absent(gradients, _differentiable(tuple(operands)))
+    d_q, d_k, d_v, d_g, *parameters_and_state = none_for_absent(gradients, _differentiable(operands))
     return d_q, d_k, d_v, d_g, None, None, *parameters_and_state, None, None, None, None, None
 
 
