@@ -64,7 +64,7 @@ void expect_close(const std::string& tensor, const Doubles& got, const Doubles& 
                 "%s: %zu of %zu wrong; first at %zu: got %.9g, want %.9g; worst at %zu: got %.9g, want %.9g; the "
                 "largest is %.4g, the tolerance %.1e of it",
                 tensor.c_str(), wrong, got.size(), first, got[first], want[first], worst, got[worst], want[worst],
-                tolerance, largest);
+                largest, tolerance);
   expect(false, text);
 }
 

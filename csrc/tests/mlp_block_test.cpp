@@ -18,6 +18,7 @@ struct MlpBlockCase {
   int64_t rows = 0;
   int width = 64, hidden = 256;
   bool branch = true, dropout = false, path = false, sequences = false, strided = false;
+  bool far = false;  // rows with large means, and a norm some of whose weights are 0 or large
   int max_shared_bytes = 0;
 
   std::string name() const {
@@ -25,7 +26,7 @@ struct MlpBlockCase {
     return std::string("mlp_block/") + name_of(type) + "/" + kNames[static_cast<int>(activation)] +
            "/T=" + std::to_string(rows) + "/D=" + std::to_string(width) + "/F=" + std::to_string(hidden) +
            (branch ? "" : "/no z") + (dropout ? "/drop" : "") + (path ? "/path" : "") +
-           (sequences ? "/sequences" : "") + (strided ? "/strided" : "") +
+           (sequences ? "/sequences" : "") + (strided ? "/strided" : "") + (far ? "/far" : "") +
            (max_shared_bytes ? "/little shared memory" : "");
   }
   double tolerance() const { return type == DType::kFloat32 ? 4e-6 : type == DType::kFloat16 ? 2e-3 : 1.6e-2; }
@@ -44,8 +45,9 @@ struct MlpBlockData {
       return random_numbers(DType::kFloat32, count, scale, seed);
     };
     x = floats(n, 1, 1), branch = random_numbers(c.type, n, 1, 2), d_y = floats(n, 1, 3);
-    for (double& value : x) value += 0.5;
+    for (double& value : x) value += c.far ? 8 : 0.5;
     norm_weight = floats(c.width, 0.5, 4), norm_bias = floats(c.width, 0.5, 5);
+    for (int i = 0; c.far && i < c.width; ++i) norm_weight[i] *= i % 3 == 0 ? 0 : i % 3 == 1 ? 1 : 8;
     w1 = floats(weights, 1.5 / std::sqrt(c.width), 6), b1 = floats(c.hidden, 0.5, 7);
     w2 = floats(weights, 1.5 / std::sqrt(c.hidden), 8), b2 = floats(c.width, 0.5, 9);
     for (int64_t row = 0; row < c.rows; ++row) sequence.push_back(row / 3);
@@ -234,6 +236,9 @@ void add_cases(Cases& cases) {
       c.branch = branch, c.dropout = c.path = c.sequences = true;
       add(c);
     }
+    MlpBlockCase far = draw(40, 48, 64);
+    far.far = true;
+    add(far);
     for (const MlpActivation activation : {MlpActivation::kNone, wide ? MlpActivation::kRelu : MlpActivation::kNone}) {
       MlpBlockCase c = draw(40, 64, 64);
       c.activation = activation;

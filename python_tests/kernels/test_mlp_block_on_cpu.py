@@ -91,6 +91,28 @@ def test_a_block_of_a_model(
         assert_close(f"result {i}", *pair, 1e-5 if dtype == torch.float32 else 4e-2)
 
 
+class WithoutGradient(torch.autograd.Function):
+    """A function of PyTorch's users whose backward returns None."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> None:
+        return None
+
+
+def test_result_without_a_gradient(simt: Any) -> None:
+    x, z, *parameters = MLPBlockCase(lengths=(5,), width=32, hidden=16).operands().inputs.values()
+    with simt():
+        y = mlp_block(x, z, *parameters)
+        gradients = torch.autograd.grad(
+            WithoutGradient.apply(y).sum(), (x, z, *parameters), allow_unused=True
+        )
+    assert gradients == (None,) * 8
+
+
 def test_autocast_casts_rows_alone(simt: Any) -> None:
     x, z, gamma, beta, *weights = MLPBlockCase(lengths=(40,), hidden=64).operands().inputs.values()
     with torch.autocast("cpu", torch.bfloat16):

@@ -212,7 +212,9 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
     ctx.save_for_backward(output[0] if ctx.with_z else x, *tensors)
 
 
-def _backward(ctx: Any, d_sum: None, d_y: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, d_sum: None, d_y: Tensor | None) -> tuple[Tensor | None, ...]:
+    if d_y is None:
+        return (None,) * 15
     options = (ctx.eps, ctx.activation, ctx.dropout, ctx.drop_path, ctx.dtype, ctx.with_z)
     d_x, d_z, *gradients = call_operator("mlp_block_backward", d_y, *ctx.saved_tensors, *options)
     if not ctx.with_z:
