@@ -1,4 +1,5 @@
 // rela_projections against its definition in float64.
+#include <algorithm>
 #include <cmath>
 
 #include "kernels/rela_projections/params.h"
@@ -15,6 +16,7 @@ struct ProjectionsCase {
   DType type = DType::kBFloat16;
   int64_t rows = 0, width = 64, outputs = 128;
   bool gate = true, biases = true, d_residual = true, d_v = true, d_qk = true, strided = false, sparse = false;
+  bool constant = false;  // whether the first row has equal elements, which are large
   int max_shared_bytes = 0;
 
   bool has(int layer) const { return layer != kGate || gate; }
@@ -24,7 +26,7 @@ struct ProjectionsCase {
            "/D=" + std::to_string(width) + "/N=" + std::to_string(outputs) + (gate ? "" : "/no gate") +
            (biases ? "" : "/no biases") + (d_residual ? "" : "/no d_residual") + (d_v ? "" : "/no d_v") +
            (d_qk ? "" : "/no d_qk") + (strided ? "/strided" : "") + (sparse ? "/sparse" : "") +
-           (max_shared_bytes ? "/little shared memory" : "");
+           (constant ? "/constant row" : "") + (max_shared_bytes ? "/little shared memory" : "");
   }
   // The norm, v and the gradient of v are rounded to the type too.
   double tolerance(const std::string&) const { return type == DType::kFloat16 ? 8e-4 : 6e-3; }
@@ -37,6 +39,7 @@ struct ProjectionsData {
     const int64_t n = c.rows * c.width;
     x = random_numbers(DType::kFloat32, n, 2, 1);
     for (double& value : x) value += 0.5;
+    if (c.constant) std::fill(x.begin(), x.begin() + c.width, 1000);
     norm_weight = random_numbers(DType::kFloat32, c.width, 1, 2);
     norm_bias = random_numbers(DType::kFloat32, c.width, 0.5, 3);
     for (int i = 0; i < kLayers; ++i) {
@@ -220,6 +223,9 @@ void add_cases(Cases& cases) {
     ProjectionsCase only_gate = c;
     only_gate.rows = 70, only_gate.d_v = only_gate.d_qk = false;
     cases.add(only_gate.name(), [only_gate] { check<ProjectionsRun>(only_gate); });
+    ProjectionsCase constant = c;
+    constant.width = 48, constant.outputs = 96, constant.constant = true;
+    cases.add(constant.name(), [constant] { check<ProjectionsRun>(constant); });
     ProjectionsCase sparse = c;
     sparse.rows = 65, sparse.sparse = true;
     cases.add(sparse.name(), [sparse] { check<ProjectionsRun>(sparse); });

@@ -239,9 +239,9 @@ MUTATIONS = [
         "the variance includes the padding of narrow rows",
         "rela_projections/backward.cuh",
         PROJECTIONS,
-        "if (t * kTile < p.width) squares",
-        "t * kTile < p.width",
-        "true",
+        "if (t * kTile >= p.width) continue;",
+        "t * kTile >= p.width",
+        "false",
         "rela_projections/bfloat16/T=65/D=32",
     ),
     Mutation(

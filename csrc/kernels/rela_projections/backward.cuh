@@ -109,7 +109,7 @@ struct TileNorm {
       x[t] = own < p.rows && t * kTile < p.width ? *reinterpret_cast<const float4*>(from + t * kTile)
                                                  : make_float4(0, 0, 0, 0);
   }
-  // Rows after the last become zeros.
+  // Rows after the last become zeros. So do columns of padding, since an infinite one times 0 would be no number.
   __device__ void store(const RelaProjectionsPlan& p, int tile, E* inputs, float* factors) {
     float sum = 0.f, squares = 0.f;
 #pragma unroll
@@ -117,9 +117,10 @@ struct TileNorm {
     const float mean = quad_sum(sum) * p.inverse_width;
 #pragma unroll
     for (int t = 0; t < kProjectionsTiles; ++t) {
+      if (t * kTile >= p.width) continue;
       float4& v = x[t];
       v.x -= mean, v.y -= mean, v.z -= mean, v.w -= mean;
-      if (t * kTile < p.width) squares += (v.x * v.x + v.y * v.y) + (v.z * v.z + v.w * v.w);
+      squares += (v.x * v.x + v.y * v.y) + (v.z * v.z + v.w * v.w);
     }
     const float variance = quad_sum(squares) * p.inverse_width;
     const float factor = tile * kGradientRows + row() < p.rows ? rsqrtf(variance + p.eps) : 0.f;
