@@ -57,7 +57,7 @@ void plan_rows(K, Plan& p, int operands) {
 // Divides hidden columns among the warps and blocks of the kernel by columns.
 template <typename K, typename Plan>
 void plan_columns(K, Plan& p) {
-  p.fused = kHasNorm<Plan>;  // which has no other kernel for d_x
+  p.fused = kHasNorm<Plan>;  // mlp_block has no other kernel for d_x
   p.column_warps = 1, p.step_rows = K::kStepRows;
   if (static_cast<int64_t>(K::column_bytes(p)) > p.max_shared_bytes) p.step_rows = K::kFewStepRows;
   p.column_warps = K::kMaxColumnWarps;
