@@ -237,7 +237,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the variance includes the padding of narrow rows",
-        "rela_projections/backward.cuh",
+        "rela_projections/tiles.cuh",
         PROJECTIONS,
         "if (t * kTile >= p.width) continue;",
         "t * kTile >= p.width",
