@@ -9,8 +9,9 @@ struct Linear {
   static constexpr const char* kName = "linear";
   static constexpr const char* kSchemas[] = {
       "linear(Tensor x, Tensor weight, Tensor? bias, Tensor? weight2, Tensor? bias2) -> (Tensor y, Tensor y2)",
-      "linear_backward(Tensor d_y, Tensor? d_y2, Tensor x, Tensor weight, Tensor? bias, Tensor? weight2, "
-      "Tensor? bias2, bool needs_d_x) -> (Tensor d_x, Tensor d_weight, Tensor d_bias, Tensor d_weight2, "
+      "linear_backward(Tensor d_y, Tensor? d_y2, Tensor? d_passed, Tensor x, Tensor weight, Tensor? bias, "
+      "Tensor? weight2, Tensor? bias2, bool needs_d_x) -> (Tensor d_x, Tensor d_weight, Tensor d_bias, Tensor "
+      "d_weight2, "
       "Tensor d_bias2)"};
 
   // Parameters have the dtype of states, which is float32 for rows in half precision.
@@ -43,7 +44,7 @@ struct Linear {
 
   struct Gradients {
     Tensor d_y;
-    OptTensor d_y2;
+    OptTensor d_y2, d_passed;  // d_passed: rows that are added to d_x
     Tensor d_x, d_weight, d_bias, d_weight2, d_bias2;
   };
 
@@ -59,16 +60,20 @@ struct Linear {
 
   template <typename Backend>
   static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& d_y, const OptTensor& d_y2,
-                                                                     const Tensor& x, const Tensor& weight,
-                                                                     const OptTensor& bias, const OptTensor& weight2,
-                                                                     const OptTensor& bias2, bool needs_d_x) {
+                                                                     const OptTensor& d_passed, const Tensor& x,
+                                                                     const Tensor& weight, const OptTensor& bias,
+                                                                     const OptTensor& weight2, const OptTensor& bias2,
+                                                                     bool needs_d_x) {
     const Operands a = parse({x, weight, bias, weight2, bias2});
     const ScalarType type = a.x.scalar_type();
     STD_TORCH_CHECK(d_y2.has_value() == a.weight2.has_value(), "d_y2 must be given if weight2 is, and only then");
     check_operand(d_y, a.x, type, {a.num_rows(), a.outputs()}, "d_y");
     check_operand(d_y2, a.x, type, {a.num_rows(), a.outputs2()}, "d_y2");
+    STD_TORCH_CHECK(needs_d_x || !d_passed, "d_passed needs d_x, which it is added to");
+    check_operand(d_passed, a.x, type, {a.num_rows(), a.width()}, "d_passed");
     const Gradients grads{with_contiguous_rows(d_y),
                           with_contiguous_rows(d_y2),
+                          with_contiguous_rows(d_passed),
                           make_if(needs_d_x, a.x, {a.num_rows(), a.width()}),
                           make_like(a.weight),
                           make_gradient(a.bias, a.weight),

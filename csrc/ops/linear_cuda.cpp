@@ -41,12 +41,12 @@ struct Cuda {
   static void backward(const Linear::Operands& a, const Linear::Gradients& grads) {
     LinearCall call(a);
     const Tensor d_y = aligned_rows(grads.d_y);
-    const OptTensor d_y2 = aligned_rows(grads.d_y2);
+    const OptTensor d_y2 = aligned_rows(grads.d_y2), d_passed = aligned_rows(grads.d_passed);
     auto& [first, second] = call.params.layers;
     first.d_y = cuda_rows(d_y), second.d_y = cuda_rows(d_y2);
     first.d_weight = mutable_data<float>(grads.d_weight), first.d_bias = mutable_data<float>(grads.d_bias);
     second.d_weight = mutable_data<float>(grads.d_weight2), second.d_bias = mutable_data<float>(grads.d_bias2);
-    call.params.d_x = cuda_rows(grads.d_x);
+    call.params.d_x = cuda_rows(grads.d_x), call.params.d_passed = cuda_rows(d_passed);
     run_kernel(a.x, call.params, cuda::linear_backward_workspace, cuda::linear_backward);
   }
 };

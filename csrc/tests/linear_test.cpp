@@ -9,7 +9,7 @@ struct LinearCase {
   DType type = DType::kFloat32;
   int64_t rows = 0, width = 64;
   int64_t outputs[2] = {64, 0};
-  bool bias[2] = {true, true}, strided = false, sparse = false, d_x = true;
+  bool bias[2] = {true, true}, strided = false, sparse = false, d_x = true, d_passed = false;
   int max_shared_bytes = 0;
 
   int num_layers() const { return outputs[1] ? 2 : 1; }
@@ -19,7 +19,7 @@ struct LinearCase {
     if (outputs[1]) text += "+" + std::to_string(outputs[1]);
     for (int i = 0; i < num_layers(); ++i) text += bias[i] ? "" : "/no bias " + std::to_string(i + 1);
     return text + (strided ? "/strided" : "") + (sparse ? "/sparse" : "") + (d_x ? "" : "/no d_x") +
-           (max_shared_bytes ? "/little shared memory" : "");
+           (d_passed ? "/passed" : "") + (max_shared_bytes ? "/little shared memory" : "");
   }
   double tolerance(const std::string& name) const {
     if (type == DType::kFloat32) return 1e-6;
@@ -30,10 +30,11 @@ struct LinearCase {
 
 // The parameters are rounded to the type of the rows as the kernels do, so that only sums and results differ.
 struct LinearData {
-  Doubles x, weight[2], bias[2], d_y[2];
+  Doubles x, weight[2], bias[2], d_y[2], d_passed;
 
   explicit LinearData(const LinearCase& c) {
     x = random_numbers(c.type, c.rows * c.width, 1, 1);
+    d_passed = random_numbers(c.type, c.rows * c.width, 4, 8);
     for (int i = 0; i < c.num_layers(); ++i) {
       weight[i] = random_numbers(c.type, c.outputs[i] * c.width, 0.2, 2 + i);
       bias[i] = random_numbers(DType::kFloat32, c.outputs[i], 1, 4 + i);
@@ -47,11 +48,12 @@ struct LinearRun : RunDefaults {
   using Data = LinearData;
   using State = Tensor;
   const LinearCase c;
-  Tensor x, d_x, y[2], d_y[2], weight[2], bias[2], d_weight[2], d_bias[2];
+  Tensor x, d_x, d_passed, y[2], d_y[2], weight[2], bias[2], d_weight[2], d_bias[2];
 
   LinearRun(const LinearCase& c, const LinearData& data) : c(c) {
     x = matrix(c.width), x.set(data.x);
     if (c.d_x) d_x = matrix(c.width);
+    if (c.d_passed) d_passed = matrix(c.width), d_passed.set(data.d_passed);
     for (int i = 0; i < c.num_layers(); ++i) {
       y[i] = matrix(c.outputs[i]), d_y[i] = matrix(c.outputs[i]), d_y[i].set(data.d_y[i]);
       weight[i] = Tensor(DType::kFloat32, c.outputs[i], c.width);
@@ -89,7 +91,7 @@ struct LinearRun : RunDefaults {
       p.layers[i].d_y = d_y[i].rows();
       p.layers[i].d_weight = d_weight[i].as<float>(), p.layers[i].d_bias = d_bias[i].as<float>();
     }
-    p.d_x = d_x.rows();
+    p.d_x = d_x.rows(), p.d_passed = d_passed.rows();
     const Memory workspace(cuda::linear_backward_workspace(p));
     p.workspace = workspace.data;
     expect_success(cuda::linear_backward(p, nullptr));
@@ -108,7 +110,7 @@ struct LinearRun : RunDefaults {
 
   static Named reference(const LinearCase& c, const LinearData& data) {
     Named out;
-    Doubles d_x(c.rows * c.width);
+    Doubles d_x = c.d_passed ? data.d_passed : Doubles(c.rows * c.width);
     for (int l = 0; l < c.num_layers(); ++l) {
       const int64_t outputs = c.outputs[l];
       Doubles y(c.rows * outputs), d_weight(outputs * c.width), d_bias(outputs);
@@ -148,6 +150,8 @@ void add_cases(Cases& cases) {
       c.outputs[0] = shape.outputs[0], c.outputs[1] = shape.outputs[1];
       c.bias[0] = cases.one_of(1, 1, 0), c.bias[1] = cases.one_of(1, 1, 0);
       c.strided = cases.one_of(0, 1), c.d_x = cases.one_of(1, 1, 1, 0);
+      cases.add(c.name(), [c] { check<LinearRun>(c); });
+      c.d_x = c.d_passed = true;
       cases.add(c.name(), [c] { check<LinearRun>(c); });
     }
     LinearCase c;

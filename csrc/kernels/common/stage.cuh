@@ -103,4 +103,36 @@ __device__ void store_outputs(E* matrix, int stride, int rows, int width, const 
   }
 }
 
+// Adds the elements of such rows to the sums.
+template <typename E, int kTiles>
+__device__ void add_outputs(Acc (&sums)[kTiles], const E* matrix, int stride, int rows, int width) {
+  constexpr int kVector = kOutputVector<E, kTiles>, kWords = kVector * int{sizeof(E)} / 4;
+  struct alignas(4 * kWords) Vector {
+    uint32_t words[kWords];
+  };
+  const int lane = threadIdx.x % 32, first = tile_col(lane, 0, 0);
+  const E* const lane_rows = matrix + first * stride + lane / 4 * kVector;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int row = tile_col(0, i / 2, i % 2);
+#pragma unroll
+    for (int v = 0; v < 2 * kTiles / kVector; ++v) {
+      const int column = v * 8 * kVector;
+      if (first + row >= rows || column + lane / 4 * kVector >= width) continue;
+      const Vector x = *reinterpret_cast<const Vector*>(lane_rows + row * stride + column);
+#pragma unroll
+      for (int w = 0; w < kWords; ++w) {
+        if constexpr (sizeof(E) == 4) {
+          const int k = v * kVector + w;
+          sums[k / 2].x[i / 2][k % 2 * 2 + i % 2] += bits_float(x.words[w]);
+        } else {
+          const float2 pair = unpack2<E>(x.words[w]);
+          Acc& s = sums[v * kVector / 2 + w];
+          s.x[i / 2][i % 2] += pair.x, s.x[i / 2][2 + i % 2] += pair.y;
+        }
+      }
+    }
+  }
+}
+
 }  // namespace recgrela::cuda

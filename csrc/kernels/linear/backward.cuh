@@ -160,6 +160,8 @@ __global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks<E, kChunks, 
     const E* const x = shared.x + x_slot * Shared::kXTile + half * kTiles * 16;
     x_slot = x_slot + 1 == Shared::kStages ? 0 : x_slot + 1;
     Acc d_x[kTiles];
+    if constexpr (kChunks < 8)  // with 8, it has no registers left
+      prefetch_passed<E, kBackwardRows, Shared::kColumns>(p, tile * kBackwardRows, first_column);
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
       if (c >= p.chunks) continue;
@@ -193,6 +195,8 @@ __global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks<E, kChunks, 
       }
     }
     const int column = first_column + half * kTiles * 16, row = tile * kBackwardRows + quarter * 16;
+    if (p.d_passed.data)
+      add_outputs(d_x, p.d_passed.row<const E>(row) + column, p.d_passed.stride, p.num_rows - row, p.width - column);
     if (p.d_x.data) store_outputs(p.d_x.row<E>(row) + column, p.d_x.stride, p.num_rows - row, p.width - column, d_x);
   }
 

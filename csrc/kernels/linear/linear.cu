@@ -37,7 +37,7 @@ LinearPlan make_plan(const LinearParams& params, bool backward) {
   auto rows = [](const RowMatrix& x) { return PlanRows{x.data, static_cast<int>(x.stride)}; };
   LinearPlan p;
   p.num_rows = static_cast<int>(params.num_rows), p.width = static_cast<int>(params.width);
-  p.x = rows(params.x), p.d_x = rows(params.d_x);
+  p.x = rows(params.x), p.d_x = rows(params.d_x), p.d_passed = rows(params.d_passed);
   for (int i = 0; i < 2; ++i) {
     const LinearLayer& layer = params.layers[i];
     p.outputs += static_cast<int>(layer.outputs);

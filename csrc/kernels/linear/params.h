@@ -27,7 +27,8 @@ struct LinearParams {
   int64_t width = 0;     // I, a multiple of 16
   RowMatrix x;           // [T, I] of dtype; all rows are aligned to 16 bytes and less than 2^26 elements apart
   LinearLayer layers[2];
-  RowMatrix d_x;  // backward only; null if not wanted
+  RowMatrix d_x;       // backward only; null if not wanted
+  RowMatrix d_passed;  // backward only, [T, I] of dtype: rows that are added to d_x; may be null
 
   int max_shared_bytes = 0;  // of a block; 0: as many as the device has
 

@@ -33,7 +33,7 @@ struct LinearPlan {
   int outputs = 0, first_outputs = 0;  // of both layers, N, and of the first
   const float *weights[2] = {}, *biases[2] = {};
   PlanRows x, rows[2];  // rows: y in the forward, d_y in the backward
-  PlanRows d_x;
+  PlanRows d_x, d_passed;
   int max_shared_bytes = 0;  // of a block
 
   // Blocks of a slice process the same columns: groups of outputs in the forward, columns of x in the backward.
@@ -57,6 +57,15 @@ struct LinearPlan {
     return {second ? rows[1].data : rows[0].data, second ? rows[1].stride : rows[0].stride};
   }
 };
+
+// Starts to load a tile of d_passed, if there is one, into the L2 cache: its elements are added when d_x is stored.
+template <typename E, int kRows, int kColumns>
+__device__ void prefetch_passed(const LinearPlan& p, int first_row, int first_column) {
+  constexpr int kLine = 128 / sizeof(E), kLines = (kColumns + kLine - 1) / kLine;
+  const int i = threadIdx.x, row = first_row + i / kLines, column = first_column + i % kLines * kLine;
+  if (p.d_passed.data && i < kRows * kLines && row < p.num_rows && column < p.width)
+    prefetch_line(p.d_passed.row<const E>(row) + column);
+}
 
 // Kernels of one element type.
 template <typename E>

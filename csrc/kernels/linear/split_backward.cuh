@@ -113,6 +113,8 @@ __global__ void __launch_bounds__(SplitBackward<kTiles, kChunks, kHalves>::kThre
 #pragma unroll 1
   for (int tile = row_block; tile < p.row_tiles; tile += p.row_blocks) {
     Acc d_x[kOwnRows];
+    if constexpr (kChunks != 3)  // with 3, it has no registers left
+      prefetch_passed<float, K::kRows, K::kColumns>(p, tile * K::kRows, first_column);
 #pragma unroll
     for (int chunk = 0; chunk < kChunks; ++chunk) {
       if (chunk == 0) next_x.store(x, K::kXStride, K::kXPart);
@@ -161,15 +163,22 @@ __global__ void __launch_bounds__(SplitBackward<kTiles, kChunks, kHalves>::kThre
       __syncthreads();  // the parts have been read
     }
     const int column = first_column + quarter * 16, row = tile * K::kRows + half * kOwnRows * 16 + lane / 4;
-    if (p.d_x.data && column < p.width) {
-      float* const to = p.d_x.row<float>(row) + column + tile_col(lane, 0, 0);
+    // Calls f with the address of each pair of elements that this lane has, and their sums.
+    auto each_pair = [&](const PlanRows& rows, auto f) {
+      if (!rows.data || column >= p.width) return;
+      float* const first = rows.row<float>(row) + column + tile_col(lane, 0, 0);
 #pragma unroll
       for (int i = 0; i < 4 * kOwnRows; ++i) {
         const int r = i / 4, h = i / 2 % 2, j = i % 2, down = 16 * r + 8 * h;
-        const uint32_t offset = static_cast<uint32_t>(down) * static_cast<uint32_t>(p.d_x.stride) + 8 * j;
-        if (down < p.num_rows - row) store2(to + offset, d_x[r].x[j][2 * h], d_x[r].x[j][2 * h + 1]);
+        const uint32_t offset = static_cast<uint32_t>(down) * static_cast<uint32_t>(rows.stride) + 8 * j;
+        if (down < p.num_rows - row) f(first + offset, d_x[r].x[j][2 * h], d_x[r].x[j][2 * h + 1]);
       }
-    }
+    };
+    each_pair(p.d_passed, [](const float* from, float& x, float& y) {
+      const float2 more = load2(from);
+      x += more.x, y += more.y;
+    });
+    each_pair(p.d_x, [](float* to, float x, float y) { store2(to, x, y); });
   }
 
   float* const partials = p.partials + int64_t{row_block} * p.num_gradients;
