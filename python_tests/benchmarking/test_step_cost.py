@@ -175,12 +175,15 @@ def test_instructions_are_those_of_a_profile() -> None:
     assert instructions_of("causal_conv1d", (stream, weight)) == 0  # not counted
     rows, weight = (torch.empty(n, 64, dtype=torch.bfloat16, device="meta") for n in (409_600, 64))
     assert instructions_of("linear", (rows, weight, None, weight, None)) == 25_600 * (74 + 2 * 152)
-    gradient = (rows, None, rows, weight, None, None, None, True)
+    gradient = (rows, None, None, rows, weight, None, None, None, True)
     assert instructions_of("linear_backward", gradient) == 6_400 * 8 * 280
     assert instructions_of("linear", (rows.float(), weight, None, weight, None)) == 25_600 * 2 * (
         148 + 2 * 311
     )
-    assert instructions_of("linear_backward", (None, None, rows.float(), *gradient[3:])) == 12_800 * 4 * 827
+    assert (
+        instructions_of("linear_backward", (None, None, None, rows.float(), *gradient[4:]))
+        == 12_800 * 4 * 827
+    )
     wide = torch.empty(100, 128, device="meta")
     assert instructions_of("linear", (wide, weight, None, None, None)) == 0  # not counted
     target = torch.empty(100, dtype=torch.int64)

@@ -124,8 +124,8 @@ def test_linear_is_an_operator(simt: Any) -> None:
             torch.library.opcheck(operators.linear.default, args)
         plain = [None if t is None else t.detach() for t in args]
         d_y, d_y2 = operators.linear(*plain)
-        for needs_d_x in (True, False):
-            gradient_args = (d_y, None if args[3] is None else d_y2, *plain, needs_d_x)
+        for needs_d_x, d_passed in ((True, None), (True, x.detach()), (False, None)):
+            gradient_args = (d_y, None if args[3] is None else d_y2, d_passed, *plain, needs_d_x)
             torch.library.opcheck(operators.linear_backward.default, gradient_args)
 
     def f(*args: Tensor) -> Tensor:
@@ -133,6 +133,44 @@ def test_linear_is_an_operator(simt: Any) -> None:
 
     leaves = (x, w, b, w2, b2)
     check_compiled(simt, f, leaves)
+    with simt():  # traced, autograd adds the two gradients of x
+        expected = torch.autograd.grad(passing_loss(leaves, True), leaves)
+        compiled = torch.compile(passing_loss, fullgraph=True, backend="aot_eager")
+        got = torch.autograd.grad(compiled(leaves, True), leaves)
+    for i, pair in enumerate(zip(expected, got, strict=True)):
+        assert_close(f"gradient {i}", *pair, 1e-6)
+
+
+def passing_loss(leaves: tuple[Tensor, ...], returned: bool, outputs: bool = True) -> Tensor:
+    """Uses rows once more after the layers, and once beside them."""
+    leaf, *parameters = leaves
+    x = leaf * 2
+    *ys, again = linear(x, *parameters, return_x=True) if returned else (*linear(x, *parameters), x)
+    loss = again.square().sum() + x.sin().sum()
+    return loss + sum(y.square().sum() for y in ys) if outputs else loss
+
+
+@pytest.mark.parametrize("dtype", REAL_DTYPES)
+def test_linear_adds_the_gradient_of_the_rows_that_it_returns(simt: Any, dtype: torch.dtype) -> None:
+    leaves = tuple(LinearCase(lengths=(37,), dtype=dtype, outputs2=48).operands().inputs.values())
+    seen: list[Tensor] = []
+    with simt():
+        expected = torch.autograd.grad(passing_loss(leaves, False), leaves)
+        got = torch.autograd.grad(passing_loss(leaves, True), leaves)
+        x = leaves[0].detach().requires_grad_()  # a leaf with a hook
+        x.register_hook(seen.append)
+        y, _, again = linear(x, *leaves[1:], return_x=True)
+        (y.sum() + again.sum()).backward()
+        assert len(seen) == 1 and torch.equal(seen[0], x.grad)  # the hook sees the whole gradient
+        (alone,) = torch.autograd.grad(passing_loss(leaves, True, False), leaves[:1])
+        plain, _ = linear(x, *leaves[1:])
+        (d_plain,) = torch.autograd.grad(plain.sum(), x)
+        (d_alone,) = torch.autograd.grad(passing_loss(leaves, False, False), leaves[:1])
+    tolerance = 1e-6 if dtype == torch.float32 else 2e-3 if dtype == torch.float16 else 2e-2
+    for i, (a, b) in enumerate(zip(expected, got, strict=True)):
+        assert_close(f"gradient {i}", a, b, tolerance)
+    assert_close("gradient of a leaf", d_plain + 1, x.grad, tolerance)
+    assert torch.equal(alone, d_alone)
 
 
 def test_linear_refuses(simt: Any) -> None:
@@ -147,7 +185,9 @@ def test_linear_refuses(simt: Any) -> None:
         with pytest.raises(RuntimeError, match=message):
             torch.ops.recgrela_simt.linear(*args)
     with pytest.raises(RuntimeError, match="d_y2 must be given if weight2 is"):
-        torch.ops.recgrela_simt.linear_backward(b.expand(5, 32), None, x, w, b, w, b, True)
+        torch.ops.recgrela_simt.linear_backward(b.expand(5, 32), None, None, x, w, b, w, b, True)
+    with pytest.raises(RuntimeError, match="d_passed needs d_x"):
+        torch.ops.recgrela_simt.linear_backward(b.expand(5, 32), None, x, x, w, b, None, None, False)
 
 
 @pytest.mark.parametrize("width", [32, 48, 64, 112, 256])

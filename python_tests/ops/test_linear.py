@@ -156,3 +156,15 @@ def test_many_float32_outputs_need_shared_memory(
 def test_flops_are_those_of_two_layers() -> None:
     x, w, b, w2, b2 = operands(7, 16, 40, 16)
     assert flops_of(lambda: linear(x, w, b, w2, b2)) == 2 * 7 * 16 * (40 + 16)
+
+
+def test_x_is_returned() -> None:
+    x, w, b, w2, b2 = operands(7, 8, 16, 4)
+    y, same = linear(x, w, b, return_x=True)
+    assert torch.equal(same, x) and torch.equal(y, linear(x, w, b))
+    y, y2, same = linear(x, w, b, w2, b2, return_x=True)
+    assert torch.equal(same, x)
+    for a, c in zip((y, y2), linear(x, w, b, w2, b2), strict=True):
+        assert torch.equal(a, c)
+    (d_x,) = torch.autograd.grad(y.sum() + same.square().sum(), x)
+    assert_close("d_x", 2 * x.detach() + w.detach().sum(0), d_x, 1e-12)

@@ -58,7 +58,8 @@ class GatedLinearUnit(nn.Module):
 
     def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
         """x: [T, D] -> [T, D]."""
-        value, gate = self.fc1(x).chunk(2, dim=1)
+        rows, x = self.fc1.with_input(x)
+        value, gate = rows.chunk(2, dim=1)
         x = self.dropout(self.fc2(value * torch.sigmoid(gate)) + x, sequences)
         return self.norm(x, None, sequences)[0]
 

@@ -89,15 +89,15 @@ class EulerAttention(CausalAttention):
         angle = angle if bias is None else angle + bias
         return torch.stack([modulus * angle.cos(), modulus * angle.sin()], dim=2).flatten(1).to(x.dtype)
 
-    def project(self, x: Tensor, sequences: Sequences) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = super().project(x, sequences)
+    def project(self, x: Tensor, sequences: Sequences) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        q, k, v, x = super().project(x, sequences)
         positions = sequences.positions()
         q = self.polar_rotate(q, sequences.select(positions), self.query_bias)
-        return q, self.polar_rotate(k, positions, None), v
+        return q, self.polar_rotate(k, positions, None), v, x
 
     def forward_with_losses(self, x: Tensor, sequences: Sequences) -> tuple[Tensor, Tensor]:
         """The result of `forward`, and the contrastive losses [T] of the query and key of each row."""
-        q, k, v = self.project(x, sequences.with_wanted(None))
+        q, k, v, x = self.project(x, sequences.with_wanted(None))
         losses = self.contrastive_losses(q, sequences) + self.contrastive_losses(k, sequences)
         mixed = self.mix(sequences.select(q), k, v, sequences)
         return self.finish(mixed, x, sequences), losses

@@ -58,7 +58,8 @@ class LRU(nn.Module):
     def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
         """x: [T, D] -> [T, D], or the wanted rows [B, D]."""
         nu, theta, gamma = self.params_log.exp()
-        inputs = self.in_proj(x).to(nu.dtype).unflatten(1, (-1, 2)) * gamma[:, None]
+        inputs, x = self.in_proj.with_input(x)
+        inputs = inputs.to(nu.dtype).unflatten(1, (-1, 2)) * gamma[:, None]
         coefficients = torch.polar(torch.exp(-nu), theta)
         h = linear_scan(torch.view_as_complex(inputs), coefficients, sequences.cu_seqlens)
         y = self.out_proj(torch.view_as_real(sequences.select(h)).flatten(1))

@@ -36,20 +36,22 @@ class PostNormAttention(nn.Module):
 
     def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
         """x: [T, D] -> [T, D], or the wanted rows [B, D]."""
-        q, k, v = self.project(x, sequences)
+        q, k, v, x = self.project(x, sequences)
         return self.finish(self.mix(q, k, v, sequences), x, sequences)
 
-    def project(self, x: Tensor, sequences: Sequences) -> tuple[Tensor, Tensor, Tensor]:
-        """x [T, D] -> q of the wanted rows, [T, D] or [B, D], and k, v of all rows, [T, D]."""
+    def project(self, x: Tensor, sequences: Sequences) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x [T, D] -> q of the wanted rows, [T, D] or [B, D]; k, v [T, D]; x for the residual."""
         if sequences.wanted is None:
-            q, k, v = self.qkv_proj(x).chunk(3, dim=1)
-            return q, k, v
+            qkv, x = self.qkv_proj.with_input(x)
+            q, k, v = qkv.chunk(3, dim=1)
+            return q, k, v, x
         sizes = [x.shape[1], 2 * x.shape[1]]
         # Slices would each get a gradient of the whole size.
         q_weight, kv_weight = self.qkv_proj.weight.split(sizes)
         q_bias, kv_bias = self.qkv_proj.bias.split(sizes)
-        k, v = linear(x, kv_weight, kv_bias).chunk(2, dim=1)
-        return linear(sequences.select(x), q_weight, q_bias), k, v
+        kv, x = linear(x, kv_weight, kv_bias, return_x=True)
+        k, v = kv.chunk(2, dim=1)
+        return linear(sequences.select(x), q_weight, q_bias), k, v, x
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, sequences: Sequences) -> Tensor:
         """The outputs of all heads for the rows of q, in the shape of q."""

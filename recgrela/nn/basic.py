@@ -22,6 +22,10 @@ class Linear(nn.Linear):
         """x: [T, I] -> [T, O]."""
         return linear(x, self.weight, self.bias)
 
+    def with_input(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x: [T, I] -> [T, O], and x to compute the rest from, as `linear` returns it."""
+        return linear(x, self.weight, self.bias, return_x=True)
+
 
 def linear_pair(first: nn.Linear, second: nn.Linear, x: Tensor) -> tuple[Tensor, Tensor]:
     """Two layers of the same input x [T, I], which is read once -> their outputs."""

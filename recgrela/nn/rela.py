@@ -131,17 +131,19 @@ class GatedRotaryLinearAttention(nn.Module):
             q and gate are those of the wanted rows.
         """
         # The wanted rows are projected apart, so that the gradient of one selection is as large as u.
-        x, gate = self.project_input(sequences.select(u))
         if sequences.wanted is None:
+            x, gate = self.project_input(u)
             if self.v_proj is None:
-                return self.qk_proj(x), None, x, gate
+                qk, v = self.qk_proj.with_input(x)
+                return qk, None, v, gate
             qk, v = linear_pair(self.qk_proj, self.v_proj, x)
             return qk, None, v, gate
         (q_weight, q_bias), (k_weight, k_bias) = self.split_qk()
-        q = linear(x, q_weight, q_bias)
-        x = u if self.in_proj is None else self.in_proj(u)
+        x, u = (u, u) if self.in_proj is None else self.in_proj.with_input(u)
+        wanted, gate = self.project_input(sequences.select(u))
+        q = linear(wanted, q_weight, q_bias)
         if self.v_proj is None:
-            k, v = linear(x, k_weight, k_bias), x
+            k, v = linear(x, k_weight, k_bias, return_x=True)
         else:
             k, v = linear(x, k_weight, k_bias, self.v_proj.weight, self.v_proj.bias)
         return q, k, v, gate

@@ -118,19 +118,21 @@ def register_gradient(
         setup(ctx, args, output)
         return output
 
-    def forward_and_pass(ctx: Any, rows: Tensor | None, *args: Any) -> Any:
+    # The rows come last, so that the operands keep their places in ctx.needs_input_grad.
+    def forward_and_pass(ctx: Any, *args_and_rows: Any) -> Any:
+        *args, rows = args_and_rows
         ctx.rows, ctx.shape = rows, args[0].shape
         return _rows_of(args[0], rows), *forward(ctx, *args)
 
     def backward_of_passed(ctx: Any, d_first: Tensor | None, *gradients: Tensor | None) -> Any:
         if ctx.rows is None:
-            return None, *backward(ctx, *gradients, d_first)
+            return *backward(ctx, *gradients, d_first), None
         d_whole, *others = backward(ctx, *gradients, None)
         if d_first is not None:
             if d_whole is None:
                 d_whole = d_first.new_zeros(ctx.shape)
             d_whole = d_whole.index_add_(0, ctx.rows, d_first)
-        return None, d_whole, *others
+        return d_whole, *others, None
 
     def make(forward: Callable[..., Any], backward: Callable[..., Any]) -> Any:
         methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
@@ -191,7 +193,7 @@ def call_and_pass(name: str, *args: Any, rows: Tensor | None = None) -> Any:
         or not (torch.is_grad_enabled() and first.requires_grad)
     ):
         return _rows_of(first, rows), *call_operator(name, *args)
-    return _PASSING_FUNCTIONS[getattr(torch.ops.recgrela, name).default].apply(rows, *args)
+    return _PASSING_FUNCTIONS[getattr(torch.ops.recgrela, name).default].apply(*args, rows)
 
 
 def _rows_of(x: Tensor, rows: Tensor | None) -> Tensor:

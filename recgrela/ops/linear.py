@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recgrela.ops._library import call_operator, register_operator
+from recgrela.ops._library import call_and_pass, call_operator, register_operator
 from recgrela.ops.checks import (
     autocast_enabled,
     cast,
@@ -53,13 +53,35 @@ def linear(
 def linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, weight2: Tensor, bias2: Tensor | None = ...
 ) -> tuple[Tensor, Tensor]: ...
+@overload
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = ...,
+    weight2: None = ...,
+    bias2: None = ...,
+    *,
+    return_x: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    weight2: Tensor,
+    bias2: Tensor | None = ...,
+    *,
+    return_x: Literal[True],
+) -> tuple[Tensor, Tensor, Tensor]: ...
 def linear(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
     weight2: Tensor | None = None,
     bias2: Tensor | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
+    *,
+    return_x: bool = False,
+) -> Tensor | tuple[Tensor, ...]:
     """x @ weight.T + bias, and the same with weight2 and bias2 if they are given.
 
     The CUDA kernels read `x` once for both layers, and the backward computes all gradients from one read of
@@ -71,9 +93,12 @@ def linear(
         weight, bias: [O, I], [O] or None. Parameters are of the dtype of `x`, or float32 if `x` has half
             precision, which rounds them.
         weight2, bias2: [P, I], [P] or None: a second layer that reads the same rows.
+        return_x: whether to return `x` too. What else is computed from `x` should take what is returned:
+            its gradient is then added where that of `x` is computed, without another pass over the rows.
 
     Returns:
-        y [T, O], or y and y2 [T, P], of the dtype of `x`, or of autocast if it is enabled.
+        y [T, O], or y and y2 [T, P], of the dtype of `x`, or of autocast if it is enabled; with `return_x`,
+        followed by `x`.
 
     Raises:
         ValueError: if a shape or device is wrong, or bias2 comes without weight2; TypeError: if a dtype is.
@@ -106,12 +131,20 @@ def linear(
     takes = OP.implementation(device_type, rows.dtype, widths=widths).kind == "kernel"
     if takes and _fits_device(rows, widths[-1]):
         weight, bias, weight2, bias2 = cast(state_dtype(x.dtype), weight, bias, weight2, bias2)
-        y, y2 = OP.run(rows, rows, weight, bias, weight2, bias2, widths=widths)
+        if return_x and rows is x:
+            x, y, y2 = call_and_pass(op, x, weight, bias, weight2, bias2)
+        else:
+            y, y2 = OP.run(rows, rows, weight, bias, weight2, bias2, widths=widths)
+        if return_x:
+            return (y, x) if weight2 is None else (y, y2, x)
         return y if weight2 is None else (y, y2)
     if not autocast_enabled(device_type):
         weight, bias, weight2, bias2 = cast(x.dtype, weight, bias, weight2, bias2)
     y = F.linear(x, weight, bias)
-    return y if weight2 is None else (y, F.linear(x, weight2, bias2))
+    if weight2 is None:
+        return (y, x) if return_x else y
+    y2 = F.linear(x, weight2, bias2)
+    return (y, y2, x) if return_x else (y, y2)
 
 
 # float32 layers with more outputs need this many bytes of shared memory for a block of the backward.
@@ -137,7 +170,7 @@ def _fake(
 
 
 def _fake_backward(
-    d_y: Tensor, d_y2: Tensor | None, x: Tensor, weight: Tensor, *others: Any
+    d_y: Tensor, d_y2: Tensor | None, d_passed: Tensor | None, x: Tensor, weight: Tensor, *others: Any
 ) -> tuple[Tensor, ...]:
     *parameters, needs_d_x = others
     d_x = x.new_empty(x.shape if needs_d_x else 0)
@@ -149,8 +182,12 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, d_y: Tensor | None, d_y2: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(
+    ctx: Any, d_y: Tensor | None, d_y2: Tensor | None, d_passed: Tensor | None = None
+) -> tuple[Tensor | None, ...]:
     x, weight, bias, weight2, bias2 = ctx.saved_tensors
+    if d_y is None and (d_y2 is None or weight2 is None):
+        return d_passed, *(None,) * 4
     if d_y is None:
         d_y = x.new_zeros(x.shape[0], weight.shape[0])
     if weight2 is None:
@@ -158,7 +195,8 @@ def _backward(ctx: Any, d_y: Tensor | None, d_y2: Tensor | None) -> tuple[Tensor
     elif d_y2 is None:
         d_y2 = x.new_zeros(x.shape[0], weight2.shape[0])
     needs_d_x = ctx.needs_input_grad[0]
-    d_x, *gradients = call_operator("linear_backward", d_y, d_y2, x, weight, bias, weight2, bias2, needs_d_x)
+    args = (d_y, d_y2, d_passed, x, weight, bias, weight2, bias2, needs_d_x)
+    d_x, *gradients = call_operator("linear_backward", *args)
     d_parameters = none_for_absent(tuple(gradients), (weight, bias, weight2, bias2))
     return d_x if needs_d_x else None, *d_parameters
 
@@ -176,5 +214,11 @@ def _flops(
 
 
 register_operator(
-    "linear", fake=_fake, setup=_setup, backward=_backward, fake_backward=_fake_backward, flops=_flops
+    "linear",
+    fake=_fake,
+    setup=_setup,
+    backward=_backward,
+    fake_backward=_fake_backward,
+    flops=_flops,
+    passes=True,
 )

@@ -70,7 +70,7 @@ def instructions_of(name: str, args: tuple[Any, ...]) -> int:
 
 def _linear(name: str, args: tuple[Any, ...]) -> int:
     """A constant for each tile of rows, and the products of each group of 64 outputs."""
-    x, weight, _bias, weight2 = args[:4] if name == "linear" else args[2:6]
+    x, weight, _bias, weight2 = args[:4] if name == "linear" else args[3:7]
     outputs = len(weight) + (0 if weight2 is None else len(weight2))
     groups = -(-outputs // 64)
     if x.shape[1] > 64 or groups > 3:
