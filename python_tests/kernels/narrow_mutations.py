@@ -162,8 +162,8 @@ MUTATIONS = [
         "common/stage.cuh",
         LINEAR_BF16,
         "if (first + row >= rows || column",
-        "first + row >= rows || ",
-        "",
+        "first + row >= rows",
+        "false",
         "linear/bfloat16/T=65",
     ),
     Mutation(
