@@ -164,9 +164,7 @@ __device__ void copies_wait() {
 }
 
 // Starts to load the line of 128 bytes that holds an address of global memory into the L2 cache.
-inline __device__ void prefetch_line(const void* global) {
-  asm volatile("prefetch.global.L2 [%0];" : : "l"(global));
-}
+inline __device__ void prefetch_line(const void* global) { asm volatile("prefetch.global.L2 [%0];" : : "l"(global)); }
 
 // Dynamic shared memory of the block, aligned to 16 bytes.
 inline __device__ unsigned char* dynamic_shared() {
