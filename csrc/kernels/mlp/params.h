@@ -34,7 +34,7 @@ struct MlpParams {
   void* workspace = nullptr;  // of the size that the function below returns, aligned to 256 bytes
 };
 
-// What mlp_block adds to the parameters of mlp, for T rows of D features.
+// Parameters of mlp_block beside those of mlp, for T rows of D features.
 struct MlpNorm {
   float eps = 0;
   const float *norm_weight = nullptr, *norm_bias = nullptr;  // [D], aligned to 16 bytes
