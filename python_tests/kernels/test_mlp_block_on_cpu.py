@@ -113,6 +113,17 @@ def test_result_without_a_gradient(simt: Any) -> None:
     assert gradients == (None,) * 8
 
 
+def test_gradients_of_any_layout(simt: Any) -> None:
+    leaves = list(MLPBlockCase(lengths=(50,), width=32, hidden=64).operands().inputs.values())
+    with simt():
+        y = mlp_block(*leaves)
+        for d_y in (torch.ones(()).expand(y.shape), torch.linspace(-1, 2, y.numel()).view(32, 50).t()):
+            got, expected = (
+                torch.autograd.grad(y, leaves, d, retain_graph=True) for d in (d_y, d_y.contiguous())
+            )
+            assert all(map(torch.equal, got, expected))
+
+
 def test_autocast_casts_rows_alone(simt: Any) -> None:
     x, z, gamma, beta, *weights = MLPBlockCase(lengths=(40,), hidden=64).operands().inputs.values()
     with torch.autocast("cpu", torch.bfloat16):

@@ -176,3 +176,19 @@ def test_rela_projections_of_other_operands_is_a_composition(simt: Any) -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled="dtype" in sizes), simt():
             assert not MODULE.has_kernel(x.operands().inputs["x"], x.num_outputs)
         check(simt, x)
+
+
+def test_gradients_of_any_layout(simt: Any) -> None:
+    leaves = list(RelaProjectionsCase(lengths=(70,), width=32).operands().inputs.values())
+    with simt():
+        outputs = in_bfloat16(*leaves)
+        for make in (
+            lambda y: y.new_ones(()).expand(y.shape),
+            lambda y: torch.linspace(-1, 2, y.numel()).to(y.dtype).view(y.shape[::-1]).t(),
+        ):
+            gradients = [make(y) for y in outputs]
+            got, expected = (
+                torch.autograd.grad(outputs, leaves, d, retain_graph=True)
+                for d in (gradients, [d.contiguous() for d in gradients])
+            )
+            assert all(map(torch.equal, got, expected))
