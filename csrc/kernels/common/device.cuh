@@ -86,13 +86,37 @@ inline __device__ float fast_reciprocal(float x) {
   return y;
 }
 
-// x > 0 ? yes : no, without a branch around the computation of `yes` and `no`.
-inline __device__ float where_positive(float x, float yes, float no) {
+// tanh(x) with a relative error of up to 2^-11, in one instruction: for results that are rounded to 16 bits.
+inline __device__ float fast_tanh(float x) {
   float y;
-  asm("{\n\t.reg .pred p;\n\tsetp.gt.f32 p, %1, 0f00000000;\n\tselp.f32 %0, %2, %3, p;\n\t}"
-      : "=f"(y)
-      : "f"(x), "f"(yes), "f"(no));
+  asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
+}
+
+// x > 0 ? x + 1 : 2^t, in three instructions without a branch.
+inline __device__ float exp2_or_add_one(float x, float t) {
+  float y;
+  asm("{\n\t.reg .pred p;\n\tsetp.gt.f32 p, %1, 0f00000000;\n\tex2.approx.ftz.f32 %0, %2;\n\t"
+      "@p add.f32 %0, %1, 0f3F800000;\n\t}"
+      : "=&f"(y)
+      : "f"(x), "f"(t));
+  return y;
+}
+
+// Halves two packed 16-bit numbers. The result is exact unless it is subnormal.
+template <typename E>
+__device__ uint32_t halve2(uint32_t packed);
+template <>
+inline __device__ uint32_t halve2<fp16>(uint32_t packed) {
+  uint32_t half;
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(half) : "r"(packed), "r"(0x38003800u));
+  return half;
+}
+template <>
+inline __device__ uint32_t halve2<bf16>(uint32_t packed) {
+  uint32_t half;  // sm_80 has no multiplication of bfloat16
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(half) : "r"(packed), "r"(0x3f003f00u), "r"(0x80008000u));
+  return half;
 }
 
 // D += A B by one warp with PTX's fragment layouts: mma.m16n8k16 for 16-bit operands, and mma.m16n8k8 for TF32, which
@@ -138,6 +162,28 @@ __device__ void load_matrices(uint32_t (&r)[4], const void* row) {
                  : "r"(address)
                  : "memory");
   }
+}
+
+// Stores a tile of 16 x 16 numbers of 16 bits, in the registers of tile.cuh's Operand, to shared memory by rows, which
+// are `stride` numbers apart and aligned to 16 bytes. Other lanes may read the tile after __syncwarp.
+template <typename E>
+__device__ void store_matrices(E* tile, int stride, const uint32_t (&r)[4]) {
+  static_assert(sizeof(E) == 2);
+  const int lane = threadIdx.x % 32;
+#if __CUDA_ARCH__ >= 900
+  const E* const row = tile + lane % 16 * stride + lane / 16 * 8;
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};"
+               :
+               : "r"(address), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+               : "memory");
+#else
+  E* const row = tile + lane / 4 * stride + lane % 4 * 2;
+  *reinterpret_cast<uint32_t*>(row) = r[0];
+  *reinterpret_cast<uint32_t*>(row + 8 * stride) = r[1];
+  *reinterpret_cast<uint32_t*>(row + 8) = r[2];
+  *reinterpret_cast<uint32_t*>(row + 8 * stride + 8) = r[3];
+#endif
 }
 
 // Transposes an 8 x 8 matrix of 16-bit numbers; lane l holds row l / 4 at columns 2 (l % 4) and + 1.

@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 #include "tests/simt/cuda.h"
 #include "tests/simt/host.h"
@@ -69,7 +70,17 @@ float2 unpack2(uint32_t packed) {
 // Replaces subnormal numbers by 0.
 inline float flush_subnormal(float x) { return std::fabs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x; }
 inline float fast_exp2(float x) { return flush_subnormal(std::exp2(flush_subnormal(x))); }
-inline float where_positive(float x, float yes, float no) { return x > 0 ? yes : no; }
+// Rounds to 11 bits, which gives the largest error that the instruction may have.
+inline float fast_tanh(float x) {
+  const float y = std::tanh(x);
+  return std::isfinite(y) ? bits_float((float_bits(y) + 0xfffu + (float_bits(y) >> 13 & 1u)) & 0xffffe000u) : y;
+}
+inline float exp2_or_add_one(float x, float t) { return x > 0 ? x + 1 : fast_exp2(t); }
+template <typename E>
+uint32_t halve2(uint32_t packed) {
+  const float2 pair = unpack2<E>(packed);
+  return pack2<E>(0.5f * pair.x, 0.5f * pair.y);
+}
 inline float fast_reciprocal(float x) {
   x = flush_subnormal(x);
   return x == 0 ? std::copysign(INFINITY, x) : flush_subnormal(1 / x);
@@ -105,6 +116,14 @@ void load_matrices(uint32_t (&r)[4], const void* row) {
   simt::MatrixOperands operands{r, row, {}};
   simt::collective(kTranspose ? simt::Collective::kLoadMatricesTransposed : simt::Collective::kLoadMatrices,
                    0xffffffffu, &operands);
+}
+
+template <typename E>
+void store_matrices(E* tile, int stride, const uint32_t (&r)[4]) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  if (reinterpret_cast<uintptr_t>(tile) % 16 || stride % 8)
+    simt::fail("store_matrices: a row is not aligned to 16 bytes");
+  for (int i = 0; i < 4; ++i) std::memcpy(tile + (lane / 4 + i % 2 * 8) * stride + lane % 4 * 2 + i / 2 * 8, &r[i], 4);
 }
 
 inline uint32_t transpose_matrix(uint32_t x) {

@@ -150,6 +150,37 @@ bool transpose_is_right() {
   return true;
 }
 
+// Loads a tile as an operand and stores it elsewhere.
+void copy_tile(Args p) {
+  constexpr int kStride = 24;
+  auto* shared = reinterpret_cast<bf16*>(dynamic_shared());
+  for (int i = threadIdx.x; i < 16 * kStride; i += 32) shared[i].bits = static_cast<uint16_t>(i);
+  __syncwarp();
+  const int lane = threadIdx.x;
+  uint32_t r[4];
+  load_matrices<false>(r, shared + lane % 16 * kStride + lane / 16 * 8);
+  bf16* const copy = shared + 16 * kStride;
+  store_matrices(copy, kStride, r);
+  __syncwarp();
+  for (int i = lane; i < 256; i += 32) p.out[i] = static_cast<float>(copy[i / 16 * kStride + i % 16].bits);
+}
+bool stored_tile_is_right() {
+  std::vector<float> out(256);
+  launch(copy_tile, 1, 32, 2 * 16 * 24 * 2, nullptr, Args{0, out.data(), nullptr});
+  for (int i = 0; i < 256; ++i)
+    if (out[i] != static_cast<float>(i / 16 * 24 + i % 16)) return false;
+  return true;
+}
+
+bool tanh_is_near() {
+  double largest = 0;
+  for (float x = -9; x < 9; x += 0x1p-8f) {
+    const double exact = std::tanh(static_cast<double>(x));
+    if (x != 0) largest = std::max(largest, std::fabs(static_cast<double>(fast_tanh(x)) / exact - 1));
+  }
+  return largest <= 0x1p-11 && largest > 0x1p-12;
+}
+
 // Value of a 16-bit number by the definition of its format.
 double value_of(uint32_t bits, int mantissa_bits, int bias) {
   const uint32_t exponent = (bits & 0x7fffu) >> mantissa_bits, mantissa = bits & ((1u << mantissa_bits) - 1);
@@ -193,7 +224,8 @@ bool conversions_are_right(int mantissa_bits, int bias) {
     if (!same(to_float(from_float<E>(y)), rounded(y, mantissa_bits, bias))) return wrong("from_float", float_bits(y));
   }
   const uint32_t packed = pack2<E>(1.5f, -3.0f);
-  return unpack2<E>(packed).x == 1.5f && unpack2<E>(packed).y == -3.0f &&
+  const float2 half = unpack2<E>(halve2<E>(packed));
+  return half.x == 0.75f && half.y == -1.5f && unpack2<E>(packed).x == 1.5f && unpack2<E>(packed).y == -3.0f &&
          (packed & 0xffffu) == from_float<E>(1.5f).bits;
 }
 
@@ -232,6 +264,8 @@ void check_collectives() {
   check("ldmatrix", matrices_are_right<false>);
   check("ldmatrix, transposed", matrices_are_right<true>);
   check("movmatrix", transpose_is_right);
+  check("stmatrix", stored_tile_is_right);
+  check("tanh to 11 bits", tanh_is_near);
   check("ldmatrix of rows that other lanes still write", [] {
     bool wrong = true;
     for (Order order : kOrders) {
