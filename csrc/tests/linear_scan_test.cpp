@@ -200,6 +200,22 @@ void add_cases(Cases& cases) {
         const ScanCase c = draw(kind, lengths);
         cases.add(c.name(), [c] { check<ScanRun>(c); });
       }
+    ScanCase plain;
+    plain.type = kind.type, plain.complex = kind.complex;
+    // Rows are loaded in batches of up to 8, two of them ahead: whole batches of an odd and an even number, and rests.
+    for (bool per_step : {false, true})
+      for (int64_t channels : {5, 64}) {
+        ScanCase c = plain;
+        c.per_step = per_step, c.channels = channels, c.lengths = {16, 17, 24, 31, 32, 43};
+        cases.add(c.name(), [c] { check<ScanRun>(c); });
+      }
+    // One lane carries the states of many sequences, several lanes those of a long one.
+    for (const Lengths& lengths : {Lengths(64, 3), Lengths{300}}) {
+      ScanCase c = plain;
+      c.per_step = true, c.lengths = lengths;
+      c.channels = lengths.size() > 1 ? 264 : 3, c.segment_rows = lengths.size() > 1 ? 2 : 1;
+      cases.add(c.name(), [c] { check<ScanRun>(c); });
+    }
     for (bool per_step : {false, true})
       for (int64_t segment_rows : {1, 16, 23}) {
         ScanCase c = draw(kind, {3, 0, 40, 16, 17, 0, 164, 1});

@@ -68,7 +68,9 @@ template <typename E, int N>
 __device__ void store_row(E* to, int valid, bool whole, const float (&values)[N]) {
   if (whole) {
     const Packed<E, N> packed = pack<E>(values);
-    if constexpr (sizeof(packed) == 16) {  // the compiler splits most plain stores into words
+    if constexpr (sizeof(packed) == 4) {
+      __stcg(reinterpret_cast<uint32_t*>(to), packed.words[0]);
+    } else if constexpr (sizeof(packed) == 16) {  // the compiler splits most plain stores into words
       __stcg(reinterpret_cast<uint4*>(to),
              make_uint4(packed.words[0], packed.words[1], packed.words[2], packed.words[3]));
     } else {

@@ -22,9 +22,9 @@ __device__ void add_product(const float (&g)[N], const float (&h)[N], float (&su
 }
 
 // Adds the sums of the block's segments in order and stores the block's partial sum.
-template <typename E>
-__device__ void store_partial(const ScanPlan& p, const ScanThread<E>& thread, const float (&d_a)[ScanThread<E>::N]) {
-  constexpr int N = ScanThread<E>::N;
+template <typename Thread>
+__device__ void store_partial(const ScanPlan& p, const Thread& thread, const float (&d_a)[Thread::N]) {
+  constexpr int N = Thread::N;
   __syncthreads();                                                 // all threads have read their segments
   float* const sums = reinterpret_cast<float*>(dynamic_shared());  // [N, threads]
 #pragma unroll
@@ -42,14 +42,13 @@ __device__ void store_partial(const ScanPlan& p, const ScanThread<E>& thread, co
 }
 
 template <typename E, bool kComplex, bool kPerStep>
-__global__ void __launch_bounds__(kScanThreads, 2) scan_backward_kernel(const ScanPlan p) {
-  constexpr int N = kScanGroup<E>;
-  const ScanThread<E> thread(p);
+__global__ void __launch_bounds__(kScanThreads, kScanBlocks) scan_backward_kernel(const ScanPlan p) {
+  constexpr int N = kScanGroup<kComplex>;
+  const ScanThread<kComplex> thread(p);
   float d_a[N] = {};
   if (thread.valid) {
     const Segment& segment = thread.segment;
-    Coefficients<E, kPerStep> coefficients(p, thread);
-    const int64_t row0 = segment.is_first() ? segment.begin : -1;  // the sequence's first row, if it is in the segment
+    Coefficients<N, kPerStep> coefficients(p, thread);
     const float zero[N] = {};
     float d_state[N];
     if (segment.count > 1) {
@@ -57,37 +56,61 @@ __global__ void __launch_bounds__(kScanThreads, 2) scan_backward_kernel(const Sc
     } else {
       thread.load_state(p.d_final_state, segment.sequence, p.width, d_state);
     }
-    thread.template for_each_row<true>(
-        [&](int64_t row, bool wanted) {
-          LoadedRow<E> loaded{};
-          loaded.x = thread.template load<E>(p.d_h, row, wanted);
-          loaded.h = thread.template load<E>(p.h, row - 1, wanted && row != row0);
-          coefficients.load(p, thread, row, wanted, loaded);
-          return loaded;
-        },
-        [&](int64_t row, const LoadedRow<E>& loaded) {
-          float grad[N], before[N];
-          unpack(loaded.x, grad);
+    dispatch_whole(thread, [&](auto whole) {
+      constexpr bool kWhole = decltype(whole)::value;
+      struct Loaded {
+        Packed<E, N> d_h, h;
+        Packed<float, N> a;
+      };
+      const int64_t last = segment.end - 1;
+      MovingRow<const E, N, true, kWhole> d_h(p.d_h, thread, last), h(p.h, thread, last - 1);
+      MovingRow<const float, N, true, kWhole> a(p.a, thread, kPerStep ? last : 0);
+      MovingRow<E, N, true, kWhole> d_x(p.d_x, thread, last);
+      MovingRow<float, N, true, kWhole> d_a_row(p.d_a, thread, kPerStep ? last : 0);
+      // Stores the gradients of a row, given h of the row before it.
+      auto use = [&](const Loaded& row, const float (&before)[N]) {
+        float grad[N];
+        unpack(row.d_h, grad);
+        if constexpr (kPerStep) unpack(row.a, coefficients.a);
 #pragma unroll
-          for (int i = 0; i < N; ++i) grad[i] += d_state[i];
-          thread.template store<E>(p.d_x, row, grad);
-          if (row == row0) {
-            thread.load_state(p.initial_state, segment.sequence, p.width, before);
-          } else {
-            unpack(loaded.h, before);
-          }
-          coefficients.set(loaded);
-          if constexpr (kPerStep) {
-            float product[N] = {};
-            add_product<kComplex>(grad, before, product);
-            thread.template store<float>(p.d_a, row, product);
-          } else {
-            add_product<kComplex>(grad, before, d_a);
-          }
+        for (int i = 0; i < N; ++i) grad[i] += d_state[i];
+        d_x.store(grad);
+        if constexpr (kPerStep) {
+          float product[N] = {};
+          add_product<kComplex>(grad, before, product);
+          d_a_row.store(product);
+        } else {
+          add_product<kComplex>(grad, before, d_a);
+        }
 #pragma unroll
-          for (int i = 0; i < N; ++i) d_state[i] = grad[i];
-          advance<kComplex, true>(coefficients.a, zero, d_state);
-        });
+        for (int i = 0; i < N; ++i) d_state[i] = grad[i];
+        advance<kComplex, true>(coefficients.a, zero, d_state);
+      };
+      // The first row of a sequence has no row before it.
+      const bool has_first = segment.is_first() && segment.end > segment.begin;
+      for_each_row<batch_rows<kWhole>(2 * N * int{sizeof(E)} / 4 + (kPerStep ? N : 0))>(
+          segment.end - segment.begin - has_first,
+          [&] {
+            Loaded row;
+            row.d_h = d_h.load();
+            row.h = h.load();
+            if constexpr (kPerStep) row.a = a.load();
+            return row;
+          },
+          [&](const Loaded& row) {
+            float before[N];
+            unpack(row.h, before);
+            use(row, before);
+          });
+      if (has_first) {
+        Loaded row;
+        float before[N];
+        row.d_h = d_h.load();
+        if constexpr (kPerStep) row.a = a.load();
+        thread.load_state(p.initial_state, segment.sequence, p.width, before);
+        use(row, before);
+      }
+    });
     if (segment.is_first() && p.d_initial_state)
       thread.store_state(p.d_initial_state, segment.sequence, p.width, d_state);
   }
@@ -97,7 +120,7 @@ __global__ void __launch_bounds__(kScanThreads, 2) scan_backward_kernel(const Sc
 template <typename E, bool kComplex>
 cudaError_t ScanKernels<E, kComplex>::backward(const ScanPlan& p, cudaStream_t stream) {
   auto kernel = p.per_step ? scan_backward_kernel<E, kComplex, true> : scan_backward_kernel<E, kComplex, false>;
-  return launch_scan(kernel, p, kScanGroup<E> * kScanThreads, stream);
+  return launch_scan(kernel, p, kScanGroup<kComplex> * kScanThreads, stream);
 }
 
 }  // namespace recgrela::cuda

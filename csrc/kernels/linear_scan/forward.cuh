@@ -10,68 +10,89 @@ namespace recgrela::cuda {
 // Computes the final state of a segment that starts from a zero state, and the product of its coefficients. kReverse
 // does so for the gradient k_i = conj(a_i) (d_h_i + k_{i+1}), from the last row to the first.
 template <typename E, bool kComplex, bool kPerStep, bool kReverse>
-__global__ void __launch_bounds__(kScanThreads, 2) scan_sum_segments_kernel(const ScanPlan p) {
-  constexpr int N = kScanGroup<E>;
-  const ScanThread<E> thread(p);
+__global__ void __launch_bounds__(kScanThreads, kScanBlocks) scan_sum_segments_kernel(const ScanPlan p) {
+  constexpr int N = kScanGroup<kComplex>;
+  const ScanThread<kComplex> thread(p);
   if (!thread.valid || (kReverse ? thread.segment.is_first() : thread.segment.is_last())) return;
-  const RowMatrix& rows = kReverse ? p.d_h : p.x;
-  Coefficients<E, kPerStep> coefficients(p, thread);
+  Coefficients<N, kPerStep> coefficients(p, thread);
   const float zero[N] = {};
   float state[N] = {}, product[N];
 #pragma unroll
   for (int i = 0; i < N; ++i) product[i] = kComplex && i % 2 ? 0.f : 1.f;
-  thread.template for_each_row<kReverse>(
-      [&](int64_t row, bool wanted) {
-        LoadedRow<E> loaded{};
-        loaded.x = thread.template load<E>(rows, row, wanted);
-        coefficients.load(p, thread, row, wanted, loaded);
-        return loaded;
-      },
-      [&](int64_t, const LoadedRow<E>& loaded) {
-        float x[N];
-        unpack(loaded.x, x);
-        coefficients.set(loaded);
-        if constexpr (kReverse) {
+  dispatch_whole(thread, [&](auto whole) {
+    constexpr bool kWhole = decltype(whole)::value;
+    struct Loaded {
+      Packed<E, N> x;
+      Packed<float, N> a;
+    };
+    const int64_t first = kReverse ? thread.segment.end - 1 : thread.segment.begin;
+    MovingRow<const E, N, kReverse, kWhole> x(kReverse ? p.d_h : p.x, thread, first);
+    MovingRow<const float, N, kReverse, kWhole> a(p.a, thread, kPerStep ? first : 0);
+    for_each_row<batch_rows<kWhole>(N * int{sizeof(E)} / 4 + (kPerStep ? N : 0))>(
+        thread.segment.end - thread.segment.begin,
+        [&] {
+          Loaded row;
+          row.x = x.load();
+          if constexpr (kPerStep) row.a = a.load();
+          return row;
+        },
+        [&](const Loaded& row) {
+          float values[N];
+          unpack(row.x, values);
+          if constexpr (kPerStep) unpack(row.a, coefficients.a);
+          if constexpr (kReverse) {
 #pragma unroll
-          for (int i = 0; i < N; ++i) state[i] += x[i];
-          advance<kComplex, true>(coefficients.a, zero, state);
-        } else {
-          advance<kComplex, false>(coefficients.a, x, state);
-        }
-        advance<kComplex, kReverse>(coefficients.a, zero, product);
-      });
+            for (int i = 0; i < N; ++i) state[i] += values[i];
+            advance<kComplex, true>(coefficients.a, zero, state);
+          } else {
+            advance<kComplex, false>(coefficients.a, values, state);
+          }
+          advance<kComplex, kReverse>(coefficients.a, zero, product);
+        });
+  });
   thread.store_state(p.states, thread.segment.slot, p.width, state);
   thread.store_state(p.products, thread.segment.slot, p.width, product);
 }
 
 template <typename E, bool kComplex, bool kPerStep>
-__global__ void __launch_bounds__(kScanThreads, 2) scan_forward_kernel(const ScanPlan p) {
-  constexpr int N = kScanGroup<E>;
+__global__ void __launch_bounds__(kScanThreads, kScanBlocks) scan_forward_kernel(const ScanPlan p) {
+  constexpr int N = kScanGroup<kComplex>;
   check_sequences(p.sequences);
-  const ScanThread<E> thread(p);
+  const ScanThread<kComplex> thread(p);
   if (!thread.valid) return;
   const Segment& segment = thread.segment;
-  Coefficients<E, kPerStep> coefficients(p, thread);
+  Coefficients<N, kPerStep> coefficients(p, thread);
   float state[N];
   if (segment.count > 1) {
     thread.load_state(p.states, segment.slot, p.width, state);
   } else {
     thread.load_state(p.initial_state, segment.sequence, p.width, state);
   }
-  thread.template for_each_row<false>(
-      [&](int64_t row, bool wanted) {
-        LoadedRow<E> loaded{};
-        loaded.x = thread.template load<E>(p.x, row, wanted);
-        coefficients.load(p, thread, row, wanted, loaded);
-        return loaded;
-      },
-      [&](int64_t row, const LoadedRow<E>& loaded) {
-        float x[N];
-        unpack(loaded.x, x);
-        coefficients.set(loaded);
-        advance<kComplex, false>(coefficients.a, x, state);
-        thread.template store<E>(p.h, row, state);
-      });
+  dispatch_whole(thread, [&](auto whole) {
+    constexpr bool kWhole = decltype(whole)::value;
+    struct Loaded {
+      Packed<E, N> x;
+      Packed<float, N> a;
+    };
+    MovingRow<const E, N, false, kWhole> x(p.x, thread, segment.begin);
+    MovingRow<const float, N, false, kWhole> a(p.a, thread, kPerStep ? segment.begin : 0);
+    MovingRow<E, N, false, kWhole> h(p.h, thread, segment.begin);
+    for_each_row<batch_rows<kWhole>(N * int{sizeof(E)} / 4 + (kPerStep ? N : 0))>(
+        segment.end - segment.begin,
+        [&] {
+          Loaded row;
+          row.x = x.load();
+          if constexpr (kPerStep) row.a = a.load();
+          return row;
+        },
+        [&](const Loaded& row) {
+          float values[N];
+          unpack(row.x, values);
+          if constexpr (kPerStep) unpack(row.a, coefficients.a);
+          advance<kComplex, false>(coefficients.a, values, state);
+          h.store(state);
+        });
+  });
   if (segment.is_last() && p.final_state) thread.store_state(p.final_state, segment.sequence, p.width, state);
 }
 

@@ -12,43 +12,76 @@
 namespace recgrela::cuda {
 namespace {
 
-constexpr int kMaxGroups = 32;  // per block
+constexpr int kMaxGroups = 32;                  // per block
+constexpr int64_t kMaxSharedCarries = 1 << 14;  // channels of sequences that several lanes each carry
 
-// Replaces the final state from zero of each segment by the state that the segment starts from. A thread processes one
-// channel of a sequence.
+// Replaces the final state from zero of each segment by the state that the segment starts from. carry_lanes lanes of a
+// warp process one channel of a sequence, each a range of consecutive segments: a lane first combines its range into
+// one product and one state, so that every lane can carry the initial state to its range.
 template <bool kComplex, bool kReverse>
 __global__ void __launch_bounds__(kScanThreads) scan_carry_states_kernel(const ScanPlan p) {
-  constexpr int kBatch = 8, N = kComplex ? 2 : 1;
+  constexpr int kBatch = 16, N = kComplex ? 2 : 1;
   struct SegmentSum {
     float state[N], product[N];
   };
-  const int64_t number = int64_t{blockIdx.x} * kScanThreads + threadIdx.x;
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp_channels = 32 / p.carry_lanes;
+  const int64_t warp = (int64_t{blockIdx.x} * kScanThreads + threadIdx.x) / 32;
+  const int64_t number = warp * warp_channels + lane % warp_channels;
   const int64_t b = number / p.channels, channel = number % p.channels * N;
-  if (b >= p.sequences.num_sequences) return;
-  const int64_t count = count_segments(p.segments, sequence_rows(p.sequences, b));
-  if (count <= 1) return;
-  const int64_t first = first_slot(p.segments, b) + (kReverse ? count - 1 : 0);
+  const bool exists = b < p.sequences.num_sequences;
+  const int64_t count = exists ? count_segments(p.segments, sequence_rows(p.sequences, b)) : 0;
+  const int64_t range = (count + p.carry_lanes - 1) / p.carry_lanes, begin = lane / warp_channels * range;
+  const int64_t end = min(count, begin + range);
+
+  const int64_t slot = exists ? first_slot(p.segments, b) + (kReverse ? count - 1 - begin : begin) : 0;
   const int64_t stride = kReverse ? -p.width : p.width;
-  float* states = p.states + first * p.width + channel;
-  const float* products = p.products + first * p.width + channel;
+  float* states = p.states + slot * p.width + channel;
+  const float* products = p.products + slot * p.width + channel;
+  auto load = [&](int k, int64_t i) {
+    SegmentSum sum;
+    const int valid = begin + i + 1 < count && begin + i < end ? N : 0;  // the last segment in order has no sum
+    load_each(states + k * stride, valid, sum.state);
+    load_each(products + k * stride, valid, sum.product);
+    return sum;
+  };
+  auto advance_batch = [&] { states += kBatch * stride, products += kBatch * stride; };
+
   const void* const initial = kReverse ? p.d_final_state : p.initial_state;
   float state[N];
-  load_each(static_cast<const float*>(initial) + b * p.width + channel, initial ? N : 0, state);
+  load_each(static_cast<const float*>(initial) + b * p.width + channel, exists && initial ? N : 0, state);
+  if (p.carry_lanes > 1) {
+    SegmentSum total;
+#pragma unroll
+    for (int c = 0; c < N; ++c) total.state[c] = 0.f, total.product[c] = c == 0 ? 1.f : 0.f;
+    for_each_in_batches<kBatch>(
+        end - begin, load,
+        [&](int, int64_t, const SegmentSum& sum) {
+          const float zero[N] = {};
+          advance<kComplex, false>(sum.product, sum.state, total.state);
+          advance<kComplex, false>(sum.product, zero, total.product);
+        },
+        advance_batch);
+    for (int first = 0; first + warp_channels < 32; first += warp_channels) {
+      SegmentSum sum;
+#pragma unroll
+      for (int c = 0; c < N; ++c) {
+        sum.state[c] = __shfl_sync(0xffffffffu, total.state[c], first + lane % warp_channels);
+        sum.product[c] = __shfl_sync(0xffffffffu, total.product[c], first + lane % warp_channels);
+      }
+      if (first + warp_channels <= lane) advance<kComplex, false>(sum.product, sum.state, state);
+    }
+    states = p.states + slot * p.width + channel;
+    products = p.products + slot * p.width + channel;
+  }
+  if (count <= 1) return;
   for_each_in_batches<kBatch>(
-      count,
-      [&](int k, int64_t i) {
-        SegmentSum sum;
-        const int valid = i + 1 < count ? N : 0;  // the last segment in order has no sum
-        load_each(states + k * stride, valid, sum.state);
-        load_each(products + k * stride, valid, sum.product);
-        return sum;
-      },
+      end - begin, load,
       [&](int k, int64_t, const SegmentSum& sum) {
 #pragma unroll
         for (int c = 0; c < N; ++c) states[k * stride + c] = state[c];
         advance<kComplex, false>(sum.product, sum.state, state);
       },
-      [&] { states += kBatch * stride, products += kBatch * stride; });
+      advance_batch);
 }
 
 bool supported(const LinearScanParams& p) {
@@ -58,7 +91,7 @@ bool supported(const LinearScanParams& p) {
 ScanPlan make_plan(const LinearScanParams& params) {
   ScanPlan p;
   static_cast<LinearScanParams&>(p) = params;
-  const int64_t group = 8 / size_of(p.dtype);
+  const int64_t group = p.complex ? kScanGroup<true> : kScanGroup<false>;
   p.width = p.complex ? 2 * p.channels : p.channels;
   if (p.complex)
     for (RowMatrix* rows : {&p.x, &p.h, &p.a, &p.d_h, &p.d_x, &p.d_a}) rows->stride *= 2;
@@ -72,6 +105,8 @@ ScanPlan make_plan(const LinearScanParams& params) {
   p.columns = std::max(1, static_cast<int>(ceil_div(p.groups, kMaxGroups)));
   p.block_groups = std::max(1, static_cast<int>(ceil_div(p.groups, p.columns)));
   p.runs = kScanThreads / p.block_groups;
+  // Few sequences have few channels to carry, and many segments.
+  p.carry_lanes = p.sequences.num_sequences * p.channels < kMaxSharedCarries ? 8 : 1;
   p.segments = plan_scan(p.sequences, p.groups, p.segment_rows, 1);
   p.row_blocks = ceil_div(p.segments.num_slots, p.runs);
   return p;
@@ -92,7 +127,8 @@ cudaError_t find_segment_states(ScanKernels<E, kComplex> kernels, const ScanPlan
   if (!p.segments.is_cut) return cudaSuccess;
   RECGRELA_RETURN_IF_ERROR(kernels.sum_segments(p, reverse, stream));
   return launch(reverse ? scan_carry_states_kernel<kComplex, true> : scan_carry_states_kernel<kComplex, false>,
-                ceil_div(p.sequences.num_sequences * p.channels, kScanThreads), kScanThreads, 0, stream, p);
+                ceil_div(p.sequences.num_sequences * p.channels * p.carry_lanes, kScanThreads), kScanThreads, 0, stream,
+                p);
 }
 
 // Calls f(kernels) with the kernels of the plan's type.

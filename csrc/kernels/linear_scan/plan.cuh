@@ -4,14 +4,17 @@
 #include "kernels/common/packed.cuh"
 #include "kernels/common/segments.cuh"
 #include "kernels/linear_scan/params.h"
+#include "kernels/linear_scan/tuning.h"
 
 namespace recgrela::cuda {
 
-constexpr int kScanThreads = 256;
+constexpr int kScanThreads = RECGRELA_LINEAR_SCAN_THREADS;
+constexpr int kScanBlocks = 32 * RECGRELA_LINEAR_SCAN_WARPS / kScanThreads;  // per multiprocessor
 
-// Floats of a row that a thread processes: as many as 8 bytes of x hold. A complex number is two floats.
-template <typename E>
-constexpr int kScanGroup = 8 / sizeof(E);
+// Numbers of a row that a thread processes; a complex number is two floats. Two numbers fill whole sectors of memory
+// and leave a warp for each sequence of 64 channels.
+template <bool kComplex>
+constexpr int kScanGroup = kComplex ? 4 : 2;
 
 // Row strides are in floats even for complex numbers. A block processes block_groups groups of `runs` consecutive
 // segments.
@@ -23,6 +26,7 @@ struct ScanPlan : LinearScanParams {
   int block_groups = 0;       // groups per block
   int runs = 0;               // segments per block
   int64_t row_blocks = 0;     // blocks that cover the slots
+  int carry_lanes = 1;        // lanes that carry a channel's state along a sequence: a power of two up to 32
   bool aligned = false;       // every row of every matrix is aligned to a group
   float* states = nullptr;    // [slots, width]: final states from a zero state, then initial states
   float* products = nullptr;  // [slots, width]: products of the coefficients
