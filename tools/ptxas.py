@@ -11,18 +11,13 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT))
-from build_backend.toolkit import find_toolkits  # noqa: E402
+from tools.nvcc import ROOT, compile_cubins, demangle, find_nvcc
 
 ARCHITECTURES = ("80", "90")
 # Kernels that may use the stack: for the arguments of __assert_fail, only if a check fails.
@@ -74,50 +69,12 @@ def parse(report: str) -> list[Kernel]:
     return kernels
 
 
-def shorten(name: str) -> str:
-    """Returns a demangled name without namespaces, result and arguments."""
-    name = re.sub(r"\(anonymous namespace\)::|recgrela::cuda::|^void ", "", name)
-    depth = 0
-    for i, letter in enumerate(name):
-        if letter == "(" and depth == 0:
-            return name[:i]
-        depth += (letter == "<") - (letter == ">")
-    return name
-
-
-def demangle(kernels: list[Kernel]) -> None:
-    """Replaces mangled names by short ones, if there is a demangler."""
-    if tool := shutil.which("cu++filt") or shutil.which("c++filt"):
-        names = "\n".join(kernel.name for kernel in kernels)
-        output = subprocess.run([tool], input=names, capture_output=True, text=True, check=True).stdout
-        for kernel, name in zip(kernels, output.splitlines(), strict=True):
-            kernel.name = shorten(name)
-
-
-def find_nvcc() -> str | None:
-    """Returns the nvcc that a build would use."""
-    toolkits = find_toolkits()
-    return str(toolkits[0].nvcc) if toolkits else None
-
-
 def compile_all(nvcc: str) -> str:
     """Compiles all kernels and returns what ptxas reports."""
-
-    def job(source: Path, architecture: str, folder: str) -> str:
-        target = Path(folder, f"{source.parent.name}_{source.stem}.{architecture}.cubin")
-        code = f"arch=compute_{architecture},code=sm_{architecture}"
-        command = [nvcc, "-O3", "-std=c++17", "-Xptxas", "-v", f"-I{ROOT / 'csrc'}", "-gencode", code]
-        command += ["-cubin", str(source), "-o", str(target)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        if done.returncode:
-            raise SystemExit(f"{' '.join(command)}\n{done.stdout}")
-        return done.stdout
-
-    workers = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(workers) as pool:
+    with tempfile.TemporaryDirectory() as folder:
         sources = sorted(ROOT.glob("csrc/kernels/**/*.cu"))
-        jobs = [pool.submit(job, source, arch, folder) for source in sources for arch in ARCHITECTURES]
-        return "\n".join(done.result() for done in jobs)
+        compiled = compile_cubins(nvcc, sources, ARCHITECTURES, Path(folder))
+        return "\n".join(one.report for one in compiled)
 
 
 def table(kernels: Sequence[Kernel]) -> str:
@@ -148,7 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         raise SystemExit("tools.ptxas: nvcc is not installed; put it on PATH or set CUDA_HOME")
     kernels = parse(report)
-    demangle(kernels)
+    for kernel, name in zip(kernels, demangle([kernel.name for kernel in kernels]), strict=True):
+        kernel.name = name
     # Several files may have the same kernel; keep one, and one with a fault if there is any.
     unique = {(k.name, k.architecture): k for k in sorted(kernels, key=lambda k: bool(k.fault))}
     print(table(list(unique.values())))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tools import ptxas
+from tools.nvcc import find_nvcc, shorten
 
 # Output of nvcc 13.0: a kernel without faults, one that spills, and the check of sequences with its stack.
 REPORT = """\
@@ -58,11 +59,11 @@ def test_a_report_without_faults_passes(tmp_path: Path) -> None:
 
 def test_names_are_shortened() -> None:
     name = "void recgrela::cuda::(anonymous namespace)::fine<__half, (bool)1>(recgrela::cuda::ConvArgs)"
-    assert ptxas.shorten(name) == "fine<__half, (bool)1>"
+    assert shorten(name) == "fine<__half, (bool)1>"
 
 
 def test_no_kernel_spills(capsys: pytest.CaptureFixture[str]) -> None:
-    if not os.environ.get("RECGRELA_PTXAS_REPORT") and ptxas.find_nvcc() is None:
+    if not os.environ.get("RECGRELA_PTXAS_REPORT") and find_nvcc() is None:
         pytest.skip("no nvcc: CUDA_HOME, PATH and the pip packages have none")
     failed = ptxas.main([])
     assert not failed, capsys.readouterr().out

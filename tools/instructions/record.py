@@ -1,0 +1,151 @@
+"""Counts of compiled kernels, and their record."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tools.instructions.disassembly import Code
+from tools.instructions.graph import blocks_of, loops_of
+from tools.instructions.kernels import KERNELS, Form, Instance, instance_of
+from tools.instructions.kinds import KINDS
+from tools.instructions.paths import LoopCounts, count, total
+from tools.nvcc import ROOT, demangle
+
+PIPES = ("special", "shared", "global")
+
+
+@dataclass(frozen=True)
+class KernelCounts:
+    """Instructions of a kernel for one unit of work, on the path of full tiles with every feature.
+
+    Attributes:
+        op, direction, kernel, dtype, sizes, unit: see tools.instructions.kernels.
+        registers: of a thread.
+        math, tensor, memory, integer, control: warp instructions of a unit by kind.
+        special, shared, global_: those of them that need these pipes.
+        once: warp instructions of a warp outside of the loops that are counted.
+    """
+
+    op: str
+    direction: str
+    kernel: str
+    dtype: str
+    sizes: tuple[int, ...]
+    unit: str
+    registers: int
+    math: float
+    tensor: float
+    memory: float
+    integer: float
+    control: float
+    special: float
+    shared: float
+    global_: float
+    once: int
+
+    @property
+    def total(self) -> float:
+        return self.math + self.tensor + self.memory + self.integer + self.control
+
+    @property
+    def key(self) -> tuple[str, str, tuple[int, ...]]:
+        return self.kernel, self.dtype, self.sizes
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A kernel and its loops.
+
+    Attributes:
+        name: short name.
+        registers: of a thread.
+        loops: the kernel, and every loop inside.
+        counts: instructions of a unit of work; None if the kernel or the form of its loops is unknown.
+    """
+
+    name: str
+    registers: int
+    loops: Sequence[LoopCounts]
+    counts: KernelCounts | None
+
+
+def form_of(instance: Instance, loops: int) -> Form | None:
+    kernel = KERNELS.get(instance.name)
+    return next((form for form in kernel.forms if form.loops == loops), None) if kernel else None
+
+
+def list_kernels(codes: Sequence[Code], registers: dict[str, int]) -> list[Listing]:
+    """Counts kernels, whose registers are given by their mangled names."""
+    names = demangle([code.name for code in codes])
+    return [
+        _listing(code, name, registers.get(code.name, 0)) for code, name in zip(codes, names, strict=True)
+    ]
+
+
+def _listing(code: Code, name: str, registers: int) -> Listing:
+    instance = instance_of(name)
+    number = sum(1 for _ in loops_of(blocks_of(code)).nest()) - 1
+    form = instance and form_of(instance, number)
+    if instance is None or form is None:
+        return Listing(name, registers, list(count(code).nest()), None)
+    loops = list(count(code, {i: limit(instance) for i, limit in form.limits.items()}).nest())
+    if hottest(loops) not in form.iterations:
+        return Listing(name, registers, loops, None)
+    return Listing(name, registers, loops, divide(instance, form, registers, loops))
+
+
+def hottest(loops: Sequence[LoopCounts]) -> int:
+    """Number of the loop with the most arithmetic, which the form of a kernel must count."""
+    return max(range(1, len(loops)), key=lambda i: loops[i].full["math"] + loops[i].full["tensor"], default=0)
+
+
+def divide(instance: Instance, form: Form, registers: int, loops: Sequence[LoopCounts]) -> KernelCounts:
+    """Returns the counts of a unit of work."""
+    kernel = KERNELS[instance.name]
+    parts = kernel.parts(instance)
+    unit: Counter[str] = Counter()
+    for i, iterations in form.iterations.items():
+        for key, value in loops[i].full.items():
+            unit[key] += value * iterations(instance) / parts  # type: ignore[assignment]
+    by_kind = {kind: round(float(unit[kind]), 2) for kind in KINDS}
+    special, shared, accesses = (round(float(unit[pipe]), 2) for pipe in PIPES)
+    return KernelCounts(
+        kernel.op,
+        kernel.direction,
+        instance.name,
+        instance.dtype,
+        instance.sizes,
+        kernel.unit,
+        registers,
+        **by_kind,
+        special=special,
+        shared=shared,
+        global_=accesses,
+        once=total(loops[0].full),
+    )
+
+
+def commit_of(root: Path = ROOT) -> str:
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"
+
+
+def write_record(path: Path, kernels: Iterable[KernelCounts], architecture: str, commit: str) -> None:
+    """Writes a record with one line for each kernel."""
+    lines = ",\n    ".join(json.dumps(asdict(kernel)) for kernel in kernels)
+    head = json.dumps({"counts": "machine code", "commit": commit, "architecture": f"sm_{architecture}"})
+    path.write_text(f'{head[:-1]}, "kernels": [\n    {lines}\n]}}\n')
+
+
+def read_record(path: Path) -> tuple[str, list[KernelCounts]]:
+    """Returns the commit of a record and its kernels."""
+    record: dict[str, Any] = json.loads(path.read_text())
+    kernels = [KernelCounts(**{**kernel, "sizes": tuple(kernel["sizes"])}) for kernel in record["kernels"]]
+    return record["commit"], kernels

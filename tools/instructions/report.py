@@ -1,0 +1,82 @@
+"""Tables of counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+
+from rich.console import Console
+from rich.table import Table
+
+from tools.instructions.kinds import KINDS
+from tools.instructions.paths import total
+from tools.instructions.record import KernelCounts, Listing
+
+
+def label(counts: KernelCounts) -> str:
+    return f"{counts.kernel}<{', '.join(map(str, counts.sizes))}>"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}".removesuffix(".0")
+
+
+def kernel_tables(kernels: Iterable[KernelCounts]) -> Iterable[Table]:
+    """A table for each operator."""
+    for (op, unit), group in groupby(kernels, key=lambda k: (k.op, k.unit)):
+        table = Table(title=f"{op}: warp instructions a {unit}")
+        for column in ("kernel", "dtype"):
+            table.add_column(column, no_wrap=True)
+        for column in ("total", *KINDS, "special", "shared", "global", "registers", "once"):
+            table.add_column(column, justify="right")
+        for k in group:
+            values = [k.total, *(getattr(k, kind) for kind in KINDS), k.special, k.shared, k.global_]
+            table.add_row(label(k), k.dtype, *map(_number, values), str(k.registers), f"{k.once:,}")
+        yield table
+
+
+def comparison_tables(
+    old: Sequence[KernelCounts], new: Iterable[KernelCounts], old_commit: str
+) -> Iterable[Table]:
+    """A table for each operator with the totals before and after."""
+    before = {k.key: k for k in old}
+    for (op, unit), group in groupby(new, key=lambda k: (k.op, k.unit)):
+        table = Table(title=f"{op}: warp instructions a {unit}, before ({old_commit}) and now")
+        for column in ("kernel", "dtype"):
+            table.add_column(column, no_wrap=True)
+        for column in ("before", "now", "ratio", *KINDS):
+            table.add_column(column, justify="right")
+        for k in group:
+            was = before.get(k.key)
+            kinds = [f"{_number(getattr(was, x)) if was else ''} > {_number(getattr(k, x))}" for x in KINDS]
+            ratio = f"{k.total / was.total:.2f}" if was else ""
+            totals = (_number(was.total) if was else "", _number(k.total), ratio)
+            table.add_row(label(k), k.dtype, *totals, *kinds)
+        yield table
+
+
+def loop_table(listing: Listing) -> Table:
+    """The loops of a kernel."""
+    table = Table(title=f"{listing.name}, {listing.registers} registers")
+    for column in ("loop", "every", "shortest", "full", "longest", *KINDS, "special", "shared", "global"):
+        table.add_column(column, justify="left" if column == "loop" else "right", no_wrap=True)
+    for i, loop in enumerate(listing.loops):
+        values = [*map(total, (loop.every, loop.shortest, loop.full, loop.longest))]
+        values += [loop.full[x] for x in (*KINDS, "special", "shared", "global")]
+        table.add_row("  " * loop.depth + (str(i) if i else "0, outside of loops"), *map(str, values))
+    return table
+
+
+def show(console: Console, listings: Sequence[Listing], loops: bool) -> None:
+    """Prints tables of counts, then the loops of kernels without counts, or of all kernels."""
+    for table in kernel_tables(known(listings)):
+        console.print(table)
+    for listing in listings:
+        if loops or listing.counts is None:
+            console.print(loop_table(listing))
+
+
+def known(listings: Iterable[Listing]) -> list[KernelCounts]:
+    """The counts that there are, each kernel once, in the order of the table."""
+    unique = {listing.counts.key: listing.counts for listing in listings if listing.counts}
+    return sorted(unique.values(), key=lambda k: (k.op, k.direction != "forward", *k.key))
