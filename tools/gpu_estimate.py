@@ -1,112 +1,169 @@
-"""Estimates the time of gated_rela on a GPU from counts of bytes and instructions, without running anything.
+"""Estimates the device time of operators on an H200 from counted instructions and bytes, without a GPU.
 
-python -m tools.gpu_estimate [--batch 2048 --length 200 --dim 64 --heads 4]
+python -m tools.gpu_estimate            the calls that were measured, with the kernels of the current record
+python -m tools.gpu_estimate --check    the same calls with the kernels that were measured, beside their times
 
-The estimate is the larger of two times:
-
-- the bytes that the kernels move, divided by the bandwidth;
-- the PTX instructions of the loops over chunks, divided by the highest issue rate of all multiprocessors, or
-  by half of it. Moves are not counted, because ptxas removes them; where the causal and the bidirectional
-  form differ, both branches are. The machine code has more instructions, for example to add 64-bit addresses.
-
-The floor is the time to move the bytes that any kernel must move. Needs nvcc; the defaults are for an H200.
+A call takes the longer of two times. Its warp instructions (python -m tools.instructions) are issued at a
+constant rate by each of the warps that the registers of a multiprocessor hold, but at no more than four a
+cycle. Its operands and results are moved at a share of a copy's bandwidth. Both constants are fitted to the
+measured calls, which benchmarks/results/h200.json has; --check says how far off the estimates are.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
-import subprocess
+import json
+import statistics
 import sys
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from tools.ptxas import find_nvcc
+from tools.instructions.record import KernelCounts, read_record
+from tools.nvcc import ROOT
 
-ROOT = Path(__file__).parents[1]
-TILE = 16  # rows of a chunk, and channels of a head, for which instructions are counted
-SIZES = {"float32": 4, "bfloat16": 2}
-# Numbers of tensors [T, D] that any kernel, and these kernels, read and write. The backward of these kernels
-# reads keys and values twice, and writes and reads states of about the size of one tensor.
-TENSORS = {"forward": (5, 5), "backward": (9, 13)}
-
-
-def ptx_of(nvcc: str, dtype: str) -> str:
-    """Returns the kernels of one element type as PTX for sm_90."""
-    text = ""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "kernels.ptx"
-        for source in sorted(ROOT.glob(f"csrc/kernels/gated_rela/*_{dtype}.cu")):
-            target = "-gencode=arch=compute_90,code=compute_90"
-            command = [nvcc, "-std=c++17", "-O3", f"-I{ROOT / 'csrc'}", target, "-ptx", source, "-o", out]
-            subprocess.run(command, check=True)
-            text += out.read_text()
-    return text
+RESULTS = ROOT / "benchmarks" / "results"
+RECORD, MEASURED_RECORD = RESULTS / "instructions.json", RESULTS / "instructions_h200.json"
+FIGURES = RESULTS / "h200.json"
+# Numbers of tensors of rows that a forward and a backward read and write.
+TENSORS = {
+    "gated_rela": (5, 9),
+    "causal_conv1d": (2, 3),
+    "linear_scan, constant": (2, 3),
+    "linear_scan, each step": (3, 5),
+    "selective_scan": (4, 7),
+}
 
 
-def loops(body: str) -> Iterator[list[str]]:
-    """Yields the instructions of each loop that has tensor-core products."""
-    lines = [line.strip() for line in body.splitlines() if line.strip()]
-    labels = {line[:-1]: i for i, line in enumerate(lines) if line.endswith(":")}
-    for end, line in enumerate(lines):
-        jump = re.search(r"\bbra(?:\.uni)?\s+(\$\w+)", line)
-        begin = labels.get(jump[1], end) if jump else end
-        inside = [x for x in lines[begin : end + 1] if re.match(r"(@!?%\w+\s+)?[a-z]", x)]
-        if begin < end and any("mma." in x for x in inside):
-            yield inside
+@dataclass(frozen=True)
+class Call:
+    """A call of an operator.
+
+    Attributes:
+        op, direction, variant, dtype: see tools.instructions.kernels.
+        form: "causal", "bidirectional" or "".
+        batch, length, width: sequences, their rows, and the channels of a row.
+        us: measured microseconds; 0 if it was not measured.
+    """
+
+    op: str
+    direction: str
+    variant: str
+    dtype: str
+    form: str
+    batch: int
+    length: int
+    width: int
+    us: float = 0.0
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the operands and results that have rows."""
+        suffix = f", {self.variant.split(', ')[1]}" if self.op == "linear_scan" else ""
+        tensors = TENSORS[self.op + suffix][self.direction == "backward"]
+        size = (4 if self.dtype == "float32" else 2) * (2 if self.variant.startswith("complex") else 1)
+        return tensors * self.batch * self.length * self.width * size
+
+    def kernels(self, record: Iterable[KernelCounts]) -> list[KernelCounts]:
+        """The kernels of a record that the call launches for rows of sequences that are not cut."""
+        wanted = ("always", "bidirectional") if self.form == "bidirectional" else ("always",)
+        mine = (self.op, self.direction, self.variant, self.dtype)
+        return [k for k in record if (k.op, k.direction, k.variant, k.dtype) == mine and k.when in wanted]
+
+    def instructions(self, kernel: KernelCounts) -> float:
+        """Warp instructions of one of its kernels."""
+        if self.op != "gated_rela":
+            return self.batch * self.length * self.width / 32 * kernel.total
+        warps = self.batch * self.width / 16
+        return warps * (-(-self.length // 16) * kernel.total + kernel.once)
 
 
-def instructions(ptx: str, kernel: str) -> int:
-    """Returns the number of instructions of one warp for one chunk, for heads of 16 channels."""
-    names = re.findall(r"\.entry\s+(\S+)\(", ptx)
-    (name,) = (n for n in names if f"rela_{kernel}_kernel" in n and f"Li{TILE}E" in n)
-    body = re.search(rf"\.entry\s+{re.escape(name)}\(.*?\n\{{(.*?)\n\}}", ptx, re.S)
-    assert body is not None
-    moves = re.compile(r"(@!?%\w+\s+)?mov\.")
-    return sum(sum(not moves.match(x) for x in loop) for loop in loops(body[1]))
+@dataclass(frozen=True)
+class Times:
+    """Estimated microseconds of a call: by its instructions, and by its bytes."""
+
+    by_instructions: float
+    by_bytes: float
+
+    @property
+    def us(self) -> float:
+        return max(self.by_instructions, self.by_bytes)
 
 
-def main() -> int:
+class Gpu:
+    """The GPU of the figures.
+
+    Attributes:
+        figures: the content of the file.
+    """
+
+    def __init__(self, path: Path = FIGURES) -> None:
+        self.figures: dict[str, Any] = json.loads(path.read_text())
+        machine = self.figures["machine"]
+        self.cycles_per_us = machine["multiprocessors"] * machine["clock_ghz"] * 1e3
+        self.bytes_per_us = machine["copy_tb_s"] * 1e6
+        self.warp_rate, self.byte_share = machine["warp_rate"][1], machine["call_byte_share"]
+
+    @property
+    def measured(self) -> list[Call]:
+        return [Call(**call) for call in self.figures["calls"]]
+
+    def times(self, call: Call, record: Sequence[KernelCounts]) -> Times | None:
+        """Estimates a call with the kernels of a record; None if it has none for the call."""
+        kernels = call.kernels(record)
+        if not kernels:
+            return None
+        rates = (min(4.0, self.warp_rate * kernel.warps) * self.cycles_per_us for kernel in kernels)
+        issued = sum(call.instructions(k) / rate for k, rate in zip(kernels, rates, strict=True))
+        return Times(issued, call.bytes / self.bytes_per_us / self.byte_share)
+
+
+def errors(gpu: Gpu, record: Sequence[KernelCounts]) -> dict[Call, float]:
+    """Relative errors of the estimates of the measured calls."""
+    found = {call: gpu.times(call, record) for call in gpu.measured}
+    return {call: times.us / call.us - 1 for call, times in found.items() if times}
+
+
+def table_of(gpu: Gpu, commit: str, record: Sequence[KernelCounts], check: bool) -> Table:
+    """The measured calls with their estimates."""
+    table = Table(title=f"estimates for an {gpu.figures['machine']['gpu']}, kernels of {commit}")
+    table.add_column("call", no_wrap=True)
+    measured = f"measured at {gpu.figures['commit']}"
+    for column in ("instructions M", "us by them", "us by bytes", "estimated us", measured, "off"):
+        if check or column != "off":
+            table.add_column(column, justify="right")
+    for call in gpu.measured:
+        name = f"{call.op} {call.direction}, {call.variant}, {call.form}, {call.dtype}".replace(", ,", ",")
+        times = gpu.times(call, record)
+        if times is None:
+            table.add_row(name, *[""] * 4, f"{call.us:,.0f}")
+            continue
+        number = sum(map(call.instructions, call.kernels(record))) / 1e6
+        values = (number, times.by_instructions, times.by_bytes, times.us, call.us)
+        off = [f"{times.us / call.us - 1:+.0%}"] if check else []
+        table.add_row(name, *(f"{value:,.0f}" for value in values), *off)
+    return table
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    for name, default in (("batch", 2048), ("length", 200), ("dim", 64), ("heads", 4)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--bandwidth", type=float, default=4.3e12, help="bytes per second")
-    parser.add_argument("--clock", type=float, default=1.755e9, help="cycles per second")
-    parser.add_argument("--multiprocessors", type=int, default=132)
-    args = parser.parse_args()
-    if args.dim != args.heads * TILE:
-        parser.error(f"only heads of {TILE} channels are counted: --dim must be {TILE} times --heads")
-    nvcc = find_nvcc()
-    if nvcc is None:
-        raise SystemExit("tools.gpu_estimate: nvcc is not installed; put it on PATH or set CUDA_HOME")
-    chunks = args.batch * args.heads * -(-args.length // TILE)
-    issue = args.multiprocessors * 4 * args.clock
-    table = Table(
-        "causal",
-        "dtype",
-        "floor us",
-        "bytes us",
-        "instructions",
-        "at 4 a cycle us",
-        "at 2 a cycle us",
-        "x floor",
+    parser = argparse.ArgumentParser(
+        "tools.gpu_estimate", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    for dtype, size in SIZES.items():
-        ptx = ptx_of(nvcc, dtype)
-        for direction, (floor, moved) in TENSORS.items():
-            tensor = args.batch * args.length * args.dim * size / args.bandwidth
-            count = instructions(ptx, direction)
-            best, half = (max(chunks * count / issue * k, moved * tensor) for k in (1, 2))
-            times = (floor * tensor, moved * tensor, best, half)
-            floor_us, moved_us, best_us, half_us = (f"{1e6 * t:.0f}" for t in times)
-            ratio = f"{best / (floor * tensor):.1f} to {half / (floor * tensor):.1f}"
-            table.add_row(direction, dtype, floor_us, moved_us, str(count), best_us, half_us, ratio)
-    Console().print("An estimate from counts: nothing ran on a GPU.", table, sep="\n")
+    parser.add_argument("--record", type=Path, default=RECORD, help="counts; default: the current record")
+    parser.add_argument("--check", action="store_true", help="compare with the measured times")
+    args = parser.parse_args(argv)
+    gpu = Gpu()
+    commit, record = read_record(MEASURED_RECORD if args.check else args.record)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print("Estimates from counts: nothing ran on a GPU.", table_of(gpu, commit, record, args.check))
+    if args.check:
+        off = [abs(error) for error in errors(gpu, record).values()]
+        console.print(f"off by {statistics.median(off):.0%} (median) and {max(off):.0%} (most)")
     return 0
 
 

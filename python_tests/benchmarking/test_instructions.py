@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,10 @@ from tools.nvcc import find_nvcc
 
 GOLDEN = ROOT / "python_tests/golden"
 SHARED = Path(os.environ.get("RECGRELA_SHARED", "/nonexistent")) / "gpu"
+SUMS_NAME = "_ZN8recgrela4cuda11sums_kernelIfLi16EEEvPKT_S4_PS2_ii"
 # 4 rows of an iteration, and 2 iterations of the inner loop a row.
-SUMS = Kernel("sums", "forward", ROW, (Form(5, {1: every(4), 2: every(1 / 2)}, {}),), lambda instance: 2.0)
+FORM = Form(5, {1: every(4), 2: every(1 / 2)})
+SUMS = Kernel("sums", "forward", ROW, lambda instance: f"size {instance.size}", (FORM,), lambda instance: 2.0)
 
 
 @pytest.fixture
@@ -42,7 +45,7 @@ def instruction(text: str) -> Instruction:
 
 
 def test_the_parser_reads_every_instruction(code: Code) -> None:
-    assert code.name == "_ZN8recgrela4cuda11sums_kernelIfLi16EEEvPKT_S4_PS2_ii"
+    assert code.name == SUMS_NAME
     assert len(code.instructions) == 152 and len(code.labels) == 14
     assert instruction("@!P0 BRA `(.L_x_3)") == Instruction("@!P0", "BRA", "`(.L_x_3)")
     assert instruction("@UP1 UIADD3 UR4, UR4, 0x1, URZ").predicate == "@UP1"
@@ -137,7 +140,7 @@ def test_names_are_read(name: str, expected: Instance | None) -> None:
 
 
 def listing_of(code: Code) -> record.Listing:
-    (listing,) = record.list_kernels([code], {code.name: 30})
+    (listing,) = record.list_kernels([code], {code.name: cubins.Resources(30, 128)})
     return listing
 
 
@@ -158,7 +161,7 @@ def test_a_form_that_does_not_fit_is_not_used(
     code: Code, monkeypatch: pytest.MonkeyPatch, form: Form
 ) -> None:
     """The number of loops differs, or the loop with the most arithmetic is not counted."""
-    monkeypatch.setitem(kernels.KERNELS, "sums_kernel", Kernel("sums", "forward", ROW, (form,)))
+    monkeypatch.setitem(kernels.KERNELS, "sums_kernel", replace(SUMS, forms=(form,)))
     listing = listing_of(code)
     assert listing.counts is None and len(listing.loops) == 6
     console = Console(file=io.StringIO(), width=200)
@@ -224,7 +227,7 @@ def test_machine_code_is_found_in_objects(compiled: Path) -> None:
 def test_registers_are_those_of_ptxas(compiled: Path) -> None:
     (cubin,) = cubins.read_cubins(compiled / "a.o", 90)
     said = re.search(r"for 'sm_90'.*?Used (\d+) registers", (compiled / "report").read_text(), re.S)
-    assert said and list(cubins.registers_of(cubin).values()) == [int(said[1])]
+    assert said and cubins.resources_of(cubin) == {SUMS_NAME: cubins.Resources(int(said[1]), 96)}
 
 
 def test_the_command_reads_a_file(compiled: Path, capsys: pytest.CaptureFixture[str]) -> None:

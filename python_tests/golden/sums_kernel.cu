@@ -1,7 +1,7 @@
 // sums_kernel<float, 16>: exponentials of rows, 4 at a time; a row has `steps` products more; `bias` is optional.
 namespace recgrela::cuda {
 template <typename E, int kSize>
-__global__ void sums_kernel(const E* x, const E* bias, E* y, int tiles, int steps) {
+__global__ void __launch_bounds__(96) sums_kernel(const E* x, const E* bias, E* y, int tiles, int steps) {
   __shared__ E shared[32];
   shared[threadIdx.x] = x[threadIdx.x];
   float sum = 0.f;
@@ -15,5 +15,5 @@ __global__ void sums_kernel(const E* x, const E* bias, E* y, int tiles, int step
     y[t * 32 + threadIdx.x] = sum;
   }
 }
-template __global__ void sums_kernel<float, 16>(const float*, const float*, float*, int, int);
+template __global__ void __launch_bounds__(96) sums_kernel<float, 16>(const float*, const float*, float*, int, int);
 }

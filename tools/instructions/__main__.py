@@ -20,7 +20,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tools.instructions.cubins import find_nvdisasm, read_cubins, registers_of
+from tools.instructions.cubins import find_nvdisasm, read_cubins, resources_of
 from tools.instructions.disassembly import disassemble
 from tools.instructions.kernels import KERNELS
 from tools.instructions.record import Listing, commit_of, list_kernels, read_record, write_record
@@ -39,7 +39,7 @@ def list_files(paths: Sequence[Path], architecture: str) -> list[Listing]:
                 file.write(cubin)
                 file.flush()
                 codes = disassemble(nvdisasm, Path(file.name))
-            listings += list_kernels(codes, registers_of(cubin))
+            listings += list_kernels(codes, resources_of(cubin))
     return listings
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import struct
@@ -14,7 +15,7 @@ WHEEL = "nvidia-cuda-nvdisasm"
 FATBIN = 0xBA55ED50  # begins each container of compiled code in the section .nv_fatbin
 CUBIN, COMPRESSED = 2, 0xA000  # kind of an entry of a container; flags of compressed ones
 CUDA = 190  # machine of an ELF file
-REGISTERS = 0x2F04  # attribute of .nv.info: registers of a kernel
+REGISTERS, THREADS = 0x2F04, 0x0504  # attributes of .nv.info
 HOMES = ("/usr/local/cuda", "/opt/cuda")
 
 
@@ -112,19 +113,45 @@ def read_cubins(path: Path, architecture: int) -> list[bytes]:
     return found
 
 
-def registers_of(cubin: bytes) -> dict[str, int]:
-    """Returns the registers of each kernel, by its mangled name."""
+@dataclass(frozen=True)
+class Resources:
+    """What a kernel takes of a multiprocessor.
+
+    Attributes:
+        registers: of a thread.
+        threads: of a block, at most; 0 if the kernel does not say.
+    """
+
+    registers: int = 0
+    threads: int = 0
+
+
+def attributes(info: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yields the attributes of a section .nv.info and their values."""
+    at = 0
+    while at + 4 <= len(info):
+        attribute, size = struct.unpack_from("<HH", info, at)
+        long = attribute & 0xFF == 4  # other formats keep their value in `size`
+        yield attribute, info[at + 4 : at + 4 + size] if long else info[at + 2 : at + 4]
+        at += 4 + (size if long else 0)
+
+
+def resources_of(cubin: bytes) -> dict[str, Resources]:
+    """Returns what each kernel takes, by its mangled name."""
     found = sections(cubin)
-    info = next((s for s in found if s.name == ".nv.info"), None)
-    if info is None:
-        return {}
-    symbols, counts, at = found[info.link], {}, 0
-    names = found[symbols.link].data
-    while at + 4 <= len(info.data):
-        attribute, size = struct.unpack_from("<HH", info.data, at)
-        if attribute == REGISTERS:
-            symbol, count = struct.unpack_from("<II", info.data, at + 4)
-            (begin,) = struct.unpack_from("<I", symbols.data, symbol * 24)
-            counts[names[begin : names.index(b"\0", begin)].decode()] = count
-        at += 4 + (size if attribute & 0xFF == 4 else 0)  # other formats keep their value in `size`
-    return counts
+    registers: dict[str, int] = {}
+    threads: dict[str, int] = {}
+    for section in found:
+        if section.name == ".nv.info":
+            symbols = found[section.link]
+            names = found[symbols.link].data
+            for attribute, value in attributes(section.data):
+                if attribute == REGISTERS:
+                    symbol, count = struct.unpack("<II", value)
+                    (begin,) = struct.unpack_from("<I", symbols.data, symbol * 24)
+                    registers[names[begin : names.index(b"\0", begin)].decode()] = count
+        elif section.name.startswith(".nv.info."):
+            name = section.name.removeprefix(".nv.info.")
+            sizes = [value for attribute, value in attributes(section.data) if attribute == THREADS]
+            threads[name] = math.prod(struct.unpack("<III", sizes[0])) if sizes else 0
+    return {name: Resources(count, threads.get(name, 0)) for name, count in registers.items()}

@@ -82,15 +82,19 @@ class Kernel:
     Attributes:
         op, direction: operator, and "forward" or "backward".
         unit: the work that counts are for.
+        variant: the calls that an instance serves.
         forms: shapes that the compiler gives it.
         parts: units of work of a warp, by which the counts of a warp are divided.
+        when: "always", "cut" (only if sequences are cut into segments) or "bidirectional" (then too).
     """
 
     op: str
     direction: str
     unit: str
+    variant: Callable[[Instance], str]
     forms: tuple[Form, ...]
     parts: Share = lambda instance: 1.0
+    when: str = "always"
 
 
 def every(number: float) -> Share:
@@ -194,26 +198,48 @@ _CONV_FORWARD = tuple(
 _CONV_BACKWARD = (Form(8, {5: lambda i: 1 / _backward_rows(i)}, {5: _accesses(_backward_rows, lambda i: 3)}),)
 
 
+def _head(instance: Instance) -> str:
+    return f"head {instance.size}"
+
+
+def _states(instance: Instance) -> str:
+    return f"N {8 * instance.size}"
+
+
+def _coefficients(instance: Instance) -> str:
+    kind, steps = instance.sizes[:2]
+    return f"{'complex' if kind else 'real'}, {'each step' if steps else 'constant'}"
+
+
+def _kernel_size(instance: Instance) -> str:
+    return f"K {instance.size}"
+
+
+def _rela(direction: str, forms: tuple[Form, ...], when: str = "always") -> Kernel:
+    return Kernel("gated_rela", direction, CHUNK, _head, forms, when=when)
+
+
+def _selective(direction: str, forms: tuple[Form, ...], when: str = "always") -> Kernel:
+    return Kernel("selective_scan", direction, ROW, _states, forms, _channels_of_lanes, when)
+
+
+_SCAN_BACKWARD = (_SCAN_BACKWARD_CONSTANT, _SCAN_BACKWARD_STEPS)
 KERNELS = {
-    "rela_key_sums_kernel": Kernel("gated_rela", "forward", CHUNK, (Form(2, {2: _always}),)),
-    "rela_forward_kernel": Kernel("gated_rela", "forward", CHUNK, _RELA_FORWARD),
-    "rela_query_sums_kernel": Kernel("gated_rela", "backward", CHUNK, _RELA_QUERIES),
-    "rela_backward_kernel": Kernel("gated_rela", "backward", CHUNK, _RELA_BACKWARD),
-    "selective_sum_segments_kernel": Kernel(
-        "selective_scan", "forward", ROW, _SELECTIVE_SUMS, _channels_of_lanes
-    ),
-    "selective_forward_kernel": Kernel(
-        "selective_scan", "forward", ROW, _SELECTIVE_FORWARD, _channels_of_lanes
-    ),
-    "selective_backward_kernel": Kernel(
-        "selective_scan", "backward", ROW, _SELECTIVE_BACKWARD, _channels_of_lanes
-    ),
-    "scan_forward_kernel": Kernel("linear_scan", "forward", ROW, _SCAN_FORWARD, _scan_parts),
+    "rela_key_sums_kernel": _rela("forward", (Form(2, {2: _always}),), "bidirectional"),
+    "rela_forward_kernel": _rela("forward", _RELA_FORWARD),
+    "rela_query_sums_kernel": _rela("backward", _RELA_QUERIES, "bidirectional"),
+    "rela_backward_kernel": _rela("backward", _RELA_BACKWARD),
+    "selective_sum_segments_kernel": _selective("forward", _SELECTIVE_SUMS, "cut"),
+    "selective_forward_kernel": _selective("forward", _SELECTIVE_FORWARD),
+    "selective_backward_kernel": _selective("backward", _SELECTIVE_BACKWARD),
+    "scan_forward_kernel": Kernel("linear_scan", "forward", ROW, _coefficients, _SCAN_FORWARD, _scan_parts),
     "scan_backward_kernel": Kernel(
-        "linear_scan", "backward", ROW, (_SCAN_BACKWARD_CONSTANT, _SCAN_BACKWARD_STEPS), _scan_parts
+        "linear_scan", "backward", ROW, _coefficients, _SCAN_BACKWARD, _scan_parts
     ),
     "conv_forward_kernel": Kernel(
-        "causal_conv1d", "forward", ROW, _CONV_FORWARD, lambda i: 16 / i.element_size
+        "causal_conv1d", "forward", ROW, _kernel_size, _CONV_FORWARD, lambda i: 16 / i.element_size
     ),
-    "conv_backward_kernel": Kernel("causal_conv1d", "backward", ROW, _CONV_BACKWARD, lambda i: 4.0),
+    "conv_backward_kernel": Kernel(
+        "causal_conv1d", "backward", ROW, _kernel_size, _CONV_BACKWARD, lambda i: 4.0
+    ),
 }

@@ -142,6 +142,9 @@ def _nodes_behind_first(first: int, after: Callable[[int], list[int]]) -> list[i
     return order
 
 
+_Option = tuple[int, tuple[int, int], tuple[int, int] | None]  # costs, sum of values, next node and its costs
+
+
 @dataclass(frozen=True)
 class _Graph:
     """The nodes of an iteration, each behind all nodes after it, so that the first one is the last."""
@@ -165,7 +168,7 @@ class _Graph:
         for node in self.order:
             found = best[node] = {}
             (work, size), cost = value(node), costs.get(node, 0)
-            options = [(0, (0, 0), None)] if self.ends(node) else []
+            options: list[_Option] = [(0, (0, 0), None)] if self.ends(node) else []
             options += [(c, v, (f, c)) for f in self.after(node) for c, (v, _) in best[f].items()]
             for c, v, following in options:
                 total_cost, sums = c + cost, (v[0] + work, v[1] + size)

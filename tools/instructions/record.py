@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tools.instructions.cubins import Resources
 from tools.instructions.disassembly import Code
 from tools.instructions.graph import blocks_of, loops_of
 from tools.instructions.kernels import KERNELS, Form, Instance, instance_of
@@ -18,6 +19,7 @@ from tools.instructions.paths import LoopCounts, count, total
 from tools.nvcc import ROOT, demangle
 
 PIPES = ("special", "shared", "global")
+REGISTERS, MAX_WARPS = 65536, 64  # of a multiprocessor
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,8 @@ class KernelCounts:
     """Instructions of a kernel for one unit of work, on the path of full tiles with every feature.
 
     Attributes:
-        op, direction, kernel, dtype, sizes, unit: see tools.instructions.kernels.
-        registers: of a thread.
+        op, direction, variant, when, kernel, dtype, sizes, unit: see tools.instructions.kernels.
+        registers, threads: of a thread, and of a block.
         math, tensor, memory, integer, control: warp instructions of a unit by kind.
         special, shared, global_: those of them that need these pipes.
         once: warp instructions of a warp outside of the loops that are counted.
@@ -34,11 +36,14 @@ class KernelCounts:
 
     op: str
     direction: str
+    variant: str
+    when: str
     kernel: str
     dtype: str
     sizes: tuple[int, ...]
     unit: str
     registers: int
+    threads: int
     math: float
     tensor: float
     memory: float
@@ -54,6 +59,13 @@ class KernelCounts:
         return self.math + self.tensor + self.memory + self.integer + self.control
 
     @property
+    def warps(self) -> int:
+        """Warps that the registers of a multiprocessor hold, at most 64. Shared memory may hold fewer."""
+        of_block = max(1, self.threads // 32)
+        of_registers = REGISTERS // (32 * 8 * -(-self.registers // 8))
+        return min(MAX_WARPS, max(1, of_registers // of_block) * of_block)
+
+    @property
     def key(self) -> tuple[str, str, tuple[int, ...]]:
         return self.kernel, self.dtype, self.sizes
 
@@ -64,13 +76,13 @@ class Listing:
 
     Attributes:
         name: short name.
-        registers: of a thread.
+        resources: registers and threads.
         loops: the kernel, and every loop inside.
         counts: instructions of a unit of work; None if the kernel or the form of its loops is unknown.
     """
 
     name: str
-    registers: int
+    resources: Resources
     loops: Sequence[LoopCounts]
     counts: KernelCounts | None
 
@@ -80,24 +92,25 @@ def form_of(instance: Instance, loops: int) -> Form | None:
     return next((form for form in kernel.forms if form.loops == loops), None) if kernel else None
 
 
-def list_kernels(codes: Sequence[Code], registers: dict[str, int]) -> list[Listing]:
-    """Counts kernels, whose registers are given by their mangled names."""
+def list_kernels(codes: Sequence[Code], resources: Mapping[str, Resources]) -> list[Listing]:
+    """Counts kernels, whose resources are given by their mangled names."""
     names = demangle([code.name for code in codes])
     return [
-        _listing(code, name, registers.get(code.name, 0)) for code, name in zip(codes, names, strict=True)
+        _listing(code, name, resources.get(code.name, Resources()))
+        for code, name in zip(codes, names, strict=True)
     ]
 
 
-def _listing(code: Code, name: str, registers: int) -> Listing:
+def _listing(code: Code, name: str, resources: Resources) -> Listing:
     instance = instance_of(name)
     number = sum(1 for _ in loops_of(blocks_of(code)).nest()) - 1
-    form = instance and form_of(instance, number)
+    form = form_of(instance, number) if instance else None
     if instance is None or form is None:
-        return Listing(name, registers, list(count(code).nest()), None)
+        return Listing(name, resources, list(count(code).nest()), None)
     loops = list(count(code, {i: limit(instance) for i, limit in form.limits.items()}).nest())
     if hottest(loops) not in form.iterations:
-        return Listing(name, registers, loops, None)
-    return Listing(name, registers, loops, divide(instance, form, registers, loops))
+        return Listing(name, resources, loops, None)
+    return Listing(name, resources, loops, divide(instance, form, resources, loops))
 
 
 def hottest(loops: Sequence[LoopCounts]) -> int:
@@ -105,7 +118,7 @@ def hottest(loops: Sequence[LoopCounts]) -> int:
     return max(range(1, len(loops)), key=lambda i: loops[i].full["math"] + loops[i].full["tensor"], default=0)
 
 
-def divide(instance: Instance, form: Form, registers: int, loops: Sequence[LoopCounts]) -> KernelCounts:
+def divide(instance: Instance, form: Form, resources: Resources, loops: Sequence[LoopCounts]) -> KernelCounts:
     """Returns the counts of a unit of work."""
     kernel = KERNELS[instance.name]
     parts = kernel.parts(instance)
@@ -118,11 +131,14 @@ def divide(instance: Instance, form: Form, registers: int, loops: Sequence[LoopC
     return KernelCounts(
         kernel.op,
         kernel.direction,
+        kernel.variant(instance),
+        kernel.when,
         instance.name,
         instance.dtype,
         instance.sizes,
         kernel.unit,
-        registers,
+        resources.registers,
+        resources.threads,
         **by_kind,
         special=special,
         shared=shared,

@@ -57,7 +57,7 @@ def comparison_tables(
 
 def loop_table(listing: Listing) -> Table:
     """The loops of a kernel."""
-    table = Table(title=f"{listing.name}, {listing.registers} registers")
+    table = Table(title=f"{listing.name}, {listing.resources.registers} registers")
     for column in ("loop", "every", "shortest", "full", "longest", *KINDS, "special", "shared", "global"):
         table.add_column(column, justify="left" if column == "loop" else "right", no_wrap=True)
     for i, loop in enumerate(listing.loops):

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tools.step_cost.instructions import instructions_of
+from tools.step_cost.instructions import NO_ISSUE, Issue, issue_of
 from tools.step_cost.launches import launches_of
 
 # Operators of PyTorch that launch no kernel; so do views, which the schema tells.
@@ -55,13 +55,13 @@ class Call:
         name: name of the operator; ours begin with "recgrela.".
         launches: kernels, copies and fills.
         bytes: bytes of the operands and the results, each counted once.
-        instructions: warp instructions; 0 if unknown.
+        issue: its warp instructions.
     """
 
     name: str
     launches: int
     bytes: int
-    instructions: int = 0
+    issue: Issue = NO_ISSUE
 
 
 def size_of(x: Tensor) -> int:
@@ -112,7 +112,7 @@ class Counter(TorchDispatchMode):
         if function.namespace not in ("aten", "recgrela") or not on_device:
             return out
         if function.namespace == "recgrela":
-            self._add(f"recgrela.{name}", launches_of(name, args), found, instructions_of(name, args))
+            self._add(f"recgrela.{name}", launches_of(name, args), found, issue_of(name, args))
         elif name.startswith(("_foreach_", "_fused_")):
             self._add(name, _multi_tensor_launches(name, args), found)
         elif name not in FREE and not _is_view(function):
@@ -127,12 +127,12 @@ class Counter(TorchDispatchMode):
         name: str,
         launches: int,
         tensors: Iterable[Tensor],
-        instructions: int = 0,
+        issue: Issue = NO_ISSUE,
         more_bytes: int = 0,
     ) -> None:
         distinct = {id(x): x for x in tensors if x.device.type == self.device_type}
         size = sum(map(size_of, distinct.values())) + more_bytes
-        self.calls.append(Call(name, launches, size, instructions))
+        self.calls.append(Call(name, launches, size, issue))
 
 
 def _has_cuda_kernel(function: torch._ops.OpOverload) -> bool:

@@ -1,8 +1,9 @@
 """Estimates the device time of counted calls on an H200. The estimates are no measurements.
 
 A call takes at least the time of its bytes, and of its instructions where they are known. The range covers
-the shares of the bandwidth and of the issue slots that measured kernels reached, and its high end adds a
-constant for each launch. benchmarks/results/h200.json has these figures and their origin.
+the shares of the bandwidth and of the issue slots that measured kernels reached, by the number of warps where
+it is known, and its high end adds a constant for each launch. benchmarks/results/h200.json has these figures
+and their origin.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.step_cost.counting import Call
+from tools.step_cost.instructions import Issue
 
 FIGURES = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "h200.json"
 
@@ -55,14 +57,25 @@ class Device:
         self.bytes_per_us = machine["copy_tb_s"] * 1e6
         self.instructions_per_us = machine["multiprocessors"] * 4 * machine["clock_ghz"] * 1e3
         self.issue_share, self.byte_share = machine["issue_share"], machine["byte_share"]
+        self.warp_rate = machine["warp_rate"]
         self.launch_us = machine["launch_us"]
 
     def estimate(self, call: Call) -> Estimate:
         """The estimate of one call."""
-        slow, fast = (call.instructions / self.instructions_per_us / share for share in self.issue_share)
+        slow, fast = (
+            call.issue.instructions / self.instructions_per_us / share
+            for share in self.issue_shares(call.issue)
+        )
         slowest, fastest = (call.bytes / self.bytes_per_us / share for share in self.byte_share)
         high = max(slow, slowest) + call.launches * self.launch_us
         return Estimate(fastest, fast, max(fast, fastest), high)
+
+    def issue_shares(self, issue: Issue) -> tuple[float, float]:
+        """The lowest and the highest share of the issue slots that a call fills."""
+        if not issue.warps:
+            return self.issue_share
+        low, _, high = (min(1.0, issue.warps * rate / 4) for rate in self.warp_rate)
+        return low, high
 
     def total(self, calls: Iterable[Call]) -> Estimate:
         return sum(map(self.estimate, calls), Estimate())

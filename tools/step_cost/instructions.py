@@ -1,30 +1,24 @@
 """Warp instructions of our operators, where they were counted.
 
-Those of gated_rela's largest kernels were measured, except the bidirectional form in float32. The others
-are the lengths of the loops over rows in the machine code for sm_90, at D 64 and F 256; they include branches
-that a call may skip.
+Those of gated_rela, causal_conv1d, linear_scan and selective_scan are in
+benchmarks/results/instructions.json. The others are the lengths of the loops over rows in the machine code
+for sm_90, at D 64 and F 256; they include branches that a call may skip.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-TILE = 16  # rows and channels of a chunk of gated_rela
-# The bidirectional form also has a kernel for the sums over keys, and its gradient, which is given these,
-# one for the sums over queries.
-CHUNK = {
-    ("gated_rela", True, 4): 947,
-    ("gated_rela", True, 2): 717,
-    ("gated_rela", False, 4): 306 + 502,
-    ("gated_rela", False, 2): 187 + 536,
-    ("gated_rela_backward", True, 4): 2767,
-    ("gated_rela_backward", True, 2): 1760,
-    ("gated_rela_backward", False, 4): 586 + 1599,
-    ("gated_rela_backward", False, 2): 387 + 1369,
-}
+from tools.gpu_estimate import RECORD, Call
+from tools.instructions.record import KernelCounts, read_record
+
+TILE = 16  # rows, and items, of a tile of scores
 # By operator and the smallest size of an element.
 ROW = {
     ("add_norm", 2): 62,
@@ -50,10 +44,70 @@ ROW = {
 SCORES = {2: 139, 4: 596}
 
 
+@dataclass(frozen=True)
+class Issue:
+    """What a call issues.
+
+    Attributes:
+        instructions: warp instructions; 0 if they were not counted.
+        warps: warps of a multiprocessor that issue them; 0 if unknown.
+    """
+
+    instructions: int = 0
+    warps: float = 0.0
+
+
+NO_ISSUE = Issue()
+
+
+@cache
+def recorded() -> tuple[str, Sequence[KernelCounts]]:
+    """The commit of the record, and its kernels."""
+    return read_record(RECORD)
+
+
+def issue_of(name: str, args: tuple[Any, ...]) -> Issue:
+    """What one call of an operator issues."""
+    call = call_of(name, args)
+    if call is None:
+        return Issue(instructions_of(name, args))
+    kernels = call.kernels(recorded()[1])
+    each = [call.instructions(kernel) for kernel in kernels]
+    time = sum(n / kernel.warps for n, kernel in zip(each, kernels, strict=True))
+    return Issue(round(sum(each)), sum(each) / time if time else 0.0)
+
+
+def call_of(name: str, args: tuple[Any, ...]) -> Call | None:
+    """The call of an operator whose kernels are in the record; None for other operators."""
+    op, backward = name.removesuffix("_backward"), name.endswith("_backward")
+    form, batch = "", 1
+    if op == "gated_rela":
+        *operands, causal, _eps = args if backward else args[:-1]
+        rows, cu_seqlens = (operands[6], operands[8]) if backward else (operands[2], operands[4])
+        heads = operands[-1]
+        variant = f"head {max(16, rows.shape[1] // heads)}"
+        form, batch = "causal" if causal else "bidirectional", len(cu_seqlens) - 1
+    elif op == "causal_conv1d":
+        rows, weight = (args[0], args[3] if backward else args[1])
+        variant = f"K {weight.shape[1]}"
+    elif op == "linear_scan":
+        rows, a = (args[0], args[2] if backward else args[1])
+        variant = (
+            f"{'complex' if rows.is_complex() else 'real'}, {'constant' if a.dim() == 1 else 'each step'}"
+        )
+    elif op == "selective_scan":
+        rows, states = (args[0], (args[4] if backward else args[2]).shape[1])
+        variant = f"N {8 << max(0, (states - 1).bit_length() - 3)}"
+    else:
+        return None
+    dtype = "float32" if rows.is_complex() else str(rows.dtype).removeprefix("torch.")
+    length = -(-len(rows) // batch)
+    direction = "backward" if backward else "forward"
+    return Call(op, direction, variant, dtype, form, batch, length, rows.shape[1])
+
+
 def instructions_of(name: str, args: tuple[Any, ...]) -> int:
-    """Warp instructions of one call of an operator; 0 if they were not counted."""
-    if name in ("gated_rela", "gated_rela_backward"):
-        return _chunks(name, args)
+    """Warp instructions of one call of an operator that is not in the record; 0 if they were not counted."""
     if name in ("linear", "linear_backward"):
         return _linear(name, args)
     if name == "linear_cross_entropy":
@@ -104,14 +158,3 @@ def _linear_cross_entropy(hidden: Tensor, weight: Tensor, *args: Any) -> int:
         return 0
     tiles = -(-len(hidden) // TILE) * -(-len(weight) // TILE)
     return tiles * SCORES[dtype.itemsize]
-
-
-def _chunks(name: str, args: tuple[Any, ...]) -> int:
-    *operands, causal, _ = args if name == "gated_rela_backward" else args[:-1]
-    v, cu_seqlens = (
-        (operands[6], operands[8]) if name == "gated_rela_backward" else (operands[2], operands[4])
-    )
-    batch = len(cu_seqlens) - 1
-    length = -(-v.shape[0] // batch)
-    chunks = batch * -(-length // TILE) * v.shape[1] // TILE
-    return chunks * CHUNK.get((name, causal, v.element_size()), 0)

@@ -1,0 +1,86 @@
+"""Estimates of device time from counts, against the times that were measured."""
+
+from __future__ import annotations
+
+import re
+import statistics
+
+import pytest
+
+from python_tests.support.project import ROOT
+from tools import gpu_estimate
+from tools.gpu_estimate import MEASURED_RECORD, RECORD, Call, Gpu, errors
+from tools.instructions.record import KernelCounts, read_record
+
+BEFORE = RECORD.with_name("instructions_before.json")
+
+
+@pytest.fixture(scope="module")
+def measured() -> list[KernelCounts]:
+    return read_record(MEASURED_RECORD)[1]
+
+
+def test_every_measured_call_is_estimated(measured: list[KernelCounts]) -> None:
+    gpu = Gpu()
+    assert set(errors(gpu, measured)) == set(gpu.measured) and len(gpu.measured) == 36
+
+
+def test_estimates_are_as_far_off_as_the_documentation_says(measured: list[KernelCounts]) -> None:
+    found = [abs(error) for error in errors(Gpu(), measured).values()]
+    text = (ROOT / "docs/speed.md").read_text()
+    said = re.search(r"off by (\d+) % in the median and (\d+) % at most", text)
+    assert said and (round(100 * statistics.median(found)), round(100 * max(found))) == (
+        int(said[1]),
+        int(said[2]),
+    )
+
+
+def test_a_call_takes_the_longer_of_two_times(measured: list[KernelCounts]) -> None:
+    gpu = Gpu()
+    few = Call("linear_scan", "forward", "complex, constant", "float32", "", 1, 1000, 64)
+    assert few.bytes == 2 * 1000 * 64 * 8
+    times = gpu.times(few, measured)
+    assert times is not None and times.us == times.by_bytes == pytest.approx(few.bytes / 4.18e6 / 0.5)
+    head = Call("gated_rela", "backward", "head 128", "float32", "causal", 2, 17, 128)
+    (kernel,) = head.kernels(measured)
+    # 8 warps a sequence, 2 chunks each.
+    assert head.instructions(kernel) == 2 * 8 * (2 * kernel.total + kernel.once)
+    times = gpu.times(head, measured)
+    rate = 132 * 1755 * 0.135 * 8
+    assert times is not None and times.us == pytest.approx(head.instructions(kernel) / rate)
+    assert gpu.times(Call("gated_rela", "forward", "head 7", "float32", "causal", 1, 1, 7), measured) is None
+
+
+def test_the_bidirectional_form_has_more_kernels(measured: list[KernelCounts]) -> None:
+    kernels = {
+        form: {
+            k.kernel
+            for k in Call("gated_rela", "backward", "head 16", "float16", form, 1, 9, 16).kernels(measured)
+        }
+        for form in ("causal", "bidirectional")
+    }
+    assert kernels["causal"] < kernels["bidirectional"]
+
+
+def test_kernels_of_the_record_are_in_the_sources() -> None:
+    text = "\n".join(path.read_text() for path in ROOT.glob("csrc/kernels/**/*.cuh"))
+    names = {kernel.kernel for kernel in read_record(RECORD)[1]}
+    missing = [name for name in names if not re.search(rf"\b{name}\(", text)]
+    assert missing == [], (
+        "count again: python -m tools.instructions --json benchmarks/results/instructions.json"
+    )
+
+
+def test_records_have_a_commit_and_every_operator() -> None:
+    for path in (RECORD, BEFORE, MEASURED_RECORD):
+        commit, kernels = read_record(path)
+        assert re.fullmatch(r"[0-9a-f]{7,}", commit), f"{path.name} is not of a commit"
+        assert {k.op for k in kernels} == {"gated_rela", "causal_conv1d", "linear_scan", "selective_scan"}
+
+
+@pytest.mark.parametrize("option", ["--check", "--record"])
+def test_the_command_prints_estimates(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu_estimate.main([option] if option == "--check" else [option, str(BEFORE)]) == 0
+    printed = capsys.readouterr().out
+    assert "nothing ran on a GPU" in printed and "gated_rela backward, head 128, causal, float32" in printed
+    assert ("(median)" in printed) == (option == "--check")
