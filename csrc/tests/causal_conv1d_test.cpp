@@ -153,6 +153,20 @@ void add_cases(Cases& cases) {
         const ConvCase c = draw(type, lengths);
         cases.add(c.name(), [c] { check<ConvRun>(c); });
       }
+  // Runs of many batches, with boundaries in some of them, at all their rows, and in the rows before and after a run.
+  for (DType type : types)
+    for (int kernel_size : {2, 4}) {
+      ConvCase c;
+      c.type = type, c.channels = 264, c.kernel_size = kernel_size;
+      c.lengths = {97, 1, 1, 1, 1, 2, 160, 1, 3, 0, 402, 5, 30};
+      cases.add(c.name(), [c] { check<ConvRun>(c); });
+      cases.add(c.name() + "/chunks", [c] { check_chunks<ConvRun>(c, 3); });
+    }
+  {
+    ConvCase c;  // more rows than the blocks that run at a time take
+    c.channels = 4, c.silu = false, c.lengths = {9000, 3, 27000, 1};
+    cases.add(c.name(), [c] { check<ConvRun>(c); });
+  }
   for (DType type : types)
     for (int i = 0; i < 4; ++i) {
       const ConvCase c = draw(type, i % 2 ? Lengths{2, 0, 40, 1, 17, 3, 5, 130} : Lengths{7, 1, 1, 2, 4, 3, 0, 6, 6});

@@ -1,29 +1,33 @@
-// Backward of causal_conv1d. A thread iterates over its run and the K - 1 rows after it, with the gradients of the last
-// K rows of x in registers.
+// Backward of causal_conv1d. A thread iterates over its run in batches of rows and over the K - 1 rows after it, with
+// the unfinished gradients of the last K - 1 rows of x in registers.
 #pragma once
 
 #include <algorithm>
 
+#include "kernels/causal_conv1d/boundaries.cuh"
 #include "kernels/causal_conv1d/run.cuh"
 
 namespace recgrela::cuda {
 
 // Gradients of the weights and the bias of a group, summed over a run.
-template <int N, int K>
+template <int K>
 struct ConvWeightSums {
+  static constexpr int N = kConvGroup;
   float weight[K][N] = {}, bias[N] = {};
 
-  __device__ void add(const float (&d)[N], const float (&rows)[K][N]) {
+  // Adds those of row `last` of rows, whose output has the gradient d.
+  template <int M>
+  __device__ void add(const float (&d)[N], const float (&rows)[M][N], int last) {
 #pragma unroll
     for (int c = 0; c < N; ++c) {
       bias[c] += d[c];
 #pragma unroll
-      for (int k = 0; k < K; ++k) weight[k][c] += d[c] * rows[k][c];
+      for (int k = 0; k < K; ++k) weight[k][c] += d[c] * rows[last - (K - 1) + k][c];
     }
   }
 
-  // Adds the sums of the block's runs in order and stores the block's partial sum.
-  __device__ void store(const ConvPlan& p, int64_t row_block) const {
+  // Adds the sums of the block's runs in order and stores the block's partial sum, times `scale`.
+  __device__ void store(const ConvPlan& p, int64_t row_block, float scale) const {
     __syncthreads();                                                 // all threads have read the boundaries
     float* const sums = reinterpret_cast<float*>(dynamic_shared());  // [K + 1, N, threads]
 #pragma unroll
@@ -41,111 +45,138 @@ struct ConvWeightSums {
       if (channel >= p.channels) continue;
       float sum = 0.f;
       for (int r = 0; r < p.runs; ++r) sum += sums[value * kConvThreads + r * p.block_groups + group];
-      partial[value / N * p.channels + channel] = sum;
+      partial[value / N * p.channels + channel] = scale * sum;
     }
   }
 };
 
-// Adds the gradient of the final history of sequence b to the K - 1 rows before the current one. Only `depth` of them
-// are in the sequence.
-template <typename E, int N, int K>
-__device__ void add_final_history_gradient(const ConvPlan& p, const Run<E, N, K>& run, int64_t b, int depth,
-                                           float (&grad)[K][N]) {
+// Adds the gradient of the final history of sequence b to the gradients of its last K - 1 rows, grad[first] and those
+// that follow. Only `depth` of them are in the sequence.
+template <typename E, int K, int M>
+__device__ void add_final_history_gradient(const ConvPlan& p, const Run& run, int64_t b, int depth, int first,
+                                           float (&grad)[M][kConvGroup]) {
 #pragma unroll
   for (int k = 0; k < K - 1; ++k) {
-    float values[N];
+    float values[kConvGroup];
     load_each(static_cast<const E*>(p.d_final_history) + (b * (K - 1) + k) * p.channels + run.channel,
               K - 2 - k <= depth ? run.valid : 0, values);
 #pragma unroll
-    for (int c = 0; c < N; ++c) grad[k][c] += values[c];
+    for (int c = 0; c < kConvGroup; ++c) grad[first + k][c] += values[c];
   }
 }
 
-template <typename E, int K>
-__global__ void __launch_bounds__(kConvThreads, 2) conv_backward_kernel(const ConvPlan p) {
-  constexpr int N = kBackwardGroup, kAhead = 8 / sizeof(E);
-  const Run<E, N, K> run(p);
-  int64_t* const first_offset = reinterpret_cast<int64_t*>(dynamic_shared());
-  int32_t* starts = reinterpret_cast<int32_t*>(first_offset + 1);
-  const int count = p.runs * p.run_rows + 2 * (K - 1);
-  find_boundaries(p.sequences, run.first_boundary, count, starts, p.d_final_history ? starts + count : nullptr,
-                  first_offset);
+template <typename E, int K, bool kWhole>
+__global__ void __launch_bounds__(kConvThreads, kBackwardBlocks) conv_backward_kernel(const ConvPlan p) {
+  constexpr int N = kConvGroup, kRows = kBackwardRows<E, kWhole>, kReach = K > 2 ? K - 2 : 0;
+  struct Loaded {
+    Packed<E, N> x, d_y;
+  };
+  const Run run(p);
+  auto x = run.rows_from<const E, kWhole>(p.x, 0);
+  auto d_y = run.rows_from<const E, kWhole>(p.d_y, 0);
+  auto d_x = run.rows_from<E, kWhole>(p.d_x, 1 - K);
+  auto load = [&] { return Loaded{x.load(), d_y.load()}; };
+  // The first rows arrive while the block looks for boundaries.
+  RowBatches<kRows, Loaded> batches(run.rows);
+  batches.load_first(load);
+  batches.load_second(load);
+  RowsBefore<E, K> before;
+  before.template load<kWhole>(p, run);
+  const ConvWeights<E, K> weights(p, run);
+  Boundaries<K, kRows, kReach> boundaries(p, run.first_row, p.d_final_history);
 
-  ConvWeightSums<N, K> weight_sums;
+  ConvWeightSums<K> sums;
   if (run.rows > 0) {
-    starts += run.begin - run.first_boundary;
-    const ConvWeights<N, K> weights(p, run.channel, run.valid);
-    const E* const x = static_cast<const E*>(p.x.data) + run.begin * p.x.stride + run.channel;
-    const E* const d_y = static_cast<const E*>(p.d_y.data) + run.begin * p.d_y.stride + run.channel;
-    E* const d_x = static_cast<E*>(p.d_x.data) + run.begin * p.d_x.stride + run.channel;
-    float rows[K][N] = {};
-    float grad[K][N] = {};  // d_x of the rows row - K + 1 .. row, so far
-    int depth = K - 1;      // rows of the sequence before the current one, up to K - 1
-    Packed<E, N> x_ahead[kAhead], d_y_ahead[kAhead];
+    boundaries.move_to(run.number);
+    int depth = before.replace(p, run, boundaries);  // rows of the sequence before the current one, up to K - 1
+    float d_before[K][N] = {};                       // gradients of the K - 1 rows before the current one, so far
+    int row = 0;
+    auto use = [&](const auto& batch) {
+      constexpr int M = std::extent_v<std::remove_reference_t<decltype(batch)>>;
+      float rows[K - 1 + M][N], d[M][N], grad[K - 1 + M][N];
+      before.template put<M>(rows);
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      x_ahead[i] = run.load(x, p.x.stride, run.low + i, run.low, run.high);
-      d_y_ahead[i] = run.load(d_y, p.d_y.stride, run.low + i, 0, run.high);
-    }
-#pragma unroll 1
-    for (int first = run.low; first < run.rows + K - 1; first += kAhead) {
+      for (int k = 0; k < K - 1; ++k)
 #pragma unroll
-      for (int i = 0; i < kAhead; ++i) {
-        const int row = first + i;
-        if (row < run.rows + K - 1) {
-          if (p.d_final_history) {
-            const int32_t ended = starts[count + row];
-            if (ended >= 0) add_final_history_gradient(p, run, ended, depth, grad);
-          }
-          const int32_t start = starts[row];
+        for (int c = 0; c < N; ++c) grad[k][c] = d_before[k][c];
+#pragma unroll
+      for (int k = 0; k < M; ++k) unpack(batch[k].x, rows[K - 1 + k]), unpack(batch[k].d_y, d[k]);
+      auto differentiate = [&](int k) {  // SiLU
+        float out[N];
+        weights.apply(rows, K - 1 + k, out);
+#pragma unroll
+        for (int c = 0; c < N; ++c) d[k][c] *= scaled_silu_grad<E>(out[c]);
+      };
+      if (M == 1 || boundaries.flag(row)) {
+#pragma unroll
+        for (int k = 0; k < M; ++k) {
+          const int32_t ended = boundaries.end(row + k), start = boundaries.start(row + k);
+          if (ended >= 0) add_final_history_gradient<E, K>(p, run, ended, depth, k, grad);
           depth = depth < K - 1 ? depth + 1 : K - 1;
           if (start >= 0) {
-            load_history<E>(p, start, run.channel, run.valid, rows);
+            load_history<E, K>(p, run, start, K - 1 + k, rows);
             depth = 0;
           }
-          unpack(x_ahead[i], rows[K - 1]);
-          float d[N];
-          unpack(d_y_ahead[i], d);  // zeros before the run and after the last row
-          if (p.silu) {
-            float out[N];
-            weights.apply(rows, out);
+          if (p.silu) differentiate(k);
+          if (row + k < run.rows) sums.add(d[k], rows, K - 1 + k);
+#pragma unroll
+          for (int j = 0; j < K; ++j)
 #pragma unroll
             for (int c = 0; c < N; ++c) {
-              const float s = sigmoid(out[c]);
-              d[c] *= silu_grad(s, out[c] * s);
+              const float term = K - 1 - j <= depth ? weights.weight[j][c] * d[k][c] : 0.f;
+              grad[k + j][c] = j == K - 1 ? term : grad[k + j][c] + term;
             }
-          }
-          if (row < run.rows) weight_sums.add(d, rows);
-#pragma unroll
-          for (int k = 0; k < K; ++k) {
-            if (K - 1 - k <= depth) {
-#pragma unroll
-              for (int c = 0; c < N; ++c) grad[k][c] += weights.weight[k][c] * d[c];
-            }
-          }
-          if (row >= K - 1) store_row(d_x + (row - (K - 1)) * p.d_x.stride, run.valid, run.whole, grad[0]);
-          shift_up(rows);
-          shift_up(grad);
-#pragma unroll
-          for (int c = 0; c < N; ++c) grad[K - 1][c] = 0.f;
         }
-        x_ahead[i] = run.load(x, p.x.stride, row + kAhead, INT32_MIN, run.high);
-        d_y_ahead[i] = run.load(d_y, p.d_y.stride, row + kAhead, 0, run.high);
+      } else {
+        if (p.silu) {
+#pragma unroll
+          for (int k = 0; k < M; ++k) differentiate(k);
+        }
+#pragma unroll
+        for (int k = 0; k < M; ++k) {
+          sums.add(d[k], rows, K - 1 + k);
+#pragma unroll
+          for (int j = 0; j < K; ++j)
+#pragma unroll
+            for (int c = 0; c < N; ++c) {
+              const float term = weights.weight[j][c] * d[k][c];
+              grad[k + j][c] = j == K - 1 ? term : grad[k + j][c] + term;
+            }
+        }
+        depth = K - 1;
       }
+#pragma unroll
+      for (int k = 0; k < M; ++k) d_x.store(grad[k], row + k >= K - 1);
+      before.template take<M>(rows);
+#pragma unroll
+      for (int k = 0; k < K - 1; ++k)
+#pragma unroll
+        for (int c = 0; c < N; ++c) d_before[k][c] = grad[M + k][c];
+      row += M;
+    };
+    batches.use_all(load, use);
+#pragma unroll 1
+    while (row < run.rows + K - 1) {  // the rest of the last run, and the rows after a run
+      Loaded last[1] = {};
+      if (run.begin + row < p.sequences.num_rows) last[0] = load();
+      use(last);
     }
   }
-  weight_sums.store(p, run.row_block);
+  sums.store(p, run.row_block, weights.scale);
 }
 
 template <typename E>
 cudaError_t ConvKernels<E>::backward(const ConvPlan& p, cudaStream_t stream) {
   return dispatch_kernel_size(p.kernel_size, [&](auto kernel_size) {
     constexpr int K = decltype(kernel_size)::value;
-    const size_t rows = static_cast<size_t>(p.runs) * p.run_rows + 2 * (K - 1);
-    const size_t boundaries = 8 + (p.d_final_history ? 8 : 4) * rows;
-    const size_t sums = sizeof(float) * (K + 1) * kBackwardGroup * kConvThreads;
-    return launch(conv_backward_kernel<E, K>, p.row_blocks * p.columns, kConvThreads, std::max(boundaries, sums),
-                  stream, p);
+    auto launch_kernel = [&](auto whole) {
+      constexpr bool kWhole = decltype(whole)::value;
+      const size_t boundaries = Boundaries<K, kBackwardRows<E, kWhole>, 0>::size(p, p.d_final_history != nullptr);
+      const size_t sums = sizeof(float) * (K + 1) * kConvGroup * kConvThreads;
+      return launch(conv_backward_kernel<E, K, kWhole>, p.row_blocks * p.columns, kConvThreads,
+                    std::max(boundaries, sums), stream, p);
+    };
+    return p.whole ? launch_kernel(std::true_type{}) : launch_kernel(std::false_type{});
   });
 }
 

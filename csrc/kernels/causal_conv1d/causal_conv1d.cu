@@ -14,9 +14,9 @@
 namespace recgrela::cuda {
 namespace {
 
-constexpr int kMaxGroups = 32;       // of channels, per block
-constexpr int kMinRunRows = 4;       // at least K - 1
-constexpr int kMaxBlockRows = 4096;  // bounds the boundaries in shared memory
+constexpr int kMaxGroups = 32;                         // of channels, per block
+constexpr int kMaxBlockRows = 2048;                    // bounds the boundaries in shared memory
+constexpr int kRunUnit = RECGRELA_CAUSAL_CONV1D_ROWS;  // rows of a run are a multiple of the rows of each batch
 
 // Stores column [k, channel] of the gradients: weight k of the channel, or its bias for k = K.
 struct StoreWeightGradients {
@@ -37,18 +37,20 @@ struct StoreWeightGradients {
 ConvPlan make_plan(const CausalConv1dParams& params, bool backward) {
   ConvPlan p;
   static_cast<CausalConv1dParams&>(p) = params;
-  const int64_t group = backward ? kBackwardGroup : 16 / size_of(p.dtype);
-  p.aligned = true;
+  p.whole = p.channels % kConvGroup == 0;
   for (const RowMatrix* rows : {&p.x, &p.y, &p.d_y, &p.d_x})
-    p.aligned = p.aligned && is_aligned(*rows, p.dtype, group * size_of(p.dtype));
-  p.groups = static_cast<int>(ceil_div(p.channels, group));
+    p.whole = p.whole && is_aligned(*rows, p.dtype, kConvGroup * size_of(p.dtype));
+  p.groups = static_cast<int>(ceil_div(p.channels, kConvGroup));
   p.columns = static_cast<int>(ceil_div(p.groups, kMaxGroups));
   p.block_groups = static_cast<int>(ceil_div(p.groups, p.columns));
   p.runs = kConvThreads / p.block_groups;
-  // Short runs reread more of the rows before them; long ones leave multiprocessors idle.
-  const int64_t blocks = ceil_div(8 * multiprocessors(), p.columns);
-  const int64_t rows = ceil_div(ceil_div(p.sequences.num_rows, blocks * p.runs), kMinRunRows) * kMinRunRows;
-  p.run_rows = static_cast<int>(std::clamp<int64_t>(rows, kMinRunRows, std::min(64, kMaxBlockRows / p.runs)));
+  // All blocks run at a time and end together: each starts with a search, and a run reads the rows before it again.
+  // More rows than their shared memory has room for take several such rounds.
+  const int64_t blocks = int64_t{backward ? kBackwardBlocks : kForwardBlocks} * multiprocessors();
+  const int64_t runs = std::max<int64_t>(1, blocks / p.columns) * p.runs, max_rows = kMaxBlockRows / p.runs;
+  const int64_t rounds = std::max<int64_t>(1, ceil_div(p.sequences.num_rows, runs * max_rows));
+  const int64_t rows = ceil_div(ceil_div(p.sequences.num_rows, runs * rounds), kRunUnit) * kRunUnit;
+  p.run_rows = static_cast<int>(std::max<int64_t>(rows, kRunUnit));
   p.row_blocks = ceil_div(p.sequences.num_rows, int64_t{p.runs} * p.run_rows);
   return p;
 }
@@ -95,7 +97,8 @@ cudaError_t causal_conv1d_backward(const CausalConv1dParams& params, cudaStream_
     using E = decltype(element);
     RECGRELA_RETURN_IF_ERROR(ConvKernels<E>::backward(p, stream));
     const StoreWeightGradients store{p.d_weight, p.d_bias, p.channels, p.kernel_size};
-    RECGRELA_RETURN_IF_ERROR(add_partials(p.partials, p.row_blocks, (p.kernel_size + 1) * p.channels, store, stream));
+    RECGRELA_RETURN_IF_ERROR(
+        add_partials<8>(p.partials, p.row_blocks, (p.kernel_size + 1) * p.channels, store, stream));
     return p.d_initial_history && p.kernel_size > 1 ? ConvKernels<E>::d_initial_history(p, stream) : cudaSuccess;
   });
 }

@@ -1,50 +1,65 @@
-// Forward of causal_conv1d. A thread iterates over its run, with the last K - 1 rows in registers.
+// Forward of causal_conv1d. A thread iterates over its run in batches of rows, with the K - 1 rows before in registers.
 #pragma once
 
+#include "kernels/causal_conv1d/boundaries.cuh"
 #include "kernels/causal_conv1d/run.cuh"
 
 namespace recgrela::cuda {
 
-template <typename E, int K>
-__global__ void __launch_bounds__(kConvThreads, 2) conv_forward_kernel(const ConvPlan p) {
-  constexpr int N = kForwardGroup<E>, kAhead = 4;
+template <typename E, int K, bool kWhole>
+__global__ void __launch_bounds__(kConvThreads, kForwardBlocks) conv_forward_kernel(const ConvPlan p) {
+  constexpr int N = kConvGroup, kRows = kForwardRows<kWhole>;
+  const Run run(p);
+  auto x = run.rows_from<const E, kWhole>(p.x, 0);
+  auto y = run.rows_from<E, kWhole>(p.y, 0);
+  auto load = [&] { return x.load(); };
+  // The first rows arrive while the block looks for boundaries.
+  RowBatches<kRows, Packed<E, N>> batches(run.rows);
+  batches.load_first(load);
+  batches.load_second(load);
+  RowsBefore<E, K> before;
+  before.template load<kWhole>(p, run);
+  const ConvWeights<E, K> weights(p, run);
   check_sequences(p.sequences);
-  const Run<E, N, K> run(p);
-  int64_t* const first_offset = reinterpret_cast<int64_t*>(dynamic_shared());
-  int32_t* starts = reinterpret_cast<int32_t*>(first_offset + 1);
-  find_boundaries(p.sequences, run.first_boundary, p.runs * p.run_rows + K - 1, starts, nullptr, first_offset);
+  Boundaries<K, kRows, 0> boundaries(p, run.first_row, false);
   if (run.rows == 0) return;
+  boundaries.move_to(run.number);
+  before.replace(p, run, boundaries);
 
-  starts += run.begin - run.first_boundary;
-  const ConvWeights<N, K> weights(p, run.channel, run.valid);
-  const E* const x = static_cast<const E*>(p.x.data) + run.begin * p.x.stride + run.channel;
-  E* const y = static_cast<E*>(p.y.data) + run.begin * p.y.stride + run.channel;
-  float rows[K][N] = {};
-  Packed<E, N> ahead[kAhead];
+  int row = 0;
+  auto use = [&](const auto& batch) {
+    constexpr int M = std::extent_v<std::remove_reference_t<decltype(batch)>>;
+    float rows[K - 1 + M][N], out[M][N];
+    before.template put<M>(rows);
 #pragma unroll
-  for (int i = 0; i < kAhead; ++i) ahead[i] = run.load(x, p.x.stride, run.low + i, run.low, run.rows);
-#pragma unroll 1
-  for (int first = run.low; first < run.rows; first += kAhead) {
+    for (int k = 0; k < M; ++k) unpack(batch[k], rows[K - 1 + k]);
+    if (M == 1 || boundaries.flag(row)) {
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      const int row = first + i;
-      if (row < run.rows) {
-        const int32_t start = starts[row];
-        if (start >= 0) load_history<E>(p, start, run.channel, run.valid, rows);
-        unpack(ahead[i], rows[K - 1]);
-        if (row >= 0) {
-          float out[N];
-          weights.apply(rows, out);
-          if (p.silu) {
-#pragma unroll
-            for (int c = 0; c < N; ++c) out[c] *= sigmoid(out[c]);
-          }
-          store_row(y + row * p.y.stride, run.valid, run.whole, out);
-        }
-        shift_up(rows);
+      for (int k = 0; k < M; ++k) {
+        const int32_t start = boundaries.start(row + k);
+        if (start >= 0) load_history<E, K>(p, run, start, K - 1 + k, rows);
+        weights.apply(rows, K - 1 + k, out[k]);
       }
-      ahead[i] = run.load(x, p.x.stride, row + kAhead, INT32_MIN, run.rows);
+    } else {
+#pragma unroll
+      for (int k = 0; k < M; ++k) weights.apply(rows, K - 1 + k, out[k]);
     }
+    if (p.silu) {
+#pragma unroll
+      for (int k = 0; k < M; ++k)
+#pragma unroll
+        for (int i = 0; i < N; ++i) out[k][i] = scaled_silu<E>(out[k][i]);
+    }
+#pragma unroll
+    for (int k = 0; k < M; ++k) y.store(out[k]);
+    before.template take<M>(rows);
+    row += M;
+  };
+  batches.use_all(load, use);
+#pragma unroll 1
+  while (row < run.rows) {  // the rest of the last run
+    const Packed<E, N> last[1] = {x.load()};
+    use(last);
   }
 }
 
@@ -52,8 +67,12 @@ template <typename E>
 cudaError_t ConvKernels<E>::forward(const ConvPlan& p, cudaStream_t stream) {
   return dispatch_kernel_size(p.kernel_size, [&](auto kernel_size) {
     constexpr int K = decltype(kernel_size)::value;
-    const size_t boundaries = 8 + 4 * (static_cast<size_t>(p.runs) * p.run_rows + K - 1);
-    return launch(conv_forward_kernel<E, K>, p.row_blocks * p.columns, kConvThreads, boundaries, stream, p);
+    auto launch_kernel = [&](auto whole) {
+      constexpr bool kWhole = decltype(whole)::value;
+      const size_t shared = Boundaries<K, kForwardRows<kWhole>, 0>::size(p, false);
+      return launch(conv_forward_kernel<E, K, kWhole>, p.row_blocks * p.columns, kConvThreads, shared, stream, p);
+    };
+    return p.whole ? launch_kernel(std::true_type{}) : launch_kernel(std::false_type{});
   });
 }
 

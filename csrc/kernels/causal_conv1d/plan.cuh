@@ -2,29 +2,37 @@
 #pragma once
 
 #include "kernels/causal_conv1d/params.h"
+#include "kernels/causal_conv1d/tuning.h"
 #include "kernels/common/host.cuh"
-#include "kernels/common/packed.cuh"
 
 namespace recgrela::cuda {
 
-constexpr int kConvThreads = 256;
+constexpr int kConvThreads = RECGRELA_CAUSAL_CONV1D_THREADS;
+constexpr int kConvGroup = 4;  // adjacent channels that a thread processes
 
-// Adjacent channels that a thread processes: 16 bytes in the forward. The backward processes 4, since it uses five
-// times as many registers per channel; 8 bytes of a 16-bit type still fill cache lines.
-template <typename E>
-constexpr int kForwardGroup = 16 / sizeof(E);
-constexpr int kBackwardGroup = 4;
+// Blocks for which registers are kept on a multiprocessor.
+constexpr int kForwardBlocks = 32 * RECGRELA_CAUSAL_CONV1D_FORWARD_WARPS / kConvThreads;
+constexpr int kBackwardBlocks = 32 * RECGRELA_CAUSAL_CONV1D_BACKWARD_WARPS / kConvThreads;
+
+// Rows of a batch. Groups that are not whole are loaded channel by channel, in short batches.
+template <bool kWhole>
+constexpr int kForwardRows = kWhole ? RECGRELA_CAUSAL_CONV1D_ROWS : 2;
+template <typename E, bool kWhole>
+constexpr int kBackwardRows = kWhole && sizeof(E) == 2 ? RECGRELA_CAUSAL_CONV1D_ROWS
+                              : kWhole                 ? RECGRELA_CAUSAL_CONV1D_ROWS / 2
+                                                       : 2;
+static_assert(RECGRELA_CAUSAL_CONV1D_ROWS >= 4, "a row changes at most the batch of the row K - 2 rows later");
 
 // A run is run_rows consecutive rows, regardless of sequences. A thread processes one group of channels of a run; a
 // block processes `runs` consecutive runs of block_groups groups.
 struct ConvPlan : CausalConv1dParams {
-  int groups = 0;        // of channels
-  int columns = 0;       // blocks that cover the groups
-  int block_groups = 0;  // groups per block
-  int runs = 0;          // runs per block
-  int run_rows = 0;
+  int groups = 0;             // of channels
+  int columns = 0;            // blocks that cover the groups
+  int block_groups = 0;       // groups per block
+  int runs = 0;               // runs per block
+  int run_rows = 0;           // a multiple of the rows of a batch
   int64_t row_blocks = 0;     // blocks that cover the rows
-  bool aligned = false;       // every row of every matrix is aligned to a group
+  bool whole = false;         // all channels of every group exist and are aligned in every row of every matrix
   float* partials = nullptr;  // [row_blocks, K + 1, C]: gradients of the weights, then of the bias; backward only
 };
 

@@ -1,115 +1,147 @@
-// Run of rows that a thread processes, the weights of its channels, and the boundaries of sequences in its block.
+// Run of rows that a thread processes, and the weights of its channels.
 #pragma once
 
 #include "kernels/causal_conv1d/plan.cuh"
 #include "kernels/common/activations.cuh"
-#include "kernels/common/sequences.cuh"
+#include "kernels/common/row_batches.cuh"
 
 namespace recgrela::cuda {
 
-// N channels of one run, with a kernel of K rows.
-template <typename E, int N, int K>
+// One group of channels of one run.
 struct Run {
   int64_t row_block;
-  int64_t first_boundary;  // first row whose boundaries are found: K - 1 rows before the block
-  int64_t begin;           // first row of the run
-  int rows;                // 0 for a thread without a run
-  int low, high;           // rows begin + low .. begin + high exist: the run and up to K - 1 rows on each side
-  int64_t channel;         // first channel of the group
-  int valid;               // channels of the group that exist
-  bool whole;              // all N channels exist and are aligned in every row
+  int64_t first_row;  // of the block
+  int number;         // of the run in the block
+  int64_t begin;      // first row of the run
+  int rows;           // 0 for a thread without a run
+  int64_t channel;    // first channel of the group
+  int valid;          // channels of the group that exist
 
   __device__ explicit Run(const ConvPlan& p) {
-    row_block = blockIdx.x / p.columns;
-    const int run = static_cast<int>(threadIdx.x) / p.block_groups;
+    row_block = blockIdx.x / static_cast<unsigned>(p.columns);
+    number = static_cast<int>(threadIdx.x) / p.block_groups;
     const int group =
         static_cast<int>(blockIdx.x % p.columns) * p.block_groups + static_cast<int>(threadIdx.x) % p.block_groups;
-    begin = (row_block * p.runs + run) * p.run_rows;
-    first_boundary = row_block * p.runs * p.run_rows - (K - 1);
+    first_row = row_block * p.runs * p.run_rows;
+    begin = first_row + number * p.run_rows;
     const int64_t left = p.sequences.num_rows - begin;
     rows = left < p.run_rows ? static_cast<int>(left) : p.run_rows;
-    high = left < p.run_rows + K - 1 ? static_cast<int>(left) : p.run_rows + K - 1;
-    low = begin == 0 ? 0 : -(K - 1);  // a run has at least K - 1 rows
-    channel = int64_t{group} * N;
-    valid = p.channels - channel < N ? static_cast<int>(p.channels - channel) : N;
-    whole = p.aligned && valid == N;
-    if (run >= p.runs || group >= p.groups || rows < 0) rows = 0;
+    channel = int64_t{group} * kConvGroup;
+    valid = p.channels - channel < kConvGroup ? static_cast<int>(p.channels - channel) : kConvGroup;
+    if (number >= p.runs || group >= p.groups || rows < 0) rows = 0;
   }
 
-  // Loads row `row` of the run if it is in [first, last), else zeros. `rows` points to the group in the run's first
-  // row.
-  __device__ Packed<E, N> load(const E* rows, int64_t stride, int row, int first, int last) const {
-    if (row < first || row >= last) return {};
-    if (whole) return *reinterpret_cast<const Packed<E, N>*>(rows + row * stride);
-    float values[N];
-    load_each(rows + row * stride, valid, values);
-    return pack<E>(values);
+  template <typename T, bool kWhole>
+  __device__ MovingRow<T, kConvGroup, false, kWhole> rows_from(const RowMatrix& matrix, int row) const {
+    return {matrix, begin + row, channel, valid};
   }
 };
 
-// Weights and bias of a group of channels.
-template <int N, int K>
-struct ConvWeights {
-  float weight[K][N], bias[N];
+// bfloat16 can do with an approximate sigmoid, from h = x / 2: sigmoid(x) = (1 + tanh(h)) / 2. The weights and the bias
+// are then halved, which is exact.
+template <typename E>
+constexpr bool kHalveForSiLU = std::is_same_v<E, bf16>;
 
-  __device__ ConvWeights(const CausalConv1dParams& p, int64_t channel, int valid) {
+// Weights and bias of a group of channels, times `scale`.
+template <typename E, int K>
+struct ConvWeights {
+  static constexpr int N = kConvGroup;
+  float weight[K][N], bias[N], scale;
+
+  __device__ ConvWeights(const CausalConv1dParams& p, const Run& run) : scale(kHalveForSiLU<E> && p.silu ? 0.5f : 1.f) {
 #pragma unroll
     for (int i = 0; i < N; ++i) {
+      const bool valid = i < run.valid && run.rows > 0;
 #pragma unroll
-      for (int k = 0; k < K; ++k) weight[k][i] = i < valid ? p.weight[(channel + i) * K + k] : 0.f;
-      bias[i] = i < valid && p.bias ? p.bias[channel + i] : 0.f;
+      for (int k = 0; k < K; ++k) weight[k][i] = valid ? scale * p.weight[(run.channel + i) * K + k] : 0.f;
+      bias[i] = valid && p.bias ? scale * p.bias[run.channel + i] : 0.f;
     }
   }
 
-  // Convolution at the last of K rows.
-  __device__ void apply(const float (&rows)[K][N], float (&out)[N]) const {
+  // Convolution at row `last` of rows, times `scale`.
+  template <int M>
+  __device__ void apply(const float (&rows)[M][N], int last, float (&out)[N]) const {
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       out[i] = bias[i];
 #pragma unroll
-      for (int k = 0; k < K; ++k) out[i] += weight[k][i] * rows[k][i];
+      for (int k = 0; k < K; ++k) out[i] += weight[k][i] * rows[last - (K - 1) + k][i];
     }
   }
 };
 
-// Replaces rows[0 .. K - 2] by the initial history of sequence b.
-template <typename E, int N, int K>
-__device__ void load_history(const CausalConv1dParams& p, int64_t b, int64_t channel, int valid, float (&rows)[K][N]) {
+// SiLU of x / scale.
+template <typename E>
+__device__ float scaled_silu(float x) {
+  if constexpr (kHalveForSiLU<E>) return x + x * fast_tanh(x);
+  return x * sigmoid(x);
+}
+
+// Derivative of SiLU at x / scale, divided by scale.
+template <typename E>
+__device__ float scaled_silu_grad(float x) {
+  if constexpr (kHalveForSiLU<E>) {
+    const float t = fast_tanh(x), u = x - x * t, s = 1.f + t;
+    return s + s * u;
+  }
+  const float s = sigmoid(x);
+  return silu_grad(s, x * s);
+}
+
+// Replaces the K - 1 rows before rows[last], as far as they are in the array, by the initial history of sequence b.
+template <typename E, int K, int M>
+__device__ void load_history(const CausalConv1dParams& p, const Run& run, int64_t b, int last,
+                             float (&rows)[M][kConvGroup]) {
 #pragma unroll
   for (int k = 0; k < K - 1; ++k)
-    load_each(static_cast<const E*>(p.initial_history) + (b * (K - 1) + k) * p.channels + channel,
-              p.initial_history ? valid : 0, rows[k]);
+    if (last - (K - 1) + k >= 0)
+      load_each(static_cast<const E*>(p.initial_history) + (b * (K - 1) + k) * p.channels + run.channel,
+                p.initial_history ? run.valid : 0, rows[last - (K - 1) + k]);
 }
 
-template <int N, int K>
-__device__ void shift_up(float (&rows)[K][N]) {
-#pragma unroll
-  for (int k = 0; k + 1 < K; ++k)
-#pragma unroll
-    for (int i = 0; i < N; ++i) rows[k][i] = rows[k + 1][i];
-}
+// The K - 1 rows before the current one.
+template <typename E, int K>
+struct RowsBefore {
+  static constexpr int N = kConvGroup;
+  float rows[K][N] = {};  // the last one is not used
 
-// Finds the boundaries at rows base .. base + count - 1: starts[i] is the sequence that begins at row base + i, ends[i]
-// the sequence that ends just before that row; both are -1 if there is none. All threads of a block call it. `ends` may
-// be null; `first_offset` is scratch in shared memory.
-inline __device__ void find_boundaries(const Sequences& s, int64_t base, int count, int32_t* starts, int32_t* ends,
-                                       int64_t* first_offset) {
-  for (int i = threadIdx.x; i < count; i += kConvThreads) {
-    starts[i] = -1;
-    if (ends) ends[i] = -1;
+  // Loads the rows before a run.
+  template <bool kWhole>
+  __device__ void load(const ConvPlan& p, const Run& run) {
+    if (run.begin == 0 || run.rows == 0) return;  // other runs follow at least K - 1 rows
+    auto x = run.rows_from<const E, kWhole>(p.x, 1 - K);
+#pragma unroll
+    for (int k = 0; k < K - 1; ++k) unpack(x.load(), rows[k]);
   }
-  if (threadIdx.x < 32) {
-    const int64_t first = first_offset_from(s, base);
-    if (threadIdx.x == 0) *first_offset = first;
+  // Replaces them by the initial history of the run's sequence as far as they are in another one. Returns how many are
+  // in the run's sequence.
+  template <typename B>
+  __device__ int replace(const ConvPlan& p, const Run& run, const B& boundaries) {
+    int depth = K - 1;
+#pragma unroll
+    for (int k = 0; k < K - 1; ++k) {
+      const int32_t start = boundaries.start(k - (K - 1));
+      if (start < 0) continue;
+      load_history<E, K>(p, run, start, k, rows);
+      depth = K - 1 - k;
+    }
+    return depth;
   }
-  __syncthreads();
-  for (int64_t i = *first_offset + threadIdx.x; i <= s.num_sequences; i += kConvThreads) {
-    const int64_t row = sequence_offset(s, i);
-    if (row < base || row >= base + count) break;
-    if (i < s.num_sequences && sequence_offset(s, i + 1) > row) starts[row - base] = static_cast<int32_t>(i);
-    if (ends && i > 0 && sequence_offset(s, i - 1) < row) ends[row - base] = static_cast<int32_t>(i - 1);
+  // Puts them before a batch of rows, and takes the last ones of the batch.
+  template <int M>
+  __device__ void put(float (&to)[K - 1 + M][N]) const {
+#pragma unroll
+    for (int k = 0; k < K - 1; ++k)
+#pragma unroll
+      for (int i = 0; i < N; ++i) to[k][i] = rows[k][i];
   }
-  __syncthreads();
-}
+  template <int M>
+  __device__ void take(const float (&from)[K - 1 + M][N]) {
+#pragma unroll
+    for (int k = 0; k < K - 1; ++k)
+#pragma unroll
+      for (int i = 0; i < N; ++i) rows[k][i] = from[M + k][i];
+  }
+};
 
 }  // namespace recgrela::cuda

@@ -63,10 +63,11 @@ __global__ void __launch_bounds__(kScanThreads, kScanBlocks) scan_backward_kerne
         Packed<float, N> a;
       };
       const int64_t last = segment.end - 1;
-      MovingRow<const E, N, true, kWhole> d_h(p.d_h, thread, last), h(p.h, thread, last - 1);
-      MovingRow<const float, N, true, kWhole> a(p.a, thread, kPerStep ? last : 0);
-      MovingRow<E, N, true, kWhole> d_x(p.d_x, thread, last);
-      MovingRow<float, N, true, kWhole> d_a_row(p.d_a, thread, kPerStep ? last : 0);
+      auto d_h = thread.template rows_from<const E, true, kWhole>(p.d_h, last);
+      auto h = thread.template rows_from<const E, true, kWhole>(p.h, last - 1);
+      auto a = thread.template rows_from<const float, true, kWhole>(p.a, kPerStep ? last : 0);
+      auto d_x = thread.template rows_from<E, true, kWhole>(p.d_x, last);
+      auto d_a_row = thread.template rows_from<float, true, kWhole>(p.d_a, kPerStep ? last : 0);
       // Stores the gradients of a row, given h of the row before it.
       auto use = [&](const Loaded& row, const float (&before)[N]) {
         float grad[N];
@@ -91,7 +92,7 @@ __global__ void __launch_bounds__(kScanThreads, kScanBlocks) scan_backward_kerne
       for_each_row<batch_rows<kWhole>(2 * N * int{sizeof(E)} / 4 + (kPerStep ? N : 0))>(
           segment.end - segment.begin - has_first,
           [&] {
-            Loaded row;
+            Loaded row{};
             row.d_h = d_h.load();
             row.h = h.load();
             if constexpr (kPerStep) row.a = a.load();
@@ -103,7 +104,7 @@ __global__ void __launch_bounds__(kScanThreads, kScanBlocks) scan_backward_kerne
             use(row, before);
           });
       if (has_first) {
-        Loaded row;
+        Loaded row{};
         float before[N];
         row.d_h = d_h.load();
         if constexpr (kPerStep) row.a = a.load();

@@ -26,12 +26,12 @@ __global__ void __launch_bounds__(kScanThreads, kScanBlocks) scan_sum_segments_k
       Packed<float, N> a;
     };
     const int64_t first = kReverse ? thread.segment.end - 1 : thread.segment.begin;
-    MovingRow<const E, N, kReverse, kWhole> x(kReverse ? p.d_h : p.x, thread, first);
-    MovingRow<const float, N, kReverse, kWhole> a(p.a, thread, kPerStep ? first : 0);
+    auto x = thread.template rows_from<const E, kReverse, kWhole>(kReverse ? p.d_h : p.x, first);
+    auto a = thread.template rows_from<const float, kReverse, kWhole>(p.a, kPerStep ? first : 0);
     for_each_row<batch_rows<kWhole>(N * int{sizeof(E)} / 4 + (kPerStep ? N : 0))>(
         thread.segment.end - thread.segment.begin,
         [&] {
-          Loaded row;
+          Loaded row{};
           row.x = x.load();
           if constexpr (kPerStep) row.a = a.load();
           return row;
@@ -74,13 +74,13 @@ __global__ void __launch_bounds__(kScanThreads, kScanBlocks) scan_forward_kernel
       Packed<E, N> x;
       Packed<float, N> a;
     };
-    MovingRow<const E, N, false, kWhole> x(p.x, thread, segment.begin);
-    MovingRow<const float, N, false, kWhole> a(p.a, thread, kPerStep ? segment.begin : 0);
-    MovingRow<E, N, false, kWhole> h(p.h, thread, segment.begin);
+    auto x = thread.template rows_from<const E, false, kWhole>(p.x, segment.begin);
+    auto a = thread.template rows_from<const float, false, kWhole>(p.a, kPerStep ? segment.begin : 0);
+    auto h = thread.template rows_from<E, false, kWhole>(p.h, segment.begin);
     for_each_row<batch_rows<kWhole>(N * int{sizeof(E)} / 4 + (kPerStep ? N : 0))>(
         segment.end - segment.begin,
         [&] {
-          Loaded row;
+          Loaded row{};
           row.x = x.load();
           if constexpr (kPerStep) row.a = a.load();
           return row;

@@ -1,6 +1,7 @@
 // Work of a thread: one group of channels of one segment.
 #pragma once
 
+#include "kernels/common/row_batches.cuh"
 #include "kernels/linear_scan/plan.cuh"
 
 namespace recgrela::cuda {
@@ -45,6 +46,11 @@ struct ScanThread {
     valid = valid && segment.exists();
   }
 
+  // The thread's group of a matrix, from `row` on.
+  template <typename T, bool kReverse, bool kWhole>
+  __device__ MovingRow<T, N, kReverse, kWhole> rows_from(const RowMatrix& rows, int64_t row) const {
+    return {rows, row, channel, width};
+  }
   // Loads a row of dense states, [.., row_width]; zeros if `states` is null.
   __device__ void load_state(const void* states, int64_t row, int64_t row_width, float (&state)[N]) const {
     load_each(static_cast<const float*>(states) + row * row_width + channel, states ? width : 0, state);
@@ -54,70 +60,23 @@ struct ScanThread {
   }
 };
 
-// The thread's group of a matrix, in a row that moves by one with each load or store: to the previous one if kReverse.
-// kWhole: the group is whole.
-template <typename T, int N, bool kReverse, bool kWhole>
-struct MovingRow {
-  T* group;
-  int64_t step;
-  int width;
-
-  template <typename Thread>
-  __device__ MovingRow(const RowMatrix& rows, const Thread& thread, int64_t row)
-      : group(static_cast<T*>(rows.data) + row * rows.stride + thread.channel),
-        step(kReverse ? -rows.stride : rows.stride),
-        width(thread.width) {}
-
-  __device__ auto load() {
-    using Element = std::remove_const_t<T>;
-    Packed<Element, N> packed;
-    if constexpr (kWhole) {
-      packed = *reinterpret_cast<const Packed<Element, N>*>(group);
-    } else {
-      float values[N];
-      load_each(group, width, values);
-      packed = pack<Element>(values);
-    }
-    group += step;
-    return packed;
-  }
-  __device__ void store(const float (&values)[N]) {
-    store_row(group, width, kWhole, values);
-    group += step;
-  }
-};
-
-// Calls use(load()) for `count` rows in order. Two batches of kRows rows are loaded ahead in turn: the loads of a batch
-// have a scoreboard of their own, so that a warp waits for a batch while the loads of the next one continue.
+// Calls use(load()) for `count` rows in order, in batches of kRows after the rest of the division.
 template <int kRows, typename Load, typename Use>
 __device__ void for_each_row(int64_t count, Load load, Use use) {
-  decltype(load()) a[kRows], b[kRows];
+  RowBatches<kRows, decltype(load())> batches(count);
   const int rest = static_cast<int>(count % kRows);
-  int batches = static_cast<int>(count / kRows);
-  auto load_batch = [&](auto& batch) {
 #pragma unroll
-    for (int k = 0; k < kRows; ++k) batch[k] = load();
-  };
-  auto use_batch = [&](const auto& batch) {
+  for (int k = 0; k + 1 < kRows; ++k)
+    if (k < rest) batches.b[k] = load();
+  batches.load_first(load);
+#pragma unroll
+  for (int k = 0; k + 1 < kRows; ++k)
+    if (k < rest) use(batches.b[k]);
+  batches.load_second(load);
+  batches.use_all(load, [&](const auto& batch) {
 #pragma unroll
     for (int k = 0; k < kRows; ++k) use(batch[k]);
-  };
-#pragma unroll
-  for (int k = 0; k + 1 < kRows; ++k)
-    if (k < rest) b[k] = load();
-  if (batches > 0) load_batch(a);
-#pragma unroll
-  for (int k = 0; k + 1 < kRows; ++k)
-    if (k < rest) use(b[k]);
-  if (batches > 1) load_batch(b);
-#pragma unroll 1
-  for (; batches > 0; batches -= 2) {
-    use_batch(a);
-    if (batches > 2) load_batch(a);
-    if (batches == 1) break;
-    use_batch(b);
-    if (batches > 3) load_batch(b);
-  }
+  });
 }
 
 // Calls run(whole as a constant).
