@@ -1,11 +1,12 @@
 """Builds the extension recgrela._C: always C++, and CUDA if torch has it or nvcc is found (build_backend).
 
-Respects RECGRELA_CUDA, TORCH_CUDA_ARCH_LIST, MAX_JOBS, CUDA_HOME and CXX. The library uses only libtorch's
-stable ABI, so it works with every torch >= 2.10, not only the one that built it.
+Respects RECGRELA_CUDA, RECGRELA_NVCC_FLAGS, TORCH_CUDA_ARCH_LIST, MAX_JOBS, CUDA_HOME and CXX. The library
+uses only libtorch's stable ABI, so it works with every torch >= 2.10, not only the one that built it.
 """
 
 import os
 import re
+import shlex
 import shutil
 import sys
 from dataclasses import replace
@@ -92,6 +93,7 @@ def commands(plan: Plan) -> dict[str, object]:
         flags["nvcc"] = ["-O3", "-std=c++17", "-Xptxas", "-v", "--threads", str(min(4, len(plan.archs)))]
         flags["nvcc"] += [flag for arch in plan.archs for flag in arch.flags]
         flags["nvcc"].append(f"-DRECGRELA_NVCC={plan.toolkit.release}")  # a new release recompiles every file
+        flags["nvcc"] += shlex.split(os.environ.get("RECGRELA_NVCC_FLAGS", ""))  # such as macros of tuning.h
     extension = cpp_extension.CppExtension(
         "recgrela._C",
         sources(plan),
