@@ -8,7 +8,7 @@ namespace recgrela::cuda {
 
 // Rows of a batch whose loads take `words` registers a row.
 template <bool kWhole>
-constexpr int batch_rows(int words) {
+__host__ __device__ constexpr int batch_rows(int words) {
   int rows = kWhole ? 8 : 2;
   while (rows > 1 && rows * words > RECGRELA_LINEAR_SCAN_BATCH_REGISTERS) rows /= 2;
   return rows;
