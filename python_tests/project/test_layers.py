@@ -125,6 +125,7 @@ needs_csrc = pytest.mark.skipif(not CSRC.exists(), reason=f"no sources beside th
 INCLUDES = {
     "cpu": ("cpu/*",),
     "kernels/common": ("kernels/common/*", "tests/simt/simt.h"),
+    "kernels/gated_rela/*": ("kernels/gated_rela/*", "kernels/common/*"),
     "kernels/*": ("{folder}/*", "kernels/common/*"),
     "ops": ("ops/*", "cpu/*.h", "kernels/*/params.h"),
 }

@@ -119,6 +119,28 @@ inline __device__ uint32_t halve2<bf16>(uint32_t packed) {
   return half;
 }
 
+// Returns x, in a register that the compiler does not compute again where it is used.
+inline __device__ int keep(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
+// Adds a * b bytes to an address of global memory, in one instruction.
+template <typename T>
+__device__ void advance(T*& address, int a, int b) {
+  asm("mad.wide.s32 %0, %1, %2, %0;" : "+l"(address) : "r"(a), "r"(b));
+}
+// Stores 16 bytes to global memory, to an address that the compiler need not know to be there.
+inline __device__ void store_global16(void* address, uint4 x) {
+  asm volatile("st.global.v4.b32 [%0], {%1,%2,%3,%4};"
+               :
+               : "l"(address), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w)
+               : "memory");
+}
+inline __device__ void store_global8(void* address, float2 x) {
+  asm volatile("st.global.v2.f32 [%0], {%1,%2};" : : "l"(address), "f"(x.x), "f"(x.y) : "memory");
+}
+
 // D += A B by one warp with PTX's fragment layouts: mma.m16n8k16 for 16-bit operands, and mma.m16n8k8 for TF32, which
 // reads the upper 19 bits of each operand. Sums are float32.
 template <typename E>
@@ -140,6 +162,21 @@ inline __device__ void mma16816_first(float (&d)[4], const uint32_t (&a)[4], con
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%10,%10,%10};"
       : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(0.f));
+}
+// D += A B with an inner dimension of 8: mma.m16n8k8 for 16-bit operands.
+template <typename E>
+__device__ void mma1688(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b);
+template <>
+inline __device__ void mma1688<bf16>(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a0), "r"(a1), "r"(b));
+}
+template <>
+inline __device__ void mma1688<fp16>(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a0), "r"(a1), "r"(b));
 }
 inline __device__ void mma1688_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
@@ -183,6 +220,38 @@ __device__ void store_matrices(E* tile, int stride, const uint32_t (&r)[4]) {
   *reinterpret_cast<uint32_t*>(row + 8 * stride) = r[1];
   *reinterpret_cast<uint32_t*>(row + 8) = r[2];
   *reinterpret_cast<uint32_t*>(row + 8 * stride + 8) = r[3];
+#endif
+}
+
+// Stores four matrices of 8 x 8 16-bit numbers, each with its rows one after the other, to 512 bytes of shared memory
+// aligned to 16. Register m of lane l holds row l / 4 of matrix m at columns 2 (l % 4) and + 1. Other lanes may read
+// them after __syncwarp.
+inline __device__ void store_matrices(unsigned char* matrices, int lane, const uint32_t (&r)[4]) {
+#if __CUDA_ARCH__ >= 900
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(matrices + lane * 16));
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};"
+               :
+               : "r"(address), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+               : "memory");
+#else
+#pragma unroll
+  for (int m = 0; m < 4; ++m) reinterpret_cast<uint32_t*>(matrices)[m * 32 + lane] = r[m];
+#endif
+}
+// Stores them as the quarters of a tile of 16 rows, kStride bytes apart. `row` is the address of row l % 16, 16 bytes
+// further for the upper half of the lanes.
+template <int kStride>
+__device__ void store_matrix_rows(unsigned char* row, int lane, const uint32_t (&r)[4]) {
+#if __CUDA_ARCH__ >= 900
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};"
+               :
+               : "r"(address), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+               : "memory");
+#else
+  unsigned char* const pair = row + (lane / 4 - lane % 16) * kStride + lane % 4 * 4 - lane / 16 * 16;
+#pragma unroll
+  for (int m = 0; m < 4; ++m) *reinterpret_cast<uint32_t*>(pair + m % 2 * (8 * kStride) + m / 2 * 16) = r[m];
 #endif
 }
 

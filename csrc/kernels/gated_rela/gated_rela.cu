@@ -12,6 +12,7 @@
 #include "kernels/common/reduce.cuh"
 #include "kernels/common/workspace.cuh"
 #include "kernels/gated_rela/plan.cuh"
+#include "kernels/gated_rela/tuning.h"
 
 namespace recgrela::cuda {
 namespace {
@@ -97,19 +98,34 @@ size_t lay_out(RelaPlan& p, bool backward) {
   p.key_states = workspace.take_floats(states);
   if (!backward) return workspace.size();
   p.query_states = workspace.take_floats(states);
+  auto take_conv_partials = [&] {
+    p.conv_partials =
+        workspace.take_floats(p.kernel_size > 0 ? p.segments.num_slots * p.width() * (kMaxKernelSize + 1) : 0);
+  };
   // There are as many teams as the target bytes allow, but at least as many as the device runs at once: 12 warps per
   // multiprocessor. The number is even, since a block may have two teams.
   const int64_t tile_bytes = kPackedTile * size_of(p.dtype), padded_dim = p.num_tiles() * kTile;
   const int64_t state_bytes = p.num_tiles() * p.num_tiles() * tile_bytes;
   const int64_t sum_bytes = padded_dim * int64_t{sizeof(float)};
+  if (p.head_dim <= 32) {
+    // The teams that the device runs at once walk the units, so that their workspace stays in the L2 cache: as many as
+    // give each of them the same number of units.
+    const int64_t parts = p.dtype == DType::kFloat32 ? 3 : 1, tiles = p.num_tiles();  // as narrow::KeyState
+    const int64_t chunk_bytes = tiles * (tiles * parts * kPackedTile * 2 + kTile * int64_t{sizeof(float)});
+    const int64_t resident = 2 * RECGRELA_GATED_RELA_BACKWARD_BLOCKS / tiles * multiprocessors();
+    const int64_t rounds = std::max<int64_t>(1, ceil_div(p.num_units(), resident));
+    p.num_teams = ceil_div(ceil_div(p.num_units(), rounds), 2) * 2;
+    p.chunk_states = workspace.take_bytes(p.causal ? p.num_teams * p.max_chunks * chunk_bytes : 0);
+    take_conv_partials();
+    return workspace.size();
+  }
   const int64_t team_bytes = (p.max_chunks + 1) * state_bytes + p.max_chunks * sum_bytes;
   const int64_t target_bytes = p.team_workspace_bytes > 0 ? p.team_workspace_bytes : int64_t{128} << 20;
   const int64_t max_teams = std::max(target_bytes / team_bytes, 12 / p.num_tiles() * multiprocessors());
   p.num_teams = ceil_div(std::min(p.num_units(), max_teams), 2) * 2;
   p.chunk_states = workspace.take_bytes(p.num_teams * (p.max_chunks + 1) * state_bytes);
   p.chunk_sums = workspace.take_floats(p.num_teams * p.max_chunks * padded_dim);
-  p.conv_partials =
-      workspace.take_floats(p.kernel_size > 0 ? p.segments.num_slots * p.width() * (kMaxKernelSize + 1) : 0);
+  take_conv_partials();
   return workspace.size();
 }
 

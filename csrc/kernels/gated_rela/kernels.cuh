@@ -6,12 +6,13 @@
 
 #include "kernels/gated_rela/forward.cuh"
 #include "kernels/gated_rela/backward.cuh"
+#include "kernels/gated_rela/narrow/backward.cuh"
 
 namespace recgrela::cuda {
 
 // Launches a kernel for all units of work, num_teams teams at a time if the plan limits them. Heads of 8 channels are
 // padded with zeros to a tile of 16.
-template <typename E, template <typename, int> class Memory, typename F>
+template <typename E, template <typename, int> class Memory, int... kHeads, typename F>
 cudaError_t launch_rela(const RelaPlan& plan, cudaStream_t stream, F kernel_of) {
   auto run = [&](auto head) {
     constexpr int kHead = decltype(head)::value;
@@ -26,28 +27,36 @@ cudaError_t launch_rela(const RelaPlan& plan, cudaStream_t stream, F kernel_of) 
     }
     return cudaSuccess;
   };
-  return dispatch_value<16, 32, 64, 128>(plan.head_dim == 8 ? 16 : plan.head_dim, run);
+  return dispatch_value<kHeads...>(plan.head_dim == 8 ? 16 : plan.head_dim, run);
 }
 
 template <typename E>
 cudaError_t RelaKernels<E>::key_sums(const RelaPlan& plan, cudaStream_t stream) {
-  return launch_rela<E, KeySumsMemory>(plan, stream,
-                                       [](auto head) { return &rela_key_sums_kernel<E, decltype(head)::value>; });
+  return launch_rela<E, KeySumsMemory, 16, 32, 64, 128>(
+      plan, stream, [](auto head) { return &rela_key_sums_kernel<E, decltype(head)::value>; });
 }
 template <typename E>
 cudaError_t RelaKernels<E>::query_sums(const RelaPlan& plan, cudaStream_t stream) {
-  return launch_rela<E, QuerySumsMemory>(plan, stream,
-                                         [](auto head) { return &rela_query_sums_kernel<E, decltype(head)::value>; });
+  if (plan.head_dim <= 32)
+    return narrow::launch_teams<E>(plan, stream, [](auto head, auto causal) {
+      return &narrow::rela_query_sums_kernel<E, decltype(head)::value, decltype(causal)::value>;
+    });
+  return launch_rela<E, QuerySumsMemory, 64, 128>(
+      plan, stream, [](auto head) { return &rela_query_sums_kernel<E, decltype(head)::value>; });
 }
 template <typename E>
 cudaError_t RelaKernels<E>::forward(const RelaPlan& plan, cudaStream_t stream) {
-  return launch_rela<E, ForwardMemory>(plan, stream,
-                                       [](auto head) { return &rela_forward_kernel<E, decltype(head)::value>; });
+  return launch_rela<E, ForwardMemory, 16, 32, 64, 128>(
+      plan, stream, [](auto head) { return &rela_forward_kernel<E, decltype(head)::value>; });
 }
 template <typename E>
 cudaError_t RelaKernels<E>::backward(const RelaPlan& plan, cudaStream_t stream) {
-  return launch_rela<E, BackwardMemory>(plan, stream,
-                                        [](auto head) { return &rela_backward_kernel<E, decltype(head)::value>; });
+  if (plan.head_dim <= 32)
+    return narrow::launch_teams<E>(plan, stream, [](auto head, auto causal) {
+      return &narrow::rela_backward_kernel<E, decltype(head)::value, decltype(causal)::value>;
+    });
+  return launch_rela<E, BackwardMemory, 64, 128>(
+      plan, stream, [](auto head) { return &rela_backward_kernel<E, decltype(head)::value>; });
 }
 
 }  // namespace recgrela::cuda

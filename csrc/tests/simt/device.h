@@ -86,6 +86,14 @@ inline float fast_reciprocal(float x) {
   return x == 0 ? std::copysign(INFINITY, x) : flush_subnormal(1 / x);
 }
 
+inline int keep(int x) { return x; }
+template <typename T>
+void advance(T*& address, int a, int b) {
+  address = reinterpret_cast<T*>(reinterpret_cast<uintptr_t>(address) + int64_t{a} * b);
+}
+inline void store_global16(void* address, uint4 x) { *static_cast<uint4*>(address) = x; }
+inline void store_global8(void* address, float2 x) { *static_cast<float2*>(address) = x; }
+
 namespace simt_internal {
 inline void mma(simt::Collective kind, float* d, const uint32_t* a, const uint32_t* b) {
   simt::MmaOperands operands{d, a, b};
@@ -107,6 +115,10 @@ inline void mma16816_first(float (&d)[4], const uint32_t (&a)[4], const uint32_t
   for (float& x : d) x = 0;
   mma16816<bf16>(d, a, b);
 }
+template <typename E>
+void mma1688(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b) {
+  mma16816<E>(d, {a0, a1, 0, 0}, {b, 0});
+}
 inline void mma1688_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   simt_internal::mma(simt::Collective::kMmaTf32, d, a, b);
 }
@@ -124,6 +136,18 @@ void store_matrices(E* tile, int stride, const uint32_t (&r)[4]) {
   if (reinterpret_cast<uintptr_t>(tile) % 16 || stride % 8)
     simt::fail("store_matrices: a row is not aligned to 16 bytes");
   for (int i = 0; i < 4; ++i) std::memcpy(tile + (lane / 4 + i % 2 * 8) * stride + lane % 4 * 2 + i / 2 * 8, &r[i], 4);
+}
+
+inline void store_matrices(unsigned char* matrices, int lane, const uint32_t (&r)[4]) {
+  if (reinterpret_cast<uintptr_t>(matrices) % 16) simt::fail("store_matrices: not aligned to 16 bytes");
+  for (int m = 0; m < 4; ++m) std::memcpy(matrices + m * 128 + lane * 4, &r[m], 4);
+}
+template <int kStride>
+void store_matrix_rows(unsigned char* row, int lane, const uint32_t (&r)[4]) {
+  if (reinterpret_cast<uintptr_t>(row) % 16 || kStride % 16)
+    simt::fail("store_matrix_rows: a row is not aligned to 16 bytes");
+  unsigned char* const pair = row + (lane / 4 - lane % 16) * kStride + lane % 4 * 4 - lane / 16 * 16;
+  for (int m = 0; m < 4; ++m) std::memcpy(pair + m % 2 * (8 * kStride) + m / 2 * 16, &r[m], 4);
 }
 
 inline uint32_t transpose_matrix(uint32_t x) {
