@@ -13,18 +13,18 @@ import pytest
 from benchmarks.gpu.variants import __main__ as command
 from benchmarks.gpu.variants import build, results
 from benchmarks.gpu.variants.build import Builder, gpu_compiler
-from benchmarks.gpu.variants.knobs import KERNELS, VALUES, Variant, defaults, variants
+from benchmarks.gpu.variants.knobs import VALUES, Variant, variants
 from benchmarks.gpu.variants.results import Row, advice, best_of, by_size, ratios, wrong
 from python_tests.support.project import ROOT
 from tools.nvcc import find_nvcc
+from tools.tuning import KERNELS, defaults, macro
 
 OPS = list(VALUES)
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_every_macro_of_tuning_h_has_values(op: str) -> None:
-    prefix = f"RECGRELA_{op.upper()}_"
-    found = {name.removeprefix(prefix): value for name, value in defaults(op).items()}
+    found = defaults(op)
     assert set(found) <= set(VALUES[op])
     for name, default in found.items():
         assert default in VALUES[op][name] and len(VALUES[op][name]) > 1, name
@@ -33,15 +33,14 @@ def test_every_macro_of_tuning_h_has_values(op: str) -> None:
 @pytest.mark.parametrize("op", [op for op in OPS if defaults(op)])
 def test_every_macro_is_read_and_used(op: str) -> None:
     text = (KERNELS / op / "tuning.h").read_text()
-    assert set(defaults(op)) == set(re.findall(r"#define (\w+)", text))
+    names = {macro(op, name) for name in defaults(op)}
+    assert names == set(re.findall(r"#define (\w+)", text))
     used = "\n".join(path.read_text() for path in (KERNELS / op).glob("**/*.cu*"))
-    assert [name for name in defaults(op) if name not in used] == []
+    assert [name for name in names if name not in used] == []
 
 
 def test_a_variant_changes_one_macro() -> None:
-    found = variants(
-        "causal_conv1d", {"ROWS": (2, defaults("causal_conv1d")["RECGRELA_CAUSAL_CONV1D_ROWS"], 8)}
-    )
+    found = variants("causal_conv1d", {"ROWS": (2, defaults("causal_conv1d")["ROWS"], 8)})
     assert [variant.name for variant in found] == ["default", "ROWS=2", "ROWS=8"]
     assert found[1].defines == ["-DRECGRELA_CAUSAL_CONV1D_ROWS=2"] and found[0].defines == []
 
@@ -85,7 +84,7 @@ def test_only_what_is_out_of_date_is_built(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(build, "run", run)
     compiler = build.Compiler(("cc",), (), ("-shared",), tmp_path)
-    pair = [Variant("linear_scan"), Variant("linear_scan", (("RECGRELA_LINEAR_SCAN_WARPS", 8),))]
+    pair = [Variant("linear_scan"), Variant("linear_scan", (("WARPS", 8),))]
     builder = Builder(compiler, "float32")
     builder.build(pair)
     libraries = [builder.library(variant).name for variant in pair]

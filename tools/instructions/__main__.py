@@ -23,6 +23,7 @@ from rich.console import Console
 from tools.instructions.cubins import find_nvdisasm, read_cubins, resources_of
 from tools.instructions.disassembly import disassemble
 from tools.instructions.kernels import KERNELS
+from tools.instructions.markdown import table
 from tools.instructions.record import Listing, commit_of, list_kernels, read_record, write_record
 from tools.instructions.report import comparison_tables, known, show
 from tools.nvcc import ROOT, compile_cubins, find_nvcc
@@ -66,6 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--loops", action="store_true", help="print the loops of every kernel")
     parser.add_argument("--json", type=Path, help="write the counts to this file")
     parser.add_argument("--compare", type=Path, help="counts to compare with")
+    parser.add_argument(
+        "--markdown", action="store_true", help="with --compare: print a table for docs/speed.md"
+    )
     args = parser.parse_args(argv)
     if args.paths:
         try:
@@ -77,10 +81,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         listings = list_sources(sources, args.arch)
     listings = [x for x in listings if args.kernel in x.name]
     console = Console(width=None if sys.stdout.isatty() else 200)
-    if args.compare:
+    if args.compare and args.markdown:
+        print(table(read_record(args.compare)[1], known(listings)))
+    elif args.compare:
         commit, old = read_record(args.compare)
-        for table in comparison_tables(old, known(listings), commit):
-            console.print(table)
+        for one in comparison_tables(old, known(listings), commit):
+            console.print(one)
     else:
         show(console, listings, args.loops)
     if args.json:

@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from tools.tuning import defaults
+
 CHUNK = "chunk of 16 rows x 16 channels"
 ROW = "row of 32 channels"
 DTYPES = {"float": "float32", "__half": "float16", "__nv_bfloat16": "bfloat16"}
@@ -170,32 +172,54 @@ def _channels_of_lanes(instance: Instance) -> float:
     return 1 / instance.size
 
 
-# linear_scan: a thread has 8 bytes of a row in float32 numbers, 8 rows an iteration, and reads and writes
-# them at once. The template arguments are whether numbers are complex, and whether coefficients differ by
-# row.
-def _scan_parts(instance: Instance) -> float:
-    return 1.0 if instance.sizes[0] else 8 / instance.element_size
-
-
 def _accesses(rows: Share, number: Share) -> Callable[[Instance], int]:
     """Accesses of `rows` rows to `number` tensors."""
     return lambda instance: round(rows(instance) * number(instance))
 
 
-_SCAN_FORWARD = (Form(4, {4: every(8)}, {4: _accesses(every(1 / 8), lambda i: 2 + i.sizes[1])}),)
-_SCAN_BACKWARD_CONSTANT = Form(6, {3: every(8)}, {3: _accesses(every(1 / 8), lambda i: 3)})
-_SCAN_BACKWARD_STEPS = Form(3, {3: every(8)}, {3: _accesses(every(1 / 8), lambda i: 5)})
+def _one_in(rows: Share) -> Share:
+    """One iteration for the rows that a function returns."""
+    return lambda instance: 1 / rows(instance)
 
 
-# causal_conv1d: a thread has 16 bytes of a row in the forward and 4 channels in the backward.
-def _backward_rows(instance: Instance) -> float:
-    return 8 / instance.element_size
+# linear_scan: a thread has two numbers of a row. An iteration uses two batches of rows, each of at most 8
+# whose loads fit into the registers of a batch. The template arguments are whether numbers are complex, and
+# whether coefficients differ by row. The loops over whole groups come before those over partial ones.
+def _scan_rows(registers: Share) -> Share:
+    def rows(instance: Instance) -> float:
+        number = 8
+        while number > 1 and number * registers(instance) > defaults("linear_scan")["BATCH_REGISTERS"]:
+            number //= 2
+        return 2 * number
+
+    return rows
 
 
-_CONV_FORWARD = tuple(
-    Form(loops, {loops: every(4)}, {loops: _accesses(lambda i: 4, lambda i: 2)}) for loops in (5, 6)
+def _floats(instance: Instance) -> int:
+    return 4 if instance.sizes[0] else 2
+
+
+_ROWS_FORWARD = _scan_rows(lambda i: _floats(i) * (i.element_size / 4 + i.sizes[1]))
+_ROWS_BACKWARD = _scan_rows(lambda i: _floats(i) * (2 * i.element_size / 4 + i.sizes[1]))
+_SCAN_SUMS = (Form(4, {3: _one_in(_ROWS_FORWARD)}),)
+_SCAN_FORWARD = (Form(5, {4: _one_in(_ROWS_FORWARD)}),)
+_SCAN_BACKWARD = (Form(7, {3: _one_in(_ROWS_BACKWARD)}), Form(4, {3: _one_in(_ROWS_BACKWARD)}))
+
+
+# causal_conv1d: a thread has 4 channels of a row. An iteration uses two batches of rows. The second template
+# argument is whether all threads have whole groups.
+def _conv_forward_rows(instance: Instance) -> float:
+    return 2 * (defaults("causal_conv1d")["ROWS"] if instance.sizes[1] else 2)
+
+
+def _conv_backward_rows(instance: Instance) -> float:
+    return _conv_forward_rows(instance) / (2 if instance.sizes[1] and instance.element_size == 4 else 1)
+
+
+_CONV_FORWARD = (Form(9, {8: _one_in(_conv_forward_rows)}, {8: _accesses(_conv_forward_rows, lambda i: 2)}),)
+_CONV_BACKWARD = (
+    Form(11, {7: _one_in(_conv_backward_rows)}, {7: _accesses(_conv_backward_rows, lambda i: 3)}),
 )
-_CONV_BACKWARD = (Form(8, {5: lambda i: 1 / _backward_rows(i)}, {5: _accesses(_backward_rows, lambda i: 3)}),)
 
 
 def _head(instance: Instance) -> str:
@@ -207,12 +231,13 @@ def _states(instance: Instance) -> str:
 
 
 def _coefficients(instance: Instance) -> str:
-    kind, steps = instance.sizes[:2]
-    return f"{'complex' if kind else 'real'}, {'each step' if steps else 'constant'}"
+    kind, steps, *backward = instance.sizes
+    name = f"{'complex' if kind else 'real'}, {'each step' if steps else 'constant'}"
+    return name + ", reversed" * sum(backward)
 
 
 def _kernel_size(instance: Instance) -> str:
-    return f"K {instance.size}"
+    return f"K {instance.size}{'' if instance.sizes[1] else ', partial groups'}"
 
 
 def _rela(direction: str, forms: tuple[Form, ...], when: str = "always") -> Kernel:
@@ -223,7 +248,14 @@ def _selective(direction: str, forms: tuple[Form, ...], when: str = "always") ->
     return Kernel("selective_scan", direction, ROW, _states, forms, _channels_of_lanes, when)
 
 
-_SCAN_BACKWARD = (_SCAN_BACKWARD_CONSTANT, _SCAN_BACKWARD_STEPS)
+def _scan(direction: str, forms: tuple[Form, ...], when: str = "always") -> Kernel:
+    return Kernel("linear_scan", direction, ROW, _coefficients, forms, lambda i: 2.0, when)
+
+
+def _conv(direction: str, forms: tuple[Form, ...]) -> Kernel:
+    return Kernel("causal_conv1d", direction, ROW, _kernel_size, forms, lambda i: 4.0)
+
+
 KERNELS = {
     "rela_key_sums_kernel": _rela("forward", (Form(2, {2: _always}),), "bidirectional"),
     "rela_forward_kernel": _rela("forward", _RELA_FORWARD),
@@ -232,14 +264,9 @@ KERNELS = {
     "selective_sum_segments_kernel": _selective("forward", _SELECTIVE_SUMS, "cut"),
     "selective_forward_kernel": _selective("forward", _SELECTIVE_FORWARD),
     "selective_backward_kernel": _selective("backward", _SELECTIVE_BACKWARD),
-    "scan_forward_kernel": Kernel("linear_scan", "forward", ROW, _coefficients, _SCAN_FORWARD, _scan_parts),
-    "scan_backward_kernel": Kernel(
-        "linear_scan", "backward", ROW, _coefficients, _SCAN_BACKWARD, _scan_parts
-    ),
-    "conv_forward_kernel": Kernel(
-        "causal_conv1d", "forward", ROW, _kernel_size, _CONV_FORWARD, lambda i: 16 / i.element_size
-    ),
-    "conv_backward_kernel": Kernel(
-        "causal_conv1d", "backward", ROW, _kernel_size, _CONV_BACKWARD, lambda i: 4.0
-    ),
+    "scan_sum_segments_kernel": _scan("forward", _SCAN_SUMS, "cut"),
+    "scan_forward_kernel": _scan("forward", _SCAN_FORWARD),
+    "scan_backward_kernel": _scan("backward", _SCAN_BACKWARD),
+    "conv_forward_kernel": _conv("forward", _CONV_FORWARD),
+    "conv_backward_kernel": _conv("backward", _CONV_BACKWARD),
 }

@@ -12,6 +12,8 @@ from tools.instructions.kinds import KINDS
 from tools.instructions.paths import total
 from tools.instructions.record import KernelCounts, Listing
 
+Group = tuple[str, str, str, str, str]
+
 
 def label(counts: KernelCounts) -> str:
     return f"{counts.kernel}<{', '.join(map(str, counts.sizes))}>"
@@ -35,24 +37,45 @@ def kernel_tables(kernels: Iterable[KernelCounts]) -> Iterable[Table]:
         yield table
 
 
+def groups_of(kernels: Iterable[KernelCounts]) -> dict[Group, list[KernelCounts]]:
+    """The kernels that serve the same calls."""
+    found: dict[Group, list[KernelCounts]] = {}
+    for kernel in kernels:
+        found.setdefault(group_of(kernel), []).append(kernel)
+    return found
+
+
+def group_of(k: KernelCounts) -> Group:
+    """The calls that a kernel serves: operator, direction, when, variant and dtype."""
+    return k.op, k.direction, k.when, k.variant, k.dtype
+
+
 def comparison_tables(
-    old: Sequence[KernelCounts], new: Iterable[KernelCounts], old_commit: str
+    old: Sequence[KernelCounts], new: Sequence[KernelCounts], old_commit: str
 ) -> Iterable[Table]:
-    """A table for each operator with the totals before and after."""
-    before = {k.key: k for k in old}
-    for (op, unit), group in groupby(new, key=lambda k: (k.op, k.unit)):
+    """A table for each operator with the counts before and after of the kernels that serve the same calls."""
+    before, now = groups_of(old), groups_of(new)
+    for (op, unit), of_op in groupby(new, key=lambda k: (k.op, k.unit)):
         table = Table(title=f"{op}: warp instructions a {unit}, before ({old_commit}) and now")
-        for column in ("kernel", "dtype"):
+        for column in ("calls", "dtype"):
             table.add_column(column, no_wrap=True)
-        for column in ("before", "now", "ratio", *KINDS):
+        for column in ("before", "now", "ratio", *KINDS, "registers"):
             table.add_column(column, justify="right")
-        for k in group:
-            was = before.get(k.key)
-            kinds = [f"{_number(getattr(was, x)) if was else ''} > {_number(getattr(k, x))}" for x in KINDS]
-            ratio = f"{k.total / was.total:.2f}" if was else ""
-            totals = (_number(was.total) if was else "", _number(k.total), ratio)
-            table.add_row(label(k), k.dtype, *totals, *kinds)
+        for group in dict.fromkeys(map(group_of, of_op)):
+            was, is_now = before.get(group, []), now[group]
+            _, direction, when, variant, dtype = group
+            name = f"{direction}, {variant}{'' if when == 'always' else f' ({when})'}"
+            kinds = [f"{_sum(was, kind)} > {_sum(is_now, kind)}" for kind in KINDS]
+            ratio = sum(k.total for k in is_now) / sum(k.total for k in was) if was else 0.0
+            totals = (_sum(was, "total"), _sum(is_now, "total"), f"{ratio:.2f}" if was else "")
+            registers = [str(max((k.registers for k in kernels), default="")) for kernels in (was, is_now)]
+            table.add_row(name, dtype, *totals, *kinds, " > ".join(registers))
         yield table
+
+
+def _sum(kernels: Iterable[KernelCounts], attribute: str) -> str:
+    values = [getattr(kernel, attribute) for kernel in kernels]
+    return _number(sum(values)) if values else ""
 
 
 def loop_table(listing: Listing) -> Table:

@@ -11,8 +11,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.gpu.variants.knobs import KERNELS, Variant
+from benchmarks.gpu.variants.knobs import Variant
 from tools.nvcc import ROOT, find_nvcc, jobs
+from tools.tuning import KERNELS
 
 HERE = Path(__file__).parent
 SIMT = [ROOT / "csrc" / "tests" / "simt" / f"{name}.cpp" for name in ("simt", "collectives", "context")]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tools.nvcc import ROOT
+from tools.tuning import defaults, macro
 
-KERNELS = ROOT / "csrc" / "kernels"
-# Values to try, besides the default, by operator and macro without its prefix RECGRELA_<OP>_.
+# Values to try, by operator and macro without its prefix RECGRELA_<OP>_.
 VALUES: dict[str, dict[str, tuple[int, ...]]] = {
     "gated_rela": {
         "STEP_BYTES": (512, 1024, 2048),
@@ -42,7 +40,7 @@ class Variant:
 
     Attributes:
         op: operator.
-        macros: values of macros; none for the default.
+        macros: values of macros, without the prefix of their names; none for the default.
     """
 
     op: str
@@ -50,28 +48,18 @@ class Variant:
 
     @property
     def name(self) -> str:
-        prefix = f"RECGRELA_{self.op.upper()}_"
-        return ",".join(f"{m.removeprefix(prefix)}={value}" for m, value in self.macros) or "default"
+        return ",".join(f"{name}={value}" for name, value in self.macros) or "default"
 
     @property
     def defines(self) -> list[str]:
         """Compiler options."""
-        return [f"-D{macro}={value}" for macro, value in self.macros]
-
-
-def defaults(op: str) -> dict[str, int]:
-    """The macros of an operator's tuning.h and their values."""
-    path = KERNELS / op / "tuning.h"
-    text = path.read_text() if path.exists() else ""
-    return {name: int(value) for name, value in re.findall(r"#ifndef (\w+)\n#define \1 (\d+)\n", text)}
+        return [f"-D{macro(self.op, name)}={value}" for name, value in self.macros]
 
 
 def variants(op: str, values: Mapping[str, tuple[int, ...]] | None = None) -> list[Variant]:
     """The default, then every other value of each macro with the others at their defaults."""
     tried = VALUES[op] if values is None else values
     found = [Variant(op)]
-    for macro, default in defaults(op).items():
-        for value in tried.get(macro.removeprefix(f"RECGRELA_{op.upper()}_"), ()):
-            if value != default:
-                found.append(Variant(op, ((macro, value),)))
+    for name, default in defaults(op).items():
+        found += [Variant(op, ((name, value),)) for value in tried.get(name, ()) if value != default]
     return found
