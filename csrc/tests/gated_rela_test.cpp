@@ -117,6 +117,14 @@ void add_cases(Cases& cases) {
         c.segment_rows = causal == (head_dim == 16) ? 16 : 0, c.kernel_size = 4, c.saves = !causal;
         cases.add(c.name() + "/schedules", [c] { check_one_result<RelaRun>(c); });
       }
+  // Wide heads: full chunks of up to 64 rows, and one with a tail.
+  for (DType type : types)
+    for (int head_dim : {64, 128})
+      for (bool causal : {true, false}) {
+        RelaCase c = draw(type, head_dim, causal, {65, 1, 134});
+        c.heads = 1, c.kernel_size = 4, c.segment_rows = causal ? 0 : 112;
+        cases.add(c.name() + "/wide", [c] { check_one_result<RelaRun>(c); });
+      }
   // More units of work (heads of sequences) than one launch of the backward processes: 12 per multiprocessor.
   for (DType type : types)
     for (bool causal : {true, false}) {

@@ -255,11 +255,38 @@ __device__ void store_matrix_rows(unsigned char* row, int lane, const uint32_t (
 #endif
 }
 
+// Stores a tile of 16 x 16 numbers of 16 bits whose rows are 32 bytes with the halves swapped in some of them. Offsets
+// of the lane from the tile, in numbers: `row`, half l / 16 of row l % 16, and `pair`, its two numbers at row l / 4 and
+// column 2 (l % 4); row l / 4 + 8 has the same order of halves.
+template <typename E>
+__device__ void store_matrices_at(E* tile, int row, int pair, const uint32_t (&r)[4]) {
+  static_assert(sizeof(E) == 2);
+#if __CUDA_ARCH__ >= 900
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(tile + row));
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};"
+               :
+               : "r"(address), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+               : "memory");
+#else
+  *reinterpret_cast<uint32_t*>(tile + pair) = r[0];
+  *reinterpret_cast<uint32_t*>(tile + pair + 8 * 16) = r[1];
+  *reinterpret_cast<uint32_t*>(tile + (pair ^ 8)) = r[2];
+  *reinterpret_cast<uint32_t*>(tile + (pair ^ 8) + 8 * 16) = r[3];
+#endif
+}
+
 // Transposes an 8 x 8 matrix of 16-bit numbers; lane l holds row l / 4 at columns 2 (l % 4) and + 1.
 inline __device__ uint32_t transpose_matrix(uint32_t x) {
   uint32_t y;
   asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
   return y;
+}
+
+// threadIdx.x, read again at every call: the compiler does not hold it in a register from one call to the next.
+inline __device__ unsigned thread_index() {
+  unsigned x;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
+  return x;
 }
 
 // Starts a copy of 16 bytes from global to shared memory, both aligned to 16. If not `valid`, it writes zeros and reads

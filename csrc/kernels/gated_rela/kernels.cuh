@@ -7,6 +7,8 @@
 #include "kernels/gated_rela/forward.cuh"
 #include "kernels/gated_rela/backward.cuh"
 #include "kernels/gated_rela/narrow/backward.cuh"
+#include "kernels/gated_rela/wide/forward.cuh"
+#include "kernels/gated_rela/wide/key_sums.cuh"
 
 namespace recgrela::cuda {
 
@@ -30,9 +32,23 @@ cudaError_t launch_rela(const RelaPlan& plan, cudaStream_t stream, F kernel_of) 
   return dispatch_value<kHeads...>(plan.head_dim == 8 ? 16 : plan.head_dim, run);
 }
 
+// Launches a kernel of the forward for heads of 64 or 128 channels.
+template <typename E, template <typename, int> class Memory, typename F>
+cudaError_t launch_wide(const RelaPlan& plan, cudaStream_t stream, F kernel_of) {
+  return dispatch_value<64, 128>(plan.head_dim, [&](auto head) {
+    constexpr int kHead = decltype(head)::value;
+    constexpr size_t kBytes = sizeof(Memory<E, kHead>);
+    static_assert(kBytes <= 99 * 1024, "every GPU from sm_80 on gives a block this much shared memory");
+    return launch(kernel_of(head), plan.num_units(), WideTeam<E, kHead>::kThreads, kBytes, stream, plan);
+  });
+}
+
 template <typename E>
 cudaError_t RelaKernels<E>::key_sums(const RelaPlan& plan, cudaStream_t stream) {
-  return launch_rela<E, KeySumsMemory, 16, 32, 64, 128>(
+  if (plan.head_dim > 32)
+    return launch_wide<E, WideKeySumsMemory>(
+        plan, stream, [](auto head) { return &rela_wide_key_sums_kernel<E, decltype(head)::value>; });
+  return launch_rela<E, KeySumsMemory, 16, 32>(
       plan, stream, [](auto head) { return &rela_key_sums_kernel<E, decltype(head)::value>; });
 }
 template <typename E>
@@ -46,7 +62,10 @@ cudaError_t RelaKernels<E>::query_sums(const RelaPlan& plan, cudaStream_t stream
 }
 template <typename E>
 cudaError_t RelaKernels<E>::forward(const RelaPlan& plan, cudaStream_t stream) {
-  return launch_rela<E, ForwardMemory, 16, 32, 64, 128>(
+  if (plan.head_dim > 32)
+    return launch_wide<E, WideForwardMemory>(
+        plan, stream, [](auto head) { return &rela_wide_forward_kernel<E, decltype(head)::value>; });
+  return launch_rela<E, ForwardMemory, 16, 32>(
       plan, stream, [](auto head) { return &rela_forward_kernel<E, decltype(head)::value>; });
 }
 template <typename E>

@@ -6,3 +6,12 @@
 #ifndef RECGRELA_GATED_RELA_BACKWARD_BLOCKS
 #define RECGRELA_GATED_RELA_BACKWARD_BLOCKS 6
 #endif
+
+// Rows of a chunk of the forward for heads of 64 and 128 channels at 16 bits: 32, 48 or 64. Fewer rows need fewer
+// registers and less shared memory; more rows share a barrier and the states' operands.
+#ifndef RECGRELA_GATED_RELA_WIDE_ROWS_64
+#define RECGRELA_GATED_RELA_WIDE_ROWS_64 64
+#endif
+#ifndef RECGRELA_GATED_RELA_WIDE_ROWS_128
+#define RECGRELA_GATED_RELA_WIDE_ROWS_128 48
+#endif

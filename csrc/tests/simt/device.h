@@ -150,10 +150,21 @@ void store_matrix_rows(unsigned char* row, int lane, const uint32_t (&r)[4]) {
   for (int m = 0; m < 4; ++m) std::memcpy(pair + m % 2 * (8 * kStride) + m / 2 * 16, &r[m], 4);
 }
 
+template <typename E>
+void store_matrices_at(E* tile, int row, int pair, const uint32_t (&r)[4]) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  if (reinterpret_cast<uintptr_t>(tile + row) % 16) simt::fail("store_matrices_at: a row is not aligned to 16 bytes");
+  if (row / 16 != lane % 16 || pair / 16 != lane / 4 || pair % 8 != lane % 4 * 2)
+    simt::fail("store_matrices_at: an offset is not the lane's");
+  for (int i = 0; i < 4; ++i) std::memcpy(tile + (pair ^ i / 2 * 8) + i % 2 * 8 * 16, &r[i], 4);
+}
+
 inline uint32_t transpose_matrix(uint32_t x) {
   simt::collective(simt::Collective::kTransposeMatrix, 0xffffffffu, &x);
   return x;
 }
+
+inline unsigned thread_index() { return threadIdx.x; }
 
 void copy_async16(void* shared, const void* global, bool valid);
 void copies_commit();

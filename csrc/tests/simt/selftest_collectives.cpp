@@ -172,6 +172,29 @@ bool stored_tile_is_right() {
   return true;
 }
 
+// The same for a tile of rows of 32 bytes whose halves are swapped where row / 4 is odd.
+void copy_swizzled_tile(Args p) {
+  auto* shared = reinterpret_cast<bf16*>(dynamic_shared());
+  const int lane = static_cast<int>(thread_index());
+  auto place = [](int row, int column) { return row * 16 + (column ^ (row >> 2 & 1) * 8); };
+  for (int i = lane; i < 256; i += 32) shared[place(i / 16, i % 16)].bits = static_cast<uint16_t>(i);
+  __syncwarp();
+  uint32_t r[4];
+  const int row = place(lane % 16, lane / 16 * 8);
+  load_matrices<false>(r, shared + row);
+  bf16* const copy = shared + 256;
+  store_matrices_at(copy, row, place(lane / 4, lane % 4 * 2), r);
+  __syncwarp();
+  for (int i = lane; i < 256; i += 32) p.out[i] = static_cast<float>(copy[place(i / 16, i % 16)].bits);
+}
+bool stored_swizzled_tile_is_right() {
+  std::vector<float> out(256);
+  launch(copy_swizzled_tile, 1, 32, 2 * 256 * 2, nullptr, Args{0, out.data(), nullptr});
+  for (int i = 0; i < 256; ++i)
+    if (out[i] != static_cast<float>(i)) return false;
+  return true;
+}
+
 bool tanh_is_near() {
   double largest = 0;
   for (float x = -9; x < 9; x += 0x1p-8f) {
@@ -265,6 +288,7 @@ void check_collectives() {
   check("ldmatrix, transposed", matrices_are_right<true>);
   check("movmatrix", transpose_is_right);
   check("stmatrix", stored_tile_is_right);
+  check("stmatrix with swapped halves", stored_swizzled_tile_is_right);
   check("tanh to 11 bits", tanh_is_near);
   check("ldmatrix of rows that other lanes still write", [] {
     bool wrong = true;

@@ -1,0 +1,87 @@
+// End of a chunk: denominators, convolution, gate, and rows of the output.
+#pragma once
+
+#include "kernels/common/activations.cuh"
+#include "kernels/gated_rela/wide/conv.cuh"
+
+namespace recgrela::cuda {
+
+// Stores 1 / (factor (denominator + eps * number of keys)) of each row of a chunk, from the sums over the channels of
+// each warp. Readable after a barrier.
+template <typename E, int kHead>
+__device__ void invert_denominators(const WideTeam<E, kHead>& team, const float* sums, float* inverse, int begin) {
+  using T = WideTeam<E, kHead>;
+  const int row = team.thread;
+  if (row >= T::kRows) return;
+  float sum = 0.f;
+#pragma unroll
+  for (int w = 0; w < T::kTiles; w += 4) {
+    const float4 x = *reinterpret_cast<const float4*>(sums + row * T::kTiles + w);
+    sum += x.x + x.y + (x.z + x.w);
+  }
+  inverse[row] = fast_reciprocal((sum + team.p.eps * team.num_keys(begin + row + 1)) * team.factor(begin));
+}
+
+// SiLU(x) from h = x / 2.
+inline __device__ float silu_of_half(float h) { return h + h * fast_tanh(h); }
+
+// Finishes the outputs of a chunk at own channels and stores them.
+template <typename E, int kHead, typename Memory>
+__device__ void finish_rows(const WideTeam<E, kHead>& team, Memory& m, int begin,
+                            Acc (&out)[WideTeam<E, kHead>::kRowTiles]) {
+  using T = WideTeam<E, kHead>;
+  const RelaPlan& p = team.p;
+  const int lane = team.lane, n = team.unit.rows - begin;
+  constexpr bool kPairs = sizeof(E) == 4;  // a lane stores pairs at its place in tiles, or else 16 bytes of half a row
+  const int row = kPairs ? lane / 4 : lane / 2, column = kPairs ? tile_col(lane, 0, 0) : lane % 2 * 8;
+  E* y = static_cast<E*>(p.y.data) + team.unit.y + team.offset(p.y, begin + row, team.own() + column);
+#pragma unroll
+  for (int r = 0; r < T::kRowTiles; ++r) {
+    if (r * kTile >= n) break;
+    __syncwarp();  // keeps the compiler from mixing tiles, for which there are too few registers
+    Acc& o = out[r];
+    const float* const inverse = m.inverse + r * kTile + lane / 4;
+    const RowPair factor{{inverse[0], inverse[8]}};
+    if (p.kernel_size > 0) {
+      const Acc c = convolve_rows(team, m.v, m.conv, r);
+#pragma unroll
+      for (int e = 0; e < 8; ++e) {
+        const float x = c.x[e / 4][e % 4], silu = sizeof(E) == 4 ? x * sigmoid(x) : silu_of_half(x);
+        o.x[e / 4][e % 4] = o.x[e / 4][e % 4] * factor.x[e / 2 % 2] + silu;
+      }
+    } else {
+      scale_rows(o, factor);
+    }
+    if constexpr (sizeof(E) == 4) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int j = e / 2, h = e % 2;
+        float a = o.x[j][2 * h], b = o.x[j][2 * h + 1];
+        if (p.g.data) {
+          const float2 g = load2(m.g.raw(r * kTile + row + 8 * h, team.own() + column + 8 * j));
+          a *= g.x * sigmoid(g.x), b *= g.y * sigmoid(g.y);
+        }
+        if (r * kTile + row + 8 * h < n) store2(y + 8 * h * static_cast<int>(p.y.stride) + 8 * j, a, b);
+      }
+    } else {
+      E* const tile = m.g.tile(team.warp, r);
+      if (p.g.data) {
+        uint32_t g[4];
+        load_matrices<false>(g, tile + team.at.along);
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const float2 half = unpack2<E>(halve2<E>(g[e]));
+          o.x[e / 2][e % 2 * 2] *= silu_of_half(half.x), o.x[e / 2][e % 2 * 2 + 1] *= silu_of_half(half.y);
+        }
+        __syncwarp();
+      }
+      store_tile<E>(tile, o, team.at);
+      __syncwarp();
+      const uint4 x = *reinterpret_cast<const uint4*>(tile + swizzled(row, column));
+      if (r * kTile + row < n) *reinterpret_cast<uint4*>(y) = x;
+    }
+    y += kTile * p.y.stride;
+  }
+}
+
+}  // namespace recgrela::cuda
