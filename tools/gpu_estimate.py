@@ -70,7 +70,7 @@ class Call:
 
     def kernels(self, record: Iterable[KernelCounts]) -> list[KernelCounts]:
         """The kernels of a record that the call launches for rows of sequences that are not cut."""
-        wanted = ("always", "bidirectional") if self.form == "bidirectional" else ("always",)
+        wanted = ("always", self.form)
         mine = (self.op, self.direction, self.variant, self.dtype)
         return [k for k in record if (k.op, k.direction, k.variant, k.dtype) == mine and k.when in wanted]
 

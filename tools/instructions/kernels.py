@@ -70,11 +70,13 @@ class Form:
         loops: number of loops.
         iterations: iterations of a loop for one unit of work, by the number of the loop.
         limits: accesses to global memory in an iteration, at most; excludes paths that few iterations take.
+        once: number of the loop over units of work, such as sequences; 0 if a warp has one.
     """
 
     loops: int
     iterations: Mapping[int, Share]
     limits: Mapping[int, Callable[[Instance], int]] = field(default_factory=dict)
+    once: int = 0
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,8 @@ class Kernel:
         variant: the calls that an instance serves.
         forms: shapes that the compiler gives it.
         parts: units of work of a warp, by which the counts of a warp are divided.
-        when: "always", "cut" (only if sequences are cut into segments) or "bidirectional" (then too).
+        when: "always", "causal" or "bidirectional" (in this form of gated_rela), or "cut" (only if sequences
+            are cut into segments).
     """
 
     op: str
@@ -96,7 +99,7 @@ class Kernel:
     variant: Callable[[Instance], str]
     forms: tuple[Form, ...]
     parts: Share = lambda instance: 1.0
-    when: str = "always"
+    when: Callable[[Instance], str] = lambda instance: "always"
 
 
 def every(number: float) -> Share:
@@ -121,6 +124,16 @@ _RELA_BACKWARD = (
 _RELA_QUERIES = (
     Form(3, {2: _always, 3: _always}),
     Form(6, {2: _always, 3: _always, **dict.fromkeys((4, 5, 6), _tiles)}),
+)
+
+
+# The loop over units of work, keys (causal only), copies of rows at the ends of a unit (in float32 two
+# loops), and the sweep over chunks.
+_NARROW_BACKWARD = (
+    Form(8, {3: _always, 5: _always}, once=1),  # causal, 16 bits
+    Form(9, {3: _always, 6: _always}, once=1),  # causal, float32
+    Form(7, {4: _always}, once=1),
+    Form(8, {5: _always}, once=1),
 )
 
 
@@ -240,16 +253,29 @@ def _kernel_size(instance: Instance) -> str:
     return f"K {instance.size}{'' if instance.sizes[1] else ', partial groups'}"
 
 
+def _only(when: str) -> Callable[[Instance], str]:
+    return lambda instance: when
+
+
 def _rela(direction: str, forms: tuple[Form, ...], when: str = "always") -> Kernel:
+    return Kernel("gated_rela", direction, CHUNK, _head, forms, when=_only(when))
+
+
+def _narrow(direction: str, forms: tuple[Form, ...], causal: str = "causal") -> Kernel:
+    """Kernels whose second template argument is whether they are causal; `causal`: when these run."""
+
+    def when(instance: Instance) -> str:
+        return causal if instance.sizes[1] else "bidirectional"
+
     return Kernel("gated_rela", direction, CHUNK, _head, forms, when=when)
 
 
 def _selective(direction: str, forms: tuple[Form, ...], when: str = "always") -> Kernel:
-    return Kernel("selective_scan", direction, ROW, _states, forms, _channels_of_lanes, when)
+    return Kernel("selective_scan", direction, ROW, _states, forms, _channels_of_lanes, _only(when))
 
 
 def _scan(direction: str, forms: tuple[Form, ...], when: str = "always") -> Kernel:
-    return Kernel("linear_scan", direction, ROW, _coefficients, forms, lambda i: 2.0, when)
+    return Kernel("linear_scan", direction, ROW, _coefficients, forms, lambda i: 2.0, _only(when))
 
 
 def _conv(direction: str, forms: tuple[Form, ...]) -> Kernel:
@@ -261,6 +287,7 @@ KERNELS = {
     "rela_forward_kernel": _rela("forward", _RELA_FORWARD),
     "rela_query_sums_kernel": _rela("backward", _RELA_QUERIES, "bidirectional"),
     "rela_backward_kernel": _rela("backward", _RELA_BACKWARD),
+    "narrow::rela_backward_kernel": _narrow("backward", _NARROW_BACKWARD),
     "selective_sum_segments_kernel": _selective("forward", _SELECTIVE_SUMS, "cut"),
     "selective_forward_kernel": _selective("forward", _SELECTIVE_FORWARD),
     "selective_backward_kernel": _selective("backward", _SELECTIVE_BACKWARD),

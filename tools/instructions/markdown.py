@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from tools.instructions.record import KernelCounts
-from tools.instructions.report import Group, groups_of
+from tools.instructions.report import groups_of
 
 DTYPES = ("float32", "bfloat16")
-SHOWN = ("always", "bidirectional")
 
 
 def lines_of(old: Sequence[KernelCounts], new: Sequence[KernelCounts]) -> Iterable[str]:
@@ -17,21 +16,20 @@ def lines_of(old: Sequence[KernelCounts], new: Sequence[KernelCounts]) -> Iterab
     titles = [f"{dtype} {when}" for dtype in DTYPES for when in ("before", "now")]
     yield f"| | {' | '.join(titles)} |"
     yield "|---|" + "---|" * len(titles)
-    rows = [(op, direction, when, variant) for op, direction, when, variant, _ in now if when in SHOWN]
-    for op, direction, when, variant in dict.fromkeys(rows):
+    rows = [(op, direction, form, variant) for op, direction, form, variant, _ in now if form != "cut"]
+    for op, direction, form, variant in dict.fromkeys(rows):
         if "partial" in variant:
             continue
         cells = []
         for dtype in DTYPES:
-            group = (op, direction, when, variant, dtype)
-            cells += [_cell(before, group), _cell(now, group)]
-        sums = " sums" if when == "bidirectional" else ""
-        yield f"| `{op}`{sums} {direction}, {variant} | {' | '.join(cells)} |"
+            group = (op, direction, form, variant, dtype)
+            cells += [_cell(before.get(group)), _cell(now.get(group))]
+        name = ", ".join(filter(None, (direction, variant, form)))
+        yield f"| `{op}` {name} | {' | '.join(cells)} |"
 
 
-def _cell(groups: dict[Group, list[KernelCounts]], group: Group) -> str:
-    kernels = groups.get(group, [])
-    value = sum(kernel.total for kernel in kernels)
+def _cell(kernels: Sequence[KernelCounts] | None) -> str:
+    value = sum(kernel.total for kernel in kernels or ())
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if kernels else ""
 
 

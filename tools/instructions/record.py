@@ -87,9 +87,10 @@ class Listing:
     counts: KernelCounts | None
 
 
-def form_of(instance: Instance, loops: int) -> Form | None:
+def forms_of(instance: Instance, loops: int) -> list[Form]:
+    """The forms with this number of loops."""
     kernel = KERNELS.get(instance.name)
-    return next((form for form in kernel.forms if form.loops == loops), None) if kernel else None
+    return [form for form in kernel.forms if form.loops == loops] if kernel else []
 
 
 def list_kernels(codes: Sequence[Code], resources: Mapping[str, Resources]) -> list[Listing]:
@@ -104,13 +105,12 @@ def list_kernels(codes: Sequence[Code], resources: Mapping[str, Resources]) -> l
 def _listing(code: Code, name: str, resources: Resources) -> Listing:
     instance = instance_of(name)
     number = sum(1 for _ in loops_of(blocks_of(code)).nest()) - 1
-    form = form_of(instance, number) if instance else None
-    if instance is None or form is None:
-        return Listing(name, resources, list(count(code).nest()), None)
-    loops = list(count(code, {i: limit(instance) for i, limit in form.limits.items()}).nest())
-    if hottest(loops) not in form.iterations:
-        return Listing(name, resources, loops, None)
-    return Listing(name, resources, loops, divide(instance, form, resources, loops))
+    for form in forms_of(instance, number) if instance else ():
+        assert instance is not None
+        loops = list(count(code, {i: limit(instance) for i, limit in form.limits.items()}).nest())
+        if hottest(loops) in form.iterations:
+            return Listing(name, resources, loops, divide(instance, form, resources, loops))
+    return Listing(name, resources, list(count(code).nest()), None)
 
 
 def hottest(loops: Sequence[LoopCounts]) -> int:
@@ -132,7 +132,7 @@ def divide(instance: Instance, form: Form, resources: Resources, loops: Sequence
         kernel.op,
         kernel.direction,
         kernel.variant(instance),
-        kernel.when,
+        kernel.when(instance),
         instance.name,
         instance.dtype,
         instance.sizes,
@@ -143,7 +143,7 @@ def divide(instance: Instance, form: Form, resources: Resources, loops: Sequence
         special=special,
         shared=shared,
         global_=accesses,
-        once=total(loops[0].full),
+        once=total(loops[form.once].full),
     )
 
 

@@ -38,16 +38,17 @@ def kernel_tables(kernels: Iterable[KernelCounts]) -> Iterable[Table]:
 
 
 def groups_of(kernels: Iterable[KernelCounts]) -> dict[Group, list[KernelCounts]]:
-    """The kernels that serve the same calls."""
+    """The kernels that serve the same calls, by operator, direction, form, variant and dtype.
+
+    The forms are "causal" and "bidirectional" for gated_rela, "" for other operators, and "cut" for what is
+    needed in addition if sequences are cut.
+    """
     found: dict[Group, list[KernelCounts]] = {}
-    for kernel in kernels:
-        found.setdefault(group_of(kernel), []).append(kernel)
+    for k in kernels:
+        both = ("causal", "bidirectional") if k.op == "gated_rela" else ("",)
+        for form in both if k.when == "always" else (k.when,):
+            found.setdefault((k.op, k.direction, form, k.variant, k.dtype), []).append(k)
     return found
-
-
-def group_of(k: KernelCounts) -> Group:
-    """The calls that a kernel serves: operator, direction, when, variant and dtype."""
-    return k.op, k.direction, k.when, k.variant, k.dtype
 
 
 def comparison_tables(
@@ -55,16 +56,16 @@ def comparison_tables(
 ) -> Iterable[Table]:
     """A table for each operator with the counts before and after of the kernels that serve the same calls."""
     before, now = groups_of(old), groups_of(new)
-    for (op, unit), of_op in groupby(new, key=lambda k: (k.op, k.unit)):
+    for (op, unit), groups in groupby(now, key=lambda group: (group[0], now[group][0].unit)):
         table = Table(title=f"{op}: warp instructions a {unit}, before ({old_commit}) and now")
         for column in ("calls", "dtype"):
             table.add_column(column, no_wrap=True)
         for column in ("before", "now", "ratio", *KINDS, "registers"):
             table.add_column(column, justify="right")
-        for group in dict.fromkeys(map(group_of, of_op)):
+        for group in groups:
             was, is_now = before.get(group, []), now[group]
-            _, direction, when, variant, dtype = group
-            name = f"{direction}, {variant}{'' if when == 'always' else f' ({when})'}"
+            _, direction, form, variant, dtype = group
+            name = ", ".join(filter(None, (direction, variant, form)))
             kinds = [f"{_sum(was, kind)} > {_sum(is_now, kind)}" for kind in KINDS]
             ratio = sum(k.total for k in is_now) / sum(k.total for k in was) if was else 0.0
             totals = (_sum(was, "total"), _sum(is_now, "total"), f"{ratio:.2f}" if was else "")

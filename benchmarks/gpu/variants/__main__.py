@@ -51,7 +51,7 @@ def run_op(
     """
     op = of_op[0].op
     libraries = [f"{variant.name}={builder.library(variant)}" for variant in of_op]
-    command = [builder.program, op, dtype, str(args.rounds), str(args.batch), *libraries]
+    command = [str(builder.program), op, dtype, str(args.rounds), str(args.batch), *libraries]
     try:
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=limit)
     except subprocess.TimeoutExpired:

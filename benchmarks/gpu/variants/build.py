@@ -20,6 +20,9 @@ SIMT = [ROOT / "csrc" / "tests" / "simt" / f"{name}.cpp" for name in ("simt", "c
 INCLUDES = [f"-I{ROOT / 'csrc'}", f"-I{HERE}"]
 
 
+Command = list[str | Path]
+
+
 @dataclass(frozen=True)
 class Compiler:
     """How sources become objects, libraries and programs.
@@ -81,7 +84,7 @@ def digest(sources: Iterable[Path], options: Sequence[str]) -> str:
     return state.hexdigest()
 
 
-def run(command: Sequence[str | Path]) -> None:
+def run(command: Command) -> None:
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
         raise SystemExit(f"{shlex.join(map(str, command))}\n{done.stdout[-4000:]}")
@@ -124,31 +127,41 @@ class Builder:
 
     def _program(self, pool: ThreadPoolExecutor) -> _Link | None:
         source = HERE / "runner.cpp"
-        command = [*self.compiler.command, *INCLUDES, source, "-ldl", "-o", self.program]
+        command: Command = [*self.compiler.command, *INCLUDES, source, "-ldl", "-o", self.program]
         return self._link(pool, [source], [], command, self.program)
 
     def _library(self, pool: ThreadPoolExecutor, variant: Variant) -> _Link | None:
         target = self.library(variant)
         op = f"-DRECGRELA_OP={variant.op}"
         sources = [*units(variant.op, self.dtype), HERE / "library.cpp", *self.compiler.more]
-        compiles, objects = [], []
+        compiles: list[Command] = []
+        objects: list[Path] = []
         for source in sources:
             of_variant = source not in self.compiler.more
             folder = target.with_suffix("") if of_variant else self.compiler.folder
             objects.append(folder / f"{source.parent.name}_{source.stem}.o")
             unit = self.compiler.unit if source.suffix == ".cu" else ()
             options = [*variant.defines, op] if of_variant else []
-            command = [*self.compiler.command, *options, *INCLUDES, *unit, "-c", source, "-o", objects[-1]]
-            compiles.append(command)
-        command = [*self.compiler.command, *self.compiler.shared, *objects, "-o", target]
+            one: Command = [
+                *self.compiler.command,
+                *options,
+                *INCLUDES,
+                *unit,
+                "-c",
+                source,
+                "-o",
+                objects[-1],
+            ]
+            compiles.append(one)
+        command: Command = [*self.compiler.command, *self.compiler.shared, *objects, "-o", target]
         return self._link(pool, sources, compiles, command, target)
 
     def _link(
         self,
         pool: ThreadPoolExecutor,
         sources: Sequence[Path],
-        compiles: Sequence[Sequence[str | Path]],
-        command: Sequence[str | Path],
+        compiles: Sequence[Command],
+        command: Command,
         target: Path,
     ) -> _Link | None:
         """Begins to compile a result that is out of date."""
@@ -162,4 +175,4 @@ class Builder:
         return [pool.submit(run, one) for one in compiles], command, mark, stamp
 
 
-_Link = tuple[list["Future[None]"], Sequence["str | Path"], Path, str]
+_Link = tuple[list["Future[None]"], Command, Path, str]
