@@ -260,7 +260,8 @@ void add_cases(Cases& cases) {
       cases.add(c.name() + "/chunks", [c, seed] { check_chunks<SelectiveRun>(c, seed); });
     }
     SelectiveCase c = draw(type, {3, 0, 40, 1, 75});
-    c.num_states = type == DType::kFloat32 ? 16 : 40, c.channels = 20, c.segment_rows = 32;
+    c.num_states = type == DType::kFloat32 ? 16 : 40, c.channels = type == DType::kFloat32 ? 70 : 20,
+    c.segment_rows = 32;
     cases.add(c.name() + "/schedules", [c] { check_one_result<SelectiveRun>(c); });
     c.segment_rows = 0;
     cases.add(c.name() + "/schedules", [c] { check_one_result<SelectiveRun>(c); });

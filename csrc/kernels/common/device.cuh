@@ -308,6 +308,14 @@ __device__ void copies_wait() {
 // Starts to load the line of 128 bytes that holds an address of global memory into the L2 cache.
 inline __device__ void prefetch_line(const void* global) { asm volatile("prefetch.global.L2 [%0];" : : "l"(global)); }
 
+// Returns x. The compiler cannot compute values that depend on the result before a loop, which would take registers in
+// all of the loop.
+inline __device__ int computed_here(int x) {
+  int y;
+  asm volatile("mov.b32 %0, %1;" : "=r"(y) : "r"(x));
+  return y;
+}
+
 // Dynamic shared memory of the block, aligned to 16 bytes.
 inline __device__ unsigned char* dynamic_shared() {
   extern __shared__ __align__(16) unsigned char recgrela_shared[];

@@ -10,7 +10,6 @@ namespace recgrela::cuda {
 
 constexpr int kThreadStates = 8;      // states of a channel that a thread holds
 constexpr int kForwardThreads = 256;  // of a block, at most
-constexpr int kBackwardThreads = 128;
 
 struct SelectivePlan : SelectiveScanParams {
   SegmentPlan segments;
@@ -22,6 +21,9 @@ struct SelectivePlan : SelectiveScanParams {
   // The backward runs persistent blocks. Each processes every persistent_blocks-th slot of a column and stores one
   // partial sum of the gradients of A, D and delta_bias.
   int64_t persistent_blocks = 0;
+  int backward_threads = 0, backward_channels = 0;            // of a block
+  int backward_columns = 0;                                   // blocks that cover the channels
+  bool rows_aligned = false;                                  // rows of [T, C] may be read by vectors of 4 elements
   float* d_A_partials = nullptr;                              // [persistent_blocks, C, N]
   float *d_D_partials = nullptr, *d_bias_partials = nullptr;  // [persistent_blocks, C]
   // Partial sums of d_B and d_C by column, unless there is one column. A launch covers launch_columns columns, for

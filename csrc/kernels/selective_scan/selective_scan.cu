@@ -5,6 +5,7 @@
 #include "kernels/common/check.cuh"
 #include "kernels/common/reduce.cuh"
 #include "kernels/common/workspace.cuh"
+#include "kernels/selective_scan/backward_shape.cuh"
 #include "kernels/selective_scan/plan.cuh"
 
 namespace recgrela::cuda {
@@ -59,20 +60,36 @@ bool supported(const SelectiveScanParams& p) {
          checkpoints < INT32_MAX;
 }
 
+// Chooses the blocks of the backward.
+void plan_backward(SelectivePlan& p) {
+  dispatch_backward(p.num_states, [&](auto shape) {
+    using Shape = decltype(shape);
+    const int64_t warps = ceil_div(p.channels, Shape::kWarpChannels), columns = ceil_div(warps, kBackwardWarps);
+    const int block_warps = static_cast<int>(ceil_div(warps, std::max<int64_t>(1, columns)));
+    p.backward_threads = 32 * block_warps, p.backward_channels = block_warps * Shape::kWarpChannels;
+    p.backward_columns = static_cast<int>(columns);
+    p.rows_aligned = true;
+    for (const RowMatrix* rows : {&p.u, &p.delta, &p.z, &p.d_y, &p.d_u, &p.d_delta, &p.d_z})
+      p.rows_aligned &= is_aligned(*rows, p.dtype, std::min<int64_t>(16, Shape::kElements * size_of(p.dtype)));
+    return cudaSuccess;
+  });
+  p.persistent_blocks = std::min(p.segments.num_slots, kMaxPersistentBlocks);
+  p.launch_columns =
+      static_cast<int>(std::clamp<int64_t>(2 * p.channels / p.num_states, 1, std::max(1, p.backward_columns)));
+}
+
 SelectivePlan make_plan(const SelectiveScanParams& params, bool backward) {
   SelectivePlan p;
   static_cast<SelectiveScanParams&>(p) = params;
   int lanes = 1;
   dispatch_lanes(p.num_states, [&](auto count) { return lanes = count, cudaSuccess; });
-  const int max_threads = backward ? kBackwardThreads : kForwardThreads;
-  const int64_t min_columns = std::max<int64_t>(1, ceil_div(p.channels * lanes, max_threads));
+  const int64_t min_columns = std::max<int64_t>(1, ceil_div(p.channels * lanes, kForwardThreads));
   p.threads = static_cast<int>(ceil_div(ceil_div(p.channels, min_columns) * lanes, 32) * 32);
   p.threads = std::max(p.threads, 32);
   p.block_channels = p.threads / lanes;
   p.columns = static_cast<int>(ceil_div(p.channels, p.block_channels));
   p.segments = plan_scan(p.sequences, p.channels * lanes, p.segment_rows, p.kCheckpointRows);
-  p.persistent_blocks = std::min(p.segments.num_slots, kMaxPersistentBlocks);
-  p.launch_columns = static_cast<int>(std::clamp<int64_t>(2 * p.channels / p.num_states, 1, std::max(1, p.columns)));
+  if (backward) plan_backward(p);
   return p;
 }
 
@@ -85,10 +102,10 @@ size_t lay_out(SelectivePlan& p, bool backward) {
   p.d_A_partials = workspace.take_floats(p.persistent_blocks * p.state_size());
   p.d_D_partials = workspace.take_floats(p.d_D ? p.persistent_blocks * p.channels : 0);
   p.d_bias_partials = workspace.take_floats(p.d_delta_bias ? p.persistent_blocks * p.channels : 0);
-  if (p.columns > 1) {
+  if (p.backward_columns > 1) {
     const int64_t size = p.sequences.num_rows * 2 * p.num_states;
     p.row_partials = workspace.take_floats(p.launch_columns * size);
-    if (p.launch_columns < p.columns) p.row_sums = workspace.take_floats(size);
+    if (p.launch_columns < p.backward_columns) p.row_sums = workspace.take_floats(size);
   }
   return workspace.size();
 }
@@ -143,13 +160,13 @@ cudaError_t selective_scan_backward(const SelectiveScanParams& params, cudaStrea
   lay_out(p, true);
   return dispatch_dtype(p.dtype, [&](auto element) {
     using E = decltype(element);
-    if (p.columns == 0) {  // no channels: d_B and d_C are zero
+    if (p.backward_columns == 0) {  // no channels: d_B and d_C are zero
       p.launch_columns = 0;
       return SelectiveKernels<E>::add_row_partials(p, stream);
     }
     RECGRELA_RETURN_IF_ERROR(find_segment_states<E>(p, true, stream));
-    for (const int max_columns = p.launch_columns; p.first_column < p.columns; p.first_column += max_columns) {
-      p.launch_columns = std::min(max_columns, p.columns - p.first_column);
+    for (const int max_columns = p.launch_columns; p.first_column < p.backward_columns; p.first_column += max_columns) {
+      p.launch_columns = std::min(max_columns, p.backward_columns - p.first_column);
       RECGRELA_RETURN_IF_ERROR(SelectiveKernels<E>::backward(p, stream));
       if (p.row_partials) RECGRELA_RETURN_IF_ERROR(SelectiveKernels<E>::add_row_partials(p, stream));
     }

@@ -1,0 +1,63 @@
+// Sizes of selective_scan's backward: how a warp divides channels and states, and the layout of shared memory.
+#pragma once
+
+#include <type_traits>
+
+#include "kernels/common/host.cuh"
+#include "kernels/selective_scan/params.h"
+#include "kernels/selective_scan/tuning.h"
+
+namespace recgrela::cuda {
+
+constexpr int kTileRows = 4;       // rows between two sums over lanes
+constexpr int kBackwardWarps = 4;  // of a block, at most
+
+// A thread processes kThreadStates_ states of kThreadChannels_ channels; kLanes_ lanes together have all states of
+// these channels.
+template <int kLanes_, int kThreadChannels_, int kThreadStates_>
+struct BackwardShape {
+  static constexpr int kLanes = kLanes_, kChannels = kThreadChannels_, kStates = kThreadStates_;
+  static constexpr int kGroups = 32 / kLanes;                // groups of kChannels channels in a warp
+  static constexpr int kWarpChannels = kGroups * kChannels;  // channels of a warp
+  static constexpr int kAllStates = kLanes * kStates;        // N rounded up; the padding is zero
+  static constexpr int kQuads = kAllStates / 4;              // groups of 4 states in a row of B or C
+  // Rows of B and C in shared memory, and rows whose gradients of B and C are added over the warps at once.
+  static constexpr int kStageRows = kAllStates <= 8 ? 32 : kAllStates <= 64 ? 256 / kAllStates : 4;
+  static constexpr int kSumRows = kAllStates <= 32 ? 128 / kAllStates : 4;
+  static constexpr int kTiles =
+      SelectiveScanParams::kCheckpointRows / kTileRows;  // tiles from one checkpoint to the next
+
+  // Elements of a row: 8 lanes divide the channels of a row of a tile; kParts lanes have the same channel.
+  static constexpr int kElements = kWarpChannels > 8 ? kWarpChannels / 8 : 1;
+  static constexpr int kParts = kWarpChannels < 8 ? 8 / kWarpChannels : 1;
+
+  // Floats in shared memory: those of a block, and those of each warp.
+  static constexpr int kStageSize = 2 * kStageRows * kAllStates;
+  static constexpr int kByStateSize =
+      kGroups > 1 ? kTileRows * kGroups * kAllStates : 0;                    // d_C or d_B by groups of channels
+  static constexpr int kByChannelSize = kTileRows * kLanes * kWarpChannels;  // sums by groups of states
+  static constexpr int kSumsSize = 2 * kSumRows * kAllStates;                // d_C and d_B of the warp
+  static constexpr int kElementsSize = kTileRows * kWarpChannels;
+  static constexpr int kStatesSize = (kTiles - 2) * 32 * kChannels * kStates;  // states before tiles
+  static constexpr int kVectorsSize = (2 * kWarpChannels + 31) / 32 * 32;      // D and delta_bias
+  static constexpr int kTotalsSize = 2 * 32 * kElements;                       // gradients of D and delta_bias
+  static constexpr int kWarpSize = kByStateSize + kStatesSize + 2 * kByChannelSize + kSumsSize +
+                                   (4 * kElementsSize + 31) / 32 * 32 +
+                                   (kVectorsSize + kTotalsSize + 32 * kChannels * kStates + 63) / 64 * 64;
+
+  static constexpr size_t shared_bytes(int warps) { return sizeof(float) * (kStageSize + warps * kWarpSize); }
+};
+
+// Calls f(BackwardShape{}) with the fewest lanes that hold `num_states` states.
+template <typename F>
+cudaError_t dispatch_backward(int num_states, F&& f) {
+  constexpr int kChannels = RECGRELA_SELECTIVE_SCAN_BACKWARD_CHANNELS;
+  if (num_states <= 8) return f(BackwardShape<2, 2, 4>{});
+  if (num_states <= 16) return f(BackwardShape<4, kChannels, 4>{});
+  if (num_states <= 32) return f(BackwardShape<8, kChannels, 4>{});
+  if (num_states <= 64) return f(BackwardShape<16, kChannels, 4>{});
+  if (num_states <= 128) return f(BackwardShape<32, kChannels, 4>{});
+  return f(BackwardShape<32, kChannels / 2, 8>{});
+}
+
+}  // namespace recgrela::cuda
