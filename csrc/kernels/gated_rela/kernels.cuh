@@ -4,9 +4,9 @@
 
 #include <algorithm>
 
-#include "kernels/gated_rela/forward.cuh"
 #include "kernels/gated_rela/backward.cuh"
 #include "kernels/gated_rela/narrow/backward.cuh"
+#include "kernels/gated_rela/narrow/launch.cuh"
 #include "kernels/gated_rela/wide/forward.cuh"
 #include "kernels/gated_rela/wide/key_sums.cuh"
 
@@ -48,8 +48,7 @@ cudaError_t RelaKernels<E>::key_sums(const RelaPlan& plan, cudaStream_t stream) 
   if (plan.head_dim > 32)
     return launch_wide<E, WideKeySumsMemory>(
         plan, stream, [](auto head) { return &rela_wide_key_sums_kernel<E, decltype(head)::value>; });
-  return launch_rela<E, KeySumsMemory, 16, 32>(
-      plan, stream, [](auto head) { return &rela_key_sums_kernel<E, decltype(head)::value>; });
+  return narrow::launch_key_sums<E>(plan, stream);
 }
 template <typename E>
 cudaError_t RelaKernels<E>::query_sums(const RelaPlan& plan, cudaStream_t stream) {
@@ -65,8 +64,7 @@ cudaError_t RelaKernels<E>::forward(const RelaPlan& plan, cudaStream_t stream) {
   if (plan.head_dim > 32)
     return launch_wide<E, WideForwardMemory>(
         plan, stream, [](auto head) { return &rela_wide_forward_kernel<E, decltype(head)::value>; });
-  return launch_rela<E, ForwardMemory, 16, 32>(
-      plan, stream, [](auto head) { return &rela_forward_kernel<E, decltype(head)::value>; });
+  return narrow::launch_forward<E>(plan, stream);
 }
 template <typename E>
 cudaError_t RelaKernels<E>::backward(const RelaPlan& plan, cudaStream_t stream) {

@@ -1,5 +1,4 @@
-// Sums over the keys and values of a segment, for the segments after it (causal) or all of its sequence
-// (bidirectional).
+// Sweep over the keys and values of a segment for the backward of heads of 64 and 128 channels.
 #pragma once
 
 #include "kernels/gated_rela/chunk.cuh"
@@ -44,22 +43,6 @@ __device__ void sweep_keys(const Team<E, kHead>& team, KeySumsMemory<E, kHead>& 
     add_columns(sum, load_operand<E, true>(keys.plain + team.own(), Team<E, kHead>::kStride));
   };
   pipeline(team, team.chunks() - skipped, copy, use);
-}
-
-template <typename E, int kHead>
-__global__ void __launch_bounds__(Team<E, kHead>::kThreads, Team<E, kHead>::kForwardBlocks)
-    rela_key_sums_kernel(const RelaPlan p) {
-  using T = Team<E, kHead>;
-  auto& memory = team_memory<KeySumsMemory<E, kHead>, T>();
-  T team(p, memory.segment);
-  if (!team.find_segment(memory.segment)) return;
-  if (p.causal && team.segment.is_last()) return;  // no segment comes after it
-  Acc state[T::kTiles];
-  RowVector sum;
-  sweep_keys(team, memory, 0, state, sum, [](int) {});
-  float* const out = team.state(p.key_states);
-  team.store_state(out, state);
-  team.store_sum(out, sum);
 }
 
 }  // namespace recgrela::cuda

@@ -15,3 +15,15 @@
 #ifndef RECGRELA_GATED_RELA_WIDE_ROWS_128
 #define RECGRELA_GATED_RELA_WIDE_ROWS_128 48
 #endif
+
+// Bytes of a matrix that a warp of the forward for heads of up to 32 channels copies to shared memory at a time, ahead
+// of their use, in whole tiles of 16 rows: 512, 1024 or 2048.
+#ifndef RECGRELA_GATED_RELA_STEP_BYTES
+#define RECGRELA_GATED_RELA_STEP_BYTES 1024
+#endif
+
+// Blocks of two warps per multiprocessor of the forward for heads of up to 16 channels in bfloat16, for which the
+// compiler limits registers: 6 (168) or 8 (128).
+#ifndef RECGRELA_GATED_RELA_FORWARD_BLOCKS
+#define RECGRELA_GATED_RELA_FORWARD_BLOCKS 8
+#endif

@@ -111,6 +111,11 @@ template <>
 inline void mma16816<fp16>(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   simt_internal::mma(simt::Collective::kMmaFp16, d, a, b);
 }
+template <typename E>
+void mma16816(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const float (&c)[4]) {
+  for (int i = 0; i < 4; ++i) d[i] = c[i];
+  mma16816<E>(d, a, b);
+}
 inline void mma16816_first(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   for (float& x : d) x = 0;
   mma16816<bf16>(d, a, b);
@@ -121,6 +126,11 @@ void mma1688(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b) {
 }
 inline void mma1688_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   simt_internal::mma(simt::Collective::kMmaTf32, d, a, b);
+}
+
+inline void mma1688_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const float (&c)[4]) {
+  for (int i = 0; i < 4; ++i) d[i] = c[i];
+  mma1688_tf32(d, a, b);
 }
 
 template <bool kTranspose>
@@ -159,6 +169,12 @@ void store_matrices_at(E* tile, int row, int pair, const uint32_t (&r)[4]) {
   for (int i = 0; i < 4; ++i) std::memcpy(tile + (pair ^ i / 2 * 8) + i % 2 * 8 * 16, &r[i], 4);
 }
 
+inline void store_matrices_swapped(unsigned char* matrices, int lane, int row, const uint32_t (&r)[4]) {
+  if (row != (lane / 16 + lane / 8 % 2 * 2) * 128 + lane % 8 * 16)
+    simt::fail("store_matrices_swapped: a row is not the lane's");
+  store_matrices(matrices, lane, {r[0], r[2], r[1], r[3]});
+}
+
 inline uint32_t transpose_matrix(uint32_t x) {
   simt::collective(simt::Collective::kTransposeMatrix, 0xffffffffu, &x);
   return x;
@@ -167,6 +183,7 @@ inline uint32_t transpose_matrix(uint32_t x) {
 inline unsigned thread_index() { return threadIdx.x; }
 
 void copy_async16(void* shared, const void* global, bool valid);
+inline void copy_async16(void* shared, const void* global) { copy_async16(shared, global, true); }
 void copies_commit();
 void wait_for_copies(int pending);
 template <int kPending>

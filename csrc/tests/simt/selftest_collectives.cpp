@@ -81,12 +81,12 @@ void product(Args p) {
     ra[3] = pair(a[(quad + 8) * k + c + 8], a[(quad + 8) * k + c + 9]);
     rb[0] = pair(b[c * 8 + quad], b[(c + 1) * 8 + quad]);
     rb[1] = pair(b[(c + 8) * 8 + quad], b[(c + 9) * 8 + quad]);
-    mma16816<E>(d, ra, rb);
+    mma16816<E>(d, ra, rb, {d[0], d[1], d[2], d[3]});
   } else {
     ra[0] = float_bits(a[quad * k + in_quad]), ra[1] = float_bits(a[(quad + 8) * k + in_quad]);
     ra[2] = float_bits(a[quad * k + in_quad + 4]), ra[3] = float_bits(a[(quad + 8) * k + in_quad + 4]);
     rb[0] = float_bits(b[in_quad * 8 + quad]), rb[1] = float_bits(b[(in_quad + 4) * 8 + quad]);
-    mma1688_tf32(d, ra, rb);
+    mma1688_tf32(d, ra, rb, {d[0], d[1], d[2], d[3]});
   }
   for (int i = 0; i < 4; ++i) p.out[(i < 2 ? quad : quad + 8) * 8 + in_quad * 2 + (i & 1)] = d[i];
 }
@@ -195,6 +195,28 @@ bool stored_swizzled_tile_is_right() {
   return true;
 }
 
+// Stores registers m 64 + 8 row + column of four matrices, with the second and third one swapped.
+void store_swapped(Args p) {
+  const int lane = threadIdx.x;
+  uint32_t r[4];
+  for (uint32_t m = 0; m < 4; ++m) {
+    const uint32_t first = m * 64 + lane / 4 * 8 + lane % 4 * 2;
+    r[m] = first | (first + 1) << 16;
+  }
+  store_matrices_swapped(dynamic_shared(), lane, lane / 16 * 128 + lane / 8 % 2 * 256 + lane % 8 * 16, r);
+  __syncwarp();
+  for (int i = lane; i < 256; i += 32) p.out[i] = static_cast<float>(reinterpret_cast<uint16_t*>(dynamic_shared())[i]);
+}
+bool swapped_matrices_are_right() {
+  std::vector<float> out(256);
+  launch(store_swapped, 1, 32, 512, nullptr, Args{0, out.data(), nullptr});
+  for (int i = 0; i < 256; ++i) {
+    const int m = i / 64;
+    if (out[i] != static_cast<float>((m % 2 * 2 + m / 2) * 64 + i % 64)) return false;
+  }
+  return true;
+}
+
 bool tanh_is_near() {
   double largest = 0;
   for (float x = -9; x < 9; x += 0x1p-8f) {
@@ -288,6 +310,7 @@ void check_collectives() {
   check("ldmatrix, transposed", matrices_are_right<true>);
   check("movmatrix", transpose_is_right);
   check("stmatrix", stored_tile_is_right);
+  check("stmatrix of matrices in another order", swapped_matrices_are_right);
   check("stmatrix with swapped halves", stored_swizzled_tile_is_right);
   check("tanh to 11 bits", tanh_is_near);
   check("ldmatrix of rows that other lanes still write", [] {

@@ -24,6 +24,10 @@ constexpr int kRowsOrTileBytes = kTileBytes<E> > kRowsBytes<E> ? kTileBytes<E> :
 
 using Bytes = unsigned char*;
 
+// Whether rows are divided by the number of keys, to fit float16's range.
+template <typename E>
+constexpr bool kScaled = std::is_same_v<E, fp16>;
+
 // Offsets of a lane in tiles.
 struct TileLane {
   int lane, straight, swapped;

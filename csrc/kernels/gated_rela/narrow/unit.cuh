@@ -8,10 +8,6 @@
 
 namespace recgrela::cuda::narrow {
 
-// Whether rows are divided by the number of keys, to fit float16's range.
-template <typename E>
-constexpr bool kScaled = std::is_same_v<E, fp16>;
-
 // State of keys in memory: for each warp, its value channels by all key channels as operands, and the sums of phi(k) in
 // float32 at its key channels.
 template <typename E, int kHead>

@@ -4,10 +4,10 @@
 // them at its own channels, while values and gates arrive. After the second, the warps share out the scores of the
 // lower triangle, multiply queries with the state, and add keys to it. After the third, queries and keys of the next
 // chunk start to arrive, while each warp multiplies the scores with its own values and finishes its own outputs. As in
-// forward.cuh, a value that is not finite also reaches the rows before it in its chunk.
+// narrow/forward.cuh, a value that is not finite also reaches the rows before it in its chunk.
 #pragma once
 
-#include "kernels/gated_rela/forward.cuh"
+#include "kernels/gated_rela/history.cuh"
 #include "kernels/gated_rela/wide/features.cuh"
 #include "kernels/gated_rela/wide/finish.cuh"
 #include "kernels/gated_rela/wide/scores.cuh"
@@ -131,9 +131,7 @@ __global__ void __launch_bounds__(WideTeam<E, kHead>::kThreads, WideTeam<E, kHea
     const T team(p, m.unit);
     team.store_state(team.sequence_state(p.final_kv_state), state, m.sum);
     if (!p.causal) return;
-    Team<E, kHead> narrow(p, segment);
-    narrow.head = m.unit.head;
-    if (p.kernel_size > 1) store_final_history(narrow);
+    if (p.kernel_size > 1) store_final_history<E>(p, segment, int64_t{m.unit.head} * kHead, threadIdx.x, T::kThreads);
     if (m.unit.head == 0 && threadIdx.x == 0) p.final_position[segment.sequence] = segment.position + m.unit.rows;
   }
 }

@@ -1,0 +1,120 @@
+// Forward of the convolution c = bias + sum_k weight_k v[row - 3 + k] of 16 channels, and the SiLU of it.
+//
+// At 16 bits, tensor cores multiply the rows three and two before, and one and none before, of 8 channels by diagonal
+// matrices of the weights, which are sums of two numbers. A value that is not finite therefore also reaches the seven
+// channels beside it in these rows.
+#pragma once
+
+#include "kernels/gated_rela/narrow/convolution.cuh"
+#include "kernels/gated_rela/narrow/quads.cuh"
+
+namespace recgrela::cuda::narrow {
+
+// SiLU(x), given kSiluScale x.
+template <typename E>
+__device__ float silu(float scaled_x) {
+  if constexpr (kByTanh<E>)
+    return scaled_x * fast_tanh(scaled_x) + scaled_x;
+  else
+    return scaled_x * sigmoid(scaled_x);
+}
+
+template <typename E, int kHead>
+class ForwardConvolution {
+ public:
+  using Rows = ValueRows<E, kHead>;
+
+  // Loads the weights and the bias of `channels` channels from the first one on. float32 may keep them in shared
+  // memory, which is readable after a barrier.
+  __device__ void load(const RelaPlan& p, int64_t first, int channels, int lane, float4*) {
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      if (8 * j >= channels) break;
+      const float* const bias = p.conv_bias + first + tile_col(lane, j, 0);
+      bias_[j][0] = bias_[j][2] = bias[0] * kSiluScale<E>, bias_[j][1] = bias_[j][3] = bias[1] * kSiluScale<E>;
+      if (lane / 8 != lane % 4) continue;  // not on the diagonal
+#pragma unroll
+      for (int k = 0; k < kMaxKernelSize; ++k) {
+        const float w = conv_weight(p, first + 8 * j + lane / 4, k) * kSiluScale<E>;
+        const bool odd = lane / 4 % 2;
+        const uint32_t upper = pack2<E>(odd ? 0.f : w, odd ? w : 0.f);
+        const float2 rounded = unpack2<E>(upper);
+        const float rest = w - (rounded.x + rounded.y);
+        weights_[k / 2][j][0][k % 2] = upper;
+        weights_[k / 2][j][1][k % 2] = pack2<E>(odd ? 0.f : rest, odd ? rest : 0.f);
+      }
+    }
+  }
+
+  // kSiluScale c of 16 rows; `rows` are those three before them, at the lane's offset Rows::shifted.
+  __device__ Acc apply(const unsigned char* rows) const {
+    Acc c;
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        uint32_t a[4];
+        load_matrices<false>(a, rows + 2 * i * Rows::kRowBytes + j * 16);
+        if (i == 0)
+          mma16816<E>(c.x[j], a, weights_[i][j][1], bias_[j]);
+        else
+          mma16816<E>(c.x[j], a, weights_[i][j][1]);
+        mma16816<E>(c.x[j], a, weights_[i][j][0]);
+      }
+    }
+    return c;
+  }
+
+ private:
+  uint32_t weights_[2][2][2][2] = {};  // [rows 3 - 2 i and 2 - 2 i before][columns 8 j ..][upper, lower part]
+  float bias_[2][4] = {};              // of this lane's elements
+};
+
+// In float32, lanes hold the weights of their channels, or shared memory does where heads have two tiles.
+template <int kHead>
+class ForwardConvolution<float, kHead> {
+ public:
+  using Rows = ValueRows<float, kHead>;
+  static constexpr bool kShared = kHead > kTile;
+
+  __device__ void load(const RelaPlan& p, int64_t first, int channels, int lane, float4* shared) {
+    shared_ = shared + lane % 4;
+#pragma unroll
+    for (int k = 0; k <= kMaxKernelSize; ++k) {
+      float w[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int channel = lane % 4 * 4 + i;
+        w[i] = channel >= channels   ? 0.f
+               : k == kMaxKernelSize ? p.conv_bias[first + channel]
+                                     : conv_weight(p, first + channel, k);
+      }
+      (kShared ? shared[k * 4 + lane % 4] : weights_[k]) = make_float4(w[0], w[1], w[2], w[3]);
+    }
+  }
+
+  // The same; `rows` are at the lane's offset Rows::copied.
+  __device__ Acc apply(const unsigned char* rows) const {
+    float4 w[kMaxKernelSize + 1];
+#pragma unroll
+    for (int k = 0; k <= kMaxKernelSize; ++k) w[k] = kShared ? shared_[k * 4] : weights_[k];
+    Acc c;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      float4 sum = w[kMaxKernelSize];
+#pragma unroll
+      for (int k = 0; k < kMaxKernelSize; ++k) {
+        const float4 x = *reinterpret_cast<const float4*>(rows + (8 * h + k) * Rows::kRowBytes);
+        sum.x += w[k].x * x.x, sum.y += w[k].y * x.y, sum.z += w[k].z * x.z, sum.w += w[k].w * x.w;
+      }
+      set_quad(c, h, sum);
+    }
+    return c;
+  }
+
+ private:
+  float4 weights_[kShared ? 1 : kMaxKernelSize + 1];
+  const float4* shared_;
+};
+
+}  // namespace recgrela::cuda::narrow
