@@ -16,7 +16,7 @@ import json
 import statistics
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +149,26 @@ def table_of(gpu: Gpu, commit: str, record: Sequence[KernelCounts], check: bool)
     return table
 
 
+def markdown_of(gpu: Gpu, record: Sequence[KernelCounts]) -> str:
+    """The table of docs/speed.md: measured times beside estimates with the kernels of a record."""
+    dtypes = ("float32", "bfloat16")
+    titles = [f"{dtype} {what}" for dtype in dtypes for what in ("measured", "estimated now")]
+    lines = [f"| | {' | '.join(titles)} |", "|---|" + "---|" * len(titles)]
+    calls = {replace(call, us=0.0): call.us for call in gpu.measured}
+    for call in dict.fromkeys(replace(call, dtype=dtypes[0]) for call in calls):
+        cells: list[str] = []
+        for dtype in dtypes:
+            mine = replace(call, dtype=dtype)
+            times = gpu.times(mine, record) if mine in calls else None
+            cells += [
+                f"{calls[mine]:,.0f} us" if mine in calls else "",
+                f"{times.us:,.0f} us" if times else "",
+            ]
+        name = ", ".join(filter(None, (call.direction, call.variant, call.form)))
+        lines.append(f"| `{call.op}` {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table."""
     parser = argparse.ArgumentParser(
@@ -156,9 +176,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--record", type=Path, default=RECORD, help="counts; default: the current record")
     parser.add_argument("--check", action="store_true", help="compare with the measured times")
+    parser.add_argument("--markdown", action="store_true", help="print the table of docs/speed.md")
     args = parser.parse_args(argv)
     gpu = Gpu()
     commit, record = read_record(MEASURED_RECORD if args.check else args.record)
+    if args.markdown:
+        print(markdown_of(gpu, record))
+        return 0
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print("Estimates from counts: nothing ran on a GPU.", table_of(gpu, commit, record, args.check))
     if args.check:

@@ -115,6 +115,11 @@ def _always(instance: Instance) -> float:
     return 1.0
 
 
+def _one_in(rows: Share) -> Share:
+    """One iteration for the rows that a function returns."""
+    return lambda instance: 1 / rows(instance)
+
+
 # gated_rela: a warp has 16 channels of a head.
 _RELA_FORWARD = (Form(6, {4: _always}), Form(7, {4: _always, 5: _tiles}))
 _RELA_BACKWARD = (
@@ -125,6 +130,24 @@ _RELA_QUERIES = (
     Form(3, {2: _always, 3: _always}),
     Form(6, {2: _always, 3: _always, **dict.fromkeys((4, 5, 6), _tiles)}),
 )
+
+
+_NARROW_QUERIES = (Form(4, {3: _always, 4: _always}, once=1), Form(3, {3: _always}, once=1))
+
+
+# Heads of 64 and 128 channels: a warp has 16 channels, and an iteration of the outer loop a chunk of several
+# tiles of 16 rows. The warps share out halves of the tiles of scores, a triangle.
+def _row_tiles(instance: Instance) -> float:
+    rows = 32 if instance.element_size == 4 else defaults("gated_rela")[f"WIDE_ROWS_{instance.size}"]
+    return rows / 16
+
+
+def _scores(instance: Instance) -> float:
+    return (_row_tiles(instance) + 1) / _tiles(instance)
+
+
+_WIDE_FORWARD = (Form(9, {4: _one_in(_row_tiles), 5: _always, 6: _scores, 7: _always}),)
+_WIDE_KEYS = (Form(4, {2: _one_in(_row_tiles), 3: _always, 4: _always}),)
 
 
 # The loop over units of work, keys (causal only), copies of rows at the ends of a unit (in float32 two
@@ -188,11 +211,6 @@ def _channels_of_lanes(instance: Instance) -> float:
 def _accesses(rows: Share, number: Share) -> Callable[[Instance], int]:
     """Accesses of `rows` rows to `number` tensors."""
     return lambda instance: round(rows(instance) * number(instance))
-
-
-def _one_in(rows: Share) -> Share:
-    """One iteration for the rows that a function returns."""
-    return lambda instance: 1 / rows(instance)
 
 
 # linear_scan: a thread has two numbers of a row. An iteration uses two batches of rows, each of at most 8
@@ -287,7 +305,10 @@ KERNELS = {
     "rela_forward_kernel": _rela("forward", _RELA_FORWARD),
     "rela_query_sums_kernel": _rela("backward", _RELA_QUERIES, "bidirectional"),
     "rela_backward_kernel": _rela("backward", _RELA_BACKWARD),
+    "narrow::rela_query_sums_kernel": _narrow("backward", _NARROW_QUERIES, "cut"),
     "narrow::rela_backward_kernel": _narrow("backward", _NARROW_BACKWARD),
+    "rela_wide_key_sums_kernel": _rela("forward", _WIDE_KEYS, "bidirectional"),
+    "rela_wide_forward_kernel": _rela("forward", _WIDE_FORWARD),
     "selective_sum_segments_kernel": _selective("forward", _SELECTIVE_SUMS, "cut"),
     "selective_forward_kernel": _selective("forward", _SELECTIVE_FORWARD),
     "selective_backward_kernel": _selective("backward", _SELECTIVE_BACKWARD),

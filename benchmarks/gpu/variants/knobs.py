@@ -12,8 +12,9 @@ VALUES: dict[str, dict[str, tuple[int, ...]]] = {
     "gated_rela": {
         "STEP_BYTES": (512, 1024, 2048),
         "FORWARD_BLOCKS": (6, 8, 10),
-        "BACKWARD_BLOCKS": (4, 5, 6, 8),
-        "WIDE_ROWS": (32, 64),
+        "BACKWARD_BLOCKS": (4, 6, 8),
+        "WIDE_ROWS_64": (32, 48, 64),
+        "WIDE_ROWS_128": (32, 48, 64),
     },
     "selective_scan": {
         "FORWARD_ROWS": (2, 4, 8),
