@@ -132,7 +132,9 @@ def test_kinds() -> None:
         ("rela_forward_kernel<__nv_bfloat16, 64>", Instance("rela_forward_kernel", "bfloat16", (64,))),
         ("scan_forward_kernel<float, true, (bool)0>", Instance("scan_forward_kernel", "float32", (1, 0))),
         ("add_parts_kernel<1024>", None),
-        ("sums<float, Rows<4>>", None),
+        ("sums<float, Shape<4, 2> >", Instance("sums", "float32", (4, 2))),
+        ("sums<float, (Scan)2>", Instance("sums", "float32", (2,))),
+        ("sums<float, Row>", None),
     ],
 )
 def test_names_are_read(name: str, expected: Instance | None) -> None:

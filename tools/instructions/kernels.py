@@ -46,12 +46,16 @@ class Instance:
 
 
 def instance_of(name: str) -> Instance | None:
-    """Reads a demangled name; None if its first template argument is no element type."""
+    """Reads a demangled name; None if its first template argument is no element type.
+
+    The arguments of a template that is an argument count as the kernel's own.
+    """
     found = re.fullmatch(r"([\w:]+)<([^,<>]+)(?:, (.*))?>", name)
     if not found or found[2] not in DTYPES:
         return None
     values = {"true": 1, "false": 0}
-    arguments = [re.sub(r"^\(\w+\)", "", x) for x in (found[3] or "").split(", ") if x]
+    text = re.sub(r"[\w:]+<|>|\([\w:]+\)", "", found[3] or "")
+    arguments = [x.strip() for x in text.split(",") if x.strip()]
     if not all(x in values or x.isdigit() for x in arguments):
         return None
     return Instance(
@@ -166,40 +170,34 @@ def _forward_copies(instance: Instance) -> float:
     return (instance.size // 16 if instance.dtype == "float32" else instance.size / 4) / 8
 
 
-def _elements(instance: Instance) -> float:
-    return 1 / instance.size
-
-
-def _backward_copies(instance: Instance) -> float:
-    return instance.size / 16
-
-
 _SELECTIVE_FORWARD = (Form(6, {3: every(8), 4: _forward_copies, 5: _forward_copies, 6: every(2)}),)
 _SELECTIVE_SUMS = (Form(4, {2: every(8), 3: _forward_copies, 4: every(2)}),)
-# The first sweep over the 8 tiles of a checkpoint omits the last one.
-_SWEEP = 7 / 8
+
+
+# The backward: lanes of a channel, channels and states of a thread. Chunks of 32 rows from checkpoints, in
+# tiles of 4; the first pass omits the last tile. A block has 128 threads.
+def _all_states(instance: Instance) -> float:
+    lanes, _channels, states = instance.sizes
+    return lanes * states
+
+
+def _copies(instance: Instance) -> float:
+    return _all_states(instance) / 512
+
+
 _SELECTIVE_BACKWARD = (
     Form(
-        15,
+        9,
         {
-            **{
-                3: every(32),
-                4: every(4 / _SWEEP),
-                5: lambda i: _SWEEP * _backward_copies(i),
-                6: every(2 / _SWEEP),
-            },
-            **{7: every(4), 8: _backward_copies, 9: _backward_copies, 10: lambda i: i.size / 8},
-            12: lambda i: i.size / 8,
+            3: every(32),
+            4: every(4 * 8 / 7),
+            5: _copies,
+            6: every(4),
+            7: _copies,
+            8: lambda i: _all_states(i) / 128,
         },
-    ),
-    Form(
-        18,
-        {
-            **{3: every(32), 4: every(4 / _SWEEP), 5: lambda i: _SWEEP * _elements(i)},
-            **{6: lambda i: _SWEEP * _backward_copies(i), 7: every(2 / _SWEEP), 8: every(4), 9: _elements},
-            **{10: _backward_copies, 11: _backward_copies, 12: _elements, 13: lambda i: i.size / 8},
-            15: lambda i: i.size / 8,
-        },
+        {4: lambda i: 2, 6: lambda i: 7},
+        once=1,
     ),
 )
 
@@ -258,7 +256,8 @@ def _head(instance: Instance) -> str:
 
 
 def _states(instance: Instance) -> str:
-    return f"N {8 * instance.size}"
+    lanes, *shape = instance.sizes
+    return f"N {lanes * (shape[1] if len(shape) == 2 else 8)}"
 
 
 def _coefficients(instance: Instance) -> str:
@@ -311,7 +310,9 @@ KERNELS = {
     "rela_wide_forward_kernel": _rela("forward", _WIDE_FORWARD),
     "selective_sum_segments_kernel": _selective("forward", _SELECTIVE_SUMS, "cut"),
     "selective_forward_kernel": _selective("forward", _SELECTIVE_FORWARD),
-    "selective_backward_kernel": _selective("backward", _SELECTIVE_BACKWARD),
+    "selective_backward_kernel": Kernel(
+        "selective_scan", "backward", ROW, _states, _SELECTIVE_BACKWARD, lambda i: i.sizes[1] / i.size
+    ),
     "scan_sum_segments_kernel": _scan("forward", _SCAN_SUMS, "cut"),
     "scan_forward_kernel": _scan("forward", _SCAN_FORWARD),
     "scan_backward_kernel": _scan("backward", _SCAN_BACKWARD),

@@ -55,9 +55,9 @@ def count(code: Code, limits: Mapping[int, int] | None = None) -> LoopCounts:
 
     Args:
         code: its machine code.
-        limits: accesses to global memory on the path `full` of a loop, at most, by the number of the loop: 0
-            for the kernel, then in the order of `LoopCounts.nest`. Excludes branches that few iterations
-            take.
+        limits: accesses to global memory on the path `full` of a loop, at most, those of inner loops included,
+            by the number of the loop: 0 for the kernel, then in the order of `LoopCounts.nest`. Excludes
+            branches that few iterations take.
     """
     blocks = blocks_of(code)
     own = [_counts(code, block) for block in blocks]
@@ -111,9 +111,14 @@ def _count(
     def work(node: int) -> int:
         return result.inner[inner_at[node]].work if node in inner_at else own[node]["work"]
 
+    def accesses_of(node: int) -> int:
+        if node in inner_at:
+            return sum(inner.full["global"] for inner in result.inner[inner_at[node]].nest())
+        return own[node]["global"]
+
     graph = _Graph(_nodes_behind_first(loop.header, after), after, ends)
     limit = limit_of(loop)
-    accesses = {node: counts_of(node)["global"] for node in graph.order} if limit is not None else {}
+    accesses = {node: accesses_of(node) for node in graph.order} if limit is not None else {}
     full = graph.best_path(lambda node: (work(node), -size(node)), accesses, limit or 0)
     for name, path in (
         ("shortest", graph.best_path(lambda node: (-size(node), 0))),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
@@ -103,4 +104,11 @@ def show(console: Console, listings: Sequence[Listing], loops: bool) -> None:
 def known(listings: Iterable[Listing]) -> list[KernelCounts]:
     """The counts that there are, each kernel once, in the order of the table."""
     unique = {listing.counts.key: listing.counts for listing in listings if listing.counts}
-    return sorted(unique.values(), key=lambda k: (k.op, k.direction != "forward", *k.key))
+    return sorted(
+        unique.values(), key=lambda k: (k.op, k.direction != "forward", _natural(k.variant), *k.key)
+    )
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    """Orders text by the numbers in it."""
+    return [(int(x), "") if x.isdigit() else (0, x) for x in re.split(r"(\d+)", text)]
