@@ -125,22 +125,6 @@ inline __device__ int keep(int x) {
   return x;
 }
 
-// Adds a * b bytes to an address of global memory, in one instruction.
-template <typename T>
-__device__ void advance(T*& address, int a, int b) {
-  asm("mad.wide.s32 %0, %1, %2, %0;" : "+l"(address) : "r"(a), "r"(b));
-}
-// Stores 16 bytes to global memory, to an address that the compiler need not know to be there.
-inline __device__ void store_global16(void* address, uint4 x) {
-  asm volatile("st.global.v4.b32 [%0], {%1,%2,%3,%4};"
-               :
-               : "l"(address), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w)
-               : "memory");
-}
-inline __device__ void store_global8(void* address, float2 x) {
-  asm volatile("st.global.v2.f32 [%0], {%1,%2};" : : "l"(address), "f"(x.x), "f"(x.y) : "memory");
-}
-
 // D += A B by one warp with PTX's fragment layouts: mma.m16n8k16 for 16-bit operands, and mma.m16n8k8 for TF32, which
 // reads the upper 19 bits of each operand. Sums are float32.
 template <typename E>
@@ -261,6 +245,21 @@ inline __device__ void store_matrices(unsigned char* matrices, int lane, const u
 #else
 #pragma unroll
   for (int m = 0; m < 4; ++m) reinterpret_cast<uint32_t*>(matrices)[m * 32 + lane] = r[m];
+#endif
+}
+// The same with the second and the third matrix swapped, which are in r[2] and r[1]. `swapped` is the address of the
+// row that lane l stores: row l % 8 of matrix l / 8, after the swap.
+inline __device__ void store_matrices_swapped(unsigned char* matrices, unsigned char* swapped, int lane,
+                                              const uint32_t (&r)[4]) {
+#if __CUDA_ARCH__ >= 900
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(swapped));
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};"
+               :
+               : "r"(address), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+               : "memory");
+#else
+#pragma unroll
+  for (int m = 0; m < 4; ++m) reinterpret_cast<uint32_t*>(matrices)[(m % 2 * 2 + m / 2) * 32 + lane] = r[m];
 #endif
 }
 // Stores them as the quarters of a tile of 16 rows, kStride bytes apart. `row` is the address of row l % 16, 16 bytes

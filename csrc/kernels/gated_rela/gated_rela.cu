@@ -84,7 +84,7 @@ RelaPlan make_plan(const GatedRelaParams& params) {
     const int64_t warps_per_head = std::max(1, p.head_dim / kTile);
     segment_rows = std::max(kMinRows, s.num_rows * p.num_heads * warps_per_head / (kWarps * multiprocessors()));
   }
-  constexpr int64_t kMaxRows = 1 << 30;  // 32 bits hold the rows of a segment
+  constexpr int64_t kMaxRows = 1 << 28;  // 31 bits hold four bytes for each row of a segment
   p.segments = plan_segments(s, std::min(ceil_div(segment_rows, kTile) * kTile, kMaxRows));
   const int64_t max_length = s.max_length > 0 ? std::min(s.max_length, s.num_rows) : s.num_rows;
   p.max_chunks = p.causal ? std::max<int64_t>(1, ceil_div(std::min(max_length, p.segments.rows), kTile)) : 1;
@@ -111,7 +111,7 @@ size_t lay_out(RelaPlan& p, bool backward) {
     // The teams that the device runs at once walk the units, so that their workspace stays in the L2 cache: as many as
     // give each of them the same number of units.
     const int64_t parts = p.dtype == DType::kFloat32 ? 3 : 1, tiles = p.num_tiles();  // as narrow::KeyState
-    const int64_t chunk_bytes = tiles * (tiles * parts * kPackedTile * 2 + kTile * int64_t{sizeof(float)});
+    const int64_t chunk_bytes = tiles * (tiles * parts * kPackedTile * 2 + 8 * int64_t{sizeof(float4)});
     const int64_t resident = 2 * RECGRELA_GATED_RELA_BACKWARD_BLOCKS / tiles * multiprocessors();
     const int64_t rounds = std::max<int64_t>(1, ceil_div(p.num_units(), resident));
     p.num_teams = ceil_div(ceil_div(p.num_units(), rounds), 2) * 2;

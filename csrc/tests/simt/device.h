@@ -87,12 +87,6 @@ inline float fast_reciprocal(float x) {
 }
 
 inline int keep(int x) { return x; }
-template <typename T>
-void advance(T*& address, int a, int b) {
-  address = reinterpret_cast<T*>(reinterpret_cast<uintptr_t>(address) + int64_t{a} * b);
-}
-inline void store_global16(void* address, uint4 x) { *static_cast<uint4*>(address) = x; }
-inline void store_global8(void* address, float2 x) { *static_cast<float2*>(address) = x; }
 
 namespace simt_internal {
 inline void mma(simt::Collective kind, float* d, const uint32_t* a, const uint32_t* b) {
@@ -151,6 +145,11 @@ void store_matrices(E* tile, int stride, const uint32_t (&r)[4]) {
 inline void store_matrices(unsigned char* matrices, int lane, const uint32_t (&r)[4]) {
   if (reinterpret_cast<uintptr_t>(matrices) % 16) simt::fail("store_matrices: not aligned to 16 bytes");
   for (int m = 0; m < 4; ++m) std::memcpy(matrices + m * 128 + lane * 4, &r[m], 4);
+}
+inline void store_matrices_swapped(unsigned char* matrices, unsigned char* swapped, int lane, const uint32_t (&r)[4]) {
+  if (swapped != matrices + (lane / 8 % 2 * 2 + lane / 16) * 128 + lane % 8 * 16)
+    simt::fail("store_matrices_swapped: a wrong row");
+  store_matrices(matrices, lane, {r[0], r[2], r[1], r[3]});
 }
 template <int kStride>
 void store_matrix_rows(unsigned char* row, int lane, const uint32_t (&r)[4]) {

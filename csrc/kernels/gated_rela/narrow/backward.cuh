@@ -68,7 +68,7 @@ cudaError_t launch_teams(const RelaPlan& p, cudaStream_t stream, F kernel_of) {
     if (p.causal) return launch(kernel_of(head, std::true_type{}), blocks, U::kThreads, kBytes, stream, p);
     return launch(kernel_of(head, std::false_type{}), blocks, U::kThreads, kBytes, stream, p);
   };
-  return dispatch_value<16, 32>(std::max(p.head_dim, kTile), run);
+  return dispatch_value<16, 32>(std::max(p.head_dim, int{kTile}), run);
 }
 
 }  // namespace recgrela::cuda::narrow

@@ -67,10 +67,12 @@ inline __device__ float conv_weight(const RelaPlan& p, int64_t channel, int k) {
 template <typename E>
 struct Convolution : ConvolutionBase<E> {
   using Rows = ShiftedRows<E>;
-  static constexpr int kSharedBytes = (kMaxKernelSize + 1) * 512;
-  // [i][32 lanes]: upper parts of the weights 2 i and 2 i + 1 for the columns 0 to 7 and 8 to 15; the lower parts of i
-  // are at 2 + i; then four biases.
-  uint4* weights;
+  static constexpr int kSharedBytes = 4 * 9 * 16 + 8 * 16;
+  // [i][9]: for the lanes that hold weights, and then for all others zeros, the upper parts of the weights 2 i and 2 i
+  // + 1 of the columns 0 to 7 and 8 to 15; the lower parts of i are at 2 + i. Then the biases as the elements of a
+  // tile.
+  const uint4* weights;
+  const float4* biases;
   const int shifts = keep(Rows::shifts(threadIdx.x % 32));
   const int reversed_shifts = keep(Rows::reversed_shifts(threadIdx.x % 32));
   const int pairs = keep(Rows::pairs(threadIdx.x % 32));
@@ -78,7 +80,10 @@ struct Convolution : ConvolutionBase<E> {
 
   // Loads the weights of `channels` channels from the first one on.
   __device__ void load(const RelaPlan& p, int64_t first, int channels, Bytes shared, int lane) {
-    weights = reinterpret_cast<uint4*>(shared) + lane;
+    const int place = lane / 8 == lane % 4 ? lane / 4 : 8;
+    uint4* const to = reinterpret_cast<uint4*>(shared);
+    float4* const biases_to = reinterpret_cast<float4*>(to + 4 * 9);
+    weights = to + place, biases = biases_to + lane % 4;
     uint32_t parts[kMaxKernelSize][4] = {};
     float bias[4] = {};
 #pragma unroll
@@ -100,8 +105,11 @@ struct Convolution : ConvolutionBase<E> {
       }
     }
 #pragma unroll
-    for (int k = 0; k < 4; ++k) weights[32 * k] = make_uint4(parts[k][0], parts[k][1], parts[k][2], parts[k][3]);
-    reinterpret_cast<float4*>(weights)[32 * kMaxKernelSize] = make_float4(bias[0], bias[1], bias[2], bias[3]);
+    for (int i = 0; i < 4; ++i)
+      if (place < 8 || lane == 1) to[9 * i + place] = make_uint4(parts[i][0], parts[i][1], parts[i][2], parts[i][3]);
+    if (lane >= 4) return;
+    biases_to[lane] = make_float4(bias[0], bias[1], bias[0], bias[1]);
+    biases_to[4 + lane] = make_float4(bias[2], bias[3], bias[2], bias[3]);
   }
 
   // Adds weights times rows to d. An operand has eight columns of rows for the weights 2 i and 2 i + 1; those for the
@@ -110,7 +118,7 @@ struct Convolution : ConvolutionBase<E> {
   __device__ void add(Acc& d, const unsigned char* rows) const {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const uint4 upper = weights[32 * i], lower = weights[32 * (2 + i)];
+      const uint4 upper = weights[9 * i], lower = weights[9 * (2 + i)];
       uint32_t r[4];
       load_matrices<false>(r, rows + i * kStep * Rows::kStride);
       mma16816<E>(d.x[0], r, {lower.x, lower.y});
@@ -123,8 +131,8 @@ struct Convolution : ConvolutionBase<E> {
 
   // Returns SiLU(c) and stores the gradient of c over kSiluScale, given the gradient of SiLU(c).
   __device__ Acc back(const unsigned char* v, Acc gradient, Bytes d_c, const TileLane& at, int straight) {
-    const float4 bias = reinterpret_cast<const float4*>(weights)[32 * kMaxKernelSize];
-    Acc c = {{{bias.x, bias.y, bias.x, bias.y}, {bias.z, bias.w, bias.z, bias.w}}};
+    const float4 low = biases[0], high = biases[4];
+    Acc c = {{{low.x, low.y, low.z, low.w}, {high.x, high.y, high.z, high.w}}};
     add<2>(c, v + shifts);
 #pragma unroll
     for (int i = 0; i < 8; ++i) {

@@ -32,7 +32,8 @@ __device__ void store_key_state(const Unit<E, kHead>& unit, KeyState<E, kHead>* 
   }
   if (unit.at.lane >= 4) return;
 #pragma unroll
-  for (int j = 0; j < 2; ++j) store2(out->sums + tile_col(unit.at.lane, j, 0), sum.x[j][0], sum.x[j][1]);
+  for (int j = 0; j < 2; ++j)
+    out->sums[j][unit.at.lane] = make_float4(sum.x[j][0], sum.x[j][1], sum.x[j][2], sum.x[j][3]);
 }
 
 // Stores the state of keys before each chunk of a causal segment. All chunks but the last one are full.
@@ -48,20 +49,22 @@ __device__ void store_key_states(const Unit<E, kHead>& unit, KeyStatesMemory<E, 
   KeyState<E, kHead>* out = unit.chunk_state(0);
   const E *k = unit.lane_rows(p.k, 0), *v = unit.lane_rows(p.v, 0);
   const float* angles = unit.lane_angles(0);
-  const int step = unit.variable(kTile * int{sizeof(E)}), angle_step = unit.variable(kTile * int{sizeof(float)});
+  const int width = unit.keep_uniform(p.rotary ? static_cast<int>(p.width()) : 0);  // 0: no angles
   auto copy = [&](int stage) {
     auto& m = own.stages[stage];
-    unit.part.copy(m.k, k, static_cast<int>(p.k.stride), kTile);
-    unit.part.copy(m.v, v, static_cast<int>(p.v.stride), kTile);
-    if (p.rotary) unit.angles_part.copy(m.angles, angles, static_cast<int>(p.width()), kTile);
-    advance(k, step, static_cast<int>(p.k.stride)), advance(v, step, static_cast<int>(p.v.stride));
-    advance(angles, angle_step, static_cast<int>(p.width()));
+    const int k_stride = static_cast<int>(p.k.stride), v_stride = static_cast<int>(p.v.stride);
+    unit.part.copy(m.k, k, k_stride, kTile);
+    unit.part.copy(m.v, v, v_stride, kTile);
+    if (width) unit.angles_part.copy(m.angles, angles, width, kTile);
+    k += kTile * k_stride, v += kTile * v_stride, angles += kTile * width;
   };
   if (!p.rotary) unit.fill_angles(own.stages[0].angles), unit.fill_angles(own.stages[1].angles);
   if (last > 0) copy(0);
   copies_commit();
   float n = unit.num_keys(0);
-  const uint32_t ones[4] = {kOnes<E>, kOnes<E>, kOnes<E>, kOnes<E>};
+  uint32_t ones[4];
+#pragma unroll
+  for (int r = 0; r < 4; ++r) ones[r] = unit.keep_uniform(kOnes<E>);
   for (int i = 0; i < last; ++i) {
     auto& m = own.stages[i % 2];
     copies_wait<0>();

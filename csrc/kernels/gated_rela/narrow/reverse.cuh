@@ -26,19 +26,19 @@ struct BackwardMemory {
     // Rows. R phi(q), R phi(k) and u replace q, k and d_y as operands, and d_g replaces g.
     unsigned char q[kRowsOrTileBytes<E>], k[kRowsOrTileBytes<E>], d_y[kRowsOrTileBytes<E>], g[kRowsBytes<E>];
     unsigned char v[ShiftedRows<E>::kBytes], angles[kRowsBytes<float>];
-    KeyState<E, kHead> key_state;  // causal only
+    KeyState<E, kHead> key_state;  // bidirectional: of the first stage
   };
   struct alignas(16) Warp {
     Stage stages[2];
     unsigned char plain_q[kTileBytes<E>], plain_k[kTileBytes<E>];  // phi
     unsigned char values[sizeof(E) == 4 ? kTileBytes<E> : 16];     // v as an operand
-    unsigned char weights[sizeof(E) == 4 ? kTileBytes<E> : 16];    // products of rows of the chunk
+    unsigned char weights[sizeof(E) == 2 ? kTileBytes<E> : 16];    // products of rows of the chunk; float32: in plain_k
     unsigned char d_q[sizeof(E) == 2 ? kRowsBytes<E> : 16], d_k[sizeof(E) == 2 || kTiles > 1 ? kRowsBytes<E> : 16];
     unsigned char d_v[sizeof(E) == 2 ? kRowsBytes<E> : 16];
     unsigned char query_state[kTiles][kTileBytes<E>];  // U, own value channels by all key channels
     unsigned char d_c[ShiftedRows<E>::kBytes];
     alignas(16) unsigned char conv[Convolution<E>::kSharedBytes + 16];
-    KeyState<E, kHead> key_state;            // bidirectional only
+    float4 sums[2][4];                       // w, as in KeyState
     float denominators[kTile], dots[kTile];  // sums over own channels, for the other warps
   };
   union {
@@ -50,42 +50,34 @@ struct BackwardMemory {
 
 // Rows of a chunk in global memory that this lane stores. 16-bit rows pass through a tile of shared memory, so that a
 // lane stores 16 bytes.
-template <typename E>
+template <typename E, int kHead>
 struct Output {
-  E* to;
-  int stride;
+  E* rows = nullptr;
 
-  template <int kHead>
   __device__ void find(const Unit<E, kHead>& unit, const RowMatrix& m, int chunk) {
-    stride = static_cast<int>(m.stride);
-    if constexpr (sizeof(E) == 2)
-      to = unit.lane_rows(m, chunk);
-    else
-      to = unit.lane_elements(m, chunk);
+    rows = sizeof(E) == 2 ? unit.lane_rows(m, chunk) : unit.lane_elements(m, chunk);
   }
-  template <int kHead>
-  __device__ void put(const Unit<E, kHead>& unit, unsigned char* tile, const Acc& a, int n) const {
+  // Stores n rows, or puts them in the tile.
+  __device__ void put(const Unit<E, kHead>& unit, const RowMatrix& m, unsigned char* tile, const Acc& a, int n) const {
     if constexpr (sizeof(E) == 2) {
       store_tile(unit.at, tile, to_split<E>(a));
     } else {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        E* out = to;
-        if (h == 1) advance(out, stride, 8 * int{sizeof(E)});
+        E* const out = rows + 8 * h * static_cast<int>(m.stride);
         if (unit.at.lane / 4 + 8 * h >= n) continue;
-        store_global8(out, make_float2(a.x[0][2 * h], a.x[0][2 * h + 1]));
-        if (unit.owns(8)) store_global8(out + 8, make_float2(a.x[1][2 * h], a.x[1][2 * h + 1]));
+        store2(out, a.x[0][2 * h], a.x[0][2 * h + 1]);
+        if (unit.owns(8)) store2(out + 8, a.x[1][2 * h], a.x[1][2 * h + 1]);
       }
     }
   }
-  // Follows a barrier after put.
-  template <int kHead>
-  __device__ void get(const Unit<E, kHead>& unit, const unsigned char* tile, int n, int step) {
+  // Stores the rows in the tile, after a barrier, and moves to the chunk before.
+  __device__ void get(const Unit<E, kHead>& unit, const RowMatrix& m, const unsigned char* tile, int n) {
     if constexpr (sizeof(E) == 2) {
       const uint4 x = *reinterpret_cast<const uint4*>(tile + unit.part.to);
-      if (unit.part.row < n) store_global16(to, x);
+      if (unit.part.row < n) *reinterpret_cast<uint4*>(rows) = x;
     }
-    advance(to, step, stride);
+    rows -= kTile * static_cast<int>(m.stride);
   }
 };
 
@@ -103,12 +95,11 @@ struct Reverse {
   typename Memory::Warp& own;
   const TileLane& at;
   const TileMasks masks;
-  Acc state[kTiles], sum;  // U, own value channels by all key channels, and w at own key channels in every row
+  Acc state[kTiles];  // U, own value channels by all key channels
   Convolution<E> convolution;
-  Output<E> d_q, d_k, d_v, d_g;
-  int first_final, first_in_sequence;  // chunks that reach the final history, and that the initial history precedes
-  const int has_gates;
-  const int step, angle_step;            // bytes from one chunk to the one before, over the stride
+  Output<E, kHead> d_q, d_k, d_v, d_g;
+  int first_final, first_in_sequence;    // chunks that reach the final history, and that the initial history precedes
+  const int has_gates, width;            // width 0: no angles
   const int straight, swapped, shifted;  // offsets of this lane in ShiftedRows: of values, and of what it copies
 
   __device__ Reverse(const Unit<E, kHead>& unit, Memory& memory)
@@ -117,9 +108,8 @@ struct Reverse {
         own(memory.warps[unit.warp]),
         at(unit.at),
         masks(unit.at.lane),
-        has_gates(unit.variable(unit.p.g.data != nullptr)),
-        step(unit.variable(-kTile * int{sizeof(E)})),
-        angle_step(unit.variable(-kTile * int{sizeof(float)})),
+        has_gates(unit.keep_uniform(unit.p.g.data != nullptr)),
+        width(unit.keep_uniform(unit.p.rotary ? static_cast<int>(unit.p.width()) : 0)),
         straight(keep(ShiftedRows<E>::straight(at.lane))),
         swapped(keep(ShiftedRows<E>::swapped(at.lane))),
         shifted(sizeof(E) == 2
@@ -128,8 +118,9 @@ struct Reverse {
 
   __device__ Stage& stage_of(int t, int stage) const { return memory.warps[t].stages[stage]; }
   __device__ const KeyState<E, kHead>& key_state(int t, int stage) const {
-    return kCausal ? stage_of(t, stage).key_state : memory.warps[t].key_state;
+    return stage_of(t, kCausal ? stage : 0).key_state;
   }
+  __device__ unsigned char* weights_tile() const { return sizeof(E) == 2 ? own.weights : own.plain_k; }
   // Operand A of warp t's features; in registers if those are the only ones.
   __device__ Split<E> left(const Split<E>& in_registers, const unsigned char* tile) const {
     return kInRegisters ? in_registers : load_left<E>(at, tile);
@@ -149,6 +140,10 @@ struct Reverse {
     return load_right_at<E, true>(own.stages[stage].v + ShiftedRows<E>::kHistory + straight);
   }
 
+  __device__ Acc load_sums(const float4 (&sums)[2][4]) const {
+    const float4 x = sums[0][at.lane % 4], y = sums[1][at.lane % 4];
+    return {{{x.x, x.y, x.z, x.w}, {y.x, y.y, y.z, y.w}}};
+  }
   // Sums over all channels of the head of the sums over own channels.
   __device__ void add_warps(RowPair& sums, float (Memory::Warp::*shared)[kTile]) const {
     if constexpr (!kOne) {
@@ -211,12 +206,7 @@ struct Reverse {
     __syncwarp();
 
     // ---- denominators ----
-    Acc running;
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      const float2 z = load2(key_state(unit.warp, s).sums + tile_col(at.lane, j, 0));
-      running.x[j][0] = running.x[j][2] = z.x, running.x[j][1] = running.x[j][3] = z.y;
-    }
+    Acc running = load_sums(key_state(unit.warp, s).sums);
     if constexpr (kCausal) {
       Acc part;
       const uint32_t lower[4] = {kOnes<E> & masks.lower, kOnes<E>, 0, kOnes<E> & masks.lower};
@@ -232,13 +222,12 @@ struct Reverse {
     add_warps(denominator, &Memory::Warp::denominators);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const float z = denominator.x[h] + p.eps * (kCausal ? keys + static_cast<float>(8 * h) : keys);
+      const float z = denominator.x[h] + p.eps * (kCausal && h ? keys + 8.f : keys);
       inverse.x[h] = at.lane / 4 + 8 * h < n ? kScaled<E> ? fast_reciprocal(z) * num_keys : fast_reciprocal(z) : 0.f;
     }
 
     // ---- numerators and the gradients of both ----
     ShortSum<E> numerator;
-    Split<E> weights_transposed;
     if constexpr (kCausal) {
       ShortSum<E> products;
 #pragma unroll
@@ -250,7 +239,7 @@ struct Reverse {
           scale(over_range, 1.f / kRange<E, kHead>);
           Split<E> weights = to_split<E>(over_range);
           keep_lower(weights, masks);
-          weights_transposed = transpose_lower(weights);
+          store_tile(at, weights_tile(), weights);
         }
         scale_rows(scores, inverse);
       }
@@ -258,12 +247,7 @@ struct Reverse {
       keep_lower(weights, masks);
       numerator.add(weights, values_right_transposed(s));
       if constexpr (kScaled<E>) scale(numerator.large, factor);
-      if constexpr (!kScaled<E> && !kSumsOnly) {
-        if constexpr (kParts<E> == 1)
-          weights_transposed = transpose_lower(weights);
-        else
-          store_tile(at, own.weights, weights);
-      }
+      if constexpr (!kScaled<E> && !kSumsOnly) store_tile(at, weights_tile(), weights);
     }
     if constexpr (kScaled<E>) {
       ShortSum<E> with_state;
@@ -280,24 +264,27 @@ struct Reverse {
     const Acc& o = numerator.total();
 
     // ---- gates, convolution ----
-    Acc a = load_rows<E>(at, m.d_y), d_gate, silu;
+    Acc a = load_rows<E>(at, m.d_y), silu;
+    float d_gate[2][4];
     if (gates) {
       const Acc gate = load_scaled_rows<E>(at, m.g);
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
         const int j = i / 4, e = i % 4;
-        gate_back<E>(gate.x[j][e], a.x[j][e], a.x[j][e], d_gate.x[j][e]);
+        gate_back<E>(gate.x[j][e], a.x[j][e], a.x[j][e], d_gate[j][e]);
       }
     }
     if (convolves) silu = convolution.back(m.v, a, own.d_c, at, straight);
     RowPair d_z = row_dot(a, o);
     if (gates && !kSumsOnly) {
+      Acc out;
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
         const int j = i / 4, e = i % 4;
-        d_gate.x[j][e] *= kScaled<E> ? o.x[j][e] + silu.x[j][e] : o.x[j][e] * inverse.x[e / 2] + silu.x[j][e];
+        const float attention = kScaled<E> ? o.x[j][e] : o.x[j][e] * inverse.x[e / 2];
+        out.x[j][e] = d_gate[j][e] * (attention + silu.x[j][e]);
       }
-      d_g.put(unit, m.g, d_gate, n);
+      d_g.put(unit, p.d_g, m.g, out, n);
     }
     scale_rows(a, inverse);
     if constexpr (kScaled<E>) scale(a, kRange<E, kHead>);
@@ -315,7 +302,7 @@ struct Reverse {
     if constexpr (kOne) __syncwarp();
 #pragma unroll
     for (int h = 0; h < 2; ++h) d_z.x[h] *= kScaled<E> ? -inverse.x[h] : -inverse.x[h] * inverse.x[h];
-    if (gates && !kSumsOnly) d_g.get(unit, m.g, n, step);
+    if (gates && !kSumsOnly) d_g.get(unit, p.d_g, m.g, n);
 
     // ---- gradient of values ----
     const RightSplit<E> u_right = load_right_transposed<E>(at, m.d_y);
@@ -327,33 +314,32 @@ struct Reverse {
         products.add(load_left<E>(at, stage_of(t, s).k), state_right[t]);
       }
       if constexpr (kCausal) {
-        if constexpr (kParts<E> > 1) weights_transposed = load_left_transposed<E>(at, own.weights);
-        add_rows(products, weights_transposed, u_right, factor);
+        add_rows(products, load_left_transposed<E>(at, weights_tile()), u_right, factor);
       }
       Acc& d_value = products.total();
       if (convolves) convolution.add_gradients(d_value, m.v, own.d_c, at, straight);
       if (i >= first_final) add_final_gradient(d_value, i);
-      d_v.put(unit, own.d_v, d_value, n);
+      d_v.put(unit, p.d_v, own.d_v, d_value, n);
     }
 
-    // ---- d_Z by rows j, for the sums over rows i >= j and over all rows ----
-    Split<E> d_z_after, d_z_all;
+    // ---- d_Z in the columns i >= j of row j, for sums over those rows i ----
+    Split<E> d_z_after;
     if constexpr (kCausal || kSumsOnly) {
       const int source = at.lane % 4 * 8;
       if constexpr (kParts<E> == 1) {
         const uint32_t pair = pack2<E>(d_z.x[0], d_z.x[1]);
         const uint32_t x = __shfl_sync(0xffffffffu, pair, source), y = __shfl_sync(0xffffffffu, pair, source + 4);
         const uint32_t low = (x & 0xffffu) | y << 16, high = x >> 16 | (y & 0xffff0000u);
-        d_z_all.part[0] = {{low, low, high, high}};
+        d_z_after.part[0] = {{low, low, high, high}};
       } else {
         float z[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) z[i] = __shfl_sync(0xffffffffu, d_z.x[i / 2], source + i % 2 * 4);
         const Split2<E> low(z[0], z[1]), high(z[2], z[3]);
 #pragma unroll
-        for (int i = 0; i < kParts<E>; ++i) d_z_all.part[i] = {{low.part[i], low.part[i], high.part[i], high.part[i]}};
+        for (int i = 0; i < kParts<E>; ++i)
+          d_z_after.part[i] = {{low.part[i], low.part[i], high.part[i], high.part[i]}};
       }
-      d_z_after = d_z_all;
       keep_upper(d_z_after, masks);
     }
 
@@ -369,14 +355,10 @@ struct Reverse {
         Split<E> weights = to_split<E>(d_scores);
         keep_lower(weights, masks);
         for_queries.add(weights, load_right_transposed<E>(at, m.k));
-        if constexpr (kParts<E> == 1) {
-          weights = transpose_lower(weights);
-        } else {
-          __syncwarp();
-          store_tile(at, own.weights, weights);
-          __syncwarp();
-          weights = load_left_transposed<E>(at, own.weights);
-        }
+        __syncwarp();  // other lanes may still read the tile
+        store_tile(at, weights_tile(), weights);
+        __syncwarp();
+        weights = load_left_transposed<E>(at, weights_tile());
         for_keys.add(weights, load_right_transposed<E>(at, m.q));
       }
       ShortSum<E> query_states, key_states;
@@ -395,28 +377,24 @@ struct Reverse {
       const TileAngles angles = load_angles(at, m.angles);
       Acc more = running;
       scale_rows(more, kScaled<E> ? RowPair{{d_z.x[0] * factor, d_z.x[1] * factor}} : d_z);
-      d_q.put(unit, own.d_q,
+      d_q.put(unit, p.d_q, own.d_q,
               feature_gradient(sizeof(E) == 2 ? load_rows<E>(at, own.plain_q) : fq,
                                rotate_back(with_keys.total(), angles, more)),
               n);
       if constexpr (sizeof(E) == 2 || kKeepsRows) fk = load_rows<E>(at, kKeepsRows ? own.d_k : own.plain_k);
-      more = sum;
-      if constexpr (kCausal) {
-        const RightSplit<E> plain = load_right_transposed<E>(at, own.plain_q);
-        add_state(more, d_z_after, plain, factor);
-      }
-      d_k.put(unit, own.d_k, feature_gradient(fk, rotate_back(with_queries.total(), angles, more)), n);
+      more = add_to_sums(d_z_after, factor);
+      d_k.put(unit, p.d_k, own.d_k, feature_gradient(fk, rotate_back(with_queries.total(), angles, more)), n);
     }
     if constexpr (kCausal || kSumsOnly) {
       const Split<E> gradients = load_left_transposed<E>(at, m.d_y);
 #pragma unroll
       for (int t = 0; t < kTiles; ++t)
         add_state(state[t], gradients, load_right_transposed<E>(at, stage_of(t, s).q), factor / kRange<E, kHead>);
-      add_state(sum, d_z_all, load_right_transposed<E>(at, own.plain_q), factor);
+      if constexpr (kSumsOnly) add_to_sums(d_z_after, factor);
     }
     if constexpr (!kSumsOnly) {
       __syncwarp();
-      d_v.get(unit, own.d_v, n, step), d_q.get(unit, own.d_q, n, step), d_k.get(unit, own.d_k, n, step);
+      d_v.get(unit, p.d_v, own.d_v, n), d_q.get(unit, p.d_q, own.d_q, n), d_k.get(unit, p.d_k, own.d_k, n);
       if (convolves) keep_conv_gradient();
     }
   }
@@ -496,7 +474,7 @@ struct Reverse {
   struct Sources {
     const E *q, *k, *v, *g, *d_y;
     const float* angles;
-    const KeyState<E, kHead>* key_state;
+    const unsigned char* key_state;
   };
   // Starts to copy the n rows of chunk i and moves the addresses to the chunk before.
   __device__ void copy(Sources& from, int i, int stage, int n) const {
@@ -505,42 +483,33 @@ struct Reverse {
     auto copy_rows = [&](unsigned char* to, const E*& rows, const RowMatrix& matrix) {
       const int stride = static_cast<int>(matrix.stride);
       unit.part.copy(to, rows, stride, n);
-      advance(rows, step, stride);
+      rows -= kTile * stride;
     };
     if constexpr (kUsesKeys) {
       copy_rows(m.k, from.k, p.k);
-      if (!kSumsOnly && p.kernel_size > 0 && unit.part.row < kMaxHistory) {
-        const E* before = from.v;
-        advance(before, static_cast<int>(p.v.stride), -kMaxHistory * int{sizeof(E)});
-        copy_async16(m.v + shifted, before, i != first_in_sequence);
-      }
       const int stride = static_cast<int>(p.v.stride);
       unsigned char* const to = m.v + shifted + ShiftedRows<E>::kHistory;
       copy_async16(to, from.v, unit.part.row < n);
-      if constexpr (sizeof(E) == 4) {
-        const E* more = from.v;
-        advance(more, stride, 8 * int{sizeof(E)});
-        copy_async16(to + 8 * ShiftedRows<E>::kStride, more, unit.part.row + 8 < n);
-      }
-      advance(from.v, step, stride);
+      if constexpr (sizeof(E) == 4)
+        copy_async16(to + 8 * ShiftedRows<E>::kStride, from.v + 8 * stride, unit.part.row + 8 < n);
+      if (!kSumsOnly && p.kernel_size > 0 && unit.part.row < kMaxHistory)
+        copy_async16(m.v + shifted, from.v - kMaxHistory * stride, i != first_in_sequence);
+      from.v -= kTile * stride;
     }
     copy_rows(m.q, from.q, p.q);
     copy_rows(m.d_y, from.d_y, p.d_y);
     if (has_gates) copy_rows(m.g, from.g, p.g);
-    if (p.rotary) {
-      unit.angles_part.copy(m.angles, from.angles, static_cast<int>(p.width()), n);
-      advance(from.angles, angle_step, static_cast<int>(p.width()));
+    if (width) {
+      unit.angles_part.copy(m.angles, from.angles, width, n);
+      from.angles -= kTile * width;
     }
     if constexpr (kCausal) {
-      const unsigned char* const state = reinterpret_cast<const unsigned char*>(from.key_state);
-      unsigned char* const to = reinterpret_cast<unsigned char*>(&m.key_state);
+      unsigned char* const to = reinterpret_cast<unsigned char*>(&m.key_state) + at.straight;
 #pragma unroll
-      for (int i = 0; i < int{sizeof(m.key_state.tiles)}; i += 512)
-        copy_async16(to + i + at.straight, state + i + at.straight, true);
-      if (at.lane < 4)
-        copy_async16(to + sizeof(m.key_state.tiles) + at.straight, state + sizeof(m.key_state.tiles) + at.straight,
-                     true);
-      from.key_state -= kTiles;
+      for (int i = 0; i < int{sizeof(m.key_state)}; i += 512)
+        if (i + 512 <= int{sizeof(m.key_state)} || at.lane < int{sizeof(m.key_state.sums)} / 16)
+          copy_async16(to + i, from.key_state + i, true);
+      from.key_state -= kTiles * int{sizeof(m.key_state)};
     }
   }
   // Replaces the values before the first chunk of a sequence by the initial history, before a barrier.
@@ -567,9 +536,11 @@ struct Reverse {
     if constexpr (!kCausal) {
       Acc keys[kTiles], key_sum;
       unit.load_state(unit.state_before(), keys, key_sum);
-      store_key_state(unit, &own.key_state, keys, key_sum, unit.num_keys(0));
+      store_key_state(unit, &own.stages[0].key_state, keys, key_sum, unit.num_keys(0));
     }
+    Acc sum;
     unit.load_state(after, state, sum);
+    if (at.lane < 4) store_sums(sum);
     if constexpr (!kCausal && !kSumsOnly) {
 #pragma unroll
       for (int t = 0; t < kTiles; ++t) store_tile(at, own.query_state[t], to_right<E>(state[t]));
@@ -587,9 +558,11 @@ struct Reverse {
                  unit.lane_rows(p.g, last),
                  unit.lane_rows(p.d_y, last),
                  unit.lane_angles(last),
-                 kCausal ? unit.chunk_state(last) : nullptr};
-    if constexpr (!kSumsOnly) d_q.find(unit, p.d_q, last), d_k.find(unit, p.d_k, last);
-    if constexpr (!kSumsOnly) d_v.find(unit, p.d_v, last), d_g.find(unit, p.d_g, last);
+                 reinterpret_cast<const unsigned char*>(kCausal ? unit.chunk_state(last) : nullptr) + at.straight};
+    if constexpr (!kSumsOnly) {
+      d_q.find(unit, p.d_q, last), d_k.find(unit, p.d_k, last);
+      d_v.find(unit, p.d_v, last), d_g.find(unit, p.d_g, last);
+    }
     int n = unit.rows() - last * kTile;
     first_in_sequence = convolves && segment.is_first() ? 0 : -1;
     const int64_t row = segment.sequence_end - p.kernel_size + 1 - segment.begin;  // the first of the final history
@@ -618,6 +591,8 @@ struct Reverse {
       if constexpr (kCausal && kScaled<E>) num_keys -= kTile;
     }
     copies_wait<0>();
+    __syncwarp();
+    sum = load_sums(own.sums);
 
     if constexpr (kSumsOnly) {
       unit.store_state(unit.state(p.query_states), state, sum);
@@ -635,13 +610,6 @@ struct Reverse {
     }
   }
 
-  // Operand A of the transpose of a matrix whose elements above the diagonal are zero.
-  static __device__ Split<E> transpose_lower(const Split<E>& m) {
-    const uint32_t (&r)[4] = m.part[0].r;
-    Split<E> t;
-    t.part[0] = {{transpose_matrix(r[0]), 0, transpose_matrix(r[1]), transpose_matrix(r[3])}};
-    return t;
-  }
   // Adds products of rows of a chunk with each other to those with a state.
   static __device__ void add_rows(ShortSum<E>& d, const Split<E>& a, const RightSplit<E>& b, float factor) {
     if constexpr (kScaled<E>) {
@@ -660,6 +628,20 @@ struct Reverse {
     } else {
       add_product(d, a, b);
     }
+  }
+  // Returns w at each row of the chunk and stores that of the first row, for the chunk before.
+  __device__ Acc add_to_sums(const Split<E>& d_z_after, float factor) const {
+    Acc sums = load_sums(own.sums);
+    if constexpr (kCausal || kSumsOnly) {
+      add_state(sums, d_z_after, load_right_transposed<E>(at, own.plain_q), factor);
+      if (at.lane < 4) store_sums(sums);
+    }
+    return sums;
+  }
+  __device__ void store_sums(const Acc& sums) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      reinterpret_cast<float2*>(&own.sums[i / 2][at.lane])[i % 2] = make_float2(sums.x[i / 2][0], sums.x[i / 2][1]);
   }
   static __device__ Acc feature_gradient(const Acc& f, Acc d) {
 #pragma unroll

@@ -99,19 +99,22 @@ __device__ RightSplit<E> to_right(const Acc& a) {
 template <typename E>
 __device__ void store_tile(const TileLane& at, unsigned char* tile, const RightSplit<E>& m) {
 #pragma unroll
-  for (int p = 0; p < kParts<E>; ++p)
-    store_matrices(tile + p * kPartBytes, at.lane, {m.r[p][0][0], m.r[p][1][0], m.r[p][0][1], m.r[p][1][1]});
+  for (int p = 0; p < kParts<E>; ++p, tile += kPartBytes)
+    store_matrices_swapped(tile, tile + at.swapped, at.lane, {m.r[p][0][0], m.r[p][0][1], m.r[p][1][0], m.r[p][1][1]});
 }
 
 // ---- masks of the elements on and below the diagonal, or on and above it ----
 
 struct TileMasks {
-  uint32_t lower, upper;  // of the pair of columns that this lane holds of a matrix on the diagonal
+  // Of the pair of columns that this lane holds of a matrix on the diagonal; and a zero that the compiler does not
+  // know, because it copies operands that contain constants.
+  uint32_t lower, upper, zero;
 
   __device__ explicit TileMasks(int lane) {
     const int row = lane / 4, column = lane % 4 * 2;
     lower = keep((column <= row ? 0xffffu : 0u) | (column < row ? 0xffff0000u : 0u));
     upper = keep((column >= row ? 0xffffu : 0u) | (column + 1 >= row ? 0xffff0000u : 0u));
+    zero = __shfl_sync(0xffffffffu, 0u, 0);
   }
 };
 template <typename E>
@@ -119,7 +122,7 @@ __device__ void keep_lower(Split<E>& m, const TileMasks& masks) {
 #pragma unroll
   for (int p = 0; p < kParts<E>; ++p) {
     uint32_t (&r)[4] = m.part[p].r;
-    r[0] &= masks.lower, r[2] = 0, r[3] &= masks.lower;
+    r[0] &= masks.lower, r[2] = masks.zero, r[3] &= masks.lower;
   }
 }
 template <typename E>
@@ -127,7 +130,7 @@ __device__ void keep_upper(Split<E>& m, const TileMasks& masks) {
 #pragma unroll
   for (int p = 0; p < kParts<E>; ++p) {
     uint32_t (&r)[4] = m.part[p].r;
-    r[0] &= masks.upper, r[1] = 0, r[3] &= masks.upper;
+    r[0] &= masks.upper, r[1] = masks.zero, r[3] &= masks.upper;
   }
 }
 
@@ -162,8 +165,7 @@ struct RowPart {
   __device__ void copy(unsigned char* rows, const E* from, int stride, int n) const {
     copy_async16(rows + to, from, row < n);
     if constexpr (sizeof(E) == 4) {
-      advance(from, stride, 8 * int{sizeof(E)});
-      copy_async16(rows + to + 512, from, row + 8 < n);
+      copy_async16(rows + to + 512, from + 8 * stride, row + 8 < n);
     }
   }
   // Stores negative infinity, whose phi is 0, in the padding.

@@ -9,11 +9,11 @@
 namespace recgrela::cuda::narrow {
 
 // State of keys in memory: for each warp, its value channels by all key channels as operands, and the sums of phi(k) in
-// float32 at its key channels.
+// float32 at its key channels, as the elements of a tile with equal rows that the first four lanes hold.
 template <typename E, int kHead>
 struct KeyState {
   unsigned char tiles[kHead / kTile][kTileBytes<E>];
-  float sums[kTile];
+  float4 sums[2][4];
 };
 
 template <typename E, int kHead>
@@ -97,9 +97,8 @@ struct Unit {
                     : static_cast<float>(segment.length());
   }
 
-  // x, which the compiler does not know to be a constant: it multiplies a stride by it and adds the product to an
-  // address in one instruction.
-  static __device__ int variable(int x) { return x * static_cast<int>(blockDim.y); }
+  // x, which all lanes have, in a register that the compiler does not compute again where it is used.
+  static __device__ int keep_uniform(int x) { return __shfl_sync(0xffffffffu, x, 0); }
 
   // ---- states, [d + 1, d] float32: sums by key and value channel, then sums by key channel ----
 
