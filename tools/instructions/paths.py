@@ -55,7 +55,7 @@ def count(code: Code, limits: Mapping[int, int] | None = None) -> LoopCounts:
 
     Args:
         code: its machine code.
-        limits: accesses to global memory on the path `full` of a loop, at most, those of inner loops included,
+        limits: accesses to global memory on the path `full` of a loop with its inner loops, at most,
             by the number of the loop: 0 for the kernel, then in the order of `LoopCounts.nest`. Excludes
             branches that few iterations take.
     """
