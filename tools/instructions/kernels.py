@@ -125,7 +125,6 @@ def _one_in(rows: Share) -> Share:
 
 
 # gated_rela: a warp has 16 channels of a head.
-_RELA_FORWARD = (Form(6, {4: _always}), Form(7, {4: _always, 5: _tiles}))
 _RELA_BACKWARD = (
     Form(9, {2: _always, 5: _always}),
     Form(13, {2: _always, 5: _always, **dict.fromkeys((6, 7, 8, 9), _tiles)}),
@@ -136,6 +135,15 @@ _RELA_QUERIES = (
 )
 
 
+# Heads of up to 32 channels: a warp has a head, and an iteration of the forward a step of several tiles of 16
+# rows.
+def _steps(instance: Instance) -> float:
+    bytes_of_tile = 16 * instance.size * instance.element_size
+    return max(1, defaults("gated_rela")["STEP_BYTES"] // bytes_of_tile)
+
+
+_NARROW_FORWARD = (Form(6, {5: _one_in(_steps)}), Form(5, {5: _one_in(_steps)}))
+_NARROW_KEYS = (Form(4, {4: _one_in(_steps)}),)
 _NARROW_QUERIES = (Form(4, {3: _always, 4: _always}, once=1), Form(3, {3: _always}, once=1))
 
 
@@ -278,13 +286,15 @@ def _rela(direction: str, forms: tuple[Form, ...], when: str = "always") -> Kern
     return Kernel("gated_rela", direction, CHUNK, _head, forms, when=_only(when))
 
 
-def _narrow(direction: str, forms: tuple[Form, ...], causal: str = "causal") -> Kernel:
+def _narrow(
+    direction: str, forms: tuple[Form, ...], causal: str = "causal", parts: Share = lambda i: 1.0
+) -> Kernel:
     """Kernels whose second template argument is whether they are causal; `causal`: when these run."""
 
     def when(instance: Instance) -> str:
         return causal if instance.sizes[1] else "bidirectional"
 
-    return Kernel("gated_rela", direction, CHUNK, _head, forms, when=when)
+    return Kernel("gated_rela", direction, CHUNK, _head, forms, parts, when)
 
 
 def _selective(direction: str, forms: tuple[Form, ...], when: str = "always") -> Kernel:
@@ -300,8 +310,10 @@ def _conv(direction: str, forms: tuple[Form, ...]) -> Kernel:
 
 
 KERNELS = {
-    "rela_key_sums_kernel": _rela("forward", (Form(2, {2: _always}),), "bidirectional"),
-    "rela_forward_kernel": _rela("forward", _RELA_FORWARD),
+    "narrow::rela_key_sums_kernel": Kernel(
+        "gated_rela", "forward", CHUNK, _head, _NARROW_KEYS, _tiles, _only("bidirectional")
+    ),
+    "narrow::rela_forward_kernel": _narrow("forward", _NARROW_FORWARD, parts=_tiles),
     "rela_query_sums_kernel": _rela("backward", _RELA_QUERIES, "bidirectional"),
     "rela_backward_kernel": _rela("backward", _RELA_BACKWARD),
     "narrow::rela_query_sums_kernel": _narrow("backward", _NARROW_QUERIES, "cut"),

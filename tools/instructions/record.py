@@ -31,7 +31,8 @@ class KernelCounts:
         registers, threads: of a thread, and of a block.
         math, tensor, memory, integer, control: warp instructions of a unit by kind.
         special, shared, global_: those of them that need these pipes.
-        once: warp instructions of a warp outside of the loops that are counted.
+        once: warp instructions outside of the loops that are counted: those of a warp, divided by the units
+            that it processes at a time.
     """
 
     op: str
@@ -143,7 +144,7 @@ def divide(instance: Instance, form: Form, resources: Resources, loops: Sequence
         special=special,
         shared=shared,
         global_=accesses,
-        once=total(loops[form.once].full),
+        once=round(total(loops[form.once].full) / parts),
     )
 
 
