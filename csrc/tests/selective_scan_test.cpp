@@ -245,6 +245,13 @@ void add_cases(Cases& cases) {
       c.num_states = states, c.channels = 260;
       cases.add(c.name() + "/columns", [c] { check<SelectiveRun>(c); });
     }
+    // All channels of a block exist, so that rows are read by vectors unless their strides are odd.
+    for (auto [states, channels] : {std::pair{8, 64}, {16, 128}, {16, 64}, {32, 16}, {64, 8}, {128, 16}, {256, 2}})
+      for (bool strided : {false, true}) {
+        SelectiveCase c = draw(type, {33, 6, 0, 20});
+        c.num_states = states, c.channels = channels, c.strided = strided;
+        cases.add(c.name() + "/whole", [c] { check<SelectiveRun>(c); });
+      }
     SelectiveCase several = draw(type, {3, 2});
     several.channels = 20, several.num_states = 256;
     cases.add(several.name() + "/launches", [several] { check<SelectiveRun>(several); });

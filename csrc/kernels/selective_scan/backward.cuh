@@ -33,9 +33,17 @@ struct BackwardBlock {
       const RowMatrix& rows = i < Shape::kStageRows * kQuads ? p.B : p.C;
       const int r = i / kQuads % Shape::kStageRows, n = i % kQuads * 4;
       const E* const from = static_cast<const E*>(rows.data) + (begin + row0 + r) * rows.stride + n;
-      float quad[4];
+      float quad[4] = {};
+      if (p.num_states == kAllStates && p.states_aligned) {
+        if (row0 + r < end) {
+          const Adjacent<E, 4> all = *reinterpret_cast<const Adjacent<E, 4>*>(from);
 #pragma unroll
-      for (int k = 0; k < 4; ++k) quad[k] = row0 + r < end && n + k < p.num_states ? to_float(from[k]) : 0.f;
+          for (int k = 0; k < 4; ++k) quad[k] = to_float(all.x[k]);
+        }
+      } else {
+#pragma unroll
+        for (int k = 0; k < 4; ++k) quad[k] = row0 + r < end && n + k < p.num_states ? to_float(from[k]) : 0.f;
+      }
       store_floats<4>(stage + i * 4, quad);
     }
     __syncthreads();

@@ -68,6 +68,7 @@ void plan_backward(SelectivePlan& p) {
     const int block_warps = static_cast<int>(ceil_div(warps, std::max<int64_t>(1, columns)));
     p.backward_threads = 32 * block_warps, p.backward_channels = block_warps * Shape::kWarpChannels;
     p.backward_columns = static_cast<int>(columns);
+    p.states_aligned = is_aligned(p.B, p.dtype, 4 * size_of(p.dtype)) && is_aligned(p.C, p.dtype, 4 * size_of(p.dtype));
     p.rows_aligned = true;
     for (const RowMatrix* rows : {&p.u, &p.delta, &p.z, &p.d_y, &p.d_u, &p.d_delta, &p.d_z})
       p.rows_aligned &= is_aligned(*rows, p.dtype, std::min<int64_t>(16, Shape::kElements * size_of(p.dtype)));
