@@ -13,7 +13,15 @@ class Attention {
   using Stage = ForwardStage<E, kHead, kCausal>;
   using Values = ValueRows<E, kHead>;
 
-  explicit __device__ Attention(const Head<E, kHead>& head) : at_(head.at), keys_(head) {
+  // What the causal form keeps in shared memory: ones on and below the diagonal, and zeros above it, as operand A.
+  // Loading them takes fewer instructions than moving constants to the registers of an instruction.
+  struct Memory {
+    uint4 lower[32];
+  };
+
+  __device__ Attention(const Head<E, kHead>& head, Memory& memory)
+      : at_(head.at), keys_(head), mask_(TileMasks(head.at.lane).lower), memory_(memory) {
+    if constexpr (kCausal) memory.lower[at_.lane] = make_uint4(kOnes<E> & mask_, kOnes<E>, 0, kOnes<E> & mask_);
     head.load_state(head.state_before(), keys_.sums);
     if constexpr (!kCausal) {
       const float length = static_cast<float>(head.segment.length());
@@ -44,20 +52,24 @@ class Attention {
                          RowPair& inverse) {
     Operand<E> query[kTiles];
     Acc weights;
+    uint32_t zero = 0;
     if constexpr (kCausal) {
       RightSplit<E> key[kTiles];
       Acc plain[kTiles];
 #pragma unroll
       for (int t = 0; t < kTiles; ++t) {
         const TileAngles angles = load_angles(at_, m.angles[i][t]);
-        key[t] = keys_.make(m.k[i][t], m.plain[t], angles, n);
         plain[t] = make_query(m.q[i][t], angles, query[t]);
+        key[t] = keys_.make(m.k[i][t], m.q[i][t], angles, n);  // phi(k) replaces q, which all lanes have loaded
       }
       __syncwarp();
+      const uint4 ones = memory_.lower[at_.lane];
+      const uint32_t lower[4] = {ones.x, ones.y, ones.z, ones.w};
+      zero = ones.z;
       float d[2] = {};
 #pragma unroll
       for (int t = 0; t < kTiles; ++t) {
-        const Acc running = keys_.running_features(t, m.plain[t]);
+        const Acc running = keys_.running_features(t, m.q[i][t], lower);
 #pragma unroll
         for (int e = 0; e < 8; ++e) d[e / 2 % 2] += plain[t].x[e / 4][e % 4] * running.x[e / 4][e % 4];
       }
@@ -107,7 +119,7 @@ class Attention {
         inverse.x[0] = inverse.x[1] = factor;
       }
       Operand<E> p = to_operand<E>(weights);
-      p.r[0] &= keys_.lower_mask(), p.r[2] = 0, p.r[3] &= keys_.lower_mask();
+      p.r[0] &= mask_, p.r[2] = zero, p.r[3] &= mask_;
       const unsigned char* const v = m.v + (kMaxHistory + i * kTile) * Values::kRowBytes;
 #pragma unroll
       for (int u = 0; u < kTiles; ++u) {
@@ -139,6 +151,8 @@ class Attention {
 
   const TileLane& at_;
   Keys<E, kHead> keys_;
+  const uint32_t mask_;  // of the lane's elements in a matrix on the diagonal
+  const Memory& memory_;
   float eps_;
   uint32_t upper_[kTiles][2], rest_[kTiles][2];  // z in every column, as a sum of two numbers
   RightSplit<E> state_[kTiles][kTiles];

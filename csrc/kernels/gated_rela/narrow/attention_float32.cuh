@@ -15,28 +15,37 @@ class Keys<float, kHead> {
   KeySums<kTiles> sums;
 
   explicit __device__ Keys(const Head<float, kHead>& head)
-      : at_(head.at), transposed_(keep(transposed_quads(head.at.lane))), lower_(lower_ones(head.at.lane)) {}
+      : at_(head.at), transposed_(keep(transposed_quads(head.at.lane))) {}
 
   // Stores phi(k) of a tile of keys, of which n rows are valid, to `plain`, and R phi(k) in their place. Both are
   // readable after a barrier. Returns R phi(k).
   __device__ Acc make(unsigned char* k, unsigned char* plain, const Acc& angles, int n) const {
     Acc f = load_quads(k + at_.straight);
     apply_phi(f);
-    if (n < kTile) {
-#pragma unroll
-      for (int i = 0; i < 8; ++i)
-        if (tile_row(at_.lane, i % 4) >= n) f.x[i / 4][i % 4] = 0.f;
-    }
+    if (n < kTile) keep_rows(f, at_.lane, n);
     const Acc rotated = rotate_quads(f, angles);
     store_quads(plain + at_.straight, f);
     store_quads(k + at_.straight, rotated);
     return rotated;
   }
-  __device__ void add_features(int t, const unsigned char* plain) { running_features(t, plain); }
-  // Adds phi(k) of tile t to its sums. Returns the sums up to each row.
-  __device__ Acc running_features(int t, const unsigned char* plain) {
+  // Adds phi(k) of tile t to its sums, in the lane's rows, and stores R phi(k) in place of the keys.
+  __device__ void start_sum(int t, unsigned char* k, unsigned char*, const Acc& angles, int n) {
+    Acc f = load_quads(k + at_.straight);
+    apply_phi(f);
+    if (n < kTile) keep_rows(f, at_.lane, n);
+    add_scaled(sums.features[t], f, 1.f);
+    store_quads(k + at_.straight, rotate_quads(f, angles));
+  }
+  __device__ void finish_sum(int, const unsigned char*) {}
+  // Adds up the lanes' rows after the last chunk.
+  __device__ void complete() {
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) sum_rows(sums.features[t]);
+  }
+  // Adds phi(k) of tile t to its sums and returns the sums up to each row.
+  __device__ Acc running_features(int t, const unsigned char* plain, const LowerOnes& lower) {
     Acc& sum = sums.features[t];
-    Acc running = multiply_quads<true>(lower_, load_transposed(plain + transposed_));
+    Acc running = multiply_lower(lower, at_.lane, load_transposed(plain + transposed_));
     add_scaled(running, sum, 1.f);
     const RowVector last = row_of<kTile - 1>(running);
 #pragma unroll
@@ -66,19 +75,8 @@ class Keys<float, kHead> {
   }
 
  private:
-  static __device__ Operand<float> lower_ones(int lane) {
-    constexpr uint32_t kOne = 0x3f800000u;
-    Operand<float> ones = {};  // its lower parts are zeros
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      ones.high[0][e] = ones.high[1][2 + e] = keep(lane % 4 * 2 + e <= lane / 4 ? kOne : 0u);
-      ones.high[0][2 + e] = kOne;
-    }
-    return ones;
-  }
   const TileLane& at_;
   const int transposed_;
-  const Operand<float> lower_;
 };
 
 template <int kHead, bool kCausal>
@@ -88,8 +86,13 @@ class Attention<float, kHead, kCausal> {
   using Stage = ForwardStage<float, kHead, kCausal>;
   using Values = ValueRows<float, kHead>;
 
-  explicit __device__ Attention(const Head<float, kHead>& head)
-      : at_(head.at), keys_(head), in_head_(head.in_head(LaneRows<float>::column(head.at.lane))) {
+  struct Memory {
+    LowerOnes lower;
+  };
+
+  __device__ Attention(const Head<float, kHead>& head, Memory& memory)
+      : at_(head.at), keys_(head), in_head_(head.in_head(LaneRows<float>::column(head.at.lane))), memory_(memory) {
+    if constexpr (kCausal) memory.lower.store(at_.lane);
     head.load_state(head.state_before(), keys_.sums);
     if constexpr (!kCausal) {
       eps_ = head.p.eps * static_cast<float>(head.segment.length());
@@ -124,7 +127,7 @@ class Attention<float, kHead, kCausal> {
     float d[2] = {};
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
-      const Acc z = kCausal ? keys_.running_features(t, m.q[i][t]) : keys_.sums.features[t];
+      const Acc z = kCausal ? keys_.running_features(t, m.q[i][t], memory_.lower) : keys_.sums.features[t];
 #pragma unroll
       for (int e = 0; e < 8; ++e) d[e / 2 % 2] += plain[t].x[e / 4][e % 4] * z.x[e / 4][e % 4];
     }
@@ -162,6 +165,7 @@ class Attention<float, kHead, kCausal> {
   const TileLane& at_;
   Keys<float, kHead> keys_;
   const bool in_head_;  // the lane's channels
+  const Memory& memory_;
   float eps_;
   Operand<float> state_[kTiles][kTiles];
 };

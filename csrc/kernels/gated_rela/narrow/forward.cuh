@@ -16,11 +16,19 @@
 
 namespace recgrela::cuda::narrow {
 
+// Memory of a warp.
 template <typename E, int kHead, bool kCausal>
 struct ForwardMemory {
   RelaSegment segment;
-  alignas(16) float4 conv_weights[kHead / kTile][kMaxKernelSize + 1][4];  // unless registers hold them
+  typename ForwardConvolution<E, kHead>::Memory conv_weights[kHead / kTile];
   ForwardStage<E, kHead, kCausal> stages[2];
+};
+
+// Memory of a block. Its warps store the same numbers for their attention.
+template <typename E, int kHead, bool kCausal>
+struct ForwardBlock {
+  typename Attention<E, kHead, kCausal>::Memory attention;
+  ForwardMemory<E, kHead, kCausal> warps[Head<E, kHead>::kWarps];
 };
 
 // kSiluScale times a tile of g.
@@ -46,7 +54,8 @@ class LaneOutputs {
     row_ = head.in_head(column) ? row : kOutside;
   }
 
-  // Stores the rows below n of a chunk and moves to the next one. `scratch` are tiles that were read before a barrier.
+  // Stores the rows below n of a chunk and moves to the next one. `scratch` are tiles of q, which
+  // all lanes have loaded.
   __device__ void store(unsigned char* scratch, int n, const Acc (&a)[kTiles]) {
     if constexpr (sizeof(E) == 4) {
 #pragma unroll
@@ -57,6 +66,7 @@ class LaneOutputs {
         }
         next_ += 8 * stride_;
       }
+      __syncwarp();  // the next tile or step overwrites what lanes have read
     } else {
 #pragma unroll
       for (int t = 0; t < kTiles; ++t) store_matrices(scratch + t * kPartBytes, lane_, to_operand<E>(a[t]).r);
@@ -80,10 +90,10 @@ class LaneOutputs {
 template <typename E, int kHead, bool kCausal>
 __global__ void __launch_bounds__(64, kForwardBlocks<E, kHead>) rela_forward_kernel(const RelaPlan p) {
   constexpr int kTiles = kHead / kTile;
-  using Memory = ForwardMemory<E, kHead, kCausal>;
   using Stage = ForwardStage<E, kHead, kCausal>;
   using Values = ValueRows<E, kHead>;
-  auto& memory = reinterpret_cast<Memory*>(dynamic_shared())[threadIdx.x / 32];
+  auto& block = *reinterpret_cast<ForwardBlock<E, kHead, kCausal>*>(dynamic_shared());
+  auto& memory = block.warps[threadIdx.x / 32];
   Head<E, kHead> head(p, memory.segment);
   check_sequences(p.sequences, p.initial_position, p.rotary ? p.rotary_positions : 0);
   if (!head.find_segment(memory.segment)) return;
@@ -96,9 +106,9 @@ __global__ void __launch_bounds__(64, kForwardBlocks<E, kHead>) rela_forward_ker
 #pragma unroll
     for (int u = 0; u < kTiles; ++u)
       convolution[u].load(p, head.first_channel() + u * kTile, p.head_dim < kTile ? p.head_dim : kTile, lane,
-                          memory.conv_weights[u][0]);
+                          memory.conv_weights[u]);
   }
-  Attention<E, kHead, kCausal> attention(head);
+  Attention<E, kHead, kCausal> attention(head, block.attention);
   RowPair counts;  // number of keys of the lane's rows
 #pragma unroll
   for (int h = 0; h < 2; ++h) counts.x[h] = static_cast<float>(segment.position + tile_row(lane, 2 * h) + 1);
@@ -111,7 +121,6 @@ __global__ void __launch_bounds__(64, kForwardBlocks<E, kHead>) rela_forward_ker
     RowPair inverse;
     attention.attend(m, i, n, counts, p.eps, num_keys, out, inverse);
     if constexpr (kCausal) counts.x[0] += kTile, counts.x[1] += kTile, num_keys += kTile;
-    if constexpr (!kCausal && sizeof(E) == 2) __syncwarp();  // the rows of q become those of y
 #pragma unroll
     for (int u = 0; u < kTiles; ++u) {
       if (convolves) {

@@ -12,6 +12,24 @@ struct KeySums {
   Acc products[kTiles][kTiles], features[kTiles];
 };
 
+// The sum over the rows of a tile, in all of its rows.
+inline __device__ void sum_rows(Acc& a) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    float& x = a.x[i / 2][i % 2];
+    x += a.x[i / 2][i % 2 + 2];
+#pragma unroll
+    for (int lanes = 4; lanes < 32; lanes *= 2) x += __shfl_xor_sync(0xffffffffu, x, lanes);
+    a.x[i / 2][i % 2 + 2] = x;
+  }
+}
+// Sets the rows from n on to zeros.
+inline __device__ void keep_rows(Acc& a, int lane, int n) {
+#pragma unroll
+  for (int i = 0; i < 8; ++i)
+    if (tile_row(lane, i % 4) >= n) a.x[i / 4][i % 4] = 0.f;
+}
+
 template <typename E, int kHead>
 struct Head {
   static constexpr int kTiles = kHead / kTile;

@@ -36,8 +36,6 @@ class Keys {
   explicit __device__ Keys(const Head<E, kHead>& head) : at_(head.at), padding_(head.is_padded() ? 0u : ~0u) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) ones_[i] = kOnes<E>;
-    mask_ = TileMasks(at_.lane).lower;
-    lower_[0] = lower_[3] = kOnes<E> & mask_, lower_[1] = kOnes<E>, lower_[2] = 0;
   }
 
   // Stores phi(k) of a tile of keys to `plain`, and R phi(k) in their place. Both are readable after a barrier. Returns
@@ -54,16 +52,22 @@ class Keys {
     if (n < kTile) leave_out(n);
     return rotated;
   }
-  // Adds phi(k) of tile t to its sums.
-  __device__ void add_features(int t, const unsigned char* plain) {
+  // Add phi(k) of tile t to its sums, as the operand that it is in other kernels: before a barrier, and after it.
+  __device__ void start_sum(int, unsigned char* k, unsigned char* plain, const TileAngles& angles, int n) {
+    make(k, plain, angles, n);
+  }
+  __device__ void finish_sum(int t, const unsigned char* plain) {
     add_ones_product<E>(sums.features[t], ones_, load_right_transposed<E>(at_, plain));
   }
-  // The same; returns the sums up to each row.
-  __device__ Acc running_features(int t, const unsigned char* plain) {
+  // Completes the sums of phi(k) after the last chunk.
+  __device__ void complete() {}
+  // Adds phi(k) of tile t to its sums and returns the sums up to each row. `lower` are ones on and below the diagonal,
+  // zeros above it.
+  __device__ Acc running_features(int t, const unsigned char* plain, const uint32_t (&lower)[4]) {
     const RightSplit<E> k = load_right_transposed<E>(at_, plain);
     Acc running;
 #pragma unroll
-    for (int j = 0; j < 2; ++j) mma16816<E>(running.x[j], lower_, k.r[0][j], sums.features[t].x[j]);
+    for (int j = 0; j < 2; ++j) mma16816<E>(running.x[j], lower, k.r[0][j], sums.features[t].x[j]);
     add_ones_product<E>(sums.features[t], ones_, k);
     return running;
   }
@@ -82,7 +86,6 @@ class Keys {
         for (int j = 0; j < 2; ++j) mma16816<E>(sums.products[u][t].x[j], value, key[t].r[0][j]);
     }
   }
-  __device__ uint32_t lower_mask() const { return mask_; }
 
  private:
   __device__ void leave_out(int n) {
@@ -96,8 +99,6 @@ class Keys {
   const TileLane& at_;
   const uint32_t padding_;  // mask of channels 8 to 15
   uint32_t ones_[4];        // ones^T, zeros for rows after the segment
-  uint32_t lower_[4];       // ones on and below the diagonal
-  uint32_t mask_;           // of the lane's elements in a matrix on the diagonal
 };
 
 // The lane's angles of a tile.

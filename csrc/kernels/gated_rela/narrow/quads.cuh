@@ -57,9 +57,8 @@ inline __device__ Acc rotate_quads(const Acc& x, const Acc& angles) {
   return y;
 }
 
-// A B^T. kExact: TF32 represents A's elements exactly.
-template <bool kExact = false>
-__device__ Acc multiply_quads(const Operand<float>& a, const Operand<float>& b) {
+// A B^T
+inline __device__ Acc multiply_quads(const Operand<float>& a, const Operand<float>& b) {
   Acc d;
 #pragma unroll
   for (int j = 0; j < 2; ++j)
@@ -73,9 +72,43 @@ __device__ Acc multiply_quads(const Operand<float>& a, const Operand<float>& b) 
         mma1688_tf32(d.x[j], upper_a, lower_b, {0.f, 0.f, 0.f, 0.f});
       else
         mma1688_tf32(d.x[j], upper_a, lower_b);
-      if constexpr (!kExact) mma1688_tf32(d.x[j], lower_a, upper_b);
+      mma1688_tf32(d.x[j], lower_a, upper_b);
       mma1688_tf32(d.x[j], upper_a, upper_b);
     }
+  return d;
+}
+
+// Ones on and below the diagonal and zeros above it, as an operand A for each half of the inner dimension. Loading them
+// from shared memory takes fewer instructions than moving constants to the registers of an instruction.
+struct LowerOnes {
+  uint4 half[2][32];
+
+  __device__ void store(int lane) {
+    constexpr uint32_t kOne = 0x3f800000u;
+    const uint32_t even = lane % 4 * 2 <= lane / 4 ? kOne : 0, odd = lane % 4 * 2 < lane / 4 ? kOne : 0;
+    half[0][lane] = make_uint4(even, kOne, odd, kOne);
+    half[1][lane] = make_uint4(0, even, 0, odd);
+  }
+};
+
+// The product of these ones with B^T. TF32 represents ones exactly.
+inline __device__ Acc multiply_lower(const LowerOnes& ones, int lane, const Operand<float>& b) {
+  Acc d;
+#pragma unroll
+  for (int s = 0; s < 2; ++s) {
+    const uint4 quad = ones.half[s][lane];
+    const uint32_t a[4] = {quad.x, quad.y, quad.z, quad.w};
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const uint32_t upper_b[2] = {b.high[s][2 * j], b.high[s][2 * j + 1]};
+      const uint32_t lower_b[2] = {b.low[s][2 * j], b.low[s][2 * j + 1]};
+      if (s == 0)
+        mma1688_tf32(d.x[j], a, lower_b, {0.f, 0.f, 0.f, 0.f});
+      else
+        mma1688_tf32(d.x[j], a, lower_b);
+      mma1688_tf32(d.x[j], a, upper_b);
+    }
+  }
   return d;
 }
 

@@ -86,7 +86,6 @@ struct alignas(16) ForwardStage {
   static constexpr int kTiles = kHead / kTile, kRowTiles = kStepTiles<E, kHead>;
   unsigned char q[kRowTiles][kTiles][kRowsBytes<E>], g[kRowTiles][kTiles][kRowsBytes<E>];
   unsigned char k[kCausal ? kRowTiles : 1][kTiles][kCausal ? kRowsBytes<E> : 16];
-  unsigned char plain[kTiles][kCausal && sizeof(E) == 2 ? kRowsBytes<E> : 16];  // phi(k) of a row tile
   unsigned char angles[kRowTiles][kTiles][kRowsBytes<float>];
   alignas(16) unsigned char v[ValueRows<E, kHead>::kBytes];
 };
@@ -123,7 +122,8 @@ class RowSteps {
     if (copies_history_) start_history(row);
   }
 
-  // Calls use(stage, i, n) for the row tiles i of each step, where n rows of the segment are left.
+  // Calls use(stage, i, n) for the row tiles i of each step, where n rows of the segment are left. After the last one
+  // of a step, copies overwrite the stage: lanes must not read then what other lanes have copied.
   template <typename Use>
   __device__ void run(Use use) {
     int n = left_;
@@ -150,7 +150,6 @@ class RowSteps {
         use(stages_[stage], i, n);
         n -= kTile;
       }
-      __syncwarp();  // the next step but one overwrites the stage
     }
     copies_wait<0>();
   }

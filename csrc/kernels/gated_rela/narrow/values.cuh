@@ -23,10 +23,11 @@ template <typename E, int kHead>
 class ForwardConvolution {
  public:
   using Rows = ValueRows<E, kHead>;
+  struct Memory {};
 
   // Loads the weights and the bias of `channels` channels from the first one on. float32 may keep them in shared
   // memory, which is readable after a barrier.
-  __device__ void load(const RelaPlan& p, int64_t first, int channels, int lane, float4*) {
+  __device__ void load(const RelaPlan& p, int64_t first, int channels, int lane, Memory&) {
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       if (8 * j >= channels) break;
@@ -76,9 +77,12 @@ class ForwardConvolution<float, kHead> {
  public:
   using Rows = ValueRows<float, kHead>;
   static constexpr bool kShared = kHead > kTile;
+  struct alignas(16) Memory {
+    float4 weights[kShared ? kMaxKernelSize + 1 : 1][4];
+  };
 
-  __device__ void load(const RelaPlan& p, int64_t first, int channels, int lane, float4* shared) {
-    shared_ = shared + lane % 4;
+  __device__ void load(const RelaPlan& p, int64_t first, int channels, int lane, Memory& memory) {
+    shared_ = &memory.weights[0][lane % 4];
 #pragma unroll
     for (int k = 0; k <= kMaxKernelSize; ++k) {
       float w[4];
@@ -89,7 +93,7 @@ class ForwardConvolution<float, kHead> {
                : k == kMaxKernelSize ? p.conv_bias[first + channel]
                                      : conv_weight(p, first + channel, k);
       }
-      (kShared ? shared[k * 4 + lane % 4] : weights_[k]) = make_float4(w[0], w[1], w[2], w[3]);
+      (kShared ? memory.weights[k][lane % 4] : weights_[k]) = make_float4(w[0], w[1], w[2], w[3]);
     }
   }
 
