@@ -272,6 +272,12 @@ void add_cases(Cases& cases) {
     cases.add(c.name() + "/schedules", [c] { check_one_result<SelectiveRun>(c); });
     c.segment_rows = 0;
     cases.add(c.name() + "/schedules", [c] { check_one_result<SelectiveRun>(c); });
+    // Whole blocks of four warps, whose tiles of B and C have 32 rows, and every part of a group at the end.
+    SelectiveCase block = draw(type, {75, 34, 5});
+    block.num_states = 16, block.channels = 128;
+    cases.add(block.name() + "/block", [block] { check<SelectiveRun>(block); });
+    if (type == DType::kFloat32)
+      cases.add(block.name() + "/block/schedules", [block] { check_one_result<SelectiveRun>(block); });
     c.lengths = {1, 3}, c.sparse = true;
     cases.add(c.name(), [c] { check<SelectiveRun>(c); });
   }
@@ -282,6 +288,14 @@ void add_cases(Cases& cases) {
   cases.add(c.name(), [c] { check<SelectiveRun>(c); });
   c.lengths = {9}, c.channels = 0;
   cases.add(c.name(), [c] { check<SelectiveRun>(c); });
+  cases.add("selective_scan/strides", [] {
+    SelectiveCase c;
+    c.lengths = {3};
+    const SelectiveRun run(c, SelectiveData(c));
+    auto p = run.params({});
+    p.y = run.y.rows(), p.z.stride = int64_t{1} << 31;
+    expect(cuda::selective_scan_forward(p, nullptr) == cudaErrorInvalidValue, "a stride of 2^31 is accepted");
+  });
   add_refusals(cases, "selective_scan", [](const void* offsets, bool is_int64) {
     SelectiveCase c;
     c.lengths = {3, 4}, c.is_int64 = is_int64;

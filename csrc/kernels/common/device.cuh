@@ -86,6 +86,21 @@ inline __device__ float fast_reciprocal(float x) {
   return y;
 }
 
+// a * b. The compiler fuses it with the addition to an address, into one instruction, where the same expression in C++
+// may become a product of 64-bit numbers.
+inline __device__ int64_t multiply_wide(int a, int b) {
+  int64_t product;
+  asm("mul.wide.s32 %0, %1, %2;" : "=l"(product) : "r"(a), "r"(b));
+  return product;
+}
+
+// The larger of two numbers; NaN if one is NaN.
+inline __device__ float max_or_nan(float x, float y) {
+  float z;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
+  return z;
+}
+
 // tanh(x) with a relative error of up to 2^-11, in one instruction: for results that are rounded to 16 bits.
 inline __device__ float fast_tanh(float x) {
   float y;

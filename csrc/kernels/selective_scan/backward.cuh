@@ -157,11 +157,13 @@ __global__ void __launch_bounds__(32 * kBackwardWarps, RECGRELA_SELECTIVE_SCAN_B
   warp.store_partials(persistent_block);
 }
 
+constexpr int kAddThreads = 256;
+
 // Adds the partial sums of d_B and d_C over the columns of a launch. A thread adds one element of a row of [d_B, d_C].
 template <typename E>
-__global__ void __launch_bounds__(kForwardThreads) selective_add_row_partials_kernel(const SelectivePlan p) {
+__global__ void __launch_bounds__(kAddThreads) selective_add_row_partials_kernel(const SelectivePlan p) {
   const int64_t width = 2 * p.num_states, size = p.sequences.num_rows * width;
-  const int64_t i = int64_t{blockIdx.x} * kForwardThreads + threadIdx.x;
+  const int64_t i = int64_t{blockIdx.x} * kAddThreads + threadIdx.x;
   if (i >= size) return;
   float sum = p.first_column ? p.row_sums[i] : 0.f;
   for (int k = 0; k < p.launch_columns; ++k) sum += p.row_partials[k * size + i];
@@ -185,8 +187,8 @@ cudaError_t SelectiveKernels<E>::backward(const SelectivePlan& p, cudaStream_t s
 
 template <typename E>
 cudaError_t SelectiveKernels<E>::add_row_partials(const SelectivePlan& p, cudaStream_t stream) {
-  return launch(selective_add_row_partials_kernel<E>,
-                ceil_div(p.sequences.num_rows * 2 * p.num_states, kForwardThreads), kForwardThreads, 0, stream, p);
+  return launch(selective_add_row_partials_kernel<E>, ceil_div(p.sequences.num_rows * 2 * p.num_states, kAddThreads),
+                kAddThreads, 0, stream, p);
 }
 
 }  // namespace recgrela::cuda

@@ -1,22 +1,28 @@
 // Plan of a selective_scan call: its parameters and what the host derives from them.
 #pragma once
 
-#include <type_traits>
-
 #include "kernels/common/segments.cuh"
 #include "kernels/selective_scan/params.h"
+#include "kernels/selective_scan/tuning.h"
 
 namespace recgrela::cuda {
 
-constexpr int kThreadStates = 8;      // states of a channel that a thread holds
-constexpr int kForwardThreads = 256;  // of a block, at most
+// Blocks of the forward and of the sums over segments.
+constexpr int kScanResident = RECGRELA_SELECTIVE_SCAN_FORWARD_RESIDENT;
+// Threads of a block, at most. Where a channel takes many lanes, larger blocks share the rows of B and C.
+constexpr int scan_threads(int lanes) { return lanes < 4 ? 128 : 256; }
+
+struct ScanBlocks {
+  int lanes = 1, states = 16;     // lanes of a channel, and states of a lane
+  int threads = 0, channels = 0;  // of a block
+  int columns = 0;                // blocks that cover the channels
+};
 
 struct SelectivePlan : SelectiveScanParams {
   SegmentPlan segments;
-  int threads = 0, block_channels = 0;  // of a block
-  int columns = 0;                      // blocks that cover the channels
-  float* segment_states = nullptr;      // [slots, C, N]: final states from a zero state, then initial states
-  float* segment_steps = nullptr;       // [slots, C]: sums of the steps d_i
+  ScanBlocks scan;
+  float* segment_states = nullptr;  // [slots, C, N]: final states from a zero state, then initial states
+  float* segment_steps = nullptr;   // [slots, C]: sums of the steps d_i
 
   // The backward runs persistent blocks. Each processes every persistent_blocks-th slot of a column and stores one
   // partial sum of the gradients of A, D and delta_bias.
@@ -35,17 +41,6 @@ struct SelectivePlan : SelectiveScanParams {
 
   __host__ __device__ int64_t state_size() const { return channels * num_states; }
 };
-
-// Calls f(std::integral_constant<int, lanes>{}) with the fewest lanes per channel that hold `num_states` states.
-template <typename F>
-cudaError_t dispatch_lanes(int num_states, F&& f) {
-  if (num_states <= 8) return f(std::integral_constant<int, 1>{});
-  if (num_states <= 16) return f(std::integral_constant<int, 2>{});
-  if (num_states <= 32) return f(std::integral_constant<int, 4>{});
-  if (num_states <= 64) return f(std::integral_constant<int, 8>{});
-  if (num_states <= 128) return f(std::integral_constant<int, 16>{});
-  return f(std::integral_constant<int, 32>{});
-}
 
 // Kernels of one element type.
 template <typename E>

@@ -12,6 +12,7 @@ namespace recgrela::cuda {
 namespace {
 
 constexpr int kCarryThreads = 128;
+constexpr int64_t kMaxSegmentRows = int64_t{1} << 28;  // the scans count bytes of a column in 32 bits
 // Bounds the partial sums of d_A; a constant, so that sums have the same order on every device.
 constexpr int64_t kMaxPersistentBlocks = 1024;
 
@@ -55,6 +56,8 @@ __global__ void __launch_bounds__(kCarryThreads) selective_carry_states_kernel(c
 }
 
 bool supported(const SelectiveScanParams& p) {
+  for (const RowMatrix* rows : {&p.u, &p.delta, &p.z, &p.B, &p.C, &p.y, &p.d_y})  // addresses are products of 32 bits
+    if (p.sequences.num_rows > 1 && rows->stride > INT32_MAX) return false;
   const int64_t checkpoints = p.sequences.num_rows / p.kCheckpointRows + p.sequences.num_sequences;
   return p.num_states >= 1 && p.num_states <= p.kMaxStates && p.channels < (int64_t{1} << 25) &&
          checkpoints < INT32_MAX;
@@ -79,17 +82,27 @@ void plan_backward(SelectivePlan& p) {
       static_cast<int>(std::clamp<int64_t>(2 * p.channels / p.num_states, 1, std::max(1, p.backward_columns)));
 }
 
+// Chooses the blocks of the forward and of the sums over segments.
+ScanBlocks plan_scan_blocks(const SelectiveScanParams& p) {
+  ScanBlocks blocks;
+  blocks.states = p.num_states <= 8 ? 8 : 16;
+  while (blocks.lanes * blocks.states < p.num_states) blocks.lanes *= 2;
+  // A block loads whole rows of B and C.
+  const int unit = std::max(32, blocks.lanes * blocks.states), max_threads = scan_threads(blocks.lanes);
+  const int64_t min_columns = std::max<int64_t>(1, ceil_div(p.channels * blocks.lanes, max_threads));
+  const int64_t threads = std::max<int64_t>(1, ceil_div(p.channels, min_columns)) * blocks.lanes;
+  blocks.threads = static_cast<int>(ceil_div(threads, unit) * unit);
+  blocks.channels = blocks.threads / blocks.lanes;
+  blocks.columns = static_cast<int>(ceil_div(p.channels, blocks.channels));
+  return blocks;
+}
+
 SelectivePlan make_plan(const SelectiveScanParams& params, bool backward) {
   SelectivePlan p;
   static_cast<SelectiveScanParams&>(p) = params;
-  int lanes = 1;
-  dispatch_lanes(p.num_states, [&](auto count) { return lanes = count, cudaSuccess; });
-  const int64_t min_columns = std::max<int64_t>(1, ceil_div(p.channels * lanes, kForwardThreads));
-  p.threads = static_cast<int>(ceil_div(ceil_div(p.channels, min_columns) * lanes, 32) * 32);
-  p.threads = std::max(p.threads, 32);
-  p.block_channels = p.threads / lanes;
-  p.columns = static_cast<int>(ceil_div(p.channels, p.block_channels));
-  p.segments = plan_scan(p.sequences, p.channels * lanes, p.segment_rows, p.kCheckpointRows);
+  p.scan = plan_scan_blocks(params);
+  p.segments = plan_scan(p.sequences, p.channels * p.scan.lanes, p.segment_rows, p.kCheckpointRows);
+  if (p.segments.rows > kMaxSegmentRows) p.segments = plan_segments(p.sequences, kMaxSegmentRows);
   if (backward) plan_backward(p);
   return p;
 }

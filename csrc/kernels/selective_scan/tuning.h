@@ -6,3 +6,14 @@
 #ifndef RECGRELA_SELECTIVE_SCAN_BACKWARD_CHANNELS
 #define RECGRELA_SELECTIVE_SCAN_BACKWARD_CHANNELS 4
 #endif
+
+// Rows that a thread of the forward processes at a time; it loads the next ones meanwhile: 2, 4 or 8. More rows hide
+// slower loads and share counters, and take more registers.
+#ifndef RECGRELA_SELECTIVE_SCAN_FORWARD_ROWS
+#define RECGRELA_SELECTIVE_SCAN_FORWARD_ROWS 4
+#endif
+
+// Threads of the forward on a multiprocessor, for which registers are limited: 512, 640 or 768.
+#ifndef RECGRELA_SELECTIVE_SCAN_FORWARD_RESIDENT
+#define RECGRELA_SELECTIVE_SCAN_FORWARD_RESIDENT 512
+#endif

@@ -81,6 +81,8 @@ uint32_t halve2(uint32_t packed) {
   const float2 pair = unpack2<E>(packed);
   return pack2<E>(0.5f * pair.x, 0.5f * pair.y);
 }
+inline int64_t multiply_wide(int a, int b) { return int64_t{a} * b; }
+inline float max_or_nan(float x, float y) { return std::isnan(x) || std::isnan(y) ? NAN : std::fmax(x, y); }
 inline float fast_reciprocal(float x) {
   x = flush_subnormal(x);
   return x == 0 ? std::copysign(INFINITY, x) : flush_subnormal(1 / x);

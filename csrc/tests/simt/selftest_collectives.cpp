@@ -4,6 +4,7 @@
 #include <random>
 #include <vector>
 
+#include "kernels/common/activations.cuh"
 #include "tests/simt/selftest.h"
 
 namespace recgrela::simt {
@@ -226,6 +227,15 @@ bool tanh_is_near() {
   return largest <= 0x1p-11 && largest > 0x1p-12;
 }
 
+bool softplus_is_exact() {
+  double largest = 0;
+  for (float x = -80; x < 80; x += 0x1p-8f) {
+    const double exact = std::max(x, 0.f) + std::log1p(std::exp(-std::fabs(static_cast<double>(x))));
+    largest = std::max(largest, std::fabs(softplus(x) / exact - 1));
+  }
+  return largest < 3e-7 && softplus(-INFINITY) == 0 && softplus(INFINITY) == INFINITY && std::isnan(softplus(NAN));
+}
+
 // Value of a 16-bit number by the definition of its format.
 double value_of(uint32_t bits, int mantissa_bits, int bias) {
   const uint32_t exponent = (bits & 0x7fffu) >> mantissa_bits, mantissa = bits & ((1u << mantissa_bits) - 1);
@@ -313,6 +323,7 @@ void check_collectives() {
   check("stmatrix of matrices in another order", swapped_matrices_are_right);
   check("stmatrix with swapped halves", stored_swizzled_tile_is_right);
   check("tanh to 11 bits", tanh_is_near);
+  check("softplus to float32's precision", softplus_is_exact);
   check("ldmatrix of rows that other lanes still write", [] {
     bool wrong = true;
     for (Order order : kOrders) {
