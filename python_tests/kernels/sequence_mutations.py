@@ -207,7 +207,7 @@ MUTATIONS = [
     ),
     Mutation(
         "queries miss the gradient of the denominator",
-        "gated_rela/narrow/reverse.cuh",
+        "gated_rela/narrow/reverse_chunk.cuh",
         BF16_BACKWARD,
         "scale_rows(more, kScaled<E> ? RowPair{{d_z.x[0] * factor, d_z.x[1] * factor}} : d_z);",
         "scale_rows(more, kScaled<E> ? RowPair{{d_z.x[0] * factor, d_z.x[1] * factor}} : d_z);",
@@ -216,7 +216,7 @@ MUTATIONS = [
     ),
     dropped(
         "keys miss the gradient of the denominator within a chunk",
-        "gated_rela/narrow/reverse.cuh",
+        "gated_rela/narrow/reverse_state.cuh",
         BF16_BACKWARD,
         "add_state(sums, d_z_after, load_right_transposed<E>(at, own.plain_q), factor);",
         "add_state(sums, d_z_after, load_right_transposed<E>(at, own.plain_q), factor);",
@@ -268,7 +268,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the gradient of a value in the final history is lost",
-        "gated_rela/narrow/reverse.cuh",
+        "gated_rela/narrow/conv_history.cuh",
         BF16_BACKWARD,
         "if (row < 0 || row >= history",
         "row < 0",
@@ -320,7 +320,7 @@ MUTATIONS = [
     ),
     dropped(
         "gradients are read before other lanes have stored theirs",
-        "gated_rela/narrow/reverse.cuh",
+        "gated_rela/narrow/reverse_chunk.cuh",
         BF16_BACKWARD,
         "if constexpr (kOne) __syncwarp();",
         "__syncwarp();",
@@ -328,7 +328,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the gradient of the convolution is cut off after a chunk",
-        "gated_rela/narrow/reverse.cuh",
+        "gated_rela/narrow/conv_history.cuh",
         BF16_BACKWARD,
         "if (unit.part.row >= kMaxHistory) return;\n    unsigned char*",
         "unit.part.row >= kMaxHistory",

@@ -179,21 +179,6 @@ inline __device__ void mma16816_first(float (&d)[4], const uint32_t (&a)[4], con
       : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(0.f));
 }
-// D += A B with an inner dimension of 8: mma.m16n8k8 for 16-bit operands.
-template <typename E>
-__device__ void mma1688(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b);
-template <>
-inline __device__ void mma1688<bf16>(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b) {
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a0), "r"(a1), "r"(b));
-}
-template <>
-inline __device__ void mma1688<fp16>(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b) {
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a0), "r"(a1), "r"(b));
-}
 inline __device__ void mma1688_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
@@ -260,21 +245,6 @@ inline __device__ void store_matrices(unsigned char* matrices, int lane, const u
 #else
 #pragma unroll
   for (int m = 0; m < 4; ++m) reinterpret_cast<uint32_t*>(matrices)[m * 32 + lane] = r[m];
-#endif
-}
-// The same with the second and the third matrix swapped, which are in r[2] and r[1]. `swapped` is the address of the
-// row that lane l stores: row l % 8 of matrix l / 8, after the swap.
-inline __device__ void store_matrices_swapped(unsigned char* matrices, unsigned char* swapped, int lane,
-                                              const uint32_t (&r)[4]) {
-#if __CUDA_ARCH__ >= 900
-  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(swapped));
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};"
-               :
-               : "r"(address), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
-               : "memory");
-#else
-#pragma unroll
-  for (int m = 0; m < 4; ++m) reinterpret_cast<uint32_t*>(matrices)[(m % 2 * 2 + m / 2) * 32 + lane] = r[m];
 #endif
 }
 // Stores them as the quarters of a tile of 16 rows, kStride bytes apart. `row` is the address of row l % 16, 16 bytes

@@ -75,6 +75,9 @@ struct StoreConvGradients {
 RelaPlan make_plan(const GatedRelaParams& params) {
   RelaPlan p;
   static_cast<GatedRelaParams&>(p) = params;
+  auto step = [](const RowMatrix& rows) { return static_cast<int>(-kTile * rows.stride); };
+  p.steps = {step(p.q),   step(p.k),   step(p.v),   step(p.g),  step(p.d_y),
+             step(p.d_q), step(p.d_k), step(p.d_v), step(p.d_g)};
   const Sequences& s = params.sequences;
   int64_t segment_rows = params.segment_rows;
   if (segment_rows == 0) {

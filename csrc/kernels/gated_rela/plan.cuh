@@ -26,6 +26,11 @@ struct RelaPlan : GatedRelaParams {
   void* chunk_states = nullptr;
   float* chunk_sums = nullptr;
 
+  // Elements from a chunk of 16 rows to the one before; backward only.
+  struct ChunkSteps {
+    int q = 0, k = 0, v = 0, g = 0, d_y = 0, d_q = 0, d_k = 0, d_v = 0, d_g = 0;
+  } steps;
+
   __host__ __device__ int64_t state_size() const { return int64_t{head_dim} * (head_dim + 1); }
   __host__ __device__ int64_t width() const { return int64_t{num_heads} * head_dim; }
   __host__ __device__ int64_t num_units() const { return segments.num_slots * num_heads; }

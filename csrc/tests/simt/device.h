@@ -116,10 +116,6 @@ inline void mma16816_first(float (&d)[4], const uint32_t (&a)[4], const uint32_t
   for (float& x : d) x = 0;
   mma16816<bf16>(d, a, b);
 }
-template <typename E>
-void mma1688(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b) {
-  mma16816<E>(d, {a0, a1, 0, 0}, {b, 0});
-}
 inline void mma1688_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   simt_internal::mma(simt::Collective::kMmaTf32, d, a, b);
 }
@@ -147,11 +143,6 @@ void store_matrices(E* tile, int stride, const uint32_t (&r)[4]) {
 inline void store_matrices(unsigned char* matrices, int lane, const uint32_t (&r)[4]) {
   if (reinterpret_cast<uintptr_t>(matrices) % 16) simt::fail("store_matrices: not aligned to 16 bytes");
   for (int m = 0; m < 4; ++m) std::memcpy(matrices + m * 128 + lane * 4, &r[m], 4);
-}
-inline void store_matrices_swapped(unsigned char* matrices, unsigned char* swapped, int lane, const uint32_t (&r)[4]) {
-  if (swapped != matrices + (lane / 8 % 2 * 2 + lane / 16) * 128 + lane % 8 * 16)
-    simt::fail("store_matrices_swapped: a wrong row");
-  store_matrices(matrices, lane, {r[0], r[2], r[1], r[3]});
 }
 template <int kStride>
 void store_matrix_rows(unsigned char* row, int lane, const uint32_t (&r)[4]) {

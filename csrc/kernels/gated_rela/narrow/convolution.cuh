@@ -129,20 +129,20 @@ struct Convolution : ConvolutionBase<E> {
     }
   }
 
-  // Returns SiLU(c) and stores the gradient of c over kSiluScale, given the gradient of SiLU(c).
-  __device__ Acc back(const unsigned char* v, Acc gradient, Bytes d_c, const TileLane& at, int straight) {
+  // Computes SiLU(c) and stores the gradient of c over kSiluScale, given the gradient of SiLU(c).
+  __device__ void back(const unsigned char* v, Acc gradient, Bytes d_c, const TileLane& at, int straight,
+                       float (&silu)[2][4]) {
     const float4 low = biases[0], high = biases[4];
     Acc c = {{{low.x, low.y, low.z, low.w}, {high.x, high.y, high.z, high.w}}};
     add<2>(c, v + shifts);
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       float& d = gradient.x[i / 4][i % 4];
-      c.x[i / 4][i % 4] = silu_back<E>(c.x[i / 4][i % 4], d);
+      silu[i / 4][i % 4] = silu_back<E>(c.x[i / 4][i % 4], d);
       float2& sum = this->d_bias[i / 4];
       (i % 2 ? sum.y : sum.x) += d;
     }
     store_matrix_rows<Rows::kStride>(d_c + straight, at.lane, to_operand<E>(gradient).r);
-    return c;
   }
 
   // Adds the gradient of the values to d_v, and the products of values and gradients to those of the weights. The
@@ -201,8 +201,7 @@ struct Convolution<float> : ConvolutionBase<float> {
   }
   __device__ float2 weight(int k, int j) const { return weights[k * (kTile / 2) + j * 4]; }
 
-  __device__ Acc back(const unsigned char* v, Acc gradient, Bytes d_c, const TileLane& at, int) {
-    Acc silu;
+  __device__ void back(const unsigned char* v, Acc gradient, Bytes d_c, const TileLane& at, int, float (&silu)[2][4]) {
     const int element = Rows::element(at.lane);
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
@@ -219,14 +218,13 @@ struct Convolution<float> : ConvolutionBase<float> {
           c.x += w[k].x * x[k].x, c.y += w[k].y * x[k].y;
         }
         float2 d = make_float2(gradient.x[j][2 * h], gradient.x[j][2 * h + 1]);
-        silu.x[j][2 * h] = silu_back<float>(c.x, d.x), silu.x[j][2 * h + 1] = silu_back<float>(c.y, d.y);
+        silu[j][2 * h] = silu_back<float>(c.x, d.x), silu[j][2 * h + 1] = silu_back<float>(c.y, d.y);
         *reinterpret_cast<float2*>(d_c + element + j * Rows::kBlock + 8 * h * Rows::kStride) = d;
         d_bias[j].x += d.x, d_bias[j].y += d.y;
 #pragma unroll
         for (int k = 0; k < kMaxKernelSize; ++k) d_weights[j][k].x += d.x * x[k].x, d_weights[j][k].y += d.y * x[k].y;
       }
     }
-    return silu;
   }
 
   __device__ void add_gradients(Acc& d_v, const unsigned char*, const unsigned char* d_c, const TileLane& at, int) {

@@ -100,7 +100,7 @@ template <typename E>
 __device__ void store_tile(const TileLane& at, unsigned char* tile, const RightSplit<E>& m) {
 #pragma unroll
   for (int p = 0; p < kParts<E>; ++p, tile += kPartBytes)
-    store_matrices_swapped(tile, tile + at.swapped, at.lane, {m.r[p][0][0], m.r[p][0][1], m.r[p][1][0], m.r[p][1][1]});
+    store_matrices_swapped(tile, at.lane, at.swapped, {m.r[p][0][0], m.r[p][0][1], m.r[p][1][0], m.r[p][1][1]});
 }
 
 // ---- masks of the elements on and below the diagonal, or on and above it ----
