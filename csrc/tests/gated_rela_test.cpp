@@ -91,6 +91,14 @@ void add_cases(Cases& cases) {
           c.saves = !causal && i % 2;
           cases.add(c.name(), [c] { check<RelaRun>(c); });
         }
+  // Lengths around the ends of chunks of 16 rows and of steps of 32, with all options.
+  for (DType type : types)
+    for (int head_dim : {8, 16, 32})
+      for (bool causal : {true, false}) {
+        RelaCase c;
+        c.type = type, c.head_dim = head_dim, c.causal = causal, c.heads = 1, c.lengths = {31, 32, 33, 47, 64, 65, 97};
+        cases.add(c.name() + "/steps", [c] { check<RelaRun>(c); });
+      }
   // No option, and each option alone.
   for (DType type : types)
     for (bool causal : {true, false})

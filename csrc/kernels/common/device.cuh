@@ -193,6 +193,13 @@ inline __device__ void mma1688_tf32(float (&d)[4], const uint32_t (&a)[4], const
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
 }
 
+// D += A B with an inner dimension of 4. Its operands need fewer neighbouring registers.
+inline __device__ void mma1684_tf32(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b) {
+  asm("mma.sync.aligned.m16n8k4.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a0), "r"(a1), "r"(b));
+}
+
 // ldmatrix.x4: lane l passes row l % 8 of matrix l / 8, eight 16-bit numbers in shared memory, aligned to 16 bytes.
 template <bool kTranspose>
 __device__ void load_matrices(uint32_t (&r)[4], const void* row) {

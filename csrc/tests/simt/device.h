@@ -120,6 +120,9 @@ inline void mma1688_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (
   simt_internal::mma(simt::Collective::kMmaTf32, d, a, b);
 }
 
+inline void mma1684_tf32(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b) {
+  mma1688_tf32(d, {a0, a1, 0, 0}, {b, 0});
+}
 inline void mma1688_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const float (&c)[4]) {
   for (int i = 0; i < 4; ++i) d[i] = c[i];
   mma1688_tf32(d, a, b);

@@ -87,7 +87,11 @@ void product(Args p) {
     ra[0] = float_bits(a[quad * k + in_quad]), ra[1] = float_bits(a[(quad + 8) * k + in_quad]);
     ra[2] = float_bits(a[quad * k + in_quad + 4]), ra[3] = float_bits(a[(quad + 8) * k + in_quad + 4]);
     rb[0] = float_bits(b[in_quad * 8 + quad]), rb[1] = float_bits(b[(in_quad + 4) * 8 + quad]);
+    float halves[4] = {d[0], d[1], d[2], d[3]};
+    mma1684_tf32(halves, ra[0], ra[1], rb[0]), mma1684_tf32(halves, ra[2], ra[3], rb[1]);
     mma1688_tf32(d, ra, rb, {d[0], d[1], d[2], d[3]});
+    for (int i = 0; i < 4; ++i)
+      if (halves[i] != d[i]) d[i] = NAN;
   }
   for (int i = 0; i < 4; ++i) p.out[(i < 2 ? quad : quad + 8) * 8 + in_quad * 2 + (i & 1)] = d[i];
 }

@@ -154,7 +154,7 @@ class Attention<float, kHead, kCausal> {
       Operand<float> values[kTiles];
       keys_.load_values(m.v + (kMaxHistory + i * kTile) * Values::kRowBytes, values);
 #pragma unroll
-      for (int u = 0; u < kTiles; ++u) add_scaled(out[u], multiply_quads(p, values[u]), 1.f);
+      for (int u = 0; u < kTiles; ++u) add_scaled(out[u], multiply_quads_in_place(p, values[u]), 1.f);
       keys_.add_products(m.k[i][0], values);
     }
   }

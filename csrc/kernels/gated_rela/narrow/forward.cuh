@@ -20,7 +20,7 @@ namespace recgrela::cuda::narrow {
 template <typename E, int kHead, bool kCausal>
 struct ForwardMemory {
   RelaSegment segment;
-  typename ForwardConvolution<E, kHead>::Memory conv_weights[kHead / kTile];
+  typename ForwardConvolution<E, kHead, kCausal>::Memory conv_weights[kHead / kTile];
   ForwardStage<E, kHead, kCausal> stages[2];
 };
 
@@ -88,7 +88,7 @@ class LaneOutputs {
 };
 
 template <typename E, int kHead, bool kCausal>
-__global__ void __launch_bounds__(64, kForwardBlocks<E, kHead>) rela_forward_kernel(const RelaPlan p) {
+__global__ void __launch_bounds__(64, kForwardBlocks<E, kHead, kCausal>) rela_forward_kernel(const RelaPlan p) {
   constexpr int kTiles = kHead / kTile;
   using Stage = ForwardStage<E, kHead, kCausal>;
   using Values = ValueRows<E, kHead>;
@@ -101,7 +101,7 @@ __global__ void __launch_bounds__(64, kForwardBlocks<E, kHead>) rela_forward_ker
   const int lane = head.at.lane;
   const bool gates = p.g.data, convolves = p.kernel_size > 0;
 
-  ForwardConvolution<E, kHead> convolution[kTiles];
+  ForwardConvolution<E, kHead, kCausal> convolution[kTiles];
   if (convolves) {
 #pragma unroll
     for (int u = 0; u < kTiles; ++u)

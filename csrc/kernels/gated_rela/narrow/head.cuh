@@ -12,6 +12,13 @@ struct KeySums {
   Acc products[kTiles][kTiles], features[kTiles];
 };
 
+// Returns x, as a number that the compiler does not know to be equal. It would keep equal numbers in one register, and
+// move them before each instruction that takes several neighbouring registers. All lanes call it.
+template <typename T>
+__device__ T another_register(T x) {
+  return __shfl_xor_sync(0xffffffffu, x, 0);
+}
+
 // The sum over the rows of a tile, in all of its rows.
 inline __device__ void sum_rows(Acc& a) {
 #pragma unroll

@@ -25,7 +25,7 @@ struct KeySumsBlock {
 };
 
 template <typename E, int kHead>
-__global__ void __launch_bounds__(64, kForwardBlocks<E, kHead>) rela_key_sums_kernel(const RelaPlan p) {
+__global__ void __launch_bounds__(64, kForwardBlocks<E, kHead, false>) rela_key_sums_kernel(const RelaPlan p) {
   constexpr int kTiles = kHead / kTile;
   using Memory = KeySumsMemory<E, kHead>;
   using Values = ValueRows<E, kHead>;

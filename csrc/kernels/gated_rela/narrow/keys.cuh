@@ -111,9 +111,9 @@ __device__ auto load_lane_angles(const TileLane& at, const unsigned char* rows) 
 }
 
 // Blocks per multiprocessor for which the compiler limits registers.
-template <typename E, int kHead>
-constexpr int kForwardBlocks = kHead > kTile                  ? 4
-                               : kScaled<E> || sizeof(E) == 4 ? 6
-                                                              : RECGRELA_GATED_RELA_FORWARD_BLOCKS;
+template <typename E, int kHead, bool kCausal>
+constexpr int kForwardBlocks = kHead > kTile&& kCausal                         ? 4
+                               : kHead > kTile || kScaled<E> || sizeof(E) == 4 ? 6
+                                                                               : RECGRELA_GATED_RELA_FORWARD_BLOCKS;
 
 }  // namespace recgrela::cuda::narrow

@@ -19,30 +19,44 @@ __device__ float silu(float scaled_x) {
     return scaled_x * sigmoid(scaled_x);
 }
 
-template <typename E, int kHead>
+// Registers hold the weights. Where heads have two tiles, shared memory does, unless the causal form needs so many
+// registers that fewer warps run in any case.
+template <typename E, int kHead, bool kCausal>
 class ForwardConvolution {
  public:
   using Rows = ValueRows<E, kHead>;
-  struct Memory {};
+  static constexpr bool kShared = kHead > kTile && !kCausal;
+  struct alignas(16) Memory {
+    uint4 weights[kShared ? 4 : 1][32];
+    float4 bias[kShared ? 2 : 1][4];
+  };
 
-  // Loads the weights and the bias of `channels` channels from the first one on. float32 may keep them in shared
-  // memory, which is readable after a barrier.
-  __device__ void load(const RelaPlan& p, int64_t first, int channels, int lane, Memory&) {
+  // Loads the weights and the bias of `channels` channels from the first one on. What it keeps in shared memory is
+  // readable after a barrier.
+  __device__ void load(const RelaPlan& p, int64_t first, int channels, int lane, Memory& memory) {
+    shared_ = &memory.weights[0][lane], shared_bias_ = &memory.bias[0][lane % 4];
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       if (8 * j >= channels) break;
       const float* const bias = p.conv_bias + first + tile_col(lane, j, 0);
-      bias_[j][0] = bias_[j][2] = bias[0] * kSiluScale<E>, bias_[j][1] = bias_[j][3] = bias[1] * kSiluScale<E>;
-      if (lane / 8 != lane % 4) continue;  // not on the diagonal
+      const float x = bias[0] * kSiluScale<E>, y = bias[1] * kSiluScale<E>;
+      (kShared ? memory.bias[j][lane % 4] : bias_[j]) = make_float4(x, y, another_register(x), another_register(y));
 #pragma unroll
-      for (int k = 0; k < kMaxKernelSize; ++k) {
-        const float w = conv_weight(p, first + 8 * j + lane / 4, k) * kSiluScale<E>;
-        const bool odd = lane / 4 % 2;
-        const uint32_t upper = pack2<E>(odd ? 0.f : w, odd ? w : 0.f);
-        const float2 rounded = unpack2<E>(upper);
-        const float rest = w - (rounded.x + rounded.y);
-        weights_[k / 2][j][0][k % 2] = upper;
-        weights_[k / 2][j][1][k % 2] = pack2<E>(odd ? 0.f : rest, odd ? rest : 0.f);
+      for (int i = 0; i < 2; ++i) {
+        uint32_t upper[2] = {}, rest[2] = {};
+        if (lane / 8 == lane % 4) {  // on the diagonal
+#pragma unroll
+          for (int k = 0; k < 2; ++k) {
+            const float w = conv_weight(p, first + 8 * j + lane / 4, 2 * i + k) * kSiluScale<E>;
+            const bool odd = lane / 4 % 2;
+            upper[k] = pack2<E>(odd ? 0.f : w, odd ? w : 0.f);
+            const float2 rounded = unpack2<E>(upper[k]);
+            const float x = w - (rounded.x + rounded.y);
+            rest[k] = pack2<E>(odd ? 0.f : x, odd ? x : 0.f);
+          }
+        }
+        (kShared ? memory.weights[2 * i + j][lane] : weights_[2 * i + j]) =
+            make_uint4(upper[0], upper[1], rest[0], rest[1]);
       }
     }
   }
@@ -54,26 +68,32 @@ class ForwardConvolution {
     for (int j = 0; j < 2; ++j) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
+        const uint4 w = kShared ? shared_[(2 * i + j) * 32] : weights_[2 * i + j];
         uint32_t a[4];
         load_matrices<false>(a, rows + 2 * i * Rows::kRowBytes + j * 16);
-        if (i == 0)
-          mma16816<E>(c.x[j], a, weights_[i][j][1], bias_[j]);
-        else
-          mma16816<E>(c.x[j], a, weights_[i][j][1]);
-        mma16816<E>(c.x[j], a, weights_[i][j][0]);
+        if (i == 0) {
+          const float4 bias = kShared ? shared_bias_[4 * j] : bias_[j];
+          mma16816<E>(c.x[j], a, {w.z, w.w}, {bias.x, bias.y, bias.z, bias.w});
+        } else {
+          mma16816<E>(c.x[j], a, {w.z, w.w});
+        }
+        mma16816<E>(c.x[j], a, {w.x, w.y});
       }
     }
     return c;
   }
 
  private:
-  uint32_t weights_[2][2][2][2] = {};  // [rows 3 - 2 i and 2 - 2 i before][columns 8 j ..][upper, lower part]
-  float bias_[2][4] = {};              // of this lane's elements
+  // Of the rows 3 - 2 i and 2 - 2 i before and columns 8 j ..: upper parts, then the rest.
+  uint4 weights_[kShared ? 1 : 4] = {};
+  const uint4* shared_;
+  float4 bias_[kShared ? 1 : 2] = {};  // of this lane's elements
+  const float4* shared_bias_;
 };
 
 // In float32, lanes hold the weights of their channels, or shared memory does where heads have two tiles.
-template <int kHead>
-class ForwardConvolution<float, kHead> {
+template <int kHead, bool kCausal>
+class ForwardConvolution<float, kHead, kCausal> {
  public:
   using Rows = ValueRows<float, kHead>;
   static constexpr bool kShared = kHead > kTile;
