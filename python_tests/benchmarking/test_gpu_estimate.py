@@ -8,7 +8,7 @@ import statistics
 import pytest
 
 from python_tests.support.project import ROOT
-from tools import gpu_estimate
+from tools import gpu_estimate, speed_tables
 from tools.gpu_estimate import MEASURED_RECORD, RECORD, Call, Gpu, errors
 from tools.instructions.record import KernelCounts, read_record
 
@@ -76,6 +76,11 @@ def test_records_have_a_commit_and_every_operator() -> None:
         commit, kernels = read_record(path)
         assert re.fullmatch(r"[0-9a-f]{7,}", commit), f"{path.name} is not of a commit"
         assert {k.op for k in kernels} == {"gated_rela", "causal_conv1d", "linear_scan", "selective_scan"}
+
+
+def test_tables_of_the_documentation_are_those_of_the_records() -> None:
+    page = speed_tables.PAGE.read_text()
+    assert speed_tables.updated(page) == page, "run python -m tools.speed_tables"
 
 
 @pytest.mark.parametrize("option", ["--check", "--record"])
