@@ -124,6 +124,11 @@ def _one_in(rows: Share) -> Share:
     return lambda instance: 1 / rows(instance)
 
 
+def _accesses(rows: Share, number: Share) -> Callable[[Instance], int]:
+    """Accesses of `rows` rows to `number` tensors."""
+    return lambda instance: round(rows(instance) * number(instance))
+
+
 # gated_rela: a warp has 16 channels of a head.
 _RELA_BACKWARD = (
     Form(9, {2: _always, 5: _always}),
@@ -172,14 +177,22 @@ _NARROW_BACKWARD = (
 )
 
 
-# selective_scan: a channel has `size` lanes. Tiles have 8 rows in the forward and 4 in the backward; a block
-# of 256 threads copies rows of B and C, in float32 four elements at a time.
-def _forward_copies(instance: Instance) -> float:
-    return (instance.size // 16 if instance.dtype == "float32" else instance.size / 4) / 8
+# selective_scan. The forward: lanes of a channel, states of a lane, and 0 for the forward, 1 and 2 for the
+# sums over segments in both directions. The lanes of a channel divide the rows that they load and store.
+def _lane_rows(instance: Instance) -> float:
+    return max(1, defaults("selective_scan")["FORWARD_ROWS"] / instance.size)
 
 
-_SELECTIVE_FORWARD = (Form(6, {3: every(8), 4: _forward_copies, 5: _forward_copies, 6: every(2)}),)
-_SELECTIVE_SUMS = (Form(4, {2: every(8), 3: _forward_copies, 4: every(2)}),)
+def _group(loop: int) -> Form:
+    """A loop over groups of rows, whose kinds have 4, 2 and 3 tensors of rows."""
+    return Form(
+        loop,
+        {loop: lambda i: 1 / defaults("selective_scan")["FORWARD_ROWS"]},
+        {loop: _accesses(_lane_rows, lambda i: (4, 2, 3)[i.sizes[2]])},
+    )
+
+
+_SELECTIVE_SCAN = (_group(3), _group(2))
 
 
 # The backward: lanes of a channel, channels and states of a thread. Chunks of 32 rows from checkpoints, in
@@ -208,15 +221,6 @@ _SELECTIVE_BACKWARD = (
         once=1,
     ),
 )
-
-
-def _channels_of_lanes(instance: Instance) -> float:
-    return 1 / instance.size
-
-
-def _accesses(rows: Share, number: Share) -> Callable[[Instance], int]:
-    """Accesses of `rows` rows to `number` tensors."""
-    return lambda instance: round(rows(instance) * number(instance))
 
 
 # linear_scan: a thread has two numbers of a row. An iteration uses two batches of rows, each of at most 8
@@ -264,8 +268,8 @@ def _head(instance: Instance) -> str:
 
 
 def _states(instance: Instance) -> str:
-    lanes, *shape = instance.sizes
-    return f"N {lanes * (shape[1] if len(shape) == 2 else 8)}"
+    lanes, states, scan = instance.sizes
+    return f"N {lanes * states}" + (", reversed" if scan == 2 else "")
 
 
 def _coefficients(instance: Instance) -> str:
@@ -297,10 +301,6 @@ def _narrow(
     return Kernel("gated_rela", direction, CHUNK, _head, forms, parts, when)
 
 
-def _selective(direction: str, forms: tuple[Form, ...], when: str = "always") -> Kernel:
-    return Kernel("selective_scan", direction, ROW, _states, forms, _channels_of_lanes, _only(when))
-
-
 def _scan(direction: str, forms: tuple[Form, ...], when: str = "always") -> Kernel:
     return Kernel("linear_scan", direction, ROW, _coefficients, forms, lambda i: 2.0, _only(when))
 
@@ -320,10 +320,22 @@ KERNELS = {
     "narrow::rela_backward_kernel": _narrow("backward", _NARROW_BACKWARD),
     "rela_wide_key_sums_kernel": _rela("forward", _WIDE_KEYS, "bidirectional"),
     "rela_wide_forward_kernel": _rela("forward", _WIDE_FORWARD),
-    "selective_sum_segments_kernel": _selective("forward", _SELECTIVE_SUMS, "cut"),
-    "selective_forward_kernel": _selective("forward", _SELECTIVE_FORWARD),
+    "selective_scan_kernel": Kernel(
+        "selective_scan",
+        "forward",
+        ROW,
+        _states,
+        _SELECTIVE_SCAN,
+        lambda i: 1 / i.size,
+        lambda i: "cut" if i.sizes[2] else "always",
+    ),
     "selective_backward_kernel": Kernel(
-        "selective_scan", "backward", ROW, _states, _SELECTIVE_BACKWARD, lambda i: i.sizes[1] / i.size
+        "selective_scan",
+        "backward",
+        ROW,
+        lambda i: f"N {_all_states(i):.0f}",
+        _SELECTIVE_BACKWARD,
+        lambda i: i.sizes[1] / i.size,
     ),
     "scan_sum_segments_kernel": _scan("forward", _SCAN_SUMS, "cut"),
     "scan_forward_kernel": _scan("forward", _SCAN_FORWARD),

@@ -28,7 +28,7 @@ VALUES: dict[str, dict[str, tuple[int, ...]]] = {
     },
     "causal_conv1d": {
         "THREADS": (64, 128, 256),
-        "ROWS": (2, 4, 8),
+        "ROWS": (4, 8),
         "FORWARD_WARPS": (12, 16, 24),
         "BACKWARD_WARPS": (8, 12, 16),
     },
