@@ -3,10 +3,12 @@
 python -m tools.gpu_estimate            the calls that were measured, with the kernels of the current record
 python -m tools.gpu_estimate --check    the same calls with the kernels that were measured, beside their times
 
-A call takes the longer of two times. Its warp instructions (python -m tools.instructions) are issued at a
-constant rate by each of the warps that the registers of a multiprocessor hold, but at no more than four a
-cycle. Its operands and results are moved at a share of a copy's bandwidth. Both constants are fitted to the
-measured calls, which benchmarks/results/h200.json has; --check says how far off the estimates are.
+A call takes the longer of two times. Its warp instructions (python -m tools.instructions) are issued by the
+warps
+that the registers of a multiprocessor hold: each can issue in a cycle with a constant probability, and a
+scheduler issues if one of its warps can. Its operands and results are moved at a constant share of a copy's
+bandwidth. Both constants are fitted to the measured calls, which benchmarks/results/h200.json has; --check
+says how far off the estimates are.
 """
 
 from __future__ import annotations
@@ -94,6 +96,11 @@ class Times:
         return max(self.by_instructions, self.by_bytes)
 
 
+def issue_share(warps: float, ready: float) -> float:
+    """Share of the issue slots that warps of a multiprocessor fill, if each is ready so often."""
+    return 1 - (1 - ready) ** (warps / 4)
+
+
 class Gpu:
     """The GPU of the figures.
 
@@ -106,7 +113,7 @@ class Gpu:
         machine = self.figures["machine"]
         self.cycles_per_us = machine["multiprocessors"] * machine["clock_ghz"] * 1e3
         self.bytes_per_us = machine["copy_tb_s"] * 1e6
-        self.warp_rate, self.byte_share = machine["warp_rate"][1], machine["call_byte_share"]
+        self.ready, self.byte_share = machine["ready"][1], machine["call_byte_share"]
 
     @property
     def measured(self) -> list[Call]:
@@ -117,7 +124,7 @@ class Gpu:
         kernels = call.kernels(record)
         if not kernels:
             return None
-        rates = (min(4.0, self.warp_rate * kernel.warps) * self.cycles_per_us for kernel in kernels)
+        rates = (4 * issue_share(kernel.warps, self.ready) * self.cycles_per_us for kernel in kernels)
         issued = sum(call.instructions(k) / rate for k, rate in zip(kernels, rates, strict=True))
         return Times(issued, call.bytes / self.bytes_per_us / self.byte_share)
 

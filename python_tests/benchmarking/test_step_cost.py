@@ -254,7 +254,10 @@ def test_an_estimate_is_the_larger_of_two_times() -> None:
     assert by_instructions.low == pytest.approx(100 / 0.61) == pytest.approx(by_instructions.by_instructions)
     assert by_instructions.high == pytest.approx(100 / 0.44)
     few_warps = device.estimate(Call("b", 0, 0, Issue(132 * 4 * 1755 * 100, 10)))
-    assert (few_warps.low, few_warps.high) == (pytest.approx(100 / 0.45), pytest.approx(100 / 0.25))
+    assert (few_warps.low, few_warps.high) == (
+        pytest.approx(100 / (1 - 0.8**2.5)),
+        pytest.approx(100 / (1 - 0.9**2.5)),
+    )
     total = device.total([Call("a", 2, 4_180_000)] * 3)
     assert (total.low, total.by_bytes) == (pytest.approx(3.0), pytest.approx(3.0))
 

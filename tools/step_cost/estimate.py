@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tools.gpu_estimate import issue_share
 from tools.step_cost.counting import Call
 from tools.step_cost.instructions import Issue
 
@@ -57,7 +58,7 @@ class Device:
         self.bytes_per_us = machine["copy_tb_s"] * 1e6
         self.instructions_per_us = machine["multiprocessors"] * 4 * machine["clock_ghz"] * 1e3
         self.issue_share, self.byte_share = machine["issue_share"], machine["byte_share"]
-        self.warp_rate = machine["warp_rate"]
+        self.ready = machine["ready"]
         self.launch_us = machine["launch_us"]
 
     def estimate(self, call: Call) -> Estimate:
@@ -74,7 +75,7 @@ class Device:
         """The lowest and the highest share of the issue slots that a call fills."""
         if not issue.warps:
             return self.issue_share
-        low, _, high = (min(1.0, issue.warps * rate / 4) for rate in self.warp_rate)
+        low, _, high = (issue_share(issue.warps, ready) for ready in self.ready)
         return low, high
 
     def total(self, calls: Iterable[Call]) -> Estimate:
