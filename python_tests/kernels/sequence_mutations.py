@@ -36,7 +36,7 @@ MUTATIONS = [
         "the first row of d_x is left out",
         "causal_conv1d/backward.cuh",
         CONV,
-        "d_x.store(grad[k], row + k >= K - 1);",
+        "to.store(grad[k], row + k >= K - 1);",
         "row + k >= K - 1",
         "row + k > K - 1",
         "causal_conv1d/float32",

@@ -52,38 +52,37 @@ struct ConvWeightSums {
 
 // Adds the gradient of the final history of sequence b to the gradients of its last K - 1 rows, grad[first] and those
 // that follow. Only `depth` of them are in the sequence.
-template <typename E, int K, int M>
+template <typename E, int K, bool kWhole, int M>
 __device__ void add_final_history_gradient(const ConvPlan& p, const Run& run, int64_t b, int depth, int first,
                                            float (&grad)[M][kConvGroup]) {
 #pragma unroll
   for (int k = 0; k < K - 1; ++k) {
     float values[kConvGroup];
-    load_each(static_cast<const E*>(p.d_final_history) + (b * (K - 1) + k) * p.channels + run.channel,
-              K - 2 - k <= depth ? run.valid : 0, values);
+    load_history_row<E, K, kWhole>(p.d_final_history, p, run, b, k, K - 2 - k <= depth, values);
 #pragma unroll
     for (int c = 0; c < kConvGroup; ++c) grad[first + k][c] += values[c];
   }
 }
 
-template <typename E, int K, bool kWhole>
+template <typename E, int K>
 __global__ void __launch_bounds__(kConvThreads, kBackwardBlocks) conv_backward_kernel(const ConvPlan p) {
-  constexpr int N = kConvGroup, kRows = kBackwardRows<E, kWhole>, kReach = K > 2 ? K - 2 : 0;
+  constexpr int N = kConvGroup, kStep = kBackwardStep<E>, kRows = kStep * kBatchSteps, kReach = K > 2 ? K - 2 : 0;
   struct Loaded {
     Packed<E, N> x, d_y;
   };
   const Run run(p);
-  auto x = run.rows_from<const E, kWhole>(p.x, 0);
-  auto d_y = run.rows_from<const E, kWhole>(p.d_y, 0);
-  auto d_x = run.rows_from<E, kWhole>(p.d_x, 1 - K);
+  auto x = run.rows_from<const E, true>(p.x, 0);
+  auto d_y = run.rows_from<const E, true>(p.d_y, 0);
+  auto d_x = run.rows_from<E, true>(p.d_x, 1 - K);
   auto load = [&] { return Loaded{x.load(), d_y.load()}; };
   // The first rows arrive while the block looks for boundaries.
-  RowBatches<kRows, Loaded> batches(run.rows);
+  RowBatches<kRows, Loaded> batches(p.whole ? run.rows : 0);
   batches.load_first(load);
   batches.load_second(load);
   RowsBefore<E, K> before;
-  before.template load<kWhole>(p, run);
+  before.load(p, run);
   const ConvWeights<E, K> weights(p, run);
-  Boundaries<K, kRows, kReach> boundaries(p, run.first_row, p.d_final_history);
+  Boundaries<K, kStep, kReach> boundaries(p, run.first_row, p.d_final_history);
 
   ConvWeightSums<K> sums;
   if (run.rows > 0) {
@@ -91,8 +90,8 @@ __global__ void __launch_bounds__(kConvThreads, kBackwardBlocks) conv_backward_k
     int depth = before.replace(p, run, boundaries);  // rows of the sequence before the current one, up to K - 1
     float d_before[K][N] = {};                       // gradients of the K - 1 rows before the current one, so far
     int row = 0;
-    auto use = [&](const auto& batch) {
-      constexpr int M = std::extent_v<std::remove_reference_t<decltype(batch)>>;
+    auto use = [&](auto count, const Loaded* loaded, auto& to) {
+      constexpr int M = decltype(count)::value;
       float rows[K - 1 + M][N], d[M][N], grad[K - 1 + M][N];
       before.template put<M>(rows);
 #pragma unroll
@@ -100,7 +99,7 @@ __global__ void __launch_bounds__(kConvThreads, kBackwardBlocks) conv_backward_k
 #pragma unroll
         for (int c = 0; c < N; ++c) grad[k][c] = d_before[k][c];
 #pragma unroll
-      for (int k = 0; k < M; ++k) unpack(batch[k].x, rows[K - 1 + k]), unpack(batch[k].d_y, d[k]);
+      for (int k = 0; k < M; ++k) unpack(loaded[k].x, rows[K - 1 + k]), unpack(loaded[k].d_y, d[k]);
       auto differentiate = [&](int k) {  // SiLU
         float out[N];
         weights.apply(rows, K - 1 + k, out);
@@ -111,10 +110,10 @@ __global__ void __launch_bounds__(kConvThreads, kBackwardBlocks) conv_backward_k
 #pragma unroll
         for (int k = 0; k < M; ++k) {
           const int32_t ended = boundaries.end(row + k), start = boundaries.start(row + k);
-          if (ended >= 0) add_final_history_gradient<E, K>(p, run, ended, depth, k, grad);
+          if (ended >= 0) add_final_history_gradient<E, K, (M > 1)>(p, run, ended, depth, k, grad);
           depth = depth < K - 1 ? depth + 1 : K - 1;
           if (start >= 0) {
-            load_history<E, K>(p, run, start, K - 1 + k, rows);
+            load_history<E, K, (M > 1)>(p, run, start, K - 1 + k, rows);
             depth = 0;
           }
           if (p.silu) differentiate(k);
@@ -146,7 +145,7 @@ __global__ void __launch_bounds__(kConvThreads, kBackwardBlocks) conv_backward_k
         depth = K - 1;
       }
 #pragma unroll
-      for (int k = 0; k < M; ++k) d_x.store(grad[k], row + k >= K - 1);
+      for (int k = 0; k < M; ++k) to.store(grad[k], row + k >= K - 1);
       before.template take<M>(rows);
 #pragma unroll
       for (int k = 0; k < K - 1; ++k)
@@ -154,12 +153,19 @@ __global__ void __launch_bounds__(kConvThreads, kBackwardBlocks) conv_backward_k
         for (int c = 0; c < N; ++c) d_before[k][c] = grad[M + k][c];
       row += M;
     };
-    batches.use_all(load, use);
+    batches.use_all(load, [&](const Loaded(&batch)[kRows]) {
+#pragma unroll
+      for (int k = 0; k < kRows; k += kStep) use(std::integral_constant<int, kStep>{}, batch + k, d_x);
+    });
+    auto x_each = run.rows_from<const E, false>(p.x, row);
+    auto d_y_each = run.rows_from<const E, false>(p.d_y, row);
+    auto d_x_each = run.rows_from<E, false>(p.d_x, row + 1 - K);
 #pragma unroll 1
-    while (row < run.rows + K - 1) {  // the rest of the last run, and the rows after a run
-      Loaded last[1] = {};
-      if (run.begin + row < p.sequences.num_rows) last[0] = load();
-      use(last);
+    while (row < run.rows + K - 1) {  // the rest of the last run, the rows after a run, and groups that are not whole
+      if (row + kPrefetchRows < run.rows) x_each.prefetch(kPrefetchRows), d_y_each.prefetch(kPrefetchRows);
+      Loaded loaded{};
+      if (run.begin + row < p.sequences.num_rows) loaded = {x_each.load(), d_y_each.load()};
+      use(std::integral_constant<int, 1>{}, &loaded, d_x_each);
     }
   }
   sums.store(p, run.row_block, weights.scale);
@@ -169,14 +175,10 @@ template <typename E>
 cudaError_t ConvKernels<E>::backward(const ConvPlan& p, cudaStream_t stream) {
   return dispatch_kernel_size(p.kernel_size, [&](auto kernel_size) {
     constexpr int K = decltype(kernel_size)::value;
-    auto launch_kernel = [&](auto whole) {
-      constexpr bool kWhole = decltype(whole)::value;
-      const size_t boundaries = Boundaries<K, kBackwardRows<E, kWhole>, 0>::size(p, p.d_final_history != nullptr);
-      const size_t sums = sizeof(float) * (K + 1) * kConvGroup * kConvThreads;
-      return launch(conv_backward_kernel<E, K, kWhole>, p.row_blocks * p.columns, kConvThreads,
-                    std::max(boundaries, sums), stream, p);
-    };
-    return p.whole ? launch_kernel(std::true_type{}) : launch_kernel(std::false_type{});
+    const size_t boundaries = Boundaries<K, kBackwardStep<E>, 0>::size(p, p.d_final_history != nullptr);
+    const size_t sums = sizeof(float) * (K + 1) * kConvGroup * kConvThreads;
+    return launch(conv_backward_kernel<E, K>, p.row_blocks * p.columns, kConvThreads, std::max(boundaries, sums),
+                  stream, p);
   });
 }
 

@@ -6,16 +6,16 @@
 
 namespace recgrela::cuda {
 
-// Boundaries at the rows of a block and at K - 1 rows on each side, in shared memory. A batch of kRows rows of a run
+// Boundaries at the rows of a block and at K - 1 rows on each side, in shared memory. A step of kStep rows of a run
 // has a flag if it must look for boundaries row by row: if a sequence begins or ends at one of its rows, or at one of
 // the kReach rows before it. The runs of a warp share their flags, so that the warp takes one path.
-template <int K, int kRows, int kReach>
+template <int K, int kStep, int kReach>
 class Boundaries {
  public:
   // Bytes of shared memory for the blocks of a plan.
   static size_t size(const ConvPlan& p, bool has_ends) {
     const size_t rows = static_cast<size_t>(p.runs) * p.run_rows;
-    return sizeof(int64_t) + sizeof(int32_t) * (has_ends ? 2 : 1) * (rows + 2 * (K - 1)) + rows / kRows;
+    return sizeof(int64_t) + sizeof(int32_t) * (has_ends ? 2 : 1) * (rows + 2 * (K - 1)) + rows / kStep;
   }
 
   // All threads of a block call it.
@@ -32,7 +32,7 @@ class Boundaries {
       starts_[i] = -1;
       if (ends_) ends_[i] = -1;
     }
-    for (int i = threadIdx.x; i < rows / kRows; i += kConvThreads) flags_[i] = 0;
+    for (int i = threadIdx.x; i < rows / kStep; i += kConvThreads) flags_[i] = 0;
     if (threadIdx.x < 32) {
       const int64_t first = first_offset_from(s, base);
       if (threadIdx.x == 0) *first_offset = first;
@@ -58,11 +58,11 @@ class Boundaries {
   // The sequence that begins at a row, or that ends just before it; -1 if there is none.
   __device__ int32_t start(int row) const { return starts_[row]; }
   __device__ int32_t end(int row) const { return ends_ ? ends_[row] : -1; }
-  // Whether the batch at a row is flagged.
-  __device__ bool flag(int row) const { return flags_[row / kRows]; }
+  // Whether the step at a row is flagged.
+  __device__ bool flag(int row) const { return flags_[row / kStep]; }
 
  private:
-  __device__ int flag_of(int run, int row) const { return run / warp_runs_ * (run_rows_ / kRows) + row / kRows; }
+  __device__ int flag_of(int run, int row) const { return run / warp_runs_ * (run_rows_ / kStep) + row / kStep; }
 
   int32_t *starts_, *ends_;
   uint8_t* flags_;

@@ -14,9 +14,8 @@
 namespace recgrela::cuda {
 namespace {
 
-constexpr int kMaxGroups = 32;                         // of channels, per block
-constexpr int kMaxBlockRows = 2048;                    // bounds the boundaries in shared memory
-constexpr int kRunUnit = RECGRELA_CAUSAL_CONV1D_ROWS;  // rows of a run are a multiple of the rows of each batch
+constexpr int kMaxGroups = 32;       // of channels, per block
+constexpr int kMaxBlockRows = 2048;  // bounds the boundaries in shared memory
 
 // Stores column [k, channel] of the gradients: weight k of the channel, or its bias for k = K.
 struct StoreWeightGradients {
@@ -40,6 +39,8 @@ ConvPlan make_plan(const CausalConv1dParams& params, bool backward) {
   p.whole = p.channels % kConvGroup == 0;
   for (const RowMatrix* rows : {&p.x, &p.y, &p.d_y, &p.d_x})
     p.whole = p.whole && is_aligned(*rows, p.dtype, kConvGroup * size_of(p.dtype));
+  for (const void* history : {p.initial_history, p.d_final_history})
+    p.whole = p.whole && reinterpret_cast<uintptr_t>(history) % (kConvGroup * size_of(p.dtype)) == 0;
   p.groups = static_cast<int>(ceil_div(p.channels, kConvGroup));
   p.columns = static_cast<int>(ceil_div(p.groups, kMaxGroups));
   p.block_groups = static_cast<int>(ceil_div(p.groups, p.columns));
@@ -49,8 +50,9 @@ ConvPlan make_plan(const CausalConv1dParams& params, bool backward) {
   const int64_t blocks = int64_t{backward ? kBackwardBlocks : kForwardBlocks} * multiprocessors();
   const int64_t runs = std::max<int64_t>(1, blocks / p.columns) * p.runs, max_rows = kMaxBlockRows / p.runs;
   const int64_t rounds = std::max<int64_t>(1, ceil_div(p.sequences.num_rows, runs * max_rows));
-  const int64_t rows = ceil_div(ceil_div(p.sequences.num_rows, runs * rounds), kRunUnit) * kRunUnit;
-  p.run_rows = static_cast<int>(std::max<int64_t>(rows, kRunUnit));
+  constexpr int64_t kUnit = RECGRELA_CAUSAL_CONV1D_ROWS;
+  const int64_t rows = ceil_div(ceil_div(p.sequences.num_rows, runs * rounds), kUnit) * kUnit;
+  p.run_rows = static_cast<int>(std::max(rows, kUnit));
   p.row_blocks = ceil_div(p.sequences.num_rows, int64_t{p.runs} * p.run_rows);
   return p;
 }

@@ -14,14 +14,14 @@ constexpr int kConvGroup = 4;  // adjacent channels that a thread processes
 constexpr int kForwardBlocks = 32 * RECGRELA_CAUSAL_CONV1D_FORWARD_WARPS / kConvThreads;
 constexpr int kBackwardBlocks = 32 * RECGRELA_CAUSAL_CONV1D_BACKWARD_WARPS / kConvThreads;
 
-// Rows of a batch. Groups that are not whole are loaded channel by channel, in short batches.
-template <bool kWhole>
-constexpr int kForwardRows = kWhole ? RECGRELA_CAUSAL_CONV1D_ROWS : 2;
-template <typename E, bool kWhole>
-constexpr int kBackwardRows = kWhole && sizeof(E) == 2 ? RECGRELA_CAUSAL_CONV1D_ROWS
-                              : kWhole                 ? RECGRELA_CAUSAL_CONV1D_ROWS / 2
-                                                       : 2;
-static_assert(RECGRELA_CAUSAL_CONV1D_ROWS >= 4, "a row changes at most the batch of the row K - 2 rows later");
+// Rows that a thread processes at a time, in registers: a row affects at most the step of the row K - 2 rows later.
+constexpr int kForwardStep = 4;
+template <typename E>
+constexpr int kBackwardStep = sizeof(E) == 2 ? 4 : 2;
+
+// Steps of a batch that is loaded ahead.
+constexpr int kBatchSteps = RECGRELA_CAUSAL_CONV1D_ROWS / kForwardStep;
+static_assert(RECGRELA_CAUSAL_CONV1D_ROWS % kForwardStep == 0, "RECGRELA_CAUSAL_CONV1D_ROWS must be 4 or 8");
 
 // A run is run_rows consecutive rows, regardless of sequences. A thread processes one group of channels of a run; a
 // block processes `runs` consecutive runs of block_groups groups.
@@ -32,7 +32,7 @@ struct ConvPlan : CausalConv1dParams {
   int runs = 0;               // runs per block
   int run_rows = 0;           // a multiple of the rows of a batch
   int64_t row_blocks = 0;     // blocks that cover the rows
-  bool whole = false;         // all channels of every group exist and are aligned in every row of every matrix
+  bool whole = false;         // all channels of every group exist and are aligned, in every row and history
   float* partials = nullptr;  // [row_blocks, K + 1, C]: gradients of the weights, then of the bias; backward only
 };
 

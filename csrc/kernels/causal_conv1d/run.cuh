@@ -88,15 +88,28 @@ __device__ float scaled_silu_grad(float x) {
   return silu_grad(s, x * s);
 }
 
+// Row k of a history of sequence b; zeros if there is none or not `wanted`.
+template <typename E, int K, bool kWhole>
+__device__ void load_history_row(const void* history, const ConvPlan& p, const Run& run, int64_t b, int k, bool wanted,
+                                 float (&row)[kConvGroup]) {
+  wanted = wanted && history;
+  const E* const from = static_cast<const E*>(history) + (b * (K - 1) + k) * p.channels + run.channel;
+  if constexpr (kWhole) {
+    Packed<E, kConvGroup> packed{};
+    if (wanted) packed = *reinterpret_cast<const Packed<E, kConvGroup>*>(from);
+    unpack(packed, row);
+  } else {
+    load_each(from, wanted ? run.valid : 0, row);
+  }
+}
+
 // Replaces the K - 1 rows before rows[last], as far as they are in the array, by the initial history of sequence b.
-template <typename E, int K, int M>
-__device__ void load_history(const CausalConv1dParams& p, const Run& run, int64_t b, int last,
-                             float (&rows)[M][kConvGroup]) {
+template <typename E, int K, bool kWhole, int M>
+__device__ void load_history(const ConvPlan& p, const Run& run, int64_t b, int last, float (&rows)[M][kConvGroup]) {
 #pragma unroll
   for (int k = 0; k < K - 1; ++k)
     if (last - (K - 1) + k >= 0)
-      load_each(static_cast<const E*>(p.initial_history) + (b * (K - 1) + k) * p.channels + run.channel,
-                p.initial_history ? run.valid : 0, rows[last - (K - 1) + k]);
+      load_history_row<E, K, kWhole>(p.initial_history, p, run, b, k, true, rows[last - (K - 1) + k]);
 }
 
 // The K - 1 rows before the current one.
@@ -106,10 +119,9 @@ struct RowsBefore {
   float rows[K][N] = {};  // the last one is not used
 
   // Loads the rows before a run.
-  template <bool kWhole>
   __device__ void load(const ConvPlan& p, const Run& run) {
     if (run.begin == 0 || run.rows == 0) return;  // other runs follow at least K - 1 rows
-    auto x = run.rows_from<const E, kWhole>(p.x, 1 - K);
+    auto x = run.rows_from<const E, false>(p.x, 1 - K);
 #pragma unroll
     for (int k = 0; k < K - 1; ++k) unpack(x.load(), rows[k]);
   }
@@ -122,7 +134,7 @@ struct RowsBefore {
     for (int k = 0; k < K - 1; ++k) {
       const int32_t start = boundaries.start(k - (K - 1));
       if (start < 0) continue;
-      load_history<E, K>(p, run, start, k, rows);
+      load_history<E, K, false>(p, run, start, k, rows);
       depth = K - 1 - k;
     }
     return depth;

@@ -6,7 +6,7 @@
 #define RECGRELA_CAUSAL_CONV1D_THREADS 128
 #endif
 
-// Rows of each of the two batches that a thread loads ahead, 2, 4 or 8; half as many in the backward of float32.
+// Rows of each of the two batches that a thread loads ahead, 4 or 8; half as many in the backward of float32.
 #ifndef RECGRELA_CAUSAL_CONV1D_ROWS
 #define RECGRELA_CAUSAL_CONV1D_ROWS 4
 #endif

@@ -9,6 +9,9 @@
 
 namespace recgrela::cuda {
 
+// Rows that a loop without batches moves to the L2 cache ahead.
+constexpr int kPrefetchRows = 8;
+
 // A group of N channels in a row that moves by one with each load or store: to the previous one if kReverse. The first
 // `valid` channels exist; kWhole: all of them, aligned in every row.
 template <typename T, int N, bool kReverse, bool kWhole>
@@ -35,6 +38,8 @@ struct MovingRow {
     group += step;
     return packed;
   }
+  // Starts to move the group of a later row to the L2 cache.
+  __device__ void prefetch(int rows) const { prefetch_line(group + rows * step); }
   __device__ void store(const float (&values)[N], bool wanted = true) {
     if (wanted) store_row(group, valid, kWhole, values);
     group += step;

@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kScanThreads, kScanBlocks) scan_backward_kerne
       };
       // The first row of a sequence has no row before it.
       const bool has_first = segment.is_first() && segment.end > segment.begin;
-      for_each_row<batch_rows<kWhole>(2 * N * int{sizeof(E)} / 4 + (kPerStep ? N : 0))>(
+      for_each_row<kWhole, batch_rows(2 * N * int{sizeof(E)} / 4 + (kPerStep ? N : 0))>(
           segment.end - segment.begin - has_first,
           [&] {
             Loaded row{};
@@ -97,6 +97,10 @@ __global__ void __launch_bounds__(kScanThreads, kScanBlocks) scan_backward_kerne
             row.h = h.load();
             if constexpr (kPerStep) row.a = a.load();
             return row;
+          },
+          [&](int rows) {
+            d_h.prefetch(rows), h.prefetch(rows);
+            if constexpr (kPerStep) a.prefetch(rows);
           },
           [&](const Loaded& row) {
             float before[N];

@@ -28,13 +28,17 @@ __global__ void __launch_bounds__(kScanThreads, kScanBlocks) scan_sum_segments_k
     const int64_t first = kReverse ? thread.segment.end - 1 : thread.segment.begin;
     auto x = thread.template rows_from<const E, kReverse, kWhole>(kReverse ? p.d_h : p.x, first);
     auto a = thread.template rows_from<const float, kReverse, kWhole>(p.a, kPerStep ? first : 0);
-    for_each_row<batch_rows<kWhole>(N * int{sizeof(E)} / 4 + (kPerStep ? N : 0))>(
+    for_each_row<kWhole, batch_rows(N * int{sizeof(E)} / 4 + (kPerStep ? N : 0))>(
         thread.segment.end - thread.segment.begin,
         [&] {
           Loaded row{};
           row.x = x.load();
           if constexpr (kPerStep) row.a = a.load();
           return row;
+        },
+        [&](int rows) {
+          x.prefetch(rows);
+          if constexpr (kPerStep) a.prefetch(rows);
         },
         [&](const Loaded& row) {
           float values[N];
@@ -77,13 +81,17 @@ __global__ void __launch_bounds__(kScanThreads, kScanBlocks) scan_forward_kernel
     auto x = thread.template rows_from<const E, false, kWhole>(p.x, segment.begin);
     auto a = thread.template rows_from<const float, false, kWhole>(p.a, kPerStep ? segment.begin : 0);
     auto h = thread.template rows_from<E, false, kWhole>(p.h, segment.begin);
-    for_each_row<batch_rows<kWhole>(N * int{sizeof(E)} / 4 + (kPerStep ? N : 0))>(
+    for_each_row<kWhole, batch_rows(N * int{sizeof(E)} / 4 + (kPerStep ? N : 0))>(
         segment.end - segment.begin,
         [&] {
           Loaded row{};
           row.x = x.load();
           if constexpr (kPerStep) row.a = a.load();
           return row;
+        },
+        [&](int rows) {
+          x.prefetch(rows);
+          if constexpr (kPerStep) a.prefetch(rows);
         },
         [&](const Loaded& row) {
           float values[N];

@@ -7,9 +7,8 @@
 namespace recgrela::cuda {
 
 // Rows of a batch whose loads take `words` registers a row.
-template <bool kWhole>
 __host__ __device__ constexpr int batch_rows(int words) {
-  int rows = kWhole ? 8 : 2;
+  int rows = 8;
   while (rows > 1 && rows * words > RECGRELA_LINEAR_SCAN_BATCH_REGISTERS) rows /= 2;
   return rows;
 }
@@ -60,23 +59,32 @@ struct ScanThread {
   }
 };
 
-// Calls use(load()) for `count` rows in order, in batches of kRows after the rest of the division.
-template <int kRows, typename Load, typename Use>
-__device__ void for_each_row(int64_t count, Load load, Use use) {
-  RowBatches<kRows, decltype(load())> batches(count);
-  const int rest = static_cast<int>(count % kRows);
+// Calls use(load()) for `count` rows in order. Whole groups are loaded in batches of kRows rows, after the rest of the
+// division; for others, prefetch(rows) moves a later row to the L2 cache.
+template <bool kWhole, int kRows, typename Load, typename Prefetch, typename Use>
+__device__ void for_each_row(int64_t count, Load load, Prefetch prefetch, Use use) {
+  if constexpr (kWhole) {
+    RowBatches<kRows, decltype(load())> batches(count);
+    const int rest = static_cast<int>(count % kRows);
 #pragma unroll
-  for (int k = 0; k + 1 < kRows; ++k)
-    if (k < rest) batches.b[k] = load();
-  batches.load_first(load);
+    for (int k = 0; k + 1 < kRows; ++k)
+      if (k < rest) batches.b[k] = load();
+    batches.load_first(load);
 #pragma unroll
-  for (int k = 0; k + 1 < kRows; ++k)
-    if (k < rest) use(batches.b[k]);
-  batches.load_second(load);
-  batches.use_all(load, [&](const auto& batch) {
+    for (int k = 0; k + 1 < kRows; ++k)
+      if (k < rest) use(batches.b[k]);
+    batches.load_second(load);
+    batches.use_all(load, [&](const auto& batch) {
 #pragma unroll
-    for (int k = 0; k < kRows; ++k) use(batch[k]);
-  });
+      for (int k = 0; k < kRows; ++k) use(batch[k]);
+    });
+  } else {
+#pragma unroll 1
+    for (int64_t i = 0; i < count; ++i) {
+      if (i + kPrefetchRows < count) prefetch(kPrefetchRows);
+      use(load());
+    }
+  }
 }
 
 // Calls run(whole as a constant).
