@@ -6,11 +6,11 @@
 
 namespace recgrela::cuda {
 
-// This lane's entry of the rotary table for the first row of a chunk; null without a table.
+// This lane's entry of the rotary table for the first row of the chunk; null without a table.
 template <typename E, int kHead>
-__device__ const float* find_wide_angle(const WideTeam<E, kHead>& team, int begin) {
+__device__ const float* find_wide_angle(const WideTeam<E, kHead>& team) {
   if (!team.unit.angles) return nullptr;
-  return team.unit.angles + (begin + team.lane / 4) * team.p.width() + team.own() + tile_col(team.lane, 0, 0);
+  return team.unit.angles + (team.begin() + team.lane / 4) * team.p.width() + team.own() + tile_col(team.lane, 0, 0);
 }
 
 // Loads the angles of a tile of which n rows are in the segment, and moves to the next one. Rows after them are not
@@ -53,6 +53,14 @@ __device__ Operand<P> lower_ones(int lane) {
   const int row = lane / 4, column = lane % 4 * 2;
   const uint32_t diagonal = pack2<P>(column > row ? 0.f : 1.f, column + 1 > row ? 0.f : 1.f);
   return {{diagonal, pack2<P>(1.f, 1.f), 0, diagonal}};
+}
+
+// Last row of a tile.
+inline __device__ RowVector last_row(const Acc& a, int lane) {
+  RowVector row;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) row.x[i] = __shfl_sync(0xffffffffu, a.x[i / 2][2 + i % 2], 28 + lane % 4);
+  return row;
 }
 
 // Sums of a tile of keys up to each of its rows, plus the sum of all rows before. `keys` is the operand B of the keys
@@ -101,7 +109,7 @@ __device__ Acc make_keys(const WideTeam<E, kHead>& team, TileMatrix<E, kHead, kR
   store_tile<E>(tile, x, team.at);
   __syncwarp();
   const Acc running = running_sums<E>(sum, load_right<E, true>(tile, team.at), team.lane);
-  sum = row_of<kTile - 1>(running);
+  sum = last_row(running, team.lane);
   __syncwarp();
   store_tile<E>(tile, rotate(x, angles), team.at);
   return running;

@@ -6,10 +6,10 @@
 
 namespace recgrela::cuda {
 
-// Stores 1 / (factor (denominator + eps * number of keys)) of each row of a chunk, from the sums over the channels of
+// Stores 1 / (factor (denominator + eps * number of keys)) of each row of the chunk, from the sums over the channels of
 // each warp. Readable after a barrier.
 template <typename E, int kHead>
-__device__ void invert_denominators(const WideTeam<E, kHead>& team, const float* sums, float* inverse, int begin) {
+__device__ void invert_denominators(const WideTeam<E, kHead>& team, const float* sums, float* inverse) {
   using T = WideTeam<E, kHead>;
   const int row = team.thread;
   if (row >= T::kRows) return;
@@ -19,25 +19,25 @@ __device__ void invert_denominators(const WideTeam<E, kHead>& team, const float*
     const float4 x = *reinterpret_cast<const float4*>(sums + row * T::kTiles + w);
     sum += x.x + x.y + (x.z + x.w);
   }
-  inverse[row] = fast_reciprocal((sum + team.p.eps * team.num_keys(begin + row + 1)) * team.factor(begin));
+  inverse[row] = fast_reciprocal((sum + team.p.eps * team.num_keys(team.begin() + row + 1)) * team.factor());
 }
 
 // SiLU(x) from h = x / 2.
 inline __device__ float silu_of_half(float h) { return h + h * fast_tanh(h); }
 
-// Finishes the outputs of a chunk at own channels and stores them.
+// Finishes the outputs of the chunk at own channels and stores them.
 template <typename E, int kHead, typename Memory>
-__device__ void finish_rows(const WideTeam<E, kHead>& team, Memory& m, int begin,
-                            Acc (&out)[WideTeam<E, kHead>::kRowTiles]) {
+__device__ void finish_rows(const WideTeam<E, kHead>& team, Memory& m, Acc (&out)[WideTeam<E, kHead>::kRowTiles]) {
   using T = WideTeam<E, kHead>;
   const RelaPlan& p = team.p;
-  const int lane = team.lane, n = team.unit.rows - begin;
+  const int lane = team.lane, tiles = team.num_tiles();
   constexpr bool kPairs = sizeof(E) == 4;  // a lane stores pairs at its place in tiles, or else 16 bytes of half a row
   const int row = kPairs ? lane / 4 : lane / 2, column = kPairs ? tile_col(lane, 0, 0) : lane % 2 * 8;
-  E* y = static_cast<E*>(p.y.data) + team.unit.y + team.offset(p.y, begin + row, team.own() + column);
+  const int left = team.rows_left() - row;  // rows from this lane's first one on
+  E* y = static_cast<E*>(p.y.data) + team.unit.y + team.offset(p.y, team.begin() + row, team.own() + column);
 #pragma unroll
   for (int r = 0; r < T::kRowTiles; ++r) {
-    if (r * kTile >= n) break;
+    if (r >= tiles) break;
     __syncwarp();  // keeps the compiler from mixing tiles, for which there are too few registers
     Acc& o = out[r];
     const float* const inverse = m.inverse + r * kTile + lane / 4;
@@ -61,7 +61,7 @@ __device__ void finish_rows(const WideTeam<E, kHead>& team, Memory& m, int begin
           const float2 g = load2(m.g.raw(r * kTile + row + 8 * h, team.own() + column + 8 * j));
           a *= g.x * sigmoid(g.x), b *= g.y * sigmoid(g.y);
         }
-        if (r * kTile + row + 8 * h < n) store2(y + 8 * h * static_cast<int>(p.y.stride) + 8 * j, a, b);
+        if (r * kTile + 8 * h < left) store2(y + 8 * h * static_cast<int>(p.y.stride) + 8 * j, a, b);
       }
     } else {
       E* const tile = m.g.tile(team.warp, r);
@@ -78,7 +78,7 @@ __device__ void finish_rows(const WideTeam<E, kHead>& team, Memory& m, int begin
       store_tile<E>(tile, o, team.at);
       __syncwarp();
       const uint4 x = *reinterpret_cast<const uint4*>(tile + swizzled(row, column));
-      if (r * kTile + row < n) *reinterpret_cast<uint4*>(y) = x;
+      if (r * kTile < left) *reinterpret_cast<uint4*>(y) = x;
     }
     y += kTile * p.y.stride;
   }

@@ -28,14 +28,14 @@ struct WideForwardMemory {
   WideUnit unit;
 };
 
-// Converts queries and keys of a chunk at own channels, and stores own parts of the denominators.
+// Converts queries and keys of the chunk at own channels, and stores own parts of the denominators.
 template <typename E, int kHead>
-__device__ void make_chunk_features(const WideTeam<E, kHead>& team, WideForwardMemory<E, kHead>& m, int begin) {
+__device__ void make_chunk_features(const WideTeam<E, kHead>& team, WideForwardMemory<E, kHead>& m) {
   using T = WideTeam<E, kHead>;
-  const float* angle = find_wide_angle(team, begin);
+  const float* angle = find_wide_angle(team);
   RowVector sum = team.row_vector(m.sum);
   float* denominators = m.denominators + team.warp;
-  int n = team.unit.rows - begin;
+  int n = team.rows_left();
   const bool causal = team.p.causal;
   const int end = max(n - T::kRows, 0);
 #pragma unroll 1
@@ -55,12 +55,12 @@ __device__ void make_chunk_features(const WideTeam<E, kHead>& team, WideForwardM
   if (causal) T(team.p, m.unit).store_row_vector(m.sum, sum);
 }
 
-// Adds the products of the queries of a chunk with the state of keys. kFull: all tiles have rows.
+// Adds the products of the queries of the chunk with the state of keys. kFull: all tiles have rows.
 template <bool kFull, typename E, int kHead, typename Q>
-__device__ void add_state_product(const WideTeam<E, kHead>& team, Q& q, int begin, const Acc (&state)[kHead / kTile],
+__device__ void add_state_product(const WideTeam<E, kHead>& team, Q& q, const Acc (&state)[kHead / kTile],
                                   Acc (&out)[WideTeam<E, kHead>::kRowTiles]) {
-  const int tiles = team.num_tiles(begin);
-  const float factor = team.factor(begin);
+  const int tiles = team.num_tiles();
+  const float factor = team.factor();
 #pragma unroll
   for (int t = 0; t < kHead / kTile; ++t) {
     limit_overlap<E>();
@@ -83,47 +83,50 @@ __global__ void __launch_bounds__(WideTeam<E, kHead>::kThreads, WideTeam<E, kHea
   check_sequences(p.sequences, p.initial_position, p.rotary ? p.rotary_positions : 0);
   if (!T::find_unit(p, m.unit)) return;
   Acc state[T::kTiles];
-  auto copy_features = [&](int begin) {
+  auto copy_features = [&](auto ahead) {
+    constexpr int kAhead = decltype(ahead)::value;
     const T team(p, m.unit);
-    if (begin < m.unit.rows) {
-      team.copy_rows(m.q, m.unit.q, p.q, begin);
-      if (p.causal) team.copy_rows(m.k, m.unit.k, p.k, begin);
+    if (team.rows_left() > kAhead) {
+      team.template copy_rows<0, kAhead>(m.q, m.unit.q, p.q);
+      if (p.causal) team.template copy_rows<0, kAhead>(m.k, m.unit.k, p.k);
     }
     copies_commit();
   };
-  copy_features(0);
+  copy_features(std::integral_constant<int, 0>{});
   {
     const T team(p, m.unit);
     load_conv_weights(team, m.conv);
     team.load_state(team.state_before(), state, m.sum);
   }
 #pragma unroll 1
-  for (int begin = 0; begin < m.unit.rows; begin += T::kRows) {
+  while (T(p, m.unit).rows_left() > 0) {
     copies_wait<0>();
     __syncthreads();
     {
       const T team(p, m.unit);
-      team.template copy_rows<kWideBefore>(m.v, m.unit.v, p.v, begin);
-      if (p.kernel_size > 1) copy_history(team, m.v, begin);
-      if (p.g.data) team.copy_rows(m.g, m.unit.g, p.g, begin);
+      team.template copy_rows<kWideBefore>(m.v, m.unit.v, p.v);
+      if (p.kernel_size > 1) copy_history(team, m.v);
+      if (p.g.data) team.copy_rows(m.g, m.unit.g, p.g);
       copies_commit();
     }
-    make_chunk_features(T(p, m.unit), m, begin);
+    make_chunk_features(T(p, m.unit), m);
     copies_wait<0>();
     __syncthreads();
-    invert_denominators(T(p, m.unit), m.denominators, m.inverse, begin);
-    if (p.causal) make_scores(T(p, m.unit), m.q, m.k, begin, m.scores);
+    invert_denominators(T(p, m.unit), m.denominators, m.inverse);
+    if (p.causal) make_scores(T(p, m.unit), m.q, m.k, m.scores);
     Acc out[T::kRowTiles];
-    if (m.unit.rows - begin > T::kRows - kTile) {
-      add_state_product<true>(T(p, m.unit), m.q, begin, state, out);
+    // With few registers, branches keep the compiler from mixing tiles of float32.
+    if ((sizeof(E) == 2 || T::kBlocks == 1) && T(p, m.unit).num_tiles() == T::kRowTiles) {
+      add_state_product<true>(T(p, m.unit), m.q, state, out);
     } else {
-      add_state_product<false>(T(p, m.unit), m.q, begin, state, out);
+      add_state_product<false>(T(p, m.unit), m.q, state, out);
     }
-    if (p.causal) add_wide_keys(T(p, m.unit), m.k, m.v, begin, state);
+    if (p.causal) add_wide_keys(T(p, m.unit), m.k, m.v, state);
     __syncthreads();
-    copy_features(begin + T::kRows);
-    if (p.causal) add_score_products(T(p, m.unit), m.scores, m.v, begin, out);
-    finish_rows(T(p, m.unit), m, begin, out);
+    copy_features(std::integral_constant<int, T::kRows>{});
+    if (p.causal) add_score_products(T(p, m.unit), m.scores, m.v, out);
+    finish_rows(T(p, m.unit), m, out);
+    T(p, m.unit).advance(m.unit);
   }
 
   const RelaSegment& segment = m.unit.segment;

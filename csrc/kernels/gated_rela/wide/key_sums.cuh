@@ -26,27 +26,26 @@ __global__ void __launch_bounds__(WideTeam<E, kHead>::kThreads, WideTeam<E, kHea
   const T team(p, m.unit);
   Acc state[T::kTiles];
   RowVector sum;
-  auto copy_keys = [&](int begin) {
-    if (begin < m.unit.rows) team.copy_rows(m.k, m.unit.k, p.k, begin);
-    copies_commit();
-  };
-  copy_keys(0);
+  if (m.unit.rows > 0) team.copy_rows(m.k, m.unit.k, p.k);
+  copies_commit();
 #pragma unroll 1
-  for (int begin = 0; begin < m.unit.rows; begin += T::kRows) {
+  while (team.rows_left() > 0) {
     copies_wait<0>();
     __syncthreads();
-    team.template copy_rows<kWideBefore>(m.v, m.unit.v, p.v, begin);
+    team.template copy_rows<kWideBefore>(m.v, m.unit.v, p.v);
     copies_commit();
-    const float* angle = find_wide_angle(team, begin);
-    const int n = m.unit.rows - begin, tiles = team.num_tiles(begin);
+    const float* angle = find_wide_angle(team);
+    const int n = team.rows_left(), tiles = team.num_tiles();
 #pragma unroll 1
     for (int r = 0; r < tiles; ++r)
       make_keys(team, m.k, r, n - r * kTile, load_tile_angles(team, angle, n - r * kTile), sum);
     copies_wait<0>();
     __syncthreads();
-    add_wide_keys(team, m.k, m.v, begin, state);
+    add_wide_keys(team, m.k, m.v, state);
+    team.advance(m.unit);
     __syncthreads();
-    copy_keys(begin + T::kRows);
+    if (team.rows_left() > 0) team.copy_rows(m.k, m.unit.k, p.k);
+    copies_commit();
   }
   team.store_row_vector(m.sum, sum);
   __syncwarp();

@@ -16,13 +16,13 @@ struct WideScores {
   __device__ Part<E>* tile(int row, int column) { return x + (row * (row + 1) / 2 + column) * kPlanes; }
 };
 
-// Computes R phi(q) . R phi(k) of the rows of a chunk, multiplied by the chunk's factor. Each warp takes tiles of 16
+// Computes R phi(q) . R phi(k) of the rows of the chunk, multiplied by the chunk's factor. Each warp takes tiles of 16
 // queries by 8 keys in turn. Readable after a barrier.
 template <typename E, int kHead, int kRows>
 __device__ void make_scores(const WideTeam<E, kHead>& team, TileMatrix<E, kHead, kRows>& q,
-                            TileMatrix<E, kHead, kRows>& k, int begin, WideScores<E, kHead>& scores) {
-  const int lane = team.lane, tiles = team.num_tiles(begin);
-  const float factor = team.factor(begin);
+                            TileMatrix<E, kHead, kRows>& k, WideScores<E, kHead>& scores) {
+  const int lane = team.lane, tiles = team.num_tiles();
+  const float factor = team.factor();
   // Eight keys at 16 channels of two tiles are four matrices of ldmatrix.
   const int key_lane = lane / 16 * TileMatrix<E, kHead, kRows>::kBlock + swizzled(lane % 8, lane / 8 % 2 * 8);
 #pragma unroll 1
@@ -68,9 +68,9 @@ __device__ void make_scores(const WideTeam<E, kHead>& team, TileMatrix<E, kHead,
 
 // Adds the products of the scores with own values.
 template <typename E, int kHead, typename V>
-__device__ void add_score_products(const WideTeam<E, kHead>& team, WideScores<E, kHead>& scores, V& v, int begin,
+__device__ void add_score_products(const WideTeam<E, kHead>& team, WideScores<E, kHead>& scores, V& v,
                                    Acc (&out)[WideTeam<E, kHead>::kRowTiles]) {
-  const int tiles = team.num_tiles(begin);
+  const int tiles = team.num_tiles();
 #pragma unroll
   for (int c = 0; c < WideTeam<E, kHead>::kRowTiles; ++c) {
     if (c >= tiles) break;

@@ -20,6 +20,7 @@ struct WideUnit {
   const float* angles;  // null without a table
   int head, rows;
   int zero;
+  int begin[8];  // first row of the chunk, for each warp: too few registers hold it
 };
 
 template <typename E, int kHead>
@@ -31,7 +32,7 @@ struct WideTeam {
                                               : RECGRELA_GATED_RELA_WIDE_ROWS_128;
   static constexpr int kRowTiles = kRows / kTile;
   // Blocks per multiprocessor for which the compiler limits registers: the most without spilling.
-  static constexpr int kBlocks = sizeof(E) == 4 ? (kHead == 64 ? 3 : 1) : 16 / kTiles;
+  static constexpr int kBlocks = sizeof(E) == 4 && kHead == 128 ? 1 : 16 / kTiles;
 
   const RelaPlan& p;
   const WideUnit& unit;
@@ -53,6 +54,7 @@ struct WideTeam {
       unit.y = s.begin * p.y.stride + team.head_channel();
       unit.angles = p.rotary ? p.rotary + s.position * p.width() + team.head_channel() : nullptr;
       unit.head = team.head, unit.rows = team.rows(), unit.zero = 0;
+      for (int& begin : unit.begin) begin = 0;
     }
     __syncthreads();
     return true;
@@ -60,14 +62,23 @@ struct WideTeam {
 
   __device__ int own() const { return warp * kTile; }  // first channel that the warp owns
   __device__ int64_t head_channel() const { return int64_t{unit.head} * kHead; }
-  // Number of tiles with rows in the chunk whose first row is `begin`.
-  __device__ int num_tiles(int begin) const { return min((unit.rows - begin + kTile - 1) / kTile, kRowTiles); }
+  __device__ int begin() const { return unit.begin[warp]; }
+  // Number of rows from the chunk's first one on, and of tiles of the chunk that have some. The shuffle tells the
+  // compiler that all lanes have the same number, so that branches on it need no synchronization.
+  __device__ int rows_left() const { return __shfl_sync(0xffffffffu, unit.rows - begin(), 0); }
+  __device__ int num_tiles() const { return min((rows_left() + kTile - 1) / kTile, kRowTiles); }
+  // Moves to the next chunk.
+  __device__ void advance(WideUnit& unit) const {
+    __syncwarp();
+    if (lane == 0) unit.begin[warp] += kRows;
+    __syncwarp();
+  }
 
   // Factor of states and of scores before they become operands: one over the number of keys that the last row of a
   // chunk attends to if their range is small, 1 otherwise.
-  __device__ float factor(int begin) const {
+  __device__ float factor() const {
     if constexpr (!kScaled<E>) return 1.f;
-    return fast_reciprocal(num_keys(begin + kRows));
+    return fast_reciprocal(num_keys(begin() + kRows));
   }
   // Number of keys that row `row` - 1 of the segment attends to.
   __device__ float num_keys(int row) const {
@@ -87,13 +98,13 @@ struct WideTeam {
   static constexpr int kVector = 16 / sizeof(E), kPieces = kHead / (8 * kVector), kStep = 4 * kTiles / kPieces;
   static constexpr int kCopies = kRows / kStep;  // vectors of a thread
 
-  // Starts copying the rows of a chunk, and zeros after the segment's last row, to the rows of a matrix from kFirst on,
-  // a multiple of 8.
-  template <int kFirst = 0, typename Matrix>
-  __device__ void copy_rows(Matrix& to, const void* first, const RowMatrix& rows, int begin) const {
+  // Starts copying the rows of the chunk, or of the one kAhead rows after it, and zeros after the segment's last row,
+  // to the rows of a matrix from kFirst on, a multiple of 8.
+  template <int kFirst = 0, int kAhead = 0, typename Matrix>
+  __device__ void copy_rows(Matrix& to, const void* first, const RowMatrix& rows) const {
     const int row = warp / kPieces * 4 + lane / 8, channel = (warp % kPieces * 8 + lane % 8) * kVector;
-    const int n = unit.rows - begin;
-    const E* from = static_cast<const E*>(first) + offset(rows, begin + row, channel);
+    const int n = rows_left() - kAhead;
+    const E* from = static_cast<const E*>(first) + offset(rows, begin() + kAhead + row, channel);
     E* const out = to.raw(row + kFirst, channel);
 #pragma unroll
     for (int c = 0; c < kCopies; ++c) {

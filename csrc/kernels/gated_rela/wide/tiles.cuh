@@ -22,11 +22,13 @@ inline __device__ int swizzled(int row, int column) { return row * kTile + (colu
 
 // Offsets of a lane in a tile.
 struct TileLane {
+  int lane;
   int along, across;  // rows that ldmatrix reads: tiles of rows by rows, and of rows by columns
   int pair;           // the lane's elements in tile.cuh's layout
 
   __device__ explicit TileLane(unsigned lane)
-      : along(swizzled(lane % 16, lane / 16 * 8)),
+      : lane(lane),
+        along(swizzled(lane % 16, lane / 16 * 8)),
         across(swizzled(lane % 8 + lane / 16 * 8, lane / 8 % 2 * 8)),
         pair(swizzled(lane / 4, 0) + lane % 4 * 2) {}
 };
@@ -110,9 +112,9 @@ struct TileMatrix {
   __device__ Acc load_raw(int t, int r, const TileLane& at) {
     Acc a;
     if constexpr (sizeof(E) == 4) {
-      const int lane = threadIdx.x % 32, row = lane / 4;
+      const int row = at.lane / 4;
       const float* const rows = reinterpret_cast<const float*>(tile(t, r)) + row * kTile;
-      const int first = swizzled_vector(row, lane % 4 / 2) + lane % 2 * 2;
+      const int first = swizzled_vector(row, at.lane % 4 / 2) + at.lane % 2 * 2;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const float2 pair = load2(rows + i % 2 * 8 * kTile + (first ^ i / 2 * 8));

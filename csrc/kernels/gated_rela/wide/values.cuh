@@ -11,19 +11,19 @@ constexpr int kWideBefore = 8;
 template <typename E, int kHead>
 using WideValues = RawMatrix<E, kHead, WideTeam<E, kHead>::kRows + kWideBefore>;
 
-// Starts copying the kMaxHistory values before a chunk. Before the first chunk of a sequence, these are the initial
+// Starts copying the kMaxHistory values before the chunk. Before the first chunk of a sequence, these are the initial
 // history, or zeros.
 template <typename E, int kHead>
-__device__ void copy_history(const WideTeam<E, kHead>& team, WideValues<E, kHead>& v, int begin) {
+__device__ void copy_history(const WideTeam<E, kHead>& team, WideValues<E, kHead>& v) {
   using T = WideTeam<E, kHead>;
   constexpr int kVectors = kHead / T::kVector;
   const int row = team.thread / kVectors, channel = team.thread % kVectors * T::kVector;
   if (row >= kMaxHistory) return;
   const RelaPlan& p = team.p;
   const RelaSegment& segment = team.unit.segment;
-  const E* source = static_cast<const E*>(team.unit.v) + int64_t{begin + row - kMaxHistory} * p.v.stride;
+  const E* source = static_cast<const E*>(team.unit.v) + int64_t{team.begin() + row - kMaxHistory} * p.v.stride;
   bool valid = true;
-  if (begin == 0 && segment.is_first()) {
+  if (team.begin() == 0 && segment.is_first()) {
     const int history = p.kernel_size - 1, k = row - (kMaxHistory - history);
     valid = p.initial_history && k >= 0;
     if (valid)
@@ -68,11 +68,11 @@ __device__ RightSplit<E> right_values(const WideTeam<E, kHead>& team, WideValues
   }
 }
 
-// Adds R phi(k) (x) v of a chunk to the state of keys, by own value channels.
+// Adds R phi(k) (x) v of the chunk to the state of keys, by own value channels.
 template <typename E, int kHead, int kRows>
 __device__ void add_wide_keys(const WideTeam<E, kHead>& team, TileMatrix<E, kHead, kRows>& k, WideValues<E, kHead>& v,
-                              int begin, Acc (&state)[kHead / kTile]) {
-  const int tiles = team.num_tiles(begin);
+                              Acc (&state)[kHead / kTile]) {
+  const int tiles = team.num_tiles();
 #pragma unroll 1
   for (int r = 0; r < tiles; ++r) {
     const Split<E> values = left_values<E, kHead>(team, v, r);
