@@ -100,7 +100,7 @@ MUTATIONS = [
         BF16,
         "__syncthreads();\n    invert_denominators(",
         "__syncthreads();",
-        "gated_rela/causal/bfloat16/d=64 wide",
+        "gated_rela/causal/bfloat16/d=64 wide/schedules",
     ),
     dropped(
         "features are read before they are written",
@@ -108,7 +108,7 @@ MUTATIONS = [
         BF16,
         "__syncthreads();\n    add_wide_keys(",
         "__syncthreads();",
-        "gated_rela/bidirectional/bfloat16/d=64 wide",
+        "gated_rela/bidirectional/bfloat16/d=64 wide/schedules",
     ),
     dropped(
         "the next queries arrive while the current ones are read",
@@ -116,7 +116,7 @@ MUTATIONS = [
         BF16,
         "__syncthreads();\n    copy_features(",
         "__syncthreads();",
-        "gated_rela/causal/bfloat16/d=64 wide",
+        "gated_rela/causal/bfloat16/d=64 wide/schedules",
     ),
     Mutation(
         "keys after the last row are in the sums",
@@ -131,7 +131,7 @@ MUTATIONS = [
         "the rows before a chunk are a row late",
         "gated_rela/wide/values.cuh",
         BF16,
-        "int64_t{begin + row - kMaxHistory}",
+        "int64_t{team.begin() + row - kMaxHistory}",
         "row - kMaxHistory",
         "row - kMaxHistory + 1",
         "gated_rela/causal/bfloat16/d=64 wide",

@@ -13,7 +13,7 @@
 #define RECGRELA_GATED_RELA_WIDE_ROWS_64 64
 #endif
 #ifndef RECGRELA_GATED_RELA_WIDE_ROWS_128
-#define RECGRELA_GATED_RELA_WIDE_ROWS_128 48
+#define RECGRELA_GATED_RELA_WIDE_ROWS_128 64
 #endif
 
 // Bytes of a matrix that a warp of the forward for heads of up to 32 channels copies to shared memory at a time, ahead

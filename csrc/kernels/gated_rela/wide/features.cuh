@@ -1,11 +1,29 @@
 // Features of a chunk's queries and keys, and denominators of its rows.
 #pragma once
 
-#include "kernels/gated_rela/chunk.cuh"
+#include "kernels/common/activations.cuh"
 #include "kernels/gated_rela/wide/team.cuh"
 
 namespace recgrela::cuda {
 
+// (cos, sin) for the pairs of channels that this lane holds.
+struct WideAngles {
+  float2 x[2][2];  // [j][row / 8], as in Acc
+};
+
+// R x
+inline __device__ Acc rotate(const Acc& x, const WideAngles& angles) {
+  Acc y;
+#pragma unroll
+  for (int j = 0; j < 2; ++j)
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const float2 a = angles.x[j][h];
+      const float u = x.x[j][2 * h], v = x.x[j][2 * h + 1];
+      y.x[j][2 * h] = u * a.x - v * a.y, y.x[j][2 * h + 1] = v * a.x + u * a.y;
+    }
+  return y;
+}
 // This lane's entry of the rotary table for the first row of the chunk; null without a table.
 template <typename E, int kHead>
 __device__ const float* find_wide_angle(const WideTeam<E, kHead>& team) {
@@ -16,8 +34,8 @@ __device__ const float* find_wide_angle(const WideTeam<E, kHead>& team) {
 // Loads the angles of a tile of which n rows are in the segment, and moves to the next one. Rows after them are not
 // rotated.
 template <typename E, int kHead>
-__device__ Angles load_tile_angles(const WideTeam<E, kHead>& team, const float*& angle, int n) {
-  Angles angles;
+__device__ WideAngles load_tile_angles(const WideTeam<E, kHead>& team, const float*& angle, int n) {
+  WideAngles angles;
   const int below = 8 * static_cast<int>(team.p.width());
   const float* const rows[2] = {angle, angle + below};
   if (angle && n >= kTile) {
@@ -101,7 +119,7 @@ inline __device__ void store_dots(float* out, int stride, const Acc& a, const Ac
 // Returns the sums of phi(k) up to each row and adds the tile to `sum`. Other warps may read the tile after a barrier.
 template <typename E, int kHead, int kRows>
 __device__ Acc make_keys(const WideTeam<E, kHead>& team, TileMatrix<E, kHead, kRows>& k, int r, int n,
-                         const Angles& angles, RowVector& sum) {
+                         const WideAngles& angles, RowVector& sum) {
   Part<E>* const tile = k.tile(team.warp, r);
   Acc x = k.load_raw(team.warp, r, team.at);
   apply_phi(x, n, team.lane);
@@ -118,7 +136,7 @@ __device__ Acc make_keys(const WideTeam<E, kHead>& team, TileMatrix<E, kHead, kR
 // Replaces a tile of q likewise. Returns phi(q).
 template <typename E, int kHead, int kRows>
 __device__ Acc make_queries(const WideTeam<E, kHead>& team, TileMatrix<E, kHead, kRows>& q, int r,
-                            const Angles& angles) {
+                            const WideAngles& angles) {
   Acc x = q.load_raw(team.warp, r, team.at);
   apply_phi(x, kTile, team.lane);
   __syncwarp();

@@ -25,9 +25,32 @@ __device__ void invert_denominators(const WideTeam<E, kHead>& team, const float*
 // SiLU(x) from h = x / 2.
 inline __device__ float silu_of_half(float h) { return h + h * fast_tanh(h); }
 
-// Finishes the outputs of the chunk at own channels and stores them.
+// Divides the outputs of the chunk by the denominators and adds SiLU of the convolution.
 template <typename E, int kHead, typename Memory>
-__device__ void finish_rows(const WideTeam<E, kHead>& team, Memory& m, Acc (&out)[WideTeam<E, kHead>::kRowTiles]) {
+__device__ void add_convolution(const WideTeam<E, kHead>& team, Memory& m, Acc (&out)[WideTeam<E, kHead>::kRowTiles]) {
+  const int tiles = team.num_tiles();
+#pragma unroll
+  for (int r = 0; r < WideTeam<E, kHead>::kRowTiles; ++r) {
+    if (r >= tiles) break;
+    __syncwarp();  // keeps the compiler from mixing tiles, for which there are too few registers
+    const float* const inverse = m.inverse + r * kTile + team.lane / 4;
+    const RowPair factor{{inverse[0], inverse[8]}};
+    if (team.p.kernel_size == 0) {
+      scale_rows(out[r], factor);
+      continue;
+    }
+    const Acc c = convolve_rows(team, m.v, m.conv, r);
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+      const float x = c.x[e / 4][e % 4], silu = sizeof(E) == 4 ? x * sigmoid(x) : silu_of_half(x);
+      out[r].x[e / 4][e % 4] = out[r].x[e / 4][e % 4] * factor.x[e / 2 % 2] + silu;
+    }
+  }
+}
+
+// Multiplies the outputs of the chunk by SiLU of the gates and stores them.
+template <typename E, int kHead, typename Memory>
+__device__ void store_outputs(const WideTeam<E, kHead>& team, Memory& m, Acc (&out)[WideTeam<E, kHead>::kRowTiles]) {
   using T = WideTeam<E, kHead>;
   const RelaPlan& p = team.p;
   const int lane = team.lane, tiles = team.num_tiles();
@@ -38,20 +61,8 @@ __device__ void finish_rows(const WideTeam<E, kHead>& team, Memory& m, Acc (&out
 #pragma unroll
   for (int r = 0; r < T::kRowTiles; ++r) {
     if (r >= tiles) break;
-    __syncwarp();  // keeps the compiler from mixing tiles, for which there are too few registers
+    __syncwarp();
     Acc& o = out[r];
-    const float* const inverse = m.inverse + r * kTile + lane / 4;
-    const RowPair factor{{inverse[0], inverse[8]}};
-    if (p.kernel_size > 0) {
-      const Acc c = convolve_rows(team, m.v, m.conv, r);
-#pragma unroll
-      for (int e = 0; e < 8; ++e) {
-        const float x = c.x[e / 4][e % 4], silu = sizeof(E) == 4 ? x * sigmoid(x) : silu_of_half(x);
-        o.x[e / 4][e % 4] = o.x[e / 4][e % 4] * factor.x[e / 2 % 2] + silu;
-      }
-    } else {
-      scale_rows(o, factor);
-    }
     if constexpr (sizeof(E) == 4) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {

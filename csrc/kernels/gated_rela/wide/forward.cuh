@@ -3,8 +3,8 @@
 // A chunk of kRows rows takes three barriers. Before the first, queries and keys arrive; after it, each warp converts
 // them at its own channels, while values and gates arrive. After the second, the warps share out the scores of the
 // lower triangle, multiply queries with the state, and add keys to it. After the third, queries and keys of the next
-// chunk start to arrive, while each warp multiplies the scores with its own values and finishes its own outputs. As in
-// narrow/forward.cuh, a value that is not finite also reaches the rows before it in its chunk.
+// chunk start to arrive, while each warp multiplies the scores with its own values and finishes its own outputs. A
+// value that is not finite also reaches the rows before it in its chunk.
 #pragma once
 
 #include "kernels/gated_rela/history.cuh"
@@ -40,7 +40,7 @@ __device__ void make_chunk_features(const WideTeam<E, kHead>& team, WideForwardM
   const int end = max(n - T::kRows, 0);
 #pragma unroll 1
   for (int r = 0; n > end; ++r, n -= kTile) {
-    const Angles angles = load_tile_angles(team, angle, n);
+    const WideAngles angles = load_tile_angles(team, angle, n);
     Acc running;
     if (causal) {
       running = make_keys(team, m.k, r, n, angles, sum);
@@ -125,7 +125,8 @@ __global__ void __launch_bounds__(WideTeam<E, kHead>::kThreads, WideTeam<E, kHea
     __syncthreads();
     copy_features(std::integral_constant<int, T::kRows>{});
     if (p.causal) add_score_products(T(p, m.unit), m.scores, m.v, out);
-    finish_rows(T(p, m.unit), m, out);
+    add_convolution(T(p, m.unit), m, out);
+    store_outputs(T(p, m.unit), m, out);
     T(p, m.unit).advance(m.unit);
   }
 

@@ -6,7 +6,9 @@
 // indices of the thread again: WideUnit::zero keeps the compiler from holding them.
 #pragma once
 
-#include "kernels/gated_rela/team.cuh"
+#include <algorithm>
+
+#include "kernels/gated_rela/plan.cuh"
 #include "kernels/gated_rela/tuning.h"
 #include "kernels/gated_rela/wide/tiles.cuh"
 
@@ -27,8 +29,10 @@ template <typename E, int kHead>
 struct WideTeam {
   static constexpr int kTiles = kHead / kTile;  // and warps
   static constexpr int kThreads = 32 * kTiles;
+  // float16 scales states, which takes registers.
   static constexpr int kRows = sizeof(E) == 4 ? 32
                                : kHead == 64  ? RECGRELA_GATED_RELA_WIDE_ROWS_64
+                               : kScaled<E>   ? std::min(RECGRELA_GATED_RELA_WIDE_ROWS_128, 48)
                                               : RECGRELA_GATED_RELA_WIDE_ROWS_128;
   static constexpr int kRowTiles = kRows / kTile;
   // Blocks per multiprocessor for which the compiler limits registers: the most without spilling.
@@ -41,23 +45,28 @@ struct WideTeam {
 
   __device__ WideTeam(const RelaPlan& p, const WideUnit& unit) : WideTeam(p, unit, thread_index() + unit.zero) {}
 
-  // Finds the block's segment; returns whether there is one.
+  // Finds the block's unit of work, which is one head of one segment; returns whether there is one.
   static __device__ bool find_unit(const RelaPlan& p, WideUnit& unit) {
-    Team<E, kHead> team(p, unit.segment);
-    if (!team.find_segment(unit.segment)) return false;
+    const unsigned slot = blockIdx.x / static_cast<unsigned>(p.num_heads);
+    RelaSegment s;
+    static_cast<Segment&>(s) = find_segment(p.segments, slot);
+    const int64_t first = p.initial_position ? p.initial_position[s.sequence] : 0;
+    s.position = first + s.begin - s.sequence_begin;
+    // The check of sequences, which may come later, refuses positions that are not in the rotary table.
+    if (p.rotary && (first < 0 || s.length() > p.rotary_positions - first)) s.count = 0;
     if (threadIdx.x == 0) {
-      const RelaSegment& s = unit.segment;
-      auto first = [&](const RowMatrix& rows) {
-        return static_cast<E*>(rows.data) + s.begin * rows.stride + team.head_channel();
-      };
-      unit.q = first(p.q), unit.k = first(p.k), unit.v = first(p.v), unit.g = p.g.data ? first(p.g) : nullptr;
-      unit.y = s.begin * p.y.stride + team.head_channel();
-      unit.angles = p.rotary ? p.rotary + s.position * p.width() + team.head_channel() : nullptr;
-      unit.head = team.head, unit.rows = team.rows(), unit.zero = 0;
+      unit.segment = s;
+      unit.head = static_cast<int>(blockIdx.x - slot * static_cast<unsigned>(p.num_heads));
+      const int64_t channel = int64_t{unit.head} * kHead;
+      auto row = [&](const RowMatrix& rows) { return static_cast<E*>(rows.data) + s.begin * rows.stride + channel; };
+      unit.q = row(p.q), unit.k = row(p.k), unit.v = row(p.v), unit.g = p.g.data ? row(p.g) : nullptr;
+      unit.y = s.begin * p.y.stride + channel;
+      unit.angles = p.rotary ? p.rotary + s.position * p.width() + channel : nullptr;
+      unit.rows = static_cast<int>(s.end - s.begin), unit.zero = 0;
       for (int& begin : unit.begin) begin = 0;
     }
     __syncthreads();
-    return true;
+    return s.exists();
   }
 
   __device__ int own() const { return warp * kTile; }  // first channel that the warp owns
@@ -113,7 +122,7 @@ struct WideTeam {
     }
   }
 
-  // ---- states, [d + 1, d] float32, as in team.cuh ----
+  // ---- states, [d + 1, d] float32: sums by key and value channel, then sums by key channel ----
 
   __device__ const float* state_before() const {
     if (!p.causal || unit.segment.count > 1) return state(p.key_states);
