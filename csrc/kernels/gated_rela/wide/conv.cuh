@@ -5,11 +5,21 @@
 // take ordinary multiplications.
 #pragma once
 
+#include "kernels/common/activations.cuh"
 #include "kernels/gated_rela/wide/values.cuh"
 
 namespace recgrela::cuda {
 
-// Weights and bias in shared memory. At 16 bits, they are halved.
+// SiLU(x) = h + h tanh(h), where h = x / 2, is exact enough for results that are rounded to bfloat16. scaled_silu takes
+// kSiluScale x.
+template <typename E>
+constexpr float kSiluScale = std::is_same_v<E, bf16> ? 0.5f : 1.f;
+template <typename E>
+__device__ float scaled_silu(float x) {
+  return std::is_same_v<E, bf16> ? x + x * fast_tanh(x) : x * sigmoid(x);
+}
+
+// Weights and bias times kSiluScale in shared memory.
 template <typename E, int kHead>
 struct WideConvWeights {
   // diagonals[8 t + c][i][j] has the weights of channel 16 t + 8 j + c for rows 3 - 2 i and 2 - 2 i before the current
@@ -42,14 +52,14 @@ __device__ void load_conv_weights(const WideTeam<E, kHead>& team, WideConvWeight
 #pragma unroll
       for (int i = 0; i < kMaxKernelSize; ++i) conv.weights[i][channel] = conv_weight(p, from, i);
     } else {
-      conv.bias[channel] = 0.5f * p.conv_bias[from];
+      conv.bias[channel] = kSiluScale<E> * p.conv_bias[from];
       const int c = channel % 8, j = channel / 8 % 2, shift = c % 2 * 16;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         uint32_t rounded[2], rest[2];
 #pragma unroll
         for (int s = 0; s < 2; ++s) {
-          const float w = 0.5f * conv_weight(p, from, 2 * i + s);
+          const float w = kSiluScale<E> * conv_weight(p, from, 2 * i + s);
           rounded[s] = pack2<E>(w, 0.f);
           rest[s] = pack2<E>(w - unpack2<E>(rounded[s]).x, 0.f) << shift;
           rounded[s] <<= shift;
@@ -63,7 +73,7 @@ __device__ void load_conv_weights(const WideTeam<E, kHead>& team, WideConvWeight
   }
 }
 
-// c = bias + sum_k weight_k v[row - 3 + k] of tile r at own channels; half of it at 16 bits.
+// c = bias + sum_k weight_k v[row - 3 + k] of tile r at own channels; times kSiluScale.
 template <typename E, int kHead>
 __device__ Acc convolve_rows(const WideTeam<E, kHead>& team, WideValues<E, kHead>& v,
                              const WideConvWeights<E, kHead>& conv, int r) {

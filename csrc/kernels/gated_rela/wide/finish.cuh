@@ -1,7 +1,6 @@
 // End of a chunk: denominators, convolution, gate, and rows of the output.
 #pragma once
 
-#include "kernels/common/activations.cuh"
 #include "kernels/gated_rela/wide/conv.cuh"
 
 namespace recgrela::cuda {
@@ -22,9 +21,6 @@ __device__ void invert_denominators(const WideTeam<E, kHead>& team, const float*
   inverse[row] = fast_reciprocal((sum + team.p.eps * team.num_keys(team.begin() + row + 1)) * team.factor());
 }
 
-// SiLU(x) from h = x / 2.
-inline __device__ float silu_of_half(float h) { return h + h * fast_tanh(h); }
-
 // Divides the outputs of the chunk by the denominators and adds SiLU of the convolution.
 template <typename E, int kHead, typename Memory>
 __device__ void add_convolution(const WideTeam<E, kHead>& team, Memory& m, Acc (&out)[WideTeam<E, kHead>::kRowTiles]) {
@@ -42,7 +38,7 @@ __device__ void add_convolution(const WideTeam<E, kHead>& team, Memory& m, Acc (
     const Acc c = convolve_rows(team, m.v, m.conv, r);
 #pragma unroll
     for (int e = 0; e < 8; ++e) {
-      const float x = c.x[e / 4][e % 4], silu = sizeof(E) == 4 ? x * sigmoid(x) : silu_of_half(x);
+      const float silu = scaled_silu<E>(c.x[e / 4][e % 4]);
       out[r].x[e / 4][e % 4] = out[r].x[e / 4][e % 4] * factor.x[e / 2 % 2] + silu;
     }
   }
@@ -70,7 +66,7 @@ __device__ void store_outputs(const WideTeam<E, kHead>& team, Memory& m, Acc (&o
         float a = o.x[j][2 * h], b = o.x[j][2 * h + 1];
         if (p.g.data) {
           const float2 g = load2(m.g.raw(r * kTile + row + 8 * h, team.own() + column + 8 * j));
-          a *= g.x * sigmoid(g.x), b *= g.y * sigmoid(g.y);
+          a *= scaled_silu<E>(g.x), b *= scaled_silu<E>(g.y);
         }
         if (r * kTile + 8 * h < left) store2(y + 8 * h * static_cast<int>(p.y.stride) + 8 * j, a, b);
       }
@@ -81,8 +77,8 @@ __device__ void store_outputs(const WideTeam<E, kHead>& team, Memory& m, Acc (&o
         load_matrices<false>(g, tile + team.at.along);
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-          const float2 half = unpack2<E>(halve2<E>(g[e]));
-          o.x[e / 2][e % 2 * 2] *= silu_of_half(half.x), o.x[e / 2][e % 2 * 2 + 1] *= silu_of_half(half.y);
+          const float2 x = unpack2<E>(kSiluScale<E> == 1.f ? g[e] : halve2<E>(g[e]));
+          o.x[e / 2][e % 2 * 2] *= scaled_silu<E>(x.x), o.x[e / 2][e % 2 * 2 + 1] *= scaled_silu<E>(x.y);
         }
         __syncwarp();
       }

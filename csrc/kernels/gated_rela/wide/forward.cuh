@@ -61,15 +61,21 @@ __device__ void add_state_product(const WideTeam<E, kHead>& team, Q& q, const Ac
                                   Acc (&out)[WideTeam<E, kHead>::kRowTiles]) {
   const int tiles = team.num_tiles();
   const float factor = team.factor();
+  constexpr int kTogether = WideTeam<E, kHead>::kTogether;
 #pragma unroll
-  for (int t = 0; t < kHead / kTile; ++t) {
+  for (int t = 0; t < kHead / kTile; t += kTogether) {
     limit_overlap<E>();
-    const RightSplit<E> s = to_right<E>(state[t], factor);
+    RightSplit<E> s[kTogether];
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i) s[i] = to_right<E>(state[t + i], factor);
 #pragma unroll
     for (int r = 0; r < WideTeam<E, kHead>::kRowTiles; ++r) {
       if (kFull || r < tiles) {
         limit_overlap<E>();
-        add_product(out[r], load_left<E, false>(q.tile(t, r), team.at), s);
+        Split<E> a[kTogether];
+#pragma unroll
+        for (int i = 0; i < kTogether; ++i) a[i] = load_left<E, false>(q.tile(t + i, r), team.at);
+        add_products(out[r], a, s);
       }
     }
   }

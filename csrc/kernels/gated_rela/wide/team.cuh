@@ -38,6 +38,9 @@ struct WideTeam {
   // Blocks per multiprocessor for which the compiler limits registers: the most without spilling.
   static constexpr int kBlocks = sizeof(E) == 4 && kHead == 128 ? 1 : 16 / kTiles;
 
+  // Products of float32 tiles that are summed before they are added to an output or a state.
+  static constexpr int kTogether = kBlocks == 1 ? 2 : 1;
+
   const RelaPlan& p;
   const WideUnit& unit;
   int warp, lane, thread;
