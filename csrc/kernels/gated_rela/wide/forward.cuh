@@ -4,7 +4,8 @@
 // them at its own channels, while values and gates arrive. After the second, the warps share out the scores of the
 // lower triangle, multiply queries with the state, and add keys to it. After the third, queries and keys of the next
 // chunk start to arrive, while each warp multiplies the scores with its own values and finishes its own outputs. A
-// value that is not finite also reaches the rows before it in its chunk.
+// value that is not finite also reaches the rows before it in its chunk and, through the convolution at 16 bits, seven
+// other channels of its row and of the three after it.
 #pragma once
 
 #include "kernels/gated_rela/history.cuh"
@@ -111,7 +112,7 @@ __global__ void __launch_bounds__(WideTeam<E, kHead>::kThreads, WideTeam<E, kHea
     {
       const T team(p, m.unit);
       team.template copy_rows<kWideBefore>(m.v, m.unit.v, p.v);
-      if (p.kernel_size > 1) copy_history(team, m.v);
+      if (p.kernel_size > 0) copy_history(team, m.v);
       if (p.g.data) team.copy_rows(m.g, m.unit.g, p.g);
       copies_commit();
     }

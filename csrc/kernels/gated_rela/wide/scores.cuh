@@ -31,7 +31,7 @@ __device__ void make_scores(const WideTeam<E, kHead>& team, TileMatrix<E, kHead,
     const int row = (pair >= 1) + (pair >= 3) + (pair >= 6), column = pair - row * (row + 1) / 2;
     const Part<E>* const queries = q.tile(0, row);
     const Part<E>* const keys = k.tile(0, column) + j * 8 * kTile + key_lane;
-    float score[4] = {};
+    float sum[2][4] = {};  // of even and odd tiles of channels, so that half as many products wait for each other
 #pragma unroll
     for (int t = 0; t < kHead / kTile; t += 2) {
       limit_overlap<E>();
@@ -46,13 +46,13 @@ __device__ void make_scores(const WideTeam<E, kHead>& team, TileMatrix<E, kHead,
 #pragma unroll
       for (int s = 0; s < 2; ++s) {
         const Split<E> a = load_left<E, false>(queries + (t + s) * TileMatrix<E, kHead, kRows>::kBlock, team.at);
-        add_columns_product(score, a, b, s);
+        add_columns_product(sum[s], a, b, s);
       }
     }
     Part<E>* const tile = scores.tile(row, column) + (team.at.pair ^ j * 8);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      float x[2] = {score[2 * h], score[2 * h + 1]};
+      float x[2] = {sum[0][2 * h] + sum[1][2 * h], sum[0][2 * h + 1] + sum[1][2 * h + 1]};
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         if constexpr (kScaled<E>) x[e] *= factor;
