@@ -16,7 +16,8 @@ enum class Scan { kForward, kSum, kReverseSum };
 
 template <typename E, int kLanes, int kStates, Scan kScan>
 struct ForwardTeam {
-  static constexpr bool kReverse = kScan == Scan::kReverseSum, kForward = kScan == Scan::kForward;
+  static constexpr bool kReverse = kScan == Scan::kReverseSum, kForward = kScan == Scan::kForward,
+                        kGates = kScan != Scan::kSum;
   static constexpr int kWidth = kLanes * kStates, kMatrices = kForward ? 2 : 1;
   static constexpr int kSharers = kScanRows < kLanes ? kScanRows : kLanes;  // lanes with different rows of a group
   static constexpr int kOwn = kScanRows / kSharers;  // rows of a group that a lane prepares, kSharers rows apart
@@ -45,9 +46,9 @@ struct ForwardTeam {
     if (p.delta_bias) bias = p.delta_bias[column];
     if (kForward && p.D) D = p.D[column];
     delta = rows.column(p.delta, column), input = rows.column(inputs(), column);
-    if (kScan != Scan::kSum) gate = rows.column(p.z, column);
+    if (kGates) gate = rows.column(p.z, column);
     if (kForward) y = rows.column(p.y, column);
-    if (rows.end != 0) load_group(rows.place(own_row(0)));
+    if (rows.end != 0) load_group<false>(rows.place(own_row(0)));
   }
   __device__ const RowMatrix& inputs() const { return kReverse ? p.d_y : p.u; }
   __device__ void load_initial_state(const Segment& segment) {
@@ -99,35 +100,14 @@ struct ForwardTeam {
   // Loads the elements of the next group in the meantime. Rows after the segment's last one repeat it with a step of 0:
   // they leave the state as it is and store the same y again.
   __device__ void process_group(const float* tile, int first) {
-    float step[kOwn], x[kOwn], u[kOwn], skip[kOwn], factor[kOwn];
-#pragma unroll
-    for (int i = 0; i < kOwn; ++i) step[i] = to_float(next_delta[i]) + bias, u[i] = to_float(next_input[i]);
-    if (p.delta_softplus) {
-#pragma unroll
-      for (float& s : step) s = softplus(s);
-    }
-    if (kScan != Scan::kSum && p.z.data) {
-#pragma unroll
-      for (int i = 0; i < kOwn; ++i) {
-        const float z = to_float(next_gate[i]);
-        factor[i] = z * sigmoid(z);
-      }
-    } else {
-#pragma unroll
-      for (float& f : factor) f = 1.f;
-    }
     const int own = first + rows.place(own_row(0));
-    if (!rows.holds(first + rows.place(kScanRows - 1))) {
-#pragma unroll
-      for (int i = 0; i < kOwn; ++i)
-        if (!rows.holds(own + rows.place(i * kSharers))) {
-          step[i] = 0.f;
-          if (kReverse) factor[i] = 0.f;
-        }
+    Elements elements;
+    if (p.delta_softplus && (!kGates || p.z.data) && rows.holds(first + rows.place(kScanRows - 1))) {
+      prepare<true>(own, elements);  // the usual case has no other branch
+    } else {
+      prepare<false>(own, elements);
     }
-#pragma unroll
-    for (int i = 0; i < kOwn; ++i) x[i] = (kReverse ? factor[i] : step[i]) * u[i], skip[i] = D * u[i];
-    load_group(own + rows.place(kScanRows));
+    const auto& [step, x, skip, factor] = elements;
     float sums[kScanRows];
 #pragma unroll
     for (int r = 0; r < kScanRows; ++r)
@@ -145,13 +125,42 @@ struct ForwardTeam {
   }
 
  private:
+  // What the scan needs of the lane's own rows: the step; the input, which is the step times u, or d_y before the gate
+  // in reverse; D u; and SiLU(z).
+  struct Elements {
+    float step[kOwn], x[kOwn], skip[kOwn], factor[kOwn];
+  };
+
+  // Computes them for the group that is loaded, from the place of its first own row on, and loads the next group.
+  // kUsual: with softplus and, unless it is unused, a gate, and all rows are within the segment.
+  template <bool kUsual>
+  __device__ void prepare(int first, Elements& to) {
+    float u[kOwn];
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      to.step[i] = to_float(next_delta[i]) + bias, u[i] = to_float(next_input[i]), to.factor[i] = 1.f;
+      if (kUsual || p.delta_softplus) to.step[i] = softplus(to.step[i]);
+      if (kGates && (kUsual || p.z.data)) {
+        const float z = to_float(next_gate[i]);
+        to.factor[i] = z * sigmoid(z);
+      }
+      if (!kUsual && !rows.holds(first + rows.place(i * kSharers))) {
+        to.step[i] = 0.f;
+        if (kReverse) to.factor[i] = 0.f;
+      }
+      to.x[i] = (kReverse ? to.factor[i] : to.step[i]) * u[i], to.skip[i] = D * u[i];
+    }
+    load_group<kUsual>(first + rows.place(kScanRows));
+  }
+
   // Loads the lane's elements of a group, from the place of its first own row on; the last row's for rows after it.
+  template <bool kUsual>
   __device__ void load_group(int first) {
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
       const int place = rows.clamp(first + rows.place(i * kSharers));
       next_delta[i] = *rows.at(delta, p.delta, place), next_input[i] = *rows.at(input, inputs(), place);
-      if (kScan != Scan::kSum && p.z.data) next_gate[i] = *rows.at(gate, p.z, place);
+      if (kGates && (kUsual || p.z.data)) next_gate[i] = *rows.at(gate, p.z, place);
     }
   }
 
