@@ -247,14 +247,13 @@ _SCAN_FORWARD = (Form(5, {4: _one_in(_ROWS_FORWARD)}),)
 _SCAN_BACKWARD = (Form(7, {3: _one_in(_ROWS_BACKWARD)}), Form(4, {3: _one_in(_ROWS_BACKWARD)}))
 
 
-# causal_conv1d: a thread has 4 channels of a row. An iteration uses two batches of rows. The second template
-# argument is whether all threads have whole groups.
+# causal_conv1d: a thread has 4 channels of a row. An iteration uses two batches of rows.
 def _conv_forward_rows(instance: Instance) -> float:
-    return 2 * (defaults("causal_conv1d")["ROWS"] if instance.sizes[1] else 2)
+    return 2 * defaults("causal_conv1d")["ROWS"]
 
 
 def _conv_backward_rows(instance: Instance) -> float:
-    return _conv_forward_rows(instance) / (2 if instance.sizes[1] and instance.element_size == 4 else 1)
+    return _conv_forward_rows(instance) / (2 if instance.element_size == 4 else 1)
 
 
 _CONV_FORWARD = (Form(9, {8: _one_in(_conv_forward_rows)}, {8: _accesses(_conv_forward_rows, lambda i: 2)}),)
@@ -279,7 +278,7 @@ def _coefficients(instance: Instance) -> str:
 
 
 def _kernel_size(instance: Instance) -> str:
-    return f"K {instance.size}{'' if instance.sizes[1] else ', partial groups'}"
+    return f"K {instance.size}"
 
 
 def _only(when: str) -> Callable[[Instance], str]:

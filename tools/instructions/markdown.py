@@ -18,8 +18,6 @@ def lines_of(old: Sequence[KernelCounts], new: Sequence[KernelCounts]) -> Iterab
     yield "|---|" + "---|" * len(titles)
     rows = [(op, direction, form, variant) for op, direction, form, variant, _ in now if form != "cut"]
     for op, direction, form, variant in dict.fromkeys(rows):
-        if "partial" in variant:
-            continue
         cells = []
         for dtype in DTYPES:
             group = (op, direction, form, variant, dtype)
