@@ -13,7 +13,7 @@ class Attention {
   using Stage = ForwardStage<E, kHead, kCausal>;
   using Values = ValueRows<E, kHead>;
 
-  // What the causal form keeps in shared memory: ones on and below the diagonal, and zeros above it, as operand A.
+  // Shared memory of the causal form: ones on and below the diagonal, and zeros above it, as operand A.
   // Loading them takes fewer instructions than moving constants to the registers of an instruction.
   struct Memory {
     uint4 lower[32];

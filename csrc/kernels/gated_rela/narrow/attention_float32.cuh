@@ -102,7 +102,7 @@ class Attention<float, kHead, kCausal> {
     }
   }
 
-  // As in 16 bits.
+  // The same as at 16 bits.
   __device__ void attend(Stage& m, int i, int n, const RowPair& counts, float eps, float, Acc (&out)[kTiles],
                          RowPair& inverse) {
     Operand<float> query[kTiles];

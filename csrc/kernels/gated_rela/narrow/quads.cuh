@@ -83,10 +83,9 @@ inline __device__ Acc multiply_quads_in_place(const Operand<float>& a, const Ope
   Acc d;
 #pragma unroll
   for (int j = 0; j < 2; ++j) {
-    auto add = [&](const uint32_t(&x)[2][4], const uint32_t(&y)[2][4]) {
+    auto add = [&](const uint32_t (&x)[2][4], const uint32_t (&y)[2][4]) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
-        mma1684_tf32(d.x[j], x[i / 2][i % 2], x[i / 2][i % 2 + 2], y[i / 2][2 * j + i % 2]);
+      for (int i = 0; i < 4; ++i) mma1684_tf32(d.x[j], x[i / 2][i % 2], x[i / 2][i % 2 + 2], y[i / 2][2 * j + i % 2]);
     };
     add(a.high, b.low), add(a.low, b.high), add(a.high, b.high);
   }

@@ -24,7 +24,7 @@ struct ValueRows {
   static constexpr int kTileBytes = sizeof(E) == 2 ? kTile * 2 : kRows * kRowBytes;  // from 16 channels to the next
   static constexpr int kBytes = sizeof(E) == 2 ? kRows * kRowBytes : kTiles * kTileBytes;
 
-  // Offset of the vector that this lane copies, and of the same one in the row tile after it.
+  // Offset of the vector that this lane copies.
   static __device__ int copied(int lane) { return sizeof(E) == 2 ? lane % 16 * kRowBytes + lane / 16 * 16 : lane * 16; }
   // Offsets of this lane in rows as operands of 16 bits: transposed as B or A, and pairs of shifted rows of 8 channels,
   // those three rows before and two rows before.
@@ -79,7 +79,7 @@ struct LaneAngles {
   }
 };
 
-// What a step of the forward needs in shared memory.
+// Rows of a step of the forward in shared memory.
 template <typename E, int kHead, bool kCausal>
 struct alignas(16) ForwardStage {
   static constexpr bool kQueries = true, kKeys = kCausal;
@@ -112,7 +112,7 @@ class RowSteps {
     row_ = head.in_head(LaneRows<E>::column(lane)) ? LaneRows<E>::row(lane) : kOutside;
     angles_row_ = head.in_head(LaneAngles<E>::column(lane)) ? LaneAngles<E>::row(lane) : kOutside;
     const int row = LaneRows<E>::row(lane) - (LaneRows<E>::kRows - kMaxHistory);
-    copies_history_ = Stage::kQueries && p.kernel_size > 0 && row >= 0;
+    copies_history_ = Stage::kQueries && p.kernel_size > 0 && row >= 0 && row_ < kOutside;
     if (p.rotary) {
       const int64_t position = head.segment.position + LaneAngles<E>::row(lane);
       angles_ = p.rotary + position * p.width() + head.first_channel() + LaneAngles<E>::column(lane);
@@ -185,9 +185,9 @@ class RowSteps {
     const int history = p.kernel_size - 1, i = row - (kMaxHistory - history);
     unsigned char* const to = values(stages_[0]) - LaneRows<E>::kRows * Values::kRowBytes;
     const E* from = v_ - LaneRows<E>::kRows * static_cast<int>(p.v.stride);
-    bool valid = row_ < kTile;
+    bool valid = true;
     if (head_.segment.is_first()) {
-      valid = valid && p.initial_history && i >= 0;
+      valid = p.initial_history && i >= 0;
       if (valid)
         from = static_cast<const E*>(p.initial_history) + (head_.segment.sequence * history + i) * p.width() +
                head_.first_channel() + LaneRows<E>::column(head_.at.lane);

@@ -84,7 +84,7 @@ class ForwardConvolution {
   }
 
  private:
-  // Of the rows 3 - 2 i and 2 - 2 i before and columns 8 j ..: upper parts, then the rest.
+  // Weights of the rows 3 - 2 i and 2 - 2 i before at columns 8 j ..: upper parts, then the rest.
   uint4 weights_[kShared ? 1 : 4] = {};
   const uint4* shared_;
   float4 bias_[kShared ? 1 : 2] = {};  // of this lane's elements
