@@ -17,8 +17,8 @@ VALUES: dict[str, dict[str, tuple[int, ...]]] = {
         "WIDE_ROWS_128": (32, 48, 64),
     },
     "selective_scan": {
-        "FORWARD_ROWS": (2, 4, 8),
-        "FORWARD_RESIDENT": (512, 640, 768),
+        "FORWARD_ROWS": (2, 4),
+        "FORWARD_RESIDENT": (384, 512),
         "BACKWARD_CHANNELS": (2, 4),
     },
     "linear_scan": {

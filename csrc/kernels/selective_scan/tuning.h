@@ -7,13 +7,13 @@
 #define RECGRELA_SELECTIVE_SCAN_BACKWARD_CHANNELS 4
 #endif
 
-// Rows that a thread of the forward processes at a time; it loads the next ones meanwhile: 2, 4 or 8. More rows hide
-// slower loads and share counters, and take more registers.
+// Rows that a thread of the forward processes at a time; it loads the next ones meanwhile: 2 or 4. More rows hide
+// slower loads and share counters; 8 do not fit into the registers.
 #ifndef RECGRELA_SELECTIVE_SCAN_FORWARD_ROWS
 #define RECGRELA_SELECTIVE_SCAN_FORWARD_ROWS 4
 #endif
 
-// Threads of the forward on a multiprocessor, for which registers are limited: 512, 640 or 768.
+// Threads of the forward on a multiprocessor, for which registers are limited: 384 or 512; 640 spills.
 #ifndef RECGRELA_SELECTIVE_SCAN_FORWARD_RESIDENT
 #define RECGRELA_SELECTIVE_SCAN_FORWARD_RESIDENT 512
 #endif
