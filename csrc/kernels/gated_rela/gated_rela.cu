@@ -111,13 +111,11 @@ size_t lay_out(RelaPlan& p, bool backward) {
   const int64_t state_bytes = p.num_tiles() * p.num_tiles() * tile_bytes;
   const int64_t sum_bytes = padded_dim * int64_t{sizeof(float)};
   if (p.head_dim <= 32) {
-    // The teams that the device runs at once walk the units, so that their workspace stays in the L2 cache: as many as
-    // give each of them the same number of units.
+    // Only the teams that the device runs at once walk the units, so that their workspace stays in the L2 cache. A
+    // launch may have fewer of them.
     const int64_t parts = p.dtype == DType::kFloat32 ? 3 : 1, tiles = p.num_tiles();  // as narrow::KeyState
     const int64_t chunk_bytes = tiles * (tiles * parts * kPackedTile * 2 + 8 * int64_t{sizeof(float4)});
-    const int64_t resident = 2 * RECGRELA_GATED_RELA_BACKWARD_BLOCKS / tiles * multiprocessors();
-    const int64_t rounds = std::max<int64_t>(1, ceil_div(p.num_units(), resident));
-    p.num_teams = ceil_div(ceil_div(p.num_units(), rounds), 2) * 2;
+    p.num_teams = balanced_teams(p, 2 * RECGRELA_GATED_RELA_BACKWARD_BLOCKS / tiles * multiprocessors());
     p.chunk_states = workspace.take_bytes(p.causal ? p.num_teams * p.max_chunks * chunk_bytes : 0);
     take_conv_partials();
     return workspace.size();

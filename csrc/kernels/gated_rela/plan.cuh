@@ -1,6 +1,8 @@
 // Plan of a gated_rela call: its parameters and what the host derives from them.
 #pragma once
 
+#include <algorithm>
+
 #include "kernels/common/segments.cuh"
 #include "kernels/common/tile.cuh"
 #include "kernels/gated_rela/params.h"
@@ -36,6 +38,16 @@ struct RelaPlan : GatedRelaParams {
   __host__ __device__ int64_t num_units() const { return segments.num_slots * num_heads; }
   __host__ __device__ int64_t num_tiles() const { return (head_dim + kTile - 1) / kTile; }
 };
+
+// Number of teams that walk the units of a backward, of which the device runs `resident` at a time: as many as give
+// each of them the same number of units. The units of a team belong to one head, and the number of teams is even, since
+// a block may have two.
+inline int64_t balanced_teams(const RelaPlan& p, int64_t resident) {
+  const int64_t multiple = p.num_heads % 2 == 0 ? p.num_heads : 2 * p.num_heads;
+  const int64_t most = std::max<int64_t>(1, resident / multiple) * multiple;
+  const int64_t rounds = std::max<int64_t>(1, ceil_div(p.num_units(), most));
+  return ceil_div(ceil_div(p.num_units(), rounds), multiple) * multiple;
+}
 
 // Segment that a team processes, with the position of its first row and the team's workspace.
 struct RelaSegment : Segment {

@@ -24,19 +24,21 @@ __device__ void walk_query_sums(const RelaPlan& p) {
     if (kCausal && memory.segment.is_first()) continue;  // no segment comes before it
     if constexpr (kCausal) store_key_states(team, memory.keys);
     team.sync();
-    Reverse<E, kHead, kCausal, true>(team, memory).sweep();
+    Reverse<E, kHead, kCausal, true>(team, memory).sweep(false);
   }
 }
 template <typename E, int kHead, bool kCausal>
 __device__ void walk_backward(const RelaPlan& p) {
   using U = Unit<E, kHead>;
   auto& memory = team_memory<BackwardMemory<E, kHead>, U>();
+  bool has_weights = false;
   for (int unit = U::team(); unit < p.num_units(); unit += static_cast<int>(p.num_teams)) {
     U team(p, memory.segment);
     if (team.find_segment(unit, memory.segment)) {
       if constexpr (kCausal) store_key_states(team, memory.keys);
       team.sync();
-      Reverse<E, kHead, kCausal, false>(team, memory).sweep();
+      Reverse<E, kHead, kCausal, false>(team, memory).sweep(has_weights);
+      has_weights = true;
     } else if (p.kernel_size > 0) {
       // The slot is empty: its partial sums are zero.
       float* const out =
@@ -58,17 +60,22 @@ __global__ void __launch_bounds__(Unit<E, kHead>::kThreads, kBlocks<E, kHead>) r
 
 // Launches kernel_of(head, causal) for all teams. Heads of 8 channels are padded with zeros to a tile of 16.
 template <typename E, typename F>
-cudaError_t launch_teams(const RelaPlan& p, cudaStream_t stream, F kernel_of) {
+cudaError_t launch_teams(const RelaPlan& plan, cudaStream_t stream, F kernel_of) {
   auto run = [&](auto head) {
     constexpr int kHead = decltype(head)::value;
     using U = Unit<E, kHead>;
     constexpr size_t kBytes = U::kTeams * sizeof(BackwardMemory<E, kHead>);
     static_assert(kBytes <= 99 * 1024, "every GPU from sm_80 on gives a block this much shared memory");
+    // A block takes 1 KB of shared memory in addition to its own.
+    const int64_t fitting = (max_shared_bytes() + 1024) / (static_cast<int64_t>(kBytes) + 1024);
+    const int64_t resident = std::min<int64_t>(kBlocks<E, kHead>, fitting) * U::kTeams * multiprocessors();
+    RelaPlan p = plan;
+    p.num_teams = std::min(p.num_teams, balanced_teams(p, resident));
     const int64_t blocks = ceil_div(p.num_teams, U::kTeams);
     if (p.causal) return launch(kernel_of(head, std::true_type{}), blocks, U::kThreads, kBytes, stream, p);
     return launch(kernel_of(head, std::false_type{}), blocks, U::kThreads, kBytes, stream, p);
   };
-  return dispatch_value<16, 32>(std::max(p.head_dim, int{kTile}), run);
+  return dispatch_value<16, 32>(std::max(plan.head_dim, int{kTile}), run);
 }
 
 }  // namespace recgrela::cuda::narrow

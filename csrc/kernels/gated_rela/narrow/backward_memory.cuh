@@ -30,6 +30,7 @@ struct BackwardMemory {
     float4 sums[2][4];                       // w, as in KeyState
     float denominators[kTile], dots[kTile];  // sums over own channels, for the other warps
   };
+  static_assert(sizeof(KeyStatesMemory<E, kHead>) <= offsetof(Warp, conv), "weights outlast the sweep over keys");
   union {
     Warp warps[kTiles];
     KeyStatesMemory<E, kHead> keys;  // for the sweep over keys, before the reverse sweep

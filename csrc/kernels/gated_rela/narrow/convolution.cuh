@@ -78,12 +78,13 @@ struct Convolution : ConvolutionBase<E> {
   const int pairs = keep(Rows::pairs(threadIdx.x % 32));
   float d_weights[2][2][4] = {};  // of weights 2 i and 2 i + 1: rows 0 to 7 and 8 to 15 of the sums
 
-  // Loads the weights of `channels` channels from the first one on.
-  __device__ void load(const RelaPlan& p, int64_t first, int channels, Bytes shared, int lane) {
+  // Loads the weights of `channels` channels from the first one on, unless they are in shared memory already.
+  __device__ void load(const RelaPlan& p, int64_t first, int channels, Bytes shared, int lane, bool loaded) {
     const int place = lane / 8 == lane % 4 ? lane / 4 : 8;
     uint4* const to = reinterpret_cast<uint4*>(shared);
     float4* const biases_to = reinterpret_cast<float4*>(to + 4 * 9);
     weights = to + place, biases = biases_to + lane % 4;
+    if (loaded) return;
     uint32_t parts[kMaxKernelSize][4] = {};
     float bias[4] = {};
 #pragma unroll
@@ -188,8 +189,10 @@ struct Convolution<float> : ConvolutionBase<float> {
   const float2* weights;  // at this lane's columns
   float2 d_weights[2][kMaxKernelSize] = {};
 
-  __device__ void load(const RelaPlan& p, int64_t first, int channels, Bytes shared, int lane) {
+  __device__ void load(const RelaPlan& p, int64_t first, int channels, Bytes shared, int lane, bool loaded) {
     float* const floats = reinterpret_cast<float*>(shared);
+    weights = reinterpret_cast<const float2*>(floats + lane % 4 * 2);
+    if (loaded) return;
     for (int i = lane; i < (kMaxKernelSize + 1) * kTile; i += 32) {
       const int channel = i % kTile, k = i / kTile;
       float x = 0.f;
@@ -197,7 +200,6 @@ struct Convolution<float> : ConvolutionBase<float> {
         x = k == kMaxKernelSize ? p.conv_bias[first + channel] : conv_weight(p, first + channel, k);
       floats[i] = x;
     }
-    weights = reinterpret_cast<const float2*>(floats + lane % 4 * 2);
   }
   __device__ float2 weight(int k, int j) const { return weights[k * (kTile / 2) + j * 4]; }
 

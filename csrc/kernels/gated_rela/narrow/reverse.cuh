@@ -95,7 +95,8 @@ struct Reverse : ReverseChunk<E, kHead, kCausal, kSumsOnly> {
     *reinterpret_cast<uint4*>(v + shifted) = *reinterpret_cast<const uint4*>(from);
   }
 
-  __device__ void sweep() {
+  // `has_weights`: an earlier unit of the team, which has the same head, has loaded the convolution's weights.
+  __device__ void sweep(bool has_weights) {
     const RelaPlan& p = unit.p;
     const RelaSegment& segment = unit.segment;
     const bool convolves = !kSumsOnly && p.kernel_size > 0;
@@ -119,7 +120,7 @@ struct Reverse : ReverseChunk<E, kHead, kCausal, kSumsOnly> {
       for (int t = 0; t < kTiles; ++t) store_tile(at, own.query_state[t], to_right<E>(state[t]));
     }
     if (convolves) {
-      convolution.load(p, unit.first_channel(), unit.channels(), own.conv, at.lane);
+      convolution.load(p, unit.first_channel(), unit.channels(), own.conv, at.lane, has_weights);
       find_conv_gradient_after();
     }
     if (!p.rotary) unit.fill_angles(own.stages[0].angles), unit.fill_angles(own.stages[1].angles);

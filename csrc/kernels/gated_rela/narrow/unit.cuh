@@ -113,10 +113,11 @@ struct Unit {
     return p.initial_kv_state ? sequence_state(p.initial_kv_state) : nullptr;
   }
   // Loads the sums at own value channels by all key channels, and those at own key channels to every row of `sum`. A
-  // null state is zero.
+  // null state leaves zeros.
   __device__ void load_state(const float* state, Acc (&by_value)[kTiles], Acc& sum) const {
-    visit(by_value, [&](float& x, int value, int key) { x = state ? state[key * p.head_dim + value] : 0.f; });
-    visit(sum, [&](float& x, int key) { x = state ? state[p.head_dim * p.head_dim + key] : 0.f; });
+    if (!state) return;
+    visit(by_value, [&](float& x, int value, int key) { x = state[key * p.head_dim + value]; });
+    visit(sum, [&](float& x, int key) { x = state[p.head_dim * p.head_dim + key]; });
   }
   __device__ void store_state(float* state, Acc (&by_value)[kTiles], Acc& sum) const {
     visit(by_value, [&](float& x, int value, int key) { state[key * p.head_dim + value] = x; });
