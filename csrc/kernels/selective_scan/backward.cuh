@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(32 * kBackwardWarps, RECGRELA_SELECTIVE_SCAN_B
 #pragma unroll 1
       for (int t = 0; t + 1 < tiles; ++t) {
         const float* const B = stage_tile(t);
-        typename Warp::Element unused;
+        typename Warp::Factors unused;
         warp.template prepare<false>(rows, row0 + t * kTileRows, unused);
         if (t + 2 < tiles) warp.template load_rows<false>(row0 + (t + 1) * kTileRows, rows);
         warp.advance(B, state);

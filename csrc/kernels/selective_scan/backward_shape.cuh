@@ -31,19 +31,21 @@ struct BackwardShape {
   static constexpr int kElements = kWarpChannels > 8 ? kWarpChannels / 8 : 1;
   static constexpr int kParts = kWarpChannels < 8 ? 8 / kWarpChannels : 1;
 
-  // Floats in shared memory: those of a block, and those of each warp.
+  // Floats in shared memory: rows of B and C of a block, and arrays of each warp, one after the other.
   static constexpr int kStageSize = 2 * kStageRows * kAllStates;
-  static constexpr int kByStateSize =
-      kGroups > 1 ? kTileRows * kGroups * kAllStates : 0;                    // d_C or d_B by groups of channels
-  static constexpr int kByChannelSize = kTileRows * kLanes * kWarpChannels;  // sums by groups of states
-  static constexpr int kSumsSize = 2 * kSumRows * kAllStates;                // d_C and d_B of the warp
-  static constexpr int kElementsSize = kTileRows * kWarpChannels;
-  static constexpr int kStatesSize = (kTiles - 2) * 32 * kChannels * kStates;  // states before tiles
-  static constexpr int kVectorsSize = (2 * kWarpChannels + 31) / 32 * 32;      // D and delta_bias
-  static constexpr int kTotalsSize = 2 * 32 * kElements;                       // gradients of D and delta_bias
-  static constexpr int kWarpSize = kByStateSize + kStatesSize + 2 * kByChannelSize + kSumsSize +
-                                   (4 * kElementsSize + 31) / 32 * 32 +
-                                   (kVectorsSize + kTotalsSize + 32 * kChannels * kStates + 63) / 64 * 64;
+  static constexpr int kTileSize = kTileRows * kWarpChannels;                              // of elements of a tile
+  static constexpr int kByStateSize = kGroups > 1 ? kTileRows * kGroups * kAllStates : 0;  // d_C or d_B by groups
+  static constexpr int kByChannelSize = kLanes * kTileSize;                                // sums by groups of states
+  static constexpr int kStatesSize = 32 * kChannels * kStates;                             // states of all threads
+  static constexpr int kStatesAt = kByStateSize;                                           // states before tiles
+  static constexpr int kByChannelAt = kStatesAt + (kTiles - 2) * kStatesSize;              // two sums
+  static constexpr int kSumsAt = kByChannelAt + 2 * kByChannelSize;            // d_B and d_C of the warp, by rows
+  static constexpr int kTileAt = kSumsAt + 2 * kSumRows * kAllStates;          // steps, delta_u, grad, u
+  static constexpr int kVectorsAt = kTileAt + (4 * kTileSize + 31) / 32 * 32;  // D and delta_bias
+  static constexpr int kTotalsAt =
+      kVectorsAt + (2 * kWarpChannels + 31) / 32 * 32;                // d_D and d_delta_bias of all threads
+  static constexpr int kGradientAt = kTotalsAt + 2 * 32 * kElements;  // d_A of all threads
+  static constexpr int kWarpSize = (kGradientAt + kStatesSize + 63) / 64 * 64;
 
   static constexpr size_t shared_bytes(int warps) { return sizeof(float) * (kStageSize + warps * kWarpSize); }
 };
