@@ -18,7 +18,7 @@ struct RelaCase {
   bool causal = true, rotary = true, gate = true, is_int64 = true, strided = false, sparse = false, bounded = false;
   bool saves = false;  // bidirectional: the backward takes the sums over keys from the forward
   double eps = 1e-6;
-  int64_t segment_rows = 0, team_workspace_bytes = 0;
+  int64_t segment_rows = 0;
   Lengths lengths;
 
   int64_t batch() const { return static_cast<int64_t>(lengths.size()); }
@@ -134,7 +134,7 @@ struct RelaRun : RunDefaults {
     p.conv_weight = weight.as<const float>(), p.conv_bias = bias.as<const float>();
     p.initial_kv_state = ends.initial.kv_state.as<const float>(), p.initial_history = ends.initial.history.data();
     p.initial_position = ends.initial.positions();
-    p.segment_rows = c.segment_rows, p.team_workspace_bytes = c.team_workspace_bytes;
+    p.segment_rows = c.segment_rows;
     return p;
   }
 

@@ -12,6 +12,7 @@ RELA = "gated_rela/gated_rela.cu"
 F32 = "gated_rela/forward_float32.cu"
 BF16 = "gated_rela/forward_bfloat16.cu"
 BF16_BACKWARD = "gated_rela/backward_bfloat16.cu"
+BF16_WIDE = "gated_rela/wide_backward_bfloat16.cu"
 LAST_BF16 = "gated_rela_last/bfloat16.cu"
 SELECTIVE = "selective_scan/selective_scan.cu"
 SELECTIVE_F32 = "selective_scan/float32.cu"
@@ -276,20 +277,38 @@ MUTATIONS = [
         "gated_rela/causal/bfloat16/d=16 chunks",
     ),
     dropped(
-        "scaled gradients are read before they are written",
-        "gated_rela/backward.cuh",
-        BF16_BACKWARD,
-        "transposed(team, state, m.g);\n      team.sync();",
-        "team.sync();",
-        "gated_rela/causal/bfloat16/d=64",
+        "scores are read before all warps have written theirs",
+        "gated_rela/wide/reverse.cuh",
+        BF16_WIDE,
+        "if (p.causal) {\n      __syncthreads();",
+        "__syncthreads();",
+        "gated_rela/causal/bfloat16/d=64 schedules",
     ),
     dropped(
         "row sums are read before all warps have written theirs",
-        "gated_rela/query_sums.cuh",
-        BF16,
-        "if constexpr (Team<E, kHead>::kWarps > 1) team.sync();",
-        "if constexpr (Team<E, kHead>::kWarps > 1) team.sync();",
+        "gated_rela/wide/reverse.cuh",
+        BF16_WIDE,
+        "finish_values(o);\n    __syncthreads();",
+        "__syncthreads();",
         "gated_rela/causal/bfloat16/d=64",
+    ),
+    Mutation(
+        "rows after the end of a wide segment take part",
+        "gated_rela/wide/gradient_team.cuh",
+        BF16_WIDE,
+        "if (n >= kTile) return;",
+        "n >= kTile",
+        "n >= 0",
+        "gated_rela/causal/bfloat16/d=64",
+    ),
+    Mutation(
+        "the gradient of the convolution is lost after a wide segment",
+        "gated_rela/wide/reverse.cuh",
+        BF16_WIDE,
+        "if (p.kernel_size > 1 && segment.end < segment.sequence_end) prepare_conv();",
+        "segment.end < segment.sequence_end",
+        "segment.end > segment.sequence_end",
+        "gated_rela/causal/bfloat16 d=64 segments K=4",
     ),
     Mutation(
         "a team repeats its first unit",

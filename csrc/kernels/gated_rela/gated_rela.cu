@@ -90,7 +90,8 @@ RelaPlan make_plan(const GatedRelaParams& params) {
   constexpr int64_t kMaxRows = 1 << 28;  // 31 bits hold four bytes for each row of a segment
   p.segments = plan_segments(s, std::min(ceil_div(segment_rows, kTile) * kTile, kMaxRows));
   const int64_t max_length = s.max_length > 0 ? std::min(s.max_length, s.num_rows) : s.num_rows;
-  p.max_chunks = p.causal ? std::max<int64_t>(1, ceil_div(std::min(max_length, p.segments.rows), kTile)) : 1;
+  const int64_t rows = p.head_dim > 32 ? gradient_row_tiles(size_of(p.dtype), p.head_dim) * kTile : kTile;
+  p.max_chunks = p.causal ? std::max<int64_t>(1, ceil_div(std::min(max_length, p.segments.rows), rows)) : 1;
   return p;
 }
 
@@ -105,11 +106,8 @@ size_t lay_out(RelaPlan& p, bool backward) {
     p.conv_partials =
         workspace.take_floats(p.kernel_size > 0 ? p.segments.num_slots * p.width() * (kMaxKernelSize + 1) : 0);
   };
-  // There are as many teams as the target bytes allow, but at least as many as the device runs at once: 12 warps per
-  // multiprocessor. The number is even, since a block may have two teams.
   const int64_t tile_bytes = kPackedTile * size_of(p.dtype), padded_dim = p.num_tiles() * kTile;
   const int64_t state_bytes = p.num_tiles() * p.num_tiles() * tile_bytes;
-  const int64_t sum_bytes = padded_dim * int64_t{sizeof(float)};
   if (p.head_dim <= 32) {
     // Only the teams that the device runs at once walk the units, so that their workspace stays in the L2 cache. A
     // launch may have fewer of them.
@@ -120,10 +118,7 @@ size_t lay_out(RelaPlan& p, bool backward) {
     take_conv_partials();
     return workspace.size();
   }
-  const int64_t team_bytes = (p.max_chunks + 1) * state_bytes + p.max_chunks * sum_bytes;
-  const int64_t target_bytes = p.team_workspace_bytes > 0 ? p.team_workspace_bytes : int64_t{128} << 20;
-  const int64_t max_teams = std::max(target_bytes / team_bytes, 12 / p.num_tiles() * multiprocessors());
-  p.num_teams = ceil_div(std::min(p.num_units(), max_teams), 2) * 2;
+  p.num_teams = balanced_teams(p, gradient_blocks(p.head_dim) * multiprocessors());
   p.chunk_states = workspace.take_bytes(p.num_teams * (p.max_chunks + 1) * state_bytes);
   p.chunk_sums = workspace.take_floats(p.num_teams * p.max_chunks * padded_dim);
   take_conv_partials();

@@ -51,9 +51,6 @@ struct GatedRelaParams {
 
   // Rows per segment of a sequence; a team of warps processes one segment. 0: chosen from the size of the device.
   int64_t segment_rows = 0;
-  // Target bytes for the per-team part of the backward's workspace; exceeded if the device could not be filled
-  // otherwise. Teams beyond it run in further launches. 0: 128 MiB.
-  int64_t team_workspace_bytes = 0;
   void* workspace = nullptr;  // of the size that the functions below return, aligned to 256 bytes
 };
 

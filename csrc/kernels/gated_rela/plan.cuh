@@ -12,6 +12,14 @@ namespace recgrela::cuda {
 constexpr int kMaxKernelSize = GatedRelaParams::kMaxKernelSize;
 constexpr int kMaxHistory = kMaxKernelSize - 1;  // rows before a chunk that the convolution reads
 
+// Row tiles of a chunk of the backward of heads of 64 and 128 channels, limited by shared memory and registers.
+inline __host__ __device__ constexpr int gradient_row_tiles(int64_t element_bytes, int head_dim) {
+  return element_bytes == 4 && head_dim == 128 ? 1 : 2;
+}
+
+// Blocks per multiprocessor of the backward of these heads, for which the compiler limits registers.
+inline __host__ __device__ constexpr int gradient_blocks(int head_dim) { return head_dim == 128 ? 1 : 2; }
+
 struct RelaPlan : GatedRelaParams {
   SegmentPlan segments;
   float* key_states = nullptr;     // [slots, H, d + 1, d]: sums of R phi(k) (x) v, then of phi(k)
@@ -65,6 +73,9 @@ struct RelaKernels {
   static cudaError_t query_sums(const RelaPlan& plan, cudaStream_t stream);
   static cudaError_t forward(const RelaPlan& plan, cudaStream_t stream);
   static cudaError_t backward(const RelaPlan& plan, cudaStream_t stream);
+  // The same for heads of 64 and 128 channels.
+  static cudaError_t wide_query_sums(const RelaPlan& plan, cudaStream_t stream);
+  static cudaError_t wide_backward(const RelaPlan& plan, cudaStream_t stream);
 };
 
 }  // namespace recgrela::cuda
