@@ -88,14 +88,6 @@ MUTATIONS = [
         "gated_rela bfloat16/d=16 L=33,2,18",
     ),
     dropped(
-        "a stage is filled while it is read",
-        "gated_rela/pipeline.cuh",
-        F32,
-        "i % 2 : 0);\n    team.sync();",
-        "team.sync();",
-        "gated_rela float32/d=64 schedules",
-    ),
-    dropped(
         "denominators are read before all warps have written theirs",
         "gated_rela/wide/forward.cuh",
         BF16,

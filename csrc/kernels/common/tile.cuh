@@ -89,8 +89,8 @@ __device__ Operand<E> load_operand(const E* tile, int stride) {
   return operand;
 }
 
-// Adds columns 8 j .. 8 j + 7 of A B^T to d, or overwrites d unless kAdd. kExact: TF32 represents A's elements exactly.
-template <bool kExact, bool kAdd, typename E>
+// Adds columns 8 j .. 8 j + 7 of A B^T to d, or overwrites d unless kAdd.
+template <bool kAdd, typename E>
 __device__ void mma_columns(float (&d)[4], const Operand<E>& a, const Operand<E>& b, int j) {
   float part[4] = {};
   if constexpr (sizeof(E) == 4) {
@@ -100,7 +100,7 @@ __device__ void mma_columns(float (&d)[4], const Operand<E>& a, const Operand<E>
       const uint32_t al[4] = {a.low[s][0], a.low[s][2], a.low[s][1], a.low[s][3]};
       const uint32_t bh[2] = {b.high[s][2 * j], b.high[s][2 * j + 1]};
       const uint32_t bl[2] = {b.low[s][2 * j], b.low[s][2 * j + 1]};
-      if constexpr (!kExact) mma1688_tf32(part, al, bh);
+      mma1688_tf32(part, al, bh);
       mma1688_tf32(part, ah, bl);
       mma1688_tf32(part, ah, bh);
     }
@@ -121,17 +121,9 @@ __device__ void mma_columns(float (&d)[4], const Operand<E>& a, const Operand<E>
 // d += A B^T, or d = A B^T if kFirst.
 template <bool kFirst = false, typename E>
 __device__ void mma(Acc& d, const Operand<E>& a, const Operand<E>& b) {
-  mma_columns<false, !kFirst>(d.x[0], a, b, 0);
-  mma_columns<false, !kFirst>(d.x[1], a, b, 1);
+  mma_columns<!kFirst>(d.x[0], a, b, 0);
+  mma_columns<!kFirst>(d.x[1], a, b, 1);
 }
-template <bool kExact = false, typename E>
-__device__ Acc product(const Operand<E>& a, const Operand<E>& b) {
-  Acc d;
-  mma_columns<kExact, false>(d.x[0], a, b, 0);
-  mma_columns<kExact, false>(d.x[1], a, b, 1);
-  return d;
-}
-
 inline __device__ void scale(Acc& a, float factor) {
 #pragma unroll
   for (int i = 0; i < 8; ++i) a.x[i / 4][i % 4] *= factor;
@@ -227,19 +219,6 @@ __device__ Operand<E> load_packed(const E* tile) {
 struct RowVector {
   float x[4] = {};
 };
-// Converts a tile whose rows are equal to the operand A.
-template <typename E>
-__device__ Operand<E> to_operand(const RowVector& row) {
-  Operand<E> operand;
-  if constexpr (sizeof(E) == 4) {
-#pragma unroll
-    for (int i = 0; i < 8; ++i) set_element(operand, i / 4, i % 4, row.x[i / 4 * 2 + i % 2]);
-  } else {
-    operand.r[0] = operand.r[1] = pack2<E>(row.x[0], row.x[1]);
-    operand.r[2] = operand.r[3] = pack2<E>(row.x[2], row.x[3]);
-  }
-  return operand;
-}
 // Row kRow of a tile.
 template <int kRow>
 __device__ RowVector row_of(const Acc& a) {
@@ -249,29 +228,6 @@ __device__ RowVector row_of(const Acc& a) {
     row.x[i] = __shfl_sync(0xffffffffu, a.x[i / 2][kRow / 8 * 2 + i % 2], kRow % 8 * 4 + threadIdx.x % 4);
   return row;
 }
-inline __device__ RowVector scaled(RowVector row, float factor) {
-#pragma unroll
-  for (int i = 0; i < 4; ++i) row.x[i] *= factor;
-  return row;
-}
-inline __device__ void add_scaled(RowVector& sum, const RowVector& row, float factor) {
-#pragma unroll
-  for (int i = 0; i < 4; ++i) sum.x[i] += factor * row.x[i];
-}
-// sum[i] += factor * sum_k weights[k] M[i][k], where M is an operand.
-template <typename E>
-__device__ void add_weighted(RowVector& sum, const RowVector& weights, const Operand<E>& m, float factor) {
-  const Acc d = product(to_operand<E>(weights), m);
-  add_scaled(sum, RowVector{{d.x[0][0], d.x[0][1], d.x[1][0], d.x[1][1]}}, factor);
-}
-// sum[i] += sum_k M[i][k], where M is an operand.
-template <typename E>
-__device__ void add_columns(RowVector& sum, const Operand<E>& m) {
-  const Acc d = product<true>(to_operand<E>(RowVector{{1.f, 1.f, 1.f, 1.f}}), m);
-#pragma unroll
-  for (int i = 0; i < 4; ++i) sum.x[i] += d.x[i / 2][i % 2];
-}
-
 // Stops the compiler from overlapping the next product with the previous ones, since float32 operands take many
 // registers.
 template <typename E, bool kLimit = true>

@@ -23,16 +23,16 @@ inline __host__ __device__ constexpr int gradient_blocks(int head_dim) { return 
 struct RelaPlan : GatedRelaParams {
   SegmentPlan segments;
   float* key_states = nullptr;     // [slots, H, d + 1, d]: sums of R phi(k) (x) v, then of phi(k)
-  float* query_states = nullptr;   // the same for R phi(q) (x) u and d_denominator phi(q); backward.cuh defines u
+  float* query_states = nullptr;   // the same for R phi(q) (x) u and d_denominator phi(q); narrow/reverse.cuh defines u
   float* conv_partials = nullptr;  // [slots, D, 5]: gradients of up to 4 weights, the last one fourth, and the bias
 
-  // The unit of work of a team of warps is one head of one slot. A launch starts at unit first_unit. A backward launch
-  // has up to num_teams teams, each with a workspace for the state of keys before every chunk of a causal segment, or
-  // for the one state of a bidirectional sequence, divided by the number of keys:
-  //   chunk_states  [teams, max_chunks + 1, tiles, tiles, 256] of dtype, by value and key channels in tiles; through
-  //                 the last one, the warps of the team exchange tiles
-  //   chunk_sums    [teams, max_chunks, d], of phi(k)
-  int64_t first_unit = 0, num_teams = 0, max_chunks = 0;
+  // The unit of work of a team of warps is one head of one slot. The num_teams teams of a backward walk the units, each
+  // with a workspace for the state of keys before every chunk of a causal segment:
+  //   chunk_states  heads of up to 32 channels: [teams, max_chunks, warps] of narrow::KeyState; wider ones: [teams,
+  //                 max_chunks + 1, tiles, tiles, 256] of dtype, by value and key channels in tiles, over the number of
+  //                 keys; the team exchanges tiles through the last one, and a bidirectional sequence has one state
+  //   chunk_sums    wider heads: [teams, max_chunks, d], of phi(k)
+  int64_t num_teams = 0, max_chunks = 0;
   void* chunk_states = nullptr;
   float* chunk_sums = nullptr;
 

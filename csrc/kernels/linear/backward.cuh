@@ -178,7 +178,7 @@ __global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks<E, kChunks, 
           mma(d_weight[c][i], d_yt, load_operand<E, true, true>(x + r * 16 * kXStride + i * 16, kXStride));
         if (adds_biases) {
           float sums[4];
-          mma_columns<false, false>(sums, d_yt, ones, 0);
+          mma_columns<false>(sums, d_yt, ones, 0);
           d_bias[c].x[0] += sums[0], d_bias[c].x[1] += sums[2];
         }
         limit_overlap<E>();
