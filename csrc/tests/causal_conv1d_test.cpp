@@ -12,20 +12,21 @@ struct ConvCase {
   int64_t channels = 64;
   int kernel_size = 4;
   bool silu = true, bias = true, is_int64 = true, strided = false, sparse = false;
+  std::string shifted;  // a matrix whose first row is not aligned; "strides": all rows but the first ones
   Lengths lengths;
 
   std::string name() const {
     return std::string("causal_conv1d/") + name_of(type) + "/C=" + std::to_string(channels) +
            "/K=" + std::to_string(kernel_size) + (silu ? "/silu" : "") + (bias ? "/bias" : "") +
            (is_int64 ? "" : "/int32") + (strided ? "/strided" : "") + (sparse ? "/sparse" : "") +
-           "/L=" + text_of(lengths);
+           (shifted.empty() ? "" : "/shifted=" + shifted) + "/L=" + text_of(lengths);
   }
   int64_t batch() const { return static_cast<int64_t>(lengths.size()); }
   // Row stride in elements. Strided rows are aligned to 16 bytes; dense rows may not be.
   int64_t stride(int64_t more) const {
     if (sparse) return int64_t{1} << 30;
     const int64_t unit = 16 / size_of(type), rounded = (channels + unit - 1) / unit * unit;
-    return strided ? rounded + more * unit : channels;
+    return strided ? rounded + more * unit : channels + (shifted == "strides");
   }
   double tolerance(const std::string& name) const {
     if (name == "final_history") return 0;
@@ -60,7 +61,7 @@ struct ConvRun : RunDefaults {
   Tensor x, y, d_x, d_y, weight, bias, d_weight, d_bias;
 
   ConvRun(const ConvCase& c, const ConvData& data) : c(c) {
-    x = matrix(1), y = matrix(2), d_y = matrix(3), d_x = matrix(4);
+    x = matrix("x", 1), y = matrix("y", 2), d_y = matrix("d_y", 3), d_x = matrix("d_x", 4);
     weight = Tensor(DType::kFloat32, c.channels, c.kernel_size),
     d_weight = Tensor(DType::kFloat32, c.channels, c.kernel_size);
     x.set(data.x), d_y.set(data.d_y), weight.set(data.weight);
@@ -69,10 +70,16 @@ struct ConvRun : RunDefaults {
     bias.set(data.bias);
   }
 
-  Tensor matrix(int64_t more) const { return Tensor(c.type, rows, c.channels, c.stride(more), c.sparse); }
+  Tensor matrix(const char* name, int64_t more) const {
+    const int64_t shift = c.shifted == name, end = shift + c.channels;
+    return Tensor(c.type, rows, end, c.stride(more), c.sparse).columns(shift, end);
+  }
   Ends<Tensor> ends(const ConvData&) const { return {}; }
   Ends<Tensor> chunk_ends(const ConvData&, int chunk) const {
-    auto history = [&] { return Tensor(c.type, c.batch() * (c.kernel_size - 1), c.channels); };
+    auto history = [&] {
+      const int64_t shift = c.shifted == "history", end = shift + c.channels;
+      return Tensor(c.type, c.batch() * (c.kernel_size - 1), end, c.channels).columns(shift, end);
+    };
     Ends<Tensor> ends;
     ends.final = history();
     if (chunk > 0) ends.d_initial = history();
@@ -163,6 +170,16 @@ void add_cases(Cases& cases) {
       cases.add(c.name(), [c] { check<ConvRun>(c); });
       cases.add(c.name() + "/chunks", [c] { check_chunks<ConvRun>(c, 3); });
     }
+  for (DType type : types) {
+    ConvCase c;
+    c.type = type, c.channels = 8, c.lengths = {3, 9};
+    for (const char* shifted : {"x", "y", "d_y", "d_x", "strides"}) {
+      c.shifted = shifted, c.strided = c.shifted != "strides";
+      cases.add(c.name(), [c] { check<ConvRun>(c); });
+    }
+    c.shifted = "history", c.strided = false;
+    cases.add(c.name() + "/chunks", [c] { check_chunks<ConvRun>(c, 3); });
+  }
   {
     ConvCase c;  // more rows than the blocks that run at a time take
     c.channels = 4, c.silu = false, c.lengths = {9000, 3, 27000, 1};

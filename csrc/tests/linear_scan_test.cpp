@@ -12,21 +12,23 @@ struct ScanCase {
   DType type = DType::kFloat32;
   bool complex = false, per_step = false, state = true, is_int64 = true, strided = false, sparse = false;
   int64_t channels = 64, segment_rows = 0;
+  std::string shifted;  // a matrix whose first row is not aligned; "strides": all rows but the first ones
   Lengths lengths;
 
   std::string name() const {
     return std::string("linear_scan/") + (complex ? "complex" : name_of(type)) + "/C=" + std::to_string(channels) +
            (per_step ? "/per_step" : "/constant") + (state ? "/state" : "") + (is_int64 ? "" : "/int32") +
-           (strided ? "/strided" : "") + (sparse ? "/sparse" : "") +
+           (strided ? "/strided" : "") + (sparse ? "/sparse" : "") + (shifted.empty() ? "" : "/shifted=" + shifted) +
            (segment_rows ? "/segments=" + std::to_string(segment_rows) : "") + "/L=" + text_of(lengths);
   }
-  int64_t width() const { return complex ? 2 * channels : channels; }
+  int64_t parts() const { return complex ? 2 : 1; }
+  int64_t width() const { return parts() * channels; }
   int64_t batch() const { return static_cast<int64_t>(lengths.size()); }
   // Row stride in elements. Strided rows are aligned to 16 bytes; dense rows may not be.
   int64_t stride(DType of, int64_t more) const {
     if (sparse) return int64_t{1} << 30;
     const int64_t unit = 16 / size_of(of), rounded = (width() + unit - 1) / unit * unit;
-    return strided ? rounded + more * unit : width();
+    return strided ? rounded + more * unit : width() + (shifted == "strides" ? parts() : 0);
   }
   double tolerance(const std::string&) const {
     return type == DType::kFloat32 ? 3e-6 : type == DType::kFloat16 ? 2e-3 : 1.6e-2;
@@ -76,14 +78,16 @@ struct ScanRun : RunDefaults {
   Tensor x, h, a, d_x, d_h, d_a;
 
   ScanRun(const ScanCase& c, const ScanData& data) : c(c) {
-    x = matrix(c.type, 1), d_h = matrix(c.type, 3), h = matrix(c.type, 2), d_x = matrix(c.type, 4);
-    a = c.per_step ? matrix(DType::kFloat32, 2) : Tensor(DType::kFloat32, 1, c.width());
-    d_a = c.per_step ? matrix(DType::kFloat32, 5) : Tensor(DType::kFloat32, 1, c.width());
+    x = matrix("x", c.type, 1), d_h = matrix("d_h", c.type, 3);
+    h = matrix("h", c.type, 2), d_x = matrix("d_x", c.type, 4);
+    a = c.per_step ? matrix("a", DType::kFloat32, 2) : Tensor(DType::kFloat32, 1, c.width());
+    d_a = c.per_step ? matrix("d_a", DType::kFloat32, 5) : Tensor(DType::kFloat32, 1, c.width());
     x.set(data.x), d_h.set(data.d_h), a.set(data.a);
   }
 
-  Tensor matrix(DType type, int64_t more) const {
-    return Tensor(type, rows, c.width(), c.stride(type, more), c.sparse);
+  Tensor matrix(const char* name, DType type, int64_t more) const {
+    const int64_t shift = c.shifted == name ? c.parts() : 0, end = shift + c.width();
+    return Tensor(type, rows, end, c.stride(type, more), c.sparse).columns(shift, end);
   }
   Tensor states() const { return Tensor(DType::kFloat32, c.batch(), c.width()); }
   Tensor states(const Doubles& values) const {
@@ -209,6 +213,12 @@ void add_cases(Cases& cases) {
         c.per_step = per_step, c.channels = channels, c.lengths = {16, 17, 24, 31, 32, 43};
         cases.add(c.name(), [c] { check<ScanRun>(c); });
       }
+    for (const char* shifted : {"x", "h", "a", "d_h", "d_x", "d_a", "strides"}) {
+      ScanCase c = plain;
+      c.per_step = true, c.channels = 8, c.lengths = {3, 9};
+      c.shifted = shifted, c.strided = c.shifted != "strides";
+      cases.add(c.name(), [c] { check<ScanRun>(c); });
+    }
     // One lane carries the states of many sequences, several lanes those of a long one.
     for (const Lengths& lengths : {Lengths(64, 3), Lengths{300}}) {
       ScanCase c = plain;
