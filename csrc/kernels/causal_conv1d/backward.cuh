@@ -87,8 +87,11 @@ __global__ void __launch_bounds__(kConvThreads, kBackwardBlocks) conv_backward_k
   ConvWeightSums<K> sums;
   if (run.rows > 0) {
     boundaries.move_to(run.number);
-    int depth = before.replace(p, run, boundaries);  // rows of the sequence before the current one, up to K - 1
-    float d_before[K][N] = {};                       // gradients of the K - 1 rows before the current one, so far
+    before.replace(p, run, boundaries);
+    // Rows of the sequence before the current one, up to K - 1. It may count rows of another sequence before the run,
+    // since their gradients are not stored.
+    int depth = K - 1;
+    float d_before[K][N] = {};  // gradients of the K - 1 rows before the current one, so far
     int row = 0;
     auto use = [&](auto count, const Loaded* loaded, auto& to) {
       constexpr int M = decltype(count)::value;

@@ -8,7 +8,8 @@ namespace recgrela::cuda {
 
 // Boundaries at the rows of a block and at K - 1 rows on each side, in shared memory. A step of kStep rows of a run
 // has a flag if it must look for boundaries row by row: if a sequence begins or ends at one of its rows, or at one of
-// the kReach rows before it. The runs of a warp share their flags, so that the warp takes one path.
+// the kReach rows before it. The runs of a warp share their flags, so that the warp takes one path if a run is 1, 2, 4,
+// .. or 32 groups wide.
 template <int K, int kStep, int kReach>
 class Boundaries {
  public:

@@ -125,19 +125,14 @@ struct RowsBefore {
 #pragma unroll
     for (int k = 0; k < K - 1; ++k) unpack(x.load(), rows[k]);
   }
-  // Replaces them by the initial history of the run's sequence as far as they are in another one. Returns how many are
-  // in the run's sequence.
+  // Replaces them by the initial history of the run's sequence as far as they are in another one.
   template <typename B>
-  __device__ int replace(const ConvPlan& p, const Run& run, const B& boundaries) {
-    int depth = K - 1;
+  __device__ void replace(const ConvPlan& p, const Run& run, const B& boundaries) {
 #pragma unroll
     for (int k = 0; k < K - 1; ++k) {
       const int32_t start = boundaries.start(k - (K - 1));
-      if (start < 0) continue;
-      load_history<E, K, false>(p, run, start, k, rows);
-      depth = K - 1 - k;
+      if (start >= 0) load_history<E, K, false>(p, run, start, k, rows);
     }
-    return depth;
   }
   // Puts them before a batch of rows, and takes the last ones of the batch.
   template <int M>

@@ -291,7 +291,7 @@ __device__ void store_matrices_at(E* tile, int row, int pair, const uint32_t (&r
 #endif
 }
 
-// The same with the second and third matrix swapped in memory; `row` is the lane's row of eight numbers there.
+// Stores four matrices one after the other, but the third before the second; `row` is the offset of lane l's row there.
 inline __device__ void store_matrices_swapped(unsigned char* matrices, int lane, int row, const uint32_t (&r)[4]) {
 #if __CUDA_ARCH__ >= 900
   const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(matrices + row));

@@ -9,7 +9,7 @@
 
 namespace recgrela::cuda {
 
-// Rows that a loop without batches moves to the L2 cache ahead.
+// A loop without batches starts to move a row to the L2 cache this many rows before it loads it.
 constexpr int kPrefetchRows = 8;
 
 // A group of N channels in a row that moves by one with each load or store: to the previous one if kReverse. The first
