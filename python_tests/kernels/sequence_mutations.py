@@ -300,7 +300,7 @@ MUTATIONS = [
         "if (p.kernel_size > 1 && segment.end < segment.sequence_end) prepare_conv();",
         "segment.end < segment.sequence_end",
         "segment.end > segment.sequence_end",
-        "gated_rela/causal/bfloat16 d=64 segments K=4",
+        "gated_rela/causal/bfloat16/d=128 segments=16",
     ),
     Mutation(
         "a team repeats its first unit",
