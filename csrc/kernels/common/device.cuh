@@ -217,28 +217,6 @@ __device__ void load_matrices(uint32_t (&r)[4], const void* row) {
   }
 }
 
-// Stores a tile of 16 x 16 numbers of 16 bits, in the registers of tile.cuh's Operand, to shared memory by rows, which
-// are `stride` numbers apart and aligned to 16 bytes. Other lanes may read the tile after __syncwarp.
-template <typename E>
-__device__ void store_matrices(E* tile, int stride, const uint32_t (&r)[4]) {
-  static_assert(sizeof(E) == 2);
-  const int lane = threadIdx.x % 32;
-#if __CUDA_ARCH__ >= 900
-  const E* const row = tile + lane % 16 * stride + lane / 16 * 8;
-  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};"
-               :
-               : "r"(address), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
-               : "memory");
-#else
-  E* const row = tile + lane / 4 * stride + lane % 4 * 2;
-  *reinterpret_cast<uint32_t*>(row) = r[0];
-  *reinterpret_cast<uint32_t*>(row + 8 * stride) = r[1];
-  *reinterpret_cast<uint32_t*>(row + 8) = r[2];
-  *reinterpret_cast<uint32_t*>(row + 8 * stride + 8) = r[3];
-#endif
-}
-
 // Stores four matrices of 8 x 8 16-bit numbers, each with its rows one after the other, to 512 bytes of shared memory
 // aligned to 16. Register m of lane l holds row l / 4 of matrix m at columns 2 (l % 4) and + 1. Other lanes may read
 // them after __syncwarp.

@@ -190,20 +190,14 @@ __device__ void store_packed(E* tile, const Acc& a, float factor) {
   }
 }
 
-// Loads the operand M, or M^T if kTranspose, of a packed tile. Other warps may have stored it before a barrier.
-template <typename E, bool kTranspose>
+// Loads the operand of a packed tile. Other warps may have stored it before a barrier.
+template <typename E>
 __device__ Operand<E> load_packed(const E* tile) {
   const int lane = threadIdx.x % 32;
   Operand<E> operand;
   if constexpr (sizeof(E) == 2) {
     const uint4 r = reinterpret_cast<const uint4*>(tile)[lane];
     operand.r[0] = r.x, operand.r[1] = r.y, operand.r[2] = r.z, operand.r[3] = r.w;
-    if constexpr (kTranspose) operand = transpose(operand);
-  } else if constexpr (kTranspose) {
-    // Lane 4 (col % 8) + row % 8 / 2 holds M^T[row][col] as its x[row / 8][2 (col / 8) + row % 2].
-    const float* const first = tile + lane % 4 * 32 + lane / 8 * 4 + lane / 4 % 2;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) set_element(operand, i / 4, i % 4, first[i / 2 % 2 * 128 + i % 2 * 16 + i / 4 * 2]);
   } else {
 #pragma unroll
     for (int j = 0; j < 2; ++j) {

@@ -58,7 +58,7 @@ struct BackwardShared {
   }
 
   __device__ Operand<E> weight(int tile) const {
-    return load_packed<E, false>(reinterpret_cast<const E*>(weights + tile * kWeightVectors));
+    return load_packed<E>(reinterpret_cast<const E*>(weights + tile * kWeightVectors));
   }
 
   // Stages the weights transposed: operands whose rows are columns of x from `first` on, and whose inner dimension is

@@ -135,22 +135,16 @@ void load_matrices(uint32_t (&r)[4], const void* row) {
                    0xffffffffu, &operands);
 }
 
-template <typename E>
-void store_matrices(E* tile, int stride, const uint32_t (&r)[4]) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  if (reinterpret_cast<uintptr_t>(tile) % 16 || stride % 8)
-    simt::fail("store_matrices: a row is not aligned to 16 bytes");
-  for (int i = 0; i < 4; ++i) std::memcpy(tile + (lane / 4 + i % 2 * 8) * stride + lane % 4 * 2 + i / 2 * 8, &r[i], 4);
-}
-
 inline void store_matrices(unsigned char* matrices, int lane, const uint32_t (&r)[4]) {
   if (reinterpret_cast<uintptr_t>(matrices) % 16) simt::fail("store_matrices: not aligned to 16 bytes");
+  simt::note_store(matrices);
   for (int m = 0; m < 4; ++m) std::memcpy(matrices + m * 128 + lane * 4, &r[m], 4);
 }
 template <int kStride>
 void store_matrix_rows(unsigned char* row, int lane, const uint32_t (&r)[4]) {
   if (reinterpret_cast<uintptr_t>(row) % 16 || kStride % 16)
     simt::fail("store_matrix_rows: a row is not aligned to 16 bytes");
+  simt::note_store(row - lane % 16 * kStride - lane / 16 * 16);
   unsigned char* const pair = row + (lane / 4 - lane % 16) * kStride + lane % 4 * 4 - lane / 16 * 16;
   for (int m = 0; m < 4; ++m) std::memcpy(pair + m % 2 * (8 * kStride) + m / 2 * 16, &r[m], 4);
 }
@@ -161,6 +155,7 @@ void store_matrices_at(E* tile, int row, int pair, const uint32_t (&r)[4]) {
   if (reinterpret_cast<uintptr_t>(tile + row) % 16) simt::fail("store_matrices_at: a row is not aligned to 16 bytes");
   if (row / 16 != lane % 16 || pair / 16 != lane / 4 || pair % 8 != lane % 4 * 2)
     simt::fail("store_matrices_at: an offset is not the lane's");
+  simt::note_store(tile);
   for (int i = 0; i < 4; ++i) std::memcpy(tile + (pair ^ i / 2 * 8) + i % 2 * 8 * 16, &r[i], 4);
 }
 

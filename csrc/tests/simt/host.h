@@ -43,6 +43,10 @@ enum class Collective {
 // Called by each lane of `mask` with its operands; returns when all lanes have called it, with the results in place.
 void collective(Collective kind, uint32_t mask, void* operands);
 void barrier();
+// Called by each lane that stores its part of matrices at `address`, which all lanes of its warp must do. Lanes do not
+// wait for each other, so that a missing barrier before or after the store is found; the next __syncwarp or
+// __syncthreads, or the end of the warp, fails if its lanes have not stored at the same addresses.
+void note_store(const void* address);
 [[noreturn]] void fail(const std::string& message);  // ends the launch from within a thread
 
 struct MmaOperands {

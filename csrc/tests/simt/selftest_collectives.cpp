@@ -165,7 +165,8 @@ void copy_tile(Args p) {
   uint32_t r[4];
   load_matrices<false>(r, shared + lane % 16 * kStride + lane / 16 * 8);
   bf16* const copy = shared + 16 * kStride;
-  store_matrices(copy, kStride, r);
+  auto* const row = reinterpret_cast<unsigned char*>(copy + lane % 16 * kStride + lane / 16 * 8);
+  store_matrix_rows<kStride * 2>(row, lane, r);
   __syncwarp();
   for (int i = lane; i < 256; i += 32) p.out[i] = static_cast<float>(copy[i / 16 * kStride + i % 16].bits);
 }
@@ -220,6 +221,14 @@ bool swapped_matrices_are_right() {
     if (out[i] != static_cast<float>((m % 2 * 2 + m / 2) * 64 + i % 64)) return false;
   }
   return true;
+}
+
+// Some lanes store matrices elsewhere, or not at all.
+void store_apart(Args p) {
+  const int lane = threadIdx.x;
+  if (lane < 31) store_matrices(dynamic_shared(), lane, {});
+  if (lane == 31 && p.n) store_matrices(dynamic_shared() + 512, lane, {});
+  __syncwarp();
 }
 
 bool tanh_is_near() {
@@ -326,6 +335,10 @@ void check_collectives() {
   check("stmatrix", stored_tile_is_right);
   check("stmatrix of matrices in another order", swapped_matrices_are_right);
   check("stmatrix with swapped halves", stored_swizzled_tile_is_right);
+  check("stmatrix by some lanes only", [] {
+    return throws([] { launch(store_apart, 1, 32, 1024, nullptr, Args{0}); }, "not all lanes have stored") &&
+           throws([] { launch(store_apart, 1, 32, 1024, nullptr, Args{1}); }, "not all lanes have stored");
+  });
   check("tanh to 11 bits", tanh_is_near);
   check("softplus to float32's precision", softplus_is_exact);
   check("ldmatrix of rows that other lanes still write", [] {

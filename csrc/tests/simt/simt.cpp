@@ -43,7 +43,8 @@ struct Fiber {
   State state = State::kRunning;
   Collective kind{};
   std::vector<Copy> copies;
-  int64_t groups = 0;  // committed
+  int64_t groups = 0;   // committed
+  uint64_t stores = 0;  // hash of the addresses of all stores of matrices
 };
 
 // Lanes that wait for one another.
@@ -182,13 +183,22 @@ void check_not_awaited(const char* what) {
            ", others of its warp wait for it at " + name(w.groups[i].kind));
 }
 
+// Fails if some lanes of a warp have stored matrices without the others.
+RECGRELA_NO_SANITIZE void check_stores(int warp) {
+  const uint64_t stores = fibers[warp * kLanes]->stores;
+  for (int t = warp * kLanes; t < std::min(num_threads, (warp + 1) * kLanes); ++t)
+    if (fibers[t]->stores != stores) fail("divergent warp collective: not all lanes have stored the same matrices");
+}
+
 void leave() {
   Fiber& f = *current;
   if (!f.copies.empty()) fail("asynchronous copies still pending at exit");
   check_not_awaited("its end");
   if (num_at_barrier) fail("barrier not reached by all threads: this one exits");
   f.state = State::kExited;
-  warps[f.thread / kLanes].exited |= 1u << f.thread % kLanes;
+  Warp& w = warps[f.thread / kLanes];
+  w.exited |= 1u << f.thread % kLanes;
+  if (w.exited == w.existing) check_stores(f.thread / kLanes);
   ++num_exited;
 }
 
@@ -234,7 +244,7 @@ void begin_block() {
     f.context.begin(f.stack, &fiber_main);
     f.state = State::kRunning;
     f.copies.clear();
-    f.groups = 0;
+    f.groups = 0, f.stores = 0;
   }
   make_all_ready();
 }
@@ -293,6 +303,7 @@ RECGRELA_NO_SANITIZE void collective(Collective kind, uint32_t mask, void* opera
   f.state = State::kAtCollective, f.kind = kind;
   if (group.arrived == mask) {
     group = w.groups[--w.num_groups];
+    if (kind == Collective::kSyncWarp && mask == w.existing) check_stores(f.thread / kLanes);
     carry_out(kind, mask, w.operands);
     for (uint32_t rest = mask; rest; rest &= rest - 1) w.ready |= 1u << w.rank_of[__builtin_ctz(rest)];
     ready_warps |= 1u << rank_of_warp[f.thread / kLanes];
@@ -310,10 +321,15 @@ RECGRELA_NO_SANITIZE void barrier() {
   w.at_barrier |= 1u << f.thread % kLanes;
   if (++num_at_barrier == num_threads) {
     num_at_barrier = 0;
+    for (int i = 0; i < num_warps; ++i) check_stores(i);
     make_all_ready();
   }
   yield(false);
   f.state = State::kRunning;
+}
+
+RECGRELA_NO_SANITIZE void note_store(const void* address) {
+  current->stores = current->stores * 0x9e3779b97f4a7c15u + reinterpret_cast<uintptr_t>(address);
 }
 
 void fail(const std::string& message) {
