@@ -135,19 +135,21 @@ void add_cases(Cases& cases) {
         if (head_dim == 64) cases.add(c.name() + "/wide/schedules", [c] { check_one_result<RelaRun>(c); });
       }
   // More units of work (heads of sequences) than teams of the backward.
-  for (DType type : types)
-    for (bool causal : {true, false}) {
-      RelaCase c;
-      c.type = type, c.causal = causal, c.heads = 5, c.lengths = {1, 40, 3, 2, 17, 33, 0, 5, 8, 21, 3};
-      if (type == DType::kBFloat16) c.heads = 1, c.head_dim = 128;
-      c.segment_rows = causal && type == DType::kFloat16 ? 16 : 0;
-      cases.add(c.name() + "/launches", [c]() mutable {
-        const Lengths lengths = c.lengths;  // enough for 4 multiprocessors
-        for (int n = 4; n < multiprocessors(); n += 4)
-          c.lengths.insert(c.lengths.end(), lengths.begin(), lengths.end());
-        check<RelaRun>(c);
-      });
-    }
+  auto add_units = [&](DType type, bool causal, int heads, int head_dim) {
+    RelaCase c;
+    c.type = type, c.causal = causal, c.heads = heads, c.head_dim = head_dim;
+    c.lengths = {1, 40, 3, 2, 17, 33, 0, 5, 8, 21, 3};
+    c.segment_rows = causal && type == DType::kFloat16 ? 16 : 0;
+    cases.add(c.name() + "/launches", [c]() mutable {
+      const Lengths lengths = c.lengths;  // enough for 4 multiprocessors
+      for (int n = 4; n < multiprocessors(); n += 4) c.lengths.insert(c.lengths.end(), lengths.begin(), lengths.end());
+      check<RelaRun>(c);
+    });
+  };
+  for (bool causal : {true, false}) {
+    for (DType type : types) add_units(type, causal, 5, 16);
+    add_units(DType::kBFloat16, causal, 1, 128);
+  }
   for (DType type : types)
     for (bool causal : {true, false}) {
       RelaCase c;

@@ -309,7 +309,16 @@ MUTATIONS = [
         "if (team.find_segment(unit, memory.segment)) {",
         "team.find_segment(unit, memory.segment)",
         "team.find_segment(U::team(), memory.segment)",
-        "gated_rela bfloat16 launches",
+        "gated_rela bfloat16/d=16 launches",
+    ),
+    Mutation(
+        "a team keeps the convolution's weights of another head",
+        "gated_rela/plan.cuh",
+        BF16_BACKWARD,
+        "multiple = p.num_heads % 2 == 0 ? p.num_heads : 2 * p.num_heads;",
+        "p.num_heads % 2 == 0 ? p.num_heads : 2 * p.num_heads",
+        "2",
+        "gated_rela bfloat16/d=16 launches",
     ),
     Mutation(
         "chunks receive the state of the last one",
