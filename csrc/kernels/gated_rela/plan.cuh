@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "kernels/common/segments.cuh"
 #include "kernels/common/tile.cuh"
@@ -19,6 +20,10 @@ inline __host__ __device__ constexpr int gradient_row_tiles(int64_t element_byte
 
 // Blocks per multiprocessor of the backward of these heads, for which the compiler limits registers.
 inline __host__ __device__ constexpr int gradient_blocks(int head_dim) { return head_dim == 128 ? 1 : 2; }
+
+// Whether sums that become operands are divided by the number of keys, to fit float16's range.
+template <typename E>
+constexpr bool kScaled = std::is_same_v<E, fp16>;
 
 struct RelaPlan : GatedRelaParams {
   SegmentPlan segments;
@@ -46,6 +51,12 @@ struct RelaPlan : GatedRelaParams {
   __host__ __device__ int64_t num_units() const { return segments.num_slots * num_heads; }
   __host__ __device__ int64_t num_tiles() const { return (head_dim + kTile - 1) / kTile; }
 };
+
+// Weight k of a channel, which applies to the row 3 - k before; zero if a shorter kernel lacks it.
+inline __device__ float conv_weight(const RelaPlan& p, int64_t channel, int k) {
+  k -= kMaxKernelSize - p.kernel_size;
+  return k >= 0 ? p.conv_weight[channel * p.kernel_size + k] : 0.f;
+}
 
 // Number of teams that walk the units of a backward, of which the device runs `resident` at a time: as many as give
 // each of them the same number of units. The units of a team belong to one head, and the number of teams is even, since

@@ -6,7 +6,6 @@
 #pragma once
 
 #include "kernels/gated_rela/narrow/silu.cuh"
-#include "kernels/gated_rela/plan.cuh"
 
 namespace recgrela::cuda::narrow {
 
@@ -57,12 +56,6 @@ struct ConvolutionBase {
     }
   }
 };
-
-// Weight k of a channel, which applies to the row 3 - k before; zero if a shorter kernel lacks it.
-inline __device__ float conv_weight(const RelaPlan& p, int64_t channel, int k) {
-  k -= kMaxKernelSize - p.kernel_size;
-  return k >= 0 ? p.conv_weight[channel * p.kernel_size + k] : 0.f;
-}
 
 template <typename E>
 struct Convolution : ConvolutionBase<E> {

@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(64, kForwardBlocks<E, kHead, kCausal>) rela_fo
 #pragma unroll
         for (int e = 0; e < 8; ++e) {
           float& x = out[u].x[e / 4][e % 4];
-          x = x * inverse.x[e / 2 % 2] + silu<E>(c.x[e / 4][e % 4]);
+          x = x * inverse.x[e / 2 % 2] + scaled_silu<E>(c.x[e / 4][e % 4]);
         }
       } else {
         scale_rows(out[u], inverse);
@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(64, kForwardBlocks<E, kHead, kCausal>) rela_fo
       if (gates) {
         const Acc g = load_gates<E>(head.at, m.g[i][u]);
 #pragma unroll
-        for (int e = 0; e < 8; ++e) out[u].x[e / 4][e % 4] *= silu<E>(g.x[e / 4][e % 4]);
+        for (int e = 0; e < 8; ++e) out[u].x[e / 4][e % 4] *= scaled_silu<E>(g.x[e / 4][e % 4]);
       }
     }
     y.store(m.q[i][0], n, out);

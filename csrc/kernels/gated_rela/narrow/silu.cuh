@@ -1,21 +1,12 @@
-// SiLU and its derivative in the backward, in fewer instructions where results are rounded to bfloat16.
+// SiLU and its derivative in the backward, and rows of gates.
 #pragma once
 
-#include <type_traits>
-
-#include "kernels/common/activations.cuh"
 #include "kernels/gated_rela/narrow/tiles.cuh"
+#include "kernels/gated_rela/silu.cuh"
 
 namespace recgrela::cuda::narrow {
 
-// Whether SiLU(x) = h + h tanh(h), where h = x / 2, is exact enough.
-template <typename E>
-constexpr bool kByTanh = std::is_same_v<E, bf16>;
-// What the functions below take instead of x: x times this.
-template <typename E>
-constexpr float kSiluScale = kByTanh<E> ? 0.5f : 1.f;
-
-// y SiLU(x) and y SiLU'(x).
+// y SiLU(x) and y SiLU'(x), given kSiluScale x.
 template <typename E>
 __device__ void gate_back(float scaled_x, float y, float& gated, float& d_gate) {
   if constexpr (kByTanh<E>) {

@@ -10,6 +10,7 @@
 
 #include "kernels/common/activations.cuh"
 #include "kernels/common/split.cuh"
+#include "kernels/gated_rela/plan.cuh"
 
 namespace recgrela::cuda::narrow {
 
@@ -23,10 +24,6 @@ template <typename E>
 constexpr int kRowsOrTileBytes = kTileBytes<E> > kRowsBytes<E> ? kTileBytes<E> : kRowsBytes<E>;
 
 using Bytes = unsigned char*;
-
-// Whether rows are divided by the number of keys, to fit float16's range.
-template <typename E>
-constexpr bool kScaled = std::is_same_v<E, fp16>;
 
 // Offsets of a lane in tiles.
 struct TileLane {
@@ -106,8 +103,8 @@ __device__ void store_tile(const TileLane& at, unsigned char* tile, const RightS
 // ---- masks of the elements on and below the diagonal, or on and above it ----
 
 struct TileMasks {
-  // Of the pair of columns that this lane holds of a matrix on the diagonal; and a zero that the compiler does not
-  // know, because it copies operands that contain constants.
+  // Masks of the pair of columns that this lane holds of a matrix on the diagonal; and a zero that the compiler does
+  // not know, because it copies operands that contain constants.
   uint32_t lower, upper, zero;
 
   __device__ explicit TileMasks(int lane) {

@@ -10,15 +10,6 @@
 
 namespace recgrela::cuda::narrow {
 
-// SiLU(x), given kSiluScale x.
-template <typename E>
-__device__ float silu(float scaled_x) {
-  if constexpr (kByTanh<E>)
-    return scaled_x * fast_tanh(scaled_x) + scaled_x;
-  else
-    return scaled_x * sigmoid(scaled_x);
-}
-
 // Registers hold the weights. Where heads have two tiles, shared memory does, unless the causal form needs so many
 // registers that fewer warps run in any case.
 template <typename E, int kHead, bool kCausal>

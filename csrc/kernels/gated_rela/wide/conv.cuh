@@ -5,19 +5,10 @@
 // take ordinary multiplications.
 #pragma once
 
-#include "kernels/common/activations.cuh"
+#include "kernels/gated_rela/silu.cuh"
 #include "kernels/gated_rela/wide/values.cuh"
 
 namespace recgrela::cuda {
-
-// SiLU(x) = h + h tanh(h), where h = x / 2, is exact enough for results that are rounded to bfloat16. scaled_silu takes
-// kSiluScale x.
-template <typename E>
-constexpr float kSiluScale = std::is_same_v<E, bf16> ? 0.5f : 1.f;
-template <typename E>
-__device__ float scaled_silu(float x) {
-  return std::is_same_v<E, bf16> ? x + x * fast_tanh(x) : x * sigmoid(x);
-}
 
 // Weights and bias times kSiluScale in shared memory.
 template <typename E, int kHead>
@@ -33,12 +24,6 @@ struct WideConvWeights<float, kHead> {
   alignas(16) float weights[kMaxKernelSize][kHead];
   alignas(16) float bias[kHead];
 };
-
-// Weight of a channel for the row kMaxHistory - i before the current one; zero if a shorter kernel lacks it.
-inline __device__ float conv_weight(const RelaPlan& p, int64_t channel, int i) {
-  const int k = i - (kMaxKernelSize - p.kernel_size);
-  return k < 0 ? 0.f : p.conv_weight[channel * p.kernel_size + k];
-}
 
 // Loads the weights; readable after a barrier.
 template <typename E, int kHead>

@@ -7,15 +7,10 @@
 // no conflict, and the address of a tile is a constant plus an offset of the lane.
 #pragma once
 
-#include <type_traits>
-
 #include "kernels/common/split.cuh"
+#include "kernels/gated_rela/plan.cuh"
 
 namespace recgrela::cuda {
-
-// Sums that become operands are divided by the number of keys: the range of float16 is small.
-template <typename E>
-constexpr bool kScaled = std::is_same_v<E, fp16>;
 
 // Element of a plane at a row and at a column that is a multiple of 8.
 inline __device__ int swizzled(int row, int column) { return row * kTile + (column ^ (row >> 2 & 1) * 8); }
