@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -121,6 +123,25 @@ def test_variants_run_on_the_simt_host(tmp_path: Path, capsys: pytest.CaptureFix
         (direction, name) for direction in ("forward", "backward") for name in names
     ]
     assert all(row.agrees and row.us > 0 for row in rows) and record["device"] == "SIMT host"
+
+
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "c++")) is None, reason="needs a C++ compiler")
+def test_a_faulty_library_is_noticed(tmp_path: Path) -> None:
+    """The exponential function of the second library is a sine."""
+    fault = tmp_path / "fault.h"
+    fault.write_text("#include <cmath>\n#include <complex>\n#include <random>\n#define exp2 sin\n")
+    right = Builder(build.simt_compiler(), "float32")
+    command = (*right.compiler.command, "-include", str(fault))
+    faulty = Builder(replace(right.compiler, command=command, folder=tmp_path), "float32")
+    variant = Variant("causal_conv1d")
+    libraries = []
+    for name, builder in (("default", right), ("THREADS=64", faulty)):
+        builder.build([variant])
+        libraries.append(f"{name}={builder.library(variant)}")
+    arguments = [str(right.program), "causal_conv1d", "float32", "1", "2", *libraries]
+    done = subprocess.run(arguments, stdout=subprocess.PIPE, text=True, check=True)
+    rows = [Row(op="causal_conv1d", **json.loads(line)) for line in done.stdout.splitlines()]
+    assert [row.agrees for row in rows] == [True, False] * 2
 
 
 def test_without_a_gpu_only_building_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
