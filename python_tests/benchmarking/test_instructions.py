@@ -17,10 +17,11 @@ from rich.console import Console
 
 from python_tests.support.project import ROOT
 from tools.instructions import __main__ as command
-from tools.instructions import cubins, kernels, record, report
+from tools.instructions import cubins, forms, record, report
 from tools.instructions.disassembly import Code, Instruction, parse
+from tools.instructions.forms import every
 from tools.instructions.graph import blocks_of, immediate_dominators, loops_of
-from tools.instructions.kernels import CHUNK, ROW, Form, Instance, Kernel, every, instance_of
+from tools.instructions.kernels import CHUNK, ROW, Form, Instance, Kernel, instance_of
 from tools.instructions.kinds import kind_of, work_of
 from tools.instructions.paths import count, total
 from tools.nvcc import find_nvcc
@@ -147,7 +148,7 @@ def listing_of(code: Code) -> record.Listing:
 
 
 def test_counts_are_divided_by_the_work_of_an_iteration(code: Code, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(kernels.KERNELS, "sums_kernel", SUMS)
+    monkeypatch.setitem(forms.KERNELS, "sums_kernel", SUMS)
     counts = listing_of(code).counts
     assert counts is not None and (counts.kernel, counts.sizes, counts.registers) == (
         "sums_kernel",
@@ -163,7 +164,7 @@ def test_a_form_that_does_not_fit_is_not_used(
     code: Code, monkeypatch: pytest.MonkeyPatch, form: Form
 ) -> None:
     """The number of loops differs, or the loop with the most arithmetic is not counted."""
-    monkeypatch.setitem(kernels.KERNELS, "sums_kernel", replace(SUMS, forms=(form,)))
+    monkeypatch.setitem(forms.KERNELS, "sums_kernel", replace(SUMS, forms=(form,)))
     listing = listing_of(code)
     assert listing.counts is None and len(listing.loops) == 6
     console = Console(file=io.StringIO(), width=200)
@@ -172,7 +173,7 @@ def test_a_form_that_does_not_fit_is_not_used(
 
 
 def test_records_and_comparisons(code: Code, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(kernels.KERNELS, "sums_kernel", SUMS)
+    monkeypatch.setitem(forms.KERNELS, "sums_kernel", SUMS)
     counts = report.known([listing_of(code)] * 2)
     record.write_record(tmp_path / "a.json", counts, "90", "abc")
     assert record.read_record(tmp_path / "a.json") == ("abc", counts)
@@ -184,8 +185,8 @@ def test_records_and_comparisons(code: Code, monkeypatch: pytest.MonkeyPatch, tm
 
 def test_kernels_of_the_table_are_in_the_sources() -> None:
     text = "\n".join(path.read_text() for path in ROOT.glob("csrc/kernels/**/*.cuh"))
-    missing = [name for name in kernels.KERNELS if not re.search(rf"\b{name.split('::')[-1]}\(", text)]
-    assert missing == [], "tools/instructions/kernels.py names kernels that are gone"
+    missing = [name for name in forms.KERNELS if not re.search(rf"\b{name.split('::')[-1]}\(", text)]
+    assert missing == [], "tools/instructions/forms.py names kernels that are gone"
 
 
 def test_files_without_kernels_are_refused(tmp_path: Path) -> None:
@@ -300,4 +301,4 @@ def test_kinds_are_near_the_executed_ones(name: str) -> None:
 
 
 def test_units_of_the_table() -> None:
-    assert {kernel.unit for kernel in kernels.KERNELS.values()} == {CHUNK, ROW}
+    assert {kernel.unit for kernel in forms.KERNELS.values()} == {CHUNK, ROW}

@@ -5,7 +5,7 @@ python -m tools.instructions PATH ...             reads a library with CUDA, obj
 python -m tools.instructions --compare OLD.json   before and after
 
 Each iteration of a loop is counted on three paths: the shortest, the longest, and the path of a full tile
-with every feature. The table in tools/instructions/kernels.py says how much work an iteration does, by which
+with every feature. The table in tools/instructions/forms.py says how much work an iteration does, by which
 these counts are divided. Prints the loops of kernels that are not in it. Needs nvdisasm, which the package
 nvidia-cuda-nvdisasm has.
 """
@@ -22,7 +22,7 @@ from rich.console import Console
 
 from tools.instructions.cubins import find_nvdisasm, read_cubins, resources_of
 from tools.instructions.disassembly import disassemble
-from tools.instructions.kernels import KERNELS
+from tools.instructions.forms import KERNELS
 from tools.instructions.markdown import table
 from tools.instructions.record import Listing, commit_of, list_kernels, read_record, write_record
 from tools.instructions.report import comparison_tables, known, show

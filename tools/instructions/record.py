@@ -12,8 +12,9 @@ from typing import Any
 
 from tools.instructions.cubins import Resources
 from tools.instructions.disassembly import Code
+from tools.instructions.forms import KERNELS
 from tools.instructions.graph import blocks_of, loops_of
-from tools.instructions.kernels import KERNELS, Form, Instance, instance_of
+from tools.instructions.kernels import Form, Instance, instance_of
 from tools.instructions.kinds import KINDS
 from tools.instructions.paths import LoopCounts, count, total
 from tools.nvcc import ROOT, demangle

@@ -11,7 +11,7 @@ from tools.tuning import defaults, macro
 VALUES: dict[str, dict[str, tuple[int, ...]]] = {
     "gated_rela": {
         "STEP_BYTES": (512, 1024, 2048),
-        "FORWARD_BLOCKS": (6, 8, 10),
+        "FORWARD_BLOCKS": (6, 8),
         "BACKWARD_BLOCKS": (4, 6, 8),
         "WIDE_ROWS_64": (32, 48, 64),
         "WIDE_ROWS_128": (32, 48, 64),
