@@ -77,11 +77,11 @@ def _inner_jobs(instance: Instance) -> float:
     return _parts_of_jobs(instance) if instance.element_size == 4 else _jobs(instance)
 
 
-_WIDE_SWEEP = {3: _one_in(_gradient_tiles), 8: _one_in(_gradient_tiles)}
+_WIDE_SWEEP = {3: _one_in(_gradient_tiles), 5: _one_in(_gradient_tiles)}
 _WIDE_BACKWARD = (
     Form(8, _WIDE_SWEEP, once=1),
-    Form(9, {**_WIDE_SWEEP, 9: _inner_jobs}, once=1),
-    Form(10, {**_WIDE_SWEEP, 9: _jobs, 10: _parts_of_jobs}, once=1),
+    Form(9, {**_WIDE_SWEEP, 6: _inner_jobs}, once=1),
+    Form(10, {**_WIDE_SWEEP, 6: _jobs, 7: _parts_of_jobs}, once=1),
 )
 _WIDE_SUMS = {3: _one_in(_gradient_tiles), 4: _one_in(_gradient_tiles)}
 _WIDE_QUERIES = (Form(4, _WIDE_SUMS, once=1), Form(5, {**_WIDE_SUMS, 5: _inner_jobs}, once=1))
