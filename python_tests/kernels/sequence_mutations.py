@@ -284,9 +284,17 @@ MUTATIONS = [
         "__syncthreads();",
         "gated_rela/causal/bfloat16/d=64",
     ),
+    dropped(
+        "a chunk replaces operands that warps still read",
+        "gated_rela/wide/reverse.cuh",
+        BF16_WIDE,
+        "finish_keys(keys);\n    __syncthreads();",
+        "__syncthreads();",
+        "gated_rela/causal/bfloat16/d=64 wide/schedules",
+    ),
     Mutation(
         "rows after the end of a wide segment take part",
-        "gated_rela/wide/gradient_team.cuh",
+        "gated_rela/wide/lane_tiles.cuh",
         BF16_WIDE,
         "if (n >= kTile) return;",
         "n >= kTile",

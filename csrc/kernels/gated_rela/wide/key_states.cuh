@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/gated_rela/wide/gradient_team.cuh"
+#include "kernels/gated_rela/wide/lane_tiles.cuh"
 
 namespace recgrela::cuda {
 

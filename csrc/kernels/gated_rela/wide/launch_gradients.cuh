@@ -1,4 +1,4 @@
-// Launches of the backward's kernels for heads of 64 and 128 channels.
+// Kernels of the backward for heads of 64 and 128 channels, and their launches.
 #pragma once
 
 #include <algorithm>
@@ -6,6 +6,30 @@
 #include "kernels/gated_rela/wide/reverse.cuh"
 
 namespace recgrela::cuda {
+
+template <typename E, int kHead, bool kGradients>
+__global__ void __launch_bounds__(GradientTeam<E, kHead>::kThreads, GradientTeam<E, kHead>::kBlocks)
+    rela_wide_reverse_kernel(const RelaPlan p) {
+  using T = GradientTeam<E, kHead>;
+  auto& memory = *reinterpret_cast<GradientMemory<E, kHead>*>(dynamic_shared());
+  for (unsigned unit = blockIdx.x; unit < p.num_units();) {
+    T team(p, memory.unit);
+    const bool exists = team.find_unit(unit);
+    // No segment comes before the first one of a causal sequence: its sums are not needed.
+    if (exists && (kGradients || !p.causal || !team.segment.is_first())) {
+      store_key_states(team, memory.q, memory.k);
+      __syncthreads();
+      ReverseSweep<E, kHead, kGradients>(team, memory).run();
+    } else if (kGradients && !exists && p.kernel_size > 0) {
+      // The slot is empty: its partial sums are zero.
+      float* const out = p.conv_partials + (team.segment.slot * p.width() + team.head_channel()) * (kMaxKernelSize + 1);
+      for (int i = threadIdx.x; i < kHead * (kMaxKernelSize + 1); i += T::kThreads) out[i] = 0.f;
+    }
+    __syncthreads();
+    unit = memory.unit.index + gridDim.x;  // not held in a register until here
+    __syncthreads();
+  }
+}
 
 // Teams process units of work num_teams apart.
 template <typename E, bool kGradients>

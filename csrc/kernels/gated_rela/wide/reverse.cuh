@@ -1,5 +1,5 @@
-// Backward of gated_rela for a segment of heads of 64 and 128 channels, and its sums over queries. backward.cuh has the
-// mathematics.
+// Backward of gated_rela for a segment of heads of 64 and 128 channels, and its sums over queries.
+// narrow/reverse.cuh has the mathematics.
 //
 // The chunk's rotated queries and keys, its values and a = d_y SiLU(g) are operands in shared memory, each warp's
 // channels written by the warp. Dividing by the denominator Z commutes with products over channels: scores of the
@@ -11,149 +11,43 @@
 //   4. all operands have been read
 #pragma once
 
-#include "kernels/gated_rela/wide/conv_gradient.cuh"
-#include "kernels/gated_rela/wide/key_states.cuh"
+#include "kernels/gated_rela/wide/reverse_products.cuh"
 
 namespace recgrela::cuda {
 
-template <typename E, int kHead>
-struct GradientMemory {
-  using T = GradientTeam<E, kHead>;
-  using Matrix = TileMatrix<E, kHead, T::kRows>;
-  static constexpr int kScoreTile = kParts<E> * kPackedTile;
-  // The state of queries passes from warp to warp by value and key channels: in shared memory at 16 bits, in the team's
-  // workspace otherwise.
-  static constexpr bool kExchange = sizeof(E) == 2;
-
-  GradientUnit unit;
-  Matrix q, k, v, a;
-  alignas(16) Part<E> scores[2][T::kPairs][kScoreTile];  // P, W
-  alignas(16) Part<E> exchange[kExchange ? kHead * kHead : 8];
-  // phi(q) and phi(k) of a lane, which it reads again to save registers.
-  KeptTile<E> phi_q[T::kRowTiles][T::kThreads], phi_k[T::kRowTiles][T::kThreads];
-  alignas(16) float conv_weights[kHead * (kMaxKernelSize + 1)];
-  alignas(16) float shifted[T::kTiles][kShiftedRows * kTile];
-  LaneChannels conv_sums[WideConvGradient<E, kHead>::kSharedSums];
-  float denominators[T::kRows * T::kTiles], dots[T::kRows * T::kTiles];
-};
-
-// Scale of u = a / Z in float16, as in chunk.cuh.
-template <typename E, int kHead>
-constexpr float kGradientRange = kScaled<E> ? kHead : 1;
-
-// Row tiles of sums at own channels.
-template <int kRowTiles>
-struct RowAccs {
-  Acc x[kRowTiles];
-};
-
 template <typename E, int kHead, bool kGradients>
-struct ReverseSweep {
-  using T = GradientTeam<E, kHead>;
-  using Memory = GradientMemory<E, kHead>;
-  using Matrix = typename Memory::Matrix;
-  using Rows = RowAccs<T::kRowTiles>;
-  static constexpr int kTiles = T::kTiles, kRowTiles = T::kRowTiles, kRows = T::kRows;
+struct ReverseSweep : ReverseProducts<E, kHead, kGradients> {
+  using Base = ReverseProducts<E, kHead, kGradients>;
+  using Base::chunk;
+  using Base::compute_scores;
+  using Base::factor;
+  using Base::inverse;
+  using Base::inverses;
+  using Base::kRows;
+  using Base::kRowTiles;
+  using Base::kTiles;
+  using Base::limit;
+  using Base::m;
+  using Base::multiply;
+  using Base::next_key_sums;
+  using Base::num_keys;
+  using Base::p;
+  using Base::team;
+  using Base::weighted_sums;
+  using typename Base::Memory;
+  using typename Base::Rows;
+  using typename Base::T;
 
-  const T& team;
-  Memory& m;
-  const RelaPlan& p;
   Acc state[kTiles];  // of queries, by own value channels
   LaneChannels sum;   // of d_Z phi(q), by own key channels
   WideConvGradient<E, kHead> conv;
 
-  // The chunk that is processed.
-  typename T::Chunk chunk;
-  float factor = 1, num_keys = 0;
-  RowPair inverses[kRowTiles];  // n / Z of the lane's rows
-
   __device__ ReverseSweep(const T& team, Memory& m)
-      : team(team), m(m), p(team.p), conv(team, m.conv_weights, m.shifted[team.warp], m.conv_sums) {}
+      : Base(team, m), conv(team, m.conv_weights, m.shifted[team.warp], m.conv_sums) {}
 
   __device__ bool needs_keys() const { return kGradients || p.causal; }
   __device__ E* stored_exchange() const {
     return static_cast<E*>(team.segment.chunk_states) + p.max_chunks * (kHead * kHead);
-  }
-
-  // n / Z of the lane's rows of a row tile, zero after the last row; after barrier 1.
-  __device__ RowPair inverse(int r) const {
-    RowPair z = team.get_row_sums(m.denominators, r);
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int i = r * kTile + team.lane / 4 + 8 * h;
-      const float keys = p.causal ? num_keys - static_cast<float>(kRows - 1 - i) : num_keys;
-      z.x[h] = i < chunk.n ? fast_reciprocal(z.x[h] + p.eps * (keys * factor)) : 0.f;
-    }
-    return z;
-  }
-
-  // Sums of phi(k) over n up to each row of a tile, by which queries are multiplied to give their denominators; z, the
-  // sums before the tile, becomes those after it.
-  __device__ Acc next_key_sums(LaneChannels& z, const KeptTile<E>& phi_k) const {
-    const Acc running = running_sums<E>(phi_k.split());
-    Acc sums = equal_rows(z);
-    add_scaled(sums, running, factor);
-    add_scaled(z, channels_of_row<kTile - 1>(running), factor);
-    return sums;
-  }
-
-  // Stops the compiler from loading more operands ahead than registers can hold, before step t of a product.
-  static __device__ void limit(int t) {
-    if (sizeof(E) == 4 || (kTiles == 8 && t % 4 == 0)) __syncwarp();
-  }
-
-  // out += rows B^T, where operand(t) is B's tile t.
-  template <typename Operand>
-  __device__ void multiply(Rows& out, Matrix& rows, Operand operand) const {
-#pragma unroll
-    for (int t = 0; t < kTiles; ++t) {
-      limit(t);
-      const RightSplit<E> b = operand(t);
-#pragma unroll
-      for (int r = 0; r < kRowTiles; ++r) add_product(out.x[r], load_left<E, false>(rows.tile(t, r), team.at), b);
-    }
-  }
-
-  // out += factor * scores * rows at own channels: row tiles up to each one, or from each one on and transposed scores
-  // if kTranspose.
-  template <bool kTranspose>
-  __device__ void add_scores(Rows& out, int which, Matrix& rows) const {
-#pragma unroll
-    for (int r = 0; r < kRowTiles; ++r) {
-      Acc part;
-      Acc& to = kScaled<E> ? part : out.x[r];
-#pragma unroll
-      for (int s = 0; s < kRowTiles; ++s) {
-        if (kTranspose ? s < r : s > r) continue;
-        const int pair = kTranspose ? s * (s + 1) / 2 + r : r * (r + 1) / 2 + s;
-        add_product(to, load_left<E, kTranspose>(m.scores[which][pair], team.at),
-                    load_right<E, true>(rows.tile(team.warp, s), team.at));
-      }
-      if constexpr (kScaled<E>) add_scaled(out.x[r], part, factor);
-    }
-  }
-
-  // Computes this warp's share of the scores.
-  __device__ void compute_scores() const {
-    constexpr int kJobs = (kGradients ? 2 : 1) * T::kPairs;
-#pragma unroll 1
-    for (int job = team.warp; job < kJobs; job += kTiles) {
-      const int which = job / T::kPairs, pair = job % T::kPairs;
-      const int r = pair < 1 ? 0 : pair < 3 ? 1 : pair < 6 ? 2 : 3, s = pair - r * (r + 1) / 2;
-      Matrix& left = which ? m.a : m.q;
-      Matrix& right = which ? m.v : m.k;
-      Acc parts[2];
-#pragma unroll(sizeof(E) == 4 ? 2 : kTiles)
-      for (int t = 0; t < kTiles; ++t) {
-        limit(t);
-        add_product(parts[t % 2], load_left<E, false>(left.tile(t, r), team.at),
-                    load_right<E, false>(right.tile(t, s), team.at));
-      }
-      add_scaled(parts[0], parts[1], 1.f);
-      if (r == s) keep_lower(parts[0]);
-      scale_rows(parts[0], inverse(r));
-      store_tile<E>(m.scores[which][pair], parts[0], team.at);
-    }
   }
 
   // Rows of a chunk that are loaded ahead.
@@ -256,7 +150,7 @@ struct ReverseSweep {
     for (int r = 0; r < kRowTiles; ++r) scale_rows(o.x[r], inverses[r]);
     if (p.causal) {
       __syncthreads();
-      add_scores<false>(o, 0, m.v);
+      this->template add_scores<false>(o, 0, m.v);
     }
     finish_values(o);
     __syncthreads();
@@ -317,7 +211,7 @@ struct ReverseSweep {
         else
           return as_right(to_split<E>(state[t]));
       });
-      if (p.causal) add_scores<true>(d_v, 0, m.a);
+      if (p.causal) this->template add_scores<true>(d_v, 0, m.a);
 #pragma unroll
       for (int r = 0; r < kRowTiles; ++r) team.template store<Matrices::kDV>(chunk, r, d_v.x[r]);
       if (!p.causal) return;
@@ -347,7 +241,7 @@ struct ReverseSweep {
       multiply(d_q, m.a, [&](int t) { return load_tile_of_state<E, true>(keys.tile(t, team.warp)); });
 #pragma unroll
       for (int r = 0; r < kRowTiles; ++r) scale_rows(d_q.x[r], inverses[r]);
-      if (p.causal) add_scores<false>(d_q, 1, m.k);
+      if (p.causal) this->template add_scores<false>(d_q, 1, m.k);
       LaneChannels z = load_channels(keys.sums + team.channel());
 #pragma unroll
       for (int r = 0; r < kRowTiles; ++r) {
@@ -373,7 +267,7 @@ struct ReverseSweep {
         else
           return load_tile_of_state<E, true>(stored_exchange() + tile);
       });
-      if (p.causal) add_scores<true>(d_k, 1, m.q);
+      if (p.causal) this->template add_scores<true>(d_k, 1, m.q);
     }
 #pragma unroll
     for (int r = kRowTiles - 1; r >= 0; --r) {
@@ -395,20 +289,6 @@ struct ReverseSweep {
         team.template store<Matrices::kDK>(chunk, r, d);
       }
     }
-  }
-
-  // Sums of d_Z phi(q) over the rows of a tile from each row on.
-  static __device__ Acc weighted_sums(const RowPair& d_z, const Split<E>& phi) {
-    Acc weights;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float x = __shfl_sync(0xffffffffu, d_z.x[i / 2], (threadIdx.x % 4 * 2 + i % 2) * 4);
-      weights.x[i / 2][i % 2] = weights.x[i / 2][2 + i % 2] = x;
-    }
-    keep_upper(weights);
-    Acc d;
-    add_product(d, to_split<E>(weights), as_right(transpose(phi)));
-    return d;
   }
 
   __device__ void run() {
@@ -442,29 +322,5 @@ struct ReverseSweep {
     }
   }
 };
-
-template <typename E, int kHead, bool kGradients>
-__global__ void __launch_bounds__(GradientTeam<E, kHead>::kThreads, GradientTeam<E, kHead>::kBlocks)
-    rela_wide_reverse_kernel(const RelaPlan p) {
-  using T = GradientTeam<E, kHead>;
-  auto& memory = *reinterpret_cast<GradientMemory<E, kHead>*>(dynamic_shared());
-  for (unsigned unit = blockIdx.x; unit < p.num_units();) {
-    T team(p, memory.unit);
-    const bool exists = team.find_unit(unit);
-    // No segment comes before the first one of a causal sequence: its sums are not needed.
-    if (exists && (kGradients || !p.causal || !team.segment.is_first())) {
-      store_key_states(team, memory.q, memory.k);
-      __syncthreads();
-      ReverseSweep<E, kHead, kGradients>(team, memory).run();
-    } else if (kGradients && !exists && p.kernel_size > 0) {
-      // The slot is empty: its partial sums are zero.
-      float* const out = p.conv_partials + (team.segment.slot * p.width() + team.head_channel()) * (kMaxKernelSize + 1);
-      for (int i = threadIdx.x; i < kHead * (kMaxKernelSize + 1); i += T::kThreads) out[i] = 0.f;
-    }
-    __syncthreads();
-    unit = memory.unit.index + gridDim.x;  // not held in a register until here
-    __syncthreads();
-  }
-}
 
 }  // namespace recgrela::cuda
