@@ -1,4 +1,4 @@
-// Sums over the keys and values of a segment, as key_sums.cuh, for heads of 64 and 128 channels.
+// Sums of R phi(k) (x) v and of phi(k) over the rows of a segment, for heads of 64 and 128 channels.
 #pragma once
 
 #include "kernels/gated_rela/wide/features.cuh"

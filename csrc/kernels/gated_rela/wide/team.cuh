@@ -109,6 +109,7 @@ struct WideTeam {
 
   static constexpr int kVector = 16 / sizeof(E), kPieces = kHead / (8 * kVector), kStep = 4 * kTiles / kPieces;
   static constexpr int kCopies = kRows / kStep;  // vectors of a thread
+  static_assert(kRows % kTile == 0 && kRows % kStep == 0 && kRows <= 64, "make_scores has up to four tiles of rows");
 
   // Starts copying the rows of the chunk, or of the one kAhead rows after it, and zeros after the segment's last row,
   // to the rows of a matrix from kFirst on, a multiple of 8.
