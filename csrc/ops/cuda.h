@@ -48,6 +48,12 @@ inline Tensor aligned_rows(const Tensor& x) {
 }
 inline OptTensor aligned_rows(const OptTensor& x) { return x ? OptTensor(aligned_rows(*x)) : x; }
 
+// Copies x if its rows are 2^31 or more elements apart.
+inline Tensor near_rows(const Tensor& x) {
+  return x.size(0) <= 1 || x.stride(0) < (int64_t{1} << 31) ? x : torch::stable::clone(x);
+}
+inline OptTensor near_rows(const OptTensor& x) { return x ? OptTensor(near_rows(*x)) : x; }
+
 // Copies a contiguous tensor that is not aligned to 16 bytes.
 inline OptTensor aligned(const OptTensor& x) {
   return x && reinterpret_cast<uintptr_t>(x->const_data_ptr()) % 16 ? OptTensor(torch::stable::clone(*x)) : x;

@@ -9,6 +9,12 @@ namespace {
 static_assert(SelectiveScan::kMaxStates == cuda::SelectiveScanParams::kMaxStates &&
               SelectiveScan::kCheckpointRows == cuda::SelectiveScanParams::kCheckpointRows);
 
+SelectiveScan::Operands with_near_rows(SelectiveScan::Operands a) {
+  a.u = near_rows(a.u), a.delta = near_rows(a.delta), a.z = near_rows(a.z);
+  a.B = near_rows(a.B), a.C = near_rows(a.C);
+  return a;
+}
+
 cuda::SelectiveScanParams make_params(const SelectiveScan::Operands& a) {
   cuda::SelectiveScanParams p;
   p.dtype = cuda_dtype(a.u);
@@ -22,16 +28,19 @@ cuda::SelectiveScanParams make_params(const SelectiveScan::Operands& a) {
 }
 
 struct Cuda {
-  static void forward(const SelectiveScan::Operands& a, const SelectiveScan::Outputs& out) {
+  static void forward(const SelectiveScan::Operands& operands, const SelectiveScan::Outputs& out) {
+    const SelectiveScan::Operands a = with_near_rows(operands);
     cuda::SelectiveScanParams p = make_params(a);
     p.y = cuda_rows(out.y);
     p.final_state = mutable_data<float>(out.final_state), p.checkpoints = mutable_data<float>(out.checkpoints);
     run_kernel(a.u, p, cuda::selective_scan_forward_workspace, cuda::selective_scan_forward);
   }
 
-  static void backward(const SelectiveScan::Operands& a, const SelectiveScan::Gradients& grads) {
+  static void backward(const SelectiveScan::Operands& operands, const SelectiveScan::Gradients& grads) {
+    const SelectiveScan::Operands a = with_near_rows(operands);
+    const Tensor d_y = near_rows(grads.d_y);
     cuda::SelectiveScanParams p = make_params(a);
-    p.d_y = cuda_rows(grads.d_y);
+    p.d_y = cuda_rows(d_y);
     p.d_u = cuda_rows(grads.d_u), p.d_delta = cuda_rows(grads.d_delta), p.d_z = cuda_rows(grads.d_z);
     p.d_B = cuda_rows(grads.d_B), p.d_C = cuda_rows(grads.d_C);
     p.d_A = mutable_data<float>(grads.d_A), p.d_D = mutable_data<float>(grads.d_D);

@@ -288,6 +288,20 @@ void add_cases(Cases& cases) {
   cases.add(c.name(), [c] { check<SelectiveRun>(c); });
   c.lengths = {9}, c.channels = 0;
   cases.add(c.name(), [c] { check<SelectiveRun>(c); });
+  for (int64_t states : {8, 32})
+    cases.add("selective_scan/infinity/N=" + std::to_string(states), [states] {
+      SelectiveCase c;  // a group of rows ends after the last row, which it repeats
+      c.lengths = {5}, c.channels = 1, c.num_states = states, c.gate = false;
+      SelectiveData data(c);
+      for (Doubles* numbers : {&data.B, &data.C, &data.D})
+        for (double& x : *numbers) x = std::fabs(x);
+      data.u.back() = INFINITY;
+      const SelectiveRun run(c, data);
+      const auto ends = run.ends(data);
+      run.forward(ends);
+      expect(run.y.values().back() == INFINITY, "the last row of y is not infinite");
+      for (double x : ends.final.values()) expect(x == INFINITY, "the final state is not infinite");
+    });
   cases.add("selective_scan/strides", [] {
     SelectiveCase c;
     c.lengths = {3};

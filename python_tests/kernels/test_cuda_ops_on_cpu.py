@@ -7,12 +7,14 @@ does not.
 from __future__ import annotations
 
 import ctypes
+import mmap
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from python_tests.cases import (
@@ -185,6 +187,29 @@ def test_selective_scan_with_parts_off(
         lengths=(40, 2), channels=9, num_states=5, state=state, without=without, softplus=softplus
     )
     check(simt, case)
+
+
+def far_apart(x: Tensor) -> Tensor:
+    """Returns a copy of two rows that are 2^31 elements apart, in memory of which a few pages exist."""
+    stride, flags = 1 << 31, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    memory = mmap.mmap(-1, (stride + x.shape[1]) * x.element_size(), flags=flags)
+    return torch.frombuffer(memory, dtype=x.dtype).as_strided(x.shape, (stride, 1)).copy_(x)
+
+
+def test_selective_scan_of_rows_far_apart(simt: Any) -> None:
+    ops = torch.ops.recgrela_simt
+    u, delta, z, d_y = torch.randn(4, 2, 3).half().unbind()
+    B, C = torch.randn(2, 2, 5).half().unbind()
+    A, cu_seqlens = -torch.rand(3, 5), torch.tensor([0, 2])
+
+    def run(u: Tensor, delta: Tensor, z: Tensor, d_y: Tensor, B: Tensor, C: Tensor) -> list[Tensor]:
+        operands = (u, delta, A, B, C, None, z, None, cu_seqlens, None)
+        y, _, checkpoints = ops.selective_scan(*operands, True, False, True)
+        return [y, *ops.selective_scan_backward(d_y, None, *operands, checkpoints, True)]
+
+    rows = (u, delta, z, d_y, B, C)
+    for got, want in zip(run(*map(far_apart, rows)), run(*rows), strict=True):
+        assert torch.equal(got, want)
 
 
 def test_bare_scans_refuse(simt: Any) -> None:

@@ -57,7 +57,7 @@ struct BackwardBlock {
       float sum[2];
       load_floats<2>(sums + i, sum);
 #pragma unroll
-      for (int w = 1; w < kBackwardWarps; ++w) {
+      for (int w = 1; w < Shape::kMaxWarps; ++w) {
         if (w >= warps) break;
         float pair[2];
         load_floats<2>(sums + w * Shape::kWarpSize + i, pair);
@@ -82,7 +82,7 @@ struct BackwardBlock {
 };
 
 template <typename E, typename Shape>
-__global__ void __launch_bounds__(32 * kBackwardWarps, RECGRELA_SELECTIVE_SCAN_BACKWARD_CHANNELS == 2 ? 3 : 2)
+__global__ void __launch_bounds__(32 * Shape::kMaxWarps, RECGRELA_SELECTIVE_SCAN_BACKWARD_CHANNELS == 2 ? 3 : 2)
     selective_backward_kernel(const SelectivePlan p) {
   constexpr int kChunk = SelectiveScanParams::kCheckpointRows, kAllStates = Shape::kAllStates;
   constexpr int kStageTiles = Shape::kStageRows / kTileRows, kSumTiles = Shape::kSumRows / kTileRows;
@@ -180,6 +180,7 @@ template <typename E>
 cudaError_t SelectiveKernels<E>::backward(const SelectivePlan& p, cudaStream_t stream) {
   return dispatch_backward(p.num_states, [&](auto shape) {
     using Shape = decltype(shape);
+    static_assert(Shape::kMaxWarps > 0 && Shape::shared_bytes(Shape::kMaxWarps) <= kMaxSharedBytes);
     return launch(selective_backward_kernel<E, Shape>, p.persistent_blocks * p.launch_columns, p.backward_threads,
                   Shape::shared_bytes(p.backward_threads / 32), stream, p);
   });

@@ -9,8 +9,8 @@
 
 namespace recgrela::cuda {
 
-constexpr int kTileRows = 4;       // rows between two sums over lanes
-constexpr int kBackwardWarps = 4;  // of a block, at most
+constexpr int kTileRows = 4;                // rows between two sums over lanes
+constexpr int kMaxSharedBytes = 99 * 1024;  // every GPU from sm_80 on gives a block this much shared memory
 
 // A thread processes kThreadStates_ states of kThreadChannels_ channels; kLanes_ lanes together have all states of
 // these channels.
@@ -46,6 +46,10 @@ struct BackwardShape {
       kVectorsAt + (2 * kWarpChannels + 31) / 32 * 32;                // d_D and d_delta_bias of all threads
   static constexpr int kGradientAt = kTotalsAt + 2 * 32 * kElements;  // d_A of all threads
   static constexpr int kWarpSize = (kGradientAt + kStatesSize + 63) / 64 * 64;
+
+  // Warps of a block, at most: the same on every GPU, so that sums have the same order.
+  static constexpr int kFittingWarps = (kMaxSharedBytes / int{sizeof(float)} - kStageSize) / kWarpSize;
+  static constexpr int kMaxWarps = kFittingWarps < 4 ? kFittingWarps : 4;
 
   static constexpr size_t shared_bytes(int warps) { return sizeof(float) * (kStageSize + warps * kWarpSize); }
 };

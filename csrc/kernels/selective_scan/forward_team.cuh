@@ -97,8 +97,8 @@ struct ForwardTeam {
   }
 
   // Processes the group whose first row has the place `first` and whose elements are loaded; `tile` has its B and C.
-  // Loads the elements of the next group in the meantime. Rows after the segment's last one repeat it with a step of 0:
-  // they leave the state as it is and store the same y again.
+  // Loads the elements of the next group in the meantime. Rows after the segment's last one repeat it with a step and
+  // an input of 0: they leave the state as it is and store nothing.
   __device__ void process_group(const float* tile, int first) {
     const int own = first + rows.place(own_row(0));
     Elements elements;
@@ -118,8 +118,8 @@ struct ForwardTeam {
 #pragma unroll
       for (int i = 0; i < kOwn; ++i) {
         const float sum = kLanes == 1 ? sums[i] : sums[i * kSharers] + skip[i];
-        if (in_range && lane < kSharers)
-          *rows.at(y, p.y, rows.clamp(own + rows.place(i * kSharers))) = from_float<E>(sum * factor[i]);
+        const int place = own + rows.place(i * kSharers);
+        if (in_range && lane < kSharers && rows.holds(place)) *rows.at(y, p.y, place) = from_float<E>(sum * factor[i]);
       }
     }
   }
@@ -144,11 +144,8 @@ struct ForwardTeam {
         const float z = to_float(next_gate[i]);
         to.factor[i] = z * sigmoid(z);
       }
-      if (!kUsual && !rows.holds(first + rows.place(i * kSharers))) {
-        to.step[i] = 0.f;
-        if (kReverse) to.factor[i] = 0.f;
-      }
       to.x[i] = (kReverse ? to.factor[i] : to.step[i]) * u[i], to.skip[i] = D * u[i];
+      if (!kUsual && !rows.holds(first + rows.place(i * kSharers))) to.step[i] = 0.f, to.x[i] = 0.f;
     }
     load_group<kUsual>(first + rows.place(kScanRows));
   }

@@ -67,7 +67,7 @@ bool supported(const SelectiveScanParams& p) {
 void plan_backward(SelectivePlan& p) {
   dispatch_backward(p.num_states, [&](auto shape) {
     using Shape = decltype(shape);
-    const int64_t warps = ceil_div(p.channels, Shape::kWarpChannels), columns = ceil_div(warps, kBackwardWarps);
+    const int64_t warps = ceil_div(p.channels, Shape::kWarpChannels), columns = ceil_div(warps, Shape::kMaxWarps);
     const int block_warps = static_cast<int>(ceil_div(warps, std::max<int64_t>(1, columns)));
     p.backward_threads = 32 * block_warps, p.backward_channels = block_warps * Shape::kWarpChannels;
     p.backward_columns = static_cast<int>(columns);
