@@ -47,6 +47,16 @@ def _mlp_block_backward(*args: Any) -> int:
     return 2 if len(w1) <= (256 if dtype.itemsize == 2 else 128) else 4
 
 
+def _selective_scan_backward(*args: Any) -> int:
+    _d_y, _d_final_state, _u, _delta, A, *_ = args
+    channels, states = A.shape
+    block_channels = 6 if states > 128 else min(128, 2048 >> (states - 1).bit_length())
+    columns = -(-channels // block_channels)
+    at_once = max(1, min(columns, 2 * channels // states))
+    passes = -(-columns // at_once)
+    return 2 + passes * (2 if columns > 1 else 1) + 3  # states of segments, rows, sums over blocks
+
+
 # By operator: a number, or a function of the operator's arguments.
 LAUNCHES: dict[str, int | Callable[..., int]] = {
     "add_norm": 1,
@@ -73,7 +83,7 @@ LAUNCHES: dict[str, int | Callable[..., int]] = {
     "rela_projections": 1,
     "rela_projections_backward": 2,
     "selective_scan": 3,
-    "selective_scan_backward": 7,
+    "selective_scan_backward": _selective_scan_backward,
 }
 
 
