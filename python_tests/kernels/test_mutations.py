@@ -12,11 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from python_tests.kernels import mlp_mutations, narrow_mutations, sequence_mutations
+from python_tests.kernels import mlp_mutations, narrow_mutations, rela_mutations, scan_mutations
 from python_tests.kernels.mutation import Mutation
 from python_tests.support.simt import BUILD, ROOT, build_simt
 
-MUTATIONS = [*sequence_mutations.MUTATIONS, *narrow_mutations.MUTATIONS, *mlp_mutations.MUTATIONS]
+MUTATIONS = [
+    *rela_mutations.MUTATIONS,
+    *scan_mutations.MUTATIONS,
+    *narrow_mutations.MUTATIONS,
+    *mlp_mutations.MUTATIONS,
+]
 FOLDER = BUILD.with_name("mutants")
 DECLARATION = "namespace recgrela::simt {\nextern int mutation;\n}\n"
 DEFINITION = """\
