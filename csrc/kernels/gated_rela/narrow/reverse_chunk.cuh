@@ -215,7 +215,7 @@ struct ReverseChunk : ConvHistory<E, kHead, kCausal, kSumsOnly> {
       if constexpr (kParts<E> == 1) {
         const uint32_t pair = pack2<E>(d_z.x[0], d_z.x[1]);
         const uint32_t x = __shfl_sync(0xffffffffu, pair, source), y = __shfl_sync(0xffffffffu, pair, source + 4);
-        const uint32_t low = (x & 0xffffu) | y << 16, high = x >> 16 | (y & 0xffff0000u);
+        [[maybe_unused]] const uint32_t low = (x & 0xffffu) | y << 16, high = x >> 16 | (y & 0xffff0000u);
         d_z_after.part[0] = {{low, low, high, high}};
       } else {
         float z[4];
