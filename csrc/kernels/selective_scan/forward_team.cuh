@@ -119,7 +119,8 @@ struct ForwardTeam {
       for (int i = 0; i < kOwn; ++i) {
         const float sum = kLanes == 1 ? sums[i] : sums[i * kSharers] + skip[i];
         const int place = own + rows.place(i * kSharers);
-        if (in_range && lane < kSharers && rows.holds(place)) *rows.at(y, p.y, place) = from_float<E>(sum * factor[i]);
+        if (!rows.holds(place)) break;
+        if (in_range && lane < kSharers) *rows.at(y, p.y, place) = from_float<E>(sum * factor[i]);
       }
     }
   }
