@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from tools.instructions.disassembly import Code
@@ -74,20 +74,20 @@ def blocks_of(code: Code) -> list[Block]:
     return blocks
 
 
-def postorder(blocks: Sequence[Block]) -> list[int]:
-    """Returns the blocks that the first one reaches, each behind the blocks first reached from it."""
+def postorder(first: int, after: Callable[[int], Sequence[int]]) -> list[int]:
+    """Returns the nodes that the first one reaches, each behind the nodes first reached from it."""
     order: list[int] = []
-    seen = {0}
-    stack = [(0, iter(blocks[0].after))]
+    seen = {first}
+    stack = [(first, iter(after(first)))]
     while stack:
-        block, rest = stack[-1]
+        node, rest = stack[-1]
         following = next(rest, None)
         if following is None:
-            order.append(block)
+            order.append(node)
             stack.pop()
         elif following not in seen:
             seen.add(following)
-            stack.append((following, iter(blocks[following].after)))
+            stack.append((following, iter(after(following))))
     return order
 
 
@@ -104,7 +104,7 @@ def immediate_dominators(blocks: Sequence[Block]) -> dict[int, int]:
 
     Source: Cooper, Harvey, Kennedy, "A Simple, Fast Dominance Algorithm" (2001).
     """
-    order = postorder(blocks)
+    order = postorder(0, lambda block: blocks[block].after)
     place = {block: i for i, block in enumerate(order)}
     before = predecessors(blocks, order)
     found = {0: 0}

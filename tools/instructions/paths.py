@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from tools.instructions.disassembly import Code
-from tools.instructions.graph import Block, Loop, blocks_of, loops_of
+from tools.instructions.graph import Block, Loop, blocks_of, loops_of, postorder
 from tools.instructions.kinds import KINDS, kind_of, pipe_of, work_of
 
 Counts = Counter[str]  # instructions by kind and by pipe, and their work
@@ -116,7 +116,7 @@ def _count(
             return sum(inner.full["global"] for inner in result.inner[inner_at[node]].nest())
         return own[node]["global"]
 
-    graph = _Graph(_nodes_behind_first(loop.header, after), after, ends)
+    graph = _Graph(postorder(loop.header, after), after, ends)
     limit = limit_of(loop)
     accesses = {node: accesses_of(node) for node in graph.order} if limit is not None else {}
     full = graph.best_path(lambda node: (work(node), -size(node)), accesses, limit or 0)
@@ -128,23 +128,6 @@ def _count(
         setattr(result, name, sum((counts_of(node) for node in path), Counter()))
     result.every = sum((own[b] for b in loop.blocks), Counter())
     return result
-
-
-def _nodes_behind_first(first: int, after: Callable[[int], list[int]]) -> list[int]:
-    """Returns the nodes in an order in which a node comes behind all nodes after it."""
-    order: list[int] = []
-    seen = {first}
-    stack = [(first, iter(after(first)))]
-    while stack:
-        node, rest = stack[-1]
-        following = next(rest, None)
-        if following is None:
-            order.append(node)
-            stack.pop()
-        elif following not in seen:
-            seen.add(following)
-            stack.append((following, iter(after(following))))
-    return order
 
 
 _Option = tuple[int, tuple[int, int], tuple[int, int] | None]  # costs, sum of values, next node and its costs

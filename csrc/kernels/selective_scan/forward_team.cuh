@@ -11,7 +11,7 @@
 
 namespace recgrela::cuda {
 
-// What a scan computes: y and the states; the final state from zero; the same for the gradient, from the last row on.
+// Results of a scan: y and the states; the final state from zero; the same for the gradient, from the last row on.
 enum class Scan { kForward, kSum, kReverseSum };
 
 template <typename E, int kLanes, int kStates, Scan kScan>
@@ -126,7 +126,7 @@ struct ForwardTeam {
   }
 
  private:
-  // What the scan needs of the lane's own rows: the step; the input, which is the step times u, or d_y before the gate
+  // Operands of the scan in the lane's own rows: the step; the input, which is the step times u, or d_y before the gate
   // in reverse; D u; and SiLU(z).
   struct Elements {
     float step[kOwn], x[kOwn], skip[kOwn], factor[kOwn];

@@ -14,7 +14,7 @@ namespace recgrela::cuda {
 // Matrices of the backward.
 enum class Matrices { kQ, kK, kV, kG, kDY, kDQ, kDK, kDV, kDG, kCount };
 
-// What a team processes.
+// Unit of work of a team.
 struct GradientUnit {
   unsigned index;  // among the units of work
   int head;
