@@ -37,6 +37,8 @@ namespace recgrela::tests {
 // Returns why no case can run here, or an empty string.
 std::string skip_reason();
 int multiprocessors();
+// Changes their number and returns true, or returns false where it is fixed.
+bool set_multiprocessors(int count);
 // Returns whether the case can run here.
 bool runs_here(const std::string& name);
 

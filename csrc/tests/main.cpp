@@ -1,8 +1,10 @@
 // Runs the CUDA kernels, on the SIMT host or on a GPU, against references in float64.
-//   ops_test [--list] [text ...]   runs the cases whose names contain every text
+//   ops_test [--list] [--multiprocessors N] [text ...]
+// runs the cases whose names contain every text; the SIMT host can have any number of multiprocessors.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
 
 #include "tests/case.h"
@@ -18,10 +20,17 @@ int main(int argc, char** argv) {
   bool list = false;
   std::vector<std::string> texts;
   for (int i = 1; i < argc; ++i) {
-    if (std::string(argv[i]) == "--list") {
+    const std::string argument = argv[i];
+    if (argument == "--list") {
       list = true;
+    } else if (argument == "--multiprocessors") {
+      const int count = i + 1 < argc ? std::atoi(argv[++i]) : 0;
+      if (count < 1 || !set_multiprocessors(count)) {
+        std::fprintf(stderr, "ops_test: --multiprocessors needs a positive number; a GPU's is fixed\n");
+        return 2;
+      }
     } else {
-      texts.push_back(argv[i]);
+      texts.push_back(argument);
     }
   }
   if (const std::string why = skip_reason(); !list && !why.empty()) {

@@ -17,6 +17,7 @@ int multiprocessors() {
   int count = 0;
   return cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, 0) == cudaSuccess ? count : 0;
 }
+bool set_multiprocessors(int) { return false; }
 
 // A failed check in a kernel ends the CUDA context and all later cases; rows gigabytes apart may exceed the machine's
 // memory.

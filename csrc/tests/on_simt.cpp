@@ -9,6 +9,10 @@ namespace recgrela::tests {
 
 std::string skip_reason() { return ""; }
 int multiprocessors() { return cuda::multiprocessors(); }
+bool set_multiprocessors(int count) {
+  simt::set_multiprocessors(count);
+  return true;
+}
 bool runs_here(const std::string&) { return true; }
 
 void* allocate(size_t bytes) {
