@@ -7,8 +7,6 @@
 namespace recgrela::ops {
 namespace {
 
-static_assert(SelectiveScan::kCheckpointRows == cpu::kCheckpointRows);
-
 template <typename T>
 cpu::SelectiveScanParams<T> make_params(const SelectiveScan::Operands& a, const Sequences& sequences) {
   cpu::SelectiveScanParams<T> p;
@@ -47,6 +45,8 @@ class ChannelSums {
 };
 
 struct Cpu {
+  static constexpr int64_t kCheckpointRows = cpu::kCheckpointRows;
+
   static void forward(const SelectiveScan::Operands& a, const SelectiveScan::Outputs& out) {
     const Sequences sequences = read_sequences(a.cu_seqlens, a.num_rows());
     dispatch_float(a.u.scalar_type(), [&](auto zero) {

@@ -7,7 +7,6 @@ namespace recgrela::ops {
 
 struct SelectiveScan {
   static constexpr int64_t kMaxStates = 256;
-  static constexpr int64_t kCheckpointRows = 32;  // as in recgrela/ops/selective_scan.py
 
   static constexpr const char* kName = "selective_scan";
   static constexpr const char* kSchemas[] = {
@@ -32,8 +31,12 @@ struct SelectiveScan {
     int64_t num_states() const { return A.size(1); }
     int64_t batch() const { return cu_seqlens.size(0) - 1; }
     Shape state_shape() const { return {batch(), channels(), num_states()}; }
-    // The state before row 32 j of sequence b is checkpoint cu_seqlens[b] / 32 + b + j.
-    Shape checkpoints_shape() const { return {num_rows() / kCheckpointRows + batch(), channels(), num_states()}; }
+    // With checkpoints every n rows, the state before row n j of sequence b is checkpoint cu_seqlens[b] / n + b + j.
+    // Each backend has its n, as recgrela/ops/selective_scan.py knows.
+    template <typename Backend>
+    Shape checkpoints_shape() const {
+      return {num_rows() / Backend::kCheckpointRows + batch(), channels(), num_states()};
+    }
   };
 
   static Operands parse(Operands a) {
@@ -77,7 +80,7 @@ struct SelectiveScan {
                                                     bool delta_softplus, bool return_state, bool return_checkpoints) {
     const Operands a = parse({u, delta, A, B, C, D, z, delta_bias, cu_seqlens, initial_state, delta_softplus});
     const Outputs out{make_like(a.u), make_if(return_state, a.u, a.state_shape(), a.state_dtype()),
-                      make_if(return_checkpoints, a.u, a.checkpoints_shape(), a.state_dtype())};
+                      make_if(return_checkpoints, a.u, a.checkpoints_shape<Backend>(), a.state_dtype())};
     Backend::forward(a, out);
     return {out.y, out.final_state, out.checkpoints};
   }
@@ -90,7 +93,7 @@ struct SelectiveScan {
     const Operands a = parse({u, delta, A, B, C, D, z, delta_bias, cu_seqlens, initial_state, delta_softplus});
     check_operand(d_y, a.u, a.u.scalar_type(), {a.num_rows(), a.channels()}, "d_y");
     check_operand(d_final_state, a.u, a.state_dtype(), a.state_shape(), "d_final_state");
-    check_operand(checkpoints, a.u, a.state_dtype(), a.checkpoints_shape(), "checkpoints");
+    check_operand(checkpoints, a.u, a.state_dtype(), a.checkpoints_shape<Backend>(), "checkpoints");
     const Gradients grads{with_contiguous_rows(d_y),
                           contiguous(d_final_state),
                           contiguous(checkpoints),

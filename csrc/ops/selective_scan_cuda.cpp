@@ -6,8 +6,7 @@
 namespace recgrela::ops {
 namespace {
 
-static_assert(SelectiveScan::kMaxStates == cuda::SelectiveScanParams::kMaxStates &&
-              SelectiveScan::kCheckpointRows == cuda::SelectiveScanParams::kCheckpointRows);
+static_assert(SelectiveScan::kMaxStates == cuda::SelectiveScanParams::kMaxStates);
 
 SelectiveScan::Operands with_near_rows(SelectiveScan::Operands a) {
   a.u = near_rows(a.u), a.delta = near_rows(a.delta), a.z = near_rows(a.z);
@@ -28,6 +27,8 @@ cuda::SelectiveScanParams make_params(const SelectiveScan::Operands& a) {
 }
 
 struct Cuda {
+  static constexpr int64_t kCheckpointRows = cuda::SelectiveScanParams::kCheckpointRows;
+
   static void forward(const SelectiveScan::Operands& operands, const SelectiveScan::Outputs& out) {
     const SelectiveScan::Operands a = with_near_rows(operands);
     cuda::SelectiveScanParams p = make_params(a);

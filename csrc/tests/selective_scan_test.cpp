@@ -272,6 +272,12 @@ void add_cases(Cases& cases) {
     cases.add(c.name() + "/schedules", [c] { check_one_result<SelectiveRun>(c); });
     c.segment_rows = 0;
     cases.add(c.name() + "/schedules", [c] { check_one_result<SelectiveRun>(c); });
+    if (type == DType::kFloat32)
+      for (auto [states, channels] : {std::pair{24, 40}, {40, 20}, {128, 16}}) {  // rows of B and C for part of a chunk
+        SelectiveCase many = c;
+        many.num_states = states, many.channels = channels;
+        cases.add(many.name() + "/schedules", [many] { check_one_result<SelectiveRun>(many); });
+      }
     // Whole blocks of four warps, whose tiles of B and C have 32 rows, and every part of a group at the end.
     SelectiveCase block = draw(type, {75, 34, 5});
     block.num_states = 16, block.channels = 128;

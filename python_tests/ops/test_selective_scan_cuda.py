@@ -56,7 +56,7 @@ def on_a_fake_gpu(dtype: torch.dtype, A_dtype: torch.dtype = torch.float32) -> t
     with FakeTensorMode(), torch.device("cuda"):
         u, b = torch.empty(70, 6, dtype=dtype), torch.empty(70, 5, dtype=dtype)
         A, offsets = torch.empty(6, 5, dtype=A_dtype), torch.empty(3).long()
-        assert checkpoints_shape(u, A, offsets) == (70 // 32 + 2, 6, 5)
+        assert checkpoints_shape(u, A, offsets) == (70 // 16 + 2, 6, 5)
         return selective_scan(u, u, A, b, b, cu_seqlens=offsets, return_state=True)
 
 

@@ -29,7 +29,6 @@ from recgrela.ops.checks import (
 from recgrela.ops.support import Kernel, Op
 
 MAX_STATES = 256  # limit of the kernels
-CHECKPOINT_ROWS = 32  # rows between the states that the forward saves for the backward
 
 
 def selective_scan_reference(
@@ -143,7 +142,7 @@ def selective_scan(
         y_i[c]    = (sum_n C_i[n] h_i[c, n] + D[c] u_i[c]) * SiLU(z_i[c])
 
     No tensor of size [T, I, N] is stored: if a gradient is needed, the forward saves checkpoints, the states
-    before every 32nd row. The backward is deterministic.
+    before every 16th row (every 32nd on the CPU). The backward is deterministic.
 
     Args:
         u, delta, z: [T, I], the rows of all sequences end to end, or [B, L, I], sequences of equal length
@@ -216,9 +215,11 @@ def selective_scan(
 def checkpoints_shape(u: Tensor, A: Tensor, cu_seqlens: Tensor) -> tuple[int, int, int]:
     """The shape of the checkpoints, [number, I, N].
 
-    The state before row 32 j of sequence b has index cu_seqlens[b] // 32 + b + j; unused indices hold zeros.
+    They are n rows apart, as each backend prefers. The state before row n j of sequence b has index
+    cu_seqlens[b] // n + b + j.
     """
-    return u.shape[0] // CHECKPOINT_ROWS + cu_seqlens.shape[0] - 1, A.shape[0], A.shape[1]
+    rows = 32 if u.device.type == "cpu" else 16
+    return u.shape[0] // rows + cu_seqlens.shape[0] - 1, A.shape[0], A.shape[1]
 
 
 def _fake(

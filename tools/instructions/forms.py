@@ -119,29 +119,30 @@ def _group(loop: int) -> Form:
 _SELECTIVE_SCAN = (_group(3), _group(2))
 
 
-# The backward: lanes of a channel, channels and states of a thread. Chunks of 32 rows from checkpoints, in
-# tiles of 4; the first pass omits the last tile. A block has 128 threads.
+# The backward: lanes of a channel, channels and states of a thread. Chunks of 16 rows from checkpoints, in
+# tiles of 4; the first pass omits the last tile. A block has 128 threads. With up to 16 states, it stages the
+# rows of B and C of a chunk and adds their gradients at once; with more, it stages 4 to 8 rows in each pass.
 def _all_states(instance: Instance) -> float:
     lanes, _channels, states = instance.sizes
     return lanes * states
 
 
-def _copies(instance: Instance) -> float:
-    return _all_states(instance) / 512
+def _quads(instance: Instance) -> float:
+    return _all_states(instance) / 256
 
 
+_CHUNK_LOADS, _TILE_ACCESSES = 14, 5
 _SELECTIVE_BACKWARD = (
     Form(
+        8,
+        {3: every(16), 4: _quads, 5: every(16 / 3), 6: every(4), 7: _quads},
+        {3: lambda i: _CHUNK_LOADS + _TILE_ACCESSES + 2, 6: lambda i: _TILE_ACCESSES + 1, 7: lambda i: 1},
+        once=1,
+    ),
+    Form(
         9,
-        {
-            3: every(32),
-            4: every(4 * 8 / 7),
-            5: _copies,
-            6: every(4),
-            7: _copies,
-            8: lambda i: _all_states(i) / 128,
-        },
-        {4: lambda i: 2, 6: lambda i: 7},
+        {3: every(16), 4: every(16 / 3), 5: _quads, 6: every(4), 7: _quads, 8: _quads},
+        {3: lambda i: _CHUNK_LOADS + _TILE_ACCESSES + 3, 6: lambda i: _TILE_ACCESSES + 2, 8: lambda i: 1},
         once=1,
     ),
 )

@@ -1,4 +1,4 @@
-// Backward of selective_scan: chunks of 32 rows from the last to the first, each from the checkpoint before it.
+// Backward of selective_scan: chunks of 16 rows from the last to the first, each from the checkpoint before it.
 //
 // A chunk is processed in tiles of 4 rows. A first pass computes the state before each tile. A second pass goes through
 // the tiles in reverse: it recomputes the decays a_i and the states after each row, keeps them in registers, and then
@@ -16,23 +16,26 @@ struct BackwardBlock {
   static constexpr int kAllStates = Shape::kAllStates, kQuads = Shape::kQuads;
   const SelectivePlan& p;
   float* const stage;
-  const int column;  // of the launch
-  int staged = -1;   // first row in the stage
+  int staged = -1;  // first row in the stage
 
-  __device__ BackwardBlock(const SelectivePlan& p, int column)
-      : p(p), stage(reinterpret_cast<float*>(dynamic_shared())), column(column) {}
+  __device__ explicit BackwardBlock(const SelectivePlan& p) : p(p), stage(reinterpret_cast<float*>(dynamic_shared())) {}
 
+  static __device__ E* element_of(const RowMatrix& rows, int64_t row, int n) {
+    return static_cast<E*>(rows.data) + row * static_cast<uint32_t>(rows.stride) + n;
+  }
   // Stages rows of a segment, which is at `begin` and has `end` rows, from `row0` on, unless they are; zeros for rows
-  // from `end` on and states that do not exist.
+  // from `end` on and states that do not exist. Whole chunks are staged after the previous chunk's gradients.
   __device__ void enter_stage(int row0, int64_t begin, int end) {
-    if (row0 == staged) return;
-    staged = row0;
-    __syncthreads();
-#pragma unroll 2
+    if constexpr (!Shape::kWhole) {
+      if (row0 == staged) return;
+      staged = row0;
+      __syncthreads();
+    }
+#pragma unroll 1
     for (int i = computed_here(threadIdx.x); i < 2 * Shape::kStageRows * kQuads; i += p.backward_threads) {
       const RowMatrix& rows = i < Shape::kStageRows * kQuads ? p.B : p.C;
       const int r = i / kQuads % Shape::kStageRows, n = i % kQuads * 4;
-      const E* const from = static_cast<const E*>(rows.data) + (begin + row0 + r) * rows.stride + n;
+      const E* const from = element_of(rows, begin + row0 + r, n);
       float quad[4] = {};
       if (p.num_states == kAllStates && p.states_aligned) {
         if (row0 + r < end) {
@@ -49,48 +52,60 @@ struct BackwardBlock {
     __syncthreads();
   }
 
-  // Adds the gradients of B and C over the warps, for rows from `row0` on, and stores them.
+  // Adds the gradients of B and C over the warps, for rows from `row0` on, and stores them. The block meets again, at
+  // the next rows of B and C unless they are staged, before it replaces what this reads.
   __device__ void store_row_gradients(const float* sums, int row0, int64_t begin, int end) const {
     const int warps = p.backward_threads / 32;
     __syncthreads();
-    for (int i = 2 * computed_here(threadIdx.x); i < Shape::kSumRows * 2 * kAllStates; i += 2 * p.backward_threads) {
-      float sum[2];
-      load_floats<2>(sums + i, sum);
+#pragma unroll 1
+    for (int i = computed_here(threadIdx.x); i < Shape::kSumRows * 2 * kQuads; i += p.backward_threads) {
+      const int row = row0 + i / (2 * kQuads), kind = i / kQuads % 2, n = i % kQuads * 4;
+      if (row >= end) break;
+      float sum[4];
+      load_floats<4>(sums + i * 4, sum);
 #pragma unroll
       for (int w = 1; w < Shape::kMaxWarps; ++w) {
         if (w >= warps) break;
-        float pair[2];
-        load_floats<2>(sums + w * Shape::kWarpSize + i, pair);
-        sum[0] += pair[0], sum[1] += pair[1];
+        float quad[4];
+        load_floats<4>(sums + w * Shape::kWarpSize + i * 4, quad);
+#pragma unroll
+        for (int k = 0; k < 4; ++k) sum[k] += quad[k];
       }
-      const int row = row0 + i / (2 * kAllStates), kind = i / kAllStates % 2, n = i % kAllStates;
-      if (row >= end) continue;
       if (p.row_partials) {
-        float* const to =
-            p.row_partials + ((column * p.sequences.num_rows + begin + row) * 2 + kind) * p.num_states + n;
-        if (n < p.num_states) to[0] = sum[0];
-        if (n + 1 < p.num_states) to[1] = sum[1];
+        const int64_t column = blockIdx.x % p.launch_columns;
+        store_quad(p.row_partials + ((column * p.sequences.num_rows + begin + row) * 2 + kind) * p.num_states + n, n,
+                   sum);
       } else {
-        const RowMatrix& rows = kind ? p.d_C : p.d_B;
-        E* const to = static_cast<E*>(rows.data) + (begin + row) * rows.stride + n;
-        if (n < p.num_states) to[0] = from_float<E>(sum[0]);
-        if (n + 1 < p.num_states) to[1] = from_float<E>(sum[1]);
+        store_quad(element_of(kind ? p.d_C : p.d_B, begin + row, n), n, sum);
       }
     }
-    __syncthreads();
+    if (Shape::kStageHasTiles) __syncthreads();
+  }
+  // Stores the gradients of the states n .. n + 3 of a row, as far as they exist.
+  template <typename T>
+  __device__ void store_quad(T* to, int n, const float (&values)[4]) const {
+    if (p.num_states == kAllStates && p.states_aligned) {
+      Adjacent<T, 4> all;
+#pragma unroll
+      for (int k = 0; k < 4; ++k) all.x[k] = from_float<T>(values[k]);
+      *reinterpret_cast<Adjacent<T, 4>*>(to) = all;
+    } else {
+#pragma unroll
+      for (int k = 0; k < 4; ++k)
+        if (n + k < p.num_states) to[k] = from_float<T>(values[k]);
+    }
   }
 };
 
 template <typename E, typename Shape>
-__global__ void __launch_bounds__(32 * Shape::kMaxWarps, RECGRELA_SELECTIVE_SCAN_BACKWARD_CHANNELS == 2 ? 3 : 2)
+__global__ void __launch_bounds__(32 * Shape::kMaxWarps, Shape::kResident)
     selective_backward_kernel(const SelectivePlan p) {
-  constexpr int kChunk = SelectiveScanParams::kCheckpointRows, kAllStates = Shape::kAllStates;
+  constexpr int kAllStates = Shape::kAllStates;
   constexpr int kStageTiles = Shape::kStageRows / kTileRows, kSumTiles = Shape::kSumRows / kTileRows;
   using Warp = BackwardWarp<E, Shape>;
-  const int column = static_cast<int>(blockIdx.x % p.launch_columns);
   const int persistent_block = static_cast<int>(blockIdx.x / p.launch_columns);
-  Warp warp(p, p.first_column + column);
-  BackwardBlock<E, Shape> block(p, column);
+  Warp warp(p, p.first_column + static_cast<int>(blockIdx.x % p.launch_columns));
+  BackwardBlock<E, Shape> block(p);
   const float* const block_sums =
       warp.sums - static_cast<int>(threadIdx.x) / 32 * Shape::kWarpSize;  // of the first warp
 #pragma unroll 1
@@ -107,46 +122,47 @@ __global__ void __launch_bounds__(32 * Shape::kMaxWarps, RECGRELA_SELECTIVE_SCAN
       }
       warp.begin = segment.begin, warp.end = static_cast<int>(segment.end - segment.begin);
       block.staged = -1;
-      first_checkpoint = static_cast<int>(first_slot(p.sequences, kChunk, segment.sequence) +
-                                          segment.index * (p.segments.rows / kChunk));
+      first_checkpoint = static_cast<int>(first_slot(p.sequences, kChunkRows, segment.sequence) +
+                                          segment.index * (p.segments.rows / kChunkRows));
     }
 #pragma unroll 1
-    for (int row0 = (warp.end + kChunk - 1) / kChunk * kChunk - kChunk; row0 >= 0; row0 -= kChunk) {
-      const int tiles = min(kChunk / kTileRows, (warp.end - row0 + kTileRows - 1) / kTileRows);
-      const int checkpoint = first_checkpoint + row0 / kChunk;
+    for (int row0 = (warp.end - 1) / kChunkRows * kChunkRows; row0 >= 0 && row0 < warp.end; row0 -= kChunkRows) {
+      const int tiles = min(kTiles, (warp.end - row0 + kTileRows - 1) / kTileRows);
+      const int checkpoint = first_checkpoint + row0 / kChunkRows;
       auto stage_tile = [&](int t) {
-        block.enter_stage(row0 + t / kStageTiles * Shape::kStageRows, warp.begin, warp.end);
+        if constexpr (!Shape::kWhole)
+          block.enter_stage(row0 + t / kStageTiles * Shape::kStageRows, warp.begin, warp.end);
         return block.stage + t % kStageTiles * kTileRows * kAllStates;
       };
+      {
+        typename Warp::ChunkRows rows;
+        warp.load_chunk(row0, rows);
+        if constexpr (Shape::kWhole) block.enter_stage(row0, warp.begin, warp.end);  // loads rows at the same time
+        warp.prepare_chunk(rows, row0);
+      }
       float state[Shape::kChannels][Shape::kStates];
       typename Warp::Rows rows;
       warp.load_states(p.checkpoints, checkpoint, state);
-      if (tiles > 1) warp.template load_rows<false>(row0, rows);
+      warp.load_rows(row0 + (tiles - 1) * kTileRows, rows);
 #pragma unroll 1
       for (int t = 0; t + 1 < tiles; ++t) {
-        const float* const B = stage_tile(t);
-        typename Warp::Factors unused;
-        warp.template prepare<false>(rows, row0 + t * kTileRows, unused);
-        if (t + 2 < tiles) warp.template load_rows<false>(row0 + (t + 1) * kTileRows, rows);
-        warp.advance(B, state);
+        warp.advance(t, stage_tile(t), state);
         if (t + 2 < tiles) warp.keep_state(warp.state_before(t + 1), state);
       }
-      warp.template load_rows<true>(row0 + (tiles - 1) * kTileRows, rows);
 #pragma unroll 1
-      for (int t = tiles - 1; t >= 0; --t) {
-        if (t + 1 < tiles) {
-          if (t > 0) {
-            warp.load_kept_state(warp.state_before(t), state);
-          } else {
-            warp.load_states(p.checkpoints, checkpoint, state);
-          }
-        }
+      for (int t = tiles - 1;; --t) {
         const float* const B = stage_tile(t);
         const int tile_row0 = row0 + t * kTileRows;
-        warp.reverse_tile(rows, tile_row0, B, t % kSumTiles * kTileRows, state, d_state, [&] {
-          warp.template load_rows<true>(max(0, tile_row0 - kTileRows), rows);  // unused after the first tile
+        warp.reverse_tile(rows, t, tile_row0, B, t % kSumTiles * kTileRows, state, d_state, [&] {
+          warp.load_rows(max(0, tile_row0 - kTileRows), rows);  // unused after the first tile
         });
         if (t % kSumTiles == 0) block.store_row_gradients(block_sums, tile_row0, warp.begin, warp.end);
+        if (t == 0) break;
+        if (t > 1) {
+          warp.load_kept_state(warp.state_before(t - 1), state);
+        } else {
+          warp.load_states(p.checkpoints, checkpoint, state);
+        }
       }
     }
     if (p.d_initial_state) {

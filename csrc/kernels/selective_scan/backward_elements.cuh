@@ -1,7 +1,7 @@
-// Elements of selective_scan's backward: the lanes of a warp divide the rows and channels of a tile of 4 rows.
+// Elements of selective_scan's backward: the lanes of a warp divide the rows and channels of each tile of 4 rows.
 //
-// Lane l has row l / 8 of the tile and adjacent channels. It computes steps and gates before the scan, once for all
-// states, and gradients of u, delta and z from the sums over the states after it.
+// Lane l has row l / 8 of a tile and adjacent channels. It computes the steps of a chunk and the gates of a tile before
+// their scans, once for all states, and gradients of u, delta and z from the sums over the states after it.
 #pragma once
 
 #include "kernels/common/activations.cuh"
@@ -48,23 +48,24 @@ __device__ void store_floats(float* to, const float (&values)[kCount]) {
 template <typename E, typename Shape>
 struct BackwardElements {
   static constexpr int kElements = Shape::kElements, kLanes = Shape::kLanes, kWarpChannels = Shape::kWarpChannels;
+  using Element = Adjacent<E, kElements>;
   // The thread's elements of a tile, as loaded.
   struct Rows {
-    Adjacent<E, kElements> u, delta, z, d_y;
+    Element z, d_y;
   };
-  // Factors of gradients, from before the scan.
-  struct Factors {
-    float slope[kElements], d_z[kElements];  // derivative of the step by delta; gradient of z but for the factor y
+  // Those of a chunk.
+  struct ChunkRows {
+    Element u[kTiles], delta[kTiles];
   };
 
   const SelectivePlan& p;
-  const int lane, first_channel;                             // first_channel: of the warp
-  const int element;                                         // the thread's first channel, among those of the warp
-  const int tile_offset;                                     // of its elements in a tile [kTileRows, kWarpChannels]
-  const int valid_elements;                                  // elements that exist
-  const bool whole;                                          // all channels of the block exist, and rows are aligned
-  float* const shared;                                       // arrays of the warp
-  float *const step, *const delta_u, *const grad, *const u;  // [kTileRows, kWarpChannels]
+  const int lane, first_channel;                              // first_channel: of the warp
+  const int element;                                          // the thread's first channel, among those of the warp
+  const int tile_offset;                                      // of its elements in a tile [kTileRows, kWarpChannels]
+  const bool whole;                                           // all channels of the block exist, and rows are aligned
+  float* const shared;                                        // arrays of the warp
+  float *const step, *const delta_u, *const slope, *const u;  // [kChunkRows, kWarpChannels]; slope: of step by delta
+  float* const grad;                                          // [kTileRows, kWarpChannels]
   float* const by_channel;          // [2, kTileRows, kLanes, kWarpChannels]: sums over the states by groups of states
   float *const D, *const bias;      // [kWarpChannels]
   float *const d_D, *const d_bias;  // sums of the thread's elements
@@ -77,14 +78,13 @@ struct BackwardElements {
         first_channel(column * p.backward_channels + static_cast<int>(threadIdx.x / 32) * kWarpChannels),
         element(lane % 8 / Shape::kParts * kElements),
         tile_offset(Shape::kParts == 1 ? lane * kElements : lane / 8 * kWarpChannels + element),
-        valid_elements(
-            static_cast<int>(max(int64_t{0}, min(int64_t{kElements}, p.channels - first_channel - element)))),
         whole(p.rows_aligned && int64_t{column + 1} * p.backward_channels <= p.channels),
         shared(reinterpret_cast<float*>(dynamic_shared()) + Shape::kStageSize + threadIdx.x / 32 * Shape::kWarpSize),
-        step(shared + Shape::kTileAt),
-        delta_u(step + Shape::kTileSize),
-        grad(delta_u + Shape::kTileSize),
-        u(grad + Shape::kTileSize),
+        step(shared + Shape::kChunkAt),
+        delta_u(step + Shape::kChunkSize),
+        slope(delta_u + Shape::kChunkSize),
+        u(slope + Shape::kChunkSize),
+        grad(u + Shape::kChunkSize),
         by_channel(shared + Shape::kByChannelAt),
         D(shared + Shape::kVectorsAt),
         bias(D + kWarpChannels),
@@ -100,97 +100,126 @@ struct BackwardElements {
     __syncwarp();
   }
 
-  // Thread's elements of a row of the segment.
+  // Thread's elements of a row. Products with a stride, which has 31 bits, take few instructions.
   __device__ E* elements_of(const RowMatrix& rows, int64_t row) const {
-    return static_cast<E*>(rows.data) + row * rows.stride + computed_here(first_channel + element);
+    return static_cast<E*>(rows.data) +
+           (row * static_cast<uint32_t>(rows.stride) + static_cast<uint32_t>(computed_here(first_channel + element)));
   }
-  __device__ void load_some(const RowMatrix& rows, int64_t row, Adjacent<E, kElements>& out) const {
-    const E* const from = elements_of(rows, row);
+  // Elements of the thread that exist.
+  __device__ int valid_elements() const {
+    return static_cast<int>(p.channels) - computed_here(first_channel + element);
+  }
+  __device__ void load_some(const E* from, Element& out) const {
+    const int valid = valid_elements();
 #pragma unroll
-    for (int k = 0; k < kElements; ++k) out.x[k] = k < valid_elements ? from[k] : from_float<E>(0.f);
-  }
-  __device__ void load_whole(const RowMatrix& rows, int64_t row, Adjacent<E, kElements>& out) const {
-    out = *reinterpret_cast<const Adjacent<E, kElements>*>(elements_of(rows, row));
+    for (int k = 0; k < kElements; ++k) out.x[k] = k < valid ? from[k] : from_float<E>(0.f);
   }
   __device__ void store_elements(const RowMatrix& rows, int row, const float (&values)[kElements]) const {
     E* const to = elements_of(rows, begin + row);
     if (whole) {
-      Adjacent<E, kElements> all;
+      Element all;
 #pragma unroll
       for (int k = 0; k < kElements; ++k) all.x[k] = from_float<E>(values[k]);
-      *reinterpret_cast<Adjacent<E, kElements>*>(to) = all;
+      *reinterpret_cast<Element*>(to) = all;
     } else {
+      const int valid = valid_elements();
 #pragma unroll
       for (int k = 0; k < kElements; ++k)
-        if (k < valid_elements) to[k] = from_float<E>(values[k]);
+        if (k < valid) to[k] = from_float<E>(values[k]);
+    }
+  }
+  // Loads the thread's elements of a chunk. An address is that of the first tile's row plus a product of 32 bits.
+  __device__ void load_chunk(int row0, ChunkRows& rows) const {
+    const int first = min(row0 + lane / 8, end - 1), last = end - 1 - first;
+    const E *const u = elements_of(p.u, begin + first), *const delta = elements_of(p.delta, begin + first);
+    const int u_stride = static_cast<int>(p.u.stride), delta_stride = static_cast<int>(p.delta.stride);
+    if (whole) {
+#pragma unroll
+      for (int t = 0; t < kTiles; ++t) {
+        const int row = min(t * kTileRows, last);
+        rows.u[t] = *reinterpret_cast<const Element*>(u + multiply_wide(row, u_stride));
+        rows.delta[t] = *reinterpret_cast<const Element*>(delta + multiply_wide(row, delta_stride));
+      }
+    } else {
+#pragma unroll
+      for (int t = 0; t < kTiles; ++t) {
+        const int row = min(t * kTileRows, last);
+        load_some(u + multiply_wide(row, u_stride), rows.u[t]);
+        load_some(delta + multiply_wide(row, delta_stride), rows.delta[t]);
+      }
     }
   }
   // Loads the thread's elements of a tile; those of rows from `end` on are those of the last row.
-  template <bool kGradients>
   __device__ void load_rows(int row0, Rows& rows) const {
     const int64_t row = begin + min(row0 + lane / 8, end - 1);
-    const RowMatrix& z = p.z.data ? p.z : p.d_y;  // a condition on each load takes more registers
+    const E* const d_y = elements_of(p.d_y, row);
+    const E* const z = elements_of(p.z.data ? p.z : p.d_y, row);  // a condition on the load takes more registers
     if (whole) {
-      load_whole(p.u, row, rows.u), load_whole(p.delta, row, rows.delta);
-      if constexpr (kGradients) load_whole(p.d_y, row, rows.d_y), load_whole(z, row, rows.z);
+      rows.d_y = *reinterpret_cast<const Element*>(d_y), rows.z = *reinterpret_cast<const Element*>(z);
     } else {
-      load_some(p.u, row, rows.u), load_some(p.delta, row, rows.delta);
-      if constexpr (kGradients) load_some(p.d_y, row, rows.d_y), load_some(z, row, rows.z);
+      load_some(d_y, rows.d_y), load_some(z, rows.z);
     }
   }
 
   // Whether the thread's elements of a row exist; threads that repeat others' elements do not store them.
   __device__ bool stores_row(int row) const { return row < end && lane % Shape::kParts == 0; }
-
-  // Computes steps and gates of a tile and stores them in shared memory for the scan. Rows from `end` on and channels
-  // that do not exist leave states and gradients as they are.
-  template <bool kGradients>
-  __device__ void prepare(const Rows& rows, int row0, Factors& out) const {
-    float steps[kElements], delta_us[kElements], grads[kElements], us[kElements], biases[kElements];
-    load_floats<kElements>(bias + element, biases);
+  // Clears elements of a row that do not exist, or whose channel does not.
+  __device__ void clear_absent(int row0, float (&values)[kElements]) const {
+    const int valid = valid_elements();
 #pragma unroll
-    for (int k = 0; k < kElements; ++k) {
-      us[k] = to_float(rows.u.x[k]), steps[k] = to_float(rows.delta.x[k]) + biases[k];
-      if constexpr (kGradients) grads[k] = to_float(rows.d_y.x[k]);
-    }
+    for (int k = 0; k < kElements; ++k)
+      if (k >= valid || row0 + lane / 8 >= end) values[k] = 0.f;
+  }
+  __device__ bool all_exist(int row0, int rows) const { return whole && row0 + rows <= end; }
+
+  // Computes the steps of a chunk. Rows from `end` on and channels that do not exist leave states as they are.
+  __device__ void prepare_chunk(const ChunkRows& rows, int row0) const {
+    float biases[kElements];
+    load_floats<kElements>(bias + element, biases);
+    float steps[kTiles][kElements], slopes[kTiles][kElements];
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t)
+#pragma unroll
+      for (int k = 0; k < kElements; ++k) steps[t][k] = to_float(rows.delta[t].x[k]) + biases[k], slopes[t][k] = 1.f;
     if (p.delta_softplus) {
 #pragma unroll
-      for (int k = 0; k < kElements; ++k) {
-        if constexpr (kGradients) out.slope[k] = sigmoid(steps[k]);
-        steps[k] = softplus(steps[k]);
-      }
-    } else if constexpr (kGradients) {
+      for (int t = 0; t < kTiles; ++t)
 #pragma unroll
-      for (float& slope : out.slope) slope = 1.f;
+        for (int k = 0; k < kElements; ++k) slopes[t][k] = sigmoid(steps[t][k]), steps[t][k] = softplus(steps[t][k]);
     }
-    if (kGradients && p.z.data) {
+    if (!all_exist(row0, kChunkRows)) {
+#pragma unroll
+      for (int t = 0; t < kTiles; ++t) clear_absent(row0 + t * kTileRows, steps[t]);
+    }
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+      float delta_us[kElements], us[kElements];
+#pragma unroll
+      for (int k = 0; k < kElements; ++k) us[k] = to_float(rows.u[t].x[k]), delta_us[k] = steps[t][k] * us[k];
+      if (lane % Shape::kParts == 0) {
+        const int offset = t * Shape::kTileSize + tile_offset;
+        store_floats<kElements>(step + offset, steps[t]), store_floats<kElements>(delta_u + offset, delta_us);
+        store_floats<kElements>(slope + offset, slopes[t]), store_floats<kElements>(u + offset, us);
+      }
+    }
+    __syncwarp();
+  }
+  // Computes the gates of a tile, and gradients of z but for the factor y. Rows from `end` on and channels that do not
+  // exist leave gradients as they are.
+  __device__ void prepare_tile(const Rows& rows, int row0, float (&d_z)[kElements]) const {
+    float grads[kElements];
+#pragma unroll
+    for (int k = 0; k < kElements; ++k) grads[k] = to_float(rows.d_y.x[k]), d_z[k] = 0.f;
+    if (p.z.data) {
 #pragma unroll
       for (int k = 0; k < kElements; ++k) {
         const float z = to_float(rows.z.x[k]), s = sigmoid(z), gate = z * s;
-        out.d_z[k] = grads[k] * silu_grad(s, gate);
+        d_z[k] = grads[k] * silu_grad(s, gate);
         grads[k] *= gate;
       }
-    } else if constexpr (kGradients) {
-#pragma unroll
-      for (float& d_z : out.d_z) d_z = 0.f;
     }
-#pragma unroll
-    for (int k = 0; k < kElements; ++k) delta_us[k] = steps[k] * us[k];
-    if (!whole || row0 + kTileRows > end) {
-#pragma unroll
-      for (int k = 0; k < kElements; ++k)
-        if (k >= valid_elements || row0 + lane / 8 >= end) {
-          steps[k] = delta_us[k] = 0.f;
-          if constexpr (kGradients) grads[k] = 0.f;
-        }
-    }
-    __syncwarp();  // after the scan of the previous tile
-    if (lane % Shape::kParts == 0) {
-      store_floats<kElements>(step + tile_offset, steps);
-      store_floats<kElements>(delta_u + tile_offset, delta_us);
-      if constexpr (kGradients)
-        store_floats<kElements>(grad + tile_offset, grads), store_floats<kElements>(u + tile_offset, us);
-    }
+    if (!all_exist(row0, kTileRows)) clear_absent(row0, grads);
+    if (lane % Shape::kParts == 0) store_floats<kElements>(grad + tile_offset, grads);
     __syncwarp();
   }
 
@@ -213,27 +242,29 @@ struct BackwardElements {
       for (int k = 0; k < kElements; ++k) out[k] += __shfl_xor_sync(0xffffffffu, out[k], offset);
   }
 
-  // Stores the gradient of z after the first half of the scan, whose sums of kind 0 are y without D u.
-  __device__ void store_gate_gradient(int row0, const Factors& factors) const {
+  // Stores the gradient of z after the first half of the scan of tile t, whose sums of kind 0 are y without D u.
+  __device__ void store_gate_gradient(int t, int row0, const float (&factors)[kElements]) const {
     float y[kElements], d_z[kElements], skip[kElements], us[kElements];
     sum_by_channel(0, y);
-    load_floats<kElements>(u + tile_offset, us), load_floats<kElements>(D + element, skip);
+    load_floats<kElements>(u + t * Shape::kTileSize + tile_offset, us), load_floats<kElements>(D + element, skip);
 #pragma unroll
-    for (int k = 0; k < kElements; ++k) d_z[k] = factors.d_z[k] * (y[k] + skip[k] * us[k]);
+    for (int k = 0; k < kElements; ++k) d_z[k] = factors[k] * (y[k] + skip[k] * us[k]);
     if (stores_row(row0 + lane / 8)) store_elements(p.d_z, row0 + lane / 8, d_z);
   }
-  // Stores the gradients of u and delta after the scan, whose sums are the gradient of delta_u and, of kind 1, that of
-  // the step by the decays, divided by log(2). Adds the gradients of D and delta_bias.
-  __device__ void store_gradients(int row0, const Factors& factors) const {
+  // Stores the gradients of u and delta after the scan of tile t, whose sums are the gradient of delta_u and, of kind
+  // 1, that of the step by the decays, divided by log(2). Adds the gradients of D and delta_bias.
+  __device__ void store_gradients(int t, int row0) const {
+    const int offset = t * Shape::kTileSize + tile_offset;
     float d_delta_u[kElements], d_step[kElements], d_u[kElements], d_delta[kElements];
-    float us[kElements], steps[kElements], grads[kElements], skip[kElements];
+    float us[kElements], steps[kElements], slopes[kElements], grads[kElements], skip[kElements];
     sum_by_channel(0, d_delta_u), sum_by_channel(1, d_step);
-    load_floats<kElements>(u + tile_offset, us), load_floats<kElements>(step + tile_offset, steps);
+    load_floats<kElements>(u + offset, us), load_floats<kElements>(step + offset, steps);
+    load_floats<kElements>(slope + offset, slopes);
     load_floats<kElements>(grad + tile_offset, grads), load_floats<kElements>(D + element, skip);
 #pragma unroll
     for (int k = 0; k < kElements; ++k) {
       d_u[k] = skip[k] * grads[k] + steps[k] * d_delta_u[k];
-      d_delta[k] = (us[k] * d_delta_u[k] + kLn2 * d_step[k]) * factors.slope[k];
+      d_delta[k] = (us[k] * d_delta_u[k] + kLn2 * d_step[k]) * slopes[k];
     }
     if (!stores_row(row0 + lane / 8)) return;
     store_elements(p.d_u, row0 + lane / 8, d_u), store_elements(p.d_delta, row0 + lane / 8, d_delta);
@@ -250,7 +281,7 @@ struct BackwardElements {
 #pragma unroll
     for (int k = 0; k < kElements; ++k) {
       const float sum_D = row_sum(d_D[k]), sum_bias = row_sum(d_bias[k]);
-      if (lane >= 8 || lane % Shape::kParts != 0 || k >= valid_elements) continue;
+      if (lane >= 8 || lane % Shape::kParts != 0 || k >= valid_elements()) continue;
       if (p.d_D) p.d_D_partials[i + k] = sum_D;
       if (p.d_delta_bias) p.d_bias_partials[i + k] = sum_bias;
     }

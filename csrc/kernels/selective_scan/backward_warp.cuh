@@ -47,32 +47,32 @@ struct BackwardWarp : BackwardElements<E, Shape> {
   }
   // Loads the thread's states of matrix `index` of [.., C, N]; zeros if `matrices` is null.
   __device__ void load_states(const float* matrices, int64_t index, States& out) const {
-#pragma unroll
-    for (int c = 0; c < kChannels; ++c)
-#pragma unroll
-      for (int s = 0; s < kStates; ++s) out[c][s] = 0.f;
-    if (!matrices) return;
-    if (p.num_states == kAllStates && reinterpret_cast<uintptr_t>(matrices) % 16 == 0) {
+    if (matrices && this->whole && p.num_states == kAllStates && reinterpret_cast<uintptr_t>(matrices) % 16 == 0) {
       const int thread = computed_here(lane), channel = first_channel + thread % kGroups * kChannels;
       const float* const from =
-          matrices + index * p.state_size() + int64_t{channel} * kAllStates + thread / kGroups * 4;
+          matrices + (index * static_cast<uint32_t>(p.channels) + channel) * kAllStates + thread / kGroups * 4;
 #pragma unroll
       for (int c = 0; c < kChannels; ++c)
 #pragma unroll
         for (int s = 0; s < kStates; s += 4) {
-          float quad[4] = {};
-          if (channel + c < p.channels) load_floats<4>(from + c * kAllStates + s * kLanes, quad);
+          float quad[4];
+          load_floats<4>(from + c * kAllStates + s * kLanes, quad);
 #pragma unroll
           for (int i = 0; i < 4; ++i) out[c][s + i] = quad[i];
         }
     } else {
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c)
+#pragma unroll
+        for (int s = 0; s < kStates; ++s) out[c][s] = 0.f;
+      if (!matrices) return;
       for_each_state([&](int c, int s, int64_t i) { out[c][s] = matrices[index * p.state_size() + i]; });
     }
   }
   __device__ void store_states(float* matrices, int64_t index, const States& values) const {
     for_each_state([&](int c, int s, int64_t i) { matrices[index * p.state_size() + i] = values[c][s]; });
   }
-  // The thread's states before tile t of the chunk, 1 <= t < kTiles - 1.
+  // The thread's states before tile t of the chunk, 0 < t < kTiles - 1.
   __device__ float* state_before(int t) const {
     return shared + Shape::kStatesAt + (t - 1) * Shape::kStatesSize + lane * 4;
   }
@@ -111,12 +111,14 @@ struct BackwardWarp : BackwardElements<E, Shape> {
     load_floats<kChannels>(elements + r * kWarpChannels + lane % kGroups * kChannels, out);
   }
 
-  // Advances the state over a tile whose rows of B begin at `B`.
-  __device__ void advance(const float* B, States& state) const {
+  // Advances the state over tile t, whose rows of B begin at `B`.
+  __device__ void advance(int t, const float* B, States& state) const {
+    const float *const tile_steps = this->step + t * Shape::kTileSize, *const tile_inputs =
+                                                                           this->delta_u + t * Shape::kTileSize;
 #pragma unroll
     for (int r = 0; r < kTileRows; ++r) {
       float steps[kChannels], delta_us[kChannels], b[kStates];
-      load_scanned(this->step, r, steps), load_scanned(this->delta_u, r, delta_us);
+      load_scanned(tile_steps, r, steps), load_scanned(tile_inputs, r, delta_us);
       load_staged(B + r * kAllStates, b);
 #pragma unroll
       for (int c = 0; c < kChannels; ++c)
@@ -166,22 +168,24 @@ struct BackwardWarp : BackwardElements<E, Shape> {
     }
   }
 
-  // Processes a tile in reverse. `state` is the state before the tile; d_state is k (backward.cuh) of the row after the
+  // Processes tile t in reverse. `state` is the state before the tile; d_state is k (backward.cuh) of the row after the
   // tile on entry, and of the tile's first row on return. B is the tile's first row in the stage, which has the rows of
   // C behind those of B. The gradients of B and C are put into `sums` from sum_row on. load_next is called when
   // registers are free for the next tile's rows.
   template <typename LoadNext>
-  __device__ void reverse_tile(const typename Elements::Rows& rows, int row0, const float* B, int sum_row,
+  __device__ void reverse_tile(const typename Elements::Rows& rows, int t, int row0, const float* B, int sum_row,
                                States& state, States& d_state, LoadNext load_next) {
     const float* const C = B + Shape::kStageRows * kAllStates;
-    typename Elements::Factors factors;
-    this->template prepare<true>(rows, row0, factors);
+    const float *const tile_steps = this->step + t * Shape::kTileSize, *const tile_inputs =
+                                                                           this->delta_u + t * Shape::kTileSize;
+    float factors[Elements::kElements];
+    this->prepare_tile(rows, row0, factors);
     float decay[kTileRows][kChannels][kStates], left[kTileRows][kChannels][kStates];  // left: decay times state before
 #pragma unroll
     for (int r = 0; r < kTileRows; ++r) {
       float steps[kChannels], delta_us[kChannels], grads[kChannels], y[kChannels] = {};
       float b[kStates], c_row[kStates], d_c[kStates] = {};
-      load_scanned(this->step, r, steps), load_scanned(this->delta_u, r, delta_us), load_scanned(this->grad, r, grads);
+      load_scanned(tile_steps, r, steps), load_scanned(tile_inputs, r, delta_us), load_scanned(this->grad, r, grads);
       load_staged(B + r * kAllStates, b), load_staged(C + r * kAllStates, c_row);
 #pragma unroll
       for (int c = 0; c < kChannels; ++c)
@@ -198,7 +202,7 @@ struct BackwardWarp : BackwardElements<E, Shape> {
     }
     __syncwarp();
     sum_by_state(sum_row, 1);
-    if (p.z.data) this->store_gate_gradient(row0, factors);
+    if (p.z.data) this->store_gate_gradient(t, row0, factors);
     __syncwarp();
     States d_a;
     load_kept_state(d_A, d_a);
@@ -206,7 +210,7 @@ struct BackwardWarp : BackwardElements<E, Shape> {
     for (int r = kTileRows - 1; r >= 0; --r) {
       float steps[kChannels], delta_us[kChannels], grads[kChannels], d_delta_u[kChannels] = {}, d_step[kChannels] = {};
       float b[kStates], c_row[kStates], d_b[kStates] = {};
-      load_scanned(this->step, r, steps), load_scanned(this->delta_u, r, delta_us), load_scanned(this->grad, r, grads);
+      load_scanned(tile_steps, r, steps), load_scanned(tile_inputs, r, delta_us), load_scanned(this->grad, r, grads);
       load_staged(B + r * kAllStates, b), load_staged(C + r * kAllStates, c_row);
 #pragma unroll
       for (int c = 0; c < kChannels; ++c)
@@ -226,7 +230,7 @@ struct BackwardWarp : BackwardElements<E, Shape> {
     keep_state(d_A, d_a);
     load_next();
     __syncwarp();
-    this->store_gradients(row0, factors);
+    this->store_gradients(t, row0);
     sum_by_state(sum_row, 0);
   }
 

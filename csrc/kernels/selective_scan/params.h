@@ -9,7 +9,7 @@ namespace recgrela::cuda {
 
 struct SelectiveScanParams {
   static constexpr int kMaxStates = 256;
-  static constexpr int kCheckpointRows = 32;  // rows from one checkpoint to the next
+  static constexpr int kCheckpointRows = 16;  // rows from one checkpoint to the next
 
   DType dtype = DType::kFloat32;
   Sequences sequences;
@@ -26,8 +26,8 @@ struct SelectiveScanParams {
 
   const float* initial_state = nullptr;  // [B, C, N], the state before each sequence; null: zeros
   float* final_state = nullptr;          // [B, C, N], the state after each sequence; may be null
-  // States before every 32nd row, [T / 32 + B, C, N]: the state before row 32 j of sequence b has the index
-  // cu_seqlens[b] / 32 + b + j. The forward writes them unless the pointer is null; the backward reads them.
+  // States before every 16th row, [T / 16 + B, C, N]: the state before row 16 j of sequence b has the index
+  // cu_seqlens[b] / 16 + b + j. The forward writes them unless the pointer is null; the backward reads them.
   float* checkpoints = nullptr;
 
   // Backward only. Gradients of absent inputs are absent.
@@ -38,7 +38,7 @@ struct SelectiveScanParams {
   const float* d_final_state = nullptr;  // null: zeros
   float* d_initial_state = nullptr;      // may be null
 
-  // Rows per segment of a sequence, rounded up to a multiple of 32; a block processes one segment of some channels. 0:
+  // Rows per segment of a sequence, rounded up to a multiple of 16; a block processes one segment of some channels. 0:
   // chosen from the size of the device.
   int64_t segment_rows = 0;
   void* workspace = nullptr;  // of the size that the functions below return, aligned to 256 bytes

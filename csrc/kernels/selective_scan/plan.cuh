@@ -30,7 +30,7 @@ struct SelectivePlan : SelectiveScanParams {
   int backward_threads = 0, backward_channels = 0;            // of a block
   int backward_columns = 0;                                   // blocks that cover the channels
   bool rows_aligned = false;                                  // rows of [T, C] may be read by vectors of 4 elements
-  bool states_aligned = false;                                // likewise rows of B and C
+  bool states_aligned = false;                                // likewise rows of B, C, d_B and d_C
   float* d_A_partials = nullptr;                              // [persistent_blocks, C, N]
   float *d_D_partials = nullptr, *d_bias_partials = nullptr;  // [persistent_blocks, C]
   // Partial sums of d_B and d_C by column, unless there is one column. A launch covers launch_columns columns, for

@@ -56,7 +56,8 @@ __global__ void __launch_bounds__(kCarryThreads) selective_carry_states_kernel(c
 }
 
 bool supported(const SelectiveScanParams& p) {
-  for (const RowMatrix* rows : {&p.u, &p.delta, &p.z, &p.B, &p.C, &p.y, &p.d_y})  // addresses are products of 32 bits
+  for (const RowMatrix* rows : {&p.u, &p.delta, &p.z, &p.B, &p.C, &p.y, &p.d_y, &p.d_u, &p.d_delta, &p.d_z, &p.d_B,
+                                &p.d_C})  // addresses are products of 32 bits
     if (p.sequences.num_rows > 1 && rows->stride > INT32_MAX) return false;
   const int64_t checkpoints = p.sequences.num_rows / p.kCheckpointRows + p.sequences.num_sequences;
   return p.num_states >= 1 && p.num_states <= p.kMaxStates && p.channels < (int64_t{1} << 25) &&
@@ -71,8 +72,9 @@ void plan_backward(SelectivePlan& p) {
     const int block_warps = static_cast<int>(ceil_div(warps, std::max<int64_t>(1, columns)));
     p.backward_threads = 32 * block_warps, p.backward_channels = block_warps * Shape::kWarpChannels;
     p.backward_columns = static_cast<int>(columns);
-    p.states_aligned = is_aligned(p.B, p.dtype, 4 * size_of(p.dtype)) && is_aligned(p.C, p.dtype, 4 * size_of(p.dtype));
-    p.rows_aligned = true;
+    p.states_aligned = p.rows_aligned = true;
+    for (const RowMatrix* rows : {&p.B, &p.C, &p.d_B, &p.d_C})
+      p.states_aligned &= is_aligned(*rows, p.dtype, 4 * size_of(p.dtype));
     for (const RowMatrix* rows : {&p.u, &p.delta, &p.z, &p.d_y, &p.d_u, &p.d_delta, &p.d_z})
       p.rows_aligned &= is_aligned(*rows, p.dtype, std::min<int64_t>(16, Shape::kElements * size_of(p.dtype)));
     return cudaSuccess;
