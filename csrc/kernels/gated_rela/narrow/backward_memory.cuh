@@ -25,7 +25,7 @@ struct BackwardMemory {
     unsigned char d_q[sizeof(E) == 2 ? kRowsBytes<E> : 16], d_k[sizeof(E) == 2 || kTiles > 1 ? kRowsBytes<E> : 16];
     unsigned char d_v[sizeof(E) == 2 ? kRowsBytes<E> : 16];
     unsigned char query_state[kTiles][kTileBytes<E>];  // U, own value channels by all key channels
-    unsigned char d_c[ShiftedRows<E>::kBytes];
+    unsigned char d_c[kGradientBytes<E>];
     alignas(16) unsigned char conv[Convolution<E>::kSharedBytes + 16];
     float4 sums[2][4];                       // w, as in KeyState
     float denominators[kTile], dots[kTile];  // sums over own channels, for the other warps

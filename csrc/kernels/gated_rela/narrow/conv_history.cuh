@@ -17,8 +17,11 @@ struct ConvHistory : ReverseState<E, kHead, kCausal, kSumsOnly> {
   // Moves the gradients of c at the first rows of a chunk to the rows after the chunk that is processed next.
   __device__ void keep_conv_gradient() const {
     if (unit.part.row >= kMaxHistory) return;
-    unsigned char* const first = own.d_c + shifted;
-    *reinterpret_cast<uint4*>(first + kTile * ShiftedRows<E>::kStride) = *reinterpret_cast<const uint4*>(first);
+#pragma unroll
+    for (int i = 0; i < kGradientBytes<E>; i += ShiftedRows<E>::kBytes) {
+      unsigned char* const first = own.d_c + shifted + i;
+      *reinterpret_cast<uint4*>(first + kTile * ShiftedRows<E>::kStride) = *reinterpret_cast<const uint4*>(first);
+    }
   }
   // Computes the gradients of c at the kMaxHistory rows after the segment, zeros after the sequence.
   __device__ void find_conv_gradient_after() const {
@@ -39,11 +42,16 @@ struct ConvHistory : ReverseState<E, kHead, kCausal, kSumsOnly> {
         for (int k = 0; k < kMaxKernelSize; ++k) c += conv_weight(p, channel, k) * load(p.v, at_row - kMaxHistory + k);
         silu_back<E>(c * kSiluScale<E>, d);
       }
-      gradient_of_c(kTile + row, column) = from_float<E>(d);
+#pragma unroll
+      for (int part = 0; part < kGradientParts<E>; ++part) {
+        E& rounded = gradient_of_c(part, kTile + row, column);
+        rounded = from_float<E>(d);
+        d -= to_float(rounded);
+      }
     }
   }
-  __device__ E& gradient_of_c(int row, int column) const {
-    return *reinterpret_cast<E*>(own.d_c + ShiftedRows<E>::vector(row, column));
+  __device__ E& gradient_of_c(int part, int row, int column) const {
+    return *reinterpret_cast<E*>(own.d_c + part * ShiftedRows<E>::kBytes + ShiftedRows<E>::vector(row, column));
   }
   // Adds the gradient of the final history to the last values of the sequence, in chunk i.
   __device__ void add_final_gradient(Acc& d_value, int i) const {
@@ -72,9 +80,13 @@ struct ConvHistory : ReverseState<E, kHead, kCausal, kSumsOnly> {
       if (column >= unit.channels()) continue;
       const int64_t channel = unit.first_channel() + column, last = history - back - unit.segment.length();
       float d = 0.f;
-      for (int s = back; s <= history; ++s)
-        d += conv_weight(p, channel, kMaxHistory - s) * kSiluScale<E> *
-             to_float(gradient_of_c(kTile + s - back, column));
+      for (int s = back; s <= history; ++s) {
+        float d_c = 0.f;
+#pragma unroll
+        for (int part = 0; part < kGradientParts<E>; ++part)
+          d_c += to_float(gradient_of_c(part, kTile + s - back, column));
+        d += conv_weight(p, channel, kMaxHistory - s) * kSiluScale<E> * d_c;
+      }
       const int64_t base = unit.segment.sequence * history;
       if (d_final_history && last >= 0) d += to_float(d_final_history[(base + last) * p.width() + channel]);
       static_cast<E*>(p.d_initial_history)[(base + history - back) * p.width() + channel] = from_float<E>(d);

@@ -2,7 +2,8 @@
 // attention.
 //
 // At 16 bits, tensor cores multiply 8 channels of rows by diagonal matrices, which hold the weights as sums of two
-// numbers; the gradient of the weights is the diagonal of products of rows with gradients.
+// numbers; the gradient of the weights is the diagonal of products of rows with gradients. Gradients of c, which are
+// sums of two numbers as well, keep the results as exact as float32 gradients would.
 #pragma once
 
 #include "kernels/gated_rela/narrow/silu.cuh"
@@ -33,6 +34,12 @@ struct ShiftedRows {
   // Elements at row lane / 4 and column 2 (lane % 4); float32 only.
   static __device__ int element(int lane) { return lane / 4 * kStride + lane % 4 * 8; }
 };
+
+// Gradients of c at the rows of a chunk and after them, as the sum of this many numbers, each in rows of its own.
+template <typename E>
+constexpr int kGradientParts = sizeof(E) == 2 ? 2 : 1;
+template <typename E>
+constexpr int kGradientBytes = kGradientParts<E> * ShiftedRows<E>::kBytes;
 
 template <typename E>
 struct ConvolutionBase {
@@ -106,20 +113,27 @@ struct Convolution : ConvolutionBase<E> {
     biases_to[4 + lane] = make_float4(bias[2], bias[3], bias[2], bias[3]);
   }
 
-  // Adds weights times rows to d. An operand has eight columns of rows for the weights 2 i and 2 i + 1; those for the
-  // weights 0 and 1 are at `rows`, the others kStep rows from there.
-  template <int kStep>
+  // Adds weights times rows, which are sums of kRowParts numbers, to d. An operand has eight columns of rows for the
+  // weights 2 i and 2 i + 1; those for the weights 0 and 1 are at `rows`, the others kStep rows from there.
+  template <int kStep, int kRowParts>
   __device__ void add(Acc& d, const unsigned char* rows) const {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const uint4 upper = weights[9 * i], lower = weights[9 * (2 + i)];
-      uint32_t r[4];
-      load_matrices<false>(r, rows + i * kStep * Rows::kStride);
-      mma16816<E>(d.x[0], r, {lower.x, lower.y});
-      mma16816<E>(d.x[0], r, {upper.x, upper.y});
-      load_matrices<false>(r, rows + i * kStep * Rows::kStride + Rows::kBlock);
-      mma16816<E>(d.x[1], r, {lower.z, lower.w});
-      mma16816<E>(d.x[1], r, {upper.z, upper.w});
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const uint32_t upper_j[2] = {j ? upper.z : upper.x, j ? upper.w : upper.y};
+        const uint32_t lower_j[2] = {j ? lower.z : lower.x, j ? lower.w : lower.y};
+        const unsigned char* const columns = rows + i * kStep * Rows::kStride + j * Rows::kBlock;
+        uint32_t r[4];
+        if constexpr (kRowParts > 1) {
+          load_matrices<false>(r, columns + Rows::kBytes);
+          mma16816<E>(d.x[j], r, upper_j);
+        }
+        load_matrices<false>(r, columns);
+        mma16816<E>(d.x[j], r, lower_j);
+        mma16816<E>(d.x[j], r, upper_j);
+      }
     }
   }
 
@@ -128,7 +142,7 @@ struct Convolution : ConvolutionBase<E> {
                        float (&silu)[2][4]) {
     const float4 low = biases[0], high = biases[4];
     Acc c = {{{low.x, low.y, low.z, low.w}, {high.x, high.y, high.z, high.w}}};
-    add<2>(c, v + shifts);
+    add<2, 1>(c, v + shifts);
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       float& d = gradient.x[i / 4][i % 4];
@@ -136,16 +150,25 @@ struct Convolution : ConvolutionBase<E> {
       float2& sum = this->d_bias[i / 4];
       (i % 2 ? sum.y : sum.x) += d;
     }
-    store_matrix_rows<Rows::kStride>(d_c + straight, at.lane, to_operand<E>(gradient).r);
+    const Operand<E> upper = to_operand<E>(gradient);
+    uint32_t rest[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float2 rounded = unpack2<E>(upper.r[i]);
+      rest[i] = pack2<E>(gradient.x[i / 2][i % 2 * 2] - rounded.x, gradient.x[i / 2][i % 2 * 2 + 1] - rounded.y);
+    }
+    store_matrix_rows<Rows::kStride>(d_c + straight, at.lane, upper.r);
+    store_matrix_rows<Rows::kStride>(d_c + Rows::kBytes + straight, at.lane, rest);
   }
 
   // Adds the gradient of the values to d_v, and the products of values and gradients to those of the weights. The
   // gradients of c are in shared memory, those of the rows after the chunk too.
   __device__ void add_gradients(Acc& d_v, const unsigned char* v, const unsigned char* d_c, const TileLane&,
                                 int straight) {
-    add<-2>(d_v, d_c + 2 * Rows::kStride + reversed_shifts);
-    uint32_t b[4];
-    load_matrices<true>(b, d_c + straight);
+    add<-2, 2>(d_v, d_c + 2 * Rows::kStride + reversed_shifts);
+    uint32_t upper[4], rest[4];
+    load_matrices<true>(upper, d_c + straight);
+    load_matrices<true>(rest, d_c + Rows::kBytes + straight);
     const unsigned char* const pairs_of_rows = v + pairs;
 #pragma unroll
     for (int i = 0; i < 2; ++i)
@@ -153,7 +176,8 @@ struct Convolution : ConvolutionBase<E> {
       for (int j = 0; j < 2; ++j) {
         uint32_t a[4];
         load_matrices<true>(a, pairs_of_rows + 2 * i * Rows::kStride + j * Rows::kBlock);
-        mma16816<E>(d_weights[i][j], a, {b[2 * j], b[2 * j + 1]});
+        mma16816<E>(d_weights[i][j], a, {rest[2 * j], rest[2 * j + 1]});
+        mma16816<E>(d_weights[i][j], a, {upper[2 * j], upper[2 * j + 1]});
       }
   }
 
