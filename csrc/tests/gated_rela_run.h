@@ -37,6 +37,9 @@ struct RelaCase {
   }
   double tolerance(const std::string& name) const {
     if (name == "final_history") return 0;
+    // Sums over all rows do not contain gradients that are rounded to 16 bits. bfloat16 approximates tanh.
+    if (type != DType::kFloat32 && (name == "d_weight" || name == "d_bias"))
+      return type == DType::kFloat16 ? 2e-5 : 1e-3;
     const double forward = type == DType::kFloat32 ? 4e-6 : type == DType::kFloat16 ? 4e-3 : 2e-2;
     return name == "y" || name == "final_kv_state" ? forward : 2 * forward;
   }

@@ -1,15 +1,19 @@
 // Reverse sweep of the backward of gated_rela over a segment, for heads of up to 32 channels.
 //
-// With a = d_y SiLU(g), Z the denominator, O the numerator of the attention, u = a / Z and d_Z = -(a . O) / Z^2:
-//   d(R phi(q))_i = u_i S_i^T,      d phi(q)_i += d_Z_i z_i
-//   d(R phi(k))_j = v_j U_j^T,      d phi(k)_j += w_j,        d_v_j = R phi(k)_j U_j + the convolution's
-//   where U_j = sum_i R phi(q)_i (x) u_i, w_j = sum_i d_Z_i phi(q)_i     over i >= j (causal) or all i
+// With a = d_y SiLU(g), Z the denominator, o the attention and q = phi(q) / Z:
+//   d phi(q)_i = (R^-1 (a_i S_i^T) - (a_i . o_i) z_i) / Z_i
+//   d phi(k)_j = R^-1 (v_j U_j^T) + w_j,        d_v_j = R phi(k)_j U_j + the convolution's
+//   where U_j = sum_i R q_i (x) a_i, w_j = -sum_i (a_i . o_i) q_i    over i >= j (causal) or all i
 // in chunks as in the forward: products within the chunk and with a state. S and z accumulate forward along the
 // segment, U and w in reverse. Therefore a light sweep over keys and values stores S and z before each chunk
 // (key_states.cuh), and one reverse sweep computes all gradients, or only the sums U and w of the segment.
 //
-// float16, whose range is small: O is over Z already and the products that become operands again are over n, the number
-// of keys, or kRange: S / n, n d_Z, and u' = kRange n u, since n / Z is about one over the number of channels.
+// Queries are over Z before they are rounded to operands of 16 bits: weights of a row with one key are then exactly 1,
+// and the two terms of d phi(k), which nearly cancel in rows of few keys, contain the same rounded numbers.
+//
+// float16, whose range is small: q is n phi(q) / Z, where n is the number of keys and n / Z is about one over the
+// number of channels. S is over n, products of q with keys or gradients are over n later, and sums of products with a
+// over channels are over kRange, the number of channels, before they become operands again.
 #pragma once
 
 #include "kernels/gated_rela/narrow/reverse_chunk.cuh"

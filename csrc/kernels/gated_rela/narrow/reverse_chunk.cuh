@@ -25,6 +25,7 @@ struct ReverseChunk : ConvHistory<E, kHead, kCausal, kSumsOnly> {
   using Base::has_gates;
   using Base::keep_conv_gradient;
   using Base::key_state;
+  using Base::kInRegisters;
   using Base::kKeepsRows;
   using Base::kOne;
   using Base::kTiles;
@@ -55,21 +56,16 @@ struct ReverseChunk : ConvHistory<E, kHead, kCausal, kSumsOnly> {
     const float factor = kScaled<E> ? fast_reciprocal(num_keys) : 1.f;
 
     // ---- features ----
+    TileAngles angles = load_angles(at, m.angles);
     Acc fq = load_rows<E>(at, m.q), fk;
-    Split<E> query, key;
-    {
-      const TileAngles angles = load_angles(at, m.angles);
-      apply_phi(fq);
-      query = to_split<E>(rotate(fq, angles));
-      if constexpr (kUsesKeys) {
-        fk = load_rows<E>(at, m.k);
-        apply_phi(fk);
-        key = to_split<E>(rotate(fk, angles));
-      }
+    apply_phi(fq);
+    Split<E> key;
+    if constexpr (kUsesKeys) {
+      fk = load_rows<E>(at, m.k);
+      apply_phi(fk);
+      key = to_split<E>(rotate(fk, angles));
     }
     if constexpr (sizeof(E) == 4) __syncwarp();  // other lanes may still read the rows
-    store_tile(at, m.q, query);
-    store_tile(at, own.plain_q, to_split<E>(fq));
     if constexpr (kUsesKeys) store_tile(at, m.k, key);
     if constexpr (kUsesKeys) store_tile(at, own.plain_k, to_split<E>(fk));
     if constexpr (kUsesKeys && kKeepsRows) store_rows(at, own.d_k, fk);
@@ -106,43 +102,28 @@ struct ReverseChunk : ConvHistory<E, kHead, kCausal, kSumsOnly> {
       const float z = denominator.x[h] + p.eps * (kCausal && h ? keys + 8.f : keys);
       inverse.x[h] = at.lane / 4 + 8 * h < n ? kScaled<E> ? fast_reciprocal(z) * num_keys : fast_reciprocal(z) : 0.f;
     }
+    scale_rows(fq, inverse);
+    const Split<E> query = to_split<E>(rotate(fq, angles));
+    store_tile(at, m.q, query);
+    store_tile(at, own.plain_q, to_split<E>(fq));
+    if constexpr (!kInRegisters) unit.sync();
 
-    // ---- numerators and the gradients of both ----
-    ShortSum<E> numerator;
+    // ---- attention ----
+    ShortSum<E> attention;
     if constexpr (kCausal) {
       ShortSum<E> products;
 #pragma unroll
       for (int t = 0; t < kTiles; ++t) products.add(left(query, stage_of(t, s).q), load_right<E>(at, stage_of(t, s).k));
-      Acc scores = products.total();
-      if constexpr (kScaled<E>) {
-        if constexpr (!kSumsOnly) {
-          Acc over_range = scores;
-          scale(over_range, 1.f / kRange<E, kHead>);
-          Split<E> weights = to_split<E>(over_range);
-          keep_lower(weights, masks);
-          store_tile(at, weights_tile(), weights);
-        }
-        scale_rows(scores, inverse);
-      }
-      Split<E> weights = to_split<E>(scores);
+      Split<E> weights = to_split<E>(products.total());
       keep_lower(weights, masks);
-      numerator.add(weights, values_right_transposed(s));
-      if constexpr (kScaled<E>) scale(numerator.large, factor);
-      if constexpr (!kScaled<E> && !kSumsOnly) store_tile(at, weights_tile(), weights);
+      attention.add(weights, values_right_transposed(s));
+      if constexpr (kScaled<E>) scale(attention.large, factor);
+      if constexpr (!kSumsOnly) store_tile(at, weights_tile(), weights);
     }
-    if constexpr (kScaled<E>) {
-      ShortSum<E> with_state;
 #pragma unroll
-      for (int t = 0; t < kTiles; ++t)
-        with_state.add(left(query, stage_of(t, s).q), load_right<E>(at, key_state(unit.warp, s).tiles[t]));
-      scale_rows(with_state.total(), inverse);
-      add_scaled(numerator.large, with_state.large, 1.f);
-    } else {
-#pragma unroll
-      for (int t = 0; t < kTiles; ++t)
-        numerator.add(left(query, stage_of(t, s).q), load_right<E>(at, key_state(unit.warp, s).tiles[t]));
-    }
-    const Acc& o = numerator.total();
+    for (int t = 0; t < kTiles; ++t)
+      attention.add(left(query, stage_of(t, s).q), load_right<E>(at, key_state(unit.warp, s).tiles[t]));
+    const Acc& o = attention.total();
 
     // ---- gates, convolution ----
     Acc a = load_rows<E>(at, m.d_y);
@@ -161,21 +142,18 @@ struct ReverseChunk : ConvHistory<E, kHead, kCausal, kSumsOnly> {
 #pragma unroll
       for (int i = 0; i < 8; ++i) silu[i / 4][i % 4] = 0.f;
     }
-    RowPair d_z = row_dot(a, o);
+    RowPair dot = row_dot(a, o);
     if (gates && !kSumsOnly) {
       Acc out;
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
         const int j = i / 4, e = i % 4;
-        const float attention = kScaled<E> ? o.x[j][e] : o.x[j][e] * inverse.x[e / 2];
-        out.x[j][e] = d_gate[j][e] * (attention + silu[j][e]);
+        out.x[j][e] = d_gate[j][e] * (o.x[j][e] + silu[j][e]);
       }
       d_g.put(unit, p.d_g, m.g, out, n);
     }
-    scale_rows(a, inverse);
-    if constexpr (kScaled<E>) scale(a, kRange<E, kHead>);
-    const Split<E> u = to_split<E>(a);
-    store_tile(at, m.d_y, u);
+    const Split<E> d_o = to_split<E>(a);
+    store_tile(at, m.d_y, d_o);
     RightSplit<E> state_right[kTiles];
     if constexpr (kCausal && !kSumsOnly) {
 #pragma unroll
@@ -184,14 +162,13 @@ struct ReverseChunk : ConvHistory<E, kHead, kCausal, kSumsOnly> {
         store_tile(at, own.query_state[t], state_right[t]);
       }
     }
-    add_warps(d_z, &Memory::Warp::dots);
+    add_warps(dot, &Memory::Warp::dots);
     if constexpr (kOne) __syncwarp();
-#pragma unroll
-    for (int h = 0; h < 2; ++h) d_z.x[h] *= kScaled<E> ? -inverse.x[h] : -inverse.x[h] * inverse.x[h];
+    const RowPair d_z{{-dot.x[0] / kRange<E, kHead>, -dot.x[1] / kRange<E, kHead>}};
     if (gates && !kSumsOnly) d_g.get(unit, p.steps.d_g, m.g, n);
 
     // ---- gradient of values ----
-    const RightSplit<E> u_right = load_right_transposed<E>(at, m.d_y);
+    const RightSplit<E> d_o_right = load_right_transposed<E>(at, m.d_y);
     if constexpr (!kSumsOnly) {
       ShortSum<E> products;
 #pragma unroll
@@ -200,7 +177,7 @@ struct ReverseChunk : ConvHistory<E, kHead, kCausal, kSumsOnly> {
         products.add(load_left<E>(at, stage_of(t, s).k), state_right[t]);
       }
       if constexpr (kCausal) {
-        add_rows(products, load_left_transposed<E>(at, weights_tile()), u_right, factor);
+        add_rows(products, load_left_transposed<E>(at, weights_tile()), d_o_right, factor);
       }
       Acc& d_value = products.total();
       if (convolves) convolution.add_gradients(d_value, m.v, own.d_c, at, straight);
@@ -235,7 +212,7 @@ struct ReverseChunk : ConvHistory<E, kHead, kCausal, kSumsOnly> {
       if constexpr (kCausal) {
         ShortSum<E> products;
 #pragma unroll
-        for (int t = 0; t < kTiles; ++t) products.add(left(u, stage_of(t, s).d_y), values_right(t, s));
+        for (int t = 0; t < kTiles; ++t) products.add(left(d_o, stage_of(t, s).d_y), values_right(t, s));
         Acc& d_scores = products.total();
         if constexpr (kScaled<E>) scale(d_scores, 1.f / kRange<E, kHead>);
         Split<E> weights = to_split<E>(d_scores);
@@ -252,28 +229,28 @@ struct ReverseChunk : ConvHistory<E, kHead, kCausal, kSumsOnly> {
       ShortSum<E>& with_queries = kScaled<E> ? key_states : for_keys;
 #pragma unroll
       for (int t = 0; t < kTiles; ++t) {
-        with_keys.add(left(u, stage_of(t, s).d_y), load_right_transposed<E>(at, key_state(t, s).tiles[unit.warp]));
+        with_keys.add(left(d_o, stage_of(t, s).d_y), load_right_transposed<E>(at, key_state(t, s).tiles[unit.warp]));
         with_queries.add(values_left(t, s), load_right_transposed<E>(at, memory.warps[t].query_state[unit.warp]));
       }
       if constexpr (kScaled<E>) {
-        scale(query_states.large, 1.f / kRange<E, kHead>);
-        add_scaled(query_states.large, for_queries.large, factor);
-        add_scaled(key_states.large, for_keys.large, factor);
+        add_scaled(query_states.large, for_queries.large, factor * kRange<E, kHead>);
+        add_scaled(key_states.large, for_keys.large, factor * kRange<E, kHead>);
       }
-      const TileAngles angles = load_angles(at, m.angles);
+      angles = load_angles(at, m.angles);
       Acc more = running;
-      scale_rows(more, kScaled<E> ? RowPair{{d_z.x[0] * factor, d_z.x[1] * factor}} : d_z);
-      d_q.put(unit, p.d_q, own.d_q, feature_gradient(fq, rotate_back(with_keys.total(), angles, more)), n);
+      scale_rows(more, kScaled<E> ? RowPair{{-dot.x[0] * factor, -dot.x[1] * factor}} : d_z);
+      d_q.put(unit, p.d_q, own.d_q, feature_gradient(fq, inverse, rotate_back(with_keys.total(), angles, more)), n);
       if constexpr (sizeof(E) == 2 || kKeepsRows) fk = load_rows<E>(at, kKeepsRows ? own.d_k : own.plain_k);
-      more = add_to_sums(d_z_after, factor);
-      d_k.put(unit, p.d_k, own.d_k, feature_gradient(fk, rotate_back(with_queries.total(), angles, more)), n);
+      more = add_to_sums(d_z_after, factor * kRange<E, kHead>);
+      d_k.put(unit, p.d_k, own.d_k, feature_gradient(fk, {{1.f, 1.f}}, rotate_back(with_queries.total(), angles, more)),
+              n);
     }
     if constexpr (kCausal || kSumsOnly) {
       const Split<E> gradients = load_left_transposed<E>(at, m.d_y);
 #pragma unroll
       for (int t = 0; t < kTiles; ++t)
-        add_state(state[t], gradients, load_right_transposed<E>(at, stage_of(t, s).q), factor / kRange<E, kHead>);
-      if constexpr (kSumsOnly) add_to_sums(d_z_after, factor);
+        add_state(state[t], gradients, load_right_transposed<E>(at, stage_of(t, s).q), factor);
+      if constexpr (kSumsOnly) add_to_sums(d_z_after, factor * kRange<E, kHead>);
     }
     if constexpr (!kSumsOnly) {
       __syncwarp();

@@ -122,9 +122,10 @@ struct ReverseState {
     for (int i = 0; i < 4; ++i)
       reinterpret_cast<float2*>(&own.sums[i / 2][at.lane])[i % 2] = make_float2(sums.x[i / 2][0], sums.x[i / 2][1]);
   }
-  static __device__ Acc feature_gradient(const Acc& f, Acc d) {
+  // Gradient of x, given factor phi(x) and the gradient of phi(x) over the factor.
+  static __device__ Acc feature_gradient(const Acc& f, const RowPair& factor, Acc d) {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) d.x[i / 4][i % 4] *= fminf(f.x[i / 4][i % 4], 1.f);
+    for (int i = 0; i < 8; ++i) d.x[i / 4][i % 4] *= fminf(f.x[i / 4][i % 4], factor.x[i / 2 % 2]);
     return d;
   }
 };
