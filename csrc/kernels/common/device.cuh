@@ -134,6 +134,22 @@ inline __device__ uint32_t halve2<bf16>(uint32_t packed) {
   return half;
 }
 
+// The smaller of two packed 16-bit numbers and one, each. The result for NaN is one.
+template <typename E>
+__device__ uint32_t min_one2(uint32_t packed);
+template <>
+inline __device__ uint32_t min_one2<fp16>(uint32_t packed) {
+  uint32_t y;
+  asm("min.f16x2 %0, %1, %2;" : "=r"(y) : "r"(packed), "r"(0x3c003c00u));
+  return y;
+}
+template <>
+inline __device__ uint32_t min_one2<bf16>(uint32_t packed) {
+  uint32_t y;
+  asm("min.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(packed), "r"(0x3f803f80u));
+  return y;
+}
+
 // Returns x, in a register that the compiler does not compute again where it is used.
 inline __device__ int keep(int x) {
   asm volatile("" : "+r"(x));

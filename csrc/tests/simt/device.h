@@ -77,6 +77,11 @@ inline float fast_tanh(float x) {
 }
 inline float exp2_or_add_one(float x, float t) { return x > 0 ? x + 1 : fast_exp2(t); }
 template <typename E>
+uint32_t min_one2(uint32_t packed) {
+  const float2 pair = unpack2<E>(packed);
+  return pack2<E>(std::fmin(pair.x, 1.f), std::fmin(pair.y, 1.f));
+}
+template <typename E>
 uint32_t halve2(uint32_t packed) {
   const float2 pair = unpack2<E>(packed);
   return pack2<E>(0.5f * pair.x, 0.5f * pair.y);

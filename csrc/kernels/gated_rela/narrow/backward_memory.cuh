@@ -27,7 +27,10 @@ struct BackwardMemory {
     unsigned char query_state[kTiles][kTileBytes<E>];  // U, own value channels by all key channels
     unsigned char d_c[kGradientBytes<E>];
     alignas(16) unsigned char conv[Convolution<E>::kSharedBytes + 16];
-    float4 sums[2][4];                       // w, as in KeyState
+    // Ones on and below the diagonal, and zeros above it, as operand A. Loading them takes fewer instructions than
+    // moving constants to the registers of an instruction.
+    uint4 lower[kParts<E> == 1 ? 32 : 1];
+    float2 sums[2][4];                       // w, as in KeyState but of one row
     float denominators[kTile], dots[kTile];  // sums over own channels, for the other warps
   };
   static_assert(sizeof(KeyStatesMemory<E, kHead>) <= offsetof(Warp, conv), "weights outlast the sweep over keys");

@@ -57,16 +57,17 @@ struct ConvHistory : ReverseState<E, kHead, kCausal, kSumsOnly> {
   __device__ void add_final_gradient(Acc& d_value, int i) const {
     const RelaPlan& p = unit.p;
     const int history = p.kernel_size - 1;
-    const E* const d_final_history = static_cast<const E*>(p.d_final_history);
-    const int64_t first = unit.segment.begin + i * kTile - (unit.segment.sequence_end - history);
+    const int first =
+        static_cast<int>(unit.segment.begin - unit.segment.sequence_end) + history + i * kTile + at.lane / 4;
+    const int64_t row_of_all = unit.segment.sequence * history + first;
+    const E* const rows = static_cast<const E*>(p.d_final_history) + row_of_all * p.width() + unit.first_channel() +
+                          tile_col(at.lane, 0, 0);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int j = i / 2, e = i % 2 * 2, column = tile_col(at.lane, j, 0);
-      const int64_t row = first + tile_row(at.lane, e);
-      if (row < 0 || row >= history || !unit.owns(column)) continue;
-      const float2 c =
-          load2(d_final_history + (unit.segment.sequence * history + row) * p.width() + unit.first_channel() + column);
-      d_value.x[j][e] += c.x, d_value.x[j][e + 1] += c.y;
+      const int j = i / 2, h = i % 2, row = first + 8 * h;
+      if (row < 0 || row >= history || !unit.owns(8 * j)) continue;
+      const float2 c = load2(rows + 8 * h * static_cast<int>(p.width()) + 8 * j);
+      d_value.x[j][2 * h] += c.x, d_value.x[j][2 * h + 1] += c.y;
     }
   }
   // Stores the gradient of the initial history, from the gradients of c at the sequence's first rows, which

@@ -16,9 +16,10 @@ struct KeyStatesMemory {
   } warps[kHead / kTile];
 };
 
-// Stores a state as operands, over the number of keys n where that matters, and its sums.
+// Stores a state as operands, over the number of keys n where that matters, and its sums. `lane_out` is the lane's
+// first element of the KeyState, 4 bytes from that of the lane before.
 template <typename E, int kHead>
-__device__ void store_key_state(const Unit<E, kHead>& unit, KeyState<E, kHead>* out, const Acc (&state)[kHead / kTile],
+__device__ void store_key_state(const Unit<E, kHead>& unit, unsigned char* lane_out, const Acc (&state)[kHead / kTile],
                                 const Acc& sum, float n) {
   const float factor = kScaled<E> ? fast_reciprocal(n) : 1.f;
 #pragma unroll
@@ -28,12 +29,13 @@ __device__ void store_key_state(const Unit<E, kHead>& unit, KeyState<E, kHead>* 
     const Split<E> m = to_split<E>(s);
 #pragma unroll
     for (int i = 0; i < 4 * kParts<E>; ++i)
-      reinterpret_cast<uint32_t*>(out->tiles[t])[i * 32 + unit.at.lane] = m.part[i / 4].r[i % 4];
+      *reinterpret_cast<uint32_t*>(lane_out + t * kTileBytes<E> + i * 128) = m.part[i / 4].r[i % 4];
   }
   if (unit.at.lane >= 4) return;
 #pragma unroll
   for (int j = 0; j < 2; ++j)
-    out->sums[j][unit.at.lane] = make_float4(sum.x[j][0], sum.x[j][1], sum.x[j][2], sum.x[j][3]);
+    *reinterpret_cast<float4*>(lane_out + 12 * unit.at.lane + kHead / kTile * kTileBytes<E> + j * 64) =
+        make_float4(sum.x[j][0], sum.x[j][1], sum.x[j][2], sum.x[j][3]);
 }
 
 // Stores the state of keys before each chunk of a causal segment. All chunks but the last one are full.
@@ -46,7 +48,7 @@ __device__ void store_key_states(const Unit<E, kHead>& unit, KeyStatesMemory<E, 
   Acc state[kTiles], sum;
   unit.load_state(unit.state_before(), state, sum);
   const int last = unit.chunks() - 1;
-  KeyState<E, kHead>* out = unit.chunk_state(0);
+  unsigned char* out = reinterpret_cast<unsigned char*>(unit.chunk_state(0)) + at.lane * 4;
   const E *k = unit.lane_rows(p.k, 0), *v = unit.lane_rows(p.v, 0);
   const float* angles = unit.lane_angles(0);
   const int width = unit.keep_uniform(p.rotary ? static_cast<int>(p.width()) : 0);  // 0: no angles
@@ -76,7 +78,7 @@ __device__ void store_key_states(const Unit<E, kHead>& unit, KeyStatesMemory<E, 
     if (i + 1 < last) copy((i + 1) % 2);
     copies_commit();
     store_key_state(unit, out, state, sum, n);
-    out += kTiles;
+    out += kTiles * int{sizeof(KeyState<E, kHead>)};
     if constexpr (kScaled<E>) n += kTile;
     Acc f = load_rows<E>(at, m.k);
     apply_phi(f);

@@ -39,6 +39,7 @@ struct Reverse : ReverseChunk<E, kHead, kCausal, kSumsOnly> {
   using Base::kTiles;
   using Base::kUsesKeys;
   using Base::load_sums;
+  using Base::masks;
   using Base::own;
   using Base::shifted;
   using Base::state;
@@ -114,11 +115,14 @@ struct Reverse : ReverseChunk<E, kHead, kCausal, kSumsOnly> {
     if constexpr (!kCausal) {
       Acc keys[kTiles], key_sum;
       unit.load_state(unit.state_before(), keys, key_sum);
-      store_key_state(unit, &own.stages[0].key_state, keys, key_sum, unit.num_keys(0));
+      auto* const lane_state = reinterpret_cast<unsigned char*>(&own.stages[0].key_state) + at.lane * 4;
+      store_key_state(unit, lane_state, keys, key_sum, unit.num_keys(0));
     }
     Acc sum;
     unit.load_state(after, state, sum);
     if (at.lane < 4) store_sums(sum);
+    if constexpr (kCausal && kParts<E> == 1)
+      own.lower[at.lane] = make_uint4(kOnes<E> & masks.lower, kOnes<E>, 0, kOnes<E> & masks.lower);
     if constexpr (!kCausal && !kSumsOnly) {
 #pragma unroll
       for (int t = 0; t < kTiles; ++t) store_tile(at, own.query_state[t], to_right<E>(state[t]));

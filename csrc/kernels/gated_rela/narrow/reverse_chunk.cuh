@@ -20,10 +20,11 @@ struct ReverseChunk : ConvHistory<E, kHead, kCausal, kSumsOnly> {
   using Base::d_k;
   using Base::d_q;
   using Base::d_v;
-  using Base::feature_gradient;
+  using Base::derivative;
   using Base::first_final;
   using Base::has_gates;
   using Base::keep_conv_gradient;
+  using Base::key_derivative;
   using Base::key_state;
   using Base::kInRegisters;
   using Base::kKeepsRows;
@@ -34,6 +35,7 @@ struct ReverseChunk : ConvHistory<E, kHead, kCausal, kSumsOnly> {
   using Base::load_sums;
   using Base::masks;
   using Base::memory;
+  using Base::multiply;
   using Base::own;
   using Base::row_dot;
   using Base::stage_of;
@@ -86,11 +88,12 @@ struct ReverseChunk : ConvHistory<E, kHead, kCausal, kSumsOnly> {
     Acc running = load_sums(key_state(unit.warp, s).sums);
     if constexpr (kCausal) {
       Acc part;
-      const uint32_t lower[4] = {kOnes<E> & masks.lower, kOnes<E>, 0, kOnes<E> & masks.lower};
       const RightSplit<E> plain = load_right_transposed<E>(at, own.plain_k);
       if constexpr (kParts<E> == 1) {
-        add_ones_product<E>(running, lower, plain);
+        const uint4 ones = own.lower[at.lane];
+        add_ones_product<E>(running, {ones.x, ones.y, ones.z, ones.w}, plain);
       } else {
+        const uint32_t lower[4] = {kOnes<E> & masks.lower, kOnes<E>, 0, kOnes<E> & masks.lower};
         add_ones_product<E>(part, lower, plain);
         add_scaled(running, part, 1.f);
       }
@@ -142,7 +145,7 @@ struct ReverseChunk : ConvHistory<E, kHead, kCausal, kSumsOnly> {
 #pragma unroll
       for (int i = 0; i < 8; ++i) silu[i / 4][i % 4] = 0.f;
     }
-    RowPair dot = row_dot(a, o);
+    RowPair dot = row_dot(a, o, -1.f);
     if (gates && !kSumsOnly) {
       Acc out;
 #pragma unroll
@@ -164,7 +167,7 @@ struct ReverseChunk : ConvHistory<E, kHead, kCausal, kSumsOnly> {
     }
     add_warps(dot, &Memory::Warp::dots);
     if constexpr (kOne) __syncwarp();
-    const RowPair d_z{{-dot.x[0] / kRange<E, kHead>, -dot.x[1] / kRange<E, kHead>}};
+    const RowPair d_z{{dot.x[0] / kRange<E, kHead>, dot.x[1] / kRange<E, kHead>}};
     if (gates && !kSumsOnly) d_g.get(unit, p.steps.d_g, m.g, n);
 
     // ---- gradient of values ----
@@ -238,12 +241,12 @@ struct ReverseChunk : ConvHistory<E, kHead, kCausal, kSumsOnly> {
       }
       angles = load_angles(at, m.angles);
       Acc more = running;
-      scale_rows(more, kScaled<E> ? RowPair{{-dot.x[0] * factor, -dot.x[1] * factor}} : d_z);
-      d_q.put(unit, p.d_q, own.d_q, feature_gradient(fq, inverse, rotate_back(with_keys.total(), angles, more)), n);
-      if constexpr (sizeof(E) == 2 || kKeepsRows) fk = load_rows<E>(at, kKeepsRows ? own.d_k : own.plain_k);
+      scale_rows(more, kScaled<E> ? RowPair{{dot.x[0] * factor, dot.x[1] * factor}} : d_z);
+      const Acc d_query = multiply(rotate_back(with_keys.total(), angles, more), derivative(fq, inverse));
+      d_q.put(unit, p.d_q, own.d_q, d_query, n);
+      const Acc at_keys = key_derivative(fk);
       more = add_to_sums(d_z_after, factor * kRange<E, kHead>);
-      d_k.put(unit, p.d_k, own.d_k, feature_gradient(fk, {{1.f, 1.f}}, rotate_back(with_queries.total(), angles, more)),
-              n);
+      d_k.put(unit, p.d_k, own.d_k, multiply(rotate_back(with_queries.total(), angles, more), at_keys), n);
     }
     if constexpr (kCausal || kSumsOnly) {
       const Split<E> gradients = load_left_transposed<E>(at, m.d_y);

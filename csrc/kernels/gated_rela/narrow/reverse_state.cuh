@@ -68,6 +68,10 @@ struct ReverseState {
     const float4 x = sums[0][at.lane % 4], y = sums[1][at.lane % 4];
     return {{{x.x, x.y, x.z, x.w}, {y.x, y.y, y.z, y.w}}};
   }
+  __device__ Acc load_sums(const float2 (&sums)[2][4]) const {
+    const float2 x = sums[0][at.lane % 4], y = sums[1][at.lane % 4];
+    return {{{x.x, x.y, x.x, x.y}, {y.x, y.y, y.x, y.y}}};
+  }
   // Sums over all channels of the head of the sums over own channels.
   __device__ void add_warps(RowPair& sums, float (Memory::Warp::*shared)[kTile]) const {
     if constexpr (!kOne) {
@@ -82,10 +86,10 @@ struct ReverseState {
       }
     }
   }
-  static __device__ RowPair row_dot(const Acc& a, const Acc& b) {
+  static __device__ RowPair row_dot(const Acc& a, const Acc& b, float sign = 1.f) {
     RowPair dot;
 #pragma unroll
-    for (int i = 0; i < 8; ++i) dot.x[i / 2 % 2] += a.x[i / 4][i % 4] * b.x[i / 4][i % 4];
+    for (int i = 0; i < 8; ++i) dot.x[i / 2 % 2] += sign * a.x[i / 4][i % 4] * b.x[i / 4][i % 4];
     return {{quad_sum(dot.x[0]), quad_sum(dot.x[1])}};
   }
 
@@ -119,14 +123,30 @@ struct ReverseState {
   }
   __device__ void store_sums(const Acc& sums) const {
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-      reinterpret_cast<float2*>(&own.sums[i / 2][at.lane])[i % 2] = make_float2(sums.x[i / 2][0], sums.x[i / 2][1]);
+    for (int j = 0; j < 2; ++j) own.sums[j][at.lane] = make_float2(sums.x[j][0], sums.x[j][1]);
   }
-  // Gradient of x, given factor phi(x) and the gradient of phi(x) over the factor.
-  static __device__ Acc feature_gradient(const Acc& f, const RowPair& factor, Acc d) {
+  // factor times the derivative of phi, given factor phi.
+  static __device__ Acc derivative(Acc f, const RowPair& factor) {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) d.x[i / 4][i % 4] *= fminf(f.x[i / 4][i % 4], factor.x[i / 2 % 2]);
-    return d;
+    for (int i = 0; i < 8; ++i) f.x[i / 4][i % 4] = fminf(f.x[i / 4][i % 4], factor.x[i / 2 % 2]);
+    return f;
+  }
+  // The derivative of phi at the keys of a chunk.
+  __device__ Acc key_derivative(const Acc& fk) const {
+    if constexpr (sizeof(E) == 2) {
+      uint32_t r[4];
+      load_matrices<false>(r, own.plain_k + at.straight);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) r[i] = min_one2<E>(r[i]);
+      return unpack_tile<E>(r);
+    } else {
+      return derivative(kKeepsRows ? load_rows<E>(at, own.d_k) : fk, {{1.f, 1.f}});
+    }
+  }
+  static __device__ Acc multiply(Acc a, const Acc& b) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) a.x[i / 4][i % 4] *= b.x[i / 4][i % 4];
+    return a;
   }
 };
 

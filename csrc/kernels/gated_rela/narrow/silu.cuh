@@ -37,15 +37,11 @@ __device__ float silu_back(float scaled_x, float& gradient) {
 template <typename E>
 __device__ Acc load_scaled_rows(const TileLane& at, const unsigned char* rows) {
   if constexpr (kByTanh<E>) {
-    Acc a;
     uint32_t r[4];
     load_matrices<false>(r, rows + at.straight);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float2 x = unpack2<E>(halve2<E>(r[i]));
-      a.x[i / 2][i % 2 * 2] = x.x, a.x[i / 2][i % 2 * 2 + 1] = x.y;
-    }
-    return a;
+    for (int i = 0; i < 4; ++i) r[i] = halve2<E>(r[i]);
+    return unpack_tile<E>(r);
   } else {
     return load_rows<E>(at, rows);
   }

@@ -104,7 +104,7 @@ __device__ void store_tile(const TileLane& at, unsigned char* tile, const RightS
 
 struct TileMasks {
   // Masks of the pair of columns that this lane holds of a matrix on the diagonal; and a zero that the compiler does
-  // not know, because it copies operands that contain constants.
+  // not know, because it copies operands that contain constants, or one register in several places.
   uint32_t lower, upper, zero;
 
   __device__ explicit TileMasks(int lane) {
@@ -119,7 +119,7 @@ __device__ void keep_lower(Split<E>& m, const TileMasks& masks) {
 #pragma unroll
   for (int p = 0; p < kParts<E>; ++p) {
     uint32_t (&r)[4] = m.part[p].r;
-    r[0] &= masks.lower, r[2] = masks.zero, r[3] &= masks.lower;
+    r[2] = r[0] & masks.zero, r[0] &= masks.lower, r[3] &= masks.lower;
   }
 }
 template <typename E>
@@ -127,7 +127,7 @@ __device__ void keep_upper(Split<E>& m, const TileMasks& masks) {
 #pragma unroll
   for (int p = 0; p < kParts<E>; ++p) {
     uint32_t (&r)[4] = m.part[p].r;
-    r[0] &= masks.upper, r[1] = masks.zero, r[3] &= masks.upper;
+    r[1] = r[0] & masks.zero, r[0] &= masks.upper, r[3] &= masks.upper;
   }
 }
 
@@ -174,26 +174,33 @@ struct RowPart {
   }
 };
 
+// The elements of a tile that this lane holds, in the registers of operand A.
+template <typename E>
+__device__ Acc unpack_tile(const uint32_t (&r)[4]) {
+  Acc a;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float2 x = unpack2<E>(r[i]);
+    a.x[i / 2][i % 2 * 2] = x.x, a.x[i / 2][i % 2 * 2 + 1] = x.y;
+  }
+  return a;
+}
 // Loads rows in float32 as the elements of a tile that this lane holds.
 template <typename E>
 __device__ Acc load_rows(const TileLane& at, const unsigned char* rows) {
-  Acc a;
   if constexpr (sizeof(E) == 2) {
     uint32_t r[4];
     load_matrices<false>(r, rows + at.straight);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float2 x = unpack2<E>(r[i]);
-      a.x[i / 2][i % 2 * 2] = x.x, a.x[i / 2][i % 2 * 2 + 1] = x.y;
-    }
+    return unpack_tile<E>(r);
   } else {
+    Acc a;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const float2 x = *reinterpret_cast<const float2*>(rows + i * 256 + at.lane * 8);
       a.x[i % 2][i / 2 * 2] = x.x, a.x[i % 2][i / 2 * 2 + 1] = x.y;
     }
+    return a;
   }
-  return a;
 }
 
 inline __device__ void apply_phi(Acc& x) {
