@@ -167,7 +167,11 @@ __global__ void __launch_bounds__(32 * Shape::kMaxWarps, Shape::kResident)
     }
     if (p.d_initial_state) {
       const Segment segment = find_segment(p.segments, slot);  // finding it again saves registers in the loop
-      if (segment.is_first()) warp.store_states(p.d_initial_state, segment.sequence, d_state);
+      if (segment.is_first()) {
+        float* const quads = warp.state_before(1);
+        warp.keep_state(quads, d_state);
+        warp.store_states(p.d_initial_state, segment.sequence, quads);
+      }
     }
   }
   warp.store_partials(persistent_block);

@@ -33,19 +33,19 @@ struct BackwardWarp : BackwardElements<E, Shape> {
       for (int s = 0; s < kStates; ++s) a[c][s] *= kLog2E;
   }
 
-  // Calls f(c, s, index in a matrix [C, N]) for the thread's states that exist.
+  // Calls f(element in the thread's quads, index in a matrix [C, N]) for the thread's states that exist. A loop, which
+  // needs the states in shared memory, compiles to less code.
   template <typename F>
   __device__ void for_each_state(F f) const {
     const int thread = computed_here(lane), channel = first_channel + thread % kGroups * kChannels;
-#pragma unroll
-    for (int c = 0; c < kChannels; ++c)
-#pragma unroll
-      for (int s = 0; s < kStates; ++s) {
-        const int n = s / 4 * 4 * kLanes + thread / kGroups * 4 + s % 4;
-        if (channel + c < p.channels && n < p.num_states) f(c, s, int64_t{channel + c} * p.num_states + n);
-      }
+#pragma unroll 1
+    for (int i = 0; i < kChannels * kStates; ++i) {
+      const int c = i / kStates, s = i % kStates, n = s / 4 * 4 * kLanes + thread / kGroups * 4 + s % 4;
+      if (channel + c < p.channels && n < p.num_states) f(i / 4 * 128 + i % 4, int64_t{channel + c} * p.num_states + n);
+    }
   }
-  // Loads the thread's states of matrix `index` of [.., C, N]; zeros if `matrices` is null.
+  // Loads the thread's states of matrix `index` of [.., C, N]; zeros if `matrices` is null. Overwrites the states
+  // before tiles unless all states exist.
   __device__ void load_states(const float* matrices, int64_t index, States& out) const {
     if (matrices && this->whole && p.num_states == kAllStates && reinterpret_cast<uintptr_t>(matrices) % 16 == 0) {
       const int thread = computed_here(lane), channel = first_channel + thread % kGroups * kChannels;
@@ -61,16 +61,15 @@ struct BackwardWarp : BackwardElements<E, Shape> {
           for (int i = 0; i < 4; ++i) out[c][s + i] = quad[i];
         }
     } else {
-#pragma unroll
-      for (int c = 0; c < kChannels; ++c)
-#pragma unroll
-        for (int s = 0; s < kStates; ++s) out[c][s] = 0.f;
-      if (!matrices) return;
-      for_each_state([&](int c, int s, int64_t i) { out[c][s] = matrices[index * p.state_size() + i]; });
+      float* const quads = state_before(1);
+      keep_state(quads, States{});
+      if (matrices) for_each_state([&](int at, int64_t i) { quads[at] = matrices[index * p.state_size() + i]; });
+      load_kept_state(quads, out);
     }
   }
-  __device__ void store_states(float* matrices, int64_t index, const States& values) const {
-    for_each_state([&](int c, int s, int64_t i) { matrices[index * p.state_size() + i] = values[c][s]; });
+  // Stores the thread's states, which `quads` has as keep_state leaves them.
+  __device__ void store_states(float* matrices, int64_t index, const float* quads) const {
+    for_each_state([&](int at, int64_t i) { matrices[index * p.state_size() + i] = quads[at]; });
   }
   // The thread's states before tile t of the chunk, 0 < t < kTiles - 1.
   __device__ float* state_before(int t) const {
@@ -236,9 +235,7 @@ struct BackwardWarp : BackwardElements<E, Shape> {
 
   // Stores the partial sums of the gradients of A, D and delta_bias, after the last segment.
   __device__ void store_partials(int64_t persistent_block) const {
-    States d_a;
-    load_kept_state(d_A, d_a);
-    store_states(p.d_A_partials, persistent_block, d_a);
+    store_states(p.d_A_partials, persistent_block, d_A);
     this->store_totals(persistent_block);
   }
 };
