@@ -62,15 +62,21 @@ _WIDE_FORWARD = (Form(9, {4: _one_in(_row_tiles), 5: _always, 6: _scores, 7: _on
 _WIDE_KEYS = (Form(4, {2: _one_in(_row_tiles), 3: _always, 4: _one_in(_key_tiles)}),)
 
 
-# The backward of these heads: the loop over units of work, keys, and the sweep over chunks, in which the
-# warps share out the tiles of one triangle of scores, or of two if it computes gradients. In float32 a loop
-# over pairs of tiles of channels makes each of them. The compiler unrolls some of these loops.
+# The backward of these heads: the loop over units of work, keys, and the sweep over chunks, in which a warp has
+# one tile of rows, and the warps share out the halves of the tiles of one triangle of scores, or of two if it
+# computes gradients. In float32 a loop over pairs of tiles of channels makes each of them. The compiler
+# unrolls some of these loops.
 def _gradient_tiles(instance: Instance) -> float:
     return 1 if instance.element_size == 4 and instance.size == 128 else 2
 
 
+def _gradient_parts(instance: Instance) -> float:
+    return 1 / _gradient_tiles(instance)
+
+
 def _jobs(instance: Instance) -> float:
-    return (_gradient_tiles(instance) + 1) / _tiles(instance) / (1 if instance.sizes[1] else 2)
+    triangles = 2 if instance.sizes[1] else 1
+    return triangles * (1 + _gradient_parts(instance)) / _tiles(instance)
 
 
 def _parts_of_jobs(instance: Instance) -> float:
@@ -248,6 +254,7 @@ KERNELS = {
         CHUNK,
         _head,
         _WIDE_BACKWARD + _WIDE_QUERIES,
+        _gradient_parts,
         when=lambda i: "always" if i.sizes[1] else "bidirectional",
     ),
     "selective_scan_kernel": Kernel(

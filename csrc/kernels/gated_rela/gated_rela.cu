@@ -106,8 +106,7 @@ size_t lay_out(RelaPlan& p, bool backward) {
     p.conv_partials =
         workspace.take_floats(p.kernel_size > 0 ? p.segments.num_slots * p.width() * (kMaxKernelSize + 1) : 0);
   };
-  const int64_t tile_bytes = kPackedTile * size_of(p.dtype), padded_dim = p.num_tiles() * kTile;
-  const int64_t state_bytes = p.num_tiles() * p.num_tiles() * tile_bytes;
+  const int64_t state_bytes = p.num_tiles() * p.num_tiles() * kPackedTile * size_of(p.dtype);
   if (p.head_dim <= 32) {
     // Only the teams that the device runs at once walk the units, so that their workspace stays in the L2 cache. A
     // launch may have fewer of them.
@@ -120,7 +119,8 @@ size_t lay_out(RelaPlan& p, bool backward) {
   }
   p.num_teams = balanced_teams(p, gradient_blocks(p.head_dim) * multiprocessors());
   p.chunk_states = workspace.take_bytes(p.num_teams * (p.max_chunks + 1) * state_bytes);
-  p.chunk_sums = workspace.take_floats(p.num_teams * p.max_chunks * padded_dim);
+  const int64_t row_tiles = gradient_row_tiles(size_of(p.dtype), p.head_dim);
+  p.chunk_sums = workspace.take_floats(p.num_teams * p.max_chunks * row_tiles * p.head_dim);
   take_conv_partials();
   return workspace.size();
 }

@@ -13,7 +13,7 @@ namespace recgrela::cuda {
 constexpr int kMaxKernelSize = GatedRelaParams::kMaxKernelSize;
 constexpr int kMaxHistory = kMaxKernelSize - 1;  // rows before a chunk that the convolution reads
 
-// Row tiles of a chunk of the backward of heads of 64 and 128 channels, limited by shared memory and registers.
+// Row tiles of a chunk of the backward of heads of 64 and 128 channels, limited by shared memory.
 inline __host__ __device__ constexpr int gradient_row_tiles(int64_t element_bytes, int head_dim) {
   return element_bytes == 4 && head_dim == 128 ? 1 : 2;
 }
@@ -36,7 +36,7 @@ struct RelaPlan : GatedRelaParams {
   //   chunk_states  heads of up to 32 channels: [teams, max_chunks, warps] of narrow::KeyState; wider ones: [teams,
   //                 max_chunks + 1, tiles, tiles, 256] of dtype, by value and key channels in tiles, over the number of
   //                 keys; the team exchanges tiles through the last one, and a bidirectional sequence has one state
-  //   chunk_sums    wider heads: [teams, max_chunks, d], of phi(k)
+  //   chunk_sums    wider heads: [teams, max_chunks, row tiles, d], of phi(k) before each row tile
   int64_t num_teams = 0, max_chunks = 0;
   void* chunk_states = nullptr;
   float* chunk_sums = nullptr;

@@ -6,37 +6,35 @@
 
 namespace recgrela::cuda {
 
-// Rows of 16 channels of float32 in shared memory, as a warp shifts them: kMaxHistory rows before a tile, the tile, and
-// kMaxHistory rows after it.
-constexpr int kShiftedRows = kTile + 2 * kMaxHistory;
+// What a team has in shared memory for the convolution.
+template <typename E, int kHead>
+struct ConvGradientMemory {
+  using T = GradientTeam<E, kHead>;
+  // Rows of 16 channels. A warp has kMaxHistory rows of values before its row tile, and the tile: of values, and then
+  // of gradients of c, which the warp of the row tile before reads too. The last two groups of kMaxHistory rows are the
+  // gradients of c at the first rows of the chunks before and after, in turn.
+  static constexpr int kWarpRows = kMaxHistory + kTile, kRows = T::kRowTiles * kWarpRows + 2 * kMaxHistory;
+  static constexpr bool kKeepsValues = sizeof(E) == 4;  // which are in parts elsewhere
+
+  alignas(16) float weights[kMaxKernelSize + 1][kHead];  // as load_weights stores them
+  alignas(16) float rows[T::kTiles][kRows * kTile];
+  alignas(16) float values[kKeepsValues ? T::kWarps : 1][kPackedTile];
+};
 
 template <typename E, int kHead>
 struct WideConvGradient {
   using T = GradientTeam<E, kHead>;
-  const T& team;
-  const float* weights;  // [5, kHead] in shared memory, as load_weights stores them
-  float* rows;           // [kShiftedRows, 16] in shared memory, of this warp
-  // Gradients of the weights and the bias, summed over this lane's rows: in registers, or those of the weights in
-  // shared memory where registers run out.
-  static constexpr int kInShared = sizeof(E) == 4 && kHead == 128 ? kMaxKernelSize : 0;
-  static constexpr int kSharedSums = kInShared > 0 ? kInShared * T::kThreads : 1;
-  LaneChannels in_registers[kMaxKernelSize + 1 - kInShared];
-  LaneChannels* in_shared;  // [kSharedSums]
+  using Memory = ConvGradientMemory<E, kHead>;
+  Memory& m;
+  // Gradients of the weights and the bias of channel l % 16, summed over eight rows of each tile.
+  float sums[kMaxKernelSize + 1] = {};
 
-  // The last rows in shared memory are the gradients of c after the current tile.
-  __device__ WideConvGradient(const T& team, const float* weights, float* rows, LaneChannels* shared)
-      : team(team), weights(weights), rows(rows), in_shared(shared + threadIdx.x) {
-#pragma unroll
-    for (int i = 0; i < kInShared; ++i) d_weight(i) = LaneChannels{};
-    store_after(Acc{});
-  }
-  __device__ LaneChannels& d_weight(int i) {
-    return i < kInShared ? in_shared[i * T::kThreads] : in_registers[i - kInShared];
-  }
+  // No gradient of c comes after the first chunk unless prepare stores some.
+  __device__ WideConvGradient(const T& team, Memory& m) : m(m) { store_after(team, Acc{}); }
 
   // Stores the weights in shared memory. Rows 0 to 3 apply to the rows of v from 3 rows before the current one to the
   // current one; weights that a shorter kernel lacks are zero. Row 4 is the bias.
-  static __device__ void load_weights(const T& team, float* weights) {
+  __device__ void load_weights(const T& team) const {
     const RelaPlan& p = team.p;
 #pragma unroll 1
     for (int i = threadIdx.x; i < kHead * (kMaxKernelSize + 1); i += T::kThreads) {
@@ -47,42 +45,56 @@ struct WideConvGradient {
         x = p.conv_bias[channel];
       else if (k >= 0)
         x = p.conv_weight[channel * p.kernel_size + k];
-      weights[i] = x;
+      m.weights[row][i % kHead] = x;
     }
   }
 
-  // The lane's four channels of a shifted row.
-  __device__ float* lane_row(int row) const { return rows + row * kTile + team.lane % 4 * 4; }
-  __device__ void store_row(int row, const Acc& a, int h) const {
-    *reinterpret_cast<float4*>(lane_row(row)) =
-        make_float4(a.x[0][2 * h], a.x[0][2 * h + 1], a.x[1][2 * h], a.x[1][2 * h + 1]);
+  // The lane's four channels of a row in shared memory, where row kMaxHistory is the first of the warp's tile.
+  __device__ float* lane_row(const T& team, int row) const {
+    return m.rows[team.tile] + (team.row * Memory::kWarpRows + row) * kTile + team.lane % 4 * 4;
+  }
+  static __device__ void store_row(float* to, const Acc& a, int h) {
+    *reinterpret_cast<float4*>(to) = make_float4(a.x[0][2 * h], a.x[0][2 * h + 1], a.x[1][2 * h], a.x[1][2 * h + 1]);
+  }
+  // The lane's four channels of the gradients of c at the first rows of chunk i.
+  __device__ float* lane_first(const T& team, int i) const {
+    return m.rows[team.tile] + (T::kRowTiles * Memory::kWarpRows + i % 2 * kMaxHistory) * kTile + team.lane % 4 * 4;
+  }
+  // Stores the gradients of c at the first rows of chunk i.
+  __device__ void store_first(const T& team, int i, const Acc& d_c) const {
+    const int row = team.lane / 4;
+    if (team.row == 0 && row < kMaxHistory) store_row(lane_first(team, i) + row * kTile, d_c, 0);
   }
 
-  __device__ void store_after(const Acc& d_c) const {
-    if (team.lane / 4 < kMaxHistory) store_row(kMaxHistory + kTile + team.lane / 4, d_c, 0);
+  // Stores the gradients of c at the rows after the segment.
+  __device__ void store_after(const T& team, const Acc& d_c) const {
+    const int row = team.lane / 4;
+    if (team.row > 0 || row >= kMaxHistory) return;
+    store_row(lane_first(team, team.chunks()) + row * kTile, d_c, 0);
+    // They also follow the first row tile of the last chunk if that chunk has no more rows, whose warp stores none.
+    if (T::kRowTiles > 1 && team.chunk(team.chunks() - 1).n <= kTile)
+      store_row(lane_row(team, Memory::kWarpRows + kMaxHistory + row), d_c, 0);
   }
 
-  // Adds the rows `shift` after the lane's, times w.
-  __device__ void add_shifted(Acc& sum, const LaneChannels& w, int shift) const {
+  // Adds a row in shared memory, times w, to row h of the lane's.
+  static __device__ void add_row(Acc& sum, const LaneChannels& w, const float* row, int h) {
+    const LaneChannels x = load_channels(row);
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const LaneChannels x = load_channels(lane_row(team.lane / 4 + 8 * h + shift));
-#pragma unroll
-      for (int e = 0; e < 4; ++e) sum.x[e / 2][2 * h + e % 2] += w.x[e / 2][e % 2] * x.x[e / 2][e % 2];
-    }
+    for (int e = 0; e < 4; ++e) sum.x[e / 2][2 * h + e % 2] += w.x[e / 2][e % 2] * x.x[e / 2][e % 2];
   }
+  __device__ LaneChannels weight(const T& team, int i) const { return load_channels(m.weights[i] + team.channel()); }
 
   // Loads the kMaxHistory values before row `row` of the segment, where lanes hold the last rows of a tile.
-  __device__ LaneRows<E> load_history(int row) const {
+  __device__ LaneRows<E> load_history(const T& team, int row) const {
     const RelaPlan& p = team.p;
     LaneRows<E> history;
     const int back = 8 - team.lane / 4;  // rows before `row`
     if (back > kMaxHistory) return history;
-    if (team.segment.begin + row - back >= team.segment.sequence_begin) {
-      load_lane_row(history, 1, team.template chunk_row<Matrices::kV>(0) + (int64_t{row} - back) * p.v.stride);
+    const int before = back - row - team.unit.rows_before;  // the sequence
+    if (before <= 0) {
+      load_lane_row(history, 1,
+                    team.moved(team.template first_row<Matrices::kV>(), row - back, static_cast<int>(p.v.stride)));
     } else if (p.initial_history) {
-      // Values before the sequence: the chunk begins with the sequence or the sequence has fewer than 3 rows.
-      const int64_t before = team.segment.sequence_begin - (team.segment.begin + row - back);  // at least 1
       if (before < p.kernel_size)
         load_lane_row(history, 1,
                       static_cast<const E*>(p.initial_history) +
@@ -92,20 +104,22 @@ struct WideConvGradient {
     return history;
   }
 
-  // From values v of a tile, the tile before it, and the gradient `a` of SiLU(c), computes SiLU(c). Adds the gradient
-  // of the values to d_v and the gradients of the weights unless only the tile after the segment is prepared.
-  template <bool kOwnRows>
-  __device__ Acc step(const Acc& v, const Acc& before, const Acc& a, Acc& d_v) {
+  // From values v of a tile, the tile before it, and the gradient `a` of SiLU(c), computes SiLU(c) and the gradient of
+  // c.
+  __device__ Acc convolve(const T& team, const Acc& v, const Acc& before, const Acc& a, Acc& d_c) const {
     const int row = team.lane / 4;
-    auto weight = [&](int i) { return load_channels(weights + i * kHead + team.channel()); };
-    if (row >= 8 - kMaxHistory) store_row(row - (8 - kMaxHistory), before, 1);
+    if (row >= 8 - kMaxHistory) store_row(lane_row(team, row - (8 - kMaxHistory)), before, 1);
 #pragma unroll
-    for (int h = 0; h < 2; ++h) store_row(kMaxHistory + row + 8 * h, v, h);
+    for (int h = 0; h < 2; ++h) store_row(lane_row(team, kMaxHistory + row + 8 * h), v, h);
     __syncwarp();
-    // Reading weights and shifted rows again is cheaper than holding the registers.
-    Acc c = equal_rows(weight(kMaxKernelSize)), d_c;
+    // Reading weights and rows again is cheaper than holding the registers.
+    Acc c = equal_rows(weight(team, kMaxKernelSize));
 #pragma unroll
-    for (int i = 0; i < kMaxKernelSize; ++i) add_shifted(c, weight(i), i);
+    for (int i = 0; i < kMaxKernelSize; ++i) {
+      const LaneChannels w = weight(team, i);
+#pragma unroll
+      for (int h = 0; h < 2; ++h) add_row(c, w, lane_row(team, row + 8 * h + i), h);
+    }
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       float& x = c.x[i / 4][i % 4];
@@ -113,34 +127,79 @@ struct WideConvGradient {
       d_c.x[i / 4][i % 4] = a.x[i / 4][i % 4] * silu_grad(s, y);
       x = y;
     }
-    if constexpr (kOwnRows) {
-#pragma unroll
-      for (int i = 0; i <= kMaxKernelSize; ++i) {
-        LaneChannels sum = d_weight(i);
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          const LaneChannels x =
-              i == kMaxKernelSize ? LaneChannels{{{1.f, 1.f}, {1.f, 1.f}}} : load_channels(lane_row(row + 8 * h + i));
-#pragma unroll
-          for (int e = 0; e < 4; ++e) sum.x[e / 2][e % 2] += d_c.x[e / 2][2 * h + e % 2] * x.x[e / 2][e % 2];
-        }
-        d_weight(i) = sum;
-      }
-      __syncwarp();
-#pragma unroll
-      for (int h = 0; h < 2; ++h) store_row(kMaxHistory + row + 8 * h, d_c, h);
-      __syncwarp();
-#pragma unroll
-      for (int i = 0; i < kMaxKernelSize; ++i) add_shifted(d_v, weight(kMaxHistory - i), kMaxHistory + i);
-    }
-    __syncwarp();
-    store_after(d_c);
     return c;
+  }
+  // Prepares the gradients of c at the rows after the segment's last chunk, by the warps of the first row tile.
+  __device__ void prepare(const T& team, const Acc& v, const Acc& before, const Acc& a) const {
+    Acc d_c;
+    convolve(team, v, before, a, d_c);
+    store_after(team, d_c);
+    __syncwarp();
+  }
+  // Computes SiLU(c) of the warp's tile in chunk i, and stores the gradients of c, which the functions below read after
+  // a barrier.
+  __device__ Acc step(const T& team, const Acc& v, const Acc& before, const Acc& a, int i) const {
+    const int row = team.lane / 4;
+    Acc d_c;
+    const Acc c = convolve(team, v, before, a, d_c);
+    __syncwarp();
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      store_row(lane_row(team, kMaxHistory + row + 8 * h), d_c, h);
+      if constexpr (Memory::kKeepsValues)
+        store_row(m.values[threadIdx.x / 32] + (row + 8 * h) * kTile + team.lane % 4 * 4, v, h);
+    }
+    store_first(team, i, d_c);
+    return c;
+  }
+  // Adds the gradient of the values of the warp's tile in chunk i, after a barrier.
+  __device__ void add_gradient(const T& team, Acc& d_v, int i) const {
+    const int row = team.lane / 4;
+    // Rows after the tile are kMaxHistory rows further if the next row tile follows, or in one of the last groups.
+    const bool last = team.row == T::kRowTiles - 1;
+    const int gap = (last ? (i + 1) % 2 : 1) * (kMaxHistory * kTile);
+#pragma unroll
+    for (int k = 0; k < kMaxKernelSize; ++k) {
+      const LaneChannels w = weight(team, kMaxHistory - k);
+      add_row(d_v, w, lane_row(team, kMaxHistory + row + k), 0);
+      add_row(d_v, w, lane_row(team, kMaxHistory + 8 + row + k) + (row + k >= 8 ? gap : 0), 1);
+    }
+  }
+
+  // Adds the gradients of the weights and the bias from the warp's tile, whose values are in `values` at 16 bits.
+  __device__ void add_weights(const T& team, const E* values) {
+    const int lane = team.lane, channel = lane % kTile, first = lane / kTile * 8;  // of eight rows
+    const float* const tile = lane_row(team, 0) - lane % 4 * 4 + channel;
+    const float* const d_c = tile + computed_here((kMaxHistory + first) * kTile);
+    // Column of the channel in `values` (lane_rows.cuh).
+    const int column = Memory::kKeepsValues ? channel : channel / 4 * 2 + channel % 2 + channel / 2 % 2 * 8;
+    const int straight = computed_here(first * kTile + column);
+    auto value = [&](int row, int at) {
+      if constexpr (Memory::kKeepsValues) return m.values[threadIdx.x / 32][row * kTile + at];
+      return to_float(values[row * kTile + (row & 4 ? at ^ 8 : at)]);  // swizzled
+    };
+    float x[kMaxHistory + 1];
+#pragma unroll
+    for (int k = 0; k < kMaxHistory; ++k) {
+      // The rows before the first eight are not in the tile. Loading both numbers takes no branch.
+      const float before = tile[k * kTile], inside = value(8 - kMaxHistory + k, column);
+      x[k] = first == 0 ? before : inside;
+    }
+#pragma unroll
+    for (int row = 0; row < 8; ++row) {
+      x[kMaxHistory] = value(row, straight);
+      const float d = d_c[row * kTile];
+#pragma unroll
+      for (int k = 0; k < kMaxKernelSize; ++k) sums[k] += d * x[k];
+      sums[kMaxKernelSize] += d;
+#pragma unroll
+      for (int k = 0; k < kMaxHistory; ++k) x[k] = x[k + 1];
+    }
   }
 
   // Adds the gradient of the final history to the last values of the sequence, at a tile that begins at row `first` of
   // the segment.
-  __device__ void add_final_gradient(Acc& d_v, int first) const {
+  __device__ void add_final_gradient(const T& team, Acc& d_v, int first) const {
     const RelaPlan& p = team.p;
     const int history = p.kernel_size - 1;
     const int64_t begin = team.segment.begin + first - (team.segment.sequence_end - history);
@@ -159,26 +218,35 @@ struct WideConvGradient {
     }
   }
 
-  __device__ void store_weights() {
+  // Stores the gradients of the weights and the bias, summed over the warps of the same channels. All warps of the team
+  // call it, after a barrier.
+  __device__ void store_weights(const T& team) {
     const RelaPlan& p = team.p;
-    float* const out =
-        p.conv_partials + (team.segment.slot * p.width() + team.head_channel() + team.channel()) * (kMaxKernelSize + 1);
+    float* const parts = m.rows[team.tile] + team.lane;
 #pragma unroll
     for (int i = 0; i <= kMaxKernelSize; ++i) {
-      const LaneChannels sums = d_weight(i);
+      sums[i] += __shfl_xor_sync(0xffffffffu, sums[i], kTile);
+      if (team.row > 0 && team.lane < kTile) parts[(team.row * (kMaxKernelSize + 1) + i) * kTile] = sums[i];
+    }
+    if (T::kRowTiles > 1) __syncthreads();
+    if (team.row > 0 || team.lane >= kTile) return;
+    float* const out =
+        p.conv_partials +
+        (team.segment.slot * p.width() + team.head_channel() + team.own() + team.lane) * (kMaxKernelSize + 1);
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        float sum = sums.x[e / 2][e % 2];
+    for (int i = 0; i <= kMaxKernelSize; ++i) {
+      float sum = sums[i];
 #pragma unroll
-        for (int lanes = 4; lanes < 32; lanes *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, lanes);
-        if (team.lane < 4) out[e * (kMaxKernelSize + 1) + i] = sum;
-      }
+      for (int r = 1; r < T::kRowTiles; ++r) sum += parts[(r * (kMaxKernelSize + 1) + i) * kTile];
+      out[i] = sum;
     }
   }
 
   // Stores the gradient of the initial history, from the gradients of c at the sequence's first rows.
-  __device__ void store_initial_history() const {
+  __device__ void store_initial_history(const T& team) const {
+    if (team.row > 0) return;
     const RelaPlan& p = team.p;
+    const float* const first = lane_first(team, 0) - team.lane % 4 * 4;
     const E* const d_final_history = static_cast<const E*>(p.d_final_history);
     const int history = p.kernel_size - 1;
     __syncwarp();
@@ -186,8 +254,7 @@ struct WideConvGradient {
       const int back = i / kTile + 1, column = i % kTile;  // rows before the first of the sequence
       float d = 0.f;
       for (int s = back; s <= history; ++s)
-        d += weights[(kMaxHistory - s) * kHead + team.own() + column] *
-             rows[(kMaxHistory + kTile + s - back) * kTile + column];
+        d += m.weights[kMaxHistory - s][team.own() + column] * first[(s - back) * kTile + column];
       const int64_t channel = team.head_channel() + team.own() + column;
       const int64_t last = history - back - team.segment.length(), base = team.segment.sequence * history;
       if (d_final_history && last >= 0) d += to_float(d_final_history[(base + last) * p.width() + channel]);

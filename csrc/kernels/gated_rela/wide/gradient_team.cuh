@@ -1,8 +1,9 @@
 // Team of warps that computes the gradients of one head of 64 or 128 channels of one segment at a time, in chunks of
 // kRows rows.
 //
-// A warp owns 16 channels of every matrix. It loads them, computes all that is elementwise, stores its gradients, and
-// holds the states at its own value channels and all key channels. Lanes hold channels as in lane_rows.cuh.
+// A warp owns 16 channels of one row tile of every matrix. It loads them, computes all that is elementwise, and stores
+// their gradients. The warps that own the same channels share out the states at these value channels by key channels.
+// Lanes hold channels as in lane_rows.cuh.
 #pragma once
 
 #include "kernels/gated_rela/plan.cuh"
@@ -19,14 +20,19 @@ struct GradientUnit {
   unsigned index;  // among the units of work
   int head;
   RelaSegment segment;
-  // Elements before the first row of the segment and channel of the head, in each matrix and the rotary table.
-  int64_t offsets[static_cast<int>(Matrices::kCount)], angles;
+  // First row of the segment at the first channel of the head, in each matrix and the rotary table.
+  void* rows[static_cast<int>(Matrices::kCount)];
+  const float* angles;
+  int rows_before;  // of the sequence, at most kTile
+  float num_keys;   // of the row before the segment's first one if causal, or of every row
 };
 
 template <typename E, int kHead>
 struct GradientTeam {
-  static constexpr int kTiles = kHead / kTile, kThreads = 32 * kTiles;
+  static constexpr int kTiles = kHead / kTile;
   static constexpr int kRowTiles = gradient_row_tiles(sizeof(E), kHead), kRows = kRowTiles * kTile;
+  static constexpr int kWarps = kTiles * kRowTiles, kThreads = 32 * kWarps;
+  static constexpr int kKeyTiles = kTiles / kRowTiles;  // of a state, that a warp owns
   // Pairs of row tiles (r, c) with c <= r: the tiles of scores within a chunk. Pair (r, c) has index r (r + 1) / 2 + c.
   static constexpr int kPairs = kRowTiles * (kRowTiles + 1) / 2;
   // Blocks per multiprocessor for which the compiler limits registers.
@@ -35,11 +41,22 @@ struct GradientTeam {
   const RelaPlan& p;
   GradientUnit& unit;  // in shared memory, to save registers
   const RelaSegment& segment;
-  int warp, lane;
+  int tile, row;  // the warp's channels and rows, in tiles
+  int lane;
   TileLane at;
 
   __device__ GradientTeam(const RelaPlan& p, GradientUnit& unit)
-      : p(p), unit(unit), segment(unit.segment), warp(threadIdx.x / 32), lane(threadIdx.x % 32), at(lane) {}
+      : p(p), unit(unit), segment(unit.segment), at(threadIdx.x % 32) {
+    find_indices(threadIdx.x);
+  }
+  // Computes the indices of the thread again: there are too few registers to hold them from one part of a chunk's work
+  // to the next.
+  __device__ void find_indices(unsigned thread) {
+    tile = static_cast<int>(thread / 32 % kTiles), row = static_cast<int>(thread / (32 * kTiles));
+    lane = static_cast<int>(thread % 32), at = TileLane(thread % 32);
+    // The compiler would otherwise turn sums into logical operations, from which it does not separate constants.
+    row = computed_here(row);
+  }
 
   // Finds unit of work i and stores it in `unit`. Returns whether it has a segment.
   __device__ bool find_unit(unsigned i) {
@@ -54,29 +71,34 @@ struct GradientTeam {
     if (threadIdx.x == 0) {
       const int64_t slot = blockIdx.x;
       found.chunk_states = static_cast<E*>(p.chunk_states) + slot * (p.max_chunks + 1) * (kHead * kHead);
-      found.chunk_sums = p.chunk_sums + slot * p.max_chunks * kHead;
+      found.chunk_sums = p.chunk_sums + slot * p.max_chunks * (kRowTiles * kHead);
       unit.index = i, unit.head = head, unit.segment = found;
-      unit.angles = found.position * p.width() + head_channel();
+      unit.angles = p.rotary ? p.rotary + (found.position * p.width() + head_channel()) : nullptr;
+      unit.rows_before = static_cast<int>(min(found.begin - found.sequence_begin, int64_t{kTile}));
+      unit.num_keys = static_cast<float>(p.causal ? found.position : found.length());
 #pragma unroll
-      for (int m = 0; m < static_cast<int>(Matrices::kCount); ++m)
-        unit.offsets[m] = found.begin * matrix(static_cast<Matrices>(m)).stride + head_channel();
+      for (int m = 0; m < static_cast<int>(Matrices::kCount); ++m) {
+        const RowMatrix& rows = matrix(static_cast<Matrices>(m));
+        unit.rows[m] = rows.data ? static_cast<E*>(rows.data) + (found.begin * rows.stride + head_channel()) : nullptr;
+      }
     }
     __syncthreads();
     return found.exists();
   }
 
-  __device__ int own() const { return warp * kTile; }              // first channel that the warp owns
+  __device__ int own() const { return tile * kTile; }              // first channel that the warp owns
   __device__ int channel() const { return own() + lane % 4 * 4; }  // first of the lane's four channels
   __device__ int64_t head_channel() const { return int64_t{unit.head} * kHead; }
+  __device__ int first_key() const { return row * kKeyTiles; }  // first key tile of a state that the warp owns
 
   __device__ int rows() const { return static_cast<int>(segment.end - segment.begin); }
   __device__ int chunks() const { return (rows() + kRows - 1) / kRows; }
   // Factor that brings states, and products that become operands of float16, near 1: one over the number of keys that
   // the last row of chunk i attends to. Other types have the range of float32.
-  __device__ float factor(int i) const { return kScaled<E> ? fast_reciprocal(num_keys(i)) : 1.f; }
-  __device__ float num_keys(int i) const {
-    if (!p.causal) return static_cast<float>(segment.length());
-    return static_cast<float>(segment.position) + static_cast<float>((i + 1) * kRows);
+  __device__ float factor(int i) const { return kScaled<E> ? fast_reciprocal(num_keys(i, kRows - 1)) : 1.f; }
+  // Number of keys that a row of chunk i attends to.
+  __device__ float num_keys(int i, int row_of_chunk) const {
+    return unit.num_keys + (p.causal ? static_cast<float>(i * kRows + row_of_chunk + 1) : 0.f);
   }
 
   __device__ const RowMatrix& matrix(Matrices m) const {
@@ -106,60 +128,57 @@ struct GradientTeam {
   // repeat it, so that they need no condition; stores there do nothing.
   struct Chunk {
     int first = 0, n = kRows;
-    uint32_t rows[2 * kRowTiles];  // the lane's
+    int rows[2];  // the lane's, in the segment
 
     Chunk() = default;
-    __device__ Chunk(int first, int n) : first(first), n(n) {
+    __device__ Chunk(const GradientTeam& team, int first, int n) : first(first), n(n) {
+      const int row = team.row * kTile + team.lane / 4;
 #pragma unroll
-      for (int i = 0; i < 2 * kRowTiles; ++i) rows[i] = min(static_cast<int>(threadIdx.x % 32 / 4) + 8 * i, n - 1);
+      for (int h = 0; h < 2; ++h) rows[h] = first + min(row + 8 * h, n - 1);
     }
-    // Number of rows from row tile r on.
-    __device__ int rest(int r) const { return n - r * kTile; }
   };
+  __device__ Chunk chunk(int i) const { return {*this, i * kRows, min(kRows, rows() - i * kRows)}; }
+  // Number of rows of a chunk from the warp's first one on; not positive if the warp has none.
+  __device__ int rest(const Chunk& chunk) const { return chunk.n - row * kTile; }
 
-  // Address of element `offset` after an address. The compiler would otherwise add up 64-bit offsets for each row.
+  // Address `rows` times `row_elements` elements after another one.
   template <typename S>
-  static __device__ S* moved(S* address, uint32_t offset) {
-    return reinterpret_cast<S*>(reinterpret_cast<uintptr_t>(address) + uint64_t{offset} * sizeof(S));
+  static __device__ S* moved(S* address, int rows, int row_elements) {
+    return reinterpret_cast<S*>(reinterpret_cast<uintptr_t>(address) +
+                                multiply_wide(rows, row_elements * static_cast<int>(sizeof(S))));
   }
-  // First row of a chunk, at the lane's channels.
+  // The lane's channels of the segment's first row, and those of a row.
   template <Matrices kMatrix>
-  __device__ E* chunk_row(int first) const {
-    const RowMatrix& rows = matrix(kMatrix);
-    const int64_t offset =
-        unit.offsets[static_cast<int>(kMatrix)] +
-        static_cast<int64_t>(uint64_t{static_cast<uint32_t>(rows.stride)} * static_cast<uint32_t>(first));
-    return static_cast<E*>(rows.data) + (offset + channel());
+  __device__ E* first_row() const {
+    return moved(static_cast<E*>(unit.rows[static_cast<int>(kMatrix)]), channel(), 1);
   }
   template <Matrices kMatrix>
-  __device__ LaneRows<E> load(const Chunk& chunk, int r) const {
+  __device__ LaneRows<E> load(const Chunk& chunk) const {
     LaneRows<E> x;
-    const E* const first = chunk_row<kMatrix>(chunk.first);
-    const auto stride = static_cast<uint32_t>(matrix(kMatrix).stride);
+    const E* const first = first_row<kMatrix>();
+    const int stride = static_cast<int>(matrix(kMatrix).stride);
 #pragma unroll
-    for (int h = 0; h < 2; ++h) load_lane_row(x, h, moved(first, chunk.rows[2 * r + h] * stride));
+    for (int h = 0; h < 2; ++h) load_lane_row(x, h, moved(first, chunk.rows[h], stride));
     return x;
   }
   template <Matrices kMatrix>
-  __device__ void store(const Chunk& chunk, int r, const Acc& a) const {
-    E* const first = chunk_row<kMatrix>(chunk.first);
-    const auto stride = static_cast<uint32_t>(matrix(kMatrix).stride);
+  __device__ void store(const Chunk& chunk, const Acc& a) const {
+    E* const first = first_row<kMatrix>();
+    const int stride = static_cast<int>(matrix(kMatrix).stride);
 #pragma unroll
     for (int h = 0; h < 2; ++h)
-      if (lane / 4 + 8 * h < chunk.rest(r)) store_lane_row(moved(first, chunk.rows[2 * r + h] * stride), a, h);
+      if (lane / 4 + 8 * h < rest(chunk)) store_lane_row(moved(first, chunk.rows[h], stride), a, h);
   }
-  __device__ LaneAngles load_angles(const Chunk& chunk, int r) const {
+  __device__ LaneAngles load_angles(const Chunk& chunk) const {
     LaneAngles angles;
     if (!p.rotary) {
       angles.x[0] = angles.x[1] = make_float4(1.f, 0.f, 1.f, 0.f);
       return angles;
     }
-    const auto width = static_cast<uint32_t>(p.width());
-    const auto row = static_cast<int64_t>(uint64_t{width} * static_cast<uint32_t>(chunk.first));
-    const float* const first = p.rotary + (unit.angles + row + channel());
+    const float* const first = moved(unit.angles, channel(), 1);
 #pragma unroll
     for (int h = 0; h < 2; ++h)
-      angles.x[h] = *reinterpret_cast<const float4*>(moved(first, chunk.rows[2 * r + h] * width));
+      angles.x[h] = *reinterpret_cast<const float4*>(moved(first, chunk.rows[h], static_cast<int>(p.width())));
     return angles;
   }
 
@@ -172,38 +191,38 @@ struct GradientTeam {
   __device__ S* sequence_state(S* states) const {
     return states + (segment.sequence * p.num_heads + unit.head) * p.state_size();
   }
-  // A null state is zero.
-  __device__ void load_state(const float* state, Acc (&by_value)[kTiles], LaneChannels& sum) const {
+  // Loads the warp's tiles of a state, and the sums at its own key channels. A null state is zero.
+  __device__ void load_state(const float* state, Acc (&by_value)[kKeyTiles], LaneChannels& sum) const {
     visit(by_value, [&](float& x, int offset) { x = state ? state[offset] : 0.f; });
 #pragma unroll
     for (int i = 0; i < 4; ++i) sum.x[i / 2][i % 2] = state ? state[kHead * kHead + channel() + i] : 0.f;
   }
-  __device__ void store_state(float* state, Acc (&by_value)[kTiles], const LaneChannels& sum) const {
+  __device__ void store_state(float* state, Acc (&by_value)[kKeyTiles], const LaneChannels& sum) const {
     visit(by_value, [&](float& x, int offset) { state[offset] = x; });
-    if (lane >= 4) return;
+    if (lane >= 4 || row > 0) return;
 #pragma unroll
     for (int i = 0; i < 4; ++i) state[kHead * kHead + channel() + i] = sum.x[i / 2][i % 2];
   }
 
-  // Sums over the four lanes of each row of a . b, over own channels, in `sums` [kRows, kTiles].
-  __device__ void put_row_sums(float* sums, int tile, const Acc& a, const Acc& b) const {
+  // Stores a . b of the warp's rows, over own channels, in `sums` [kRows, kTiles].
+  __device__ void put_row_sums(float* sums, const Acc& a, const Acc& b) const {
     float sum[2] = {};
 #pragma unroll
     for (int i = 0; i < 8; ++i) sum[i / 2 % 2] += a.x[i / 4][i % 4] * b.x[i / 4][i % 4];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       sum[h] = quad_sum(sum[h]);
-      if (lane % 4 == 0) sums[(tile * kTile + lane / 4 + 8 * h) * kTiles + warp] = sum[h];
+      if (lane % 4 == 0) sums[(row * kTile + lane / 4 + 8 * h) * kTiles + tile] = sum[h];
     }
   }
-  // Sums over all channels, for the lane's rows, after a barrier.
-  __device__ RowPair get_row_sums(const float* sums, int tile) const {
+  // Sums over all channels, for the lane's rows of row tile r, after a barrier.
+  __device__ RowPair get_row_sums(const float* sums, int r) const {
     RowPair sum;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const float* const row = sums + (tile * kTile + lane / 4 + 8 * h) * kTiles + lane % 4 * (kTiles / 4);
-      float x = row[0];
-      if constexpr (kTiles == 8) x += row[1];
+      const float* const parts = sums + (r * kTile + lane / 4 + 8 * h) * kTiles + lane % 4 * (kTiles / 4);
+      float x = parts[0];
+      if constexpr (kTiles == 8) x += parts[1];
       sum.x[h] = quad_sum(x);
     }
     return sum;
@@ -211,13 +230,13 @@ struct GradientTeam {
 
  private:
   template <typename F>
-  __device__ void visit(Acc (&a)[kTiles], F f) const {
+  __device__ void visit(Acc (&a)[kKeyTiles], F f) const {
     const int value = own() + lane / 8 * 4 + lane / 4 % 2;
 #pragma unroll
-    for (int t = 0; t < kTiles; ++t)
+    for (int t = 0; t < kKeyTiles; ++t)
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
-        const int key = t * kTile + lane % 4 * 4 + i / 4 * 2 + i % 2;
+        const int key = (first_key() + t) * kTile + lane % 4 * 4 + i / 4 * 2 + i % 2;
         f(a[t].x[i / 4][i % 4], key * kHead + value + i / 2 % 2 * 2);
       }
   }

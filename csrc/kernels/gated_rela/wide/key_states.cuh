@@ -40,25 +40,27 @@ __device__ RightSplit<E> load_tile_of_state(const E* tile) {
   }
 }
 
-// Tiles of a state in the order in which lanes hold them, by value and key channels, and the sums of phi(k).
+// Tiles of a state in the order in which lanes hold them, by value and key channels, and the sums of phi(k) before each
+// row tile of the chunk.
 template <typename E, int kHead>
 struct StoredState {
-  static constexpr int kTiles = kHead / kTile;
+  using T = GradientTeam<E, kHead>;
   E* tiles;
-  float* sums;
+  float* sums;  // the warp's
 
   // State before chunk i of the segment, or of the whole sequence if bidirectional.
-  __device__ StoredState(const GradientTeam<E, kHead>& team, int i)
-      : tiles(static_cast<E*>(team.segment.chunk_states) + int64_t{team.p.causal ? i : 0} * (kHead * kHead)),
-        sums(team.segment.chunk_sums + (team.p.causal ? i : 0) * kHead) {}
+  __device__ StoredState(const T& team, int i) {
+    if (!team.p.causal) i = 0;
+    tiles = static_cast<E*>(team.segment.chunk_states) + int64_t{i} * (kHead * kHead);
+    sums = team.segment.chunk_sums + (i * T::kRowTiles + team.row) * kHead + team.channel();
+  }
 
-  __device__ E* tile(int value, int key) const { return tiles + (value * kTiles + key) * kPackedTile; }
+  __device__ E* tile(int value, int key) const { return tiles + (value * T::kTiles + key) * kPackedTile; }
 
-  __device__ void store(const GradientTeam<E, kHead>& team, const Acc (&state)[kTiles], const LaneChannels& sum,
-                        float factor) const {
+  __device__ void store(const T& team, const Acc (&state)[T::kKeyTiles], float factor) const {
 #pragma unroll
-    for (int t = 0; t < kTiles; ++t) store_tile_of_state<E>(tile(team.warp, t), state[t], factor);
-    if (team.lane < 4) store_channels(sums + team.channel(), sum, factor);
+    for (int t = 0; t < T::kKeyTiles; ++t)
+      store_tile_of_state<E>(tile(team.tile, team.first_key() + t), state[t], factor);
   }
 };
 
@@ -70,46 +72,65 @@ __device__ const float* key_state_before(const GradientTeam<E, kHead>& team) {
   return p.initial_kv_state ? team.sequence_state(p.initial_kv_state) : nullptr;
 }
 
-// Stores the state of keys before each chunk. The rotated keys of a chunk are in one of two matrices in turn, so that
-// one barrier a chunk suffices.
-template <typename E, int kHead, typename Matrix>
-__device__ void store_key_states(const GradientTeam<E, kHead>& team, Matrix& even, Matrix& odd) {
+// Stores the state of keys before each chunk. The rotated keys of a chunk, and its values, are in one of two pairs of
+// matrices in turn, so that one barrier a chunk suffices; so are the sums of phi(k) over row tiles, in `by_row`.
+template <typename E, int kHead, typename Memory>
+__device__ void store_key_states(const GradientTeam<E, kHead>& team, Memory& m) {
   using T = GradientTeam<E, kHead>;
   const RelaPlan& p = team.p;
-  Acc state[T::kTiles];
-  LaneChannels sum;
+  Acc state[T::kKeyTiles];
+  LaneChannels sum;  // before the chunk
   team.load_state(key_state_before(team), state, sum);
   const int last = p.causal && team.rows() > 0 ? team.chunks() - 1 : 0;
-  LaneRows<E> k[T::kRowTiles], v[T::kRowTiles];
+  LaneRows<E> k, v;
   auto load = [&](int i) {
-#pragma unroll
-    for (int r = 0; r < T::kRowTiles; ++r) {
-      const typename T::Chunk chunk(i * T::kRows, T::kRows);
-      k[r] = team.template load<Matrices::kK>(chunk, r), v[r] = team.template load<Matrices::kV>(chunk, r);
-    }
+    const typename T::Chunk chunk = team.chunk(i);
+    k = team.template load<Matrices::kK>(chunk), v = team.template load<Matrices::kV>(chunk);
   };
-  if (last > 0) load(0);
+  if (p.causal && team.rows() > 0) load(0);
   for (int i = 0;; ++i) {
-    StoredState<E, kHead>(team, i).store(team, state, sum, team.factor(i));
-    if (i == last) break;
-    Matrix& matrix = i % 2 ? odd : even;
-    Split<E> values[T::kRowTiles];
-#pragma unroll
-    for (int r = 0; r < T::kRowTiles; ++r) {
-      const Acc f = features(k[r], kTile);
-      const Acc running = running_sums<E>(to_split<E>(f));
-      add_scaled(sum, channels_of_row<kTile - 1>(running), 1.f);
-      const LaneAngles angles = team.load_angles({i * T::kRows, T::kRows}, r);
-      store_tile<E>(matrix.tile(team.warp, r), rotate<false>(f, angles), team.at);
-      values[r] = transpose(to_split(v[r]));
+    const StoredState<E, kHead> stored(team, i);
+    stored.store(team, state, team.factor(i));
+    const typename T::Chunk chunk = team.chunk(i);
+    Acc f;
+    LaneChannels own;  // sum over the warp's rows
+    if (p.causal) {
+      f = features(k, team.rest(chunk));
+      own = channels_of_row<kTile - 1>(running_sums<E>(to_split<E>(f)));
     }
-    if (i + 1 < last) load(i + 1);
+    if (team.lane < 4) {
+      // The first warp of the channels stores the sums before the next row tile too, which follow its own rows.
+      static_assert(T::kRowTiles <= 2);
+      if (team.row == 0) {
+        store_channels(stored.sums, sum, team.factor(i));
+        LaneChannels next = sum;
+        add_scaled(next, own, 1.f);
+        if (T::kRowTiles > 1) store_channels(stored.sums + kHead, next, team.factor(i));
+      }
+      if (T::kRowTiles > 1) store_channels(m.by_row[i % 2][team.row] + team.channel(), own, 1.f);
+    }
+    if (i == last) break;
+    auto& keys = i % 2 ? m.k : m.q;
+    auto& values = i % 2 ? m.a : m.v;
+    const LaneAngles angles = team.load_angles(chunk);
+    store_tile<E>(keys.tile(team.tile, team.row), rotate<false>(f, angles), team.at);
+    store_split<E>(values.tile(team.tile, team.row), to_split(v), team.at);
+    load(i + 1);
     __syncthreads();
+    if constexpr (T::kRowTiles == 1) {
+      add_scaled(sum, own, 1.f);
+    } else {
 #pragma unroll
-    for (int t = 0; t < T::kTiles; ++t)
+      for (int r = 0; r < T::kRowTiles; ++r) add_scaled(sum, load_channels(m.by_row[i % 2][r] + team.channel()), 1.f);
+    }
+    Split<E> operands[T::kRowTiles];
+#pragma unroll
+    for (int r = 0; r < T::kRowTiles; ++r) operands[r] = load_left<E, true>(values.tile(team.tile, r), team.at);
+#pragma unroll
+    for (int t = 0; t < T::kKeyTiles; ++t)
 #pragma unroll
       for (int r = 0; r < T::kRowTiles; ++r)
-        add_product(state[t], values[r], load_right<E, true>(matrix.tile(t, r), team.at));
+        add_product(state[t], operands[r], load_right<E, true>(keys.tile(team.first_key() + t, r), team.at));
   }
 }
 

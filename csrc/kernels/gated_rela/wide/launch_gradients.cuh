@@ -17,7 +17,7 @@ __global__ void __launch_bounds__(GradientTeam<E, kHead>::kThreads, GradientTeam
     const bool exists = team.find_unit(unit);
     // No segment comes before the first one of a causal sequence: its sums are not needed.
     if (exists && (kGradients || !p.causal || !team.segment.is_first())) {
-      store_key_states(team, memory.q, memory.k);
+      store_key_states(team, memory);
       __syncthreads();
       ReverseSweep<E, kHead, kGradients>(team, memory).run();
     } else if (kGradients && !exists && p.kernel_size > 0) {

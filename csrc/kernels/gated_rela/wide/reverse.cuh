@@ -1,14 +1,16 @@
 // Backward of gated_rela for a segment of heads of 64 and 128 channels, and its sums over queries.
 // narrow/reverse.cuh has the mathematics.
 //
-// The chunk's rotated queries and keys, its values and a = d_y SiLU(g) are operands in shared memory, each warp's
-// channels written by the warp. Dividing by the denominator Z commutes with products over channels: scores of the
-// chunk P = (q k^T) / Z and W = (a v^T) / Z, and a S^T / Z, are scaled by rows afterwards, so that only sums over
-// channels cross warps. Barriers of a chunk:
-//   1. operands, the state of queries as an operand, and parts of Z are in shared memory
-//   2. P and W are, which are divided among the warps
-//   3. a . o is, which the gradients of Z need
-//   4. all operands have been read
+// The chunk's rotated queries and keys, its values and a = d_y SiLU(g) are operands in shared memory, each warp's rows
+// and channels written by the warp. Dividing by the denominator Z commutes with products over channels: o and scores of
+// the chunk P = (q k^T) / Z and W = (a v^T) / Z are scaled by rows afterwards, so that only sums over channels cross
+// warps. P of a row with one key is exactly 1 when it is rounded to 16 bits, so that terms of its gradients cancel.
+// Barriers of a chunk:
+//   1. operands, the state of queries as an operand, parts of Z, and gradients of the convolution are in shared memory
+//   2. (causal) scores are, which are divided among the warps
+//   3. u = a / Z has replaced a; a . o, which the gradients of Z need, is there
+//   4. (causal) sums of d_Z phi(q) over each row tile are there
+//   5. all operands have been read
 #pragma once
 
 #include "kernels/gated_rela/wide/reverse_products.cuh"
@@ -18,63 +20,52 @@ namespace recgrela::cuda {
 template <typename E, int kHead, bool kGradients>
 struct ReverseSweep : ReverseProducts<E, kHead, kGradients> {
   using Base = ReverseProducts<E, kHead, kGradients>;
+  using Base::begin_part;
   using Base::chunk;
   using Base::compute_scores;
   using Base::factor;
-  using Base::inverse;
-  using Base::inverses;
-  using Base::kRows;
+  using Base::key_sums;
+  using Base::kKeyTiles;
   using Base::kRowTiles;
   using Base::kTiles;
   using Base::limit;
   using Base::m;
   using Base::multiply;
-  using Base::next_key_sums;
-  using Base::num_keys;
   using Base::p;
   using Base::team;
   using Base::weighted_sums;
   using typename Base::Memory;
-  using typename Base::Rows;
   using typename Base::T;
 
-  Acc state[kTiles];  // of queries, by own value channels
-  LaneChannels sum;   // of d_Z phi(q), by own key channels
+  Acc state[kKeyTiles];  // of queries, by own value channels and the warp's key channels
   WideConvGradient<E, kHead> conv;
+  KeptTile<E> features_q, features_k;  // unless they are in shared memory
 
-  __device__ ReverseSweep(const T& team, Memory& m)
-      : Base(team, m), conv(team, m.conv_weights, m.shifted[team.warp], m.conv_sums) {}
+  __device__ ReverseSweep(const T& team, Memory& m) : Base(team, m), conv(team, m.conv) {}
 
+  __device__ bool accumulates() const { return p.causal || !kGradients; }  // sums over queries
   __device__ bool needs_keys() const { return kGradients || p.causal; }
   __device__ E* stored_exchange() const {
     return static_cast<E*>(team.segment.chunk_states) + p.max_chunks * (kHead * kHead);
   }
+  __device__ KeptTile<E>& phi_q() { return Memory::kKeepsFeatures ? m.phi_q[threadIdx.x] : features_q; }
+  __device__ KeptTile<E>& phi_k() { return Memory::kKeepsFeatures ? m.phi_k[threadIdx.x] : features_k; }
 
-  // Rows of a chunk that are loaded ahead.
+  // The lane's rows of a chunk, as loaded.
   struct Inputs {
-    LaneRows<E> q[kRowTiles], k[kRowTiles], v[kRowTiles], g[kRowTiles], d_y[kRowTiles];
+    LaneRows<E> q, k, v, g, d_y;
   };
-  __device__ typename T::Chunk chunk_at(int i) const { return {i * kRows, min(kRows, team.rows() - i * kRows)}; }
-  __device__ void load_inputs(Inputs& in, const typename T::Chunk& from) const {
-#pragma unroll
-    for (int r = 0; r < kRowTiles; ++r) {
-      in.q[r] = team.template load<Matrices::kQ>(from, r);
-      if (needs_keys()) in.k[r] = team.template load<Matrices::kK>(from, r);
-      if (needs_keys()) in.v[r] = team.template load<Matrices::kV>(from, r);
-      if constexpr (kGradients) load_gate(in, from, r);
-    }
-  }
-  __device__ void load_gate(Inputs& in, const typename T::Chunk& from, int r) const {
-    in.d_y[r] = team.template load<Matrices::kDY>(from, r);
-    if (p.g.data) in.g[r] = team.template load<Matrices::kG>(from, r);
+  __device__ void load_gate(Inputs& in) const {
+    in.d_y = team.template load<Matrices::kDY>(chunk);
+    if (p.g.data) in.g = team.template load<Matrices::kG>(chunk);
   }
 
   // The gradient of the attention before the gate, and of the gate over the gated sum.
-  __device__ void gate_back(const Inputs& in, int r, Acc& a, Acc& d_gate) const {
-    a = unpack_rows(in.d_y[r]);
-    keep_rows(a, chunk.rest(r));
+  __device__ void gate_back(const Inputs& in, Acc& a, Acc& d_gate) const {
+    a = unpack_rows(in.d_y);
+    keep_rows(a, team.rest(chunk));
     if (!p.g.data) return;
-    const Acc g = unpack_rows(in.g[r]);
+    const Acc g = unpack_rows(in.g);
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       float& d = a.x[i / 4][i % 4];
@@ -86,212 +77,231 @@ struct ReverseSweep : ReverseProducts<E, kHead, kGradients> {
 
   // Prepares the gradients of c at the rows after the segment.
   __device__ void prepare_conv() {
+    if (team.row > 0) return;
     const int rows = team.rows();
     const int64_t left = team.segment.sequence_end - team.segment.end;
-    chunk = {rows, left < kTile ? static_cast<int>(left) : kTile};
+    chunk = {team, rows, left < kTile ? static_cast<int>(left) : kTile};
     Inputs in;
-    load_gate(in, chunk, 0);
-    in.v[0] = team.template load<Matrices::kV>(chunk, 0);
-    Acc a, d_gate, none;
-    gate_back(in, 0, a, d_gate);
-    conv.template step<false>(unpack_rows(in.v[0]), unpack_rows(conv.load_history(rows)), a, none);
+    load_gate(in);
+    in.v = team.template load<Matrices::kV>(chunk);
+    Acc a, d_gate;
+    gate_back(in, a, d_gate);
+    conv.prepare(team, unpack_rows(in.v), unpack_rows(conv.load_history(team, rows)), a);
   }
 
-  __device__ void process(int i, Inputs& in) {
-    chunk = chunk_at(i);
-    factor = team.factor(i), num_keys = team.num_keys(i);
-    const StoredState<E, kHead> keys(team, i);
-    LaneChannels z = load_channels(keys.sums + team.channel());
-    LaneAngles all_angles[kRowTiles];
-#pragma unroll
-    for (int r = 0; r < kRowTiles; ++r) all_angles[r] = team.load_angles(chunk, r);
-#pragma unroll
-    for (int r = 0; r < kRowTiles; ++r) {
-      const LaneAngles& angles = all_angles[r];
-      const Acc q = features(in.q[r], chunk.rest(r));
-      m.phi_q[r][threadIdx.x] = KeptTile<E>(q);
-      store_tile<E>(m.q.tile(team.warp, r), rotate<false>(q, angles), team.at);
-      Acc key_sums = equal_rows(z);
-      if (needs_keys()) {
-        const Acc k = features(in.k[r], chunk.rest(r));
-        const KeptTile<E> phi_k(k);
-        m.phi_k[r][threadIdx.x] = phi_k;
-        store_tile<E>(m.k.tile(team.warp, r), rotate<false>(k, angles), team.at);
-        if (p.causal) key_sums = next_key_sums(z, phi_k);
-        const Split<E> v = to_split(in.v[r]);
-#pragma unroll
-        for (int part = 0; part < kParts<E>; ++part)
-          store_matrices_at(m.v.tile(team.warp, r) + part * kPackedTile, team.at.along, team.at.pair, v.part[part].r);
-      }
-      team.put_row_sums(m.denominators, r, q, key_sums);
-      if constexpr (kGradients) {
-        Acc a, d_gate;
-        gate_back(in, r, a, d_gate);
-        store_tile<E>(m.a.tile(team.warp, r), a, team.at);
-      }
-    }
-    if constexpr (kGradients) {
-#pragma unroll
-      for (int t = 0; t < kTiles; ++t) {
-        if constexpr (Memory::kExchange)
-          store_tile<E>(m.exchange + (team.warp * kTiles + t) * kPackedTile, state[t], team.at);
-        else
-          store_tile_of_state<E>(stored_exchange() + (team.warp * kTiles + t) * kPackedTile, state[t], 1.f);
-      }
-    }
+  __device__ void process(int i) {
+    using Keys = StoredState<E, kHead>;
+    begin_part(i);
+    const Acc c = put_operands(i);
     __syncthreads();
 
+    begin_part(i);
+    const RowPair inverses = this->inverse(team.row);
+    if (team.tile == 0 && team.lane % 4 == 0) {
 #pragma unroll
-    for (int r = 0; r < kRowTiles; ++r) inverses[r] = inverse(r);
+      for (int h = 0; h < 2; ++h) m.inverses[team.row * kTile + team.lane / 4 + 8 * h] = inverses.x[h];
+    }
     if (p.causal) compute_scores();
-    Rows o;
-    multiply(o, m.q, [&](int t) { return load_tile_of_state<E, false>(keys.tile(team.warp, t)); });
-#pragma unroll
-    for (int r = 0; r < kRowTiles; ++r) scale_rows(o.x[r], inverses[r]);
+    Acc o;
+    {
+      const Keys keys(team, i);
+      multiply(o, m.q, [&](int t) { return load_tile_of_state<E, false>(keys.tile(team.tile, t)); });
+    }
+    if (Memory::kHasP) scale_rows(o, inverses);
     if (p.causal) {
       __syncthreads();
-      this->template add_scores<false>(o, 0, m.v);
+      this->template add_scores<false>(o, Memory::kHasP ? Memory::kP : Memory::kPZ, m.v, factor);
     }
-    finish_values(o);
+    if (!Memory::kHasP) scale_rows(o, inverses);
+    finish_rows(o, c, inverses);
     __syncthreads();
-    finish_keys(keys);
+
+    begin_part(i);
+    if constexpr (kGradients) {
+      finish_values(i);
+      finish_queries(Keys(team, i));
+    }
+    if (accumulates()) add_queries();
+    begin_part(i);
+    finish_keys();
     __syncthreads();
   }
 
-  // Gates and convolution, the gradient of values, and the state of queries.
-  __device__ void finish_values(const Rows& o) {
-    Rows d_v;
-    const bool convolves = kGradients && p.kernel_size > 0;
+  // Stores the chunk's operands and parts of its denominators. Returns SiLU of the convolution, or zeros.
+  __device__ Acc put_operands(int i) {
     Inputs in;
-    LaneRows<E> history;
-    constexpr bool kAhead = sizeof(E) == 2 && kTiles < 8;  // all at once: there are registers
-    auto load = [&](int r) {
-      load_gate(in, chunk, r);
-      if (!convolves) return;
-      in.v[r] = team.template load<Matrices::kV>(chunk, r);
-      if (r == 0) history = conv.load_history(chunk.first);
-    };
-    if constexpr (kAhead) {
+    const int n = team.rest(chunk);
+    if (needs_keys()) in.v = team.template load<Matrices::kV>(chunk);
+    Acc c;
+    if (needs_keys()) store_split<E>(m.v.tile(team.tile, team.row), to_split(in.v), team.at);
+    if constexpr (kGradients) {
+      load_gate(in);
+      Acc a, d_gate;
+      gate_back(in, a, d_gate);
+      store_tile<E>(m.a.tile(team.tile, team.row), a, team.at);
+      if (p.kernel_size > 0 && n > 0) {
+        const LaneRows<E> history = conv.load_history(team, chunk.first + team.row * kTile);
+        c = conv.step(team, unpack_rows(in.v), unpack_rows(history), a, i);
+      }
 #pragma unroll
-      for (int r = 0; r < kRowTiles; ++r) load(r);
+      for (int t = 0; t < kKeyTiles; ++t) {
+        const int tile = (team.tile * kTiles + team.first_key() + t) * kPackedTile;
+        if constexpr (Memory::kExchange)
+          store_tile<E>(m.exchange + tile, state[t], team.at);
+        else
+          store_tile_of_state<E>(stored_exchange() + tile, state[t], 1.f);
+      }
+      limit(0);
     }
+    in.q = team.template load<Matrices::kQ>(chunk);
+    if (needs_keys()) in.k = team.template load<Matrices::kK>(chunk);
+    const LaneAngles angles = team.load_angles(chunk);
+    const Acc q = features(in.q, n);
+    phi_q() = KeptTile<E>(q);
+    store_tile<E>(m.q.tile(team.tile, team.row), rotate<false>(q, angles), team.at);
+    KeptTile<E> kept_k;
+    if (needs_keys()) {
+      const Acc k = features(in.k, n);
+      kept_k = KeptTile<E>(k);
+      phi_k() = kept_k;
+      store_tile<E>(m.k.tile(team.tile, team.row), rotate<false>(k, angles), team.at);
+    }
+    team.put_row_sums(m.by_channel[0], q, key_sums(StoredState<E, kHead>(team, i), kept_k));
+    return c;
+  }
+
+  // The gradient of the gate, from the rows' attention and SiLU of the convolution. Replaces a by u, times n for
+  // float16.
+  __device__ void finish_rows(const Acc& o, const Acc& c, const RowPair& inverses) {
+    Inputs in;
+    load_gate(in);
+    Acc a, d_gate;
+    gate_back(in, a, d_gate);
+    team.put_row_sums(m.by_channel[1], a, o);
+    scale_rows(a, inverses);
+    if constexpr (kScaled<E>) scale(a, kGradientRange<E, kHead>);
+    store_tile<E>(m.a.tile(team.tile, team.row), a, team.at);
+    if constexpr (kGradients) {
+      if (p.g.data) {
+#pragma unroll
+        for (int e = 0; e < 8; ++e) d_gate.x[e / 4][e % 4] *= o.x[e / 4][e % 4] + c.x[e / 4][e % 4];
+        team.template store<Matrices::kDG>(chunk, d_gate);
+      }
+    }
+  }
+
+  // The gradient of values.
+  __device__ void finish_values(int i) {
+    Acc d_v;
+    multiply(d_v, m.k, [&](int t) {
+      const int tile = (team.tile * kTiles + t) * kPackedTile;
+      if constexpr (kKeyTiles == kTiles)
+        return as_right(to_split<E>(state[t]));
+      else if constexpr (Memory::kExchange)
+        return load_right<E, false>(m.exchange + tile, team.at);
+      else
+        return load_tile_of_state<E, false>(stored_exchange() + tile);
+    });
+    if (p.causal) this->template add_scores<true>(d_v, Memory::kPZ, m.a, 1.f / kGradientRange<E, kHead>);
+    if (p.kernel_size > 0) {
+      conv.add_gradient(team, d_v, i);
+      if (team.rest(chunk) > 0) {
+        if constexpr (sizeof(E) == 2)
+          conv.add_weights(team, m.v.tile(team.tile, team.row));
+        else
+          conv.add_weights(team, nullptr);
+        if (p.d_final_history) conv.add_final_gradient(team, d_v, chunk.first + team.row * kTile);
+      }
+    }
+    team.template store<Matrices::kDV>(chunk, d_v);
+  }
+
+  // The gradient of queries.
+  __device__ void finish_queries(const StoredState<E, kHead>& keys) {
+    Acc d_q;
+    multiply(d_q, m.a, [&](int t) { return load_tile_of_state<E, true>(keys.tile(t, team.tile)); });
+    if constexpr (kScaled<E>) scale(d_q, 1.f / kGradientRange<E, kHead>);
+    if (p.causal) this->template add_scores<false>(d_q, Memory::kW, m.k, factor);
+    // Computing these sums again is cheaper than holding the registers until here.
+    const Acc sums = key_sums(keys, phi_k());
+    Acc d = rotate<true>(d_q, team.load_angles(chunk));
+    const Acc f = phi_q().acc();
+    const RowPair d_z = this->denominator_gradients();
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      float& x = d.x[i / 4][i % 4];
+      x += d_z.x[i / 2 % 2] * sums.x[i / 4][i % 4];
+      x *= phi_grad(f.x[i / 4][i % 4]);
+    }
+    team.template store<Matrices::kDQ>(chunk, d);
+  }
+
+  // Adds R phi(q) (x) u of the chunk to the state of queries.
+  __device__ void add_queries() {
     Split<E> u[kRowTiles];
 #pragma unroll
-    for (int r = kRowTiles - 1; r >= 0; --r) {
-      if constexpr (!kAhead) {
-        load(r);
-        if (convolves && r > 0) in.v[r - 1] = team.template load<Matrices::kV>(chunk, r - 1);
-      }
-      Acc a, d_gate;
-      gate_back(in, r, a, d_gate);
-      team.put_row_sums(m.dots, r, a, o.x[r]);
-      if constexpr (kGradients) {
-        if (chunk.rest(r) > 0) {
-          Acc sum = o.x[r];
-          if (convolves) {
-            const Acc before = unpack_rows(r > 0 ? in.v[r > 0 ? r - 1 : 0] : history);
-            add_scaled(sum, conv.template step<true>(unpack_rows(in.v[r]), before, a, d_v.x[r]), 1.f);
-            if (p.d_final_history) conv.add_final_gradient(d_v.x[r], chunk.first + r * kTile);
-          }
-          if (p.g.data) {
+    for (int r = 0; r < kRowTiles; ++r) u[r] = load_left<E, true>(m.a.tile(team.tile, r), team.at);
 #pragma unroll
-            for (int i = 0; i < 8; ++i) d_gate.x[i / 4][i % 4] *= sum.x[i / 4][i % 4];
-            team.template store<Matrices::kDG>(chunk, r, d_gate);
-          }
-        }
-      }
-      scale_rows(a, inverses[r]);
-      if constexpr (kScaled<E>) scale(a, kGradientRange<E, kHead>);
-      u[r] = transpose(to_split<E>(a));
-    }
-    if constexpr (kGradients) {
-      multiply(d_v, m.k, [&](int t) {
-        if constexpr (Memory::kExchange)
-          return load_right<E, false>(m.exchange + (team.warp * kTiles + t) * kPackedTile, team.at);
-        else
-          return as_right(to_split<E>(state[t]));
-      });
-      if (p.causal) this->template add_scores<true>(d_v, 0, m.a);
-#pragma unroll
-      for (int r = 0; r < kRowTiles; ++r) team.template store<Matrices::kDV>(chunk, r, d_v.x[r]);
-      if (!p.causal) return;
-    }
-#pragma unroll
-    for (int t = 0; t < kTiles; ++t) {
+    for (int t = 0; t < kKeyTiles; ++t) {
       limit(t);
       Acc part;
       Acc& to = kScaled<E> ? part : state[t];
 #pragma unroll
-      for (int r = 0; r < kRowTiles; ++r) add_product(to, u[r], load_right<E, true>(m.q.tile(t, r), team.at));
+      for (int r = 0; r < kRowTiles; ++r)
+        add_product(to, u[r], load_right<E, true>(m.q.tile(team.first_key() + t, r), team.at));
       if constexpr (kScaled<E>) add_scaled(state[t], part, factor / kGradientRange<E, kHead>);
     }
   }
 
-  // Gradients of queries and keys, and the sum of d_Z phi(q).
-  __device__ void finish_keys(const StoredState<E, kHead>& keys) {
-    RowPair d_z[kRowTiles];
+  // The gradient of keys, and the sum of d_Z phi(q).
+  __device__ void finish_keys() {
+    // Every warp has the sums of its channels, of which those of the first row tile store the next ones.
+    LaneChannels sum = load_channels(m.sums[accumulates() ? (this->index + 1) % 2 : 0] + team.channel());
+    Acc d_phi = equal_rows(sum);
+    if (accumulates()) {
+      const Acc weighted = weighted_sums(this->denominator_gradients(), phi_q().split());
+      const LaneChannels own = channels_of_row<0>(weighted);
+      add_scaled(d_phi, weighted, factor);
+      if constexpr (kRowTiles == 1) {
+        add_scaled(sum, own, factor);
+      } else {
+        if (team.lane < 4) store_channels(m.by_row[0][team.row] + team.channel(), own, factor);
+        __syncthreads();
 #pragma unroll
-    for (int r = 0; r < kRowTiles; ++r) {
-      d_z[r] = team.get_row_sums(m.dots, r);
-#pragma unroll
-      for (int h = 0; h < 2; ++h) d_z[r].x[h] *= -inverses[r].x[h];
-    }
-    if constexpr (kGradients) {
-      Rows d_q;
-      multiply(d_q, m.a, [&](int t) { return load_tile_of_state<E, true>(keys.tile(t, team.warp)); });
-#pragma unroll
-      for (int r = 0; r < kRowTiles; ++r) scale_rows(d_q.x[r], inverses[r]);
-      if (p.causal) this->template add_scores<false>(d_q, 1, m.k);
-      LaneChannels z = load_channels(keys.sums + team.channel());
-#pragma unroll
-      for (int r = 0; r < kRowTiles; ++r) {
-        // Computing these sums again is cheaper than holding the registers until here.
-        const Acc key_sums = p.causal ? next_key_sums(z, m.phi_k[r][threadIdx.x]) : equal_rows(z);
-        Acc d = rotate<true>(d_q.x[r], team.load_angles(chunk, r));
-        const Acc f = m.phi_q[r][threadIdx.x].acc();
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {
-          float& x = d.x[i / 4][i % 4];
-          x += d_z[r].x[i / 2 % 2] * key_sums.x[i / 4][i % 4];
-          x *= phi_grad(f.x[i / 4][i % 4]);
+        for (int r = 0; r < kRowTiles; ++r) {
+          const LaneChannels other = load_channels(m.by_row[0][r] + team.channel());
+          add_scaled(sum, other, 1.f);
+          if (kGradients && r > team.row) add_scaled(d_phi, equal_rows(other), 1.f);
         }
-        team.template store<Matrices::kDQ>(chunk, r, d);
       }
+      if (team.row == 0 && team.lane < 4) store_channels(m.sums[this->index % 2] + team.channel(), sum, 1.f);
     }
-    Rows d_k;
-    if constexpr (kGradients) {
-      multiply(d_k, m.v, [&](int t) {
-        const int tile = (t * kTiles + team.warp) * kPackedTile;
-        if constexpr (Memory::kExchange)
-          return load_right<E, true>(m.exchange + tile, team.at);
-        else
-          return load_tile_of_state<E, true>(stored_exchange() + tile);
-      });
-      if (p.causal) this->template add_scores<true>(d_k, 1, m.q);
-    }
+    if constexpr (!kGradients) return;
+    Acc d_k;
+    multiply(d_k, m.v, [&](int t) {
+      const int tile = (t * kTiles + team.tile) * kPackedTile;
+      if constexpr (Memory::kExchange)
+        return load_right<E, true>(m.exchange + tile, team.at);
+      else
+        return load_tile_of_state<E, true>(stored_exchange() + tile);
+    });
+    if (p.causal) this->template add_scores<true>(d_k, Memory::kW, m.q, factor);
+    Acc d = rotate<true>(d_k, team.load_angles(chunk));
+    const Acc f = phi_k().acc();
 #pragma unroll
-    for (int r = kRowTiles - 1; r >= 0; --r) {
-      Acc d_phi = equal_rows(sum);
-      if (p.causal || !kGradients) {
-        const Acc weighted = weighted_sums(d_z[r], m.phi_q[r][threadIdx.x].split());
-        add_scaled(d_phi, weighted, factor);
-        add_scaled(sum, channels_of_row<0>(weighted), factor);
-      }
-      if constexpr (kGradients) {
-        Acc d = rotate<true>(d_k.x[r], team.load_angles(chunk, r));
-        const Acc f = m.phi_k[r][threadIdx.x].acc();
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {
-          float& x = d.x[i / 4][i % 4];
-          x += d_phi.x[i / 4][i % 4];
-          x *= phi_grad(f.x[i / 4][i % 4]);
-        }
-        team.template store<Matrices::kDK>(chunk, r, d);
-      }
+    for (int i = 0; i < 8; ++i) {
+      float& x = d.x[i / 4][i % 4];
+      x += d_phi.x[i / 4][i % 4];
+      x *= phi_grad(f.x[i / 4][i % 4]);
     }
+    team.template store<Matrices::kDK>(chunk, d);
   }
 
+  // Sum of d_Z phi(q) over all chunks, for lanes that store it.
+  __device__ LaneChannels last_sum() const { return load_channels(m.sums[0] + team.channel()); }
+
   __device__ void run() {
+    team.find_indices(computed_here(threadIdx.x));
     const RelaSegment& segment = team.segment;
     const float* after = nullptr;
     if constexpr (kGradients) {
@@ -300,25 +310,24 @@ struct ReverseSweep : ReverseProducts<E, kHead, kGradients> {
       else if (p.d_final_kv_state)
         after = team.sequence_state(p.d_final_kv_state);
     }
+    LaneChannels sum;
     team.load_state(after, state, sum);
+    if (team.row == 0 && team.lane < 4)
+      store_channels(m.sums[accumulates() ? team.chunks() % 2 : 0] + team.channel(), sum, 1.f);
     const bool convolves = kGradients && p.kernel_size > 0;
     if (convolves) {
-      conv.load_weights(team, m.conv_weights);
+      conv.load_weights(team);
       __syncthreads();
       if (p.kernel_size > 1 && segment.end < segment.sequence_end) prepare_conv();
     }
-    Inputs in;
-    for (int i = team.chunks() - 1; i >= 0; --i) {
-      load_inputs(in, chunk_at(i));
-      process(i, in);
-    }
+    for (int i = team.chunks() - 1; i >= 0; --i) process(i);
     if constexpr (kGradients) {
-      if (convolves) conv.store_weights();
+      if (convolves) conv.store_weights(team);
       if (!segment.is_first()) return;
-      if (p.d_initial_kv_state) team.store_state(team.sequence_state(p.d_initial_kv_state), state, sum);
-      if (p.d_initial_history && p.kernel_size > 1) conv.store_initial_history();
+      if (p.d_initial_kv_state) team.store_state(team.sequence_state(p.d_initial_kv_state), state, last_sum());
+      if (p.d_initial_history && p.kernel_size > 1) conv.store_initial_history(team);
     } else {
-      team.store_state(team.state(p.query_states), state, sum);
+      team.store_state(team.state(p.query_states), state, last_sum());
     }
   }
 };

@@ -52,12 +52,15 @@ __device__ RightSplit<E> load_right(const Part<E>* tile, const TileLane& lane) {
   return m;
 }
 
-// Stores a sum as a tile; other lanes may read it after __syncwarp.
+// Stores a tile; other lanes may read it after __syncwarp.
 template <typename E>
-__device__ void store_tile(Part<E>* tile, const Acc& a, const TileLane& lane) {
-  const Split<E> m = to_split<E>(a);
+__device__ void store_split(Part<E>* tile, const Split<E>& m, const TileLane& lane) {
 #pragma unroll
   for (int p = 0; p < kParts<E>; ++p) store_matrices_at(tile + p * kPackedTile, lane.along, lane.pair, m.part[p].r);
+}
+template <typename E>
+__device__ void store_tile(Part<E>* tile, const Acc& a, const TileLane& lane) {
+  store_split<E>(tile, to_split<E>(a), lane);
 }
 
 // Operand B[n][k] of a sum with rows n and columns k, multiplied by `factor` if 16-bit numbers might not hold it.
