@@ -27,9 +27,13 @@ OPS = list(VALUES)
 @pytest.mark.parametrize("op", OPS)
 def test_every_macro_of_tuning_h_has_values(op: str) -> None:
     found = defaults(op)
-    assert set(found) <= set(VALUES[op])
-    for name, default in found.items():
-        assert default in VALUES[op][name] and len(VALUES[op][name]) > 1, name
+    tried = [dict(variant.macros) for variant in variants(op)]
+    assert tried[0] == {} and len(tried) <= command.parse([]).variants
+    assert {name for macros in tried for name in macros} == set(found)
+    for macros in tried[1:]:
+        assert all(found[name] != value for name, value in macros.items()), macros
+    for name, values in VALUES[op].items():
+        assert found[name] in values, name
 
 
 @pytest.mark.parametrize("op", [op for op in OPS if defaults(op)])
@@ -41,10 +45,12 @@ def test_every_macro_is_read_and_used(op: str) -> None:
     assert [name for name in names if name not in used] == []
 
 
-def test_a_variant_changes_one_macro() -> None:
-    found = variants("causal_conv1d", {"ROWS": (2, defaults("causal_conv1d")["ROWS"], 8)})
-    assert [variant.name for variant in found] == ["default", "ROWS=2", "ROWS=8"]
+def test_a_variant_changes_one_macro_or_a_combination() -> None:
+    values = {"ROWS": (2, defaults("causal_conv1d")["ROWS"], 8)}
+    found = variants("causal_conv1d", values, [{"ROWS": 8, "THREADS": 64}])
+    assert [variant.name for variant in found] == ["default", "ROWS=2", "ROWS=8", "ROWS=8,THREADS=64"]
     assert found[1].defines == ["-DRECGRELA_CAUSAL_CONV1D_ROWS=2"] and found[0].defines == []
+    assert found[3].defines == ["-DRECGRELA_CAUSAL_CONV1D_ROWS=8", "-DRECGRELA_CAUSAL_CONV1D_THREADS=64"]
 
 
 def row(

@@ -4,9 +4,9 @@ python -m benchmarks.gpu.variants                builds what is out of date, the
 s python -m benchmarks.gpu.variants --build-only   needs no GPU; build/variants can be carried to a machine
 with one python -m benchmarks.gpu.variants --simt         runs tiny sizes on the CPU: the times tell nothing
 
-A variant changes one macro of csrc/kernels/<op>/tuning.h; benchmarks/gpu/variants/knobs.py lists the values.
-Every variant is a shared library with the units of one operator. Variants are timed in turn, and times are
-medians.
+A variant changes one macro of csrc/kernels/<op>/tuning.h, or a few where one alone would spill registers;
+benchmarks/gpu/variants/knobs.py lists the values. Every variant is a shared library with the units of one
+operator. Variants are timed in turn, and times are medians.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--op", nargs="+", choices=list(VALUES), default=list(VALUES))
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES[:2]))
     parser.add_argument(
-        "--variants", type=int, default=8, help="of an operator, at most; default: %(default)s"
+        "--variants", type=int, default=10, help="of an operator, at most; default: %(default)s"
     )
     parser.add_argument("--arch", help="architecture, such as 90; default: that of the GPU")
     parser.add_argument("--build-only", action="store_true", help="run nothing")

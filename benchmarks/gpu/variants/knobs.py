@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tools.tuning import defaults, macro
 
-# Values to try, by operator and macro without its prefix RECGRELA_<OP>_.
+# Values to try, by operator and macro without its prefix RECGRELA_<OP>_. None of them spills registers.
 VALUES: dict[str, dict[str, tuple[int, ...]]] = {
     "gated_rela": {
         "STEP_BYTES": (512, 1024, 2048),
         "FORWARD_BLOCKS": (6, 8),
-        "BACKWARD_BLOCKS": (4, 6, 8),
+        "BACKWARD_BLOCKS": (4, 6),
         "WIDE_ROWS_64": (32, 48, 64),
         "WIDE_ROWS_128": (32, 48, 64),
     },
@@ -23,21 +23,25 @@ VALUES: dict[str, dict[str, tuple[int, ...]]] = {
     },
     "linear_scan": {
         "THREADS": (64, 128, 256),
-        "BATCH_REGISTERS": (16, 32, 48),
-        "WARPS": (8, 16, 24),
+        "BATCH_REGISTERS": (16, 32),
+        "WARPS": (8, 16),
     },
     "causal_conv1d": {
         "THREADS": (64, 128, 256),
-        "ROWS": (4, 8),
-        "FORWARD_WARPS": (12, 16, 24),
-        "BACKWARD_WARPS": (8, 12, 16),
+        "FORWARD_WARPS": (12, 16),
+        "BACKWARD_WARPS": (8, 12),
     },
+}
+# Values that spill registers unless other macros have these values too.
+COMBINATIONS: dict[str, tuple[dict[str, int], ...]] = {
+    "linear_scan": ({"BATCH_REGISTERS": 48, "WARPS": 8},),
+    "causal_conv1d": ({"ROWS": 8, "FORWARD_WARPS": 12, "BACKWARD_WARPS": 8},),
 }
 
 
 @dataclass(frozen=True)
 class Variant:
-    """Kernels of an operator with one macro changed.
+    """Kernels of an operator with one macro or a combination changed.
 
     Attributes:
         op: operator.
@@ -57,10 +61,15 @@ class Variant:
         return [f"-D{macro(self.op, name)}={value}" for name, value in self.macros]
 
 
-def variants(op: str, values: Mapping[str, tuple[int, ...]] | None = None) -> list[Variant]:
-    """The default, then every other value of each macro with the others at their defaults."""
+def variants(
+    op: str,
+    values: Mapping[str, tuple[int, ...]] | None = None,
+    combinations: Sequence[Mapping[str, int]] | None = None,
+) -> list[Variant]:
+    """The default, every other value of each macro with the others at their defaults, and combinations."""
     tried = VALUES[op] if values is None else values
+    together = COMBINATIONS.get(op, ()) if combinations is None else combinations
     found = [Variant(op)]
     for name, default in defaults(op).items():
         found += [Variant(op, ((name, value),)) for value in tried.get(name, ()) if value != default]
-    return found
+    return found + [Variant(op, tuple(macros.items())) for macros in together]

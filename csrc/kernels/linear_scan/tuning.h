@@ -7,14 +7,13 @@
 #define RECGRELA_LINEAR_SCAN_THREADS 128
 #endif
 
-// Registers of a thread for each of the two batches of rows that it loads ahead: 16, 32 or 48. With
-// 48, kernels spill registers unless RECGRELA_LINEAR_SCAN_WARPS is 8.
+// Registers of a thread for each of the two batches of rows that it loads ahead: 16, 32, or 48 if
+// RECGRELA_LINEAR_SCAN_WARPS is 8.
 #ifndef RECGRELA_LINEAR_SCAN_BATCH_REGISTERS
 #define RECGRELA_LINEAR_SCAN_BATCH_REGISTERS 32
 #endif
 
-// Warps for which registers are kept on a multiprocessor: 8, 16 or 24. With 24, most kernels spill registers
-// unless RECGRELA_LINEAR_SCAN_BATCH_REGISTERS is 16.
+// Warps for which registers are kept on a multiprocessor: 8 or 16.
 #ifndef RECGRELA_LINEAR_SCAN_WARPS
 #define RECGRELA_LINEAR_SCAN_WARPS 16
 #endif

@@ -6,8 +6,8 @@
 namespace recgrela::cuda {
 
 constexpr int kScanRows = RECGRELA_SELECTIVE_SCAN_FORWARD_ROWS;  // of a group
-constexpr int kTileParts = kScanRows < 4 ? 4 : kScanRows;        // rows of a tile that a thread loads
-static_assert(kScanRows == 2 || kScanRows == 4 || kScanRows == 8);
+constexpr int kTileParts = 4;                                    // rows of a tile that a thread loads
+static_assert(kScanRows == 2 || kScanRows == 4);
 
 // Rows of a segment in the order of a scan, from its last row to the first in reverse. Row i has the place i sizeof(E),
 // negative in reverse: an address is the first row's plus the product of a place and a stride, which takes one

@@ -8,12 +8,12 @@
 #endif
 
 // Rows that a thread of the forward processes at a time; it loads the next ones meanwhile: 2 or 4. More rows hide
-// slower loads and share counters; 8 do not fit into the registers.
+// slower loads and share counters.
 #ifndef RECGRELA_SELECTIVE_SCAN_FORWARD_ROWS
 #define RECGRELA_SELECTIVE_SCAN_FORWARD_ROWS 4
 #endif
 
-// Threads of the forward on a multiprocessor, for which registers are limited: 384 or 512; 640 spills.
+// Threads of the forward on a multiprocessor, for which registers are limited: 384 or 512.
 #ifndef RECGRELA_SELECTIVE_SCAN_FORWARD_RESIDENT
 #define RECGRELA_SELECTIVE_SCAN_FORWARD_RESIDENT 512
 #endif
