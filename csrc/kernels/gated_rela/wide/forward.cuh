@@ -60,23 +60,19 @@ __device__ void make_chunk_features(const WideTeam<E, kHead>& team, WideForwardM
 template <bool kFull, typename E, int kHead, typename Q>
 __device__ void add_state_product(const WideTeam<E, kHead>& team, Q& q, const Acc (&state)[kHead / kTile],
                                   Acc (&out)[WideTeam<E, kHead>::kRowTiles]) {
+  using T = WideTeam<E, kHead>;
   const int tiles = team.num_tiles();
   const float factor = team.factor();
-  constexpr int kTogether = WideTeam<E, kHead>::kTogether;
 #pragma unroll
-  for (int t = 0; t < kHead / kTile; t += kTogether) {
+  for (int t = 0; t < T::kTiles; ++t) {
     limit_overlap<E>();
-    RightSplit<E> s[kTogether];
+    const RightSplit<E> s = to_right<E>(state[t], factor);
 #pragma unroll
-    for (int i = 0; i < kTogether; ++i) s[i] = to_right<E>(state[t + i], factor);
-#pragma unroll
-    for (int r = 0; r < WideTeam<E, kHead>::kRowTiles; ++r) {
-      if (kFull || r < tiles) {
+    for (int r = 0; r < T::kRowTiles; ++r) {
+      // The first tile has rows. With the fewest registers, the branch keeps the compiler from mixing tiles.
+      if (kFull || (r == 0 && !T::kShort) || r < tiles) {
         limit_overlap<E>();
-        Split<E> a[kTogether];
-#pragma unroll
-        for (int i = 0; i < kTogether; ++i) a[i] = load_left<E, false>(q.tile(t + i, r), team.at);
-        add_products(out[r], a, s);
+        add_product(out[r], load_left<E, false>(q.tile(t, r), team.at), s);
       }
     }
   }
@@ -122,8 +118,7 @@ __global__ void __launch_bounds__(WideTeam<E, kHead>::kThreads, WideTeam<E, kHea
     invert_denominators(T(p, m.unit), m.denominators, m.inverse);
     if (p.causal) make_scores(T(p, m.unit), m.q, m.k, m.scores);
     Acc out[T::kRowTiles];
-    // With few registers, branches keep the compiler from mixing tiles of float32.
-    if ((sizeof(E) == 2 || T::kBlocks == 1) && T(p, m.unit).num_tiles() == T::kRowTiles) {
+    if (T(p, m.unit).num_tiles() == T::kRowTiles) {
       add_state_product<true>(T(p, m.unit), m.q, state, out);
     } else {
       add_state_product<false>(T(p, m.unit), m.q, state, out);

@@ -21,6 +21,8 @@ struct WideScores {
 template <typename E, int kHead, int kRows>
 __device__ void make_scores(const WideTeam<E, kHead>& team, TileMatrix<E, kHead, kRows>& q,
                             TileMatrix<E, kHead, kRows>& k, WideScores<E, kHead>& scores) {
+  using T = WideTeam<E, kHead>;
+  [[maybe_unused]] constexpr int kUnroll = T::kShort ? 2 : T::kTiles / 2;
   const int lane = team.lane, tiles = team.num_tiles();
   const float factor = team.factor();
   // Eight keys at 16 channels of two tiles are four matrices of ldmatrix.
@@ -32,7 +34,7 @@ __device__ void make_scores(const WideTeam<E, kHead>& team, TileMatrix<E, kHead,
     const Part<E>* const queries = q.tile(0, row);
     const Part<E>* const keys = k.tile(0, column) + j * 8 * kTile + key_lane;
     float sum[2][4] = {};  // of even and odd tiles of channels, so that half as many products wait for each other
-#pragma unroll
+#pragma unroll(kUnroll)
     for (int t = 0; t < kHead / kTile; t += 2) {
       limit_overlap<E>();
       RightSplit<E> b;

@@ -35,11 +35,17 @@ struct WideTeam {
                                : kScaled<E>   ? std::min(RECGRELA_GATED_RELA_WIDE_ROWS_128, 48)
                                               : RECGRELA_GATED_RELA_WIDE_ROWS_128;
   static constexpr int kRowTiles = kRows / kTile;
+  // Whether shared memory has room for only one block per multiprocessor: sm_90 to sm_110 have room for two. The host
+  // does not know the architecture, so that only launch bounds and code of kernels may depend on it.
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ < 900 || __CUDA_ARCH__ >= 1200)
+  static constexpr bool kAlone = sizeof(E) == 4 && kHead == 128;
+#else
+  static constexpr bool kAlone = false;
+#endif
   // Blocks per multiprocessor for which the compiler limits registers: the most without spilling.
-  static constexpr int kBlocks = sizeof(E) == 4 && kHead == 128 ? 1 : 16 / kTiles;
-
-  // Products of float32 tiles that are summed before they are added to an output or a state.
-  static constexpr int kTogether = kBlocks == 1 ? 2 : 1;
+  static constexpr int kBlocks = kAlone ? 1 : 16 / kTiles;
+  // Whether the state leaves few of them: loops are then unrolled less, and addresses computed where they are used.
+  static constexpr bool kShort = sizeof(E) == 4 && kHead == 128 && !kAlone;
 
   const RelaPlan& p;
   const WideUnit& unit;

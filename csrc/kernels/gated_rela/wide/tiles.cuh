@@ -79,27 +79,6 @@ __device__ RightSplit<E> to_right(const Acc& a, float factor) {
   return m;
 }
 
-// d += sum of A[i] B[i]^T over few operands. float32: the small products first, then the large ones, whose sum is
-// truncated once for each operand.
-template <typename E, int kCount>
-__device__ void add_products(Acc& d, const Split<E> (&a)[kCount], const RightSplit<E> (&b)[kCount]) {
-  if constexpr (kParts<E> == 1 || kCount == 1) {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) add_product(d, a[i], b[i]);
-  } else {
-    Acc sum;
-#pragma unroll
-    for (int order = kParts<E> - 1; order >= 0; --order)
-#pragma unroll
-      for (int i = 0; i < kCount; ++i)
-#pragma unroll
-        for (int p = 0; p <= order; ++p)
-#pragma unroll
-          for (int j = 0; j < 2; ++j) mma16816<Part<E>>(sum.x[j], a[i].part[p].r, b[i].r[order - p][j]);
-    add_scaled(d, sum, 1.f);
-  }
-}
-
 // Rows of float32 in the place of their parts: 16 channels, 64 bytes a row. Vectors of 16 bytes are permuted so that
 // four rows of pairs have different banks.
 inline __device__ int swizzled_vector(int row, int vector) { return (vector ^ (row & 2) ^ (row >> 2 & 1)) * 4; }

@@ -72,27 +72,16 @@ __device__ RightSplit<E> right_values(const WideTeam<E, kHead>& team, WideValues
 template <typename E, int kHead, int kRows>
 __device__ void add_wide_keys(const WideTeam<E, kHead>& team, TileMatrix<E, kHead, kRows>& k, WideValues<E, kHead>& v,
                               Acc (&state)[kHead / kTile]) {
-  constexpr int kTogether = WideTeam<E, kHead>::kTogether;
+  using T = WideTeam<E, kHead>;
   const int tiles = team.num_tiles();
-  auto add = [&](int r, auto count) {
-    constexpr int kCount = decltype(count)::value;
-    Split<E> values[kCount];
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) values[i] = left_values<E, kHead>(team, v, r + i);
-#pragma unroll
-    for (int t = 0; t < kHead / kTile; ++t) {
-      limit_overlap<E>();
-      RightSplit<E> keys[kCount];
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) keys[i] = load_right<E, true>(k.tile(t, r + i), team.at);
-      add_products(state[t], values, keys);
-    }
-  };
-  int r = 0;
 #pragma unroll 1
-  for (; r + kTogether <= tiles; r += kTogether) add(r, std::integral_constant<int, kTogether>{});
-  if constexpr (kTogether > 1) {
-    if (r < tiles) add(r, std::integral_constant<int, 1>{});
+  for (int r = 0; r < tiles; ++r) {
+    const Split<E> values = left_values<E, kHead>(T::kShort ? T(team.p, team.unit) : team, v, r);
+#pragma unroll
+    for (int t = 0; t < T::kTiles; ++t) {
+      limit_overlap<E>();
+      add_product(state[t], values, load_right<E, true>(k.tile(t, r), team.at));
+    }
   }
 }
 
