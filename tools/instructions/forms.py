@@ -127,7 +127,8 @@ _SELECTIVE_SCAN = (_group(3), _group(2))
 
 # The backward: lanes of a channel, channels and states of a thread. Chunks of 16 rows from checkpoints, in
 # tiles of 4; the first pass omits the last tile. A block has 128 threads. With up to 16 states, it stages the
-# rows of B and C of a chunk and adds their gradients at once; with more, it stages 4 to 8 rows in each pass.
+# rows of B and C of a chunk and adds their gradients at once; with more, it stages 4 to 8 rows in each pass. Other
+# loops load and store states of channels that are not all there.
 def _all_states(instance: Instance) -> float:
     lanes, _channels, states = instance.sizes
     return lanes * states
@@ -140,16 +141,16 @@ def _quads(instance: Instance) -> float:
 _CHUNK_LOADS, _TILE_ACCESSES = 14, 5
 _SELECTIVE_BACKWARD = (
     Form(
-        8,
-        {3: every(16), 4: _quads, 5: every(16 / 3), 6: every(4), 7: _quads},
-        {3: lambda i: _CHUNK_LOADS + _TILE_ACCESSES + 2, 6: lambda i: _TILE_ACCESSES + 1, 7: lambda i: 1},
-        once=1,
+        15,
+        {6: every(16), 7: _quads, 9: every(16 / 3), 10: every(4), 11: _quads},
+        {6: lambda i: _CHUNK_LOADS + _TILE_ACCESSES + 2, 10: lambda i: _TILE_ACCESSES + 1, 11: lambda i: 1},
+        once=2,
     ),
     Form(
-        9,
-        {3: every(16), 4: every(16 / 3), 5: _quads, 6: every(4), 7: _quads, 8: _quads},
-        {3: lambda i: _CHUNK_LOADS + _TILE_ACCESSES + 3, 6: lambda i: _TILE_ACCESSES + 2, 8: lambda i: 1},
-        once=1,
+        16,
+        {6: every(16), 8: every(16 / 3), 9: _quads, 10: every(4), 11: _quads, 12: _quads},
+        {6: lambda i: _CHUNK_LOADS + _TILE_ACCESSES + 3, 10: lambda i: _TILE_ACCESSES + 2, 12: lambda i: 1},
+        once=2,
     ),
 )
 
