@@ -134,6 +134,13 @@ void add_cases(Cases& cases) {
         cases.add(c.name() + "/wide", [c] { check<RelaRun>(c); });
         if (head_dim == 64) cases.add(c.name() + "/wide/schedules", [c] { check_one_result<RelaRun>(c); });
       }
+  // Wide heads in other orders of threads: one and two row tiles a chunk, and segments that end within a chunk.
+  for (DType type : {DType::kFloat32, DType::kBFloat16})
+    for (int head_dim : {64, 128}) {
+      RelaCase c = draw(type, head_dim, true, {33, 1, 17});
+      c.heads = 1, c.kernel_size = 4, c.segment_rows = head_dim == 64 ? 16 : 0;
+      cases.add(c.name() + "/wide/schedules", [c] { check_one_result<RelaRun>(c); });
+    }
   // More units of work (heads of sequences) than teams of the backward.
   auto add_units = [&](DType type, bool causal, int heads, int head_dim) {
     RelaCase c;

@@ -33,15 +33,16 @@ struct BackwardWarp : BackwardElements<E, Shape> {
       for (int s = 0; s < kStates; ++s) a[c][s] *= kLog2E;
   }
 
-  // Calls f(element in the thread's quads, index in a matrix [C, N]) for the thread's states that exist. A loop, which
-  // needs the states in shared memory, compiles to less code.
+  // Calls f(element in the thread's quads, index in a matrix [C, N], number of states that exist) for each four of the
+  // thread's states. A loop, which needs the states in shared memory, compiles to less code.
   template <typename F>
-  __device__ void for_each_state(F f) const {
+  __device__ void for_each_quad(F f) const {
     const int thread = computed_here(lane), channel = first_channel + thread % kGroups * kChannels;
 #pragma unroll 1
-    for (int i = 0; i < kChannels * kStates; ++i) {
-      const int c = i / kStates, s = i % kStates, n = s / 4 * 4 * kLanes + thread / kGroups * 4 + s % 4;
-      if (channel + c < p.channels && n < p.num_states) f(i / 4 * 128 + i % 4, int64_t{channel + c} * p.num_states + n);
+    for (int i = 0; i < kChannels * kStates / 4; ++i) {
+      const int c = i / (kStates / 4), n = i % (kStates / 4) * 4 * kLanes + thread / kGroups * 4;
+      const int count = channel + c < p.channels ? static_cast<int>(p.num_states) - n : 0;
+      f(i * 128, int64_t{channel + c} * p.num_states + n, count);
     }
   }
   // Loads the thread's states of matrix `index` of [.., C, N]; zeros if `matrices` is null. Overwrites the states
@@ -62,14 +63,24 @@ struct BackwardWarp : BackwardElements<E, Shape> {
         }
     } else {
       float* const quads = state_before(1);
-      keep_state(quads, States{});
-      if (matrices) for_each_state([&](int at, int64_t i) { quads[at] = matrices[index * p.state_size() + i]; });
+      for_each_quad([&](int at, int64_t i, int count) {
+        float quad[4];
+#pragma unroll
+        for (int k = 0; k < 4; ++k) quad[k] = matrices && k < count ? matrices[index * p.state_size() + i + k] : 0.f;
+        store_floats<4>(quads + at, quad);
+      });
       load_kept_state(quads, out);
     }
   }
   // Stores the thread's states, which `quads` has as keep_state leaves them.
   __device__ void store_states(float* matrices, int64_t index, const float* quads) const {
-    for_each_state([&](int at, int64_t i) { matrices[index * p.state_size() + i] = quads[at]; });
+    for_each_quad([&](int at, int64_t i, int count) {
+      float quad[4];
+      load_floats<4>(quads + at, quad);
+#pragma unroll
+      for (int k = 0; k < 4; ++k)
+        if (k < count) matrices[index * p.state_size() + i + k] = quad[k];
+    });
   }
   // The thread's states before tile t of the chunk, 0 < t < kTiles - 1.
   __device__ float* state_before(int t) const {

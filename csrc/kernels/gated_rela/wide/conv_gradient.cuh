@@ -12,13 +12,13 @@ struct ConvGradientMemory {
   using T = GradientTeam<E, kHead>;
   // Rows of 16 channels. A warp has kMaxHistory rows of values before its row tile, and the tile: of values, and then
   // of gradients of c, which the warp of the row tile before reads too. The last two groups of kMaxHistory rows are the
-  // gradients of c at the first rows of the chunks before and after, in turn.
-  static constexpr int kWarpRows = kMaxHistory + kTile, kRows = T::kRowTiles * kWarpRows + 2 * kMaxHistory;
+  // gradients of c at the first rows of this chunk and of the one after it, in turn.
+  static constexpr int kWarpRows = kMaxHistory + kTile, kSharedRows = T::kRowTiles * kWarpRows + 2 * kMaxHistory;
   static constexpr bool kKeepsValues = sizeof(E) == 4;  // which are in parts elsewhere
 
   alignas(16) float weights[kMaxKernelSize + 1][kHead];  // as load_weights stores them
-  alignas(16) float rows[T::kTiles][kRows * kTile];
-  alignas(16) float values[kKeepsValues ? T::kWarps : 1][kPackedTile];
+  alignas(16) float rows[T::kTiles][kSharedRows * kTile];
+  alignas(16) float values[kKeepsValues ? T::kWarps : 1][kKeepsValues ? kPackedTile : 4];
 };
 
 template <typename E, int kHead>
@@ -29,7 +29,7 @@ struct WideConvGradient {
   // Gradients of the weights and the bias of channel l % 16, summed over eight rows of each tile.
   float sums[kMaxKernelSize + 1] = {};
 
-  // No gradient of c comes after the first chunk unless prepare stores some.
+  // No gradient of c comes after the segment's last chunk unless prepare stores some.
   __device__ WideConvGradient(const T& team, Memory& m) : m(m) { store_after(team, Acc{}); }
 
   // Stores the weights in shared memory. Rows 0 to 3 apply to the rows of v from 3 rows before the current one to the
@@ -51,25 +51,26 @@ struct WideConvGradient {
 
   // The lane's four channels of a row in shared memory, where row kMaxHistory is the first of the warp's tile.
   __device__ float* lane_row(const T& team, int row) const {
-    return m.rows[team.tile] + (team.row * Memory::kWarpRows + row) * kTile + team.lane % 4 * 4;
+    return m.rows[team.channel_tile] + (team.row_tile * Memory::kWarpRows + row) * kTile + team.lane % 4 * 4;
   }
   static __device__ void store_row(float* to, const Acc& a, int h) {
     *reinterpret_cast<float4*>(to) = make_float4(a.x[0][2 * h], a.x[0][2 * h + 1], a.x[1][2 * h], a.x[1][2 * h + 1]);
   }
   // The lane's four channels of the gradients of c at the first rows of chunk i.
   __device__ float* lane_first(const T& team, int i) const {
-    return m.rows[team.tile] + (T::kRowTiles * Memory::kWarpRows + i % 2 * kMaxHistory) * kTile + team.lane % 4 * 4;
+    return m.rows[team.channel_tile] + (T::kRowTiles * Memory::kWarpRows + i % 2 * kMaxHistory) * kTile +
+           team.lane % 4 * 4;
   }
   // Stores the gradients of c at the first rows of chunk i.
   __device__ void store_first(const T& team, int i, const Acc& d_c) const {
     const int row = team.lane / 4;
-    if (team.row == 0 && row < kMaxHistory) store_row(lane_first(team, i) + row * kTile, d_c, 0);
+    if (team.row_tile == 0 && row < kMaxHistory) store_row(lane_first(team, i) + row * kTile, d_c, 0);
   }
 
   // Stores the gradients of c at the rows after the segment.
   __device__ void store_after(const T& team, const Acc& d_c) const {
     const int row = team.lane / 4;
-    if (team.row > 0 || row >= kMaxHistory) return;
+    if (team.row_tile > 0 || row >= kMaxHistory) return;
     store_row(lane_first(team, team.chunks()) + row * kTile, d_c, 0);
     // They also follow the first row tile of the last chunk if that chunk has no more rows, whose warp stores none.
     if (T::kRowTiles > 1 && team.chunk(team.chunks() - 1).n <= kTile)
@@ -116,6 +117,7 @@ struct WideConvGradient {
     Acc c = equal_rows(weight(team, kMaxKernelSize));
 #pragma unroll
     for (int i = 0; i < kMaxKernelSize; ++i) {
+      if (i % 2) __syncwarp();  // keeps the compiler from loading all rows ahead
       const LaneChannels w = weight(team, i);
 #pragma unroll
       for (int h = 0; h < 2; ++h) add_row(c, w, lane_row(team, row + 8 * h + i), h);
@@ -156,10 +158,11 @@ struct WideConvGradient {
   __device__ void add_gradient(const T& team, Acc& d_v, int i) const {
     const int row = team.lane / 4;
     // Rows after the tile are kMaxHistory rows further if the next row tile follows, or in one of the last groups.
-    const bool last = team.row == T::kRowTiles - 1;
+    const bool last = team.row_tile == T::kRowTiles - 1;
     const int gap = (last ? (i + 1) % 2 : 1) * (kMaxHistory * kTile);
 #pragma unroll
     for (int k = 0; k < kMaxKernelSize; ++k) {
+      if (k % 2) __syncwarp();
       const LaneChannels w = weight(team, kMaxHistory - k);
       add_row(d_v, w, lane_row(team, kMaxHistory + row + k), 0);
       add_row(d_v, w, lane_row(team, kMaxHistory + 8 + row + k) + (row + k >= 8 ? gap : 0), 1);
@@ -187,6 +190,7 @@ struct WideConvGradient {
     }
 #pragma unroll
     for (int row = 0; row < 8; ++row) {
+      if (row % 4 == 0) __syncwarp();
       x[kMaxHistory] = value(row, straight);
       const float d = d_c[row * kTile];
 #pragma unroll
@@ -222,14 +226,16 @@ struct WideConvGradient {
   // call it, after a barrier.
   __device__ void store_weights(const T& team) {
     const RelaPlan& p = team.p;
-    float* const parts = m.rows[team.tile] + team.lane;
+    float* const parts = m.rows[team.channel_tile] + team.lane;
 #pragma unroll
     for (int i = 0; i <= kMaxKernelSize; ++i) {
       sums[i] += __shfl_xor_sync(0xffffffffu, sums[i], kTile);
-      if (team.row > 0 && team.lane < kTile) parts[(team.row * (kMaxKernelSize + 1) + i) * kTile] = sums[i];
+      if (team.row_tile > 0 && team.lane < kTile) parts[(team.row_tile * (kMaxKernelSize + 1) + i) * kTile] = sums[i];
     }
-    if (T::kRowTiles > 1) __syncthreads();
-    if (team.row > 0 || team.lane >= kTile) return;
+    if constexpr (T::kRowTiles > 1) {
+      __syncthreads();
+    }
+    if (team.row_tile > 0 || team.lane >= kTile) return;
     float* const out =
         p.conv_partials +
         (team.segment.slot * p.width() + team.head_channel() + team.own() + team.lane) * (kMaxKernelSize + 1);
@@ -244,7 +250,7 @@ struct WideConvGradient {
 
   // Stores the gradient of the initial history, from the gradients of c at the sequence's first rows.
   __device__ void store_initial_history(const T& team) const {
-    if (team.row > 0) return;
+    if (team.row_tile > 0) return;
     const RelaPlan& p = team.p;
     const float* const first = lane_first(team, 0) - team.lane % 4 * 4;
     const E* const d_final_history = static_cast<const E*>(p.d_final_history);

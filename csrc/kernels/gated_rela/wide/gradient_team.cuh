@@ -41,7 +41,7 @@ struct GradientTeam {
   const RelaPlan& p;
   GradientUnit& unit;  // in shared memory, to save registers
   const RelaSegment& segment;
-  int tile, row;  // the warp's channels and rows, in tiles
+  int channel_tile, row_tile;  // of the warp
   int lane;
   TileLane at;
 
@@ -52,10 +52,11 @@ struct GradientTeam {
   // Computes the indices of the thread again: there are too few registers to hold them from one part of a chunk's work
   // to the next.
   __device__ void find_indices(unsigned thread) {
-    tile = static_cast<int>(thread / 32 % kTiles), row = static_cast<int>(thread / (32 * kTiles));
+    channel_tile = static_cast<int>(thread / 32 % kTiles);
+    row_tile = kRowTiles > 1 ? static_cast<int>(thread / (32 * kTiles)) : 0;
     lane = static_cast<int>(thread % 32), at = TileLane(thread % 32);
     // The compiler would otherwise turn sums into logical operations, from which it does not separate constants.
-    row = computed_here(row);
+    if (kRowTiles > 1) row_tile = computed_here(row_tile);
   }
 
   // Finds unit of work i and stores it in `unit`. Returns whether it has a segment.
@@ -86,10 +87,12 @@ struct GradientTeam {
     return found.exists();
   }
 
-  __device__ int own() const { return tile * kTile; }              // first channel that the warp owns
+  __device__ int own() const { return channel_tile * kTile; }      // first channel that the warp owns
   __device__ int channel() const { return own() + lane % 4 * 4; }  // first of the lane's four channels
   __device__ int64_t head_channel() const { return int64_t{unit.head} * kHead; }
-  __device__ int first_key() const { return row * kKeyTiles; }  // first key tile of a state that the warp owns
+  __device__ int first_key_tile() const {
+    return row_tile * kKeyTiles;
+  }  // first key tile of a state that the warp owns
 
   __device__ int rows() const { return static_cast<int>(segment.end - segment.begin); }
   __device__ int chunks() const { return (rows() + kRows - 1) / kRows; }
@@ -132,14 +135,14 @@ struct GradientTeam {
 
     Chunk() = default;
     __device__ Chunk(const GradientTeam& team, int first, int n) : first(first), n(n) {
-      const int row = team.row * kTile + team.lane / 4;
+      const int row = team.row_tile * kTile + team.lane / 4;
 #pragma unroll
       for (int h = 0; h < 2; ++h) rows[h] = first + min(row + 8 * h, n - 1);
     }
   };
   __device__ Chunk chunk(int i) const { return {*this, i * kRows, min(kRows, rows() - i * kRows)}; }
   // Number of rows of a chunk from the warp's first one on; not positive if the warp has none.
-  __device__ int rest(const Chunk& chunk) const { return chunk.n - row * kTile; }
+  __device__ int rest(const Chunk& chunk) const { return chunk.n - row_tile * kTile; }
 
   // Address `rows` times `row_elements` elements after another one.
   template <typename S>
@@ -197,11 +200,12 @@ struct GradientTeam {
 #pragma unroll
     for (int i = 0; i < 4; ++i) sum.x[i / 2][i % 2] = state ? state[kHead * kHead + channel() + i] : 0.f;
   }
-  __device__ void store_state(float* state, Acc (&by_value)[kKeyTiles], const LaneChannels& sum) const {
+  // `sums` are those at all key channels, in shared memory.
+  __device__ void store_state(float* state, Acc (&by_value)[kKeyTiles], const float* sums) const {
     visit(by_value, [&](float& x, int offset) { state[offset] = x; });
-    if (lane >= 4 || row > 0) return;
+    if (lane >= 4 || row_tile > 0) return;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) state[kHead * kHead + channel() + i] = sum.x[i / 2][i % 2];
+    for (int i = 0; i < 4; ++i) state[kHead * kHead + channel() + i] = sums[channel() + i];
   }
 
   // Stores a . b of the warp's rows, over own channels, in `sums` [kRows, kTiles].
@@ -212,7 +216,7 @@ struct GradientTeam {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       sum[h] = quad_sum(sum[h]);
-      if (lane % 4 == 0) sums[(row * kTile + lane / 4 + 8 * h) * kTiles + tile] = sum[h];
+      if (lane % 4 == 0) sums[(row_tile * kTile + lane / 4 + 8 * h) * kTiles + channel_tile] = sum[h];
     }
   }
   // Sums over all channels, for the lane's rows of row tile r, after a barrier.
@@ -236,7 +240,7 @@ struct GradientTeam {
     for (int t = 0; t < kKeyTiles; ++t)
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
-        const int key = (first_key() + t) * kTile + lane % 4 * 4 + i / 4 * 2 + i % 2;
+        const int key = (first_key_tile() + t) * kTile + lane % 4 * 4 + i / 4 * 2 + i % 2;
         f(a[t].x[i / 4][i % 4], key * kHead + value + i / 2 % 2 * 2);
       }
   }

@@ -52,7 +52,7 @@ struct StoredState {
   __device__ StoredState(const T& team, int i) {
     if (!team.p.causal) i = 0;
     tiles = static_cast<E*>(team.segment.chunk_states) + int64_t{i} * (kHead * kHead);
-    sums = team.segment.chunk_sums + (i * T::kRowTiles + team.row) * kHead + team.channel();
+    sums = team.segment.chunk_sums + (i * T::kRowTiles + team.row_tile) * kHead + team.channel();
   }
 
   __device__ E* tile(int value, int key) const { return tiles + (value * T::kTiles + key) * kPackedTile; }
@@ -60,7 +60,7 @@ struct StoredState {
   __device__ void store(const T& team, const Acc (&state)[T::kKeyTiles], float factor) const {
 #pragma unroll
     for (int t = 0; t < T::kKeyTiles; ++t)
-      store_tile_of_state<E>(tile(team.tile, team.first_key() + t), state[t], factor);
+      store_tile_of_state<E>(tile(team.channel_tile, team.first_key_tile() + t), state[t], factor);
   }
 };
 
@@ -83,38 +83,41 @@ __device__ void store_key_states(const GradientTeam<E, kHead>& team, Memory& m) 
   team.load_state(key_state_before(team), state, sum);
   const int last = p.causal && team.rows() > 0 ? team.chunks() - 1 : 0;
   LaneRows<E> k, v;
+  // The last chunk's keys are needed only for the sums before its second row tile.
+  auto needs_keys = [&](int i) { return i < last || (T::kRowTiles > 1 && p.causal && team.rows() > 0); };
   auto load = [&](int i) {
     const typename T::Chunk chunk = team.chunk(i);
-    k = team.template load<Matrices::kK>(chunk), v = team.template load<Matrices::kV>(chunk);
+    k = team.template load<Matrices::kK>(chunk);
+    v = team.template load<Matrices::kV>(chunk);
   };
-  if (p.causal && team.rows() > 0) load(0);
+  if (needs_keys(0)) load(0);
   for (int i = 0;; ++i) {
     const StoredState<E, kHead> stored(team, i);
     stored.store(team, state, team.factor(i));
     const typename T::Chunk chunk = team.chunk(i);
     Acc f;
     LaneChannels own;  // sum over the warp's rows
-    if (p.causal) {
+    if (needs_keys(i)) {
       f = features(k, team.rest(chunk));
       own = channels_of_row<kTile - 1>(running_sums<E>(to_split<E>(f)));
     }
     if (team.lane < 4) {
       // The first warp of the channels stores the sums before the next row tile too, which follow its own rows.
       static_assert(T::kRowTiles <= 2);
-      if (team.row == 0) {
+      if (team.row_tile == 0) {
         store_channels(stored.sums, sum, team.factor(i));
         LaneChannels next = sum;
         add_scaled(next, own, 1.f);
         if (T::kRowTiles > 1) store_channels(stored.sums + kHead, next, team.factor(i));
       }
-      if (T::kRowTiles > 1) store_channels(m.by_row[i % 2][team.row] + team.channel(), own, 1.f);
+      if (T::kRowTiles > 1) store_channels(m.by_row[i % 2][team.row_tile] + team.channel(), own, 1.f);
     }
     if (i == last) break;
     auto& keys = i % 2 ? m.k : m.q;
     auto& values = i % 2 ? m.a : m.v;
     const LaneAngles angles = team.load_angles(chunk);
-    store_tile<E>(keys.tile(team.tile, team.row), rotate<false>(f, angles), team.at);
-    store_split<E>(values.tile(team.tile, team.row), to_split(v), team.at);
+    store_tile<E>(keys.tile(team.channel_tile, team.row_tile), rotate<false>(f, angles), team.at);
+    store_split<E>(values.tile(team.channel_tile, team.row_tile), to_split(v), team.at);
     load(i + 1);
     __syncthreads();
     if constexpr (T::kRowTiles == 1) {
@@ -125,12 +128,12 @@ __device__ void store_key_states(const GradientTeam<E, kHead>& team, Memory& m) 
     }
     Split<E> operands[T::kRowTiles];
 #pragma unroll
-    for (int r = 0; r < T::kRowTiles; ++r) operands[r] = load_left<E, true>(values.tile(team.tile, r), team.at);
+    for (int r = 0; r < T::kRowTiles; ++r) operands[r] = load_left<E, true>(values.tile(team.channel_tile, r), team.at);
 #pragma unroll
     for (int t = 0; t < T::kKeyTiles; ++t)
 #pragma unroll
       for (int r = 0; r < T::kRowTiles; ++r)
-        add_product(state[t], operands[r], load_right<E, true>(keys.tile(team.first_key() + t, r), team.at));
+        add_product(state[t], operands[r], load_right<E, true>(keys.tile(team.first_key_tile() + t, r), team.at));
   }
 }
 

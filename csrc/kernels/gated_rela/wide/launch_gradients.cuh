@@ -14,6 +14,7 @@ __global__ void __launch_bounds__(GradientTeam<E, kHead>::kThreads, GradientTeam
   auto& memory = *reinterpret_cast<GradientMemory<E, kHead>*>(dynamic_shared());
   for (unsigned unit = blockIdx.x; unit < p.num_units();) {
     T team(p, memory.unit);
+    if (!kGradients) team.find_indices(computed_here(threadIdx.x));  // not held from one unit to the next
     const bool exists = team.find_unit(unit);
     // No segment comes before the first one of a causal sequence: its sums are not needed.
     if (exists && (kGradients || !p.causal || !team.segment.is_first())) {

@@ -9,7 +9,7 @@
 //   1. operands, the state of queries as an operand, parts of Z, and gradients of the convolution are in shared memory
 //   2. (causal) scores are, which are divided among the warps
 //   3. u = a / Z has replaced a; a . o, which the gradients of Z need, is there
-//   4. (causal) sums of d_Z phi(q) over each row tile are there
+//   4. (two row tiles, and sums over queries accumulate) sums of d_Z phi(q) over each row tile are there
 //   5. all operands have been read
 #pragma once
 
@@ -77,7 +77,7 @@ struct ReverseSweep : ReverseProducts<E, kHead, kGradients> {
 
   // Prepares the gradients of c at the rows after the segment.
   __device__ void prepare_conv() {
-    if (team.row > 0) return;
+    if (team.row_tile > 0) return;
     const int rows = team.rows();
     const int64_t left = team.segment.sequence_end - team.segment.end;
     chunk = {team, rows, left < kTile ? static_cast<int>(left) : kTile};
@@ -95,17 +95,16 @@ struct ReverseSweep : ReverseProducts<E, kHead, kGradients> {
     const Acc c = put_operands(i);
     __syncthreads();
 
-    begin_part(i);
-    const RowPair inverses = this->inverse(team.row);
-    if (team.tile == 0 && team.lane % 4 == 0) {
+    const RowPair inverses = this->inverse(team.row_tile);
+    if (team.channel_tile == 0 && team.lane % 4 == 0) {
 #pragma unroll
-      for (int h = 0; h < 2; ++h) m.inverses[team.row * kTile + team.lane / 4 + 8 * h] = inverses.x[h];
+      for (int h = 0; h < 2; ++h) m.inverses[team.row_tile * kTile + team.lane / 4 + 8 * h] = inverses.x[h];
     }
     if (p.causal) compute_scores();
     Acc o;
     {
       const Keys keys(team, i);
-      multiply(o, m.q, [&](int t) { return load_tile_of_state<E, false>(keys.tile(team.tile, t)); });
+      multiply(o, m.q, [&](int t) { return load_tile_of_state<E, false>(keys.tile(team.channel_tile, t)); });
     }
     if (Memory::kHasP) scale_rows(o, inverses);
     if (p.causal) {
@@ -133,19 +132,19 @@ struct ReverseSweep : ReverseProducts<E, kHead, kGradients> {
     const int n = team.rest(chunk);
     if (needs_keys()) in.v = team.template load<Matrices::kV>(chunk);
     Acc c;
-    if (needs_keys()) store_split<E>(m.v.tile(team.tile, team.row), to_split(in.v), team.at);
+    if (needs_keys()) store_split<E>(m.v.tile(team.channel_tile, team.row_tile), to_split(in.v), team.at);
     if constexpr (kGradients) {
       load_gate(in);
       Acc a, d_gate;
       gate_back(in, a, d_gate);
-      store_tile<E>(m.a.tile(team.tile, team.row), a, team.at);
+      store_tile<E>(m.a.tile(team.channel_tile, team.row_tile), a, team.at);
       if (p.kernel_size > 0 && n > 0) {
-        const LaneRows<E> history = conv.load_history(team, chunk.first + team.row * kTile);
+        const LaneRows<E> history = conv.load_history(team, chunk.first + team.row_tile * kTile);
         c = conv.step(team, unpack_rows(in.v), unpack_rows(history), a, i);
       }
 #pragma unroll
       for (int t = 0; t < kKeyTiles; ++t) {
-        const int tile = (team.tile * kTiles + team.first_key() + t) * kPackedTile;
+        const int tile = (team.channel_tile * kTiles + team.first_key_tile() + t) * kPackedTile;
         if constexpr (Memory::kExchange)
           store_tile<E>(m.exchange + tile, state[t], team.at);
         else
@@ -158,13 +157,13 @@ struct ReverseSweep : ReverseProducts<E, kHead, kGradients> {
     const LaneAngles angles = team.load_angles(chunk);
     const Acc q = features(in.q, n);
     phi_q() = KeptTile<E>(q);
-    store_tile<E>(m.q.tile(team.tile, team.row), rotate<false>(q, angles), team.at);
+    store_tile<E>(m.q.tile(team.channel_tile, team.row_tile), rotate<false>(q, angles), team.at);
     KeptTile<E> kept_k;
     if (needs_keys()) {
       const Acc k = features(in.k, n);
       kept_k = KeptTile<E>(k);
       phi_k() = kept_k;
-      store_tile<E>(m.k.tile(team.tile, team.row), rotate<false>(k, angles), team.at);
+      store_tile<E>(m.k.tile(team.channel_tile, team.row_tile), rotate<false>(k, angles), team.at);
     }
     team.put_row_sums(m.by_channel[0], q, key_sums(StoredState<E, kHead>(team, i), kept_k));
     return c;
@@ -180,7 +179,7 @@ struct ReverseSweep : ReverseProducts<E, kHead, kGradients> {
     team.put_row_sums(m.by_channel[1], a, o);
     scale_rows(a, inverses);
     if constexpr (kScaled<E>) scale(a, kGradientRange<E, kHead>);
-    store_tile<E>(m.a.tile(team.tile, team.row), a, team.at);
+    store_tile<E>(m.a.tile(team.channel_tile, team.row_tile), a, team.at);
     if constexpr (kGradients) {
       if (p.g.data) {
 #pragma unroll
@@ -194,7 +193,7 @@ struct ReverseSweep : ReverseProducts<E, kHead, kGradients> {
   __device__ void finish_values(int i) {
     Acc d_v;
     multiply(d_v, m.k, [&](int t) {
-      const int tile = (team.tile * kTiles + t) * kPackedTile;
+      const int tile = (team.channel_tile * kTiles + t) * kPackedTile;
       if constexpr (kKeyTiles == kTiles)
         return as_right(to_split<E>(state[t]));
       else if constexpr (Memory::kExchange)
@@ -202,15 +201,15 @@ struct ReverseSweep : ReverseProducts<E, kHead, kGradients> {
       else
         return load_tile_of_state<E, false>(stored_exchange() + tile);
     });
-    if (p.causal) this->template add_scores<true>(d_v, Memory::kPZ, m.a, 1.f / kGradientRange<E, kHead>);
+    if (p.causal) this->template add_scores<true>(d_v, Memory::kPZ, m.a, factor);
     if (p.kernel_size > 0) {
       conv.add_gradient(team, d_v, i);
       if (team.rest(chunk) > 0) {
         if constexpr (sizeof(E) == 2)
-          conv.add_weights(team, m.v.tile(team.tile, team.row));
+          conv.add_weights(team, m.v.tile(team.channel_tile, team.row_tile));
         else
           conv.add_weights(team, nullptr);
-        if (p.d_final_history) conv.add_final_gradient(team, d_v, chunk.first + team.row * kTile);
+        if (p.d_final_history) conv.add_final_gradient(team, d_v, chunk.first + team.row_tile * kTile);
       }
     }
     team.template store<Matrices::kDV>(chunk, d_v);
@@ -219,7 +218,7 @@ struct ReverseSweep : ReverseProducts<E, kHead, kGradients> {
   // The gradient of queries.
   __device__ void finish_queries(const StoredState<E, kHead>& keys) {
     Acc d_q;
-    multiply(d_q, m.a, [&](int t) { return load_tile_of_state<E, true>(keys.tile(t, team.tile)); });
+    multiply(d_q, m.a, [&](int t) { return load_tile_of_state<E, true>(keys.tile(t, team.channel_tile)); });
     if constexpr (kScaled<E>) scale(d_q, 1.f / kGradientRange<E, kHead>);
     if (p.causal) this->template add_scores<false>(d_q, Memory::kW, m.k, factor);
     // Computing these sums again is cheaper than holding the registers until here.
@@ -240,7 +239,7 @@ struct ReverseSweep : ReverseProducts<E, kHead, kGradients> {
   __device__ void add_queries() {
     Split<E> u[kRowTiles];
 #pragma unroll
-    for (int r = 0; r < kRowTiles; ++r) u[r] = load_left<E, true>(m.a.tile(team.tile, r), team.at);
+    for (int r = 0; r < kRowTiles; ++r) u[r] = load_left<E, true>(m.a.tile(team.channel_tile, r), team.at);
 #pragma unroll
     for (int t = 0; t < kKeyTiles; ++t) {
       limit(t);
@@ -248,14 +247,14 @@ struct ReverseSweep : ReverseProducts<E, kHead, kGradients> {
       Acc& to = kScaled<E> ? part : state[t];
 #pragma unroll
       for (int r = 0; r < kRowTiles; ++r)
-        add_product(to, u[r], load_right<E, true>(m.q.tile(team.first_key() + t, r), team.at));
+        add_product(to, u[r], load_right<E, true>(m.q.tile(team.first_key_tile() + t, r), team.at));
       if constexpr (kScaled<E>) add_scaled(state[t], part, factor / kGradientRange<E, kHead>);
     }
   }
 
   // The gradient of keys, and the sum of d_Z phi(q).
   __device__ void finish_keys() {
-    // Every warp has the sums of its channels, of which those of the first row tile store the next ones.
+    // Every warp reads the sums of its channels. The warps of the first row tile store the next ones.
     LaneChannels sum = load_channels(m.sums[accumulates() ? (this->index + 1) % 2 : 0] + team.channel());
     Acc d_phi = equal_rows(sum);
     if (accumulates()) {
@@ -265,21 +264,21 @@ struct ReverseSweep : ReverseProducts<E, kHead, kGradients> {
       if constexpr (kRowTiles == 1) {
         add_scaled(sum, own, factor);
       } else {
-        if (team.lane < 4) store_channels(m.by_row[0][team.row] + team.channel(), own, factor);
+        if (team.lane < 4) store_channels(m.by_row[0][team.row_tile] + team.channel(), own, factor);
         __syncthreads();
 #pragma unroll
         for (int r = 0; r < kRowTiles; ++r) {
           const LaneChannels other = load_channels(m.by_row[0][r] + team.channel());
           add_scaled(sum, other, 1.f);
-          if (kGradients && r > team.row) add_scaled(d_phi, equal_rows(other), 1.f);
+          if (kGradients && r > team.row_tile) add_scaled(d_phi, equal_rows(other), 1.f);
         }
       }
-      if (team.row == 0 && team.lane < 4) store_channels(m.sums[this->index % 2] + team.channel(), sum, 1.f);
+      if (team.row_tile == 0 && team.lane < 4) store_channels(m.sums[this->index % 2] + team.channel(), sum, 1.f);
     }
     if constexpr (!kGradients) return;
     Acc d_k;
     multiply(d_k, m.v, [&](int t) {
-      const int tile = (t * kTiles + team.tile) * kPackedTile;
+      const int tile = (t * kTiles + team.channel_tile) * kPackedTile;
       if constexpr (Memory::kExchange)
         return load_right<E, true>(m.exchange + tile, team.at);
       else
@@ -297,9 +296,6 @@ struct ReverseSweep : ReverseProducts<E, kHead, kGradients> {
     team.template store<Matrices::kDK>(chunk, d);
   }
 
-  // Sum of d_Z phi(q) over all chunks, for lanes that store it.
-  __device__ LaneChannels last_sum() const { return load_channels(m.sums[0] + team.channel()); }
-
   __device__ void run() {
     team.find_indices(computed_here(threadIdx.x));
     const RelaSegment& segment = team.segment;
@@ -312,7 +308,7 @@ struct ReverseSweep : ReverseProducts<E, kHead, kGradients> {
     }
     LaneChannels sum;
     team.load_state(after, state, sum);
-    if (team.row == 0 && team.lane < 4)
+    if (team.row_tile == 0 && team.lane < 4)
       store_channels(m.sums[accumulates() ? team.chunks() % 2 : 0] + team.channel(), sum, 1.f);
     const bool convolves = kGradients && p.kernel_size > 0;
     if (convolves) {
@@ -321,13 +317,14 @@ struct ReverseSweep : ReverseProducts<E, kHead, kGradients> {
       if (p.kernel_size > 1 && segment.end < segment.sequence_end) prepare_conv();
     }
     for (int i = team.chunks() - 1; i >= 0; --i) process(i);
+    team.find_indices(computed_here(threadIdx.x));
     if constexpr (kGradients) {
       if (convolves) conv.store_weights(team);
       if (!segment.is_first()) return;
-      if (p.d_initial_kv_state) team.store_state(team.sequence_state(p.d_initial_kv_state), state, last_sum());
+      if (p.d_initial_kv_state) team.store_state(team.sequence_state(p.d_initial_kv_state), state, m.sums[0]);
       if (p.d_initial_history && p.kernel_size > 1) conv.store_initial_history(team);
     } else {
-      team.store_state(team.state(p.query_states), state, last_sum());
+      team.store_state(team.state(p.query_states), state, m.sums[0]);
     }
   }
 };

@@ -18,7 +18,8 @@ struct GradientMemory {
 
   GradientUnit unit;
   Matrix q, k, v, a;
-  // W and P, and P Z over n for float16. float32, to which the order of divisions makes no difference, has only P Z.
+  // W and P, and P Z, over the number of channels for float16. float32, to which the order of divisions makes no
+  // difference, has only P Z.
   static constexpr bool kHasP = sizeof(E) == 2;
   static constexpr int kW = 0, kPZ = 1, kP = 2, kScores = kHasP ? 3 : 2;
   alignas(16) Part<E> scores[kScores][T::kPairs][kScoreTile];
@@ -27,11 +28,13 @@ struct GradientMemory {
   ConvGradientMemory<E, kHead> conv;
   float inverses[T::kRows];  // n / Z
   // Sums of rows over the channels of each warp: denominators, and a . o. Sums over row tiles, which their warps tell
-  // each other, are in their place: of phi(k), before the sweep, and of d_Z phi(q), when all have read denominators.
+  // each other, are in their place: of phi(k), of two chunks in turn, before the sweep; and of d_Z phi(q) in the first
+  // half, when all warps have read the denominators, but not all have read a . o.
   union {
     float by_channel[2][T::kRows * T::kTiles];
     alignas(16) float by_row[2][T::kRowTiles][kHead];
   };
+  static_assert(sizeof(float[T::kRows * T::kTiles]) == sizeof(float[T::kRowTiles][kHead]));
   alignas(16) float sums[2][kHead];  // of d_Z phi(q) after chunks, in turn
 };
 
@@ -74,11 +77,11 @@ struct ReverseProducts {
     return z;
   }
 
-  // Gradients of Z over n of the lane's rows, after barrier 3.
+  // Gradients of Z / n of the lane's rows, after barrier 3.
   __device__ RowPair denominator_gradients() const {
-    RowPair d = team.get_row_sums(m.by_channel[1], team.row);
+    RowPair d = team.get_row_sums(m.by_channel[1], team.row_tile);
 #pragma unroll
-    for (int h = 0; h < 2; ++h) d.x[h] *= -m.inverses[team.row * kTile + team.lane / 4 + 8 * h];
+    for (int h = 0; h < 2; ++h) d.x[h] *= -m.inverses[team.row_tile * kTile + team.lane / 4 + 8 * h];
     return d;
   }
 
@@ -100,7 +103,7 @@ struct ReverseProducts {
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
       limit(t);
-      add_product(out, load_left<E, false>(rows.tile(t, team.row), team.at), operand(t));
+      add_product(out, load_left<E, false>(rows.tile(t, team.row_tile), team.at), operand(t));
     }
   }
 
@@ -112,11 +115,11 @@ struct ReverseProducts {
     Acc& to = kScaled<E> ? part : out;
 #pragma unroll
     for (int s = 0; s < kRowTiles; ++s) {
-      const int r = team.row;
+      const int r = team.row_tile;
       if (kTranspose ? s < r : s > r) continue;
       const int pair = kTranspose ? s * (s + 1) / 2 + r : r * (r + 1) / 2 + s;
       add_product(to, load_left<E, kTranspose>(m.scores[which][pair], team.at),
-                  load_right<E, true>(rows.tile(team.tile, s), team.at));
+                  load_right<E, true>(rows.tile(team.channel_tile, s), team.at));
     }
     if constexpr (kScaled<E>) add_scaled(out, part, scale);
   }
@@ -134,7 +137,7 @@ struct ReverseProducts {
     // Eight rows of B at 16 channels of two tiles are four matrices of ldmatrix.
     const int right_lane = lane / 16 * Matrix::kBlock + swizzled(lane % 8, lane / 8 % 2 * 8);
 #pragma unroll 1
-    for (int job = team.row * kTiles + team.tile; job < kJobs; job += T::kWarps) {
+    for (int job = team.row_tile * kTiles + team.channel_tile; job < kJobs; job += T::kWarps) {
       const int j = job % 2, pair = job / 2 % T::kPairs;
       const bool of_values = job / 2 / T::kPairs;
       static_assert(kRowTiles <= 2);
@@ -174,7 +177,7 @@ struct ReverseProducts {
         else if constexpr (Memory::kHasP)
           store_pair(m.scores[Memory::kP][pair] + offset + h * 8 * kTile, scaled);
         if (of_values || (Memory::kHasP && !kGradients)) continue;
-        if constexpr (kScaled<E>) x[0] *= factor, x[1] *= factor;
+        if constexpr (kScaled<E>) x[0] /= kGradientRange<E, kHead>, x[1] /= kGradientRange<E, kHead>;
         store_pair(m.scores[Memory::kPZ][pair] + offset + h * 8 * kTile, x);
       }
     }
