@@ -63,12 +63,17 @@ struct BackwardWarp : BackwardElements<E, Shape> {
         }
     } else {
       float* const quads = state_before(1);
-      for_each_quad([&](int at, int64_t i, int count) {
-        float quad[4];
+      if (matrices) {
+        const float* const from = matrices + index * p.state_size();
+        for_each_quad([&](int at, int64_t i, int count) {
+          float quad[4];
 #pragma unroll
-        for (int k = 0; k < 4; ++k) quad[k] = matrices && k < count ? matrices[index * p.state_size() + i + k] : 0.f;
-        store_floats<4>(quads + at, quad);
-      });
+          for (int k = 0; k < 4; ++k) quad[k] = k < count ? from[i + k] : 0.f;
+          store_floats<4>(quads + at, quad);
+        });
+      } else {
+        keep_state(quads, States{});
+      }
       load_kept_state(quads, out);
     }
   }
