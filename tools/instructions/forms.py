@@ -62,9 +62,9 @@ _WIDE_FORWARD = (
 _WIDE_KEYS = (Form(4, {2: _one_in(_row_tiles), 3: _always, 4: _always}),)
 
 
-# The backward of these heads: the loop over units of work, keys, and the sweep over chunks, in which a warp has
-# one tile of rows, and the warps share out the halves of the tiles of one triangle of scores, or of two if it
-# computes gradients. In float32 a loop over pairs of tiles of channels makes each of them. The compiler
+# The backward of these heads: the loop over units of work, keys, and the sweep over chunks, in which a warp
+# has one tile of rows, and the warps share out the halves of the tiles of one triangle of scores, or of two
+# if it computes gradients. In float32 a loop over pairs of tiles of channels makes each of them. The compiler
 # unrolls some of these loops.
 def _gradient_tiles(instance: Instance) -> float:
     return 1 if instance.element_size == 4 and instance.size == 128 else 2
@@ -127,8 +127,8 @@ _SELECTIVE_SCAN = (_group(3), _group(2))
 
 # The backward: lanes of a channel, channels and states of a thread. Chunks of 16 rows from checkpoints, in
 # tiles of 4; the first pass omits the last tile. A block has 128 threads. With up to 16 states, it stages the
-# rows of B and C of a chunk and adds their gradients at once; with more, it stages 4 to 8 rows in each pass. Other
-# loops load and store states of channels that are not all there.
+# rows of B and C of a chunk and adds their gradients at once; with more, it stages 4 to 8 rows in each pass.
+# Other loops load and store states of channels that are not all there.
 def _all_states(instance: Instance) -> float:
     lanes, _channels, states = instance.sizes
     return lanes * states
