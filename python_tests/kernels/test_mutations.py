@@ -12,12 +12,19 @@ from pathlib import Path
 
 import pytest
 
-from python_tests.kernels import mlp_mutations, narrow_mutations, rela_mutations, scan_mutations
+from python_tests.kernels import (
+    mlp_mutations,
+    narrow_mutations,
+    rela_mutations,
+    scan_mutations,
+    wide_mutations,
+)
 from python_tests.kernels.mutation import Mutation
 from python_tests.support.simt import BUILD, ROOT, build_simt
 
 MUTATIONS = [
     *rela_mutations.MUTATIONS,
+    *wide_mutations.MUTATIONS,
     *scan_mutations.MUTATIONS,
     *narrow_mutations.MUTATIONS,
     *mlp_mutations.MUTATIONS,
