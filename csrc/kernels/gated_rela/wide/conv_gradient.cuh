@@ -6,7 +6,7 @@
 
 namespace recgrela::cuda {
 
-// What a team has in shared memory for the convolution.
+// Shared memory of a team for the convolution.
 template <typename E, int kHead>
 struct ConvGradientMemory {
   using T = GradientTeam<E, kHead>;
@@ -72,7 +72,7 @@ struct WideConvGradient {
     const int row = team.lane / 4;
     if (team.row_tile > 0 || row >= kMaxHistory) return;
     store_row(lane_first(team, team.chunks()) + row * kTile, d_c, 0);
-    // They also follow the first row tile of the last chunk if that chunk has no more rows, whose warp stores none.
+    // If the last chunk has only the first row tile, its second one has no gradients of its own, and these follow.
     if (T::kRowTiles > 1 && team.chunk(team.chunks() - 1).n <= kTile)
       store_row(lane_row(team, Memory::kWarpRows + kMaxHistory + row), d_c, 0);
   }
@@ -91,7 +91,7 @@ struct WideConvGradient {
     LaneRows<E> history;
     const int back = 8 - team.lane / 4;  // rows before `row`
     if (back > kMaxHistory) return history;
-    const int before = back - row - team.unit.rows_before;  // the sequence
+    const int before = back - row - team.unit.rows_before;  // rows before the sequence begins, if positive
     if (before <= 0) {
       load_lane_row(history, 1,
                     team.moved(team.template first_row<Matrices::kV>(), row - back, static_cast<int>(p.v.stride)));

@@ -90,9 +90,8 @@ struct GradientTeam {
   __device__ int own() const { return channel_tile * kTile; }      // first channel that the warp owns
   __device__ int channel() const { return own() + lane % 4 * 4; }  // first of the lane's four channels
   __device__ int64_t head_channel() const { return int64_t{unit.head} * kHead; }
-  __device__ int first_key_tile() const {
-    return row_tile * kKeyTiles;
-  }  // first key tile of a state that the warp owns
+  // First key tile of a state that the warp owns.
+  __device__ int first_key_tile() const { return row_tile * kKeyTiles; }
 
   __device__ int rows() const { return static_cast<int>(segment.end - segment.begin); }
   __device__ int chunks() const { return (rows() + kRows - 1) / kRows; }

@@ -7,7 +7,7 @@
 // warps. P of a row with one key is exactly 1 when it is rounded to 16 bits, so that terms of its gradients cancel.
 // Barriers of a chunk:
 //   1. operands, the state of queries as an operand, parts of Z, and gradients of the convolution are in shared memory
-//   2. (causal) scores are, which are divided among the warps
+//   2. (causal) scores, which the warps share out, are in shared memory
 //   3. u = a / Z has replaced a; a . o, which the gradients of Z need, is there
 //   4. (two row tiles, and sums over queries accumulate) sums of d_Z phi(q) over each row tile are there
 //   5. all operands have been read

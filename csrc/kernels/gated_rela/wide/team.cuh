@@ -44,7 +44,7 @@ struct WideTeam {
 #endif
   // Blocks per multiprocessor for which the compiler limits registers: the most without spilling.
   static constexpr int kBlocks = kAlone ? 1 : 16 / kTiles;
-  // Whether the state leaves few of them: loops are then unrolled less, and addresses computed where they are used.
+  // Whether the state leaves few registers: loops are then unrolled less, and addresses computed where they are used.
   static constexpr bool kShort = sizeof(E) == 4 && kHead == 128 && !kAlone;
 
   const RelaPlan& p;
