@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
 from typing import ClassVar
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recgrela.models.official import OfficialWeights
+from recgrela.models.streaming import Streaming
 from recgrela.nn import AddNorm, Dropout, SeedStream, Sequences
 from recgrela.ops import embedding, linear_cross_entropy
 from recgrela.settings.model import ModelConfig
@@ -23,7 +24,7 @@ Loss = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
 Encode = Callable[[Tensor, Sequences], tuple[Tensor, "Tensor | None"]]
 
 
-class SequenceModel(nn.Module, ABC):
+class SequenceModel(Streaming):
     """A next-item model over packed histories: embeddings, an encoder, products with the item table.
 
     A subclass implements `encode`, which turns embedded rows into states. Row 0 of the item table is the

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from recgrela.models.base import SequenceModel
 from recgrela.models.official import AuthorSettings, OfficialWeights, State, count_modules, given
-from recgrela.nn import AddNorm, FeedForward, Linear, Sequences, run_blocks
+from recgrela.nn import AddNorm, FeedForward, Linear, Sequences, Stateful, run_blocks, stream_scan
 from recgrela.ops import linear_scan
 from recgrela.settings.fields import setting
 from recgrela.settings.model import ModelConfig
@@ -33,7 +33,7 @@ class LRURecConfig(ModelConfig):
             raise ConfigError(f"model.r_min: {self.r_min} is not below model.r_max {self.r_max}")
 
 
-class LRU(nn.Module):
+class LRU(Stateful, nn.Module):
     """LN(Dropout(real(C h)) + x) with h_t = lambda h_{t-1} + gamma (W x_t + b), complex and diagonal.
 
     lambda = exp(-exp(nu) + i exp(theta)). The parameters are the logarithms of nu, theta and gamma. Complex
@@ -61,9 +61,17 @@ class LRU(nn.Module):
         inputs, x = self.in_proj.with_input(x)
         inputs = inputs.to(nu.dtype).unflatten(1, (-1, 2)) * gamma[:, None]
         coefficients = torch.polar(torch.exp(-nu), theta)
-        h = linear_scan(torch.view_as_complex(inputs), coefficients, sequences.cu_seqlens)
+        rows, state = torch.view_as_complex(inputs), self.carried(sequences)
+        if state is None:
+            h = linear_scan(rows, coefficients, sequences.cu_seqlens)
+        else:
+            h = stream_scan(rows, coefficients, sequences, state)
         y = self.out_proj(torch.view_as_real(sequences.select(h)).flatten(1))
         return self.norm(sequences.select(x), y, sequences)[0]
+
+    def init_state(self, batch: int, like: Tensor) -> dict[str, Tensor]:
+        dtype = self.params_log.dtype.to_complex()
+        return {"scan": like.new_zeros(batch, self.params_log.shape[1], dtype=dtype)}
 
 
 class LRUBlock(nn.Module):
@@ -113,6 +121,7 @@ class LRURec(SequenceModel):
 
     config: LRURecConfig
     trains_on = ("last", "all")
+    carries_state = True
     norm_eps = NORM_EPS
     official = OfficialWeights(
         official_config,

@@ -55,6 +55,7 @@ class Mamba4Rec(SequenceModel):
 
     config: Mamba4RecConfig
     trains_on = ("last", "all")
+    carries_state = True
     official = OfficialWeights(official_config, MAMBA_NAMES)
 
     def __init__(self, config: Mamba4RecConfig, n_items: int, max_len: int) -> None:

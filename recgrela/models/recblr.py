@@ -12,8 +12,17 @@ from torch import Tensor, nn
 
 from recgrela.models.base import SequenceModel
 from recgrela.models.official import AuthorSettings, OfficialWeights, State, count_modules, given
-from recgrela.nn import Linear, PostNormBlock, Sequences, run_blocks
-from recgrela.ops import causal_conv1d, linear_scan
+from recgrela.nn import (
+    Linear,
+    PostNormBlock,
+    Sequences,
+    Stateful,
+    conv_history,
+    run_blocks,
+    stream_conv,
+    stream_scan,
+)
+from recgrela.ops import linear_scan
 from recgrela.settings.fields import setting
 from recgrela.settings.model import ModelConfig
 
@@ -30,7 +39,7 @@ class RecBLRConfig(ModelConfig):
     )
 
 
-class GatedRecurrence(nn.Module):
+class GatedRecurrence(Stateful, nn.Module):
     """A convolution, then h_t = alpha_t h_{t-1} + beta_t u_t with gates computed from u, then a gate.
 
     Args:
@@ -72,10 +81,19 @@ class GatedRecurrence(nn.Module):
     def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
         """x: [T, D] -> [T, D], or the wanted rows [B, D]."""
         u, z = self.in_proj(x).chunk(2, dim=1)
-        u = causal_conv1d(u, self.conv.weight.squeeze(1), self.conv.bias, sequences.cu_seqlens)
-        alpha, beta_u = self.gated(u)
-        h = linear_scan(beta_u, alpha, sequences.cu_seqlens, initial_state=self.warm_state(sequences.batch))
+        state = self.carried(sequences)
+        alpha, beta_u = self.gated(stream_conv(self.conv, u, sequences, state))
+        if state is None:
+            warm = self.warm_state(sequences.batch)
+            h = linear_scan(beta_u, alpha, sequences.cu_seqlens, initial_state=warm)
+        else:
+            h = stream_scan(beta_u, alpha, sequences, state)
         return self.out_proj(F.silu(sequences.select(z)) * sequences.select(h))
+
+    def init_state(self, batch: int, like: Tensor) -> dict[str, Tensor]:
+        warm = self.warm_state(batch)
+        scan = like.new_zeros(batch, *self.Lambda.shape) if warm is None else warm.contiguous()
+        return {"history": conv_history(self.conv, batch, like), "scan": scan}
 
 
 def official_config(state: State, settings: AuthorSettings) -> RecBLRConfig:
@@ -95,6 +113,7 @@ class RecBLR(SequenceModel):
 
     config: RecBLRConfig
     trains_on = ("last", "all")
+    carries_state = True
     official = OfficialWeights(
         official_config,
         [

@@ -151,6 +151,8 @@ class RecGRELA(SequenceModel):
         rotary = RotaryTable(d, config.rotary_base, max_len) if config.position == "rotary" else None
         self.blocks = nn.ModuleList(Block(config, rotary) for _ in range(config.num_layers))
         self.trains_on = ("last", "all") if config.mode == "causal" else ("last",)
+        # Embeddings of positions are those of a window, so that its items are encoded anew when it moves.
+        self.carries_state = config.mode == "causal" and config.position in ("rotary", "none")
         if config.position == "learned":
             self.max_positions = max_len
         self.reset_parameters()

@@ -6,6 +6,8 @@ from recgrela.nn.blocks import PostNormBlock, run_blocks
 from recgrela.nn.mamba import Mamba
 from recgrela.nn.rela import GatedRotaryLinearAttention, RotaryTable
 from recgrela.nn.sequences import SeedStream, Sequences, select_rows
+from recgrela.nn.state import ModelState, Stateful
+from recgrela.nn.streams import conv_history, stream_conv, stream_scan
 
 __all__ = [
     "MLP",
@@ -18,11 +20,16 @@ __all__ = [
     "LinRecAttention",
     "Linear",
     "Mamba",
+    "ModelState",
     "PostNormBlock",
     "RotaryTable",
     "SeedStream",
     "Sequences",
+    "Stateful",
+    "conv_history",
     "linear_pair",
     "run_blocks",
     "select_rows",
+    "stream_conv",
+    "stream_scan",
 ]

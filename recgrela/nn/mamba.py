@@ -10,10 +10,13 @@ from torch import Tensor, nn
 
 from recgrela.nn.basic import Linear
 from recgrela.nn.sequences import Sequences
-from recgrela.ops import causal_conv1d, selective_scan
+from recgrela.nn.state import Stateful
+from recgrela.nn.streams import conv_history, stream_conv
+from recgrela.ops import selective_scan, selective_scan_step
+from recgrela.ops.checks import state_dtype
 
 
-class Mamba(nn.Module):
+class Mamba(Stateful, nn.Module):
     """Input projection, short convolution, selective state space, gate, output projection.
 
     Args:
@@ -38,9 +41,23 @@ class Mamba(nn.Module):
     def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
         """x: [T, D] -> [T, D], or the wanted rows [B, D]."""
         u, z = self.in_proj(x).chunk(2, dim=1)
-        u = causal_conv1d(u, self.conv.weight.squeeze(1), self.conv.bias, sequences.cu_seqlens)
+        state = self.carried(sequences)
+        u = stream_conv(self.conv, u, sequences, state)
         dt, b, c = self.x_proj(u).split([self.rank, self.state_size, self.state_size], dim=1)
         delta = F.linear(dt, self.dt_proj.weight)  # the op adds the bias, before its softplus
         a = -self.A_log.exp()
-        y = selective_scan(u, delta, a, b, c, self.D, z, self.dt_proj.bias, sequences.cu_seqlens)
+        operands = (u, delta, a, b, c, self.D, z, self.dt_proj.bias)
+        if state is None:
+            y = selective_scan(*operands, sequences.cu_seqlens)
+        elif sequences.is_step:
+            y = selective_scan_step(*operands, state["scan"])
+        else:
+            y, after = selective_scan(
+                *operands, sequences.cu_seqlens, initial_state=state["scan"], return_state=True
+            )
+            state["scan"].copy_(after)
         return self.out_proj(sequences.select(y))
+
+    def init_state(self, batch: int, like: Tensor) -> dict[str, Tensor]:
+        scan = like.new_zeros(batch, *self.A_log.shape, dtype=state_dtype(like.dtype))
+        return {"history": conv_history(self.conv, batch, like), "scan": scan}

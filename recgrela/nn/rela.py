@@ -10,7 +10,18 @@ from torch import Tensor, nn
 
 from recgrela.nn.basic import Activation, AddNorm, Linear, linear_pair
 from recgrela.nn.sequences import Sequences
-from recgrela.ops import gated_rela, gated_rela_last, linear, rela_projections, rotary_table
+from recgrela.nn.state import Stateful
+from recgrela.ops import (
+    RelaState,
+    gated_rela,
+    gated_rela_last,
+    gated_rela_step,
+    linear,
+    rela_projections,
+    rotary_table,
+    rotary_turns,
+)
+from recgrela.ops.checks import state_dtype
 from recgrela.ops.mlp import ACTIVATIONS
 from recgrela.ops.rela_projections import has_kernel
 
@@ -26,6 +37,7 @@ class RotaryTable:
     def __init__(self, dim: int, base: float, max_len: int) -> None:
         self.dim, self.base, self.max_len = dim, base, max_len
         self._tables: list[Tensor | None] = [None, None]
+        self._turns: Tensor | None = None
 
     def __call__(self, length: int, like: Tensor) -> Tensor:
         """A table [>= length, dim / 2, 2] on the device of `like`, float64 if `like` is, else float32."""
@@ -42,7 +54,17 @@ class RotaryTable:
         return table
 
 
-class GatedRotaryLinearAttention(nn.Module):
+    def turns(self, like: Tensor) -> Tensor:
+        """The exact frequencies [dim / 2] int64 of `rotary_turns`, on the device of `like`."""
+        if self._turns is None or self._turns.device != like.device:
+            turns = rotary_turns(self.dim, self.base, device=like.device)
+            if type(turns) is not Tensor:  # of a trace
+                return turns
+            self._turns = turns
+        return self._turns
+
+
+class GatedRotaryLinearAttention(Stateful, nn.Module):
     """The attention branch of a RecGRELA block: projections, `gated_rela` and output projection.
 
     Args:
@@ -99,6 +121,8 @@ class GatedRotaryLinearAttention(nn.Module):
         Returns:
             The residual stream, and the rows to add to it, [T, D] or the wanted rows [B, D].
         """
+        state = self.carried(sequences)
+        wanted, sequences = sequences, sequences if state is None else sequences.with_wanted(None)
         is_fused = branch is None and self.in_proj is not None and self.v_proj is None
         if is_fused and has_kernel(x, x.shape[1] * (2 if sequences.wanted is None else 1)):
             x, q, k, v, gate = self.project_fused(norm, x, sequences)
@@ -109,19 +133,70 @@ class GatedRotaryLinearAttention(nn.Module):
         fused_gate = gate if self.gate_activation == "silu" else None
         options: dict[str, Any] = {
             "num_heads": self.num_heads,
-            "rotary": None if self.rotary is None else self.rotary(sequences.max_seqlen, v),
             "conv_weight": None if self.conv is None else self.conv.weight.squeeze(1),
             "conv_bias": None if self.conv is None else self.conv.bias,
             "eps": self.eps,
         }
-        if sequences.wanted is None:
+        if state is not None:
+            y = self.resume(q, k, v, fused_gate, sequences, RelaState(**state), options)
+        elif sequences.wanted is None:
+            options["rotary"] = self.rotary_rows(sequences.max_seqlen, v)
             y = gated_rela(q, k, v, fused_gate, sequences.cu_seqlens, causal=self.causal, **options)
         else:
             assert k is not None
+            options["rotary"] = self.rotary_rows(sequences.max_seqlen, v)
             y = gated_rela_last(q, k, v, fused_gate, sequences.cu_seqlens, sequences.wanted, **options)
         if gate is not None and fused_gate is None:
             y = y * ACTIVATIONS[self.gate_activation](gate)
+        if state is not None:
+            x, y = wanted.select(x), wanted.select(y)
         return x, self.out_proj(y)
+
+    def rotary_rows(self, length: int, like: Tensor) -> Tensor | None:
+        """The rotary table of at least `length` positions; None without rotation."""
+        return None if self.rotary is None else self.rotary(length, like)
+
+    # ---- the state after earlier rows
+
+    def init_state(self, batch: int, like: Tensor) -> dict[str, Tensor]:
+        d, dtype = self.out_proj.in_features, state_dtype(like.dtype)
+        head, rows = d // self.num_heads, 0 if self.conv is None else self.conv.kernel_size[0] - 1
+        return RelaState(
+            kv_state=like.new_zeros(batch, self.num_heads, head + 1, head, dtype=dtype),
+            history=like.new_zeros(batch, rows, d),
+            position=like.new_zeros(batch, dtype=torch.int64),
+        )._asdict()
+
+    def resume(
+        self,
+        q: Tensor,
+        k: Tensor | None,
+        v: Tensor,
+        gate: Tensor | None,
+        sequences: Sequences,
+        state: RelaState,
+        options: dict[str, Any],
+    ) -> Tensor:
+        """The attention of rows that follow `state`, which is updated in place, [T, D]."""
+        if sequences.is_step:
+            turns = None if self.rotary is None else self.rotary.turns(v)
+            return gated_rela_step(q, k, v, gate, state, turns=turns, **options)
+        rotary = self.rotary_rows(sequences.max_position, v)
+        y, after = gated_rela(
+            q,
+            k,
+            v,
+            gate,
+            sequences.cu_seqlens,
+            causal=True,
+            rotary=rotary,
+            initial_state=state,
+            return_state=True,
+            **options,
+        )
+        for tensor, new in zip(state, after, strict=True):
+            tensor.copy_(new)
+        return y
 
     def project(self, u: Tensor, sequences: Sequences) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
         """Projects normalized rows u [T, D] to queries, keys, values and the gate.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -72,6 +72,10 @@ class Sequences:
         wanted: [B] int64, one row of each sequence: the rows that the next module returns. None: all rows.
         stream: the seeds of the forward pass; None: each dropout draws its own.
         fillers: the number of sequences at the end that only fill the batch up; a loss ignores their rows.
+        state: the state after earlier rows of the sequences, which modules update in place (see
+            `recgrela.nn.state`). None: the sequences begin here and no state is needed.
+        max_position: the largest number of rows of a sequence, earlier rows included, known on the host; of
+            use with a state only.
     """
 
     cu_seqlens: Tensor
@@ -81,6 +85,8 @@ class Sequences:
     wanted: Tensor | None = None
     stream: SeedStream | None = None
     fillers: int = 0
+    state: Mapping[str, Tensor] | None = None
+    max_position: int = 0
     _made: dict[str, tuple[int | None, Tensor]] = field(default_factory=dict, repr=False, compare=False)
 
     @staticmethod
@@ -103,6 +109,11 @@ class Sequences:
     def has_equal_lengths(self) -> bool:
         """Whether every sequence is known to have `max_seqlen` rows."""
         return self.num_rows == self.batch * self.max_seqlen
+
+    @property
+    def is_step(self) -> bool:
+        """Whether each sequence has one row, which follows a state."""
+        return self.state is not None and self.max_seqlen == 1 and self.has_equal_lengths
 
     # ---- the rows that a module returns
 

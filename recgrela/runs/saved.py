@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,9 +17,11 @@ from recgrela.models import CONFIGS, SequenceModel, build
 from recgrela.runs import checkpoint
 from recgrela.runs.consistency import check_data, recorded_data
 from recgrela.runs.folder import CheckpointName, RunFolder
+from recgrela.runs.items import Items, read_items, write_items
 from recgrela.runs.state import TrainState
 from recgrela.settings.data import with_absolute_path
 from recgrela.settings.run import RunConfig, read_config
+from recgrela.system.files import atomic_write_text
 from recgrela.system.graphs import CudaGraphs
 
 Split = Literal["valid", "test"]
@@ -39,6 +42,10 @@ class SavedRun:
         """The name and progress of the checkpoint: "best.safetensors (after epoch 12, step 4800)"."""
         return f"{self.checkpoint_path.name} ({self.state.describe()})"
 
+    def read_items(self) -> Items:
+        """The run's items. Raises RunError if their file is missing or damaged."""
+        return read_items(self.folder.items_path, self.model.n_items)
+
 
 def load_run(path: Path, which: CheckpointName | None, device: torch.device) -> SavedRun:
     """Load the model of a run.
@@ -58,6 +65,24 @@ def load_run(path: Path, which: CheckpointName | None, device: torch.device) -> 
     file = folder.find_checkpoint(which)
     state = TrainState.from_dict(checkpoint.load(file, model), file)
     return SavedRun(folder, config, model.eval(), device, file, state)
+
+
+def save_weights(run: SavedRun, items: Items, path: Path) -> None:
+    """Write a folder that `load_run` takes: weights, settings and items, without the state of training.
+
+    Raises:
+        RunError: the folder exists or cannot be written; then nothing of it is left.
+    """
+    protocol = run.folder.read_protocol()
+    folder = RunFolder.create(path.parent, path.name, "")
+    try:
+        atomic_write_text(folder.config_path, run.config.to_yaml())
+        folder.write_json(folder.protocol_path, protocol)
+        write_items(folder.items_path, items)
+        checkpoint.save(folder.checkpoint_path("best"), run.model, run.state.as_dict())
+    except BaseException:
+        shutil.rmtree(folder.path)
+        raise
 
 
 def load_data(run: SavedRun, path: str | None = None) -> Interactions:

@@ -1,0 +1,186 @@
+"""States of users: steps and prefills equal passes over whole histories, for every model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from python_tests.models.forms import FORMS, LENGTHS, MAX_LEN, N_ITEMS, make, packed
+from python_tests.support.tensors import assert_close, cu_seqlens_of
+from recgrela.models import SequenceModel, streaming
+from recgrela.nn import ModelState
+
+TOLERANCE = 1e-10
+RECURRENT = ["RecGRELA", "LRURec", "Mamba4Rec", "Mamba4Rec-one-layer", "RecBLR", "RecBLR-cold"]
+
+
+def histories(batch: int, length: int) -> Tensor:
+    """[batch, length] item ids."""
+    return torch.randint(1, N_ITEMS, (batch, length), generator=torch.Generator().manual_seed(3))
+
+
+def full_pass(model: SequenceModel, history: Tensor) -> Tensor:
+    """The hidden state after a history [n], from one pass over what the model takes of it."""
+    if not model.carries_state:
+        history = history[-model.max_len :]
+    return model.hidden_states(history, torch.tensor([0, len(history)]), len(history), True)[0]
+
+
+def test_which_models_carry_a_state_of_fixed_size() -> None:
+    assert [form for form in FORMS if make(form).carries_state] == RECURRENT
+    assert not make("RecGRELA", position="learned").carries_state
+    assert make("RecGRELA", position="none").carries_state
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_step_equals_the_full_pass(form: str) -> None:
+    """Also after more items than `max_len`."""
+    model, items = make(form), histories(3, MAX_LEN + 9)
+    state = model.init_state(3)
+    for n, row in enumerate(items.unbind(1), 1):
+        hidden = model.step(row, state)
+        expected = torch.stack([full_pass(model, history[:n]) for history in items])
+        assert_close(f"hidden state after {n} items", hidden, expected, TOLERANCE)
+        assert torch.equal(state["hidden"], hidden) and state["position"].tolist() == [n] * 3
+
+
+@pytest.mark.parametrize("form", ["RecGRELA", "LRURec", "Mamba4Rec", "RecBLR"])
+def test_steps_in_float32_equal_the_full_pass(form: str) -> None:
+    model, items = make(form, torch.float32), histories(2, 300)
+    state = model.init_state(2)
+    for row in items.unbind(1):
+        hidden = model.step(row, state)
+    expected = torch.stack([full_pass(model, history) for history in items])
+    assert_close("hidden", hidden, expected, 2e-4)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_prefill_equals_the_steps(form: str) -> None:
+    model, (items, cu_seqlens, longest) = make(form), packed()
+    state, hidden = model.prefill(items, cu_seqlens, longest)
+    for user, history in enumerate(items.split(LENGTHS)):
+        single = model.init_state(1)
+        for item in history:
+            model.step(item[None], single)
+        for name, tensor in single.items():
+            assert_close(name, state[name][user], tensor[0], TOLERANCE)
+    assert torch.equal(hidden, state["hidden"])
+
+
+@pytest.mark.parametrize("rows", [1, 3, 64])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_prefill_resumes_from_a_state(form: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In parts of a few rows, too, and with different lengths; the given state is not changed."""
+    monkeypatch.setattr(streaming, "PREFILL_ROWS", rows)
+    model = make(form)
+    before, after = [5, 1, 2, 8], [1, 6, 9, 2]
+    first, second = histories(1, sum(before))[0], histories(1, sum(after))[0].flip(0)
+    state, _ = model.prefill(first, cu_seqlens_of(before), max(before))
+    kept = state.clone()
+    resumed, hidden = model.prefill(second, cu_seqlens_of(after), max(after), state)
+    whole = [torch.cat(parts) for parts in zip(first.split(before), second.split(after), strict=True)]
+    assert_close("hidden", hidden, torch.stack([full_pass(model, history) for history in whole]), TOLERANCE)
+    assert resumed["position"].tolist() == [a + b for a, b in zip(before, after, strict=True)]
+    assert all(torch.equal(state[name], kept[name]) for name in kept)
+
+
+def test_rows_after_the_longest_rotary_table_are_taken_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, items = make("RecGRELA"), histories(1, 40)[0]
+    expected = full_pass(model, items)
+    monkeypatch.setattr(streaming, "PREFILL_ROWS", 8)
+    monkeypatch.setattr(streaming, "MAX_TABLE", 21)
+    _, hidden = model.prefill(items, torch.tensor([0, 40]), 40)
+    assert_close("hidden", hidden[0], expected, TOLERANCE)
+
+
+def test_positions_have_no_limit() -> None:
+    """Scores depend on distances of items only, so a user far along gets those of a user at the beginning.
+
+    The eps of the denominator is 0, because it is added to a mean over all positions.
+    """
+    model = make("RecGRELA", eps=0.0, num_layers=2)
+    items = histories(1, 9)[0]
+    expected = full_pass(model, items)
+    for position in (1 << 20, (1 << 31) + 5, (1 << 40) + 3):
+        state = model.init_state(1)
+        for name in state:
+            if name.endswith("position"):
+                state[name].fill_(position)
+        for item in items:
+            hidden = model.step(item[None], state)
+        assert_close(f"from position {position}", hidden[0], expected, 1e-6 if position >> 32 else 1e-9)
+
+
+# ---- selecting, joining, bytes
+
+
+@pytest.mark.parametrize("form", ["RecGRELA", "LRURec", "SASRec"])
+def test_users_can_be_selected_joined_and_overwritten(form: str) -> None:
+    model = make(form)
+    items, cu_seqlens, longest = packed()
+    state, _ = model.prefill(items, cu_seqlens, longest)
+    swapped = state.select([2, 0])
+    assert swapped.batch == 2 and torch.equal(swapped["hidden"], state["hidden"][[2, 0]])
+    joined = ModelState.cat([swapped, state])
+    assert joined.batch == 6
+    fresh = model.init_state(4)
+    fresh.assign([3, 1], swapped)
+    assert torch.equal(fresh["hidden"][[3, 1]], swapped["hidden"]) and not fresh["hidden"][0].any()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_packed_states_are_restored_bit_by_bit(form: str) -> None:
+    model = make(form, torch.float32)
+    state, _ = model.prefill(*packed())
+    data = state.pack()
+    assert data.shape == (len(LENGTHS), state.num_bytes()) and data.dtype == torch.uint8
+    restored = model.init_state(0).unpack(data)
+    assert list(restored) == list(state)
+    assert all(torch.equal(restored[name], state[name]) for name in state)
+    assert all(restored[name].dtype == state[name].dtype for name in state)
+
+
+def test_a_state_of_the_published_size_has_20_kilobytes() -> None:
+    from recgrela.models import RecGRELAConfig, build
+
+    state = build(RecGRELAConfig(), 100, 200).eval().init_state(1)
+    assert 20_000 < state.num_bytes() < 21_000
+    assert state.num_bytes("bfloat16") < 10_600
+
+
+def test_bfloat16_states_follow_long_histories() -> None:
+    """Sums that were rounded to nearest after each item would stop growing at 256."""
+    model, items = make("RecGRELA", torch.float32), histories(1, 3000)[0]
+    torch.manual_seed(0)
+    exact, stored = model.init_state(1), model.init_state(1).pack("bfloat16")
+    layout = model.init_state(0)
+    for item in items:
+        model.step(item[None], exact)
+        state = layout.unpack(stored, "bfloat16")
+        model.step(item[None], state)
+        stored = state.pack("bfloat16")
+    ratio = state["blocks.0.attention.kv_state"][0, :, -1].sum() / exact["blocks.0.attention.kv_state"][
+        0, :, -1
+    ].sum()
+    assert abs(float(ratio) - 1) < 0.05
+    cosine = torch.cosine_similarity(state["hidden"], exact["hidden"])
+    assert float(cosine) > 0.98
+
+
+# ---- bad input
+
+
+def test_bad_input_is_refused() -> None:
+    model = make("RecGRELA")
+    state = model.init_state(2)
+    with pytest.raises(ValueError, match="do not fit states of 2 users"):
+        model.step(torch.tensor([1, 2, 3]), state)
+    with pytest.raises(ValueError, match="histories are not empty"):
+        model.prefill(torch.tensor([1, 2]), torch.tensor([0, 2, 2]), 2)
+    with pytest.raises(ValueError, match="end at 3"):
+        model.prefill(torch.tensor([1, 2, 3]), torch.tensor([0, 2]), 2)
+    with pytest.raises(ValueError, match="float32 state of this model has"):
+        model.init_state(0).unpack(torch.zeros(1, 7, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"call model.eval\(\)"):
+        model.train().step(torch.tensor([1, 2]), state)

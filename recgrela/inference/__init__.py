@@ -1,0 +1,1 @@
+"""Use of a trained model: recommendations, scores and vectors."""

@@ -1,0 +1,130 @@
+"""Histories to recommend for, as item ids of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+
+from recgrela.data import DataConfig, Interactions, load, load_table
+from recgrela.inference.catalogue import Catalogue
+from recgrela.settings.data import with_absolute_path
+from recgrela.system.errors import DataError
+from recgrela.system.suggest import near_miss
+
+
+@dataclass(frozen=True)
+class Histories:
+    """Histories of users, oldest items first, end to end.
+
+    Attributes:
+        users: the original id of each user.
+        items: [T] int64 item ids of the model, 1 .. n_items - 1.
+        offsets: [B + 1] int64; the items of user u are items[offsets[u] : offsets[u + 1]].
+        skipped: the number of events of items that the model does not know, which are left out.
+    """
+
+    users: list[str]
+    items: np.ndarray
+    offsets: np.ndarray
+    skipped: int = 0
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """[B] int64, the number of items of each history."""
+        return np.diff(self.offsets)
+
+    def of(self, user: int) -> np.ndarray:
+        """The items of a history."""
+        return self.items[self.offsets[user] : self.offsets[user + 1]]
+
+    def take(self, users: np.ndarray | range) -> Histories:
+        """Some histories, given by their indices."""
+        rows = [self.of(user) for user in users]
+        offsets = np.cumsum([0, *map(len, rows)])
+        items = np.concatenate(rows) if rows else self.items[:0]
+        return Histories([self.users[user] for user in users], items, offsets, self.skipped)
+
+    def find(self, users: Sequence[str], source: str) -> Histories:
+        """The histories of some users, in their order.
+
+        Raises:
+            DataError: a user has no history; the message names `source` and suggests a similar id.
+        """
+        rows = {user: row for row, user in enumerate(self.users)}
+        for user in users:
+            if user not in rows:
+                raise DataError(f"{source}: user {user!r} is not in the data{near_miss(user, self.users)}")
+        return self.take(np.array([rows[user] for user in users], dtype=np.int64))
+
+    def check_not_empty(self) -> None:
+        """Raises DataError if a history has no item that the model knows."""
+        empty = np.flatnonzero(self.lengths == 0)
+        if len(empty):
+            some = f" and {len(empty) - 1} others" if len(empty) > 1 else ""
+            raise DataError(
+                f"user {self.users[empty[0]]!r}{some}: the history has no item that the model knows"
+            )
+
+    def without_empty(self) -> Histories:
+        """The histories that have items."""
+        return self.take(np.flatnonzero(self.lengths > 0))
+
+
+def from_tokens(
+    catalogue: Catalogue, histories: Mapping[str, Iterable[str]] | Iterable[Iterable[str]]
+) -> Histories:
+    """Histories given by original item ids; without users, they are named "0", "1", and so on.
+
+    Items that the model does not know are skipped.
+    """
+    if isinstance(histories, Mapping):
+        users, rows = list(map(str, histories)), list(histories.values())
+    else:
+        rows = list(histories)
+        users = list(map(str, range(len(rows))))
+    for user, row in zip(users, rows, strict=True):
+        if isinstance(row, str | bytes):
+            raise DataError(f"the history of {user!r} is the text {row!r}; expected a list of item ids")
+    found = [catalogue.ids(map(str, row)) for row in rows]
+    kept = [ids[ids > 0] for ids in found]
+    items = np.concatenate(kept) if kept else np.zeros(0, dtype=np.int64)
+    skipped = sum(map(len, found)) - len(items)
+    return Histories(users, items, np.cumsum([0, *map(len, kept)]), skipped)
+
+
+def from_interactions(catalogue: Catalogue, data: Interactions) -> Histories:
+    """The histories of all users of some data; items that the model does not know are skipped."""
+    ids = catalogue.ids(data.item_ids)
+    ids[0] = 0
+    items = ids[data.items.cpu().numpy()]
+    known = items > 0
+    before = np.concatenate(([0], np.cumsum(known)))
+    offsets = before[data.host_offsets()]
+    return Histories(data.user_ids, items[known], offsets, int(len(items) - before[-1]))
+
+
+def load_histories(catalogue: Catalogue, events: str | pa.Table, config: DataConfig) -> Histories:
+    """The histories in today's events: unlike in training, no user or item is filtered out.
+
+    Args:
+        catalogue: the model's items.
+        events: a path or an Arrow table, read as `config` says.
+        config: the settings of the model's training data.
+
+    Raises:
+        DataError: the events cannot be read.
+    """
+    config = replace(
+        config, min_user_events=0, max_user_events=None, min_item_events=0, max_item_events=None
+    )
+    if isinstance(events, str):
+        data = load(with_absolute_path(replace(config, path=events)))
+    else:
+        data = load_table(events, config)
+    return from_interactions(catalogue, data)

@@ -1,0 +1,359 @@
+"""Recommendations, scores and vectors of a trained model, in Python."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from recgrela.data import DataConfig, Interactions
+from recgrela.inference.catalogue import Catalogue
+from recgrela.inference.encoding import encode, evaluating
+from recgrela.inference.histories import Histories, from_interactions, from_tokens, load_histories
+from recgrela.inference.training import fit_run
+from recgrela.models import SequenceModel
+from recgrela.retrieval import ItemIndex, Precision
+from recgrela.runs.folder import CheckpointName
+from recgrela.runs.items import Items
+from recgrela.runs.saved import SavedRun, load_run, save_weights
+from recgrela.system.device import use_device
+from recgrela.system.errors import ConfigError, RunError
+from recgrela.system.files import expand_path
+
+USERS_AT_A_TIME = 1024
+SCHEMA = pa.schema(
+    [
+        ("user", pa.string()),
+        ("rank", pa.int32()),
+        ("item", pa.string()),
+        ("title", pa.string()),
+        ("score", pa.float32()),
+    ]
+)
+
+
+class Recommender:
+    """Recommends next items with a trained model.
+
+    Users, items and titles are original ids and texts everywhere. The model is used in eval mode, and is
+    returned to the mode that it was in.
+
+    Args:
+        model: the model. Its weights must not change afterwards; make another Recommender if they do.
+        items: the model's items, or the data that it was trained on, whose histories are then known too.
+        history_len: the number of last items of a history that the model uses; None: the model's `max_len`.
+        precision: the precision of the search for the best items, "float32" or "int8"; both are exact.
+    """
+
+    def __init__(
+        self,
+        model: SequenceModel,
+        items: Items | Interactions,
+        *,
+        history_len: int | None = None,
+        precision: Precision = "float32",
+    ) -> None:
+        histories = None
+        if isinstance(items, Interactions):
+            data, titles = items, items.titles or [None] * items.n_items
+            items = Items(data.item_ids, titles)
+            histories = from_interactions(Catalogue(items), data)
+        if len(items.tokens) != model.n_items:
+            raise ConfigError(f"the model has {model.n_items} items, but {len(items.tokens)} are given")
+        self.model, self.catalogue = model, Catalogue(items)
+        self.history_len = history_len or model.max_len
+        self.run: SavedRun | None = None
+        self._precision: Precision = precision
+        self._histories: Histories | None = histories
+
+    @classmethod
+    def load(
+        cls,
+        run: str | Path,
+        *,
+        events: str | Any | None = None,
+        checkpoint: CheckpointName | None = None,
+        device: str = "auto",
+        precision: Precision = "float32",
+    ) -> Recommender:
+        """The model of a run folder, or of a folder that `save` wrote.
+
+        Args:
+            run: the folder.
+            events: today's events, a path or a table (pyarrow, or any with the Arrow C stream interface), in
+                the format of the training data; users' histories are taken from them. None: from the run's
+                data, whatever it contains now.
+            checkpoint: "best" or "last"; None: the one of the run's final table.
+            device: "cpu", "cuda", "cuda:N" or "auto".
+            precision: see the class.
+
+        Raises:
+            RunError, DataError, ConfigError: the folder, its files, the events or the device are not usable.
+        """
+        saved = load_run(expand_path(str(run), "run"), checkpoint, use_device(device))
+        made = cls(
+            saved.model, saved.read_items(), history_len=saved.config.data.history_len, precision=precision
+        )
+        made.run = saved
+        if events is not None:
+            made.read_events(events)
+        return made
+
+    @classmethod
+    def fit(cls, events: str | Any, settings: Mapping[str, Any] | None = None) -> Recommender:
+        """Trains a model as `python -m recgrela.train` does, in a run folder, and loads it.
+
+        Args:
+            events: a path, or a table with the columns of `data.user_column` and so on; a table is stored as
+                a Parquet file beside the run folder, so that the run can be evaluated and resumed.
+            settings: values by dotted key, such as {"model.name": "SASRec", "train.epochs": 10}, and
+                "preset"; see `python -m recgrela.train --help`.
+
+        Raises:
+            ConfigError, DataError, RunError: see `recgrela.training.trainer.train`.
+        """
+        return cls.load(fit_run(events, settings or {}), device=str((settings or {}).get("train.device", "auto")))
+
+    # ---- users
+
+    def read_events(self, events: str | Any) -> None:
+        """Takes users' histories from these events from now on; see `load`."""
+        config = self.run.config.data if self.run is not None else DataConfig()
+        table = events if isinstance(events, str) else pa.table(events)
+        self._histories = load_histories(self.catalogue, table, config)
+
+    @property
+    def histories(self) -> Histories:
+        """The histories of all users.
+
+        Raises:
+            RunError: the Recommender was made without data.
+        """
+        if self._histories is None:
+            if self.run is None:
+                raise RunError("this Recommender has no users; call read_events, or give histories")
+            self.read_events(self.run.config.data.path)
+        assert self._histories is not None
+        return self._histories
+
+    def select(
+        self,
+        users: Sequence[str] | None = None,
+        histories: Mapping[str, Iterable[str]] | Iterable[Iterable[str]] | None = None,
+    ) -> Histories:
+        """The histories of some users, given histories, or without both those of all users that have items.
+
+        Raises:
+            DataError: a user is unknown, or a history has no item that the model knows.
+        """
+        if users is not None and histories is not None:
+            raise ConfigError("give users or histories, not both")
+        if histories is None and users is None:
+            return self.histories.without_empty()
+        if histories is not None:
+            found = from_tokens(self.catalogue, histories)
+        else:
+            assert users is not None
+            found = self.histories.find([str(user) for user in users], "the events")
+        found.check_not_empty()
+        return found
+
+    # ---- recommendations
+
+    def recommend(
+        self,
+        users: Sequence[str] | None = None,
+        *,
+        histories: Mapping[str, Iterable[str]] | Iterable[Iterable[str]] | None = None,
+        k: int = 10,
+        exclude_seen: bool = True,
+        allow: Sequence[str] | None = None,
+        deny: Sequence[str] | None = None,
+    ) -> pa.Table:
+        """The k items with the highest scores after each history; equal scores are ordered by item id.
+
+        Args:
+            users: users of the events; without users and histories, all users.
+            histories: histories of original item ids, oldest first, by user or in a list; users of a list are
+                named "0", "1", and so on. Items that the model does not know are skipped.
+            k: the number of items of a user; fewer if fewer may be recommended.
+            exclude_seen: whether items of the whole history are excluded.
+            allow: the only items to recommend. Unknown ids are ignored.
+            deny: items not to recommend.
+
+        Returns:
+            A table with the columns user, rank (from 1), item, title (null if unknown) and score, of B k rows
+            at most.
+
+        Raises:
+            DataError: a user is unknown, a history has no known item, or no item may be recommended.
+        """
+        batches = self.iter_recommendations(self.select(users, histories), k, exclude_seen, allow, deny)
+        return pa.Table.from_batches(batches, SCHEMA)
+
+    def iter_recommendations(
+        self,
+        histories: Histories,
+        k: int = 10,
+        exclude_seen: bool = True,
+        allow: Sequence[str] | None = None,
+        deny: Sequence[str] | None = None,
+    ) -> Iterator[pa.RecordBatch]:
+        """`recommend` in batches of users, for more users than fit into memory as a table."""
+        if k < 1:
+            raise ConfigError(f"k: {k} is below 1")
+        allowed = self.catalogue.allowed(allow, deny)
+        if allowed is not None:
+            allowed = allowed.to(self.device)
+        for begin in range(0, len(histories), USERS_AT_A_TIME):
+            part = histories.take(range(begin, min(begin + USERS_AT_A_TIME, len(histories))))
+            excluded = None
+            if exclude_seen:
+                seen = (torch.from_numpy(part.items), torch.from_numpy(part.offsets))
+                excluded = (seen[0].to(self.device), seen[1].to(self.device))
+            found = self.index.search(self._encode(part), k, excluded=excluded, allowed=allowed)
+            yield self._to_batch(part.users, found[0].cpu().numpy(), found[1].cpu().numpy())
+
+    def _to_batch(self, users: Sequence[str], items: np.ndarray, scores: np.ndarray) -> pa.RecordBatch:
+        """Items and scores [B, k] as rows; missing places, item 0, are left out."""
+        rows, ranks = np.nonzero(items > 0)
+        found = pa.array(items[rows, ranks])
+        return pa.record_batch(
+            [
+                pa.array(users, pa.string()).take(pa.array(rows)),
+                pa.array((ranks + 1).astype(np.int32)),
+                self._tokens.take(found),
+                self._titles.take(found),
+                pa.array(scores[rows, ranks], pa.float32()),
+            ],
+            schema=SCHEMA,
+        )
+
+    # ---- scores and vectors
+
+    def score(
+        self, histories: Mapping[str, Iterable[str]] | Iterable[Iterable[str]], items: Sequence[str]
+    ) -> np.ndarray:
+        """The scores of given items after each history, float32 [B, n].
+
+        Raises:
+            DataError: an item is unknown, or a history has no item that the model knows.
+        """
+        ids = torch.from_numpy(self.catalogue.known_ids([str(item) for item in items])).to(self.device)
+        hidden = self._encode(self.select(histories=histories))
+        scores = hidden @ self._weight[ids].T
+        bias = self.model.item_bias
+        return (scores if bias is None else scores + bias.detach()[ids].float()).cpu().numpy()
+
+    def similar_items(self, items: Sequence[str], k: int = 10) -> pa.Table:
+        """The k items whose vectors have the highest cosine with the vector of each item, itself excluded.
+
+        Returns:
+            A table with the columns item, rank, similar, title and score (the cosine).
+
+        Raises:
+            DataError: an item is unknown.
+        """
+        tokens = [str(item) for item in items]
+        ids = torch.from_numpy(self.catalogue.known_ids(tokens)).to(self.device)
+        excluded = (ids, torch.arange(len(ids) + 1, device=self.device))
+        allowed = self.catalogue.allowed(None, None)
+        if allowed is not None:
+            allowed = allowed.to(self.device)
+        found, scores = self._cosine_index.search(self._unit[ids], k, excluded=excluded, allowed=allowed)
+        batch = self._to_batch(tokens, found.cpu().numpy(), scores.cpu().numpy())
+        return pa.Table.from_batches([batch]).rename_columns(["item", "rank", "similar", "title", "score"])
+
+    def item_vectors(self, items: Sequence[str] | None = None) -> np.ndarray:
+        """The vectors of items, float32 [n, D]; of all items, in the order of `item_ids`, for None."""
+        if items is None:
+            return self._weight[1:].cpu().numpy()
+        ids = self.catalogue.known_ids([str(item) for item in items])
+        return self._weight[torch.from_numpy(ids).to(self.device)].cpu().numpy()
+
+    def user_vectors(
+        self,
+        users: Sequence[str] | None = None,
+        *,
+        histories: Mapping[str, Iterable[str]] | Iterable[Iterable[str]] | None = None,
+    ) -> np.ndarray:
+        """The hidden states after histories, float32 [B, D]; their products with `item_vectors` are scores.
+
+        Args:
+            users, histories: see `recommend`.
+        """
+        return self._encode(self.select(users, histories)).cpu().numpy()
+
+    @property
+    def item_ids(self) -> list[str]:
+        """The original ids of all items."""
+        return self.catalogue.items.tokens[1:]
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model."""
+        return self.model.item_embedding.weight.device
+
+    @cached_property
+    def index(self) -> ItemIndex:
+        """The search for the items with the highest scores."""
+        bias = self.model.item_bias
+        return ItemIndex(
+            self._weight, None if bias is None else bias.detach().float(), precision=self._precision
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of weights and settings, which names the states that they computed (32 hex digits)."""
+        digest = hashlib.sha256(json.dumps(asdict(self.model.config), sort_keys=True).encode())
+        digest.update(f"{self.model.max_len}".encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()[:32]
+
+    def save(self, folder: str | Path) -> None:
+        """Writes what `load` needs: weights, settings and items, without the state of training.
+
+        Raises:
+            RunError: the folder exists, cannot be written, or the model is not from a run.
+        """
+        if self.run is None:
+            raise RunError("this Recommender has no settings to save; train with Recommender.fit, or load a run")
+        save_weights(self.run, self.catalogue.items, expand_path(str(folder), "folder"))
+
+    # ---- parts
+
+    def _encode(self, histories: Histories) -> Tensor:
+        """The hidden states after histories, float32 [B, D]."""
+        with evaluating(self.model):
+            return encode(self.model, histories, self.history_len)
+
+    @cached_property
+    def _weight(self) -> Tensor:
+        return self.model.item_embedding.weight.detach().float()
+
+    @cached_property
+    def _unit(self) -> Tensor:
+        return torch.nn.functional.normalize(self._weight)
+
+    @cached_property
+    def _cosine_index(self) -> ItemIndex:
+        return ItemIndex(self._unit, None, precision=self._precision)
+
+    @cached_property
+    def _tokens(self) -> pa.Array:
+        return pa.array(self.catalogue.items.tokens, pa.string())
+
+    @cached_property
+    def _titles(self) -> pa.Array:
+        return pa.array(self.catalogue.items.titles, pa.string())

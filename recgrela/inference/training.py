@@ -1,0 +1,47 @@
+"""Training from Python, in a run folder as the command makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recgrela.data import load_table
+from recgrela.models import CONFIGS
+from recgrela.settings.command_line import to_argv
+from recgrela.settings.data import DataConfig
+from recgrela.settings.run import read_run
+from recgrela.system.errors import RunError
+from recgrela.system.files import atomic_write, expand_path
+from recgrela.training.trainer import train
+
+
+def fit_run(events: str | Any, settings: Mapping[str, Any]) -> Path:
+    """Trains a model and returns its run folder; see `Recommender.fit`."""
+    argv = to_argv(settings)
+    config = read_run(argv, CONFIGS)
+    if isinstance(events, str | Path):
+        path = str(events)
+    else:
+        output = expand_path(config.train.output, "train.output")
+        path = str(store_events(pa.table(events), config.data, output))
+    result = train(read_run([*argv, f"--data.path={path}"], CONFIGS))
+    if result.signum is not None:
+        raise RunError(
+            f"training was stopped; resume with python -m recgrela.train --resume {result.folder.path}"
+        )
+    return result.folder.path
+
+
+def store_events(table: pa.Table, config: DataConfig, folder: Path) -> Path:
+    """Writes a table of events as a Parquet file named by their hash, and returns its path."""
+    sha256 = load_table(table, config).sha256
+    path = folder / f"events-{sha256[:16]}.parquet"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        columns = [config.user_column, config.item_column, config.time_column]
+        atomic_write(path, lambda temporary: pq.write_table(table.select(columns), temporary))
+    return path

@@ -1,0 +1,202 @@
+"""States of users: a model advances them item by item at a cost that does not depend on the history."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from recgrela.nn import ModelState, Sequences, Stateful
+
+# Rows of a sequence that one pass of `prefill` takes; longer histories take several, so memory is bounded.
+PREFILL_ROWS = 8192
+# Longest rotary table of `prefill`; the rows after it are taken one by one, with exact angles.
+MAX_TABLE = 1 << 17
+
+
+class Streaming(nn.Module, ABC):
+    """The part of a model that keeps states of users.
+
+    A causal model of recurrent modules carries the modules' states, which have a fixed size and summarize the
+    whole history. Any other model carries the last `max_len` items and encodes them again after each item:
+    attention to learned positions, and attention to later items, change all rows when the window moves.
+
+    Attributes:
+        carries_state: whether the modules' states are carried. If not, a state is the last `max_len` items.
+    """
+
+    carries_state: bool = False
+    n_items: int
+    max_len: int
+    item_embedding: nn.Embedding
+
+    # ---- what the model provides
+
+    @abstractmethod
+    def embed(self, items: Tensor, sequences: Sequences) -> Tensor:
+        """See `SequenceModel.embed`."""
+
+    @abstractmethod
+    def encode(self, x: Tensor, sequences: Sequences) -> Tensor:
+        """See `SequenceModel.encode`."""
+
+    @abstractmethod
+    def hidden_states(self, items: Tensor, cu_seqlens: Tensor, max_seqlen: int, last_only: bool) -> Tensor:
+        """See `SequenceModel.hidden_states`."""
+
+    # ---- states
+
+    @torch.no_grad()
+    def init_state(self, batch: int) -> ModelState:
+        """The state of `batch` users without items."""
+        like = self.item_embedding.weight
+        tensors = {
+            "position": like.new_zeros(batch, dtype=torch.int64),
+            "hidden": like.new_zeros(batch, like.shape[1]),
+        }
+        if not self.carries_state:
+            return ModelState(tensors | {"items": like.new_zeros(batch, self.max_len, dtype=torch.int32)})
+        for name, module in self.named_modules():
+            if isinstance(module, Stateful):
+                module.state_prefix = f"{name}."
+                for key, tensor in module.init_state(batch, like).items():
+                    tensors[f"{name}.{key}"] = tensor
+        return ModelState(tensors)
+
+    @torch.no_grad()
+    def step(self, items: Tensor, state: ModelState) -> Tensor:
+        """Appends one item to the history of each user, at a cost independent of its length.
+
+        Args:
+            items: [B] int64 item ids.
+            state: the users' states, updated in place.
+
+        Returns:
+            The hidden states after the items, [B, D]; `scores` turns them into scores of the next items. For
+            models that carry states they equal those of a pass over the whole history, to rounding; for
+            others, those of a pass over its last `max_len` items.
+
+        Raises:
+            ValueError: the number of items is not that of the states; the model is in training mode.
+        """
+        self._check(items, state)
+        batch = items.shape[0]
+        if not self.carries_state:
+            return self._step_window(items, state)
+        hidden = self._advance(items, torch.arange(batch + 1, device=items.device), 1, state, 0)
+        state["position"].add_(1)
+        return hidden
+
+    @torch.no_grad()
+    def prefill(
+        self, items: Tensor, cu_seqlens: Tensor, max_seqlen: int, state: ModelState | None = None
+    ) -> tuple[ModelState, Tensor]:
+        """The states after whole histories.
+
+        Args:
+            items: [T] int64 item ids, histories end to end.
+            cu_seqlens: [B + 1] integers; history b is items[cu_seqlens[b] : cu_seqlens[b + 1]], not empty.
+            max_seqlen: the length of the longest history.
+            state: the states of the users before these items, not changed; None: new users.
+
+        Returns:
+            The states, and the hidden states after the last items, [B, D].
+
+        Raises:
+            ValueError: a history is empty, offsets do not fit; the model is in training mode.
+        """
+        offsets = cu_seqlens.tolist()
+        lengths = [end - begin for begin, end in zip(offsets, offsets[1:], strict=False)]
+        if offsets[0] != 0 or offsets[-1] != items.shape[0] or any(n < 1 for n in lengths):
+            raise ValueError(
+                f"cu_seqlens must start at 0, increase and end at {items.shape[0]}; histories are not empty"
+            )
+        state = self.init_state(len(lengths)) if state is None else state.clone()
+        self._check(cu_seqlens[1:], state)
+        if not self.carries_state:
+            self._prefill_window(items, cu_seqlens, state)
+            return state, state["hidden"]
+        longest = max(lengths, default=0)
+        before = int(state["position"].max()) if lengths else 0
+        begin = 0
+        while begin < longest:
+            size = min(PREFILL_ROWS, longest - begin)
+            if before + begin + size > MAX_TABLE:
+                size = 1
+            self._prefill_part(items, offsets, lengths, begin, size, before + begin + size, state)
+            begin += size
+        return state, state["hidden"]
+
+    def _prefill_part(
+        self,
+        items: Tensor,
+        offsets: list[int],
+        lengths: list[int],
+        begin: int,
+        size: int,
+        max_position: int,
+        state: ModelState,
+    ) -> None:
+        """Takes rows begin .. begin + size - 1 of the histories that have them."""
+        users = [user for user, length in enumerate(lengths) if length > begin]
+        pieces = [
+            items[offsets[user] + begin : offsets[user] + min(begin + size, lengths[user])] for user in users
+        ]
+        sizes = torch.tensor([0, *(len(piece) for piece in pieces)], device=items.device)
+        everyone = len(users) == len(lengths)
+        part = state if everyone else state.select(users)
+        rows = torch.cat(pieces)
+        self._advance(rows, sizes.cumsum(0), max(map(len, pieces)), part, max_position)
+        part["position"].add_(sizes[1:])
+        if not everyone:
+            state.assign(users, part)
+
+    def _advance(
+        self, items: Tensor, cu_seqlens: Tensor, max_seqlen: int, state: ModelState, max_position: int
+    ) -> Tensor:
+        """Passes rows that follow `state` through the model; updates all of it but the position."""
+        sequences = Sequences.of(cu_seqlens, items.shape[0], max_seqlen)
+        sequences = replace(sequences, state=state, max_position=max_position)
+        x = self.embed(items, sequences)
+        hidden = self.encode(x, sequences if sequences.is_step else sequences.last_only())
+        return state["hidden"].copy_(hidden)
+
+    # ---- models whose state is the last items
+
+    def _step_window(self, items: Tensor, state: ModelState) -> Tensor:
+        window, position = state["items"], state["position"]
+        # The items are at the left until the window is full; then it moves.
+        window.copy_(torch.where((position >= self.max_len)[:, None], window.roll(-1, 1), window))
+        place = position.clamp(max=self.max_len - 1)[:, None]
+        window.scatter_(1, place, items[:, None].to(window.dtype))
+        position.add_(1)
+        return self._encode_windows(state)
+
+    def _prefill_window(self, items: Tensor, cu_seqlens: Tensor, state: ModelState) -> None:
+        window, position = state["items"], state["position"]
+        for user, history in enumerate(items.to(window.dtype).tensor_split(cu_seqlens[1:-1].cpu())):
+            filled = int(position[user].clamp(max=self.max_len))
+            kept = torch.cat([window[user, :filled], history])[-self.max_len :]
+            window[user, : len(kept)] = kept
+        position.add_(cu_seqlens.diff())
+        self._encode_windows(state)
+
+    def _encode_windows(self, state: ModelState) -> Tensor:
+        """Encodes the windows of all users into `state["hidden"]`, and returns it."""
+        lengths = state["position"].clamp(max=self.max_len)
+        window = state["items"]
+        valid = torch.arange(self.max_len, device=window.device) < lengths[:, None]
+        items = window[valid].to(torch.int64)
+        cu_seqlens = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+        if items.shape[0]:
+            hidden = self.hidden_states(items, cu_seqlens, int(lengths.max()), True)
+            state["hidden"].copy_(hidden)
+        return state["hidden"]
+
+    def _check(self, items: Tensor, state: ModelState) -> None:
+        if self.training:
+            raise ValueError("states are those of a model in eval mode; call model.eval() first")
+        if items.dim() != 1 or items.shape[0] != state.batch:
+            raise ValueError(f"items of shape {tuple(items.shape)} do not fit states of {state.batch} users")
