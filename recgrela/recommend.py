@@ -51,7 +51,8 @@ def command(argv: Sequence[str]) -> int:
         if not tokens:
             raise ConfigError("--items: no item is given; expected ID,ID,...")
         history = token_history(items, tokens)
-    best = recommend(run.model, history, options["k"], options["seen"], run.config.data.history_len)
+    length = run.config.data.history_len
+    best = recommend(run.model, history, options["k"], options["seen"], length, items.retired)
     console = Console()
     _show_history(console, items, history)
     _show_best(console, run, items, best, options["seen"])

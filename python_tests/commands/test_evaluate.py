@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -18,7 +19,7 @@ from recgrela.evaluation.recommendation import recommend as best_items
 from recgrela.runs.consistency import check_data
 from recgrela.runs.folder import RunFolder
 from recgrela.runs.histories import token_history, user_history
-from recgrela.runs.items import read_items
+from recgrela.runs.items import read_items, write_items
 from recgrela.runs.saved import evaluate as evaluate_run
 from recgrela.runs.saved import load_data, load_run
 from recgrela.system.errors import DataError, RunError
@@ -94,6 +95,37 @@ def test_an_item_table_of_another_length(copy: Path) -> None:
     pq.write_table(table.drop_columns("title"), folder.items_path)
     with pytest.raises(RunError, match="expected the text columns"):
         read_items(folder.items_path, len(table))
+
+
+def test_an_item_table_of_an_earlier_version(copy: Path) -> None:
+    path = RunFolder.open(copy).items_path
+    table = pq.read_table(path)
+    now = read_items(path, len(table))
+    pq.write_table(table.drop_columns("retired"), path)
+    assert read_items(path, len(table)) == now
+    assert now.retired.shape == (len(table),) and not now.retired.any()
+
+
+def test_retired_items_are_kept_and_never_recommended(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved = load_run(copy, None, CPU)
+    path = saved.folder.items_path
+    items = read_items(path, saved.model.n_items)
+    best = [found.item for found in best_items(saved.model, [3, 9, 4], k=5)]
+    items.retired[best[:2]] = True
+    write_items(path, items)
+    again = read_items(path, saved.model.n_items)
+    assert again == items and np.array_equal(again.retired, items.retired)
+    found = [found.item for found in best_items(saved.model, [3, 9, 4], k=3, retired=again.retired)]
+    assert found == best[2:]
+    tokens = items.tokens
+    # A retired item in the history is used, and the command excludes the others.
+    history = f"--items={tokens[3]},{tokens[9]},{tokens[4]}"
+    assert recommend.main([str(copy), history, "--k=1000", "--device=cpu"]) == 0
+    rows = [
+        line.split("│")[3].strip() for line in capsys.readouterr().out.splitlines() if line.count("│") > 3
+    ]
+    assert len(rows) == len(tokens) - 1 - 3 - 2
+    assert not {tokens[item] for item in best[:2]} & set(rows)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from recgrela.runs import protocol
 from recgrela.runs.folder import RunFolder, stem_of
-from recgrela.runs.items import write_items
+from recgrela.runs.items import Items, write_items
 from recgrela.system.console import say
 from recgrela.system.files import atomic_write_text, expand_path
 from recgrela.training.session import Session
@@ -27,7 +27,7 @@ def create_folder(session: Session, console: Console) -> RunFolder:
     try:
         atomic_write_text(folder.config_path, config.to_yaml())
         folder.write_json(folder.protocol_path, content)
-        write_items(folder.items_path, data)
+        write_items(folder.items_path, Items.of(data))
     except BaseException:
         shutil.rmtree(folder.path)
         raise
