@@ -1,83 +1,105 @@
-"""`python -m recgrela.recommend RUN --user ID | --items ID,ID`: recommend items after a history."""
+"""`python -m recgrela.recommend RUN`: recommend items to users of the data, or after given histories."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from recgrela.evaluation.recommendation import Recommendation, recommend
-from recgrela.runs.histories import token_history, user_history
-from recgrela.runs.items import Items, read_items
-from recgrela.runs.saved import SavedRun, load_run
+from recgrela.inference.histories import Histories, from_tokens
+from recgrela.inference.lists import read_histories, read_lines
+from recgrela.inference.output import FORMATS, show_history, show_table, write_rows
+from recgrela.inference.recommender import Recommender
 from recgrela.settings import command_line
 from recgrela.settings.command_line import Parser
-from recgrela.settings.fields import Option
+from recgrela.settings.fields import MAX_THREADS, Option
 from recgrela.system.console import say
-from recgrela.system.device import use_device
 from recgrela.system.errors import ConfigError
-from recgrela.system.files import expand_path
-
-SHOWN = 10  # number of last items of the history to print
 
 OPTIONS = [
-    Option("user", None, "Original id of a user of the run."),
-    Option("items", None, "Original item ids, oldest first: ID,ID,..."),
-    Option("k", 10, "Number of recommendations.", kind=int, min=1),
-    Option("data.path", None, "Path of the data if it has moved (for --user)."),
+    Option("user", None, "Original id of a user; may be repeated.", many="append"),
+    Option("users", None, "File of users, one original id a line; - for stdin."),
+    Option("items", None, "A history as original item ids, oldest first: ID,ID,..."),
+    Option(
+        "histories",
+        None,
+        'File of histories as JSON lines, {"user": ID, "items": [ID, ...]} or [ID, ...]; - for stdin.',
+    ),
+    Option("events", None, "Today's events, from which users' histories are taken; by default the run's data."),
+    Option("k", 10, "Number of recommendations per user.", kind=int, min=1),
+    Option("allow", None, "File of the only items to recommend, one original id a line."),
+    Option("deny", None, "File of items not to recommend, one original id a line."),
+    Option("format", "table", "Format of the output.", choices=tuple(FORMATS)),
+    Option("output", "-", "File of the output; - for stdout."),
+    Option("checkpoint", "auto", "Checkpoint; auto: that of the final table.", choices=("auto", "best", "last")),
     Option("device", "auto", "Device: cpu, cuda, cuda:N, or auto for the GPU if there is one."),
+    Option("threads", None, "Number of CPU threads.", kind=int, min=1, max=MAX_THREADS),
 ]
+SOURCES = ("user", "users", "items", "histories", "all")
 
 
 def command(argv: Sequence[str]) -> int:
-    """Parse, recommend, print."""
-    parser = Parser("recommend", "Show a history and the items that a run's model recommends.")
+    """Parse, recommend, print or write."""
+    parser = Parser("recommend", "Recommend items with a run's model.")
     parser.add_argument("run", metavar="RUN", help="Run folder.")
     parser.add(OPTIONS)
+    parser.add_argument("--all", action="store_true", help="Recommend to every user of the events.")
     parser.add_argument("--seen", action="store_true", help="Also recommend items of the history.")
     options = parser.read(argv)
-    user, listed = options["user"], options["items"]
-    if (user is None) == (listed is None):
-        raise ConfigError("give either --user ID or --items ID,ID,...")
-    run = load_run(expand_path(options["run"], "RUN"), None, use_device(options["device"]))
-    items = read_items(run.folder.items_path, run.model.n_items)
-    if user is not None:
-        history = user_history(run, user, options["data.path"])
+    given = [name for name in SOURCES if options[name]]
+    if len(given) != 1:
+        raise ConfigError(f"give one of {', '.join(f'--{name}' for name in SOURCES)}")
+    if options["format"] == "parquet" and options["output"] == "-":
+        raise ConfigError("--format parquet needs --output FILE")
+    if options["threads"]:
+        import torch
+
+        torch.set_num_threads(options["threads"])
+    which = None if options["checkpoint"] == "auto" else options["checkpoint"]
+    recommender = Recommender.load(
+        options["run"], events=options["events"], checkpoint=which, device=options["device"]
+    )
+    notes = Console(stderr=True)
+    histories = _histories(recommender, given[0], options)
+    if histories.skipped:
+        say(notes, f"note: {histories.skipped} events of items that the model does not know are skipped")
+    allow, deny = (read_lines(options[name], f"--{name}") if options[name] else None for name in ("allow", "deny"))
+    batches = recommender.iter_recommendations(histories, options["k"], not options["seen"], allow, deny)
+    if options["format"] == "table":
+        console, run = Console(), recommender.run
+        assert run is not None
+        if len(histories) == 1:
+            show_history(console, recommender.catalogue.items, histories)
+        rule = "including items of the history" if options["seen"] else "excluding items of the history"
+        show_table(
+            options["output"],
+            console,
+            f"recommended by {run.folder.path.name}, {run.describe_checkpoint()}, {rule}:",
+            batches,
+            many=len(histories) > 1,
+        )
     else:
-        tokens = [token.strip() for token in listed.split(",") if token.strip()]
-        if not tokens:
-            raise ConfigError("--items: no item is given; expected ID,ID,...")
-        history = token_history(items, tokens)
-    length = run.config.data.history_len
-    best = recommend(run.model, history, options["k"], options["seen"], length, items.retired)
-    console = Console()
-    _show_history(console, items, history)
-    _show_best(console, run, items, best, options["seen"])
+        write_rows(options["output"], options["format"], batches)
     return 0
 
 
-def _show_history(console: Console, items: Items, history: Sequence[int]) -> None:
-    end = f", the last {SHOWN}" if len(history) > SHOWN else ""
-    say(console, f"history of {len(history)} items{end}:")
-    for item in history[-SHOWN:]:
-        say(console, f"  {items.label(item)}")
-
-
-def _show_best(
-    console: Console, run: SavedRun, items: Items, best: Sequence[Recommendation], seen: bool
-) -> None:
-    rule = "including items of the history" if seen else "excluding items of the history"
-    say(console, f"recommended by {run.folder.path.name}, {run.describe_checkpoint()}, {rule}:")
-    table = Table()
-    for heading in ("rank", "score", "item", "title"):
-        table.add_column(heading, justify="right" if heading in ("rank", "score") else "left")
-    for rank, found in enumerate(best, 1):
-        cells = (str(rank), f"{found.score:.3f}", items.tokens[found.item], items.titles[found.item] or "")
-        table.add_row(*(Text(cell) for cell in cells))  # not markup: a title may contain brackets
-    console.print(table)
+def _histories(recommender: Recommender, source: str, options: dict[str, Any]) -> Histories:
+    """The histories that the options ask for."""
+    if source == "all":
+        return recommender.select()
+    if source in ("user", "users"):
+        users = options["user"] or read_lines(options["users"], "--users")
+        return recommender.select(users)
+    if source == "items":
+        tokens = [token.strip() for token in options["items"].split(",") if token.strip()]
+        if not tokens:
+            raise ConfigError("--items: no item is given; expected ID,ID,...")
+        # A typing error on a command line is an error, unlike an unknown item in a shop's history.
+        recommender.catalogue.known_ids(tokens)
+        return from_tokens(recommender.catalogue, [tokens])
+    return recommender.select(histories=read_histories(options["histories"]))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

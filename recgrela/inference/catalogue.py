@@ -74,7 +74,7 @@ class Catalogue:
         Raises:
             DataError: no item is left.
         """
-        retired = np.asarray(getattr(self.items, "retired", None) or [], dtype=bool)
+        retired = self.items.retired
         if allow is None and not deny and not retired.any():
             return None
         mask = np.full(len(self.items.tokens), allow is None)
@@ -82,8 +82,7 @@ class Catalogue:
             mask[self.ids(allow)] = True
         if deny:
             mask[self.ids(deny)] = False
-        if retired.any():
-            mask[retired] = False
+        mask[retired] = False
         mask[0] = False
         if not mask.any():
             raise DataError("none of the model's items may be recommended; extend the allowed items")

@@ -64,8 +64,7 @@ class Recommender:
     ) -> None:
         histories = None
         if isinstance(items, Interactions):
-            data, titles = items, items.titles or [None] * items.n_items
-            items = Items(data.item_ids, titles)
+            data, items = items, Items.of(items)
             histories = from_interactions(Catalogue(items), data)
         if len(items.tokens) != model.n_items:
             raise ConfigError(f"the model has {model.n_items} items, but {len(items.tokens)} are given")
