@@ -22,6 +22,7 @@ from recgrela.ops.support import Implementation, Kernel, Op
 
 HALF = (torch.float16, torch.bfloat16)
 FLOAT32_FIRST = ("add_norm", "linear_cross_entropy", "mlp_block")  # ops whose first output is float32
+DIFFERENTIABLE = [name for name, op in OPS.items() if not op.in_place]  # test_steps.py has the others
 PAGE = ROOT / "docs/ops.md"
 needs_page = pytest.mark.skipif(not PAGE.exists(), reason="needs the pages of the repository")
 
@@ -73,7 +74,7 @@ def test_the_page_has_the_signature(name: str) -> None:
     assert " ".join(section[1].split()) == expected
 
 
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_the_kernel_and_its_fallback_agree(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if "cpu" not in OPS[name].kernels:
         pytest.skip(f"{name} has no CPU kernel")
@@ -87,7 +88,7 @@ def test_the_kernel_and_its_fallback_agree(name: str, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("dtype", HALF)
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_half_precision_on_the_cpu(name: str, dtype: torch.dtype) -> None:
     operands, others = own_tests(name).example()
     rounded = {n: x.detach().to(dtype).double().requires_grad_() for n, x in operands.items()}
@@ -97,7 +98,7 @@ def test_half_precision_on_the_cpu(name: str, dtype: torch.dtype) -> None:
         assert_close(f"result {i}", *pair, 4e-2 if dtype == torch.bfloat16 else 5e-3, scale=1.0)
 
 
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_compiles_into_one_graph(name: str) -> None:
     operands, others = own_tests(name).example()
 
@@ -110,7 +111,7 @@ def test_compiles_into_one_graph(name: str) -> None:
     assert_close(name, *(x if isinstance(x, Tensor) else x[-1] for x in (expected, compiled)), 1e-12)
 
 
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_exports(name: str) -> None:
     operands, others = own_tests(name).example()
 
@@ -124,7 +125,7 @@ def test_exports(name: str) -> None:
     assert_close(name, *(x if isinstance(x, Tensor) else x[-1] for x in (expected, exported)), 1e-12)
 
 
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_recomputed_by_gradient_checkpointing(name: str) -> None:
     operands, others = own_tests(name).example()
 
@@ -139,7 +140,7 @@ def test_recomputed_by_gradient_checkpointing(name: str) -> None:
         assert torch.equal(expected, got), operand
 
 
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_without_gradients(name: str) -> None:
     operands, others = own_tests(name).example()
     call = partial(getattr(recgrela.ops, name), **others)

@@ -212,3 +212,36 @@ def none_for_absent(
 ) -> tuple[Tensor | None, ...]:
     """The gradients, with None for operands that are None."""
     return tuple(d if x is not None else None for d, x in zip(gradients, operands, strict=True))
+
+
+def refuse_gradients(op: str, instead: str, *operands: Tensor | None) -> None:
+    """Check that an op in place, which has no gradient, needs none.
+
+    Raises:
+        NotImplementedError: in grad mode, if an operand requires a gradient; the message says what to use
+            instead.
+    """
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in operands):
+        raise NotImplementedError(
+            f"{op}: it updates a state in place and has no gradient; call it under torch.no_grad(), or use "
+            f"{instead}"
+        )
+
+
+def check_state(op: str, name: str, state: Tensor) -> None:
+    """Check that the parts of a state [B, ...] are contiguous and do not overlap, to be updated in place.
+
+    Raises:
+        ValueError: if they are not.
+    """
+    if state.is_contiguous():
+        return
+    strides, part = state.stride(), 1
+    for size, stride in zip(reversed(state.shape[1:]), reversed(strides[1:]), strict=True):
+        if size > 1 and stride != part:
+            raise ValueError(
+                f"{op}: {name} must be contiguous but for its first dimension, got strides {strides}"
+            )
+        part *= size
+    if state.shape[0] > 1 and strides[0] < part:
+        raise ValueError(f"{op}: {name} has parts that overlap, with strides {strides}; clone it first")

@@ -110,6 +110,7 @@ class Op:
         outputs_like_operands: indices of the outputs with the operands' dtype; the others are states or
             positions, with a dtype of their own.
         parts: names of the ops that a composition consists of, if it is not plain PyTorch.
+        in_place: indices of the arguments that the op updates in place. Such an op has no gradient.
     """
 
     def __init__(
@@ -121,10 +122,11 @@ class Op:
         *,
         outputs_like_operands: tuple[int, ...] = (0,),
         parts: tuple[str, ...] = (),
+        in_place: tuple[int, ...] = (),
     ) -> None:
         self.name, self.kernels, self.fallback_kind = name, dict(kernels), fallback_kind
         self._outputs_like_operands, self._parts = outputs_like_operands, parts
-        self._fallback = fallback
+        self._fallback, self.in_place = fallback, in_place
         OPS[name] = self
         for device_type in self.kernels:
             for operator in self.operators():
@@ -198,6 +200,7 @@ class Op:
         kind, computed = self.implementation(device_type, dtype, **sizes)
         if kind == "kernel" and computed == dtype:
             return call_operator(self.name, *args)
+        given = args
         args = tuple(x.to(computed) if isinstance(x, Tensor) and x.dtype == dtype else x for x in args)
         if kind == "kernel":
             out = call_operator(self.name, *args)
@@ -205,6 +208,9 @@ class Op:
             assert self._fallback is not None
             with without_autocast(device_type):
                 out = self._fallback(*args)
+        for i in self.in_place:
+            if args[i] is not given[i]:
+                given[i].copy_(args[i])
         if isinstance(out, Tensor):
             return out.to(dtype)
         like_operands = self._outputs_like_operands
