@@ -1,0 +1,247 @@
+// top_k: a group of queries scans a part of the table, block by block. A block's rows give an upper bound of each
+// score, from int8 or float32 products and a bound on their error. Only a row whose bound reaches the k-th best exact
+// score so far is scored exactly, so that the result is exact whatever the error.
+//
+// A row is w = s q + e with integers q, a query h = t p + r likewise, and
+//   |h . w - s t (p . q)| <= |h| |e| + |r| |s q| = s (|h| |e| / s + |r| |q|),
+// where the bounds of a block are the maxima of |e| / s and |q| over its rows. The factors below cover rounding: a
+// float32 operation has a relative error of 2^-24.
+
+// Added to |h| and |r|, relative; to the code norm of a row, times |h|; to a block's |bias|; and to the k-th score.
+constexpr float kNormSlack = 0x1p-18f, kProductSlack = 0x1p-20f, kBiasSlack = 0x1p-21f, kScoreSlack = 0x1p-22f;
+constexpr float kTiny = 0x1p-120f;  // more than what underflow takes from a bound
+
+constexpr int kLanes = RECGRELA_VECTOR_BYTES >= 32 ? 8 : 4;  // rows of a vector
+constexpr int kVectors = TopKParams::kBlockRows / kLanes;    // vectors of a block
+using Floats = Vec<float, kLanes>;
+using Ints = typename VecOf<float, kLanes>::mask;
+
+RECGRELA_INLINE bool all(Ints mask) {
+#if RECGRELA_VECTOR_BYTES >= 32
+  return _mm256_movemask_ps(reinterpret_cast<__m256&>(mask)) == 0xff;
+#else
+  int32_t every = -1;
+  for (int i = 0; i < kLanes; ++i) every &= mask[i];
+  return every != 0;
+#endif
+}
+
+// Four elements of a query, for each row of a vector: with AVX2 magnitudes and signs, else elements 0 and 2, and 1 and
+// 3, as 16-bit numbers.
+struct FourDims {
+#if RECGRELA_VECTOR_BYTES >= 32
+  __m256i magnitudes, signs;
+
+  RECGRELA_INLINE FourDims make(const int8_t* magnitudes, const int8_t* p) {
+    int32_t m, s;
+    __builtin_memcpy(&m, magnitudes, sizeof(m)), __builtin_memcpy(&s, p, sizeof(s));
+    return {_mm256_set1_epi32(m), _mm256_set1_epi32(s)};
+  }
+  // Adds the products with four elements of each row. A sum of two products is at most 2 * 127^2 < 2^15.
+  __attribute__((always_inline)) void add(const int8_t* codes, Ints& sums) const {
+    const __m256i rows = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes));
+    const __m256i pairs = _mm256_maddubs_epi16(magnitudes, _mm256_sign_epi8(rows, signs));
+    const __m256i fours = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+    sums += reinterpret_cast<const Ints&>(fours);
+  }
+#else
+  typedef int16_t Shorts __attribute__((vector_size(4 * kLanes)));
+  Shorts even, odd;
+
+  RECGRELA_INLINE FourDims make(const int8_t*, const int8_t* p) {
+    FourDims d;
+    for (int i = 0; i < 2 * kLanes; ++i) d.even[i] = p[i % 2 * 2], d.odd[i] = p[i % 2 * 2 + 1];
+    return d;
+  }
+  __attribute__((always_inline)) void add(const int8_t* codes, Ints& sums) const {
+    Shorts rows;
+    __builtin_memcpy(&rows, codes, sizeof(rows));
+    const Shorts pairs = ((rows << 8) >> 8) * even + (rows >> 8) * odd;
+    Ints both;
+    __builtin_memcpy(&both, &pairs, sizeof(both));
+    sums += ((both << 16) >> 16) + (both >> 16);
+  }
+#endif
+};
+
+// A query and the best items that it has found, a heap whose first key is the smallest.
+struct TopKQuery {
+  const TopKParams& p;
+  const int64_t index;
+  const float* const h;
+  double* const wide;                      // [dim], h in float64
+  int8_t *const codes, *const magnitudes;  // [4 groups_of_dims]
+  float step = 0, norm = 0, error = 0;     // t, |h| and |r|, the norms rounded up
+  int64_t* const heap;
+  int64_t& count;
+  float threshold = -std::numeric_limits<float>::infinity();  // a score below it is not among the best
+
+  static int64_t scratch_bytes(const TopKParams& p) {
+    return round_up(p.dim * sizeof(double) + 8 * p.groups_of_dims(), 64);
+  }
+
+  TopKQuery(const TopKParams& p, int64_t index, int64_t part, char* scratch)
+      : p(p),
+        index(index),
+        h(p.queries + index * p.dim),
+        wide(reinterpret_cast<double*>(scratch)),
+        codes(reinterpret_cast<int8_t*>(wide + p.dim)),
+        magnitudes(codes + 4 * p.groups_of_dims()),
+        heap(p.keys + (index * p.parts + part) * p.k),
+        count(p.counts[index * p.parts + part]) {
+    count = 0;
+    float peak = 0;
+    double squares = 0, errors = 0;
+    for (int64_t i = 0; i < p.dim; ++i) {
+      wide[i] = h[i], squares += wide[i] * wide[i];
+      peak = std::max(peak, std::abs(h[i]));
+    }
+    step = std::max(peak / 127, std::numeric_limits<float>::min());
+    std::fill(codes, codes + 8 * p.groups_of_dims(), int8_t(0));
+    for (int64_t i = 0; i < p.dim; ++i) {
+      const double code = std::max(-127.0, std::min(127.0, std::nearbyint(wide[i] / step)));
+      const double rest = wide[i] - code * step;
+      errors += rest * rest;
+      codes[i] = static_cast<int8_t>(code), magnitudes[i] = static_cast<int8_t>(std::abs(code));
+    }
+    norm = static_cast<float>(std::sqrt(squares)) * (1 + kNormSlack) + kTiny;
+    error = static_cast<float>(std::sqrt(errors)) * (1 + kNormSlack) + kTiny;
+  }
+
+  // The score in float64, rounded to float32. Element i is added to sum i % 8 on every instruction set, so that scores
+  // are equal bit by bit; products of float32 numbers are exact, so that fused additions change nothing.
+  float exact_score(int64_t item) const {
+    constexpr int N = RECGRELA_VECTOR_BYTES / sizeof(double), kSums = 8 / N;
+    const float* const w = p.weight + item * p.dim;
+    Vec<double, N> acc[kSums]{};
+    int64_t i = 0;
+    for (; i + 8 <= p.dim; i += 8)
+      for (int j = 0; j < kSums; ++j) {
+        const auto row = load<float, N>(w + i + j * N);
+        acc[j] += __builtin_convertvector(row, Vec<double, N>) * load<double, N>(wide + i + j * N);
+      }
+    double sums[8];
+    for (int j = 0; j < kSums; ++j) store<double, N>(sums + j * N, acc[j]);
+    for (int j = 0; i < p.dim; ++i, ++j) sums[j] += w[i] * wide[i];
+    for (int half = 4; half > 0; half /= 2)
+      for (int j = 0; j < half; ++j) sums[j] += sums[j + half];
+    return static_cast<float>(p.bias ? sums[0] + p.bias[item] : sums[0]) + 0.0f;  // -0 becomes 0
+  }
+
+  bool hides(int64_t item) const {
+    if (item == 0 || (p.allowed && !p.allowed[item])) return true;
+    return p.excluded &&
+           std::binary_search(p.excluded + p.cu_excluded[index], p.excluded + p.cu_excluded[index + 1], item);
+  }
+
+  __attribute__((noinline)) void consider(int64_t item) {
+    if (item >= p.num_items || hides(item)) return;
+    const int64_t key = top_k_key(exact_score(item), item);
+    const auto above = [](int64_t a, int64_t b) { return a > b; };
+    if (count == p.k) {
+      if (key <= heap[0]) return;
+      std::pop_heap(heap, heap + count--, above);
+    }
+    heap[count++] = key;
+    std::push_heap(heap, heap + count, above);
+    if (count == p.k) {
+      const float score = score_of(heap[0]);
+      threshold = score - std::abs(score) * kScoreSlack - kTiny;
+    }
+  }
+};
+
+// Upper bounds of the scores of a block, from int8 rows.
+static inline __attribute__((always_inline)) void int8_bounds(const TopKParams& p, const TopKQuery& q, int64_t block,
+                                                              Floats* upper) {
+  const int64_t dims = p.groups_of_dims(), first = block * TopKParams::kBlockRows;
+  const int8_t* codes = p.codes + first * 4 * dims;
+  Ints sums[kVectors]{};
+  for (int64_t i = 0; i < dims; ++i, codes += 4 * TopKParams::kBlockRows) {
+    const FourDims four = FourDims::make(q.magnitudes + 4 * i, q.codes + 4 * i);
+    for (int v = 0; v < kVectors; ++v) four.add(codes + 4 * kLanes * v, sums[v]);
+  }
+  const float* const bounds = p.bounds + block * TopKParams::kBounds;
+  const float slack = q.norm * bounds[TopKParams::kRowError] +
+                      (q.error + q.norm * kProductSlack) * bounds[TopKParams::kCodeNorm] + kTiny;
+  for (int v = 0; v < kVectors; ++v) {
+    const int64_t row = first + v * kLanes;
+    upper[v] = (__builtin_convertvector(sums[v], Floats) * q.step + slack) * load<float, kLanes>(p.scales + row);
+    if (p.biases) upper[v] += load<float, kLanes>(p.biases + row);
+  }
+}
+
+// Upper bounds from float32 rows: products of N elements at a time, the last ones of a row again with zeros.
+static inline void float_bounds(const TopKParams& p, const TopKQuery& q, int64_t block, Floats* upper) {
+  constexpr int N = RECGRELA_VECTOR_BYTES / sizeof(float), kRows = 8;
+  const int64_t first = block * TopKParams::kBlockRows, dim = p.dim, whole = dim / N * N;
+  Vec<float, N> rest{};
+  const int64_t last = std::max<int64_t>(0, dim - N);
+  for (int64_t i = whole; i < dim; ++i) rest[i - last] = q.h[i];
+  float sums[TopKParams::kBlockRows];
+  for (int64_t r = 0; r < TopKParams::kBlockRows; r += kRows) {
+    const float* rows[kRows];
+    for (int j = 0; j < kRows; ++j) rows[j] = p.weight + std::min(first + r + j, p.num_items - 1) * dim;
+    Vec<float, N> acc[kRows]{};
+    for (int64_t i = 0; i < whole; i += N) {
+      const Vec<float, N> x = load<float, N>(q.h + i);
+      for (int j = 0; j < kRows; ++j) acc[j] += load<float, N>(rows[j] + i) * x;
+    }
+    if (whole < dim)
+      for (int j = 0; j < kRows; ++j) acc[j] += load_some<float, N>(rows[j] + last, dim) * rest;
+    for (int j = 0; j < kRows; ++j) sums[r + j] = sum<float, N>(acc[j]);
+  }
+  // (dim + 4) / 2^24 bounds the error of a sum in any order
+  const float* const bounds = p.bounds + block * TopKParams::kBounds;
+  const float slack = q.norm * bounds[TopKParams::kRowNorm] * (static_cast<float>(dim + 4) * 0x1p-24f) + kTiny;
+  for (int v = 0; v < kVectors; ++v) {
+    upper[v] = load<float, kLanes>(sums + v * kLanes) + slack;
+    if (!p.bias) continue;
+    const int64_t row = first + v * kLanes;
+    upper[v] += load_some<float, kLanes>(p.bias + row, std::max<int64_t>(0, p.num_items - row));
+  }
+}
+
+static inline void search_block(const TopKParams& p, TopKQuery& q, int64_t block) {
+  const float* const bounds = p.bounds + block * TopKParams::kBounds;
+  const float limit = q.threshold - bounds[TopKParams::kBias] * kBiasSlack - kTiny;
+  if (q.norm * bounds[TopKParams::kRowNorm] + bounds[TopKParams::kBias] < limit) return;
+  Floats upper[kVectors];
+  if (p.codes) {
+    int8_bounds(p, q, block, upper);
+  } else {
+    float_bounds(p, q, block, upper);
+  }
+  Ints below = upper[0] < limit;  // false for NaN
+  for (int v = 1; v < kVectors; ++v) below &= upper[v] < limit;
+  if (__builtin_expect(all(below), 1)) return;
+  const int64_t first = block * TopKParams::kBlockRows;
+  for (int v = 0; v < kVectors; ++v)
+    for (int i = 0; i < kLanes; ++i)
+      if (!(upper[v][i] < q.threshold - bounds[TopKParams::kBias] * kBiasSlack - kTiny)) {
+        const int64_t row = first + v * kLanes + i;
+        q.consider(p.order ? p.order[row] : row);
+      }
+}
+
+static void top_k_search(const TopKParams& p, char* scratch) {
+  constexpr int64_t kGroup = TopKParams::kGroupQueries, kChunkBytes = 16384;  // half of an L1 cache
+  const int64_t row_bytes = p.codes ? 4 * p.groups_of_dims() : 4 * p.dim, bytes = TopKQuery::scratch_bytes(p);
+  const int64_t chunk = std::max<int64_t>(1, kChunkBytes / (row_bytes * TopKParams::kBlockRows));
+  for (int64_t item; p.queue->take(item);) {
+    const int64_t group = item / p.parts, part = item % p.parts, first = group * kGroup;
+    const int64_t begin = p.blocks() * part / p.parts, end = p.blocks() * (part + 1) / p.parts;
+    const int64_t size = std::min(kGroup, p.num_queries - first);
+    alignas(TopKQuery) char memory[kGroup * sizeof(TopKQuery)];
+    TopKQuery* const queries = reinterpret_cast<TopKQuery*>(memory);
+    for (int64_t i = 0; i < size; ++i) new (queries + i) TopKQuery(p, first + i, part, scratch + i * bytes);
+    for (int64_t block = begin; block < end; block += chunk)
+      for (int64_t i = 0; i < size; ++i)
+        for (int64_t b = block; b < std::min(block + chunk, end); ++b) search_block(p, queries[i], b);
+  }
+}
+
+static int64_t top_k_scratch(const TopKParams& p) { return TopKParams::kGroupQueries * TopKQuery::scratch_bytes(p); }
+
+template <typename T>
+static constexpr TopKKernels kKernels{top_k_scratch, top_k_search};
