@@ -64,7 +64,7 @@ struct FourDims {
 #endif
 };
 
-// A query and the best items that it has found, a heap whose first key is the smallest.
+// A query and the best items that it has found.
 struct TopKQuery {
   const TopKParams& p;
   const int64_t index;
@@ -72,8 +72,8 @@ struct TopKQuery {
   double* const wide;                      // [dim], h in float64
   int8_t *const codes, *const magnitudes;  // [4 groups_of_dims]
   float step = 0, norm = 0, error = 0;     // t, |h| and |r|, the norms rounded up
-  int64_t* const heap;
-  int64_t& count;
+  int64_t* const keys;  // keys of the `count` best items so far, then `pending` items without a score
+  int64_t &count, pending = 0;
   float threshold = -std::numeric_limits<float>::infinity();  // a score below it is not among the best
 
   static int64_t scratch_bytes(const TopKParams& p) {
@@ -87,7 +87,7 @@ struct TopKQuery {
         wide(reinterpret_cast<double*>(scratch)),
         codes(reinterpret_cast<int8_t*>(wide + p.dim)),
         magnitudes(codes + 4 * p.groups_of_dims()),
-        heap(p.keys + (index * p.parts + part) * p.k),
+        keys(p.keys + (index * p.parts + part) * p.capacity()),
         count(p.counts[index * p.parts + part]) {
     count = 0;
     float peak = 0;
@@ -134,20 +134,23 @@ struct TopKQuery {
            std::binary_search(p.excluded + p.cu_excluded[index], p.excluded + p.cu_excluded[index + 1], item);
   }
 
-  __attribute__((noinline)) void consider(int64_t item) {
+  // Adds an item whose bound reaches the threshold. Its row is read later, when it is in the cache.
+  __attribute__((noinline)) void add(int64_t item) {
     if (item >= p.num_items || hides(item)) return;
-    const int64_t key = top_k_key(exact_score(item), item);
-    const auto above = [](int64_t a, int64_t b) { return a > b; };
-    if (count == p.k) {
-      if (key <= heap[0]) return;
-      std::pop_heap(heap, heap + count--, above);
-    }
-    heap[count++] = key;
-    std::push_heap(heap, heap + count, above);
-    if (count == p.k) {
-      const float score = score_of(heap[0]);
-      threshold = score - std::abs(score) * kScoreSlack - kTiny;
-    }
+    const float* const row = p.weight + item * p.dim;
+    for (int64_t i = 0; i < p.dim; i += 64 / sizeof(float)) __builtin_prefetch(row + i);
+    keys[count + pending++] = item;
+    if (pending == p.max_pending) score_pending();
+  }
+
+  // Scores the items that were added since the last call, and keeps the k best of all.
+  void score_pending() {
+    for (int64_t* key = keys + count; pending > 0; --pending, ++key, ++count) *key = top_k_key(exact_score(*key), *key);
+    if (count < p.k) return;
+    std::nth_element(keys, keys + p.k - 1, keys + count, [](int64_t a, int64_t b) { return a > b; });
+    count = p.k;
+    const float score = score_of(keys[p.k - 1]);
+    threshold = score - std::abs(score) * kScoreSlack - kTiny;
   }
 };
 
@@ -171,57 +174,79 @@ static inline __attribute__((always_inline)) void int8_bounds(const TopKParams& 
   }
 }
 
-// Upper bounds from float32 rows: products of N elements at a time, the last ones of a row again with zeros.
-static inline void float_bounds(const TopKParams& p, const TopKQuery& q, int64_t block, Floats* upper) {
-  constexpr int N = RECGRELA_VECTOR_BYTES / sizeof(float), kRows = 8;
+// Upper bounds for Q queries from float32 rows: products of N elements at a time, the last ones of a row again with
+// zeros.
+template <int Q>
+static inline void float_bounds(const TopKParams& p, const TopKQuery* queries, int64_t block,
+                                Floats (*upper)[kVectors]) {
+  constexpr int N = RECGRELA_VECTOR_BYTES / sizeof(float), kRows = 8 / Q;
+  using V = Vec<float, N>;
   const int64_t first = block * TopKParams::kBlockRows, dim = p.dim, whole = dim / N * N;
-  Vec<float, N> rest{};
   const int64_t last = std::max<int64_t>(0, dim - N);
-  for (int64_t i = whole; i < dim; ++i) rest[i - last] = q.h[i];
-  float sums[TopKParams::kBlockRows];
+  V rest[Q]{};
+  for (int i = 0; i < Q; ++i)
+    for (int64_t d = whole; d < dim; ++d) rest[i][d - last] = queries[i].h[d];
+  float sums[Q][TopKParams::kBlockRows];
   for (int64_t r = 0; r < TopKParams::kBlockRows; r += kRows) {
     const float* rows[kRows];
     for (int j = 0; j < kRows; ++j) rows[j] = p.weight + std::min(first + r + j, p.num_items - 1) * dim;
-    Vec<float, N> acc[kRows]{};
-    for (int64_t i = 0; i < whole; i += N) {
-      const Vec<float, N> x = load<float, N>(q.h + i);
-      for (int j = 0; j < kRows; ++j) acc[j] += load<float, N>(rows[j] + i) * x;
+    V acc[Q][kRows]{};
+    for (int64_t d = 0; d < whole; d += N) {
+      V x[Q];
+      for (int i = 0; i < Q; ++i) x[i] = load<float, N>(queries[i].h + d);
+      for (int j = 0; j < kRows; ++j) {
+        const V w = load<float, N>(rows[j] + d);
+        for (int i = 0; i < Q; ++i) acc[i][j] += w * x[i];
+      }
     }
     if (whole < dim)
-      for (int j = 0; j < kRows; ++j) acc[j] += load_some<float, N>(rows[j] + last, dim) * rest;
-    for (int j = 0; j < kRows; ++j) sums[r + j] = sum<float, N>(acc[j]);
+      for (int j = 0; j < kRows; ++j) {
+        const V w = load_some<float, N>(rows[j] + last, dim);
+        for (int i = 0; i < Q; ++i) acc[i][j] += w * rest[i];
+      }
+    for (int i = 0; i < Q; ++i)
+      for (int j = 0; j < kRows; ++j) sums[i][r + j] = sum<float, N>(acc[i][j]);
   }
-  // (dim + 4) / 2^24 bounds the error of a sum in any order
-  const float* const bounds = p.bounds + block * TopKParams::kBounds;
-  const float slack = q.norm * bounds[TopKParams::kRowNorm] * (static_cast<float>(dim + 4) * 0x1p-24f) + kTiny;
-  for (int v = 0; v < kVectors; ++v) {
-    upper[v] = load<float, kLanes>(sums + v * kLanes) + slack;
-    if (!p.bias) continue;
-    const int64_t row = first + v * kLanes;
-    upper[v] += load_some<float, kLanes>(p.bias + row, std::max<int64_t>(0, p.num_items - row));
+  const float norm = p.bounds[block * TopKParams::kBounds + TopKParams::kRowNorm];
+  for (int i = 0; i < Q; ++i) {
+    // (dim + 4) / 2^24 bounds the relative error of a sum in any order
+    const float slack = queries[i].norm * norm * (static_cast<float>(dim + 4) * 0x1p-24f) + kTiny;
+    for (int v = 0; v < kVectors; ++v) {
+      upper[i][v] = load<float, kLanes>(sums[i] + v * kLanes) + slack;
+      if (!p.bias) continue;
+      const int64_t row = first + v * kLanes;
+      upper[i][v] += load_some<float, kLanes>(p.bias + row, std::max<int64_t>(0, p.num_items - row));
+    }
   }
 }
 
-static inline void search_block(const TopKParams& p, TopKQuery& q, int64_t block) {
+// Searches a block for Q queries.
+template <int Q>
+static inline void search_block(const TopKParams& p, TopKQuery* queries, int64_t block) {
   const float* const bounds = p.bounds + block * TopKParams::kBounds;
-  const float limit = q.threshold - bounds[TopKParams::kBias] * kBiasSlack - kTiny;
-  if (q.norm * bounds[TopKParams::kRowNorm] + bounds[TopKParams::kBias] < limit) return;
-  Floats upper[kVectors];
+  const float bias_slack = bounds[TopKParams::kBias] * kBiasSlack + kTiny;
+  bool skip = true;
+  for (int i = 0; i < Q; ++i)
+    skip &=
+        queries[i].norm * bounds[TopKParams::kRowNorm] + bounds[TopKParams::kBias] < queries[i].threshold - bias_slack;
+  if (skip) return;
+  Floats upper[Q][kVectors];
   if (p.codes) {
-    int8_bounds(p, q, block, upper);
+    for (int i = 0; i < Q; ++i) int8_bounds(p, queries[i], block, upper[i]);
   } else {
-    float_bounds(p, q, block, upper);
+    float_bounds<Q>(p, queries, block, upper);
   }
-  Ints below = upper[0] < limit;  // false for NaN
-  for (int v = 1; v < kVectors; ++v) below &= upper[v] < limit;
-  if (__builtin_expect(all(below), 1)) return;
-  const int64_t first = block * TopKParams::kBlockRows;
-  for (int v = 0; v < kVectors; ++v)
-    for (int i = 0; i < kLanes; ++i)
-      if (!(upper[v][i] < q.threshold - bounds[TopKParams::kBias] * kBiasSlack - kTiny)) {
-        const int64_t row = first + v * kLanes + i;
-        q.consider(p.order ? p.order[row] : row);
-      }
+  for (int i = 0; i < Q; ++i) {
+    const float limit = queries[i].threshold - bias_slack;
+    Ints below = upper[i][0] < limit;  // false for NaN
+    for (int v = 1; v < kVectors; ++v) below &= upper[i][v] < limit;
+    if (__builtin_expect(all(below), 1)) continue;
+    for (int64_t r = 0; r < TopKParams::kBlockRows; ++r) {
+      if (upper[i][r / kLanes][r % kLanes] < queries[i].threshold - bias_slack) continue;
+      const int64_t row = block * TopKParams::kBlockRows + r;
+      queries[i].add(p.order ? p.order[row] : row);
+    }
+  }
 }
 
 static void top_k_search(const TopKParams& p, char* scratch) {
@@ -236,8 +261,15 @@ static void top_k_search(const TopKParams& p, char* scratch) {
     TopKQuery* const queries = reinterpret_cast<TopKQuery*>(memory);
     for (int64_t i = 0; i < size; ++i) new (queries + i) TopKQuery(p, first + i, part, scratch + i * bytes);
     for (int64_t block = begin; block < end; block += chunk)
-      for (int64_t i = 0; i < size; ++i)
-        for (int64_t b = block; b < std::min(block + chunk, end); ++b) search_block(p, queries[i], b);
+      for (int64_t i = 0; i < size; i += 2)
+        for (int64_t b = block; b < std::min(block + chunk, end); ++b) {
+          if (i + 1 < size) {
+            search_block<2>(p, queries + i, b);
+          } else {
+            search_block<1>(p, queries + i, b);
+          }
+        }
+    for (int64_t i = 0; i < size; ++i) queries[i].score_pending();
   }
 }
 

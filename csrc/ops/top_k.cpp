@@ -10,6 +10,10 @@ constexpr const char* kSchema =
     "top_k(Tensor queries, Tensor weight, Tensor? bias, Tensor bounds, Tensor? codes, Tensor? scales, Tensor? biases, "
     "Tensor? order, int k, Tensor? excluded, Tensor? cu_excluded, Tensor? allowed) -> (Tensor items, Tensor scores)";
 
+// Items that a query scores at a time: enough to find the k-th best among them in little time for each, and so few that
+// their rows stay in a cache.
+constexpr int64_t kMinPending = 32, kMaxPending = 512;
+
 // The items that each query excludes, sorted for each query.
 std::vector<int64_t> sorted_by_query(const Tensor& excluded, const std::vector<int64_t>& offsets) {
   std::vector<int64_t> items(excluded.size(0));
@@ -69,7 +73,8 @@ std::tuple<Tensor, Tensor> top_k(const Tensor& queries_, const Tensor& weight_, 
   p.parts = std::min(p.blocks(), groups >= threads ? 1 : cpu::ceil_div(threads, groups));
   // A part finds at most as many items as it has.
   p.k = std::min(k, p.num_items);
-  const std::unique_ptr<int64_t[]> keys(new int64_t[p.num_queries * p.parts * p.k]);
+  p.max_pending = std::max(kMinPending, std::min(p.k / 8, kMaxPending));
+  const std::unique_ptr<int64_t[]> keys(new int64_t[p.num_queries * p.parts * p.capacity()]);
   std::vector<int64_t> counts(p.num_queries * p.parts);
   p.keys = keys.get(), p.counts = counts.data();
   const auto& kernels = cpu::top_k_kernels();
@@ -79,9 +84,9 @@ std::tuple<Tensor, Tensor> top_k(const Tensor& queries_, const Tensor& weight_, 
   float* const score_out = mutable_data<float>(scores);
   torch::stable::parallel_for(0, p.num_queries, 8, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      int64_t *const first = p.keys + i * p.parts * p.k, *last = first;
+      int64_t *const first = p.keys + i * p.parts * p.capacity(), *last = first;
       for (int64_t part = 0; part < p.parts; ++part) {
-        std::copy_n(first + part * p.k, counts[i * p.parts + part], last);
+        std::copy_n(first + part * p.capacity(), counts[i * p.parts + part], last);
         last += counts[i * p.parts + part];
       }
       const int64_t found = std::min<int64_t>(p.k, last - first);
