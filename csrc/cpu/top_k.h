@@ -24,6 +24,12 @@ inline float score_of(int64_t key) {
   return score;
 }
 
+// An item that a query has found: the key of a lower bound of its score, and an upper bound.
+struct TopKFound {
+  int64_t key;
+  float upper;
+};
+
 struct TopKParams {
   static constexpr int64_t kBlockRows = 32, kGroupQueries = 16;
   // Bounds of a block of rows: maxima of |error of a row| / scale, |int8 row|, |row| and |bias|.
@@ -48,13 +54,13 @@ struct TopKParams {
   const int64_t* excluded = nullptr;     // items that queries exclude, sorted for each query; or null
   const int64_t* cu_excluded = nullptr;  // [num_queries + 1]
 
-  int64_t max_pending = 1;    // items that a query scores at a time
-  int64_t* keys = nullptr;    // [num_queries, parts, capacity()], in no order
-  int64_t* counts = nullptr;  // [num_queries, parts], keys found
+  int64_t spare = 1;           // items beyond k that a query keeps before it chooses the best
+  TopKFound* found = nullptr;  // [num_queries, parts, capacity()], results in no order
+  int64_t* counts = nullptr;   // [num_queries, parts], items found
 
   WorkQueue* queue = nullptr;
 
-  int64_t capacity() const { return k + max_pending; }
+  int64_t capacity() const { return k + spare; }
   int64_t blocks() const { return ceil_div(num_items, kBlockRows); }
   int64_t groups_of_dims() const { return ceil_div(dim, 4); }
   int64_t groups_of_queries() const { return ceil_div(num_queries, kGroupQueries); }

@@ -72,8 +72,8 @@ struct TopKQuery {
   double* const wide;                      // [dim], h in float64
   int8_t *const codes, *const magnitudes;  // [4 groups_of_dims]
   float step = 0, norm = 0, error = 0;     // t, |h| and |r|, the norms rounded up
-  int64_t* const keys;  // keys of the `count` best items so far, then `pending` items without a score
-  int64_t &count, pending = 0;
+  TopKFound* const found;                  // items that may be among the best
+  int64_t& count;
   float threshold = -std::numeric_limits<float>::infinity();  // a score below it is not among the best
 
   static int64_t scratch_bytes(const TopKParams& p) {
@@ -87,7 +87,7 @@ struct TopKQuery {
         wide(reinterpret_cast<double*>(scratch)),
         codes(reinterpret_cast<int8_t*>(wide + p.dim)),
         magnitudes(codes + 4 * p.groups_of_dims()),
-        keys(p.keys + (index * p.parts + part) * p.capacity()),
+        found(p.found + (index * p.parts + part) * p.capacity()),
         count(p.counts[index * p.parts + part]) {
     count = 0;
     float peak = 0;
@@ -134,29 +134,56 @@ struct TopKQuery {
            std::binary_search(p.excluded + p.cu_excluded[index], p.excluded + p.cu_excluded[index + 1], item);
   }
 
-  // Adds an item whose bound reaches the threshold. Its row is read later, when it is in the cache.
-  __attribute__((noinline)) void add(int64_t item) {
+  // Adds an item with bounds of its score. The k-th largest lower bound raises the threshold without reading a row.
+  __attribute__((noinline)) void add(int64_t item, float lower, float upper) {
     if (item >= p.num_items || hides(item)) return;
-    const float* const row = p.weight + item * p.dim;
-    for (int64_t i = 0; i < p.dim; i += 64 / sizeof(float)) __builtin_prefetch(row + i);
-    keys[count + pending++] = item;
-    if (pending == p.max_pending) score_pending();
+    found[count++] = {top_k_key(lower, item), upper};
+    if (count == p.capacity()) shrink();
   }
 
-  // Scores the items that were added since the last call, and keeps the k best of all.
-  void score_pending() {
-    for (int64_t* key = keys + count; pending > 0; --pending, ++key, ++count) *key = top_k_key(exact_score(*key), *key);
+  // Drops items that are not among the best. If too many may be, as with equal rows, scores them.
+  void shrink() {
+    keep_best();
+    if (count > p.k + p.spare / 2) score();
+  }
+
+  // Keeps the k best items, by exact scores.
+  void finish() {
+    keep_best();
+    score();
+  }
+
+ private:
+  // Scores the items exactly, and keeps the k best.
+  void score() {
+    constexpr int64_t kAhead = 8;
+    for (int64_t i = 0; i < count; ++i) {
+      if (i + kAhead < count) {
+        const float* const row = p.weight + item_of(found[i + kAhead].key) * p.dim;
+        for (int64_t j = 0; j < p.dim; j += 64 / sizeof(float)) __builtin_prefetch(row + j);
+      }
+      const int64_t item = item_of(found[i].key);
+      found[i].upper = exact_score(item), found[i].key = top_k_key(found[i].upper, item);
+    }
+    keep_best();
+    count = std::min(count, p.k);
+  }
+
+  // Moves the k best items by key to the front, and drops others below the threshold.
+  void keep_best() {
     if (count < p.k) return;
-    std::nth_element(keys, keys + p.k - 1, keys + count, [](int64_t a, int64_t b) { return a > b; });
-    count = p.k;
-    const float score = score_of(keys[p.k - 1]);
-    threshold = score - std::abs(score) * kScoreSlack - kTiny;
+    std::nth_element(found, found + p.k - 1, found + count, [](const auto& a, const auto& b) { return a.key > b.key; });
+    const float kth = score_of(found[p.k - 1].key);
+    threshold = std::max(threshold, kth - std::abs(kth) * kScoreSlack - kTiny);
+    const auto below = [&](const TopKFound& item) { return item.upper < threshold; };
+    count = std::remove_if(found + p.k, found + count, below) - found;
   }
 };
 
-// Upper bounds of the scores of a block, from int8 rows.
-static inline __attribute__((always_inline)) void int8_bounds(const TopKParams& p, const TopKQuery& q, int64_t block,
-                                                              Floats* upper) {
+// Upper bounds of the scores of a block, from int8 rows. Returns half of the distance to the lower bounds, to be
+// multiplied by the scales of the rows.
+static inline __attribute__((always_inline)) float int8_bounds(const TopKParams& p, const TopKQuery& q, int64_t block,
+                                                               Floats* upper) {
   const int64_t dims = p.groups_of_dims(), first = block * TopKParams::kBlockRows;
   const int8_t* codes = p.codes + first * 4 * dims;
   Ints sums[kVectors]{};
@@ -172,13 +199,14 @@ static inline __attribute__((always_inline)) void int8_bounds(const TopKParams& 
     upper[v] = (__builtin_convertvector(sums[v], Floats) * q.step + slack) * load<float, kLanes>(p.scales + row);
     if (p.biases) upper[v] += load<float, kLanes>(p.biases + row);
   }
+  return slack;
 }
 
 // Upper bounds for Q queries from float32 rows: products of N elements at a time, the last ones of a row again with
-// zeros.
+// zeros. Sets slack to half of the distance to the lower bounds.
 template <int Q>
-static inline void float_bounds(const TopKParams& p, const TopKQuery* queries, int64_t block,
-                                Floats (*upper)[kVectors]) {
+static inline void float_bounds(const TopKParams& p, const TopKQuery* queries, int64_t block, Floats (*upper)[kVectors],
+                                float* slack) {
   constexpr int N = RECGRELA_VECTOR_BYTES / sizeof(float), kRows = 8 / Q;
   using V = Vec<float, N>;
   const int64_t first = block * TopKParams::kBlockRows, dim = p.dim, whole = dim / N * N;
@@ -210,9 +238,9 @@ static inline void float_bounds(const TopKParams& p, const TopKQuery* queries, i
   const float norm = p.bounds[block * TopKParams::kBounds + TopKParams::kRowNorm];
   for (int i = 0; i < Q; ++i) {
     // (dim + 4) / 2^24 bounds the relative error of a sum in any order
-    const float slack = queries[i].norm * norm * (static_cast<float>(dim + 4) * 0x1p-24f) + kTiny;
+    slack[i] = queries[i].norm * norm * (static_cast<float>(dim + 4) * 0x1p-24f) + kTiny;
     for (int v = 0; v < kVectors; ++v) {
-      upper[i][v] = load<float, kLanes>(sums[i] + v * kLanes) + slack;
+      upper[i][v] = load<float, kLanes>(sums[i] + v * kLanes) + slack[i];
       if (!p.bias) continue;
       const int64_t row = first + v * kLanes;
       upper[i][v] += load_some<float, kLanes>(p.bias + row, std::max<int64_t>(0, p.num_items - row));
@@ -231,10 +259,11 @@ static inline void search_block(const TopKParams& p, TopKQuery* queries, int64_t
         queries[i].norm * bounds[TopKParams::kRowNorm] + bounds[TopKParams::kBias] < queries[i].threshold - bias_slack;
   if (skip) return;
   Floats upper[Q][kVectors];
+  float slack[Q];
   if (p.codes) {
-    for (int i = 0; i < Q; ++i) int8_bounds(p, queries[i], block, upper[i]);
+    for (int i = 0; i < Q; ++i) slack[i] = int8_bounds(p, queries[i], block, upper[i]);
   } else {
-    float_bounds<Q>(p, queries, block, upper);
+    float_bounds<Q>(p, queries, block, upper, slack);
   }
   for (int i = 0; i < Q; ++i) {
     const float limit = queries[i].threshold - bias_slack;
@@ -242,9 +271,11 @@ static inline void search_block(const TopKParams& p, TopKQuery* queries, int64_t
     for (int v = 1; v < kVectors; ++v) below &= upper[i][v] < limit;
     if (__builtin_expect(all(below), 1)) continue;
     for (int64_t r = 0; r < TopKParams::kBlockRows; ++r) {
-      if (upper[i][r / kLanes][r % kLanes] < queries[i].threshold - bias_slack) continue;
+      const float bound = upper[i][r / kLanes][r % kLanes] + bias_slack;
+      if (bound < queries[i].threshold) continue;
       const int64_t row = block * TopKParams::kBlockRows + r;
-      queries[i].add(p.order ? p.order[row] : row);
+      const float lower = bound - 2 * (bias_slack + slack[i] * (p.scales ? p.scales[row] : 1));
+      queries[i].add(p.order ? p.order[row] : row, lower - std::abs(lower) * kScoreSlack - kTiny, bound);
     }
   }
 }
@@ -269,7 +300,7 @@ static void top_k_search(const TopKParams& p, char* scratch) {
             search_block<1>(p, queries + i, b);
           }
         }
-    for (int64_t i = 0; i < size; ++i) queries[i].score_pending();
+    for (int64_t i = 0; i < size; ++i) queries[i].finish();
   }
 }
 

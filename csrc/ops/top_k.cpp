@@ -10,9 +10,8 @@ constexpr const char* kSchema =
     "top_k(Tensor queries, Tensor weight, Tensor? bias, Tensor bounds, Tensor? codes, Tensor? scales, Tensor? biases, "
     "Tensor? order, int k, Tensor? excluded, Tensor? cu_excluded, Tensor? allowed) -> (Tensor items, Tensor scores)";
 
-// Items that a query scores at a time: enough to find the k-th best among them in little time for each, and so few that
-// their rows stay in a cache.
-constexpr int64_t kMinPending = 32, kMaxPending = 512;
+// Items beyond k that a query keeps: enough to choose the best among them in little time for each.
+constexpr int64_t kMinSpare = 64, kMaxSpare = 4096;
 
 // The items that each query excludes, sorted for each query.
 std::vector<int64_t> sorted_by_query(const Tensor& excluded, const std::vector<int64_t>& offsets) {
@@ -73,10 +72,10 @@ std::tuple<Tensor, Tensor> top_k(const Tensor& queries_, const Tensor& weight_, 
   p.parts = std::min(p.blocks(), groups >= threads ? 1 : cpu::ceil_div(threads, groups));
   // A part finds at most as many items as it has.
   p.k = std::min(k, p.num_items);
-  p.max_pending = std::max(kMinPending, std::min(p.k / 8, kMaxPending));
-  const std::unique_ptr<int64_t[]> keys(new int64_t[p.num_queries * p.parts * p.capacity()]);
+  p.spare = std::max(kMinSpare, std::min(p.k, kMaxSpare));
+  const std::unique_ptr<cpu::TopKFound[]> found(new cpu::TopKFound[p.num_queries * p.parts * p.capacity()]);
   std::vector<int64_t> counts(p.num_queries * p.parts);
-  p.keys = keys.get(), p.counts = counts.data();
+  p.found = found.get(), p.counts = counts.data();
   const auto& kernels = cpu::top_k_kernels();
   run_workers<char>(kernels.search, p, groups * p.parts, p.num_queries * p.num_items, kernels.scratch(p));
 
@@ -84,16 +83,14 @@ std::tuple<Tensor, Tensor> top_k(const Tensor& queries_, const Tensor& weight_, 
   float* const score_out = mutable_data<float>(scores);
   torch::stable::parallel_for(0, p.num_queries, 8, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      int64_t *const first = p.keys + i * p.parts * p.capacity(), *last = first;
-      for (int64_t part = 0; part < p.parts; ++part) {
-        std::copy_n(first + part * p.capacity(), counts[i * p.parts + part], last);
-        last += counts[i * p.parts + part];
-      }
-      const int64_t found = std::min<int64_t>(p.k, last - first);
-      std::partial_sort(first, first + found, last, [](int64_t a, int64_t b) { return a > b; });
+      auto *const first = p.found + i * p.parts * p.capacity(), *last = first;
+      for (int64_t part = 0; part < p.parts; ++part)
+        last = std::copy_n(first + part * p.capacity(), counts[i * p.parts + part], last);
+      const int64_t kept = std::min<int64_t>(p.k, last - first);
+      std::partial_sort(first, first + kept, last, [](const auto& a, const auto& b) { return a.key > b.key; });
       for (int64_t j = 0; j < k; ++j) {
-        item_out[i * k + j] = j < found ? cpu::item_of(first[j]) : 0;
-        score_out[i * k + j] = j < found ? cpu::score_of(first[j]) : -std::numeric_limits<float>::infinity();
+        item_out[i * k + j] = j < kept ? cpu::item_of(first[j].key) : 0;
+        score_out[i * k + j] = j < kept ? cpu::score_of(first[j].key) : -std::numeric_limits<float>::infinity();
       }
     }
   });
