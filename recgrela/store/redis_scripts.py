@@ -7,7 +7,7 @@ folded, as 8 bytes each, big-endian.
 from __future__ import annotations
 
 # KEYS: users, then log and ids of each user.
-# ARGV: for each user its name, the number of its events, and for each of them record and id ("+" and the id, or "").
+# ARGV: for each user its name, the number of its events, and each record and its id ("+" and the id, or "").
 # Returns 1 for each stored event, 0 for a duplicate, in this order.
 APPEND = """
 local users, log, ids = KEYS[1], nil, nil

@@ -11,8 +11,8 @@ Keys, each ending with an id as it is (Redis keys are any bytes, and what preced
 | `recgrela:models` | set | models that have states |
 | `recgrela:states:MODEL` | hash | packed state by user |
 
-One call of a script (`recgrela.store.redis_scripts`) stores up to 1,000 events, or loads or saves up to 256 users,
-without interruption by other clients. Users are in one database, not in a cluster.
+One call of a script (`recgrela.store.redis_scripts`) stores up to 1,000 events, or loads or saves up to 256
+users, without interruption by other clients. Users are in one database, not in a cluster.
 """
 
 from __future__ import annotations
