@@ -138,7 +138,8 @@ NamedTensors run(const RelaCase& c, bool compare) {
   const int64_t part = c.heads * (d + 1) * d;
   const Doubles q = random_numbers(c.type, c.batch * width, 1, 1), k = random_numbers(c.type, c.batch * width, 1, 2);
   const Doubles v = random_numbers(c.type, c.batch * width, 1, 3), g = random_numbers(c.type, c.batch * width, 1, 4);
-  Doubles kv = random_numbers(kFloat32, c.batch * part, 1, 5), history = random_numbers(c.type, c.batch * n * width, 1, 6);
+  Doubles kv = random_numbers(kFloat32, c.batch * part, 1, 5),
+          history = random_numbers(c.type, c.batch * n * width, 1, 6);
   const Doubles weight = random_numbers(kFloat32, width * c.kernel_size, 1, 7);
   const Doubles bias = random_numbers(kFloat32, width, 1, 8);
   Lengths turns, positions;
@@ -194,8 +195,7 @@ NamedTensors run(const RelaCase& c, bool compare) {
     for (int64_t i = 0; i < width; ++i) {
       double& out = want[row * width + i];
       double* const h = history.data() + row * n * width;
-      if (c.kernel_size)
-        out += silu(convolve_next(v[row * width + i], h, width, i, weight, c.kernel_size) + bias[i]);
+      if (c.kernel_size) out += silu(convolve_next(v[row * width + i], h, width, i, weight, c.kernel_size) + bias[i]);
       if (c.gate) out *= silu(g[row * width + i]);
     }
   }

@@ -1,5 +1,5 @@
-// selective_scan_step: a few lanes of a warp share the states of one channel, so that the state is read and written once
-// in the order of memory.
+// selective_scan_step: a few lanes of a warp share the states of one channel, so that the state is read and written
+// once in the order of memory.
 #include <algorithm>
 
 #include "kernels/common/activations.cuh"
