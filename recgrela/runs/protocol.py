@@ -41,7 +41,8 @@ def describe(
         "preset": config.preset,
         "changed_from_preset": changed_from_preset(config),
         "model": asdict(config.model),
-        "settings": fixed_settings(config),
+        # A decaying learning rate depends on the first number of epochs, even if the run is extended.
+        "settings": fixed_settings(config) | {"train.epochs": train.epochs},
         "data": {"sha256": data.sha256, "packed_sha256": packed_sha256(data), **data.description},
         "split": "leave one out per user: the last event is test, the second last valid; users with "
         "1 or 2 events are used for training only",

@@ -54,9 +54,7 @@ class RunConfig:
 
     def resumable(self) -> set[str]:
         """Dotted keys of the settings that a resumed run may change."""
-        keys = {key for key, option in self.options.items() if option.affects.resumable}
-        # A decaying learning rate depends on the number of epochs.
-        return keys if self.train.lr_decay == "none" else keys - {"train.epochs"}
+        return {key for key, option in self.options.items() if option.affects.resumable}
 
     def max_tokens(self, device_type: str) -> int:
         """Maximum number of item slots in one pass over the model."""

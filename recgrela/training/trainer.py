@@ -26,8 +26,8 @@ from recgrela.system.signals import Stopped, StopSignals
 from recgrela.training.final_test import run_final_test
 from recgrela.training.new_run import create_folder
 from recgrela.training.resumption import resume
+from recgrela.training.schedule import Place, Schedule, learning_rate
 from recgrela.training.session import Session, open_session
-from recgrela.training.step import learning_rate
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -76,7 +76,7 @@ def train(config: RunConfig, resumed: RunFolder | None = None, console: Console 
         folder = resumed or create_folder(session, console)
         trainer = Trainer(session, folder, console, signals, stack, memory)
         if resumed is not None:
-            trainer.state = resume(folder, session, console)
+            trainer.state, trainer.schedules = resume(folder, session, console)
         try:
             return trainer.run()
         except Stopped as stop:
@@ -99,7 +99,7 @@ class Trainer:
         self.session, self.folder, self.console, self.signals = session, folder, console, signals
         self.settings, self.model, self.step = session.config.train, session.model, session.step
         self.stack, self.memory = stack, memory
-        self.state = TrainState()
+        self.state, self.schedules = TrainState(), [Schedule(self.settings.epochs)]
         self.last_save = time.perf_counter()
         unit = "samples" if self.settings.objective == "last" else "targets"
         self.display = stack.enter_context(ProgressDisplay(console, unit))
@@ -130,7 +130,8 @@ class Trainer:
         self.model.train()
         before, began = state.seconds, time.perf_counter()
         for batch in self.session.batches.epoch(state.epoch, start_step=state.step):
-            lr = learning_rate(settings, state.epoch, state.step, steps, state.total_steps)
+            place = Place(state.epoch, state.step, steps, state.total_steps)
+            lr = learning_rate(settings, self.schedules, place)
             self.session.take_step(batch, lr)
             state.step += 1
             state.total_steps += 1
