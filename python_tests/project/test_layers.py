@@ -27,7 +27,14 @@ LAYERS = [
     ["recgrela.evaluation"],
     ["recgrela.runs"],
     ["recgrela.training"],
-    ["recgrela.train", "recgrela.evaluate", "recgrela.recommend", "recgrela.env", "recgrela.compare"],
+    [
+        "recgrela.train",
+        "recgrela.evaluate",
+        "recgrela.recommend",
+        "recgrela.items",
+        "recgrela.env",
+        "recgrela.compare",
+    ],
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 HEAVY = ("torch", "numpy", "matplotlib", "pyarrow")

@@ -37,7 +37,7 @@ def describe(
             "cut points change every epoch"
         )
     return {
-        "created": _now(),
+        "created": now(),
         "preset": config.preset,
         "changed_from_preset": changed_from_preset(config),
         "model": asdict(config.model),
@@ -145,8 +145,8 @@ def environments(content: dict[str, Any]) -> list[dict[str, Any]]:
 def resumption(config: RunConfig, step: int, device: torch.device) -> dict[str, Any]:
     """An entry of the list "resumed": the step, limits and environment of a resumed run."""
     limits = {key: getattr(config.train, key) for key in ("epochs", "max_steps", "patience")}
-    return {"time": _now(), "step": step, **limits, **environment(device)}
+    return {"time": now(), "step": step, **limits, **environment(device)}
 
 
-def _now() -> str:
+def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")

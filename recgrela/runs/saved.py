@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from recgrela.evaluation.metrics import Ranking
 from recgrela.evaluation.ranking import Ranker
 from recgrela.models import CONFIGS, SequenceModel, build
 from recgrela.runs import checkpoint
-from recgrela.runs.consistency import check_data, recorded_data
+from recgrela.runs.consistency import check_data, recorded_items
 from recgrela.runs.folder import CheckpointName, RunFolder
 from recgrela.runs.state import TrainState
 from recgrela.settings.data import with_absolute_path
@@ -39,6 +40,15 @@ class SavedRun:
         """The name and progress of the checkpoint: "best.safetensors (after epoch 12, step 4800)"."""
         return f"{self.checkpoint_path.name} ({self.state.describe()})"
 
+    def parent_record(self) -> dict[str, str]:
+        """What protocol.json of another run records if its weights are from this one."""
+        return {
+            "run": str(self.folder.path.resolve()),
+            "checkpoint": self.checkpoint_path.name,
+            "sha256": hashlib.sha256(self.checkpoint_path.read_bytes()).hexdigest(),
+            "trained": self.state.describe(),
+        }
+
 
 def load_run(path: Path, which: CheckpointName | None, device: torch.device) -> SavedRun:
     """Load the model of a run.
@@ -53,8 +63,7 @@ def load_run(path: Path, which: CheckpointName | None, device: torch.device) -> 
     """
     folder = RunFolder.open(path)
     config = read_config(folder.config_path, CONFIGS)
-    n_items = recorded_data(folder)["items"]
-    model = build(config.model, n_items, config.data.max_len).to(device)
+    model = build(config.model, recorded_items(folder), config.data.max_len).to(device)
     file = folder.find_checkpoint(which)
     state = TrainState.from_dict(checkpoint.load(file, model), file)
     return SavedRun(folder, config, model.eval(), device, file, state)

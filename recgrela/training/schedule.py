@@ -122,8 +122,8 @@ def extension(config: TrainConfig, schedules: Sequence[Schedule], place: Place) 
         return None
     if config.epochs < before:
         raise ConfigError(
-            f"train.epochs: {config.epochs} is below the {before} epochs over which the learning rate decays; "
-            "give at least as many, or end training earlier with --train.max_steps"
+            f"train.epochs: {config.epochs} is below the {before} epochs over which the learning rate "
+            "decays; give at least as many, or end training earlier with --train.max_steps"
         )
     lr = learning_rate(config, schedules, place)
     return Schedule(config.epochs, place.total_steps, place.epochs, lr)

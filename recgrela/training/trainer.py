@@ -12,7 +12,7 @@ from rich.console import Console
 
 from recgrela.evaluation.metrics import Ranking
 from recgrela.runs import checkpoint, protocol
-from recgrela.runs.consistency import check_data, check_settings
+from recgrela.runs.consistency import check_data, check_resumable, check_settings
 from recgrela.runs.curves import plot_curves
 from recgrela.runs.folder import CheckpointName, RunFolder
 from recgrela.runs.state import TrainState
@@ -28,6 +28,7 @@ from recgrela.training.new_run import create_folder
 from recgrela.training.resumption import resume
 from recgrela.training.schedule import Place, Schedule, learning_rate
 from recgrela.training.session import Session, open_session
+from recgrela.training.warm_start import Start, warm_start
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -50,8 +51,15 @@ class Result:
     signum: int | None = None
 
 
-def train(config: RunConfig, resumed: RunFolder | None = None, console: Console | None = None) -> Result:
-    """Train from fresh weights, or resume a run. A resumed run ends with the weights of an uninterrupted one.
+def train(
+    config: RunConfig,
+    resumed: RunFolder | None = None,
+    console: Console | None = None,
+    start: Start | None = None,
+) -> Result:
+    """Train from fresh weights or from those of another run, or resume a run.
+
+    A resumed run ends with the weights of an uninterrupted one.
 
     SIGINT and SIGTERM end training after the current step, with a checkpoint to resume from.
 
@@ -59,6 +67,7 @@ def train(config: RunConfig, resumed: RunFolder | None = None, console: Console 
         config: the settings.
         resumed: the folder of the run to resume, None for a new run.
         console: the output.
+        start: where the weights of a new run are from; None for fresh ones.
 
     Raises:
         ConfigError, DataError, RunError: settings, data or files are wrong, which is reported before anything
@@ -66,14 +75,16 @@ def train(config: RunConfig, resumed: RunFolder | None = None, console: Console 
     """
     console, memory = console or Console(), PeakMemory()
     if resumed is not None:
+        check_resumable(resumed)
         check_settings(resumed, config)
     session = open_session(config)
     for note in session.notes:
         say(console, note)
     if resumed is not None:
         check_data(resumed, session.data)
+    origin = warm_start(session, start) if start is not None else None
     with StopSignals() as signals, ExitStack() as stack:
-        folder = resumed or create_folder(session, console)
+        folder = resumed or create_folder(session, console, origin)
         trainer = Trainer(session, folder, console, signals, stack, memory)
         if resumed is not None:
             trainer.state, trainer.schedules = resume(folder, session, console)
