@@ -129,6 +129,15 @@ def test_an_unfinished_run_is_extended_from_its_learning_rate(tmp_path: Path) ->
     assert (first, second["schedule"]["step"], second["schedule"]["epochs"]) == (entry, 12, 4)
 
 
+def test_a_new_schedule_begins_with_the_first_step(scheduled: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(scheduled, tmp_path / "run"))
+    assert run_train("--resume", str(run), "--train.epochs=3", "--train.max_steps=16") == 0
+    assert run_train("--resume", str(run), "--train.max_steps=null") == 0
+    first, second = json.loads((run / "protocol.json").read_text())["resumed"]
+    assert "schedule" not in first and second["schedule"]["step"] == 16
+    assert [record["step"] for record in records(run)[:-1]] == [8, 16, 24]
+
+
 def test_an_extension_that_is_killed_early_begins_again(scheduled: Path, tmp_path: Path) -> None:
     """The process is killed after config.yaml is written and before protocol.json."""
     whole = Path(shutil.copytree(scheduled, tmp_path / "whole"))

@@ -36,6 +36,8 @@ def resume(folder: RunFolder, session: Session, console: Console) -> tuple[Train
     schedules = recorded_schedules(content, folder.protocol_path, config.train)
     place = Place(state.epoch, state.step, session.batches.num_steps, state.total_steps)
     added = extension(config.train, schedules, place)
+    if state.reason_to_stop(config.train) is not None:
+        added = None  # it begins when training continues
 
     entry = protocol.resumption(config, state.total_steps, session.device)
     if added is not None:
