@@ -28,7 +28,9 @@ def describe(
 
     Counts of users and items include the padding id, as in the published tables.
     """
-    train = config.train
+    train, settings = config.train, fixed_settings(config)
+    if train.lr_decay != "none":
+        settings["train.epochs"] = train.epochs  # the end of the first schedule, even if the run is extended
     if train.objective == "last":
         samples = "one target per prefix: up to max_len items predict the next"
     else:
@@ -41,8 +43,7 @@ def describe(
         "preset": config.preset,
         "changed_from_preset": changed_from_preset(config),
         "model": asdict(config.model),
-        # A decaying learning rate depends on the first number of epochs, even if the run is extended.
-        "settings": fixed_settings(config) | {"train.epochs": train.epochs},
+        "settings": settings,
         "data": {"sha256": data.sha256, "packed_sha256": packed_sha256(data), **data.description},
         "split": "leave one out per user: the last event is test, the second last valid; users with "
         "1 or 2 events are used for training only",

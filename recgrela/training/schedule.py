@@ -97,7 +97,7 @@ def recorded_schedules(content: Mapping[str, Any], path: Path, config: TrainConf
     Raises:
         RunError: the file is damaged.
     """
-    # Without a decay, no learning rate depends on the number of epochs, and earlier versions recorded none.
+    # Without a decay, no learning rate depends on the number of epochs, and none is recorded.
     epochs = content["settings"].get("train.epochs", config.epochs)
     schedules = [Schedule.from_dict(Schedule(epochs).as_dict(), path)]
     for entry in content.get("resumed", []):
