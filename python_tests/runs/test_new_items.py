@@ -55,7 +55,8 @@ def test_rows_by_similar_titles(chunk: int, monkeypatch: pytest.MonkeyPatch) -> 
     for place, item in enumerate(NEW):
         sources = [titled[row] for row in found.rows[place]]
         assert set(sources) == ({2, 4} if place == 0 else {1, 6})
-        weights = torch.tensor(found.cosines[place] / found.cosines[place].sum()).float()
+        cubes = found.cosines[place] ** 3
+        weights = torch.tensor(cubes / cubes.sum()).float()
         mixed = weights @ table[sources]
         torch.testing.assert_close(model.item_embedding.weight[item].data, mixed * norm / mixed.norm())
         torch.testing.assert_close(model.item_bias[item].data, weights @ bias[sources])

@@ -15,6 +15,7 @@ from recgrela.runs.items import Items
 from recgrela.system.errors import DataError
 
 NEIGHBOURS = 10  # number of similar titles whose rows make a new one
+POWER = 3  # of the cosines that weight them: titles that share only frequent words count little
 CHUNK = 4096  # number of new rows computed at a time
 
 FromItems = Literal["titles", "mean"]
@@ -25,8 +26,8 @@ def fill_rows(model: SequenceModel, items: Items, new: np.ndarray, known: np.nda
     """Give new items rows in every parameter that has a row per item.
 
     "mean" is the mean of the rows of known items that are not retired. "titles" is the mean of the rows of
-    the `NEIGHBOURS` known items, retired ones too, with the most similar titles, weighted by their cosines;
-    rows of the item table are then scaled to the median norm of the known ones, because a mean of rows that
+    the `NEIGHBOURS` known items, retired ones too, with the most similar titles, weighted by the cubes of
+    their cosines; rows of the item table are then scaled to the median norm of the known ones, because a mean of rows that
     point apart is short.
 
     Args:
@@ -87,11 +88,12 @@ def _similar(items: Items, new: np.ndarray, known: np.ndarray) -> tuple[np.ndarr
             raise DataError(f"item {items.tokens[item]!r} has no title")
         wanted.append(title)
     found = similar_titles(wanted, [items.titles[item] or "" for item in titled.tolist()], NEIGHBOURS)
-    total = found.cosines.sum(1, keepdims=True)
+    weights = found.cosines**POWER
+    total = weights.sum(1, keepdims=True)
     if len(alone := np.flatnonzero(total == 0)):
         item = int(new[alone[0]])
         raise DataError(f"item {items.tokens[item]!r}: no title is similar to {items.titles[item]!r}")
-    return titled[found.rows], found.cosines / total
+    return titled[found.rows], weights / total
 
 
 def _norms(rows: Tensor) -> Tensor:
