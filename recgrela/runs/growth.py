@@ -19,7 +19,7 @@ from recgrela.runs import checkpoint
 from recgrela.runs.consistency import recorded_data, recorded_items
 from recgrela.runs.folder import RunFolder
 from recgrela.runs.items import Items, read_items, write_items
-from recgrela.runs.new_items import NEIGHBOURS, fill_rows, set_vectors
+from recgrela.runs.new_items import NEIGHBOURS, POWER, fill_rows, set_vectors
 from recgrela.runs.protocol import now
 from recgrela.runs.saved import SavedRun
 from recgrela.system.errors import DataError, RunError
@@ -29,7 +29,8 @@ from recgrela.system.suggest import near_miss
 NewRows = Literal["titles", "mean", "vectors"]
 
 WORDS = {
-    "titles": f"mean of the rows of {NEIGHBOURS} items with similar titles, scaled to the median norm",
+    "titles": f"mean of the rows of {NEIGHBOURS} items with similar titles, weighted by cosine^{POWER}, "
+    "scaled to the median norm",
     "mean": "mean of the rows of all items that are not retired",
     "vectors": "vectors of the file",
 }

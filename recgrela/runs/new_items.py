@@ -27,8 +27,8 @@ def fill_rows(model: SequenceModel, items: Items, new: np.ndarray, known: np.nda
 
     "mean" is the mean of the rows of known items that are not retired. "titles" is the mean of the rows of
     the `NEIGHBOURS` known items, retired ones too, with the most similar titles, weighted by the cubes of
-    their cosines; rows of the item table are then scaled to the median norm of the known ones, because a mean of rows that
-    point apart is short.
+    their cosines; rows of the item table are then scaled to the median norm of the known ones, because a mean
+    of rows that point apart is short.
 
     Args:
         model: the model.
