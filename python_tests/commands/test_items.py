@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from python_tests.support.runs import options, run_train
-from recgrela import evaluate, items, recommend
+from recgrela import Recommender, evaluate, items, recommend
 from recgrela.runs.items import Items, read_items
 from recgrela.runs.saved import evaluate as evaluate_run
 from recgrela.runs.saved import load_data, load_run
