@@ -13,6 +13,7 @@ constexpr float kTiny = 0x1p-120f;  // more than what underflow takes from a bou
 
 constexpr int kLanes = RECGRELA_VECTOR_BYTES >= 32 ? 8 : 4;  // rows of a vector
 constexpr int kVectors = TopKParams::kBlockRows / kLanes;    // vectors of a block
+constexpr int64_t kPrefetchBytes = 4096;  // distance of the rows that are fetched into a cache
 using Floats = Vec<float, kLanes>;
 using Ints = typename VecOf<float, kLanes>::mask;
 
@@ -189,6 +190,7 @@ static inline __attribute__((always_inline)) float int8_bounds(const TopKParams&
   Ints sums[kVectors]{};
   for (int64_t i = 0; i < dims; ++i, codes += 4 * TopKParams::kBlockRows) {
     const FourDims four = FourDims::make(q.magnitudes + 4 * i, q.codes + 4 * i);
+    for (int j = 0; j < 4 * TopKParams::kBlockRows; j += 64) __builtin_prefetch(codes + kPrefetchBytes + j);
     for (int v = 0; v < kVectors; ++v) four.add(codes + 4 * kLanes * v, sums[v]);
   }
   const float* const bounds = p.bounds + block * TopKParams::kBounds;
