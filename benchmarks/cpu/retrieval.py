@@ -21,7 +21,7 @@ from torch import Tensor
 from benchmarks.timing import arguments, medians, record
 from recgrela.retrieval import ItemIndex, top_k_reference
 
-PYTORCH = "torch.matmul, torch.topk"
+PYTORCH = "PyTorch"  # torch.matmul and torch.topk
 PRECISIONS = ("float32", "int8")
 ITEMS = (200_000, 1_000_000, 5_000_000)
 BATCHES = (1, 16)
