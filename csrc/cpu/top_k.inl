@@ -22,7 +22,7 @@ using Ints = typename VecOf<float, kLanes>::mask;
 
 RECGRELA_INLINE bool all(Ints mask) {
 #if RECGRELA_VECTOR_BYTES >= 32
-  return _mm256_movemask_ps(reinterpret_cast<__m256&>(mask)) == 0xff;
+  return _mm256_movemask_ps((__m256)mask) == 0xff;
 #else
   int32_t every = -1;
   for (int i = 0; i < kLanes; ++i) every &= mask[i];
@@ -46,7 +46,7 @@ struct FourDims {
     const __m256i rows = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes));
     const __m256i pairs = _mm256_maddubs_epi16(magnitudes, _mm256_sign_epi8(rows, signs));
     const __m256i fours = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-    sums += reinterpret_cast<const Ints&>(fours);
+    sums += (Ints)fours;  // the same bits
   }
 #else
   typedef int16_t Shorts __attribute__((vector_size(4 * kLanes)));
