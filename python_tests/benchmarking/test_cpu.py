@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import timing
-from benchmarks.cpu import attention_length, host_time, length, ops, train_step
+from benchmarks.cpu import attention_length, host_time, length, ops, retrieval, train_step
 from python_tests.cases import CASES
 from recgrela.ops import OPS
 
@@ -72,6 +72,19 @@ def test_steps_of_any_length_run() -> None:
     length.make(5, 20, 1, "cpu")()
     for form in attention_length.FORMS:
         attention_length.make(form, 6, 12, 1)()
+
+
+def test_searches_are_measured_beside_plain_pytorch() -> None:
+    for record in retrieval.measure(500, 8, 3, (1, 2), rounds=1):
+        assert (
+            list(record["milliseconds"])
+            == list(record["megabytes"])
+            == [retrieval.PYTORCH, "float32", "int8"]
+        )
+        assert min(record["times_faster"].values()) > 0
+    right = (torch.tensor([[1]]), torch.tensor([[2.0]]))
+    with pytest.raises(SystemExit, match="other items or scores than the definition"):
+        retrieval.check("int8", (right[0], right[1] + 1e-6), right)
 
 
 @pytest.mark.parametrize("name", [host_time.LINEAR, *(name for name, op in OPS.items() if not op.in_place)])
