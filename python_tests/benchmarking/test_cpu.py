@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from benchmarks import timing
-from benchmarks.cpu import attention_length, host_time, length, ops, retrieval, train_step
+from benchmarks.cpu import attention_length, host_time, length, ops, retrieval, serving, train_step
 from python_tests.cases import CASES
+from recgrela.inference.captured import CapturedStep
+from recgrela.models import RecGRELAConfig, build
 from recgrela.ops import OPS
+from recgrela.retrieval import ItemIndex
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +75,17 @@ def test_steps_of_any_length_run() -> None:
     length.make(5, 20, 1, "cpu")()
     for form in attention_length.FORMS:
         attention_length.make(form, 6, 12, 1)()
+
+
+def test_states_are_measured_beside_a_pass_over_the_history() -> None:
+    model = build(RecGRELAConfig(hidden_size=16, num_heads=2, num_layers=1), 60, 200).eval()
+    with torch.inference_mode():
+        index = ItemIndex(model.item_embedding.weight.detach(), precision="int8")
+        found = serving.measure(model, CapturedStep(model), index, 12, rounds=2)
+        assert list(found["milliseconds"]) == ["state", "recompute", "step"]
+        wrong = ItemIndex(-model.item_embedding.weight.detach(), precision="int8")
+        with pytest.raises(SystemExit, match="the search found other items"):
+            serving.measure(model, CapturedStep(model), wrong, 12, rounds=2)
 
 
 def test_searches_are_measured_beside_plain_pytorch() -> None:
