@@ -18,22 +18,24 @@ from recgrela.system.errors import ConfigError
 from recgrela.system.files import expand_path
 
 OPTIONS = [
-    Option("output", None, "File to write; FILE.json, with the items and the state's shapes, goes beside it."),
+    Option("output", None, "File to write; FILE.json beside it describes items and states."),
     Option(
         "format",
         "pt2",
-        "pt2: a graph of torch.export; aoti: a compiled package of AOTInductor, which needs a C++ compiler now "
-        "but none later; onnx: a graph for ONNX runtimes.",
+        "pt2: a graph of torch.export; aoti: a library compiled by AOTInductor, which needs a C++ compiler; "
+        "onnx: a graph for ONNX runtimes.",
         choices=FORMATS,
     ),
     Option("k", 10, "Number of recommendations per user.", kind=int, min=1),
-    Option("checkpoint", "auto", "Checkpoint; auto: that of the final table.", choices=("auto", "best", "last")),
+    Option(
+        "checkpoint", "auto", "Checkpoint; auto: that of the final table.", choices=("auto", "best", "last")
+    ),
 ]
 
 
 def command(argv: Sequence[str]) -> int:
     """Parse, load, export, print."""
-    parser = Parser("export", "Export a run's model as one program: a step of users' states and the best items.")
+    parser = Parser("export", "Export a run's model as a program for online use.")
     parser.add_argument("run", metavar="RUN", help="Run folder.")
     parser.add(OPTIONS)
     options = parser.read(argv)

@@ -1,8 +1,8 @@
 """Runs exported programs without recgrela, as a client would.
 
-Usage: python -I export_client.py FOLDER. For each program FILE in the folder, FILE.npz gets what it returns for
-new users and the items [steps, B] and excluded items [steps, B, S] of inputs.npz. If there is
-NAME.MODEL.start.npz, with states of users, NAME.FILE.npz gets the results from there.
+Usage: python -I export_client.py FOLDER. For each program FILE in the folder, FILE.npz gets its results for
+new users and the items [steps, B] and excluded items [steps, B, S] of inputs.npz. With NAME.MODEL.start.npz,
+states of users, NAME.FILE.npz gets the results from there.
 """
 
 from __future__ import annotations

@@ -128,7 +128,7 @@ def check(model: SequenceModel, results: dict[str, Tensor], start: ModelState | 
 
 
 def check_best(scores: Tensor, best: Tensor, best_scores: Tensor) -> None:
-    """Items are the K best of scores [B, n_items], where items whose scores are closer than 1e-4 are equal."""
+    """Checks for the K best of scores [B, n_items]; scores that differ by less than 1e-4 are equal."""
     tolerance = 1e-4 * max(1.0, float(scores[scores.isfinite()].abs().max()))
     assert best.shape == (len(scores), K) and best.dtype == torch.int64 and best_scores.dtype == torch.float32
     assert (best_scores - scores.topk(K)[0]).abs().max() <= tolerance

@@ -185,7 +185,7 @@ class Op:
         """
         if _PLAIN.on:
             if self.fallback_kind != "composition":
-                raise NotImplementedError(f"{self.name} has no composition in plain PyTorch, only a reference")
+                raise NotImplementedError(f"{self.name} has no composition in plain PyTorch")
             return Implementation("composition", dtype)
         if device_type == "meta":
             return Implementation("kernel", dtype)  # its shape function
