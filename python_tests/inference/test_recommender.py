@@ -269,7 +269,7 @@ def test_weights_that_are_not_finite_are_refused() -> None:
     model = build(MODELS["RecGRELA"].config(hidden_size=16, num_heads=2, num_layers=1), 12, 10)
     with torch.no_grad():
         model.item_embedding.weight[3] = torch.nan
-    with pytest.raises(RunError, match="the model cannot recommend: .*weight has NaN"):
+    with pytest.raises(RunError, match=r"the model cannot recommend: .*weight has NaN"):
         Recommender(model, read_names(12)).recommend(histories=[["i4"]])
 
 
