@@ -32,7 +32,8 @@ RECGRELA_INLINE Vec<T, N> cos_sin(int64_t position, const int64_t* turns, int64_
   constexpr int kDegree = sizeof(T) == 4 ? 13 : 21;
   const Vec<T, N> x2 = x * x;
   Vec<T, N> series = splat<T, N>(inverse_factorial<T>(kDegree));  // kDegree % 4 == 1: the term is positive
-  for (int k = kDegree - 2; k >= 1; k -= 2) series = series * x2 + (k % 4 == 1 ? T(1) : T(-1)) * inverse_factorial<T>(k);
+  for (int k = kDegree - 2; k >= 1; k -= 2)
+    series = series * x2 + (k % 4 == 1 ? T(1) : T(-1)) * inverse_factorial<T>(k);
   return x * series;
 }
 

@@ -1,5 +1,5 @@
-// selective_scan_step: one sequence at a time. The lanes are channels where a row is read, and the states of one channel
-// where the state is, so that it is read and written once in the order of memory.
+// selective_scan_step: one sequence at a time. The lanes are channels where a row is read, and the states of one
+// channel where the state is, so that it is read and written once in the order of memory.
 
 template <typename T>
 struct SelectiveStep {
@@ -36,8 +36,7 @@ struct SelectiveStep {
       const T d = step[c] * kLog2E, in = delta_u[c];
       Vec<T, L> y{};
       for (int64_t s = 0; s < p.num_states; s += L) {
-        const Vec<T, L> x =
-            exp2<T, L>(d * load<T, L>(A + s)) * load<T, L>(h + s) + in * load<T, L>(B + s);
+        const Vec<T, L> x = exp2<T, L>(d * load<T, L>(A + s)) * load<T, L>(h + s) + in * load<T, L>(B + s);
         store<T, L>(h + s, x);
         y += x * load<T, L>(C + s);
       }

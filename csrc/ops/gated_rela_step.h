@@ -55,8 +55,7 @@ struct GatedRelaStep {
   static Tensor forward(const Tensor& q, const OptTensor& k, const Tensor& v, const OptTensor& g,
                         const Tensor& kv_state, const Tensor& history, const Tensor& position, const OptTensor& turns,
                         const OptTensor& conv_weight, const OptTensor& conv_bias, int64_t num_heads, double eps) {
-    const Operands a =
-        parse({q, k, v, g, kv_state, history, position, turns, conv_weight, conv_bias, num_heads, eps});
+    const Operands a = parse({q, k, v, g, kv_state, history, position, turns, conv_weight, conv_bias, num_heads, eps});
     const Tensor y = make_like(a.v);
     Backend::forward(a, y);
     return y;

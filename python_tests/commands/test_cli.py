@@ -204,7 +204,13 @@ def test_wrong_options_of_the_other_commands(
 
 @pytest.mark.parametrize(
     ("command", "option"),
-    [("train", "--train.lr"), ("evaluate", "--checkpoint"), ("recommend", "--items"), ("compare", "--seeds")],
+    [
+        ("train", "--train.lr"),
+        ("evaluate", "--checkpoint"),
+        ("recommend", "--items"),
+        ("compare", "--seeds"),
+        ("items", "--retire"),
+    ],
 )
 @pytest.mark.filterwarnings("ignore:.* found in sys.modules:RuntimeWarning")
 def test_the_commands_run_as_modules(

@@ -28,7 +28,14 @@ LAYERS = [
     ["recgrela.runs"],
     ["recgrela.training"],
     ["recgrela.inference"],
-    ["recgrela.train", "recgrela.evaluate", "recgrela.recommend", "recgrela.env", "recgrela.compare"],
+    [
+        "recgrela.train",
+        "recgrela.evaluate",
+        "recgrela.recommend",
+        "recgrela.items",
+        "recgrela.env",
+        "recgrela.compare",
+    ],
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 HEAVY = ("torch", "numpy", "matplotlib", "pyarrow")

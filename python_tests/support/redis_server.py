@@ -38,6 +38,7 @@ class RedisServer:
         deadline = time.monotonic() + 30
         while not self._answers():
             if time.monotonic() > deadline or self.process.poll() is not None:
+                self.stop()
                 raise RuntimeError(f"redis-server does not answer on port {self.port}")
             time.sleep(0.01)
 

@@ -7,7 +7,7 @@ the host.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -120,18 +120,17 @@ def register_in_place(name: str, *, fake: Callable[..., Any], flops: Callable[..
             raise NotImplementedError(f"{name}: an operator in place has no gradient; call it under no_grad")
         with _BelowAutograd():
             out = operator.redispatch(keys & torch._C._after_autograd_keyset, *args)
-        increment_versions(args[i] for i in updated)
+        increment_versions([args[i] for i in updated])
         return out
 
     _library("recgrela").impl(name, dispatched, "Autograd", with_keyset=True)
     register_flop_formula(getattr(torch.ops.recgrela, name))(flops)
 
 
-def increment_versions(tensors: Iterable[Tensor]) -> None:
+def increment_versions(tensors: list[Tensor]) -> None:
     """Tell autograd of a change in place, so that a backward which has saved a tensor raises an error."""
     if not torch.compiler.is_compiling():
-        for tensor in tensors:
-            torch.autograd.graph.increment_version(tensor)
+        torch.autograd.graph.increment_version(tensors)
 
 
 def _library(namespace: str) -> torch.library.Library:

@@ -98,7 +98,7 @@ def causal_conv1d_step(
         history=(history, (batch, kernel_size - 1, channels)),
     )
     check_state(op, "history", history)
-    rows = history.to(x.dtype)  # a copy only under autocast
+    rows = history if history.dtype == x.dtype else history.to(x.dtype)  # under autocast
     y: Tensor = OP.run(x, x, weight, bias, rows, activation == "silu", kernel_size=kernel_size)
     if rows is not history:
         history.copy_(rows)

@@ -232,7 +232,8 @@ class Op:
         kind, computed = self.implementation(device_type, dtype, **sizes)
         if kind == "kernel" and computed == dtype:
             out = call_operator(self.name, *args)
-            increment_versions(args[i] for i in self.in_place)
+            if self.in_place:
+                increment_versions([args[i] for i in self.in_place])
             return out
         given = args
         args = tuple(x.to(computed) if isinstance(x, Tensor) and x.dtype == dtype else x for x in args)

@@ -1,16 +1,16 @@
-"""Lua scripts of the Redis store. Each changes or reads one user, and runs without interruption.
+"""Lua scripts of the Redis store. A script serves many users in one call, and runs without interruption.
 
-KEYS are users, log, ids (append) or users, log, states (load, save, forget); ARGV begins with the user.
 `recgrela.store.redis_store` describes the keys. A record begins with its time, a state with its revision and
 folded, as 8 bytes each, big-endian.
 """
 
 from __future__ import annotations
 
-# ARGV: the user; then for each event its record and its id, "+" and the id or "".
-# Returns 1 for each stored event, 0 for a duplicate.
+# KEYS: users, then log and ids of each user.
+# ARGV: for each user its name, the number of its events, and each record and its id ("+" and the id, or "").
+# Returns 1 for each stored event, 0 for a duplicate, in this order.
 APPEND = """
-local users, log, ids, user = KEYS[1], KEYS[2], KEYS[3], ARGV[1]
+local users, log, ids = KEYS[1], nil, nil
 
 local function time_of(record)
   return (struct.unpack('>d', record))
@@ -43,62 +43,75 @@ local function insert(record)
   push(later)
 end
 
-local accepted, late, pending = {}, 0, {}
-local last = redis.call('LINDEX', log, -1)
-last = last and time_of(last)
-for i = 2, #ARGV, 2 do
-  local record, id = ARGV[i], ARGV[i + 1]
-  if id ~= '' and redis.call('SADD', ids, string.sub(id, 2)) == 0 then
-    accepted[#accepted + 1] = 0
-  else
-    local time = time_of(record)
-    if last and time < last then
-      push(pending)
-      pending = {}
-      insert(record)
-      late = late + 1
+local accepted, at = {}, 1
+for key = 2, #KEYS, 2 do
+  log, ids = KEYS[key], KEYS[key + 1]
+  local user, count = ARGV[at], tonumber(ARGV[at + 1])
+  local late, pending = 0, {}
+  local last = redis.call('LINDEX', log, -1)
+  last = last and time_of(last)
+  for i = at + 2, at + 2 * count, 2 do
+    local record, id = ARGV[i], ARGV[i + 1]
+    if id ~= '' and redis.call('SADD', ids, string.sub(id, 2)) == 0 then
+      accepted[#accepted + 1] = 0
     else
-      pending[#pending + 1] = record
-      last = time
+      local time = time_of(record)
+      if last and time < last then
+        push(pending)
+        pending = {}
+        insert(record)
+        late = late + 1
+      else
+        pending[#pending + 1] = record
+        last = time
+      end
+      accepted[#accepted + 1] = 1
     end
-    accepted[#accepted + 1] = 1
   end
+  push(pending)
+  redis.call('HINCRBY', users, user, late)
+  at = at + 2 + 2 * count
 end
-push(pending)
-redis.call('HINCRBY', users, user, late)
 return accepted
 """
 
-# ARGV: the user. Returns revision, folded, state ("" if there is none) and the records after folded.
+# KEYS: users, states, then the log of each user. ARGV: the users.
+# Returns for each user revision, folded, state ("" if there is none) and the records after folded.
 LOAD = """
-local users, log, states, user = KEYS[1], KEYS[2], KEYS[3], ARGV[1]
-local revision = tonumber(redis.call('HGET', users, user) or 0)
-local state = redis.call('HGET', states, user)
-local folded = 0
-if state and #state > 16 then
-  local of, count = struct.unpack('>I8I8', state)
-  if of == revision and count <= redis.call('LLEN', log) then folded = count end
+local users, states = KEYS[1], KEYS[2]
+local found = {}
+for i, user in ipairs(ARGV) do
+  local log = KEYS[2 + i]
+  local revision = tonumber(redis.call('HGET', users, user) or 0)
+  local state = redis.call('HGET', states, user)
+  local folded = 0
+  if state and #state > 16 then
+    local of, count = struct.unpack('>I8I8', state)
+    if of == revision and count <= redis.call('LLEN', log) then folded = count end
+  end
+  found[i] = {revision, folded, folded > 0 and state or '', redis.call('LRANGE', log, folded, -1)}
 end
-return {revision, folded, folded > 0 and state or '', redis.call('LRANGE', log, folded, -1)}
+return found
 """
 
-# ARGV: the user, revision, folded, state. Returns 1 if the state is kept.
+# KEYS: users, states, then the log of each user. ARGV: for each user its name, revision, folded and state.
 SAVE = """
-local users, log, states = KEYS[1], KEYS[2], KEYS[3]
-local user, revision, folded, state = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
-if revision ~= tonumber(redis.call('HGET', users, user) or -1) then return 0 end
-local length = redis.call('LLEN', log)
-if folded < 1 or folded > length then return 0 end
-local stored = redis.call('HGET', states, user)
-if stored and #stored > 16 then
-  local of, count = struct.unpack('>I8I8', stored)
-  if of == revision and count >= folded and count <= length then return 0 end
+local users, states = KEYS[1], KEYS[2]
+for key = 3, #KEYS do
+  local at = 4 * (key - 3)
+  local user, revision, folded = ARGV[at + 1], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
+  local length = redis.call('LLEN', KEYS[key])
+  local keep = revision == tonumber(redis.call('HGET', users, user) or -1) and folded > 0 and folded <= length
+  local stored = keep and redis.call('HGET', states, user)
+  if stored and #stored > 16 then
+    local of, count = struct.unpack('>I8I8', stored)
+    keep = of ~= revision or count < folded or count > length
+  end
+  if keep then redis.call('HSET', states, user, ARGV[at + 4]) end
 end
-redis.call('HSET', states, user, state)
-return 1
 """
 
-# ARGV: the user, a damaged state. Deletes it, unless it was replaced.
+# KEYS: states. ARGV: the user, a damaged state. Deletes it, unless it was replaced.
 FORGET = """
-if redis.call('HGET', KEYS[3], ARGV[1]) == ARGV[2] then redis.call('HDEL', KEYS[3], ARGV[1]) end
+if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then redis.call('HDEL', KEYS[1], ARGV[1]) end
 """

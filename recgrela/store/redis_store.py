@@ -11,16 +11,19 @@ Keys, each ending with an id as it is (Redis keys are any bytes, and what preced
 | `recgrela:models` | set | models that have states |
 | `recgrela:states:MODEL` | hash | packed state by user |
 
-Scripts (`recgrela.store.redis_scripts`) change a user without interruption. A call sends the scripts of up to
-256 users at once, and then waits for their replies.
+One call of a script (`recgrela.store.redis_scripts`) stores up to 1,000 events, or loads or saves up to 256
+users, without interruption by other clients. Users are in one database, not in a cluster.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
+from itertools import chain
 from typing import Any
 
 from recgrela.store import redis_scripts
@@ -31,8 +34,9 @@ from recgrela.store.redis_records import pack_event, pack_state, unpack_event, u
 from recgrela.system.errors import ConfigError, RunError, one_line
 
 FORMAT = b"1"
-CALLS_PER_TRIP = 256  # bounds the memory of requests and replies; states of 20 KB are 5 MB
-EVENTS_PER_CALL = 1000  # bounds the time for which a script blocks the server
+# A script blocks the server, and a request and its reply are in memory.
+EVENTS_PER_CALL = 1000
+USERS_PER_CALL = 256  # with states of 20 KB, 5 MB
 PREFIX = b"recgrela:"
 USERS, MODELS = PREFIX + b"users", PREFIX + b"models"
 
@@ -71,32 +75,29 @@ class RedisStore(Store):
         self._address = _address(self._client)
         if self._client.get_encoder().decode_responses:
             raise ConfigError(f"store: {self._address}: decode_responses must not be set; states are bytes")
-        self._hashes: dict[str, str] = {}  # of the scripts that the server has
         self._closed = False
         with self._errors():
             self._check_format()
             self._warn_of_settings()
 
     def _append(self, columns: Columns) -> list[bool]:
-        indices: dict[str, list[int]] = {}
-        for i, user in enumerate(columns.users):
-            indices.setdefault(user, []).append(i)
-        calls, rows = [], []
-        for user, mine in indices.items():
-            name = user.encode()
-            for start in range(0, len(mine), EVENTS_PER_CALL):
-                part = mine[start : start + EVENTS_PER_CALL]
-                arguments: list[Any] = [name]
-                for i in part:
+        accepted = [False] * len(columns.users)
+        for start in range(0, len(accepted), EVENTS_PER_CALL):
+            events_of: dict[str, list[int]] = {}
+            for i in range(start, min(start + EVENTS_PER_CALL, len(accepted))):
+                events_of.setdefault(columns.users[i], []).append(i)
+            keys, arguments = [USERS], []
+            for user, events in events_of.items():
+                name = user.encode()
+                keys += [PREFIX + b"log:" + name, PREFIX + b"ids:" + name]
+                arguments += [name, len(events)]
+                for i in events:
                     id = columns.ids[i]
                     key = None if id is None else id.encode()
                     arguments.append(pack_event(name, columns.items[i].encode(), columns.times[i], key))
                     arguments.append(b"" if key is None else b"+" + key)
-                calls.append(([USERS, PREFIX + b"log:" + name, PREFIX + b"ids:" + name], arguments))
-                rows.append(part)
-        accepted = [False] * len(columns.users)
-        for part, replies in zip(rows, self._run(redis_scripts.APPEND, calls), strict=True):
-            for i, reply in zip(part, replies, strict=True):
+            replies = self._run(redis_scripts.APPEND, keys, arguments)
+            for i, reply in zip(chain.from_iterable(events_of.values()), replies, strict=True):
                 accepted[i] = reply == 1
         return accepted
 
@@ -106,17 +107,17 @@ class RedisStore(Store):
         return [logs[user] for user in users]
 
     def save(self, model: str, entries: Iterable[tuple[str, int, int, bytes]]) -> None:
-        key = model.encode()
-        calls = []
-        for user, revision, folded, state in entries:
-            name = user.encode()
-            if revision >= 0 and folded > 0:
-                record = pack_state(name, key, revision, folded, state)
-                calls.append((self._keys(name, key), [name, revision, folded, record]))
-        if calls:
+        key, given = model.encode(), [entry for entry in entries if entry[1] >= 0 and entry[2] > 0]
+        if given:
             with self._errors():
                 self._client.sadd(MODELS, key)
-            self._run(redis_scripts.SAVE, calls)
+        for start in range(0, len(given), USERS_PER_CALL):
+            part = given[start : start + USERS_PER_CALL]
+            arguments: list[Any] = []
+            for user, revision, folded, state in part:
+                name = user.encode()
+                arguments += [name, revision, folded, pack_state(name, key, revision, folded, state)]
+            self._run(redis_scripts.SAVE, self._keys(arguments[::4], key), arguments)
 
     def history(self, user: str) -> list[Event]:
         name = user.encode()
@@ -147,32 +148,29 @@ class RedisStore(Store):
         self._client.close()
 
     def _load(self, model: str, users: list[str]) -> dict[str, UserLog]:
-        key = model.encode()
-        calls = [(self._keys(name, key), [name]) for name in (user.encode() for user in users)]
-        logs, damaged, again = {}, [], []
-        for (keys, (name,)), reply in zip(calls, self._run(redis_scripts.LOAD, calls), strict=True):
-            revision, folded, record, records = reply
-            user = name.decode()
-            try:
-                state = unpack_state(name, key, record) if folded else None
-            except ValueError:
-                logger.warning(
-                    "%s: the state of user %r is damaged and is computed again from the log",
-                    self._address,
-                    user,
-                )
-                damaged.append((keys, [name, record]))
-                again.append(user)
-                continue
-            pending = [self._event(name, record).item for record in records]
-            logs[user] = UserLog(user, revision, folded, state, pending)
-        if damaged:
-            self._run(redis_scripts.FORGET, damaged)
-            logs |= self._load(model, again)
-        return logs
+        key, logs = model.encode(), {}
+        damaged: list[str] = []
+        for start in range(0, len(users), USERS_PER_CALL):
+            part = users[start : start + USERS_PER_CALL]
+            names = [user.encode() for user in part]
+            replies = self._run(redis_scripts.LOAD, self._keys(names, key), names)
+            for user, name, (revision, folded, record, records) in zip(part, names, replies, strict=True):
+                try:
+                    state = unpack_state(name, key, record) if folded else None
+                except ValueError:
+                    logger.warning(
+                        "%s: the state of user %r is damaged and is computed again from the log",
+                        *(self._address, user),
+                    )
+                    self._run(redis_scripts.FORGET, [PREFIX + b"states:" + key], [name, record])
+                    damaged.append(user)
+                    continue
+                pending = [self._event(name, record).item for record in records]
+                logs[user] = UserLog(user, revision, folded, state, pending)
+        return logs | self._load(model, damaged) if damaged else logs
 
-    def _keys(self, user: bytes, model: bytes) -> list[bytes]:
-        return [USERS, PREFIX + b"log:" + user, PREFIX + b"states:" + model]
+    def _keys(self, users: list[bytes], model: bytes) -> list[bytes]:
+        return [USERS, PREFIX + b"states:" + model, *(PREFIX + b"log:" + user for user in users)]
 
     def _event(self, user: bytes, record: bytes) -> Event:
         try:
@@ -183,35 +181,13 @@ class RedisStore(Store):
                 "restore a copy of the server's data (the events are enough, states are computed again)"
             ) from error
 
-    def _run(self, script: str, calls: list[tuple[list[bytes], list[Any]]]) -> list[Any]:
-        """Replies of a script to calls of keys and arguments."""
-        replies: list[Any] = []
+    def _run(self, script: str, keys: list[bytes], arguments: Sequence[Any]) -> list[Any]:
+        """The reply of a script. It is loaded if the server does not have it, as after a restart."""
         with self._errors():
-            for start in range(0, len(calls), CALLS_PER_TRIP):
-                replies += self._trip(script, calls[start : start + CALLS_PER_TRIP])
-        return replies
-
-    def _trip(self, script: str, calls: list[tuple[list[bytes], list[Any]]]) -> list[Any]:
-        """Send calls at once. A call that the server refuses because it has no such script is sent again."""
-        waiting = list(range(len(calls)))
-        replies: list[Any] = [None] * len(calls)
-        missing = self._module.exceptions.NoScriptError
-        while waiting:
-            if script not in self._hashes:
-                self._hashes[script] = self._client.script_load(script)
-            pipeline = self._client.pipeline(transaction=False)
-            for i in waiting:
-                keys, arguments = calls[i]
-                pipeline.evalsha(self._hashes[script], len(keys), *keys, *arguments)
-            for i, reply in zip(waiting, pipeline.execute(raise_on_error=False), strict=True):
-                replies[i] = reply
-            waiting = [i for i in waiting if isinstance(replies[i], missing)]
-            if waiting:
-                self._hashes.pop(script, None)
-        for reply in replies:
-            if isinstance(reply, Exception):
-                raise reply
-        return replies
+            try:
+                return self._client.evalsha(_sha1(script), len(keys), *keys, *arguments)
+            except self._module.exceptions.NoScriptError:
+                return self._client.eval(script, len(keys), *keys, *arguments)
 
     def _check_format(self) -> None:
         self._client.set(PREFIX + b"format", FORMAT, nx=True)
@@ -272,6 +248,12 @@ def _import_redis() -> Any:
         return importlib.import_module("redis")
     except ModuleNotFoundError as error:
         raise ConfigError("a store in Redis needs the package redis; pip install redis") from error
+
+
+@cache
+def _sha1(script: str) -> str:
+    """The name of a script on a server."""
+    return hashlib.sha1(script.encode()).hexdigest()
 
 
 def _address(client: Any) -> str:

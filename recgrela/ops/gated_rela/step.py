@@ -165,7 +165,7 @@ def gated_rela_step(
     )
     for name, (x, *_) in states.items():
         check_state(op, name, x)
-    rows = history.to(v.dtype)  # a copy only under autocast
+    rows = history if history.dtype == v.dtype else history.to(v.dtype)  # under autocast
     operands = (q, k, v, g, kv_state, rows, position, turns, conv_weight, conv_bias)
     y: Tensor = OP.run(v, *operands, num_heads, float(eps), head_dim=head_dim, kernel_size=kernel_size)
     if rows is not history:
