@@ -15,8 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from python_tests.support.runs import options, run_train
-from recgrela import evaluate, items, recommend
-from recgrela.evaluation.recommendation import recommend as best_items
+from recgrela import Recommender, evaluate, items, recommend
 from recgrela.runs.items import Items, read_items
 from recgrela.runs.saved import evaluate as evaluate_run
 from recgrela.runs.saved import load_data, load_run
@@ -81,18 +80,20 @@ def test_a_changed_catalogue(run: Path, grown: Path) -> None:
 def test_recommendations_from_a_changed_catalogue(
     run: Path, grown: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before, after = load_run(run, None, CPU), load_run(grown, None, CPU)
-    n_items = before.model.n_items
-    history = [3, 9, 4]  # 3 is retired, and its row is used
-    old = {found.item: found.score for found in best_items(before.model, history, k=1000)}
-    retired = catalogue(grown).retired
-    new = {found.item: found.score for found in best_items(after.model, history, k=1000, retired=retired)}
-    assert set(new) == set(old) - {5} | {n_items, n_items + 1}
-    assert [new[item] for item in set(old) - {5}] == pytest.approx([old[item] for item in set(old) - {5}])
+    before, after = Recommender.load(run, device="cpu"), Recommender.load(grown, device="cpu")
+    n_items, tokens = before.model.n_items, before.catalogue.items.tokens
+    history = [[tokens[item] for item in (3, 9, 4)]]  # 3 is retired, and its row is used
+    old, new = (
+        dict(zip(*(table[name].to_pylist() for name in ("item", "score")), strict=True))
+        for table in (one.recommend(histories=history, k=1000) for one in (before, after))
+    )
+    assert new.keys() == old.keys() - {tokens[5]} | {"new1", "new2"}
+    kept = old.keys() - {tokens[5]}
+    assert [new[item] for item in kept] == pytest.approx([old[item] for item in kept])
     assert recommend.main([str(grown), "--items=new1", "--k=1000", "--device=cpu"]) == 0
     out = capsys.readouterr().out
     assert "new2" in out and f"│   {n_items - 2} │" in out  # all but padding, the history and two retired
-    user = load_data(before).user_ids[7]
+    user = before.histories.users[7]
     assert recommend.main([str(grown), "--user", user, "--k=3", "--device=cpu"]) == 0
 
 

@@ -19,7 +19,7 @@ class CapturedStep:
     """`model.step`, with the operator calls of each small batch size recorded at its first use.
 
     For one user, the operators of a step take less time than the modules that call them: checks of operands,
-    autocast, views of weights. A recorded step calls the same operators with the same operands, so it computes
+    autocast, views of weights. A recorded step calls the same operators with the same operands and computes
     the same bits. Weights that change in place are used as they are.
 
     Args:
