@@ -119,7 +119,7 @@ class Sequences:
 
     def with_wanted(self, rows: Tensor | None) -> Sequences:
         """The same sequences with other `wanted` rows."""
-        return replace(self, wanted=rows)
+        return self if rows is self.wanted else replace(self, wanted=rows)
 
     def last_only(self) -> Sequences:
         """The same sequences, with only their last items wanted."""

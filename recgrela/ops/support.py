@@ -184,7 +184,8 @@ class Op:
             NotImplementedError: in `plain_pytorch`, if the op has no composition.
         """
         if _PLAIN.on:
-            if self.fallback_kind != "composition":
+            is_operator = isinstance(self._fallback, torch._ops.OpOverloadPacket)
+            if self.fallback_kind != "composition" or is_operator:
                 raise NotImplementedError(f"{self.name} has no composition in plain PyTorch")
             return Implementation("composition", dtype)
         if device_type == "meta":
