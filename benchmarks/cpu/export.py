@@ -1,9 +1,9 @@
 """One event and ten recommendations by the exported programs, beside the model in recgrela.
 
-The causal model of the published size with random weights and a large catalogue. Every variant takes one item of
-one user, updates the user's state and returns the ten best items: "recgrela" by `CapturedStep` and `ItemIndex`,
-"eager" by `SequenceModel.step` and a sort of all scores, the others by the programs of `recgrela.export`. The
-variants take turns; before anything is timed, their items are compared.
+The causal model of the published size with random weights and a large catalogue. Every variant takes one item
+of one user, updates the user's state and returns the ten best items: "recgrela" by `CapturedStep` and
+`ItemIndex`, "eager" by `SequenceModel.step` and a sort of all scores, the others by the programs of
+`recgrela.export`. The variants take turns; before anything is timed, their items are compared.
 
 python -m benchmarks.cpu.export [--items 200000 --threads 1 --rounds 200]
 """
