@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import subprocess
 import sys
@@ -169,6 +170,8 @@ def test_a_package_of_aotinductor_equals_the_model(tmp_path: Path) -> None:
 
 def test_the_json_file_describes_the_program(programs: Programs) -> None:
     about = json.loads((programs.folder / "LRURec.pt2.json").read_text("utf-8"))
+    program = (programs.folder / "LRURec.pt2").read_bytes()
+    assert about["sha256"] == hashlib.sha256(program).hexdigest()
     assert about["format"] == "pt2" and about["k"] == K and about["model"]["name"] == "LRURec"
     assert about["items"] == make_items().tokens and about["titles"] == make_items().titles
     assert about["state"] == [
