@@ -14,7 +14,7 @@ struct MlpBlock {
 
   const Params& p;
   T* arena;
-  T *up, *down;                // W1^T and W2^T in panels; in the backward W1^T and W2
+  T *up, *down;                // W1^T and W2^T in panels, not for few rows; in the backward W1^T and W2
   T* back;                     // W1 in panels; backward only
   RowMatrix<T> h, d_h;         // [kRows, hidden]; d_h backward only
   RowMatrix<T> d_z, padded_x;  // [kRows, out] and [kRows, in]; backward only
@@ -24,8 +24,13 @@ struct MlpBlock {
   // stride is a power of two.
   static int64_t stride_of(int64_t columns) { return round_up(columns, kWidth) + kWidth; }
 
+  // Packing the weights takes longer than multiplying them by so few rows.
+  static constexpr int64_t kFewRows = 4;
+  static bool packs(const Params& p, bool backward) { return backward || p.num_rows > kFewRows; }
+
   static int64_t scratch(const Params& p, bool backward) {
     const int64_t i = p.in_features, f = p.hidden_features, o = p.out_features;
+    if (!packs(p, backward)) return kRows * stride_of(f);
     const int64_t forward_elements = panel_elements(f, i) + kRows * stride_of(f);
     if (!backward) return forward_elements + panel_elements(o, f);
     return forward_elements + panel_elements(f, o) + panel_elements(i, f) +
@@ -38,6 +43,7 @@ struct MlpBlock {
       return RowMatrix<T>{std::exchange(arena, arena + kRows * stride_of(columns)), stride_of(columns)};
     };
     h = rows(f);
+    if (!packs(p, backward)) return;
     up = pack_transposed(p.w1, f, i);
     if (!backward) {
       down = pack_transposed(p.w2, o, f);
@@ -84,6 +90,24 @@ struct MlpBlock {
     }
   }
 
+  // Computes n rows of out = a w^T + bias from w [columns, depth] as it is, by dot products.
+  static void product_of_few(int64_t n, const RowMatrix<const T>& a, int64_t depth, const RowMatrix<const T>& w,
+                             const T* bias, const RowMatrix<T>& out, int64_t columns) {
+    constexpr int64_t kColumns = 4;  // dot products at a time, which hide the latency of additions
+    for (int64_t j = 0; j < columns; j += kColumns)
+      for (int64_t i = 0; i < n; ++i) {
+        Vec<T, N> sums[kColumns]{};
+        const T* const row = a.row(i);
+        for (int64_t k = 0; k < depth; k += N) {
+          const Vec<T, N> x = load_some<T, N>(row + k, depth - k);
+          for (int64_t c = 0; c < kColumns; ++c)
+            sums[c] += x * load_some<T, N>(w.row(std::min(j + c, columns - 1)) + k, depth - k);
+        }
+        for (int64_t c = 0; c < std::min(kColumns, columns - j); ++c)
+          out.row(i)[j + c] = sum<T, N>(sums[c]) + (bias ? bias[j + c] : T(0));
+      }
+  }
+
   // Adds a^T b over n rows to d_w [a_columns, width]. b's rows are readable up to a multiple of the vector length.
   static void add_product(int64_t n, const RowMatrix<const T>& a, int64_t a_columns, const RowMatrix<const T>& b,
                           int64_t width, T* d_w) {
@@ -109,11 +133,13 @@ struct MlpBlock {
   void forward(int64_t item) const {
     const int64_t row = item * kRows, n = std::min(kRows, p.num_rows - row);
     const int64_t f = p.hidden_features, o = p.out_features;
-    product(n, {p.x.row(row), p.x.stride}, p.in_features, up, p.b1, h, f);
+    const RowMatrix<const T> x{p.x.row(row), p.x.stride};
+    const bool few = !packs(p, false);
+    few ? product_of_few(n, x, p.in_features, p.w1, p.b1, h, f) : product(n, x, p.in_features, up, p.b1, h, f);
     for (int64_t i = 0; i < n; ++i)
       activate_and_drop<T, kActivation>(p.dropout1, (row + i) * p.hidden_stride(), f, h.row(i), h.row(i));
     const RowMatrix<T> y{p.y.row(row), p.y.stride};
-    product(n, in(h), f, down, p.b2, y, o);
+    few ? product_of_few(n, in(h), f, p.w2, p.b2, y, o) : product(n, in(h), f, down, p.b2, y, o);
     for (int64_t i = 0; i < n; ++i)
       activate_and_drop<T, Activation::kNone>(p.dropout2, (row + i) * o, o, y.row(i), y.row(i));
   }

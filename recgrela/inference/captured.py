@@ -13,6 +13,7 @@ from recgrela.nn import ModelState
 
 # The largest batch that is recorded. In larger ones the modules' work is small beside that of the operators.
 MAX_BATCH = 8
+VIEWS = {torch.ops.aten.t.default, torch.ops.aten.squeeze.dim, torch.ops.aten.view.default}
 
 
 class CapturedStep:
@@ -53,4 +54,18 @@ class CapturedStep:
 
         # Recording runs the step, on copies because it updates the state.
         copy = state.clone()
-        return make_fx(step)(items.clone(), *copy.values())
+        return with_views(make_fx(step)(items.clone(), *copy.values()))
+
+
+def with_views(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """Computes views of weights, such as transposes, once. A view has the weight's memory, so it sees changes."""
+    for number, node in enumerate(list(graph.graph.nodes)):
+        if node.target in VIEWS and node.args[0].op == "get_attr":
+            view = node.target(getattr(graph, node.args[0].target), *node.args[1:], **node.kwargs)
+            graph.register_buffer(f"view_{number}", view, persistent=False)
+            with graph.graph.inserting_before(node):
+                node.replace_all_uses_with(graph.graph.get_attr(f"view_{number}"))
+            graph.graph.erase_node(node)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
