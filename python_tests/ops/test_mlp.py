@@ -49,6 +49,13 @@ def test_equals_reference_at_any_width(shape: tuple[int, int, int], rate: float,
     check(100, *shape, dropout=rate, seed=SEED if rate else None)
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 2), (16, 64, 16), (50, 70, 30), (7, 9, 130)])
+def test_few_rows_equal_the_reference_at_any_width(shape: tuple[int, int, int], isa: str) -> None:
+    """Their products are computed without packing the weights."""
+    for rows in (1, 3, 4):
+        check(rows, *shape, dropout=0.2, seed=SEED)
+
+
 @pytest.mark.parametrize("activation", ["none", "relu", "silu", "gelu"])
 def test_activations(activation: str, isa: str) -> None:
     check(50, 6, 20, 10, activation=activation, dropout=0.1, seed=SEED)

@@ -58,7 +58,7 @@ class CapturedStep:
 
 
 def with_views(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
-    """Computes views of weights, such as transposes, once. A view has the weight's memory, so it sees changes."""
+    """Makes views of weights, such as transposes, once. They share the weights' memory, changes included."""
     for number, node in enumerate(list(graph.graph.nodes)):
         if node.target in VIEWS and node.args[0].op == "get_attr":
             view = node.target(getattr(graph, node.args[0].target), *node.args[1:], **node.kwargs)
