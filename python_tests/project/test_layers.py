@@ -22,7 +22,7 @@ LAYERS = [
     ["recgrela.ops"],
     ["recgrela.system"],
     ["recgrela.settings"],
-    ["recgrela.nn", "recgrela.data"],
+    ["recgrela.nn", "recgrela.data", "recgrela.retrieval"],
     ["recgrela.models"],
     ["recgrela.evaluation"],
     ["recgrela.runs"],
