@@ -20,6 +20,11 @@ def histories(batch: int, length: int) -> Tensor:
     return torch.randint(1, N_ITEMS, (batch, length), generator=torch.Generator().manual_seed(3))
 
 
+def real(x: Tensor) -> Tensor:
+    """Complex numbers as pairs of real ones."""
+    return torch.view_as_real(x) if x.is_complex() else x
+
+
 def full_pass(model: SequenceModel, history: Tensor) -> Tensor:
     """The hidden state after a history [n], from one pass over what the model takes of it."""
     if not model.carries_state:
@@ -28,7 +33,7 @@ def full_pass(model: SequenceModel, history: Tensor) -> Tensor:
 
 
 def test_which_models_carry_a_state_of_fixed_size() -> None:
-    assert [form for form in FORMS if make(form).carries_state] == RECURRENT
+    assert {form for form in FORMS if make(form).carries_state} == set(RECURRENT)
     assert not make("RecGRELA", position="learned").carries_state
     assert make("RecGRELA", position="none").carries_state
 
@@ -36,18 +41,18 @@ def test_which_models_carry_a_state_of_fixed_size() -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_every_step_equals_the_full_pass(form: str) -> None:
     """Also after more items than `max_len`."""
-    model, items = make(form), histories(3, MAX_LEN + 9)
-    state = model.init_state(3)
+    model, items = make(form), histories(2, MAX_LEN + 5)
+    state = model.init_state(2)
     for n, row in enumerate(items.unbind(1), 1):
         hidden = model.step(row, state)
         expected = torch.stack([full_pass(model, history[:n]) for history in items])
         assert_close(f"hidden state after {n} items", hidden, expected, TOLERANCE)
-        assert torch.equal(state["hidden"], hidden) and state["position"].tolist() == [n] * 3
+        assert torch.equal(state["hidden"], hidden) and state["position"].tolist() == [n] * 2
 
 
 @pytest.mark.parametrize("form", ["RecGRELA", "LRURec", "Mamba4Rec", "RecBLR"])
 def test_steps_in_float32_equal_the_full_pass(form: str) -> None:
-    model, items = make(form, torch.float32), histories(2, 300)
+    model, items = make(form, torch.float32), histories(2, 150)
     state = model.init_state(2)
     for row in items.unbind(1):
         hidden = model.step(row, state)
@@ -64,7 +69,7 @@ def test_a_prefill_equals_the_steps(form: str) -> None:
         for item in history:
             model.step(item[None], single)
         for name, tensor in single.items():
-            assert_close(name, state[name][user], tensor[0], TOLERANCE)
+            assert_close(name, real(state[name][user]), real(tensor[0]), TOLERANCE)
     assert torch.equal(hidden, state["hidden"])
 
 
@@ -151,7 +156,7 @@ def test_a_state_of_the_published_size_has_20_kilobytes() -> None:
 
 def test_bfloat16_states_follow_long_histories() -> None:
     """Sums that were rounded to nearest after each item would stop growing at 256."""
-    model, items = make("RecGRELA", torch.float32), histories(1, 3000)[0]
+    model, items = make("RecGRELA", torch.float32, num_layers=1), histories(1, 700)[0]
     torch.manual_seed(0)
     exact, stored = model.init_state(1), model.init_state(1).pack("bfloat16")
     layout = model.init_state(0)
