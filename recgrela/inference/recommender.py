@@ -21,7 +21,7 @@ from recgrela.inference.encoding import encode, evaluating
 from recgrela.inference.histories import Histories, from_interactions, from_tokens, load_histories
 from recgrela.inference.training import fit_run
 from recgrela.models import SequenceModel
-from recgrela.retrieval import ItemIndex, Precision
+from recgrela.retrieval import ItemIndex
 from recgrela.runs.folder import CheckpointName
 from recgrela.runs.items import Items
 from recgrela.runs.saved import SavedRun, load_run, save_weights
@@ -60,7 +60,7 @@ class Recommender:
         items: Items | Interactions,
         *,
         history_len: int | None = None,
-        precision: Precision = "float32",
+        precision: str = "float32",
     ) -> None:
         histories = None
         if isinstance(items, Interactions):
@@ -71,7 +71,7 @@ class Recommender:
         self.model, self.catalogue = model, Catalogue(items)
         self.history_len = history_len or model.max_len
         self.run: SavedRun | None = None
-        self._precision: Precision = precision
+        self._precision: str = precision
         self._histories: Histories | None = histories
 
     @classmethod
@@ -82,7 +82,7 @@ class Recommender:
         events: str | Any | None = None,
         checkpoint: CheckpointName | None = None,
         device: str = "auto",
-        precision: Precision = "float32",
+        precision: str = "float32",
     ) -> Recommender:
         """The model of a run folder, or of a folder that `save` wrote.
 
