@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-from recgrela.system.errors import RunError, one_line
+from recgrela.system.errors import DiskFull, RunError, one_line
 
 APPLICATION = 0x52474C41  # "RGLA", application_id in the header of the file
 FORMAT = 1  # user_version in the header of the file
@@ -23,6 +23,7 @@ SCHEMA = {
     "items": "CREATE TABLE items (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE)",
     "events": "CREATE TABLE events (user INTEGER, time REAL, arrival INTEGER, item INTEGER NOT NULL,"
     " crc INTEGER NOT NULL, PRIMARY KEY (user, time, arrival)) WITHOUT ROWID",
+    "events_by_item": "CREATE INDEX events_by_item ON events (user, item)",
     "ids": "CREATE TABLE ids (user INTEGER, id TEXT, arrival INTEGER NOT NULL, crc INTEGER NOT NULL,"
     " PRIMARY KEY (user, id)) WITHOUT ROWID",
     "models": "CREATE TABLE models (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE)",
@@ -178,7 +179,7 @@ class SQLiteFile:
                 "nothing was stored: try again, or stop that process"
             )
         if "full" in text:
-            return RunError(
+            return DiskFull(
                 f"{self.path}: no space left on the disk; nothing was stored: free some and try again"
             )
         if "disk I/O error" in text:
