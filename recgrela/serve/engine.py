@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -33,7 +34,8 @@ class Receipt:
 
     Attributes:
         stored: False if the user already has an event of this id.
-        known: whether the model knows the item. An unknown one stays in the log, and counts once a model knows it.
+        known: whether the model knows the item. An unknown one stays in the log and counts once a model knows
+            it.
     """
 
     stored: bool
@@ -61,26 +63,32 @@ class Query:
     deny: tuple[str, ...] = ()
 
 
+class Scored(NamedTuple):
+    """An item and its score; `item` is the original id, `title` may be unknown."""
+
+    item: str
+    title: str | None
+    score: float
+
+
 @dataclass(frozen=True)
 class Found:
-    """Recommendations, best first.
+    """Recommendations.
 
     Attributes:
-        items: item ids of the model; fewer than k if fewer may be recommended.
-        scores: the items' scores.
+        items: best first; fewer than k if fewer may be recommended.
         length: number of items of the history that the model knows.
     """
 
-    items: list[int]
-    scores: list[float]
+    items: list[Scored]
     length: int
 
 
 class Engine:
     """Keeps users' states up to date with their logs, and recommends from them.
 
-    A model that carries states uses the whole history of a user, others its last `max_len` items. Methods must
-    not be called by several threads at a time, except `rebuild` of an engine that is not used yet.
+    A model that carries states uses the whole history of a user, others its last `max_len` items. One thread
+    at a time may call the methods.
 
     Args:
         recommender: the model and its items.
@@ -130,8 +138,8 @@ class Engine:
         """Answers queries together.
 
         Returns:
-            For each query the recommendations, or its error: NotFound for a user without events that the model
-            knows; DataError for a history without a known item, or if no item may be recommended.
+            For each query the recommendations, or its error: NotFound for a user without an event that the
+            model knows; DataError for a history without a known item, or if no item may be recommended.
 
         Raises:
             RunError: the store cannot be read.
@@ -149,15 +157,22 @@ class Engine:
                     answers[row] = error
                 continue
             for row, found in self._search(hidden, queries, rows, seen, allowed).items():
-                answers[row] = Found(*found, int(lengths[row]))
+                answers[row] = Found(found, int(lengths[row]))
         return answers
 
-    def similar(self, item: str, k: int) -> tuple[list[int], list[float]]:
-        """The k items most similar to an item, and their cosines; see `Recommender.similar_items`."""
-        if self.catalogue.index.get(item) is None:
+    def similar(self, item: str, k: int) -> list[Scored]:
+        """The k items most similar to an item, with their cosines; see `Recommender.similar_items`.
+
+        Raises:
+            NotFound: the model does not know the item.
+        """
+        if item not in self.catalogue.index:
             raise NotFound(f"item {item!r} is not among the model's {len(self.catalogue)} items")
         table = self.recommender.similar_items([item], k)
-        return self.catalogue.ids(table["similar"].to_pylist()).tolist(), table["score"].to_pylist()
+        return [
+            Scored(*row)
+            for row in zip(*(table[name].to_pylist() for name in ("similar", "title", "score")), strict=True)
+        ]
 
     def states(self, query: Query) -> list[LayerStates]:
         """Norms of states and gates, by layer and head, after the history of a query.
@@ -232,14 +247,15 @@ class Engine:
         rows: list[int],
         given: dict[int, np.ndarray],
         allowed: Tensor | None,
-    ) -> dict[int, tuple[list[int], list[float]]]:
+    ) -> dict[int, list[Scored]]:
         """Items and scores for some queries that share the items that may be recommended.
 
         Items of given histories and denied items are excluded by the search. A stored user's items are not
         known here: more than k items are searched, the store says which of them the user has, and the search
         is repeated with twice as many for those who have too many of them.
         """
-        found: dict[int, tuple[list[int], list[float]]] = {}
+        found: dict[int, list[Scored]] = {}
+        tokens, titles = self.catalogue.items.tokens, self.catalogue.items.titles
         fetch = max(queries[row].k for row in rows) + MARGIN
         while rows:
             excluded = self._excluded([queries[row] for row in rows], [given.get(row) for row in rows])
@@ -257,7 +273,9 @@ class Engine:
                 if len(kept) < queries[row].k and len(some) == fetch:
                     again.append(row)
                 else:
-                    found[row] = [some[place] for place in kept], [values[place] for place in kept]
+                    found[row] = [
+                        Scored(tokens[some[place]], titles[some[place]], values[place]) for place in kept
+                    ]
             rows, fetch = again, 2 * fetch
         return found
 

@@ -46,7 +46,7 @@ class Folder:
         dtype: format of the stored states; see `ModelState.pack`.
 
     Attributes:
-        key: names the states of this model in the store: a hash of the weights, of the items' ids and of `dtype`.
+        key: names the states of this model in the store: a hash of weights, of the items' ids and of `dtype`.
     """
 
     def __init__(self, recommender: Recommender, store: Store, dtype: PackedDtype) -> None:
