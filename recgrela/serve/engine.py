@@ -144,6 +144,8 @@ class Engine:
         Raises:
             RunError: the store cannot be read.
         """
+        if not queries:
+            return []
         hidden, lengths, seen = self._encode(queries)
         answers: list[Found | UserError] = [self._absent(query) for query in queries]
         groups: dict[tuple[str, ...] | None, list[int]] = {}

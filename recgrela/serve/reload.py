@@ -99,7 +99,8 @@ class Reloader:
         metrics: Metrics,
         interval: float,
     ) -> None:
-        self._source, self._identity = source, identity
+        self._source = source
+        self._identity = self._looked = identity  # of the last load, and of the last look
         self._batcher, self._store, self._metrics = batcher, store, metrics
         self._interval = interval
         self._wake, self._stopping, self._forced = threading.Event(), threading.Event(), threading.Event()
@@ -129,7 +130,10 @@ class Reloader:
                 self.check()
 
     def check(self) -> None:
-        """Takes the run's checkpoint over if it is new."""
+        """Takes the run's checkpoint over if it is new, and the last look has found the same files.
+
+        So a file that is being copied is not read before it is complete.
+        """
         is_forced = self._forced.is_set()
         self._forced.clear()
         fault: UserError | None = None
@@ -138,7 +142,8 @@ class Reloader:
             identity = self._source.identity()
         except UserError as error:
             fault = error
-        if identity == self._identity and not is_forced:
+        is_settled, self._looked = identity == self._looked, identity
+        if not is_forced and (identity == self._identity or not is_settled):
             return
         self._identity = identity  # a checkpoint that is refused is not tried again
         try:

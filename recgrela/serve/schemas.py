@@ -50,9 +50,9 @@ def check_time(value: float) -> float:
 
 Id = Annotated[
     str,
-    BeforeValidator(_text, json_schema_input_type=str | int),
     StringConstraints(min_length=1, max_length=MAX_ID),
     AfterValidator(check_id),
+    BeforeValidator(_text, json_schema_input_type=str | int),
 ]
 Time = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=MIN_TIME), AfterValidator(check_time)]
 K = Annotated[int, Field(ge=1, le=MAX_K, description="Number of items.")]
