@@ -31,14 +31,13 @@ JSON = {"content-type": "application/json"}
 def client_of(
     recommender: Recommender, store: Store, max_queue: int = 100, **options: Any
 ) -> Iterator[TestClient]:
-    """A client of a running app; `client.app_state["service"]` is its service."""
+    """A client of a running app."""
     metrics = Metrics()
     batcher = Batcher(Engine(recommender, store), metrics, max_batch=16, max_wait=0.0, max_queue=max_queue)
     service = Service(store, batcher, metrics, **options)
     metrics.watch_states(lambda: batcher.engine)
     metrics.set_model(batcher.engine.key, "best")
     with TestClient(create_app(service), base_url=URL, raise_server_exceptions=False) as client:
-        client.app_state["service"] = service
         yield client
 
 
@@ -232,7 +231,7 @@ def test_bad_events(reader: TestClient, case: str) -> None:
     # Not client.post(json=...), which refuses lone surrogates.
     message = error_of(reader.post("/events", content=json.dumps(body), headers=JSON), 422)
     assert expected in message and message.startswith("body")
-    assert list(reader.app_state["service"].store.users()) == ["a/b é"]
+    assert list(reader.app.state.service.store.users()) == ["a/b é"]
 
 
 BAD_QUERIES = {
@@ -358,7 +357,7 @@ def test_reload_needs_a_token(reader: TestClient) -> None:
 def test_a_full_queue(recommender: Recommender, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, release = threading.Event(), threading.Event()
     with client_of(recommender, store, max_queue=1) as client:
-        engine = client.app_state["service"].engine
+        engine = client.app.state.service.engine
         real = engine.recommend
 
         def slow(queries: Any) -> Any:
@@ -376,7 +375,7 @@ def test_a_full_queue(recommender: Recommender, store: Store, monkeypatch: pytes
         threads[0].start()
         assert begun.wait(30)
         threads[1].start()
-        while client.app_state["service"].batcher._queue.qsize() < 1:
+        while client.app.state.service.batcher._queue.qsize() < 1:
             time.sleep(0.01)
         refused = client.post("/recommendations", json={"items": ["1"]})
         assert "are waiting" in error_of(refused, 503) and refused.headers["retry-after"] == "1"
@@ -387,7 +386,7 @@ def test_a_full_queue(recommender: Recommender, store: Store, monkeypatch: pytes
 
 
 def test_faults_of_the_store(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = client.app_state["service"].store
+    store = client.app.state.service.store
     event = {"user": "a", "item": "1"}
     assert client.post("/events", json=event).status_code == 200
 

@@ -33,7 +33,7 @@ PAGES = {
 
 
 def create_app(service: Service) -> FastAPI:
-    """The app of a service, which is started and stopped with it."""
+    """The app of a service, which is started and stopped with it and is `app.state.service`."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -51,6 +51,7 @@ def create_app(service: Service) -> FastAPI:
         docs_url=None,  # FastAPI's pages load scripts of another site
         redoc_url=None,
     )
+    app.state.service = service
     app.include_router(make_router(service))
     for path, (name, kind) in PAGES.items():
         _add_page(app, path, (STATIC / name).read_bytes(), kind)
