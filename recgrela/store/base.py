@@ -15,9 +15,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from typing_extensions import Self
 
-ROWS_PER_APPEND = (
-    100_000  # rows of a table that are stored in one transaction; bounds memory and the log of SQLite
-)
+ROWS_PER_APPEND = 250_000  # rows of a table in one transaction: bounds memory and SQLite's log
 
 
 class Store(ABC):
@@ -50,7 +48,7 @@ class Store(ABC):
         return self._append(columns_of_events(events))
 
     def append_table(self, table: pa.Table | pa.RecordBatch) -> int:
-        """Store the rows of an Arrow table as by `append`, in transactions of 100,000 rows.
+        """Store the rows of an Arrow table as by `append`, in transactions of 250,000 rows.
 
         Args:
             table: columns user and item (text or integers), time (seconds since 1970 as a number, or a

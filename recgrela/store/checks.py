@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from zlib import crc32
 
-_EVENT = struct.Struct("<IIdq")
+_pack_event = struct.Struct("<IIdq").pack
 _ID = struct.Struct("<IIq")
 _USER = struct.Struct("<Iqqqd")
 _STATE = struct.Struct("<IIqq")
@@ -23,7 +23,7 @@ def text_check(text: str) -> int:
 
 def event_check(user: int, item: int, time: float, arrival: int) -> int:
     """Checksum of an event. `arrival` is the number of the user's events that arrived before."""
-    return crc32(_EVENT.pack(user, item, time, arrival))
+    return crc32(_pack_event(user, item, time, arrival))
 
 
 def id_check(user: int, id: str, arrival: int) -> int:

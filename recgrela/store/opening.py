@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from recgrela.store.base import Store
+from recgrela.store.redis_store import RedisStore
 from recgrela.store.sqlite_store import SQLiteStore
 from recgrela.system.errors import ConfigError
 from recgrela.system.files import expand_path
@@ -33,4 +34,6 @@ def open_store(url: str | Path) -> Store:
         if not rest.startswith("/"):
             raise ConfigError(f"store: {text} has no path after sqlite:///; {FORMS}")
         return SQLiteStore(expand_path(rest[1:], "store"))
+    if scheme in REDIS:
+        return RedisStore(text)
     raise ConfigError(f"store: {scheme}:// is unknown; {FORMS}")

@@ -39,6 +39,7 @@ class _User:
     count: int  # events
     last: float  # time of the last event
     check: int  # text_check(name)
+    stored: int  # events when the row was read
 
     def row_check(self) -> int:
         return user_check(self.check, self.number, self.revision, self.count, self.last)
@@ -64,16 +65,15 @@ class SQLiteStore(Store):
             return []
         with self._file.writing(durable=True) as db:
             users = self._users(db, columns.users)
-            items = _numbers(db, "items", columns.items)
-            checks = {item: text_check(item) for item in items}
+            numbers = _numbers(db, "items", columns.items)
+            items = {item: (number, text_check(item)) for item, number in numbers.items()}
             new_user = _next_number(db, "users")
             rows: list[tuple[int, float, int, int, int]] = []
-            touched: dict[str, _User] = {}
             accepted = []
             for name, item, time, id in zip(*columns, strict=True):
                 user = users.get(name)
                 if user is None:
-                    user = users[name] = _User(new_user, name, 0, 0, time, text_check(name))
+                    user = users[name] = _User(new_user, name, 0, 0, time, text_check(name), 0)
                     new_user += 1
                 if id is not None and not _insert_id(db, user, id):
                     accepted.append(False)
@@ -82,17 +82,22 @@ class SQLiteStore(Store):
                     user.revision += 1
                 else:
                     user.last = time
-                crc = event_check(user.check, checks[item], time, user.count)
-                rows.append((user.number, time, user.count, items[item], crc))
-                user.count += 1
-                touched[name] = user
+                arrival = user.count
+                user.count = arrival + 1
+                number, check = items[item]
+                crc = event_check(user.check, check, time, arrival)
+                rows.append((user.number, time, arrival, number, crc))
                 accepted.append(True)
             rows.sort(key=itemgetter(0))  # neighbours in the table are inserted together
             db.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?)", rows)
             db.executemany(
                 "INSERT INTO users VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (number) DO UPDATE SET revision = "
                 "excluded.revision, count = excluded.count, last = excluded.last, crc = excluded.crc",
-                [(u.number, u.name, u.revision, u.count, u.last, u.row_check()) for u in touched.values()],
+                [
+                    (user.number, user.name, user.revision, user.count, user.last, user.row_check())
+                    for user in users.values()
+                    if user.count > user.stored
+                ],
             )
         return accepted
 
@@ -190,7 +195,7 @@ class SQLiteStore(Store):
     def _user(self, row: tuple[int, str, int, int, float, int]) -> _User:
         number, name, revision, count, last, crc = row
         try:
-            user = _User(number, name, revision, count, last, text_check(name))
+            user = _User(number, name, revision, count, last, text_check(name), count)
             good = user.row_check() == crc
         except WRONG_TYPE:
             good = False

@@ -1,0 +1,117 @@
+"""Lua scripts of the Redis store. A script serves many users in one call, and runs without interruption.
+
+`recgrela.store.redis_store` describes the keys. A record begins with its time, a state with its revision and
+folded, as 8 bytes each, big-endian.
+"""
+
+from __future__ import annotations
+
+# KEYS: users, then log and ids of each user.
+# ARGV: for each user its name, the number of its events, and each record and its id ("+" and the id, or "").
+# Returns 1 for each stored event, 0 for a duplicate, in this order.
+APPEND = """
+local users, log, ids = KEYS[1], nil, nil
+
+local function time_of(record)
+  return (struct.unpack('>d', record))
+end
+
+local function push(records)  -- in parts, because Lua passes at most some thousands of arguments
+  for first = 1, #records, 1000 do
+    redis.call('RPUSH', log, unpack(records, first, math.min(first + 999, #records)))
+  end
+end
+
+local function events_until(time)  -- number of events that are not later, searched from the end
+  local stop = redis.call('LLEN', log)
+  while stop > 0 do
+    local start = math.max(0, stop - 64)
+    local records = redis.call('LRANGE', log, start, stop - 1)
+    for i = #records, 1, -1 do
+      if time_of(records[i]) <= time then return start + i end
+    end
+    stop = start
+  end
+  return 0
+end
+
+local function insert(record)
+  local before = events_until(time_of(record))
+  local later = redis.call('LRANGE', log, before, -1)
+  if before > 0 then redis.call('LTRIM', log, 0, before - 1) else redis.call('DEL', log) end
+  push({record})
+  push(later)
+end
+
+local accepted, at = {}, 1
+for key = 2, #KEYS, 2 do
+  log, ids = KEYS[key], KEYS[key + 1]
+  local user, count = ARGV[at], tonumber(ARGV[at + 1])
+  local late, pending = 0, {}
+  local last = redis.call('LINDEX', log, -1)
+  last = last and time_of(last)
+  for i = at + 2, at + 2 * count, 2 do
+    local record, id = ARGV[i], ARGV[i + 1]
+    if id ~= '' and redis.call('SADD', ids, string.sub(id, 2)) == 0 then
+      accepted[#accepted + 1] = 0
+    else
+      local time = time_of(record)
+      if last and time < last then
+        push(pending)
+        pending = {}
+        insert(record)
+        late = late + 1
+      else
+        pending[#pending + 1] = record
+        last = time
+      end
+      accepted[#accepted + 1] = 1
+    end
+  end
+  push(pending)
+  redis.call('HINCRBY', users, user, late)
+  at = at + 2 + 2 * count
+end
+return accepted
+"""
+
+# KEYS: users, states, then the log of each user. ARGV: the users.
+# Returns for each user revision, folded, state ("" if there is none) and the records after folded.
+LOAD = """
+local users, states = KEYS[1], KEYS[2]
+local found = {}
+for i, user in ipairs(ARGV) do
+  local log = KEYS[2 + i]
+  local revision = tonumber(redis.call('HGET', users, user) or 0)
+  local state = redis.call('HGET', states, user)
+  local folded = 0
+  if state and #state > 16 then
+    local of, count = struct.unpack('>I8I8', state)
+    if of == revision and count <= redis.call('LLEN', log) then folded = count end
+  end
+  found[i] = {revision, folded, folded > 0 and state or '', redis.call('LRANGE', log, folded, -1)}
+end
+return found
+"""
+
+# KEYS: users, states, then the log of each user. ARGV: for each user its name, revision, folded and state.
+SAVE = """
+local users, states = KEYS[1], KEYS[2]
+for key = 3, #KEYS do
+  local at = 4 * (key - 3)
+  local user, revision, folded = ARGV[at + 1], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
+  local length = redis.call('LLEN', KEYS[key])
+  local keep = revision == tonumber(redis.call('HGET', users, user) or -1) and folded > 0 and folded <= length
+  local stored = keep and redis.call('HGET', states, user)
+  if stored and #stored > 16 then
+    local of, count = struct.unpack('>I8I8', stored)
+    keep = of ~= revision or count < folded or count > length
+  end
+  if keep then redis.call('HSET', states, user, ARGV[at + 4]) end
+end
+"""
+
+# KEYS: states. ARGV: the user, a damaged state. Deletes it, unless it was replaced.
+FORGET = """
+if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then redis.call('HDEL', KEYS[1], ARGV[1]) end
+"""
