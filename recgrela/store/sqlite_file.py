@@ -30,13 +30,14 @@ SCHEMA = {
     "states": "CREATE TABLE states (model INTEGER, user INTEGER, revision INTEGER NOT NULL,"
     " folded INTEGER NOT NULL, crc INTEGER NOT NULL, state BLOB NOT NULL, PRIMARY KEY (model, user))",
 }
-# quick_check does not compare an index with its table; integrity_check does. States are not checked: each
-# has a checksum, and reading all of them could take minutes.
+# integrity_check also checks the order of rows and compares an index with its table. In the events a row that
+# is out of order is missed by the count of the user, and the index only says which items a user has seen.
+# States are not checked: each has a checksum, and reading all of them could take minutes.
 CHECKS = {
     "users": "integrity_check",
     "items": "integrity_check",
     "events": "quick_check",
-    "ids": "quick_check",
+    "ids": "integrity_check",
 }
 MAGIC = b"SQLite format 3\0"
 HEADER = 100  # bytes
