@@ -18,7 +18,8 @@ TOKEN_VARIABLE = "RECGRELA_SERVE_TOKEN"
 MIN_TOKEN = 16  # characters
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # Paths that need no token: they have nothing of users or items.
-OPEN = ("/", "/app.js", "/style.css", "/docs", "/docs.js", "/openapi.json", "/health", "/health/live")
+PAGES = ("/", "/app.js", "/style.css", "/icon.svg", "/docs", "/docs.js", "/openapi.json")
+OPEN = (*PAGES, "/health", "/health/live")
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",

@@ -126,12 +126,12 @@ function update() {
 }
 
 function movement(item, rank) {
-  if (!state.ranks.size) return element("span", "soft", "");
+  if (!state.ranks.size) return element("span", "soft move", "");
   const before = state.ranks.get(item);
-  if (before === undefined) return element("span", "soft new", "new");
-  if (before === rank) return element("span", "soft", "=");
+  if (before === undefined) return element("span", "soft move new", "new");
+  if (before === rank) return element("span", "soft move", "=");
   const moved = before - rank;
-  return element("span", moved > 0 ? "soft up" : "soft down", `${moved > 0 ? "▲" : "▼"}${Math.abs(moved)}`);
+  return element("span", moved > 0 ? "soft move up" : "soft move down", `${moved > 0 ? "▲" : "▼"}${Math.abs(moved)}`);
 }
 
 function showRecommended(items) {
@@ -142,7 +142,7 @@ function showRecommended(items) {
     const bar = element("span", "bar");
     bar.style.width = `${15 + 85 * (item.score - low) / span}%`;
     const parts = [bar, element("span", "rank", place + 1), element("span", "title", nameOf(item)),
-      movement(item.item, place), element("span", "soft", item.score.toFixed(2))];
+      movement(item.item, place), element("span", "soft score", item.score.toFixed(2))];
     return row(item, parts, () => add(item));
   });
   byId("recommended").replaceChildren(...lines);
@@ -167,12 +167,13 @@ function svg(name, attributes, text) {
   return made;
 }
 
-// rows: [[number of each head] of each layer]; share: number -> 0 to 1 on the ramp
-function heatMap(rows, ramp, share, digits, what) {
+// rows: [[number of each head] of each layer]; share: number -> 0 to 1 on the ramp; signed: positive numbers have a sign
+function heatMap(rows, ramp, share, what, signed = false) {
   const left = 52, top = 18, width = 300, height = 30;
+  const format = (value) => `${signed && value > 0 ? "+" : ""}${value.toFixed(2)}`;
   const heads = Math.max(...rows.map((values) => values.length));
   const cell = (width - left) / heads;
-  const label = rows.map((values, layer) => `layer ${layer + 1}: ${values.map((v) => v.toFixed(digits)).join(", ")}`);
+  const label = rows.map((values, layer) => `layer ${layer + 1}: ${values.map(format).join(", ")}`);
   const picture = svg("svg", { viewBox: `0 0 ${width} ${top + rows.length * height}`, role: "img",
     "aria-label": `${what}; ${label.join("; ")}` });
   if (heads > 1) {
@@ -189,7 +190,7 @@ function heatMap(rows, ramp, share, digits, what) {
       picture.append(svg("rect", { x, y, width: wide - 2, height: height - 2, rx: 3, fill: `rgb(${rgb})` }));
       const dark = 0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2] > 140;
       picture.append(svg("text", { x: x + wide / 2 - 1, y: y + 19, "text-anchor": "middle", class: dark ? "dark" : "light" },
-        `${value > 0 && digits < 0 ? "+" : ""}${value.toFixed(Math.abs(digits))}`));
+        format(value)));
     });
   });
   return picture;
@@ -203,16 +204,16 @@ function showStates(layers) {
   const gates = layers.filter(({ gate }) => gate).map(({ gate }) => gate);
   const norms = layers.map((layer) => layer.state);
   const most = (rows) => Math.max(...rows.flat(), 1e-12), least = (rows) => Math.min(...rows.flat());
-  show("gate", gates.length ? heatMap(gates, RAMP, (v) => v / most(gates), 2, "gates") : null,
+  show("gate", gates.length ? heatMap(gates, RAMP, (v) => v / most(gates), "gates") : null,
     "The model has no gates by head.");
   const low = norms.length ? 0.8 * least(norms) : 0;
-  show("state", norms.length ? heatMap(norms, RAMP, (v) => (v - low) / (most(norms) - low), 2, "norms of states") : null,
+  show("state", norms.length ? heatMap(norms, RAMP, (v) => (v - low) / (most(norms) - low), "norms of states") : null,
     "The model carries no states: it encodes the last items again.");
   let change = null;
   if (state.norms && norms.length) {
     const moved = norms.map((row, layer) => row.map((norm, head) => norm - state.norms[layer][head]));
     const limit = Math.max(...moved.flat().map(Math.abs), 1e-12);
-    change = heatMap(moved, DIVERGING, (v) => 0.5 + v / limit / 2, 2, "changes of norms");
+    change = heatMap(moved, DIVERGING, (v) => 0.5 + v / limit / 2, "changes of norms", true);
   }
   show("change", change, "Add another item.");
   state.norms = norms;
@@ -260,10 +261,7 @@ byId("login").addEventListener("submit", (event) => {
   update();
 });
 
-async function start() {
+attempt(async () => {
   const health = await (await fetch("/health")).json();
   byId("model").textContent = `${health.checkpoint}, ${health.items.toLocaleString("en")} items`;
-  await search();
-}
-
-attempt(start);
+}).then(search);
