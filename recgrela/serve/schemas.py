@@ -6,7 +6,6 @@ import time
 import unicodedata
 from typing import Annotated, Any
 
-from annotated_types import Len
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -81,7 +80,7 @@ class EventIn(_Body):
     )
 
 
-Events = Annotated[list[EventIn], Len(1, MAX_EVENTS)]
+Events = Annotated[list[EventIn], Field(min_length=1, max_length=MAX_EVENTS)]
 EventsIn = Annotated[
     Annotated[EventIn, Tag("event")] | Annotated[Events, Tag("events")],
     Discriminator(lambda value: "events" if isinstance(value, list) else "event"),
@@ -95,16 +94,18 @@ class RecommendIn(_Body):
         extra="forbid", json_schema_extra={"examples": [{"items": ["242", "302"], "k": 5, "deny": ["51"]}]}
     )
 
-    items: Annotated[list[Id], Len(1, MAX_ITEMS)] | None = Field(
+    items: Annotated[list[Id], Field(min_length=1, max_length=MAX_ITEMS)] | None = Field(
         None, description="The history as ids of items, oldest first; unknown ones are skipped."
     )
     user: Id | None = Field(None, description="Id of a stored user, instead of `items`.")
     k: K = 10
     exclude_seen: bool = Field(True, description="Exclude items of the history.")
-    allow: Annotated[list[Id], Len(1, MAX_ITEMS)] | None = Field(
+    allow: Annotated[list[Id], Field(min_length=1, max_length=MAX_ITEMS)] | None = Field(
         None, description="The only items to recommend; unknown ids are ignored."
     )
-    deny: Annotated[list[Id], Len(0, MAX_ITEMS)] = Field([], description="Items not to recommend.")
+    deny: Annotated[list[Id], Field(min_length=0, max_length=MAX_ITEMS)] = Field(
+        [], description="Items not to recommend."
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> RecommendIn:
@@ -118,7 +119,7 @@ class HistoryIn(_Body):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"items": ["242", "302"]}]})
 
-    items: Annotated[list[Id], Len(1, MAX_ITEMS)] = Field(
+    items: Annotated[list[Id], Field(min_length=1, max_length=MAX_ITEMS)] = Field(
         description="Ids of items, oldest first; unknown ones are skipped."
     )
 
