@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from recgrela.inference.recommender import Recommender as Recommender
+else:
+
+    def __getattr__(name: str) -> object:
+        """Imports `Recommender` on its first use, so that `import recgrela` stays cheap."""
+        if name != "Recommender":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from recgrela.inference.recommender import Recommender
+
+        return Recommender
+
 
 __version__ = "0.1.0"
 __all__ = ["Recommender"]
-
-
-def __getattr__(name: str) -> object:
-    """Imports `Recommender` on its first use, so that `import recgrela` stays cheap."""
-    if name != "Recommender":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from recgrela.inference.recommender import Recommender
-
-    return Recommender

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from rich.console import Console
 
+from recgrela.runs.growth import growth_notes
 from recgrela.runs.saved import Split, evaluate, load_data, load_run
 from recgrela.runs.tables import show_rankings
 from recgrela.settings import command_line
@@ -47,6 +48,8 @@ def command(argv: Sequence[str]) -> int:
     rankings = evaluate(run, data, splits, options["batch_size"] or run.config.train.eval_batch_size)
     console = Console()
     show_rankings(console, rankings, f"{run.folder.path.name}, {run.describe_checkpoint()}")
+    for note in growth_notes(run.folder):
+        say(console, note)
     say(console, f"data {data.description['source']}, sha256 {data.sha256[:16]}")
     return 0
 

@@ -27,13 +27,17 @@ OPTIONS = [
         None,
         'File of histories as JSON lines, {"user": ID, "items": [ID, ...]} or [ID, ...]; - for stdin.',
     ),
-    Option("events", None, "Today's events, from which users' histories are taken; by default the run's data."),
+    Option(
+        "events", None, "Today's events, from which users' histories are taken; by default the run's data."
+    ),
     Option("k", 10, "Number of recommendations per user.", kind=int, min=1),
     Option("allow", None, "File of the only items to recommend, one original id a line."),
     Option("deny", None, "File of items not to recommend, one original id a line."),
     Option("format", "table", "Format of the output.", choices=tuple(FORMATS)),
     Option("output", "-", "File of the output; - for stdout."),
-    Option("checkpoint", "auto", "Checkpoint; auto: that of the final table.", choices=("auto", "best", "last")),
+    Option(
+        "checkpoint", "auto", "Checkpoint; auto: that of the final table.", choices=("auto", "best", "last")
+    ),
     Option("device", "auto", "Device: cpu, cuda, cuda:N, or auto for the GPU if there is one."),
     Option("threads", None, "Number of CPU threads.", kind=int, min=1, max=MAX_THREADS),
 ]
@@ -65,7 +69,9 @@ def command(argv: Sequence[str]) -> int:
     histories = _histories(recommender, given[0], options)
     if histories.skipped:
         say(notes, f"note: {histories.skipped} events of items that the model does not know are skipped")
-    allow, deny = (read_lines(options[name], f"--{name}") if options[name] else None for name in ("allow", "deny"))
+    allow, deny = (
+        read_lines(options[name], f"--{name}") if options[name] else None for name in ("allow", "deny")
+    )
     batches = recommender.iter_recommendations(histories, options["k"], not options["seen"], allow, deny)
     if options["format"] == "table":
         console, run = Console(), recommender.run

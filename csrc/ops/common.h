@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <iterator>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -25,7 +26,7 @@ using OptTensor = std::optional<Tensor>;
 using Shape = std::vector<int64_t>;
 
 // Registration. An op with several backends is a struct Op with
-//   kName, kSchemas        its name and the schemas of the op and of its backward
+//   kName, kSchemas        its name and the schemas of the op and, if it has one, of its backward
 //   Operands, parse()      the operands in the schemas' order, checked and made contiguous
 //   Outputs, Gradients     the results, allocated
 //   forward<Backend>()     takes the schema's arguments, parses them, allocates the outputs and calls
@@ -38,7 +39,8 @@ void define(Library& library) {
 template <typename Op, typename Backend, typename Library>
 void implement(Library& library) {
   library.impl(Op::kName, TORCH_BOX(&Op::template forward<Backend>));
-  library.impl((std::string(Op::kName) + "_backward").c_str(), TORCH_BOX(&Op::template backward<Backend>));
+  if constexpr (std::size(Op::kSchemas) > 1)
+    library.impl((std::string(Op::kName) + "_backward").c_str(), TORCH_BOX(&Op::template backward<Backend>));
 }
 
 // Operands. The rows of a matrix are contiguous and may be any distance apart; all other operands are contiguous.
@@ -71,6 +73,20 @@ inline void check_operand(const OptTensor& x, const Tensor& like, ScalarType typ
                   torch::headeronly::toString(type), " and the other operands' device; it has the shape ",
                   text_of(x->sizes()), " and the dtype ", torch::headeronly::toString(x->scalar_type()),
                   same_device(*x, like) ? "" : ", on another device");
+}
+
+// Checks a state [B, ...] that the operator updates in place: the part of each sequence is contiguous, and parts may be
+// any distance apart. It cannot be copied as an operand can.
+inline void check_state(const Tensor& x, const Tensor& like, ScalarType type, const Shape& shape, const char* name) {
+  check_operand(x, like, type, shape, name);
+  int64_t part = 1;
+  bool contiguous = true;
+  for (int64_t i = x.dim() - 1; i > 0; --i) {
+    contiguous = contiguous && (x.size(i) <= 1 || x.stride(i) == part);
+    part *= x.size(i);
+  }
+  STD_TORCH_CHECK(x.numel() == 0 || (contiguous && (x.size(0) <= 1 || x.stride(0) >= part)), name,
+                  " must be contiguous but for its first dimension, and its parts must not overlap");
 }
 
 inline void check_cu_seqlens(const Tensor& cu_seqlens, const Tensor& like) {

@@ -23,6 +23,12 @@ cpu::RowMatrix<T> mutable_rows(const Tensor& x) {
   return {static_cast<T*>(x.mutable_data_ptr()), x.stride(0)};
 }
 
+// The parts of a state [B, ...], which check_state has checked, as rows.
+template <typename T>
+cpu::RowMatrix<T> state_rows(const Tensor& x) {
+  return {static_cast<T*>(x.mutable_data_ptr()), x.stride(0)};
+}
+
 // Calls f(T{}), where T is the C++ type of the dtype.
 template <typename F>
 auto dispatch_float(ScalarType type, F&& f) {

@@ -67,6 +67,9 @@ inline cuda::RowMatrix cuda_rows(const OptTensor& x) {
   return {const_cast<void*>(x->const_data_ptr()), stride};
 }
 
+// The parts of a state [B, ...], which check_state has checked, as rows.
+inline cuda::RowMatrix state_rows(const Tensor& x) { return {x.mutable_data_ptr(), x.stride(0)}; }
+
 inline cuda::Sequences cuda_sequences(const Tensor& cu_seqlens, int64_t num_rows) {
   cuda::Sequences s;
   s.offsets = cu_seqlens.const_data_ptr();

@@ -182,10 +182,11 @@ def test_a_run_without_a_checkpoint_cannot_be_resumed(
             "split: 'tst' is not one of both, valid, test; did you mean 'test'?",
         ),
         (evaluate.main, ["--batch_size=0"], "batch_size: 0 is below 1"),
-        (recommend.main, [], "give either --user ID or --items ID,ID,..."),
-        (recommend.main, ["--user=1", "--items=1"], "give either --user"),
+        (recommend.main, [], "give one of --user, --users, --items, --histories, --all"),
+        (recommend.main, ["--user=1", "--items=1"], "give one of --user"),
+        (recommend.main, ["--all", "--format=parquet"], "--format parquet needs --output FILE"),
         (recommend.main, ["--items=,"], "--items: no item is given"),
-        (recommend.main, ["--items=nothing"], "item 'nothing' is not among the run's"),
+        (recommend.main, ["--items=nothing"], "item 'nothing' is not among the model's"),
         (recommend.main, ["--user=nobody"], "user 'nobody' is not in the data"),
         (recommend.main, ["--items=1", "--k=0"], "k: 0 is below 1"),
         (recommend.main, ["--items=1", "--seen=yes"], "--seen"),
@@ -203,7 +204,13 @@ def test_wrong_options_of_the_other_commands(
 
 @pytest.mark.parametrize(
     ("command", "option"),
-    [("train", "--train.lr"), ("evaluate", "--checkpoint"), ("recommend", "--items"), ("compare", "--seeds")],
+    [
+        ("train", "--train.lr"),
+        ("evaluate", "--checkpoint"),
+        ("recommend", "--items"),
+        ("compare", "--seeds"),
+        ("items", "--retire"),
+    ],
 )
 @pytest.mark.filterwarnings("ignore:.* found in sys.modules:RuntimeWarning")
 def test_the_commands_run_as_modules(

@@ -1,4 +1,4 @@
-"""recgrela.evaluate and recgrela.recommend on a finished run."""
+"""recgrela.evaluate on a finished run."""
 
 from __future__ import annotations
 
@@ -7,22 +7,19 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from recgrela import evaluate, recommend
+from recgrela import evaluate
 from recgrela.data import EvalBatches
 from recgrela.evaluation.ranking import Ranker
-from recgrela.evaluation.recommendation import recommend as best_items
 from recgrela.runs.consistency import check_data
 from recgrela.runs.folder import RunFolder
-from recgrela.runs.histories import token_history, user_history
-from recgrela.runs.items import read_items, write_items
+from recgrela.runs.items import read_items
 from recgrela.runs.saved import evaluate as evaluate_run
 from recgrela.runs.saved import load_data, load_run
-from recgrela.system.errors import DataError, RunError
+from recgrela.system.errors import RunError
 
 CPU = torch.device("cpu")
 
@@ -106,28 +103,6 @@ def test_an_item_table_of_an_earlier_version(copy: Path) -> None:
     assert now.retired.shape == (len(table),) and not now.retired.any()
 
 
-def test_retired_items_are_kept_and_never_recommended(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    saved = load_run(copy, None, CPU)
-    path = saved.folder.items_path
-    items = read_items(path, saved.model.n_items)
-    best = [found.item for found in best_items(saved.model, [3, 9, 4], k=5)]
-    items.retired[best[:2]] = True
-    write_items(path, items)
-    again = read_items(path, saved.model.n_items)
-    assert again == items and np.array_equal(again.retired, items.retired)
-    found = [found.item for found in best_items(saved.model, [3, 9, 4], k=3, retired=again.retired)]
-    assert found == best[2:]
-    tokens = items.tokens
-    # A retired item in the history is used, and the command excludes the others.
-    history = f"--items={tokens[3]},{tokens[9]},{tokens[4]}"
-    assert recommend.main([str(copy), history, "--k=1000", "--device=cpu"]) == 0
-    rows = [
-        line.split("│")[3].strip() for line in capsys.readouterr().out.splitlines() if line.count("│") > 3
-    ]
-    assert len(rows) == len(tokens) - 1 - 3 - 2
-    assert not {tokens[item] for item in best[:2]} & set(rows)
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -192,67 +167,6 @@ def test_a_damaged_file_is_named(
     assert evaluate.main([str(copy)]) == 2
     err = capsys.readouterr().err
     assert message in err and err.count("\n") == 1
-
-
-def test_the_highest_scores_are_recommended(run: Path) -> None:
-    saved = load_run(run, None, CPU)
-    history = [3, 9, 4]
-    with torch.no_grad():
-        scores = saved.model.score(torch.tensor([history]), torch.tensor([3]))[0]
-    order = [item for item in scores.argsort(descending=True).tolist() if item != 0]
-    found = best_items(saved.model, history, k=5, seen=True)
-    assert [r.item for r in found] == order[:5]
-    assert [r.score for r in found] == pytest.approx(scores[order[:5]].tolist(), rel=1e-5)
-    unseen = [item for item in order if item not in history]
-    assert [r.item for r in best_items(saved.model, history, k=5)] == unseen[:5]
-    assert [r.item for r in best_items(saved.model, history, k=1000)] == unseen
-
-
-def test_only_the_end_of_a_long_history_is_used(run: Path) -> None:
-    model = load_run(run, None, CPU).model
-    tail = [1 + i % 7 for i in range(model.max_len)]
-    short = best_items(model, tail, seen=True)
-    assert best_items(model, [20, 21, 22, *tail], seen=True) == short
-
-
-def test_recommend_for_a_user(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    saved = load_run(run, None, CPU)
-    data = load_data(saved)
-    user = data.user_ids[7]
-    history = user_history(saved, user)
-    assert history == data.items[data.offsets[7] : data.offsets[8]].tolist()
-    assert recommend.main([str(run), "--user", user, "--k", "3", "--device", "cpu"]) == 0
-    out = capsys.readouterr().out
-    assert f"history of {len(history)} items" in out
-    assert data.item_ids[history[-1]] in out
-    assert "cluster" in out  # titles
-
-
-def test_recommend_for_items_needs_no_data(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = copy / "config.yaml"
-    config.write_text(config.read_text().replace("path: synthetic", "path: /nowhere/ratings.csv"))
-    saved = load_run(copy, None, CPU)
-    tokens = read_items(saved.folder.items_path, saved.model.n_items).tokens
-    assert recommend.main([str(copy), f"--items={tokens[3]},{tokens[5]}", "--device", "cpu"]) == 0
-    out = capsys.readouterr().out
-    assert "history of 2 items" in out and "excluding items of the history" in out
-    assert recommend.main([str(copy), f"--items={tokens[3]}", "--device=cpu", "--seen", "--k=1000"]) == 0
-    out = capsys.readouterr().out
-    assert "including items of the history" in out and f"│ {len(tokens) - 1} │" in " ".join(out.split())
-
-
-def test_unknown_users_and_items(run: Path) -> None:
-    saved = load_run(run, None, CPU)
-    items = read_items(saved.folder.items_path, saved.model.n_items)
-    with pytest.raises(DataError, match=r"user '59x' is not in the data; did you mean '59'\?"):
-        user_history(saved, "59x")
-    known = items.tokens[4]
-    with pytest.raises(DataError, match=rf"item '{known}x' is not among the run's \d+ items; did you mean"):
-        token_history(items, [known, f"{known}x"])
-    with pytest.raises(DataError, match=rf"is a title; use its id '{known}'"):
-        token_history(items, [str(items.titles[4])])
-    with pytest.raises(DataError, match="not among"):
-        token_history(items, ["[PAD]"])
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -85,12 +86,17 @@ def run_cases(program: Path, number: int, cases: str) -> subprocess.CompletedPro
     )
 
 
+@cache
+def run_without_fault(program: Path, cases: str) -> subprocess.CompletedProcess[str]:
+    """The cases without a fault, which many faults share."""
+    return run_cases(program, 0, cases)
+
+
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name.replace(" ", "-"))
 def test_mutation_is_found(program: Path, mutation: Mutation) -> None:
     """The cases pass without the fault; with it they fail, or AddressSanitizer ends the program."""
-    correct, faulty = (
-        run_cases(program, number, mutation.cases) for number in (0, MUTATIONS.index(mutation) + 1)
-    )
+    correct = run_without_fault(program, mutation.cases)
+    faulty = run_cases(program, MUTATIONS.index(mutation) + 1, mutation.cases)
     assert correct.returncode == 0, correct.stdout[-4000:] + correct.stderr[-4000:]
     found = "FAILED" in faulty.stdout or "ERROR: AddressSanitizer" in faulty.stderr
     assert faulty.returncode == 1 and found, faulty.stdout[-4000:] + faulty.stderr[-4000:]

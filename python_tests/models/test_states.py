@@ -165,9 +165,10 @@ def test_bfloat16_states_follow_long_histories() -> None:
         state = layout.unpack(stored, "bfloat16")
         model.step(item[None], state)
         stored = state.pack("bfloat16")
-    ratio = state["blocks.0.attention.kv_state"][0, :, -1].sum() / exact["blocks.0.attention.kv_state"][
-        0, :, -1
-    ].sum()
+    ratio = (
+        state["blocks.0.attention.kv_state"][0, :, -1].sum()
+        / exact["blocks.0.attention.kv_state"][0, :, -1].sum()
+    )
     assert abs(float(ratio) - 1) < 0.05
     cosine = torch.cosine_similarity(state["hidden"], exact["hidden"])
     assert float(cosine) > 0.98

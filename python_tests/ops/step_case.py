@@ -34,6 +34,26 @@ class Step:
     state: Tensors
     options: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def rows_dtype(self) -> torch.dtype:
+        return next(x.dtype for x in self.rows.values() if x is not None)
+
+    def arguments(self) -> tuple[Any, ...]:
+        """The arguments of the operator in torch.ops.recgrela."""
+        match self.name:
+            case "causal_conv1d_step":
+                silu = self.options["activation"] == "silu"
+                return *self.rows.values(), *self.parameters.values(), *self.state.values(), silu
+            case "selective_scan_step":
+                operands = self.rows | self.parameters
+                names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
+                options = self.options.values()
+                return *(operands[n] for n in names), *self.state.values(), *options
+            case "gated_rela_step":
+                operands = *self.rows.values(), *self.state.values(), *self.parameters.values()
+                return *operands, self.options["num_heads"], 1e-6
+        raise ValueError(f"{self.name} has no operator")
+
     def copy(self, dtype: torch.dtype | None = None, device: str = "cpu") -> Step:
         """A copy whose rows have another dtype, on another device."""
 

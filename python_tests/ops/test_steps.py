@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from python_tests.ops.step_case import EXAMPLES, VARIANTS, Step, Tensors, rela
-from python_tests.support.tensors import assert_close
+from python_tests.support.gpu import needs_gpu
+from python_tests.support.tensors import assert_close, flops_of
 from recgrela import ops
 from recgrela.ops import OPS
 
@@ -102,6 +103,59 @@ def test_exports(name: str) -> None:
         exported = torch.export.export(Call(), (inputs, step.copy().state), strict=False).module()
         y = exported(inputs, step.state)
     check(expected, {"y": y, **step.state}, 1e-12)
+
+
+WITH_KERNELS = pytest.mark.parametrize("name", [name for name in EXAMPLES if OPS[name].kernels])
+
+
+@WITH_KERNELS
+def test_opcheck(name: str) -> None:
+    step = EXAMPLES[name](3)
+    operator = getattr(torch.ops.recgrela, name).default
+    torch.library.opcheck(operator, step.arguments())
+    for n, x in list(step.rows.items()):
+        if n in ("k", "g", "z"):
+            step.rows[n] = None
+            if n == "k":
+                step.rows["q"] = torch.cat([step.rows["q"], x], dim=1)
+    for n in ("bias", "D", "delta_bias", "turns"):
+        if n in step.parameters:
+            step.parameters[n] = None
+    torch.library.opcheck(operator, step.arguments())
+
+
+@WITH_KERNELS
+def test_the_operator_itself(name: str) -> None:
+    """It refuses gradients and wrong operands before it changes a state, and tells autograd of changes."""
+    step = EXAMPLES[name](3)
+    operator, before = getattr(torch.ops.recgrela, name), step.copy()
+    arguments = list(step.arguments())
+    with pytest.raises(NotImplementedError, match=f"{name}: .* no gradient"):
+        operator(arguments[0].clone().requires_grad_(), *arguments[1:])
+    for i, x in enumerate(arguments):
+        if isinstance(x, Tensor):
+            wrong = [x[..., :-1]] if x.dim() > 1 else []
+            for bad in (*wrong, x.half() if x.is_floating_point() else x.double()):
+                with pytest.raises(RuntimeError, match=r"must (have the shape|divide)"):
+                    operator(*arguments[:i], bad, *arguments[i + 1 :])
+    assert same(before.state, step.state)
+    versions = [x._version for x in step.state.values()]
+    operator(*arguments)
+    assert all(x._version > version for x, version in zip(step.state.values(), versions, strict=True))
+
+
+@WITH_KERNELS
+def test_flops(name: str) -> None:
+    step = EXAMPLES[name](3)
+    found = flops_of(step.call)
+    assert (
+        found
+        == {
+            "causal_conv1d_step": 2 * 3 * 24 * 4,
+            "selective_scan_step": 3 * 24 * (9 * 16 + 2),
+            "gated_rela_step": 3 * 24 * (4 * 8 + 4 + 2 * 4),
+        }[name]
+    )
 
 
 @EVERY_OP
@@ -274,3 +328,35 @@ def test_bad_input(name: str, change: dict[str, Any], error: type[Exception], me
                 operands[key] = value
     with pytest.raises(error, match=f"{name}: .*{message}"):
         step.call()
+
+
+# On a GPU
+
+
+@needs_gpu
+@EVERY_VARIANT
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_cuda_equals_the_reference(variant: str, dtype: torch.dtype) -> None:
+    if "complex" in variant and dtype != torch.float32:
+        pytest.skip("no complex half precision")
+    step = VARIANTS[variant]().copy(dtype)
+    check(step.copy(torch.float64).reference(), step.copy(device="cuda").results(), TOLERANCES[dtype])
+
+
+@needs_gpu
+@EVERY_OP
+def test_cuda_graphs_capture_steps(name: str) -> None:
+    step = EXAMPLES[name](5).copy(torch.float32)
+    captured, expected = step.copy(device="cuda"), step.copy(device="cuda")
+    stream = torch.cuda.Stream()
+    with torch.inference_mode(), torch.cuda.stream(stream):
+        captured.results()  # a warm-up that leaves the state as it is
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            y = captured.call()
+        for _ in range(3):
+            graph.replay()
+    torch.cuda.synchronize()
+    for _ in range(3):
+        want = expected.call()
+    assert same({"y": want, **expected.state}, {"y": y, **captured.state})

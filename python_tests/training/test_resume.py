@@ -94,14 +94,59 @@ def test_a_resumed_run_continues_its_schedule(scheduled: Path, tmp_path: Path, s
     assert_same_tensors(scheduled / "last.safetensors", cut / "last.safetensors")
 
 
-def test_a_falling_learning_rate_fixes_the_epochs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = make_run(tmp_path, "run", "--train.lr_decay=linear")
-    assert run_train("--resume", str(run), "--train.epochs=3") == 2
-    assert "--train.epochs: a resumed run keeps its settings (here 2)" in capsys.readouterr().err
-    config = run / "config.yaml"
+def test_more_epochs_begin_a_new_schedule(
+    scheduled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = Path(shutil.copytree(scheduled, tmp_path / "whole"))
+    cut = Path(shutil.copytree(scheduled, tmp_path / "cut"))
+    assert run_train("--resume", str(whole), "--train.epochs=3") == 0
+    said = "new schedule from step 16 on: the learning rate rises from 0 to 0.01 over 5 steps and decays"
+    assert f"{said} (cosine) to zero at the end of epoch 3" in " ".join(capsys.readouterr().out.split())
+    (entry,) = json.loads((whole / "protocol.json").read_text())["resumed"]
+    assert entry["schedule"] == {"epochs": 3, "step": 16, "epoch": 2.0, "lr": 0.0}
+    assert [record["step"] for record in records(whole)[:-1]] == [8, 16, 24]
+    # An extended run can be stopped and resumed too, and needs no option then.
+    assert run_train("--resume", str(cut), "--train.epochs=3", "--train.max_steps=19") == 0
+    assert run_train("--resume", str(cut), "--train.max_steps=null") == 0
+    assert_same_tensors(whole / "last.safetensors", cut / "last.safetensors")
+    assert "schedule" not in json.loads((cut / "protocol.json").read_text())["resumed"][1]
+    # The epochs can grow again, but not shrink.
+    before = {file.name: file.read_bytes() for file in cut.iterdir() if file.is_file()}
+    assert run_train("--resume", str(cut), "--train.epochs=2") == 2
+    assert "train.epochs: 2 is below the 3 epochs over which" in capsys.readouterr().err
+    assert {file.name: file.read_bytes() for file in cut.iterdir() if file.is_file()} == before
+
+
+def test_an_unfinished_run_is_extended_from_its_learning_rate(tmp_path: Path) -> None:
+    cut = make_run(tmp_path, "cut", *SCHEDULE, "--train.max_steps=11")
+    assert run_train("--resume", str(cut), "--train.epochs=3", "--train.max_steps=12") == 0
+    (entry,) = json.loads((cut / "protocol.json").read_text())["resumed"]
+    assert entry["schedule"]["step"] == 11 and entry["schedule"]["epoch"] == 1 + 3 / 8
+    assert 0 < entry["schedule"]["lr"] < 1e-2
+    assert run_train("--resume", str(cut), "--train.epochs=4", "--train.max_steps=null") == 0
+    assert len(records(cut)[:-1]) == 4
+    first, second = json.loads((cut / "protocol.json").read_text())["resumed"]
+    assert (first, second["schedule"]["step"], second["schedule"]["epochs"]) == (entry, 12, 4)
+
+
+def test_a_new_schedule_begins_with_the_first_step(scheduled: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(scheduled, tmp_path / "run"))
+    assert run_train("--resume", str(run), "--train.epochs=3", "--train.max_steps=16") == 0
+    assert run_train("--resume", str(run), "--train.max_steps=null") == 0
+    first, second = json.loads((run / "protocol.json").read_text())["resumed"]
+    assert "schedule" not in first and second["schedule"]["step"] == 16
+    assert [record["step"] for record in records(run)[:-1]] == [8, 16, 24]
+
+
+def test_an_extension_that_is_killed_early_begins_again(scheduled: Path, tmp_path: Path) -> None:
+    """The process is killed after config.yaml is written and before protocol.json."""
+    whole = Path(shutil.copytree(scheduled, tmp_path / "whole"))
+    cut = Path(shutil.copytree(scheduled, tmp_path / "cut"))
+    assert run_train("--resume", str(whole), "--train.epochs=3") == 0
+    config = cut / "config.yaml"
     config.write_text(config.read_text().replace("epochs: 2", "epochs: 3"))
-    assert run_train("--resume", str(run)) == 2
-    assert "train.epochs is 3, but the run was started with 2" in capsys.readouterr().err
+    assert run_train("--resume", str(cut)) == 0
+    assert_same_tensors(whole / "last.safetensors", cut / "last.safetensors")
 
 
 def test_a_run_stopped_by_sigterm_can_be_resumed(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,7 +24,7 @@ from recgrela.system.graphs import Capture, CudaGraphs, GraphedFunction
 from recgrela.training.graphs import step_obstacle
 from recgrela.training.losses import FullSoftmax, make_loss
 from recgrela.training.session import Session, open_session
-from recgrela.training.step import GraphedStep, TrainStep, learning_rate
+from recgrela.training.step import GraphedStep, TrainStep
 
 DATA = DataConfig(synthetic_users=60, synthetic_items=40, synthetic_events=20, max_len=30)
 CONFIG = TrainConfig(batch_size=100)
@@ -261,21 +260,6 @@ def test_each_replay_draws_other_random_numbers(name: str) -> None:
         losses.append(step.loss_sum.item() - before)
     assert len(set(losses[4:])) == 4
     assert max(losses) < 2 * min(losses)
-
-
-def test_learning_rates() -> None:
-    def rates(**settings: object) -> list[float]:
-        config = TrainConfig(lr=1.0, epochs=3, **settings)
-        places = itertools.product(range(3), range(4))
-        return [learning_rate(config, epoch, step, 4, 4 * epoch + step) for epoch, step in places]
-
-    assert rates() == [1.0] * 12
-    assert rates(lr_decay="linear") == pytest.approx([1 - i / 12 for i in range(12)])
-    cosine = rates(lr_decay="cosine")
-    assert cosine[0] == 1 and cosine[6] == pytest.approx(0.5) and 0 < cosine[11] < 0.02
-    assert sorted(cosine, reverse=True) == cosine
-    assert rates(warmup_steps=3) == pytest.approx([0.25, 0.5, 0.75] + [1.0] * 9)
-    assert rates(warmup_steps=1, lr_decay="linear")[0] == pytest.approx(0.5)
 
 
 def test_requirements_of_cuda_graphs() -> None:

@@ -47,21 +47,16 @@ class Catalogue:
         found = self.ids(tokens)
         for place in np.flatnonzero(found == 0)[:1]:
             token = tokens[place]
-            by_title = {title: token for title, token in zip(*self._titled, strict=True)}
+            by_title = {
+                title: other
+                for title, other in zip(self.items.titles, self.items.tokens, strict=True)
+                if title is not None
+            }
             if token in by_title:
                 raise DataError(f"{what} {token!r} is a title; use its id {by_title[token]!r}")
             hint = near_miss(token, self.index)
             raise DataError(f"{what} {token!r} is not among the model's {len(self)} items{hint}")
         return found
-
-    @property
-    def _titled(self) -> tuple[list[str], list[str]]:
-        pairs = [
-            (title, token)
-            for title, token in zip(self.items.titles, self.items.tokens, strict=True)
-            if title is not None
-        ]
-        return [title for title, _ in pairs], [token for _, token in pairs]
 
     def allowed(self, allow: Sequence[str] | None, deny: Sequence[str] | None) -> Tensor | None:
         """The items that may be recommended, bool [n_items]; None if all may.

@@ -44,7 +44,9 @@ def encode(model: SequenceModel, histories: Histories, history_len: int) -> Tens
     begin = 0
     while begin < len(order):
         users = order[begin : begin + fitting(model, lengths[order[begin:]], MAX_SLOTS[device.type])]
-        rows = [histories.items[histories.offsets[u + 1] - lengths[u] : histories.offsets[u + 1]] for u in users]
+        rows = [
+            histories.items[histories.offsets[u + 1] - lengths[u] : histories.offsets[u + 1]] for u in users
+        ]
         items = torch.from_numpy(np.concatenate(rows)).to(device)
         cu_seqlens = torch.from_numpy(np.cumsum([0, *lengths[users]])).to(device)
         states = model.hidden_states(items, cu_seqlens, int(lengths[users].max()), True)

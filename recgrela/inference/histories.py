@@ -120,9 +120,7 @@ def load_histories(catalogue: Catalogue, events: str | pa.Table, config: DataCon
     Raises:
         DataError: the events cannot be read.
     """
-    config = replace(
-        config, min_user_events=0, max_user_events=None, min_item_events=0, max_item_events=None
-    )
+    config = replace(config, min_user_events=0, max_user_events=None, min_item_events=0, max_item_events=None)
     if isinstance(events, str):
         data = load(with_absolute_path(replace(config, path=events)))
     else:

@@ -45,7 +45,12 @@ def show_table(output: str, console: Console, title: str, batches: Batches, many
         table.add_column(heading, justify="right" if right else "left", overflow="fold")
     for batch in batches:
         for row in batch.to_pylist():
-            cells = {**row, "rank": str(row["rank"]), "score": f"{row['score']:.3f}", "title": row["title"] or ""}
+            cells = {
+                **row,
+                "rank": str(row["rank"]),
+                "score": f"{row['score']:.3f}",
+                "title": row["title"] or "",
+            }
             table.add_row(*(Text(cells[name]) for name in headings))  # not markup: titles may have brackets
 
     def show(console: Console) -> None:

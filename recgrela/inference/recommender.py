@@ -120,7 +120,9 @@ class Recommender:
         Raises:
             ConfigError, DataError, RunError: see `recgrela.training.trainer.train`.
         """
-        return cls.load(fit_run(events, settings or {}), device=str((settings or {}).get("train.device", "auto")))
+        return cls.load(
+            fit_run(events, settings or {}), device=str((settings or {}).get("train.device", "auto"))
+        )
 
     # ---- users
 
@@ -306,9 +308,15 @@ class Recommender:
     def index(self) -> ItemIndex:
         """The search for the items with the highest scores."""
         bias = self.model.item_bias
-        return ItemIndex(
-            self._weight, None if bias is None else bias.detach().float(), precision=self._precision
-        )
+        return self._make_index(self._weight, None if bias is None else bias.detach().float())
+
+    def _make_index(self, weight: Tensor, bias: Tensor | None) -> ItemIndex:
+        try:
+            return ItemIndex(weight, bias, precision=self._precision)
+        except ValueError as error:
+            raise RunError(
+                f"the model cannot recommend: {error}; train it again, or take another checkpoint"
+            ) from error
 
     @cached_property
     def fingerprint(self) -> str:
@@ -327,7 +335,9 @@ class Recommender:
             RunError: the folder exists, cannot be written, or the model is not from a run.
         """
         if self.run is None:
-            raise RunError("this Recommender has no settings to save; train with Recommender.fit, or load a run")
+            raise RunError(
+                "this Recommender has no settings to save; train with Recommender.fit, or load a run"
+            )
         save_weights(self.run, self.catalogue.items, expand_path(str(folder), "folder"))
 
     # ---- parts
@@ -347,7 +357,7 @@ class Recommender:
 
     @cached_property
     def _cosine_index(self) -> ItemIndex:
-        return ItemIndex(self._unit, None, precision=self._precision)
+        return self._make_index(self._unit, None)
 
     @cached_property
     def _tokens(self) -> pa.Array:

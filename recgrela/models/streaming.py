@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from dataclasses import replace
 
@@ -108,7 +109,7 @@ class Streaming(nn.Module, ABC):
             ValueError: a history is empty, offsets do not fit; the model is in training mode.
         """
         offsets = cu_seqlens.tolist()
-        lengths = [end - begin for begin, end in zip(offsets, offsets[1:], strict=False)]
+        lengths = [end - begin for begin, end in itertools.pairwise(offsets)]
         if offsets[0] != 0 or offsets[-1] != items.shape[0] or any(n < 1 for n in lengths):
             raise ValueError(
                 f"cu_seqlens must start at 0, increase and end at {items.shape[0]}; histories are not empty"

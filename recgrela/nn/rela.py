@@ -53,7 +53,6 @@ class RotaryTable:
                 self._tables[index] = table
         return table
 
-
     def turns(self, like: Tensor) -> Tensor:
         """The exact frequencies [dim / 2] int64 of `rotary_turns`, on the device of `like`."""
         if self._turns is None or self._turns.device != like.device:

@@ -31,7 +31,9 @@ __all__ = [
     "_C",
     "call_and_pass",
     "call_operator",
+    "increment_versions",
     "register_gradient",
+    "register_in_place",
     "register_operator",
 ]
 
@@ -100,6 +102,43 @@ def register_operator(
         register_flop_formula(getattr(torch.ops.recgrela, name), get_raw=flops_of_tensors)(flops)
 
 
+def register_in_place(name: str, *, fake: Callable[..., Any], flops: Callable[..., int]) -> None:
+    """Complete an operator that C++ has declared and that updates operands in place. It has no gradient.
+
+    Args:
+        name: name in torch.ops.recgrela.
+        fake: shape function, called with the operator's arguments if their tensors are on one device.
+        flops: counts the floating-point operations of a call, from shapes in place of tensors.
+    """
+    torch.library.register_fake(f"recgrela::{name}", _on_one_device(name, fake))
+    operator = getattr(torch.ops.recgrela, name).default
+    arguments = enumerate(operator._schema.arguments)
+    updated = [i for i, argument in arguments if argument.alias_info and argument.alias_info.is_write]
+
+    def dispatched(keys: torch._C.DispatchKeySet, *args: Any) -> Any:
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+            raise NotImplementedError(f"{name}: an operator in place has no gradient; call it under no_grad")
+        with _BelowAutograd():
+            out = operator.redispatch(keys & torch._C._after_autograd_keyset, *args)
+        increment_versions([args[i] for i in updated])
+        return out
+
+    _library("recgrela").impl(name, dispatched, "Autograd", with_keyset=True)
+    register_flop_formula(getattr(torch.ops.recgrela, name))(flops)
+
+
+def increment_versions(tensors: list[Tensor]) -> None:
+    """Tell autograd of a change in place, so that a backward which has saved a tensor raises an error."""
+    if not torch.compiler.is_compiling():
+        torch.autograd.graph.increment_version(tensors)
+
+
+def _library(namespace: str) -> torch.library.Library:
+    if namespace not in _LIBRARIES:
+        _LIBRARIES[namespace] = torch.library.Library(namespace, "FRAGMENT")
+    return _LIBRARIES[namespace]
+
+
 def register_gradient(
     qualified: str, setup: Callable[..., None], backward: Callable[..., Any], passes: bool = False
 ) -> None:
@@ -147,9 +186,7 @@ def register_gradient(
         with _BelowAutograd():
             return operator.redispatch(keys & torch._C._after_autograd_keyset, *args)
 
-    if namespace not in _LIBRARIES:
-        _LIBRARIES[namespace] = torch.library.Library(namespace, "FRAGMENT")
-    _LIBRARIES[namespace].impl(name, dispatched, "Autograd", with_keyset=True)
+    _library(namespace).impl(name, dispatched, "Autograd", with_keyset=True)
     _FUNCTIONS[operator] = function
     if passes:
         _PASSING_FUNCTIONS[operator] = make(forward_and_pass, backward_of_passed)

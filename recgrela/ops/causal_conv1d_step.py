@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from recgrela.ops._library import register_in_place
 from recgrela.ops.causal_conv1d import Activation
 from recgrela.ops.checks import (
     cast_for_autocast,
@@ -16,7 +21,7 @@ from recgrela.ops.checks import (
     refuse_gradients,
     state_dtype,
 )
-from recgrela.ops.support import Op
+from recgrela.ops.support import Kernel, Op
 
 
 def causal_conv1d_step_reference(
@@ -39,7 +44,16 @@ def _by_reference(x: Tensor, weight: Tensor, bias: Tensor | None, history: Tenso
     return causal_conv1d_step_reference(x, weight, bias, history, "silu" if silu else None)
 
 
-OP = Op("causal_conv1d_step", {}, _by_reference, "composition", in_place=(3,))
+OP = Op(
+    "causal_conv1d_step",
+    {
+        "cpu": Kernel((torch.float32, torch.float64)),
+        "cuda": Kernel((torch.float32, torch.float16, torch.bfloat16)),
+    },
+    _by_reference,
+    "composition",
+    in_place=(3,),
+)
 
 
 def causal_conv1d_step(
@@ -84,8 +98,20 @@ def causal_conv1d_step(
         history=(history, (batch, kernel_size - 1, channels)),
     )
     check_state(op, "history", history)
-    rows = history.to(x.dtype)  # a copy only under autocast
+    rows = history if history.dtype == x.dtype else history.to(x.dtype)  # under autocast
     y: Tensor = OP.run(x, x, weight, bias, rows, activation == "silu", kernel_size=kernel_size)
     if rows is not history:
         history.copy_(rows)
     return y
+
+
+def _fake(x: Tensor, *args: Any) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _flops(x: Sequence[int], weight: Sequence[int], *args: Any, **kwargs: Any) -> int:
+    """2 B C K."""
+    return 2 * x[0] * math.prod(weight)
+
+
+register_in_place("causal_conv1d_step", fake=_fake, flops=_flops)

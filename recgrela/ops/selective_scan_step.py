@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from recgrela.ops._library import register_in_place
 from recgrela.ops.checks import (
     cast_for_autocast,
     cast_parameters,
@@ -13,7 +17,8 @@ from recgrela.ops.checks import (
     refuse_gradients,
     state_dtype,
 )
-from recgrela.ops.support import Op
+from recgrela.ops.selective_scan import _flops
+from recgrela.ops.support import Kernel, Op
 
 
 def selective_scan_step_reference(
@@ -40,7 +45,16 @@ def selective_scan_step_reference(
     return y.to(u.dtype)
 
 
-OP = Op("selective_scan_step", {}, selective_scan_step_reference, "composition", in_place=(8,))
+OP = Op(
+    "selective_scan_step",
+    {
+        "cpu": Kernel((torch.float32, torch.float64)),
+        "cuda": Kernel((torch.float32, torch.float16, torch.bfloat16)),
+    },
+    selective_scan_step_reference,
+    "composition",
+    in_place=(8,),
+)
 
 
 def selective_scan_step(
@@ -62,8 +76,7 @@ def selective_scan_step(
 
     Args:
         u, delta, z: [M, I], one row of each sequence; one device and one floating dtype. z None: no gate.
-        A: [I, N], float64 for float64 operands, else float32; half precision is converted. Kernels take N up
-            to 256.
+        A: [I, N], float64 for float64 operands, else float32; half precision is converted.
         B, C: [M, N] of the dtype of `u`.
         D, delta_bias: [I], of the dtype of `A`; None leaves them out.
         state: [M, I, N] of the dtype of `A`, h before the row; afterwards h of the row. It is updated in
@@ -104,3 +117,10 @@ def selective_scan_step(
     check_state(op, "state", state)
     y: Tensor = OP.run(u, u, delta, A, B, C, D, z, delta_bias, state, delta_softplus, num_states=num_states)
     return y
+
+
+def _fake(u: Tensor, *args: Any) -> Tensor:
+    return u.new_empty(u.shape)
+
+
+register_in_place("selective_scan_step", fake=_fake, flops=_flops)

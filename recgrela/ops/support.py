@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 import torch
 from torch import Tensor
 
-from recgrela.ops._library import call_operator
+from recgrela.ops._library import call_operator, increment_versions
 from recgrela.ops.checks import state_dtype, without_autocast
 
 if TYPE_CHECKING:
@@ -199,7 +199,10 @@ class Op:
         device_type, dtype = like.device.type, like.dtype
         kind, computed = self.implementation(device_type, dtype, **sizes)
         if kind == "kernel" and computed == dtype:
-            return call_operator(self.name, *args)
+            out = call_operator(self.name, *args)
+            if self.in_place:
+                increment_versions([args[i] for i in self.in_place])
+            return out
         given = args
         args = tuple(x.to(computed) if isinstance(x, Tensor) and x.dtype == dtype else x for x in args)
         if kind == "kernel":

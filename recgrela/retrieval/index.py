@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from recgrela.ops.checks import HALF
-from recgrela.retrieval import composition
+from recgrela.retrieval import composition, kernel
 from recgrela.retrieval.reference import items_and_scores
 from recgrela.system.errors import RunError
 
 PRECISIONS = ("float32", "int8")
-MAX_ITEMS = 2**31 - 1
+MAX_ITEMS, MAX_DIM = 2**31 - 1, 1 << 16
 # Bounds on norms and scores that keep every intermediate result in the range of float32.
 MAX_NORM, MAX_SCORE = 2.0**100, 2.0**120
 
@@ -47,10 +47,10 @@ class ItemIndex:
             raise ValueError(
                 f"ItemIndex: precision must be one of {', '.join(PRECISIONS)}, got {precision!r}"
             )
-        if weight.dim() != 2 or 0 in weight.shape or weight.shape[0] > MAX_ITEMS:
+        if weight.dim() != 2 or 0 in weight.shape or weight.shape[0] > MAX_ITEMS or weight.shape[1] > MAX_DIM:
             raise ValueError(
-                f"ItemIndex: weight must be [N, D] with 1 .. {MAX_ITEMS} rows and a width above 0, got shape "
-                f"{tuple(weight.shape)}"
+                f"ItemIndex: weight must be [N, D] with 1 .. {MAX_ITEMS} rows of 1 .. {MAX_DIM} elements, got "
+                f"shape {tuple(weight.shape)}"
             )
         self.n_items, self.dim = weight.shape
         self.precision = precision
@@ -63,17 +63,25 @@ class ItemIndex:
         self._given = [(x, _version(x)) for x in (weight, bias) if x is not None]
         self._weight = _float32("weight", weight.detach())
         self._bias = None if bias is None else _float32("bias", bias.detach())
-        self._norms = _norms(self._weight)
-        self._max_norm = float(self._norms.max())
+        norms = _norms(self._weight)
+        self._max_norm = float(norms.max())
         self._max_bias = 0.0 if self._bias is None else float(self._bias.abs().max())
         # A comparison with NaN is false.
         if not self._max_norm <= MAX_NORM:
-            raise ValueError(
-                f"ItemIndex: weight has NaN, infinite or too large elements; {_first(self._norms)}"
-            )
+            raise ValueError(f"ItemIndex: weight has NaN, infinite or too large elements; {_first(norms)}")
         if not self._max_bias <= MAX_SCORE:
             assert self._bias is not None
             raise ValueError(f"ItemIndex: bias has NaN, infinite or too large elements; {_first(self._bias)}")
+
+        # The kernel reads bounds of blocks of rows, the composition those of rows.
+        self._table: kernel.Table | None = None
+        self._norms: Tensor | None = None
+        if weight.device.type != "cpu":
+            self._norms = norms
+        elif precision == "int8":
+            self._table = kernel.int8_table(self._weight, norms, self._bias)
+        else:
+            self._table = kernel.float32_table(norms, self._bias)
 
     @property
     def device(self) -> torch.device:
@@ -83,10 +91,9 @@ class ItemIndex:
     @property
     def nbytes(self) -> int:
         """Bytes of the index, including the float32 rows and the bias."""
-        return sum(x.numel() * x.element_size() for x in self._tensors())
-
-    def _tensors(self) -> list[Tensor]:
-        return [x for x in (self._weight, self._bias, self._norms) if x is not None]
+        tensors = [self._weight, *filter(torch.is_tensor, (self._bias, self._norms))]
+        tensors += [] if self._table is None else self._table.tensors()
+        return sum(x.numel() * x.element_size() for x in tensors)
 
     @torch.no_grad()
     def search(
@@ -125,6 +132,9 @@ class ItemIndex:
             self._check_excluded(*excluded, queries.shape[0])
         if allowed is not None:
             _check("allowed", allowed, (self.n_items,), (torch.bool,), self.device)
+        if self._table is not None:
+            return kernel.search(queries, self._weight, self._bias, self._table, k, excluded, allowed)
+        assert self._norms is not None
         keys = composition.search(queries, self._weight, self._norms, self._bias, k, excluded, allowed)
         return items_and_scores(keys)
 

@@ -32,6 +32,15 @@ def check_data(folder: RunFolder, data: Interactions) -> None:
         )
 
 
+def check_resumable(folder: RunFolder) -> None:
+    """Raises RunError if a run has weights only."""
+    if folder.read_protocol().get("growth"):
+        raise RunError(
+            f"{folder.path}: its items were changed, so it has weights only; begin a new run from them with "
+            f"--init {folder.path}"
+        )
+
+
 def check_settings(folder: RunFolder, config: RunConfig) -> None:
     """Raises RunError if config.yaml was edited, so that a fixed setting differs from protocol.json."""
     content = folder.read_protocol()
@@ -48,6 +57,19 @@ def check_settings(folder: RunFolder, config: RunConfig) -> None:
                 f"{folder.config_path}: {key} is {value!r}, but the run was started with {recorded[key]!r}; "
                 "restore the value, or start a new run"
             )
+
+
+def recorded_items(folder: RunFolder) -> int:
+    """Number of rows of a run's item table, padding included. Raises RunError if protocol.json is damaged.
+
+    The items of the run's data, and those that were added to it later.
+    """
+    items, growth = recorded_data(folder)["items"], folder.read_protocol().get("growth", [])
+    for entry in growth:
+        if not isinstance(entry.get("items"), int) or entry["items"] < items:
+            raise RunError(f"{folder.protocol_path}: damaged: growth has items {entry.get('items')!r}")
+        items = entry["items"]
+    return items
 
 
 def recorded_data(folder: RunFolder) -> dict[str, Any]:

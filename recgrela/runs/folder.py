@@ -142,9 +142,10 @@ class RunFolder:
         for section in ("data", "model", "settings", "machine", "versions"):
             if not isinstance(content.get(section), dict):
                 raise RunError(f"{self.protocol_path}: damaged: the section {section!r} is missing")
-        resumed = content.get("resumed", [])
-        if not isinstance(resumed, list) or not all(isinstance(entry, dict) for entry in resumed):
-            raise RunError(f"{self.protocol_path}: damaged: 'resumed' is not a list of objects")
+        for section in ("resumed", "growth"):
+            entries = content.get(section, [])
+            if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+                raise RunError(f"{self.protocol_path}: damaged: {section!r} is not a list of objects")
         return content
 
 

@@ -28,7 +28,9 @@ def describe(
 
     Counts of users and items include the padding id, as in the published tables.
     """
-    train = config.train
+    train, settings = config.train, fixed_settings(config)
+    if train.lr_decay != "none":
+        settings["train.epochs"] = train.epochs  # the end of the first schedule, even if the run is extended
     if train.objective == "last":
         samples = "one target per prefix: up to max_len items predict the next"
     else:
@@ -37,11 +39,11 @@ def describe(
             "cut points change every epoch"
         )
     return {
-        "created": _now(),
+        "created": now(),
         "preset": config.preset,
         "changed_from_preset": changed_from_preset(config),
         "model": asdict(config.model),
-        "settings": fixed_settings(config),
+        "settings": settings,
         "data": {"sha256": data.sha256, "packed_sha256": packed_sha256(data), **data.description},
         "split": "leave one out per user: the last event is test, the second last valid; users with "
         "1 or 2 events are used for training only",
@@ -144,8 +146,8 @@ def environments(content: dict[str, Any]) -> list[dict[str, Any]]:
 def resumption(config: RunConfig, step: int, device: torch.device) -> dict[str, Any]:
     """An entry of the list "resumed": the step, limits and environment of a resumed run."""
     limits = {key: getattr(config.train, key) for key in ("epochs", "max_steps", "patience")}
-    return {"time": _now(), "step": step, **limits, **environment(device)}
+    return {"time": now(), "step": step, **limits, **environment(device)}
 
 
-def _now() -> str:
+def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")

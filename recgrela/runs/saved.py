@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from recgrela.evaluation.metrics import Ranking
 from recgrela.evaluation.ranking import Ranker
 from recgrela.models import CONFIGS, SequenceModel, build
 from recgrela.runs import checkpoint
-from recgrela.runs.consistency import check_data, recorded_data
+from recgrela.runs.consistency import check_data, recorded_items
 from recgrela.runs.folder import CheckpointName, RunFolder
 from recgrela.runs.items import Items, read_items, write_items
 from recgrela.runs.state import TrainState
@@ -46,6 +47,15 @@ class SavedRun:
         """The run's items. Raises RunError if their file is missing or damaged."""
         return read_items(self.folder.items_path, self.model.n_items)
 
+    def parent_record(self) -> dict[str, str]:
+        """What protocol.json of another run records if its weights are from this one."""
+        return {
+            "run": str(self.folder.path.resolve()),
+            "checkpoint": self.checkpoint_path.name,
+            "sha256": hashlib.sha256(self.checkpoint_path.read_bytes()).hexdigest(),
+            "trained": self.state.describe(),
+        }
+
 
 def load_run(path: Path, which: CheckpointName | None, device: torch.device) -> SavedRun:
     """Load the model of a run.
@@ -60,8 +70,7 @@ def load_run(path: Path, which: CheckpointName | None, device: torch.device) -> 
     """
     folder = RunFolder.open(path)
     config = read_config(folder.config_path, CONFIGS)
-    n_items = recorded_data(folder)["items"]
-    model = build(config.model, n_items, config.data.max_len).to(device)
+    model = build(config.model, recorded_items(folder), config.data.max_len).to(device)
     file = folder.find_checkpoint(which)
     state = TrainState.from_dict(checkpoint.load(file, model), file)
     return SavedRun(folder, config, model.eval(), device, file, state)

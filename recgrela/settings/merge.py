@@ -44,8 +44,15 @@ def read_preset(name: str) -> Source:
     return read_file(PRESETS_FOLDER / f"{PRESET.check(name)}.yaml")
 
 
-def read_sources(argv: Sequence[str], selector: Option) -> tuple[Any, list[Source]]:
+def read_sources(
+    argv: Sequence[str], selector: Option, parents: Sequence[Source] = ()
+) -> tuple[Any, list[Source]]:
     """The value of an option that determines which other options exist, and the preset and files of `argv`.
+
+    Args:
+        argv: Words of the command line.
+        selector: The option.
+        parents: Sources that override the preset and that files override; they are returned in this place.
 
     Raises:
         ConfigError: A file cannot be read, or the preset or the value of `selector` is not a choice.
@@ -53,7 +60,7 @@ def read_sources(argv: Sequence[str], selector: Option) -> tuple[Any, list[Sourc
     given = Source("", peek(argv, [PRESET, CONFIG, selector]))
     files = [read_file(expand_path(path, "--config")) for path in given.values.get("config", [])]
     preset = read_preset(last_value(PRESET, [*files, given]))
-    return last_value(selector, [preset, *files, given]), [preset, *files]
+    return last_value(selector, [preset, *parents, *files, given]), [preset, *parents, *files]
 
 
 def last_value(option: Option, sources: Sequence[Source]) -> Any:

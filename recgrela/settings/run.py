@@ -15,6 +15,7 @@ from recgrela.settings.fields import Option, options_of
 from recgrela.settings.merge import (
     CONFIG,
     PRESET,
+    Source,
     for_models,
     last_value,
     make,
@@ -30,6 +31,14 @@ from recgrela.settings.yaml import flatten
 from recgrela.system.errors import ConfigError
 
 RESUME = Option("resume", None, "Run folder to resume; its settings are kept.")
+INIT = Option("init", None, "Run folder whose weights and model settings a new run begins from.")
+INIT_ITEMS = Option(
+    "init_items",
+    "model",
+    "First rows of items that the run of --init does not have: drawn by the model as without --init, the "
+    "mean row, or the mean of rows of items with similar titles.",
+    choices=("model", "mean", "titles"),
+)
 
 Models = Mapping[str, type[ModelConfig]]
 
@@ -54,9 +63,7 @@ class RunConfig:
 
     def resumable(self) -> set[str]:
         """Dotted keys of the settings that a resumed run may change."""
-        keys = {key for key, option in self.options.items() if option.affects.resumable}
-        # A decaying learning rate depends on the number of epochs.
-        return keys if self.train.lr_decay == "none" else keys - {"train.epochs"}
+        return {key for key, option in self.options.items() if option.affects.resumable}
 
     def max_tokens(self, device_type: str) -> int:
         """Maximum number of item slots in one pass over the model."""
@@ -76,17 +83,22 @@ class RunConfig:
         return yaml.safe_dump(self.as_dict(), sort_keys=False)
 
 
-def read_run(argv: Sequence[str], models: Models) -> RunConfig:
+def read_run(argv: Sequence[str], models: Models, parent: Path | None = None) -> RunConfig:
     """The settings of a new run.
 
     Args:
         argv: Options of `recgrela.train`.
         models: Settings classes by the models' names; the first is the default.
+        parent: The config.yaml of the run of --init. Its model settings override those of the preset.
 
     Raises:
         ConfigError: A wrong key, value or combination.
     """
-    name, (preset, *files) = read_sources(argv, _name_option(models))
+    parents = [] if parent is None else [_model_settings(parent)]
+    name, (preset, *files) = read_sources(argv, _name_option(models), parents)
+    for source in parents:
+        if name != source.values["model.name"]:
+            raise ConfigError(f"model.name: {name}, but --init is a run of {source.values['model.name']}")
     sources = [for_models(preset, {"model": models[name]}), *files]
     return _read_options(argv, models[name], merge(_options(models[name]), sources), models)
 
@@ -94,6 +106,22 @@ def read_run(argv: Sequence[str], models: Models) -> RunConfig:
 def find_resumed(argv: Sequence[str]) -> str | None:
     """The run folder of --resume, None without the option."""
     return peek(argv, [RESUME]).get("resume")
+
+
+def find_init(argv: Sequence[str]) -> tuple[str, Any] | None:
+    """The values of --init and --init_items, None without --init.
+
+    Raises:
+        ConfigError: --init_items is no choice or is given alone, or --resume is given too.
+    """
+    given = peek(argv, [INIT, INIT_ITEMS, RESUME])
+    if "init" not in given:
+        if "init_items" in given:
+            raise ConfigError("--init_items: needs --init, the run whose weights a new run begins from")
+        return None
+    if "resume" in given:
+        raise ConfigError("--init cannot be given with --resume: a resumed run has its own weights")
+    return given["init"], INIT_ITEMS.read(given.get("init_items", INIT_ITEMS.default))
 
 
 def read_resumed(argv: Sequence[str], before: RunConfig) -> RunConfig:
@@ -139,6 +167,15 @@ def preset_config(preset: str, model: type[ModelConfig]) -> RunConfig:
     return _make_run(model, values | {"preset": preset})
 
 
+def _model_settings(path: Path) -> Source:
+    """The model settings in the config.yaml of a run. Raises ConfigError if the file has no model."""
+    source = read_file(path)
+    values = {key: value for key, value in source.values.items() if key.startswith("model.")}
+    if "model.name" not in values:
+        raise ConfigError(f"{path}: damaged: model.name is missing")
+    return Source(source.name, values)
+
+
 def _name_option(models: Models) -> Option:
     return Option("model.name", next(iter(models)), "Name of the model.", choices=tuple(models))
 
@@ -158,7 +195,8 @@ def _read_options(
         epilog="The command line overrides --config files, a later file overrides earlier ones, and files "
         "override the preset. --help shows the defaults under the given preset and files.",
     )
-    options = {"preset": PRESET, "config": CONFIG, "resume": RESUME} | _options(model)
+    commands = {option.key: option for option in (PRESET, CONFIG, RESUME, INIT, INIT_ITEMS)}
+    options = commands | _options(model)
     parser.add((options | {"model.name": _name_option(models)}).values(), values)
     return _make_run(model, parser.read(argv))
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -13,21 +11,6 @@ from recgrela.models import SequenceModel
 from recgrela.ops.linear_cross_entropy import unit_gradient
 from recgrela.settings.train import TrainConfig
 from recgrela.system.graphs import Capture, GraphedFunction
-
-
-def learning_rate(config: TrainConfig, epoch: int, step: int, num_steps: int, total_steps: int) -> float:
-    """The learning rate of a step: it rises for `warmup_steps` and decays to zero at the end of `epochs`.
-
-    Args:
-        config: settings.
-        epoch, step: completed epochs, and completed steps of the current epoch.
-        num_steps: steps per epoch.
-        total_steps: completed steps of the run.
-    """
-    warmup = min(1.0, (total_steps + 1) / (config.warmup_steps + 1))
-    done = min(1.0, (epoch + step / num_steps) / config.epochs)
-    decay = {"none": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[config.lr_decay]
-    return config.lr * warmup * decay
 
 
 class TrainStep:

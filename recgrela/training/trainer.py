@@ -12,7 +12,7 @@ from rich.console import Console
 
 from recgrela.evaluation.metrics import Ranking
 from recgrela.runs import checkpoint, protocol
-from recgrela.runs.consistency import check_data, check_settings
+from recgrela.runs.consistency import check_data, check_resumable, check_settings
 from recgrela.runs.curves import plot_curves
 from recgrela.runs.folder import CheckpointName, RunFolder
 from recgrela.runs.state import TrainState
@@ -26,8 +26,9 @@ from recgrela.system.signals import Stopped, StopSignals
 from recgrela.training.final_test import run_final_test
 from recgrela.training.new_run import create_folder
 from recgrela.training.resumption import resume
+from recgrela.training.schedule import Place, Schedule, learning_rate
 from recgrela.training.session import Session, open_session
-from recgrela.training.step import learning_rate
+from recgrela.training.warm_start import Start, warm_start
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -50,8 +51,15 @@ class Result:
     signum: int | None = None
 
 
-def train(config: RunConfig, resumed: RunFolder | None = None, console: Console | None = None) -> Result:
-    """Train from fresh weights, or resume a run. A resumed run ends with the weights of an uninterrupted one.
+def train(
+    config: RunConfig,
+    resumed: RunFolder | None = None,
+    console: Console | None = None,
+    start: Start | None = None,
+) -> Result:
+    """Train from fresh weights or from those of another run, or resume a run.
+
+    A resumed run ends with the weights of an uninterrupted one.
 
     SIGINT and SIGTERM end training after the current step, with a checkpoint to resume from.
 
@@ -59,6 +67,7 @@ def train(config: RunConfig, resumed: RunFolder | None = None, console: Console 
         config: the settings.
         resumed: the folder of the run to resume, None for a new run.
         console: the output.
+        start: where the weights of a new run are from; None for fresh ones.
 
     Raises:
         ConfigError, DataError, RunError: settings, data or files are wrong, which is reported before anything
@@ -66,17 +75,19 @@ def train(config: RunConfig, resumed: RunFolder | None = None, console: Console 
     """
     console, memory = console or Console(), PeakMemory()
     if resumed is not None:
+        check_resumable(resumed)
         check_settings(resumed, config)
     session = open_session(config)
     for note in session.notes:
         say(console, note)
     if resumed is not None:
         check_data(resumed, session.data)
+    origin = warm_start(session, start) if start is not None else None
     with StopSignals() as signals, ExitStack() as stack:
-        folder = resumed or create_folder(session, console)
+        folder = resumed or create_folder(session, console, origin)
         trainer = Trainer(session, folder, console, signals, stack, memory)
         if resumed is not None:
-            trainer.state = resume(folder, session, console)
+            trainer.state, trainer.schedules = resume(folder, session, console)
         try:
             return trainer.run()
         except Stopped as stop:
@@ -99,7 +110,7 @@ class Trainer:
         self.session, self.folder, self.console, self.signals = session, folder, console, signals
         self.settings, self.model, self.step = session.config.train, session.model, session.step
         self.stack, self.memory = stack, memory
-        self.state = TrainState()
+        self.state, self.schedules = TrainState(), [Schedule(self.settings.epochs)]
         self.last_save = time.perf_counter()
         unit = "samples" if self.settings.objective == "last" else "targets"
         self.display = stack.enter_context(ProgressDisplay(console, unit))
@@ -130,7 +141,8 @@ class Trainer:
         self.model.train()
         before, began = state.seconds, time.perf_counter()
         for batch in self.session.batches.epoch(state.epoch, start_step=state.step):
-            lr = learning_rate(settings, state.epoch, state.step, steps, state.total_steps)
+            place = Place(state.epoch, state.step, steps, state.total_steps)
+            lr = learning_rate(settings, self.schedules, place)
             self.session.take_step(batch, lr)
             state.step += 1
             state.total_steps += 1

@@ -63,6 +63,7 @@ LAUNCHES: dict[str, int | Callable[..., int]] = {
     "add_norm_backward": 2,
     "causal_conv1d": 1,
     "causal_conv1d_backward": 2,
+    "causal_conv1d_step": 1,
     "dropout": 1,
     "embedding": 1,
     "embedding_backward": _embedding_backward,
@@ -70,6 +71,7 @@ LAUNCHES: dict[str, int | Callable[..., int]] = {
     "gated_rela_backward": _gated_rela_backward,
     "gated_rela_last": 1,
     "gated_rela_last_backward": 2,
+    "gated_rela_step": 1,
     "linear": 1,
     "linear_backward": 2,
     "linear_cross_entropy": _linear_cross_entropy,
@@ -84,6 +86,7 @@ LAUNCHES: dict[str, int | Callable[..., int]] = {
     "rela_projections_backward": 2,
     "selective_scan": 3,
     "selective_scan_backward": _selective_scan_backward,
+    "selective_scan_step": 1,
 }
 
 

@@ -125,6 +125,9 @@ void __stcs(T* p, T x) {
 inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
 inline float __fdividef(float x, float y) { return x / y; }
 inline float __expf(float x) { return std::exp(x); }
+inline void sincospif(float x, float* sin, float* cos) {
+  *sin = static_cast<float>(std::sin(M_PI * x)), *cos = static_cast<float>(std::cos(M_PI * x));
+}
 inline float __logf(float x) { return std::log(x); }
 
 #define RECGRELA_MIN_MAX(Type)                                 \

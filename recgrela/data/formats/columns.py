@@ -57,14 +57,21 @@ def find_columns(where: str, present: list[str], wanted: tuple[str, ...]) -> Non
 def value_fault(names: Names, user: str, item: str, time: str) -> str | None:
     """Describes the first invalid value of a row, with its column; None if the row is valid."""
     for name, value in ((names.user, user), (names.item, item)):
-        if re.fullmatch(_MISSING, value, re.ASCII):
-            return f"column {name!r}: {f'missing id {value!r}' if value else 'empty id'}"
-        if re.match(_BAD_ID, value, re.ASCII):
-            return f"column {name!r}: negative id {value}"
+        if (fault := id_fault(name, value)) is not None:
+            return fault
     if not _NUMBER.fullmatch(time.strip()) or not math.isfinite(float(time)):
         return f"column {names.time!r}: {time!r} is not a finite number"
     if abs(float(time)) >= 2**63:
         return f"column {names.time!r}: {time} is out of range; times must be between -2^63 and 2^63"
+    return None
+
+
+def id_fault(name: str, value: str) -> str | None:
+    """Describes an invalid id in the column `name`; None if the id is valid."""
+    if re.fullmatch(_MISSING, value, re.ASCII):
+        return f"column {name!r}: {f'missing id {value!r}' if value else 'empty id'}"
+    if re.match(_BAD_ID, value, re.ASCII):
+        return f"column {name!r}: negative id {value}"
     return None
 
 

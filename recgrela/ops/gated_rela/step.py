@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from recgrela.ops._library import register_in_place
 from recgrela.ops.causal_conv1d_step import convolve_next
 from recgrela.ops.checks import (
     cast_for_autocast,
@@ -17,10 +20,10 @@ from recgrela.ops.checks import (
     refuse_gradients,
     state_dtype,
 )
-from recgrela.ops.gated_rela.op import conv_kernel_size, head_dim_of
+from recgrela.ops.gated_rela.op import CUDA_DTYPES, CUDA_HEAD_DIMS, conv_kernel_size, head_dim_of
 from recgrela.ops.gated_rela.reference import RelaState, phi
 from recgrela.ops.rotary import rotary_angles, rotate_pairs
-from recgrela.ops.support import Op
+from recgrela.ops.support import Kernel, Op
 
 
 def gated_rela_step_reference(
@@ -79,7 +82,16 @@ def _by_reference(*args: Any) -> Tensor:
     )
 
 
-OP = Op("gated_rela_step", {}, _by_reference, "composition", in_place=(4, 5, 6))
+OP = Op(
+    "gated_rela_step",
+    {
+        "cpu": Kernel((torch.float32, torch.float64)),
+        "cuda": Kernel(CUDA_DTYPES, head_dims=CUDA_HEAD_DIMS),
+    },
+    _by_reference,
+    "composition",
+    in_place=(4, 5, 6),
+)
 
 
 def gated_rela_step(
@@ -153,9 +165,29 @@ def gated_rela_step(
     )
     for name, (x, *_) in states.items():
         check_state(op, name, x)
-    rows = history.to(v.dtype)  # a copy only under autocast
+    rows = history if history.dtype == v.dtype else history.to(v.dtype)  # under autocast
     operands = (q, k, v, g, kv_state, rows, position, turns, conv_weight, conv_bias)
     y: Tensor = OP.run(v, *operands, num_heads, float(eps), head_dim=head_dim, kernel_size=kernel_size)
     if rows is not history:
         history.copy_(rows)
     return y
+
+
+NUM_OPERANDS = 10  # tensors among the operator's arguments, q .. conv_bias
+
+
+def _fake(*args: Any) -> Tensor:
+    v: Tensor = args[2]
+    return v.new_empty(v.shape)
+
+
+def _flops(*args: Any, **kwargs: Any) -> int:
+    """4 B D d + 4 B D + 2 B D K, for heads of d channels, as of `gated_rela`."""
+    v: Sequence[int] = args[2]
+    conv_weight: Sequence[int] | None = args[8]
+    num_heads: int = args[NUM_OPERANDS]
+    kernel_size = 0 if conv_weight is None else conv_weight[-1]
+    return math.prod(v) * (4 * (v[-1] // num_heads) + 4 + 2 * kernel_size)
+
+
+register_in_place("gated_rela_step", fake=_fake, flops=_flops)

@@ -1,0 +1,149 @@
+"""python -m recgrela.recommend: sources of histories, formats of the output."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from recgrela import Recommender, recommend
+
+Capture = pytest.CaptureFixture[str]
+
+
+def run_command(run: Path, *argv: str) -> int:
+    return recommend.main([str(run), "--device=cpu", *argv])
+
+
+def test_for_a_user_with_the_history(finished_run: Path, recommender: Recommender, capsys: Capture) -> None:
+    user = recommender.histories.users[7]
+    assert run_command(finished_run, "--user", user, "--k", "3") == 0
+    out = capsys.readouterr().out
+    history = recommender.histories.of(7)
+    assert f"history of {len(history)} items" in out and "excluding items of the history" in out
+    assert recommender.catalogue.items.label(int(history[-1])) in out
+    for item in recommender.recommend([user], k=3)["item"].to_pylist():
+        assert item in out
+
+
+def test_for_items_no_data_is_needed(copy: Path, recommender: Recommender, capsys: Capture) -> None:
+    config = copy / "config.yaml"
+    config.write_text(config.read_text().replace("path: synthetic", "path: /nowhere/ratings.csv"))
+    tokens = recommender.item_ids
+    assert run_command(copy, f"--items={tokens[3]},{tokens[5]}") == 0
+    assert "history of 2 items" in capsys.readouterr().out
+    assert run_command(copy, f"--items={tokens[3]}", "--seen", "--k=1000") == 0
+    out = capsys.readouterr().out
+    assert "including items of the history" in out and f"│ {len(tokens)} │" in " ".join(out.split())
+    assert run_command(copy, "--all") == 2
+    assert "/nowhere/ratings.csv" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_formats_hold_what_the_recommender_returns(
+    finished_run: Path, recommender: Recommender, tmp_path: Path, capsys: Capture, kind: str
+) -> None:
+    expected = recommender.recommend(k=4).to_pylist()
+    path = tmp_path / f"out.{kind}"
+    path.write_text("an earlier file")
+    assert run_command(finished_run, "--all", "--k=4", f"--format={kind}", f"--output={path}") == 0
+    if kind == "parquet":
+        rows = pq.read_table(path).to_pylist()
+    elif kind == "jsonl":
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+    else:
+        rows = list(csv.DictReader(path.open()))
+        expected = [{key: str(value) for key, value in row.items()} for row in expected]
+        for row, like in zip(rows, expected, strict=True):
+            assert float(row.pop("score")) == pytest.approx(float(like.pop("score")), rel=1e-6)
+    assert rows == expected
+    assert list(tmp_path.iterdir()) == [path]
+    if kind != "parquet":
+        assert run_command(finished_run, "--all", "--k=4", f"--format={kind}") == 0
+        assert capsys.readouterr().out == path.read_text()
+
+
+def test_whole_ids_in_a_table_that_is_not_a_terminal(
+    finished_run: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """A narrow terminal folds ids; nothing cuts them."""
+    user, title = "user-" + "x" * 300, "a history with a [title]"
+    loaded = Recommender.load(finished_run, device="cpu")
+    path = tmp_path / "histories.jsonl"
+    lines = [{"user": user, "items": loaded.item_ids[:2]}, {"user": title, "items": loaded.item_ids[3:4]}]
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n\n")
+    assert run_command(finished_run, f"--histories={path}", "--k=1") == 0
+    out = capsys.readouterr().out
+    assert user in out and title in out
+
+
+def test_histories_on_stdin(
+    finished_run: Path, recommender: Recommender, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    a, b = recommender.item_ids[4:6]
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps([a, "unknown", b]) + "\n"))
+    assert run_command(finished_run, "--histories=-", "--format=jsonl", "--k=2") == 0
+    captured = capsys.readouterr()
+    assert [json.loads(line)["user"] for line in captured.out.splitlines()] == ["1", "1"]
+    assert captured.err == "note: 1 events of items that the model does not know are skipped\n"
+
+
+def test_lists_of_users_and_items(
+    finished_run: Path, recommender: Recommender, tmp_path: Path, capsys: Capture
+) -> None:
+    users = recommender.histories.users[2:4]
+    best = recommender.recommend(users, k=3)["item"].to_pylist()
+    (tmp_path / "users").write_text(f"{users[0]}\n\n {users[1]} \n")
+    (tmp_path / "deny").write_text(f"{best[0]}\n")
+    (tmp_path / "allow").write_text("\n".join(best))
+    lists = [f"--{name}={tmp_path / name}" for name in ("users", "deny", "allow")]
+    assert run_command(finished_run, *lists, "--format=jsonl") == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {row["user"] for row in rows} == set(users)
+    assert best[0] not in {row["item"] for row in rows} <= set(best)
+
+
+def test_todays_events(finished_run: Path, recommender: Recommender, tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "today.csv"
+    path.write_text(f"user_id,item_id,timestamp\nnewcomer,{recommender.item_ids[8]},1\n")
+    assert run_command(finished_run, f"--events={path}", "--user=newcomer", "--k=2") == 0
+    assert "history of 1 items" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "line 1: not JSON"),
+        ("[1]\n3", 'line 2: expected {"user": ID, "items": [ID, ...]}'),
+        ('{"user": "a"}', "line 1: expected"),
+        ('{"user": "a", "items": [1.5]}', "line 1: the id 1.5 is neither text nor a whole number"),
+        ('{"user": 1, "items": [1]}\n{"user": "1", "items": [2]}', "line 2: the user '1' occurs twice"),
+        ("[" * 100_000, "line 1: "),
+        (" \n", "no line has a history"),
+    ],
+)
+def test_bad_histories_are_named_by_line(
+    finished_run: Path, tmp_path: Path, capsys: Capture, text: str, message: str
+) -> None:
+    path = tmp_path / "histories"
+    path.write_text(text)
+    assert run_command(finished_run, f"--histories={path}") == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
+
+
+def test_bad_lists(finished_run: Path, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "empty").write_text("\n")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    for name, message in (
+        ("none", "no such file"),
+        ("empty", "no line has text; expected one id a line"),
+        ("binary", "not UTF-8"),
+        (".", "cannot be read"),
+    ):
+        assert run_command(finished_run, f"--users={tmp_path / name}") == 2
+        assert message in capsys.readouterr().err
