@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from python_tests.serve.support import make_recommender
+from python_tests.support.serving import make_recommender
 from recgrela.serve.batching import AddJob, Batcher, Busy, CallJob, Job, QueryJob
 from recgrela.serve.engine import Engine, Found, NotFound, Query, Receipt
 from recgrela.serve.metrics import Metrics

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from python_tests.serve.support import MAX_LEN, make_items, make_recommender, random_events, whole_state
+from python_tests.support.serving import MAX_LEN, make_items, make_recommender, random_events, whole_state
 from recgrela.inference.recommender import Recommender
 from recgrela.models import streaming
 from recgrela.serve import engine as engine_module

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from python_tests.serve.process import Server, running
 from python_tests.serve.test_process import wait_for
+from python_tests.support.server import Server, running
 from recgrela.runs.items import Items, read_items, write_items
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")

@@ -15,9 +15,9 @@ import httpx
 import numpy as np
 import torch
 
-from python_tests.serve.process import Server, running
-from python_tests.serve.support import whole_state
 from python_tests.serve.test_reload import retrain
+from python_tests.support.server import Server, running
+from python_tests.support.serving import whole_state
 from recgrela.inference.recommender import Recommender
 from recgrela.serve.engine import Engine
 from recgrela.store import Store, open_store

@@ -59,6 +59,7 @@ class Folder:
         self._empty = self.model.init_state(0)
         # The first bytes of a packed state, which are all that recommending takes.
         self._head = ModelState({name: self._empty[name] for name in ("position", "hidden")})
+        self._head_bytes = self._head.num_bytes(dtype)
         assert list(self._empty)[:2] == list(self._head)
 
     def update(self, users: Sequence[str]) -> None:
@@ -113,10 +114,13 @@ class Folder:
 
     def _fold(self, logs: Sequence[UserLog]) -> ModelState:
         """The states after the events of some logs, which are stored if they are new."""
-        state = self.model.init_state(len(logs))
         rows = [row for row, log in enumerate(logs) if log.state is not None]
-        if rows:
-            state.assign(rows, self._unpack([logs[row] for row in rows], self._empty))
+        if rows and len(rows) == len(logs):
+            state = self._unpack(logs, self._empty)
+        else:
+            state = self.model.init_state(len(logs))
+            if rows:
+                state.assign(rows, self._unpack([logs[row] for row in rows], self._empty))
         added = [ids[ids > 0] for ids in (self.catalogue.ids(log.pending) for log in logs)]
         advance(self.model, state, added)
         lengths = list(map(len, added))
@@ -127,9 +131,9 @@ class Folder:
 
     def _unpack(self, logs: Sequence[UserLog], like: ModelState) -> ModelState:
         """Stored states; `like` has their first tensors or all."""
-        data = bytearray().join(log.state for log in logs if log.state is not None)
-        packed = torch.frombuffer(data, dtype=torch.uint8).reshape(len(logs), -1)
-        return like.unpack(packed[:, : like.num_bytes(self.dtype)], self.dtype)
+        width = self._head_bytes if like is self._head else None
+        data = bytearray().join(log.state[:width] for log in logs if log.state is not None)
+        return like.unpack(torch.frombuffer(data, dtype=torch.uint8).reshape(len(logs), -1), self.dtype)
 
     def _save(self, logs: Sequence[UserLog], state: ModelState) -> None:
         rows = [row for row, log in enumerate(logs) if log.pending]
