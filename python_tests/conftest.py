@@ -60,3 +60,15 @@ def poisoned_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture(params=["avx512", "avx2", "baseline"])
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each instruction set of the CPU kernels that this processor can run."""
+    from recgrela import _C  # not needed by the tests of builds
+
+    initial = _C.cpu_isa()
+    if not _C.set_cpu_isa(request.param):
+        pytest.skip(f"this processor has no {request.param}")
+    yield request.param
+    _C.set_cpu_isa(initial)

@@ -1,24 +1,28 @@
-// top_k: a group of queries scans a part of the table, block by block. A block's rows give an upper bound of each
-// score, from int8 or float32 products and a bound on their error. Only a row whose bound reaches the k-th best exact
-// score so far is scored exactly, so that the result is exact whatever the error.
+// top_k: a group of queries scans a part of the table, block by block. Products of int8 or float32 rows and a bound on
+// their error give bounds of each score. The k-th largest lower bound so far is a threshold; a row whose upper bound is
+// below it is not among the best. The few rows that remain at the end are scored exactly, so that the result is exact
+// whatever the error.
 //
 // A row is w = s q + e with integers q, a query h = t p + r likewise, and
 //   |h . w - s t (p . q)| <= |h| |e| + |r| |s q| = s (|h| |e| / s + |r| |q|),
 // where the bounds of a block are the maxima of |e| / s and |q| over its rows. The factors below cover rounding: a
-// float32 operation has a relative error of 2^-24.
+// float32 operation has a relative error of up to u = 2^-24. At most 5 operations on numbers of up to 2 |h| |s q| make
+// an upper bound, 3 more a lower bound.
 
-// Added to |h| and |r|, relative; to the code norm of a row, times |h|; to a block's |bias|; and to the k-th score.
-constexpr float kNormSlack = 0x1p-18f, kProductSlack = 0x1p-20f, kBiasSlack = 0x1p-21f, kScoreSlack = 0x1p-22f;
+// Added to |h| and |r|, relative; to |r|, times |h|; to a block's |bias|, relative; and to the threshold, relative,
+// also for the rounding of exact scores to float32.
+constexpr float kNormSlack = 0x1p-18f, kProductSlack = 0x1p-19f, kBiasSlack = 0x1p-21f, kScoreSlack = 0x1p-22f;
 constexpr float kTiny = 0x1p-120f;  // more than what underflow takes from a bound
 
 constexpr int kLanes = RECGRELA_VECTOR_BYTES >= 32 ? 8 : 4;  // rows of a vector
 constexpr int kVectors = TopKParams::kBlockRows / kLanes;    // vectors of a block
+constexpr int64_t kPrefetchBytes = 4096;                     // distance of the rows that are fetched into a cache
 using Floats = Vec<float, kLanes>;
 using Ints = typename VecOf<float, kLanes>::mask;
 
 RECGRELA_INLINE bool all(Ints mask) {
 #if RECGRELA_VECTOR_BYTES >= 32
-  return _mm256_movemask_ps(reinterpret_cast<__m256&>(mask)) == 0xff;
+  return _mm256_movemask_ps((__m256)mask) == 0xff;
 #else
   int32_t every = -1;
   for (int i = 0; i < kLanes; ++i) every &= mask[i];
@@ -42,7 +46,7 @@ struct FourDims {
     const __m256i rows = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes));
     const __m256i pairs = _mm256_maddubs_epi16(magnitudes, _mm256_sign_epi8(rows, signs));
     const __m256i fours = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-    sums += reinterpret_cast<const Ints&>(fours);
+    sums += (Ints)fours;  // the same bits
   }
 #else
   typedef int16_t Shorts __attribute__((vector_size(4 * kLanes)));
@@ -189,6 +193,7 @@ static inline __attribute__((always_inline)) float int8_bounds(const TopKParams&
   Ints sums[kVectors]{};
   for (int64_t i = 0; i < dims; ++i, codes += 4 * TopKParams::kBlockRows) {
     const FourDims four = FourDims::make(q.magnitudes + 4 * i, q.codes + 4 * i);
+    for (int j = 0; j < 4 * TopKParams::kBlockRows; j += 64) __builtin_prefetch(codes + kPrefetchBytes + j);
     for (int v = 0; v < kVectors; ++v) four.add(codes + 4 * kLanes * v, sums[v]);
   }
   const float* const bounds = p.bounds + block * TopKParams::kBounds;
@@ -237,8 +242,8 @@ static inline void float_bounds(const TopKParams& p, const TopKQuery* queries, i
   }
   const float norm = p.bounds[block * TopKParams::kBounds + TopKParams::kRowNorm];
   for (int i = 0; i < Q; ++i) {
-    // (dim + 4) / 2^24 bounds the relative error of a sum in any order
-    slack[i] = queries[i].norm * norm * (static_cast<float>(dim + 4) * 0x1p-24f) + kTiny;
+    // A sum in any order has an error of up to dim u / (1 - dim u) < 1.01 dim u, times |h| |w|; 8 u is for the bounds.
+    slack[i] = queries[i].norm * norm * ((1.01f * static_cast<float>(dim) + 8) * 0x1p-24f) + kTiny;
     for (int v = 0; v < kVectors; ++v) {
       upper[i][v] = load<float, kLanes>(sums[i] + v * kLanes) + slack[i];
       if (!p.bias) continue;

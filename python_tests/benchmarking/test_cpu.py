@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from benchmarks import timing
-from benchmarks.cpu import attention_length, host_time, length, ops, train_step
+from benchmarks.cpu import attention_length, host_time, length, ops, retrieval, serving, train_step
 from python_tests.cases import CASES
+from recgrela.inference.captured import CapturedStep
+from recgrela.models import RecGRELAConfig, build
 from recgrela.ops import OPS
+from recgrela.retrieval import ItemIndex
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +75,30 @@ def test_steps_of_any_length_run() -> None:
     length.make(5, 20, 1, "cpu")()
     for form in attention_length.FORMS:
         attention_length.make(form, 6, 12, 1)()
+
+
+def test_states_are_measured_beside_a_pass_over_the_history() -> None:
+    model = build(RecGRELAConfig(hidden_size=16, num_heads=2, num_layers=1), 60, 200).eval()
+    with torch.inference_mode():
+        index = ItemIndex(model.item_embedding.weight.detach(), precision="int8")
+        found = serving.measure(model, CapturedStep(model), index, 12, rounds=2)
+        assert list(found["milliseconds"]) == ["state", "recompute", "step"]
+        wrong = ItemIndex(-model.item_embedding.weight.detach(), precision="int8")
+        with pytest.raises(SystemExit, match="the search found other items"):
+            serving.measure(model, CapturedStep(model), wrong, 12, rounds=2)
+
+
+def test_searches_are_measured_beside_plain_pytorch() -> None:
+    for record in retrieval.measure(500, 8, 3, (1, 2), rounds=1):
+        assert (
+            list(record["milliseconds"])
+            == list(record["megabytes"])
+            == [retrieval.PYTORCH, "float32", "int8"]
+        )
+        assert min(record["times_faster"].values()) > 0
+    right = (torch.tensor([[1]]), torch.tensor([[2.0]]))
+    with pytest.raises(SystemExit, match="other items or scores than the definition"):
+        retrieval.check("int8", (right[0], right[1] + 1e-6), right)
 
 
 @pytest.mark.parametrize("name", [host_time.LINEAR, *(name for name, op in OPS.items() if not op.in_place)])

@@ -67,6 +67,14 @@ def integers(n: int = 2000, dim: int = 9) -> Catalogue:
     return Catalogue(weight, queries, torch.randint(-1, 2, (n,)).float())
 
 
+def rounded_ties(n: int = 2000, dim: int = 9) -> Catalogue:
+    """Scores that differ by too little for float32: they are equal, whatever their order in float64."""
+    case = integers(n, dim)
+    case.weight[:, -1] = 1e-9 * torch.randn(n)
+    case.queries[:, -1] = 1
+    return case
+
+
 def equal_rows(n: int = 1500, dim: int = 8) -> Catalogue:
     """One row many times, and negative scores for half of the queries."""
     query = torch.randn(dim)
@@ -89,6 +97,7 @@ CASES = {
     "near_ties": near_ties,
     "spread_norms": spread_norms,
     "integers": integers,
+    "rounded_ties": rounded_ties,
     "equal_rows": equal_rows,
     "restricted": restricted,
 }

@@ -49,8 +49,8 @@ class ItemIndex:
             )
         if weight.dim() != 2 or 0 in weight.shape or weight.shape[0] > MAX_ITEMS or weight.shape[1] > MAX_DIM:
             raise ValueError(
-                f"ItemIndex: weight must be [N, D] with 1 .. {MAX_ITEMS} rows of 1 .. {MAX_DIM} elements, got "
-                f"shape {tuple(weight.shape)}"
+                f"ItemIndex: weight must be [N, D] with 1 .. {MAX_ITEMS} rows of 1 .. {MAX_DIM} elements, "
+                f"got shape {tuple(weight.shape)}"
             )
         self.n_items, self.dim = weight.shape
         self.precision = precision
@@ -148,7 +148,7 @@ class ItemIndex:
         queries = _float32("queries", queries)
         if queries.shape[0] == 0:
             return queries
-        norm = float(queries.abs().max()) * math.sqrt(self.dim)  # an upper bound
+        norm = float(torch.linalg.vector_norm(queries, torch.inf)) * math.sqrt(self.dim)  # an upper bound
         if not (norm <= MAX_NORM and norm * self._max_norm <= MAX_SCORE):
             raise ValueError(
                 "ItemIndex.search: queries have NaN, infinite or too large elements; "

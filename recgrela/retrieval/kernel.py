@@ -1,13 +1,13 @@
 """The CPU kernel: its operator, and the table as it reads it.
 
-The kernel scans upper bounds of scores, from rows rounded to int8 or from the float32 rows, and scores exactly
-the few items whose bound reaches the k-th best score so far. A row is w = s q + e, with integers q of -127 ..
-127, a scale s and an error e; a query h = t p + r likewise. Then, by the Cauchy-Schwarz inequality,
+The kernel scans bounds of scores, from rows rounded to int8 or from the float32 rows, and scores exactly the
+few items whose upper bound reaches the k-th best. A row is w = s q + e, with integers q of -127 .. 127, a
+scale s and an error e; a query h = t p + r likewise. Then, by the Cauchy-Schwarz inequality,
 
-    |h . w - s t (p . q)| <= s (|h| |e| / s + |r| |q|),
+    |h . w - s t (p . q)| <= |h| |e| + |r| |s q| = s (|h| |e| / s + |r| |q|),
 
-where the kernel takes the maxima of |e| / s and |q| over a block of rows, so that a row needs no number but its
-scale. Rounding is covered by slack (csrc/cpu/top_k.inl).
+where the kernel takes the maxima of |e| / s and |q| over a block of rows, so that a row needs no number but
+its scale. Slack for rounding is added in csrc/cpu/top_k.inl.
 """
 
 from __future__ import annotations
