@@ -10,8 +10,9 @@ import pytest
 
 from python_tests.support.serving import make_recommender
 from recgrela.serve.batching import AddJob, Batcher, Busy, CallJob, Job, QueryJob
-from recgrela.serve.engine import Engine, Found, NotFound, Query, Receipt
+from recgrela.serve.engine import Engine
 from recgrela.serve.metrics import Metrics
+from recgrela.serve.queries import Found, NotFound, Query, Receipt
 from recgrela.store import Event, Store
 from recgrela.system.errors import DataError
 

@@ -16,7 +16,8 @@ from recgrela.inference.recommender import Recommender
 from recgrela.models import streaming
 from recgrela.serve import engine as engine_module
 from recgrela.serve import folding
-from recgrela.serve.engine import Engine, Found, NotFound, Query, Receipt
+from recgrela.serve.engine import Engine
+from recgrela.serve.queries import Found, NotFound, Query, Receipt
 from recgrela.store import Event, Store
 from recgrela.system.errors import DataError, RunError
 

@@ -17,8 +17,8 @@ from recgrela.runs import checkpoint
 from recgrela.runs.items import Items, write_items
 from recgrela.runs.saved import load_run
 from recgrela.serve.batching import Batcher, QueryJob
-from recgrela.serve.engine import Found, Query
 from recgrela.serve.metrics import Metrics
+from recgrela.serve.queries import Found, Query
 from recgrela.serve.reload import Reloader, Source
 from recgrela.store import Event, Store
 from recgrela.system.errors import RunError

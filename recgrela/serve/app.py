@@ -13,9 +13,9 @@ from starlette.exceptions import HTTPException
 import recgrela
 from recgrela.serve.access import Access
 from recgrela.serve.batching import Busy
-from recgrela.serve.engine import NotFound
 from recgrela.serve.limits import BodyLimit, error_response
 from recgrela.serve.metrics import Timing
+from recgrela.serve.queries import NotFound
 from recgrela.serve.routes import make_router
 from recgrela.serve.service import Service
 from recgrela.system.errors import DataError, DiskFull, RunError

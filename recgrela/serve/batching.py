@@ -11,8 +11,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from recgrela.serve.engine import Engine, Query
+from recgrela.serve.engine import Engine
 from recgrela.serve.metrics import Metrics
+from recgrela.serve.queries import Query
 from recgrela.store import Event
 from recgrela.system.errors import DataError, UserError
 

@@ -10,7 +10,8 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from recgrela.serve.engine import Engine, Receipt
+from recgrela.serve.engine import Engine
+from recgrela.serve.queries import Receipt
 
 LATENCIES = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1, 2, 4, 8)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)

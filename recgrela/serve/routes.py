@@ -13,9 +13,10 @@ from starlette.concurrency import run_in_threadpool
 
 from recgrela.serve import schemas as s
 from recgrela.serve.batching import AddJob, CallJob, QueryJob
-from recgrela.serve.engine import Engine, Found, NotFound, Scored
-from recgrela.serve.engine import Query as EngineQuery
+from recgrela.serve.engine import Engine
 from recgrela.serve.limits import JsonRoute
+from recgrela.serve.queries import Found, NotFound, Scored
+from recgrela.serve.queries import Query as EngineQuery
 from recgrela.serve.reload import checkpoint_name
 from recgrela.serve.service import Service
 from recgrela.store import Event

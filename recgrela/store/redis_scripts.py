@@ -7,8 +7,8 @@ folded, as 8 bytes each, big-endian.
 from __future__ import annotations
 
 # KEYS: users, then log, ids and items of each user.
-# ARGV: for each user its name, the number of its events, and of each event the record, the id ("+" and the id,
-# or "") and the item.
+# ARGV: for each user its name, the number of its events, and of each event the record, the id ("+" and the
+# id, or "") and the item.
 # Returns 1 for each stored event, 0 for a duplicate, in this order.
 APPEND = """
 local users, log, ids = KEYS[1], nil, nil
