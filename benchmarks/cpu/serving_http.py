@@ -112,7 +112,7 @@ def main() -> None:
                     found = measure(server.url, request, connections, args, tokens, folder)
                     results.append({"request": what, "connections": connections, **found})
                     print(", ".join(f"{key} {value}" for key, value in results[-1].items()), flush=True)
-    record("serving_http", vars(args), results)
+    record("serving_http", {**vars(args), "run": Path(args.run).name}, results)
 
 
 if __name__ == "__main__":
