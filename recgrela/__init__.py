@@ -2,7 +2,7 @@
 
 `recgrela.ops` has the operators, `recgrela.models` the models, `recgrela.data` the readers and batches, and
 `recgrela.Recommender` trains a model and uses it. The commands are `python -m recgrela.train`, `.evaluate`,
-`.recommend`, `.serve`, `.compare` and `.env`.
+`.recommend`, `.export`, `.serve`, `.compare` and `.env`.
 """
 
 from __future__ import annotations

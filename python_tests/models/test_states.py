@@ -117,6 +117,31 @@ def test_positions_have_no_limit() -> None:
         assert_close(f"from position {position}", hidden[0], expected, 1e-6 if position >> 32 else 1e-9)
 
 
+@pytest.mark.parametrize("form", ["RecGRELA", "LRURec", "Mamba4Rec", "RecBLR"])
+def test_a_state_of_another_instance_of_the_model_is_taken(form: str) -> None:
+    """By an instance that has not made a state itself."""
+    model, (items, cu_seqlens, longest) = make(form), packed()
+    state, _ = model.prefill(items, cu_seqlens, longest)
+    expected = model.step(items[:4], state.clone())
+    assert torch.equal(make(form).step(items[:4], state), expected)
+
+
+@pytest.mark.parametrize("form", ["RecGRELA", "SASRec", "LinRec", "EulerFormer", "EulerFormer-mask"])
+def test_a_step_of_fixed_shapes_equals_a_step(form: str) -> None:
+    model = make(form)
+    state = model.init_state(3)
+    fixed = state.clone()
+    for row in histories(3, MAX_LEN + 3).unbind(1):
+        assert_close("hidden", model.step(row, state), model.fixed_step(row, fixed), TOLERANCE)
+        assert all(fixed[name].shape == state[name].shape for name in state)
+
+
+def test_a_step_of_fixed_shapes_is_refused_where_padding_would_change_it() -> None:
+    model = make("LinRec-mask")
+    with pytest.raises(NotImplementedError, match="attends to later items but not to padding"):
+        model.fixed_step(torch.tensor([1]), model.init_state(1))
+
+
 # ---- selecting, joining, bytes
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+import threading
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -12,13 +13,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import recgrela.ops
 from python_tests.support.project import ROOT
 from python_tests.support.tensors import assert_close
 from recgrela.ops import MISSING, OPS, has_kernels, implementation_for, support, support_table
-from recgrela.ops.support import Implementation, Kernel, Op
+from recgrela.ops.support import Implementation, Kernel, Op, plain_pytorch
 
 HALF = (torch.float16, torch.bfloat16)
 FLOAT32_FIRST = ("add_norm", "linear_cross_entropy", "mlp_block")  # ops whose first output is float32
@@ -297,3 +299,54 @@ def test_references_refuse_bad_offsets(offsets: list[int], monkeypatch: pytest.M
     monkeypatch.delitem(OPS["causal_conv1d"].kernels, "cpu")
     with pytest.raises(RuntimeError, match="must start at 0, not decrease and end at 7"):
         recgrela.ops.causal_conv1d(torch.randn(7, 4), torch.randn(4, 3), None, torch.tensor(offsets))
+
+
+# ---- plain_pytorch
+
+
+class Called(TorchDispatchMode):
+    """The operators of recgrela that run in a context."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ours: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "recgrela":
+            self.ours.add(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_plain_pytorch_runs_compositions_alone(name: str) -> None:
+    operands, others = own_tests(name).example()
+    values = {n: x.detach() for n, x in operands.items()}
+    op = getattr(recgrela.ops, name)
+    expected = op(**values, **others)
+    with plain_pytorch(), Called() as called:
+        # The composition of linear_cross_entropy is an operator, because it stores gradients in the forward.
+        if OPS[name].fallback_kind == "reference" or name == "linear_cross_entropy":
+            with pytest.raises(NotImplementedError, match="has no composition in plain PyTorch"):
+                op(**values, **others)
+            return
+        got = op(**values, **others)
+    assert called.ours == set()
+    assert_close(name, *(x if isinstance(x, Tensor) else x[-1] for x in (expected, got)), 1e-12)
+
+
+def test_plain_pytorch_ends_and_holds_for_one_thread() -> None:
+    kinds = []
+
+    def ask() -> None:
+        kinds.append(implementation_for("mlp", "cpu", torch.float32).kind)
+
+    with plain_pytorch(), plain_pytorch():
+        ask()
+        other = threading.Thread(target=ask)
+        other.start()
+        other.join()
+    ask()
+    with pytest.raises(ValueError, match="stop"), plain_pytorch():
+        raise ValueError("stop")
+    ask()
+    assert kinds == ["composition", "kernel", "kernel", "kernel"]

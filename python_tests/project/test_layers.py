@@ -32,6 +32,7 @@ LAYERS = [
         "recgrela.train",
         "recgrela.evaluate",
         "recgrela.recommend",
+        "recgrela.export",
         "recgrela.items",
         "recgrela.env",
         "recgrela.compare",

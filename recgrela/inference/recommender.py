@@ -212,6 +212,7 @@ class Recommender:
         """`recommend` in batches of users, for more users than fit into memory as a table."""
         if k < 1:
             raise ConfigError(f"k: {k} is below 1")
+        k = min(k, len(self.catalogue))
         allowed = self.catalogue.allowed(allow, deny)
         if allowed is not None:
             allowed = allowed.to(self.device)
@@ -270,6 +271,7 @@ class Recommender:
         allowed = self.catalogue.allowed(None, None)
         if allowed is not None:
             allowed = allowed.to(self.device)
+        k = min(k, len(self.catalogue))
         found, scores = self._cosine_index.search(self._unit[ids], k, excluded=excluded, allowed=allowed)
         batch = self._to_batch(tokens, found.cpu().numpy(), scores.cpu().numpy())
         return pa.Table.from_batches([batch]).rename_columns(["item", "rank", "similar", "title", "score"])

@@ -29,8 +29,11 @@ class Streaming(nn.Module, ABC):
     """
 
     carries_state: bool = False
+    _are_named: bool = False
     n_items: int
     max_len: int
+    trains_on: tuple[str, ...]
+    attends_to_padding: bool
     item_embedding: nn.Embedding
 
     # ---- what the model provides
@@ -44,7 +47,14 @@ class Streaming(nn.Module, ABC):
         """See `SequenceModel.encode`."""
 
     @abstractmethod
-    def hidden_states(self, items: Tensor, cu_seqlens: Tensor, max_seqlen: int, last_only: bool) -> Tensor:
+    def hidden_states(
+        self,
+        items: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        last_only: bool,
+        lengths: Tensor | None = None,
+    ) -> Tensor:
         """See `SequenceModel.hidden_states`."""
 
     # ---- states
@@ -59,12 +69,20 @@ class Streaming(nn.Module, ABC):
         }
         if not self.carries_state:
             return ModelState(tensors | {"items": like.new_zeros(batch, self.max_len, dtype=torch.int32)})
-        for name, module in self.named_modules():
+        self._name_modules()
+        for module in self.modules():
             if isinstance(module, Stateful):
-                module.state_prefix = f"{name}."
                 for key, tensor in module.init_state(batch, like).items():
-                    tensors[f"{name}.{key}"] = tensor
+                    tensors[f"{module.state_prefix}{key}"] = tensor
         return ModelState(tensors)
+
+    def _name_modules(self) -> None:
+        """Tells the modules the prefixes of their tensors in a state."""
+        if not self._are_named:
+            for name, module in self.named_modules():
+                if isinstance(module, Stateful):
+                    module.state_prefix = f"{name}."
+            self._are_named = True
 
     @torch.no_grad()
     def step(self, items: Tensor, state: ModelState) -> Tensor:
@@ -164,16 +182,43 @@ class Streaming(nn.Module, ABC):
         hidden = self.encode(x, sequences if sequences.is_step else sequences.last_only())
         return state["hidden"].copy_(hidden)
 
+    @torch.no_grad()
+    def fixed_step(self, items: Tensor, state: ModelState) -> Tensor:
+        """`step` with shapes that depend on B alone, so that it can be traced.
+
+        Windows are padded to `max_len`, which costs more than `step` for short histories.
+
+        Raises:
+            NotImplementedError: the model's result depends on the padding.
+            ValueError: see `step`.
+        """
+        if self.carries_state:
+            return self.step(items, state)
+        self._check(items, state)
+        if not (self.attends_to_padding or "all" in self.trains_on):
+            raise NotImplementedError(
+                "it attends to later items but not to padding, so its shapes depend on the histories"
+            )
+        self._append(items, state)
+        lengths = state["position"].clamp(max=self.max_len)
+        offsets = torch.arange(state.batch + 1, device=lengths.device) * self.max_len
+        rows = state["items"].flatten().to(torch.int64)
+        return state["hidden"].copy_(self.hidden_states(rows, offsets, self.max_len, True, lengths))
+
     # ---- models whose state is the last items
 
     def _step_window(self, items: Tensor, state: ModelState) -> Tensor:
+        self._append(items, state)
+        return self._encode_windows(state)
+
+    def _append(self, items: Tensor, state: ModelState) -> None:
+        """Appends an item to each window and counts it."""
         window, position = state["items"], state["position"]
         # The items are at the left until the window is full; then it moves.
         window.copy_(torch.where((position >= self.max_len)[:, None], window.roll(-1, 1), window))
         place = position.clamp(max=self.max_len - 1)[:, None]
         window.scatter_(1, place, items[:, None].to(window.dtype))
         position.add_(1)
-        return self._encode_windows(state)
 
     def _prefill_window(self, items: Tensor, cu_seqlens: Tensor, state: ModelState) -> None:
         window, position = state["items"], state["position"]
@@ -201,3 +246,4 @@ class Streaming(nn.Module, ABC):
             raise ValueError("states are those of a model in eval mode; call model.eval() first")
         if items.dim() != 1 or items.shape[0] != state.batch:
             raise ValueError(f"items of shape {tuple(items.shape)} do not fit states of {state.batch} users")
+        self._name_modules()

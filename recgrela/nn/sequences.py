@@ -119,7 +119,7 @@ class Sequences:
 
     def with_wanted(self, rows: Tensor | None) -> Sequences:
         """The same sequences with other `wanted` rows."""
-        return replace(self, wanted=rows)
+        return self if rows is self.wanted else replace(self, wanted=rows)
 
     def last_only(self) -> Sequences:
         """The same sequences, with only their last items wanted."""
@@ -218,7 +218,7 @@ class Sequences:
         """[B, L, ...] -> [T, ...], the inverse of `to_dense`."""
         batch, length, *rest = dense.shape
         flat = dense.reshape(batch * length, *rest)
-        return flat if len(flat) == self.num_rows else flat[self.dense_rows(length)]
+        return flat if flat.shape[0] == self.num_rows else flat[self.dense_rows(length)]
 
 
 def search_index(rows: Tensor, cu_seqlens: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from recgrela.ops._library import call_and_pass, call_operator, register_operato
 from recgrela.ops.checks import (
     HALF,
     autocast_enabled,
+    cast,
     cast_parameters,
     check_operands,
     state_dtype,
@@ -156,11 +157,11 @@ def add_norm(
         if stream is x and z is None and not post_norm:
             residual, _, normed = call_and_pass("add_norm", x, z, weight, bias, *args, computed)
             return residual, normed.to(dtype)
-        branch = z if z is None else z.to(computed)
+        (branch,) = cast(computed, z)
         residual, normed = call_operator("add_norm", stream, branch, weight, bias, *args, computed)
         if post_norm and computed == wide:
             residual = normed
-    return residual if post_norm or z is not None else x, normed.to(dtype)
+    return residual if post_norm or z is not None else x, *cast(dtype, normed)
 
 
 def _composition(

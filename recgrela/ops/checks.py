@@ -37,7 +37,8 @@ def without_autocast(device_type: str) -> AbstractContextManager[object]:
 
 def cast(dtype: torch.dtype, *operands: Tensor | None) -> tuple[Any, ...]:
     """The operands in `dtype`; None stays None."""
-    return tuple(None if x is None else x.to(dtype) for x in operands)
+    # Compares first, because a call of `to` takes longer even if it does nothing.
+    return tuple(x if x is None or x.dtype == dtype else x.to(dtype) for x in operands)
 
 
 def cast_parameters(dtype: torch.dtype, *parameters: Tensor | None) -> tuple[Any, ...]:

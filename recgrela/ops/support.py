@@ -15,8 +15,10 @@ If an op has a kernel for CUDA that does not take the operands, a warning says s
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
@@ -84,6 +86,29 @@ class Kernel:
                 if width not in accepted:
                     return f"width {width}"
         return ""
+
+
+class _Switch(threading.local):
+    """Whether the thread is in `plain_pytorch`. torch.compile reads no context variables."""
+
+    on: bool = False
+
+
+_PLAIN = _Switch()
+
+
+@contextmanager
+def plain_pytorch() -> Iterator[None]:
+    """A context in which the thread's ops run their compositions, so that traces have no operator of ours.
+
+    An op without a composition raises NotImplementedError: its reference waits for the device, which a trace
+    cannot.
+    """
+    before, _PLAIN.on = _PLAIN.on, True
+    try:
+        yield
+    finally:
+        _PLAIN.on = before
 
 
 class Implementation(NamedTuple):
@@ -154,7 +179,15 @@ class Op:
             device_type, dtype: device and dtype of the operands.
             sizes: sizes of the operands.
             warn: whether to warn, once for each reason, if the kernel for CUDA does not take the operands.
+
+        Raises:
+            NotImplementedError: in `plain_pytorch`, if the op has no composition.
         """
+        if _PLAIN.on:
+            is_operator = isinstance(self._fallback, torch._ops.OpOverloadPacket)
+            if self.fallback_kind != "composition" or is_operator:
+                raise NotImplementedError(f"{self.name} has no composition in plain PyTorch")
+            return Implementation("composition", dtype)
         if device_type == "meta":
             return Implementation("kernel", dtype)  # its shape function
         kernel = self.kernels.get(device_type)
