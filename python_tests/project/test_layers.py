@@ -36,6 +36,7 @@ LAYERS = [
         "recgrela.items",
         "recgrela.env",
         "recgrela.compare",
+        "recgrela.serve",
     ],
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

@@ -49,6 +49,22 @@ def test_empty_store(store: Store) -> None:
     assert store.load(MODEL, ["nobody"]) == [UserLog("nobody", 0, 0, None, [])]
 
 
+def test_seen(store: Store) -> None:
+    assert store.seen([]) == []
+    store.append([*events("u", "aba"), *events("v", "c")])
+    asked = [("u", ["b", "c", "a", "unknown"]), ("nobody", ["a"]), ("v", []), ("u", ["c"]), ("v", ["c", "c"])]
+    assert store.seen(asked) == [{"a", "b"}, set(), set(), set(), {"c"}]
+    many = [f"item {i}" for i in range(2000)]
+    store.append([Event("w", item, 0.0, None) for item in many[::2]])
+    assert store.seen([("w", many)]) == [set(many[::2])]
+
+
+def test_last_events(store: Store) -> None:
+    store.append(events("u", "abc"))
+    assert [event.item for event in store.history("u", last=2)] == ["b", "c"]
+    assert store.history("u", last=0) == [] and store.history("u", last=9) == store.history("u")
+
+
 def test_append_and_load(store: Store) -> None:
     assert store.append([*events("u", "abc"), *events("v", "d")]) == [True] * 4
     assert store.append(events("u", "a", start=2.0)) == [True]
@@ -282,6 +298,11 @@ def test_random_operations(url: str) -> None:
                 store = open_store(url)
             assert store.load(model, users) == oracle.load(model, users)
         assert [store.history(user) for user in users] == [oracle.history(user) for user in users]
+        assert [store.history(user, last=3) for user in users] == [
+            oracle.history(user, last=3) for user in users
+        ]
+        asked = [(user, [f"item {i}" for i in range(0, 40, 2)]) for user in [*users, "nobody"]]
+        assert store.seen(asked) == oracle.seen(asked)
         assert sorted(store.users()) == sorted(oracle.logs)
         assert max(oracle.revisions.values()) > 5 and len(oracle.states) > 5  # the steps had both
     finally:

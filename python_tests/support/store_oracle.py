@@ -45,8 +45,12 @@ class Oracle:
             if revision == self.revisions.get(user, 0) and above < folded <= len(self.logs.get(user, [])):
                 self.states[model, user] = (revision, folded, state)
 
-    def history(self, user: str) -> list[Event]:
-        return self.logs.get(user, [])
+    def seen(self, asked: Sequence[tuple[str, Sequence[str]]]) -> list[set[str]]:
+        return [{event.item for event in self.logs.get(user, [])} & set(items) for user, items in asked]
+
+    def history(self, user: str, last: int | None = None) -> list[Event]:
+        log = self.logs.get(user, [])
+        return log if last is None else log[max(len(log) - last, 0) :]
 
     def drop_states(self, model: str | None) -> None:
         self.states = {key: state for key, state in self.states.items() if model not in (None, key[0])}

@@ -109,8 +109,19 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def history(self, user: str) -> list[Event]:
-        """All events of a user, ordered by time, then by arrival."""
+    def seen(self, asked: Sequence[tuple[str, Sequence[str]]]) -> list[set[str]]:
+        """The items that users have in their logs, at a cost that does not depend on the lengths of the logs.
+
+        Args:
+            asked: users, and for each the items to look for.
+
+        Returns:
+            For each pair, those of its items that the user has.
+        """
+
+    @abstractmethod
+    def history(self, user: str, last: int | None = None) -> list[Event]:
+        """The last events of a user, all for None, ordered by time, then by arrival."""
 
     @abstractmethod
     def users(self) -> Iterator[str]:

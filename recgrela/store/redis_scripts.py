@@ -6,8 +6,9 @@ folded, as 8 bytes each, big-endian.
 
 from __future__ import annotations
 
-# KEYS: users, then log and ids of each user.
-# ARGV: for each user its name, the number of its events, and each record and its id ("+" and the id, or "").
+# KEYS: users, then log, ids and items of each user.
+# ARGV: for each user its name, the number of its events, and of each event the record, the id ("+" and the
+# id, or "") and the item.
 # Returns 1 for each stored event, 0 for a duplicate, in this order.
 APPEND = """
 local users, log, ids = KEYS[1], nil, nil
@@ -44,13 +45,13 @@ local function insert(record)
 end
 
 local accepted, at = {}, 1
-for key = 2, #KEYS, 2 do
+for key = 2, #KEYS, 3 do
   log, ids = KEYS[key], KEYS[key + 1]
   local user, count = ARGV[at], tonumber(ARGV[at + 1])
   local late, pending = 0, {}
   local last = redis.call('LINDEX', log, -1)
   last = last and time_of(last)
-  for i = at + 2, at + 2 * count, 2 do
+  for i = at + 2, at + 3 * count, 3 do
     local record, id = ARGV[i], ARGV[i + 1]
     if id ~= '' and redis.call('SADD', ids, string.sub(id, 2)) == 0 then
       accepted[#accepted + 1] = 0
@@ -65,14 +66,29 @@ for key = 2, #KEYS, 2 do
         pending[#pending + 1] = record
         last = time
       end
+      redis.call('SADD', KEYS[key + 2], ARGV[i + 2])
       accepted[#accepted + 1] = 1
     end
   end
   push(pending)
   redis.call('HINCRBY', users, user, late)
-  at = at + 2 + 2 * count
+  at = at + 2 + 3 * count
 end
 return accepted
+"""
+
+# KEYS: the items of each user. ARGV: for each user the number of items to look for, and the items.
+# Returns for each of them 1 if the user has it, else 0.
+SEEN = """
+local found, at = {}, 1
+for _, items in ipairs(KEYS) do
+  local count = tonumber(ARGV[at])
+  for i = at + 1, at + count do
+    found[#found + 1] = redis.call('SISMEMBER', items, ARGV[i])
+  end
+  at = at + 1 + count
+end
+return found
 """
 
 # KEYS: users, states, then the log of each user. ARGV: the users.

@@ -8,6 +8,7 @@ Keys, each ending with an id as it is (Redis keys are any bytes, and what preced
 | `recgrela:users` | hash | revision by user |
 | `recgrela:log:USER` | list | the user's events in order, packed by `recgrela.store.redis_records` |
 | `recgrela:ids:USER` | set | ids of the user's events |
+| `recgrela:items:USER` | set | items of the user's events |
 | `recgrela:models` | set | models that have states |
 | `recgrela:states:MODEL` | hash | packed state by user |
 
@@ -89,13 +90,14 @@ class RedisStore(Store):
             keys, arguments = [USERS], []
             for user, events in events_of.items():
                 name = user.encode()
-                keys += [PREFIX + b"log:" + name, PREFIX + b"ids:" + name]
+                keys += [PREFIX + kind + name for kind in (b"log:", b"ids:", b"items:")]
                 arguments += [name, len(events)]
                 for i in events:
                     id = columns.ids[i]
                     key = None if id is None else id.encode()
-                    arguments.append(pack_event(name, columns.items[i].encode(), columns.times[i], key))
-                    arguments.append(b"" if key is None else b"+" + key)
+                    item = columns.items[i].encode()
+                    record = pack_event(name, item, columns.times[i], key)
+                    arguments += [record, b"" if key is None else b"+" + key, item]
             replies = self._run(redis_scripts.APPEND, keys, arguments)
             for i, reply in zip(chain.from_iterable(events_of.values()), replies, strict=True):
                 accepted[i] = reply == 1
@@ -119,10 +121,20 @@ class RedisStore(Store):
                 arguments += [name, revision, folded, pack_state(name, key, revision, folded, state)]
             self._run(redis_scripts.SAVE, self._keys(arguments[::4], key), arguments)
 
-    def history(self, user: str) -> list[Event]:
+    def seen(self, asked: Sequence[tuple[str, Sequence[str]]]) -> list[set[str]]:
+        keys = [PREFIX + b"items:" + user.encode() for user, _ in asked]
+        arguments = list(
+            chain.from_iterable((len(items), *(i.encode() for i in items)) for _, items in asked)
+        )
+        found = iter(self._run(redis_scripts.SEEN, keys, arguments) if asked else [])
+        return [{item for item in items if next(found)} for _, items in asked]
+
+    def history(self, user: str, last: int | None = None) -> list[Event]:
+        if last == 0:
+            return []
         name = user.encode()
         with self._errors():
-            records = self._client.lrange(PREFIX + b"log:" + name, 0, -1)
+            records = self._client.lrange(PREFIX + b"log:" + name, 0 if last is None else -last, -1)
         return [self._event(name, record) for record in records]
 
     def users(self) -> Iterator[str]:

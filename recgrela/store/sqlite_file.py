@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-from recgrela.system.errors import RunError, one_line
+from recgrela.system.errors import DiskFull, RunError, one_line
 
 APPLICATION = 0x52474C41  # "RGLA", application_id in the header of the file
 FORMAT = 1  # user_version in the header of the file
@@ -23,19 +23,21 @@ SCHEMA = {
     "items": "CREATE TABLE items (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE)",
     "events": "CREATE TABLE events (user INTEGER, time REAL, arrival INTEGER, item INTEGER NOT NULL,"
     " crc INTEGER NOT NULL, PRIMARY KEY (user, time, arrival)) WITHOUT ROWID",
+    "events_by_item": "CREATE INDEX events_by_item ON events (user, item)",
     "ids": "CREATE TABLE ids (user INTEGER, id TEXT, arrival INTEGER NOT NULL, crc INTEGER NOT NULL,"
     " PRIMARY KEY (user, id)) WITHOUT ROWID",
     "models": "CREATE TABLE models (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE)",
     "states": "CREATE TABLE states (model INTEGER, user INTEGER, revision INTEGER NOT NULL,"
     " folded INTEGER NOT NULL, crc INTEGER NOT NULL, state BLOB NOT NULL, PRIMARY KEY (model, user))",
 }
-# quick_check does not compare an index with its table; integrity_check does. States are not checked: each
-# has a checksum, and reading all of them could take minutes.
+# integrity_check also checks the order of rows and compares an index with its table. In the events a row that
+# is out of order is missed by the count of the user, and the index only says which items a user has seen.
+# States are not checked: each has a checksum, and reading all of them could take minutes.
 CHECKS = {
     "users": "integrity_check",
     "items": "integrity_check",
     "events": "quick_check",
-    "ids": "quick_check",
+    "ids": "integrity_check",
 }
 MAGIC = b"SQLite format 3\0"
 HEADER = 100  # bytes
@@ -178,7 +180,7 @@ class SQLiteFile:
                 "nothing was stored: try again, or stop that process"
             )
         if "full" in text:
-            return RunError(
+            return DiskFull(
                 f"{self.path}: no space left on the disk; nothing was stored: free some and try again"
             )
         if "disk I/O error" in text:

@@ -140,13 +140,28 @@ class SQLiteStore(Store):
                 rows,
             )
 
-    def history(self, user: str) -> list[Event]:
+    def seen(self, asked: Sequence[tuple[str, Sequence[str]]]) -> list[set[str]]:
+        with self._file.reading() as db:
+            users = self._users(db, [user for user, _ in asked])
+            return [self._having(db, users.get(user), items) for user, items in asked]
+
+    def _having(self, db: sqlite3.Connection, user: _User | None, items: Sequence[str]) -> set[str]:
+        """The ones among some items that a user has."""
+        if user is None:
+            return set()
+        query = (
+            f"SELECT name FROM items WHERE EXISTS (SELECT 1 FROM events WHERE user = {user.number} AND "
+            "item = number) AND name IN"
+        )
+        return {name for (name,) in _select_in(db, query, items)}
+
+    def history(self, user: str, last: int | None = None) -> list[Event]:
         with self._file.reading() as db:
             found = self._users(db, [user]).get(user)
             if found is None:
                 return []
             ids = self._ids(db, found)
-            events = self._last_events(db, found, found.count)
+            events = self._last_events(db, found, found.count if last is None else min(last, found.count))
         return [Event(user, item, time, ids.get(arrival)) for time, item, arrival in events]
 
     def users(self) -> Iterator[str]:

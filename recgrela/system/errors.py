@@ -22,3 +22,7 @@ class ConfigError(UserError):
 
 class RunError(UserError):
     """A failed run, or a run folder or checkpoint that is missing, damaged or of another model."""
+
+
+class DiskFull(RunError):
+    """No space is left for what must be stored."""

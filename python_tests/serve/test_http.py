@@ -1,0 +1,424 @@
+"""The HTTP contract: answers, and the status and message of every error."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from recgrela.inference.recommender import Recommender
+from recgrela.serve import limits, schemas
+from recgrela.serve.app import create_app
+from recgrela.serve.batching import Batcher
+from recgrela.serve.engine import Engine
+from recgrela.serve.metrics import Metrics
+from recgrela.serve.service import Service
+from recgrela.store import Store, open_store
+from recgrela.system.errors import DiskFull, RunError
+
+TOKEN = "0123456789abcdef0123456789abcdef"
+URL = "http://localhost"
+JSON = {"content-type": "application/json"}
+
+
+@contextmanager
+def client_of(
+    recommender: Recommender, store: Store, max_queue: int = 100, **options: Any
+) -> Iterator[TestClient]:
+    """A client of a running app."""
+    metrics = Metrics()
+    batcher = Batcher(Engine(recommender, store), metrics, max_batch=16, max_wait=0.0, max_queue=max_queue)
+    service = Service(store, batcher, metrics, **options)
+    metrics.watch_states(lambda: batcher.engine)
+    metrics.set_model(batcher.engine.key, "best")
+    with TestClient(create_app(service), base_url=URL, raise_server_exceptions=False) as client:
+        yield client
+
+
+@pytest.fixture
+def client(recommender: Recommender, store: Store) -> Iterator[TestClient]:
+    with client_of(recommender, store) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def reader(recommender: Recommender, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    """A client with a stored user; tests must not add events."""
+    with (
+        open_store(tmp_path_factory.mktemp("reader") / "store.sqlite") as store,
+        client_of(recommender, store, hosts=("localhost", "127.0.0.1", "::1")) as client,
+    ):
+        events = [
+            {"user": "a/b é", "item": item, "time": t} for t, item in enumerate(recommender.item_ids[:4])
+        ]
+        assert client.post("/events", json=events).status_code == 200
+        yield client
+
+
+def error_of(response: Any, status: int) -> str:
+    """The message of an error."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    ((name, message),) = response.json().items()
+    assert name == "error" and "\n" not in message
+    return message
+
+
+# ---- answers
+
+
+def test_events_and_recommendations(client: TestClient, recommender: Recommender) -> None:
+    first, second, third = recommender.item_ids[:3]
+    one = client.post("/events", json={"user": 7, "item": first, "time": 1.5})
+    assert one.status_code == 200
+    assert one.json() == {"receipts": [{"stored": True, "known": True}]}
+    many = [
+        {"user": "7", "item": second, "id": "k"},
+        {"user": "7", "item": second, "id": "k"},
+        {"user": "7", "item": "?"},
+    ]
+    receipts = schemas.EventsOut.model_validate(client.post("/events", json=many).json()).receipts
+    assert [(r.stored, r.known) for r in receipts] == [(True, True), (False, True), (True, False)]
+    answer = client.get("/users/7/recommendations", params={"k": 5})
+    found = schemas.RecommendOut.model_validate(answer.json())
+    expected = recommender.recommend(histories=[[first, second]], k=5).to_pydict()
+    assert [item.item for item in found.items] == expected["item"] and found.length == 2
+    assert [item.title for item in found.items] == expected["title"]
+    assert [item.score for item in found.items] == pytest.approx(expected["score"], abs=1e-5)
+    assert (
+        client.post("/recommendations", json={"items": [first, "?", second], "k": 5}).json() == answer.json()
+    )
+    assert client.post("/recommendations", json={"user": 7, "k": 5}).json() == answer.json()
+    seen = client.get("/users/7/recommendations", params={"k": 40, "exclude_seen": "false"}).json()["items"]
+    assert {first, second} < {item["item"] for item in seen}
+    some = client.post("/recommendations", json={"user": "7", "allow": [third, first, "?"]}).json()["items"]
+    assert [item["item"] for item in some] == [third]
+    events = schemas.HistoryOut.model_validate(client.get("/users/7/history").json()).events
+    assert [(event.item, event.known) for event in events] == [(first, True), (second, True), ("?", False)]
+    assert events[0].time == 1.5 and abs(events[2].time - time.time()) < 60
+    assert client.get("/users/7/history", params={"limit": 1}).json()["events"] == [vars(events[2])]
+
+
+def test_ids_with_slashes_and_other_letters(reader: TestClient) -> None:
+    for path in ("recommendations", "history", "states"):
+        assert reader.get(f"/users/a%2Fb%20%C3%A9/{path}").status_code == 200
+        assert "'a/b'" in error_of(reader.get(f"/users/a%2Fb/{path}"), 404)
+
+
+def test_items(reader: TestClient, recommender: Recommender) -> None:
+    item, title = recommender.item_ids[0], recommender.catalogue.items.titles[1]
+    expected = {"item": item, "title": title, "retired": False}
+    assert reader.get(f"/items/{item}").json() == expected
+    assert schemas.ItemsOut.model_validate(reader.get("/items").json()).items[0].item == item
+    assert (
+        expected in reader.get("/items", params={"query": str(title).upper(), "limit": 100}).json()["items"]
+    )
+    assert len(reader.get("/items", params={"query": "item", "limit": 7}).json()["items"]) == 7
+    assert reader.get("/items", params={"query": "%.*"}).json() == {"items": []}
+    assert reader.get("/items", params={"query": item}).json()["items"][0]["item"] == item
+    similar = schemas.SimilarOut.model_validate(reader.get(f"/items/{item}/similar?k=3").json()).items
+    assert [one.item for one in similar] == recommender.similar_items([item], 3)["similar"].to_pylist()
+
+
+def test_states(reader: TestClient, recommender: Recommender) -> None:
+    given = reader.post("/states", json={"items": recommender.item_ids[:4]})
+    layers = schemas.StatesOut.model_validate(given.json()).layers
+    assert [len(layer.state) for layer in layers] == [2, 2] and all(layer.gate for layer in layers)
+    assert [layer["name"] for layer in reader.get("/users/a%2Fb%20%C3%A9/states").json()["layers"]] == [
+        layer.name for layer in layers
+    ]
+
+
+def test_health_and_metrics(reader: TestClient) -> None:
+    health = schemas.HealthOut.model_validate(reader.get("/health").json())
+    assert health.live and health.ready and health.items == 40 and "best.safetensors" in health.checkpoint
+    assert reader.get("/health/live").json() == {"live": True}
+    error_of(reader.get("/no/such/route"), 404)
+    metrics = reader.get("/metrics")
+    assert metrics.headers["content-type"].startswith("text/plain")
+    for line in (
+        'recgrela_requests_total{method="POST",route="/events",status="200"} 1.0',
+        'recgrela_request_seconds_count{route="/events"} 1.0',
+        'recgrela_events_total{outcome="stored"} 4.0',
+        'recgrela_batch_size_sum{kind="events"} 4.0',
+        'recgrela_state_items_total{how="prefill"} 4.0',
+        "recgrela_states_unsaved_total 0.0",
+        "recgrela_queue 0.0",
+        f'recgrela_model{{checkpoint="best",key="{health.model}"}} 1.0',
+        'route="none"',
+    ):
+        assert line in metrics.text
+
+
+def test_pages(reader: TestClient) -> None:
+    for path, kind in (
+        ("/", "html"),
+        ("/app.js", "javascript"),
+        ("/style.css", "css"),
+        ("/docs", "html"),
+        ("/docs.js", "javascript"),
+    ):
+        page = reader.get(path)
+        assert page.status_code == 200 and kind in page.headers["content-type"] and len(page.text) > 300
+        assert "default-src 'none'" in page.headers["content-security-policy"]
+        assert page.headers["x-content-type-options"] == "nosniff"
+        assert (
+            "http://" not in page.text.replace("http://www.w3.org/2000/svg", "")
+            and "https://" not in page.text
+        )
+
+
+def test_documentation(reader: TestClient) -> None:
+    api = reader.get("/openapi.json").json()
+    assert {f"{method} {path}" for path, methods in api["paths"].items() for method in methods} == {
+        *(
+            "post /events",
+            "get /users/{user}/recommendations",
+            "post /recommendations",
+            "get /users/{user}/history",
+        ),
+        *(
+            "get /users/{user}/states",
+            "post /states",
+            "get /items",
+            "get /items/{item}",
+            "get /items/{item}/similar",
+        ),
+        *("get /health", "get /health/live", "get /metrics", "post /reload"),
+    }
+    for name in ("EventIn", "RecommendIn", "HistoryIn"):
+        for example in api["components"]["schemas"][name]["examples"]:
+            getattr(schemas, name).model_validate(example)
+    described = [m for methods in api["paths"].values() for m in methods.values()]
+    assert all(method["description"] for method in described)
+    # FastAPI's own form of validation errors is not what the server sends.
+    assert "HTTPValidationError" not in json.dumps([method["responses"] for method in described])
+
+
+# ---- errors in bodies and parameters
+
+BAD_EVENTS = {
+    "no user": ({"item": "1"}, "user: Field required"),
+    "empty user": ({"user": "", "item": "1"}, "user: String should have at least 1 character"),
+    "long item": ({"user": "a", "item": "1" * 257}, "item: String should have at most 256 characters"),
+    "control character": ({"user": "a\u0000", "item": "1"}, "user: Value error, has control characters"),
+    "surrogate": ({"user": "a", "item": "\ud800"}, "item"),
+    "boolean id": ({"user": True, "item": "1"}, "user: Input should be a valid string"),
+    "nested id": ({"user": ["a"], "item": "1"}, "user: Input should be a valid string"),
+    "text as time": ({"user": "a", "item": "1", "time": "12"}, "time: Input should be a valid number"),
+    "boolean time": ({"user": "a", "item": "1", "time": True}, "time: Input should be a valid number"),
+    "milliseconds": ({"user": "a", "item": "1", "time": 1.7e12}, "time: Value error, is over a day ahead"),
+    "huge time": ({"user": "a", "item": "1", "time": 10**400}, "time"),
+    "before the year 1": ({"user": "a", "item": "1", "time": -1e12}, "time: Input should be greater than"),
+    "unknown field": ({"user": "a", "item": "1", "weight": 2}, "weight: Extra inputs are not permitted"),
+    "no events": ([], "at least 1 item"),
+    "too many": ([{"user": "a", "item": "1"}] * 1001, "at most 1000 items"),
+    "second of a list": ([{"user": "a", "item": "1"}, {"user": "a"}], "1.item: Field required"),
+    "a number": (3, "body"),
+    "null": (None, "body"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_EVENTS)
+def test_bad_events(reader: TestClient, case: str) -> None:
+    body, expected = BAD_EVENTS[case]
+    # Not client.post(json=...), which refuses lone surrogates.
+    message = error_of(reader.post("/events", content=json.dumps(body), headers=JSON), 422)
+    assert expected in message and message.startswith("body")
+    assert list(reader.app.state.service.store.users()) == ["a/b é"]
+
+
+BAD_QUERIES = {
+    "neither": ({}, "give either items or user"),
+    "both": ({"items": ["1"], "user": "a"}, "give either items or user"),
+    "empty history": ({"items": []}, "items: List should have at least 1 item"),
+    "long history": ({"items": ["1"] * 10_001}, "items: List should have at most 10000 items"),
+    "k of 0": ({"items": ["1"], "k": 0}, "k: Input should be greater than or equal to 1"),
+    "large k": ({"items": ["1"], "k": 1001}, "k: Input should be less than or equal to 1000"),
+    "fraction": ({"items": ["1"], "k": 1.5}, "k: Input should be a valid integer"),
+    "empty allow": ({"items": ["1"], "allow": []}, "allow: List should have at least 1 item"),
+    "unknown history": ({"items": ["?", "??"]}, "the history has no item that the model knows"),
+    "nothing allowed": ({"items": ["1"], "allow": ["?"]}, "none of the model's items may be recommended"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_QUERIES)
+def test_bad_queries(reader: TestClient, case: str) -> None:
+    body, expected = BAD_QUERIES[case]
+    assert expected in error_of(reader.post("/recommendations", json=body), 422)
+
+
+def test_unknown_users_and_items(reader: TestClient) -> None:
+    assert "user 'nobody' has no events" in error_of(reader.get("/users/nobody/recommendations"), 404)
+    assert "user 'nobody' has no events" in error_of(
+        reader.post("/recommendations", json={"user": "nobody"}), 404
+    )
+    assert "user 'nobody' has no events" in error_of(reader.get("/users/nobody/history"), 404)
+    assert "item '?' is not among" in error_of(reader.get("/items/%3F"), 404)
+    assert "item '?' is not among" in error_of(reader.get("/items/%3F/similar"), 404)
+    assert "history" in error_of(reader.post("/states", json={"items": ["?"]}), 422)
+
+
+def test_bad_parameters(reader: TestClient) -> None:
+    for path in (
+        "/users/a/recommendations?k=0",
+        "/users/a/recommendations?k=1001",
+        "/users/a/recommendations?k=x",
+    ):
+        assert error_of(reader.get(path), 422).startswith("query.k: Input should be")
+    assert "exclude_seen" in error_of(reader.get("/users/a/recommendations?exclude_seen=maybe"), 422)
+    assert "limit" in error_of(reader.get("/users/a/history?limit=100000"), 422)
+    assert "query" in error_of(reader.get("/items", params={"query": "x" * 257}), 422)
+    assert "path.user" in error_of(reader.get(f"/users/{'x' * 257}/recommendations"), 422)
+    assert "path.user" in error_of(reader.get("/users/a%00/recommendations"), 422)
+    assert error_of(reader.delete("/users/a/history"), 405) == "Method Not Allowed"
+
+
+def test_bodies_that_are_not_json(reader: TestClient) -> None:
+    for body in (b"{", b"user=a", b"\xff\xfe", b"[NaN]", b'{"user": Infinity}', b"[" + b"9" * 5000 + b"]"):
+        assert "not JSON" in error_of(reader.post("/events", content=body, headers=JSON), 400)
+    for depth in (9, 500, 100_000):
+        body = b'{"user": ' + b"[" * depth + b"]" * depth + b"}"
+        assert "nested deeper than 8" in error_of(reader.post("/events", content=body, headers=JSON), 400)
+    assert "content-type" in error_of(
+        reader.post("/events", content=b"{}", headers={"content-type": "text/plain"}), 415
+    )
+    assert "content-type" in error_of(reader.post("/events", content=b"{}"), 415)
+
+
+def test_large_bodies(reader: TestClient) -> None:
+    event = {"user": "a", "item": "1", "id": None}
+    large = json.dumps([event] * 10).encode() + b" " * limits.MAX_BODY
+    assert "above 1048576 bytes" in error_of(reader.post("/events", content=large, headers=JSON), 413)
+
+    def parts() -> Iterator[bytes]:  # sent without a length
+        for _ in range(200):
+            yield b" " * 10_000
+
+    answer = reader.post("/events", content=parts(), headers=JSON)
+    assert "above 1048576 bytes" in error_of(answer, 413) and answer.headers["connection"] == "close"
+    fitting = json.dumps([]).encode().ljust(limits.MAX_BODY)
+    assert "at least 1 item" in error_of(reader.post("/events", content=fitting, headers=JSON), 422)
+
+
+# ---- access
+
+
+def test_token(recommender: Recommender, store: Store) -> None:
+    with client_of(recommender, store, token=TOKEN) as client:
+        for given in (
+            {},
+            {"authorization": f"Bearer {TOKEN}x"},
+            {"authorization": TOKEN},
+            {"authorization": f"Basic {TOKEN}"},
+            {"authorization": "Bearer "},
+            {"authorization": "Bearer é".encode()},
+        ):
+            for path in ("/users/a/recommendations", "/items", "/metrics", "/no/such/route"):
+                refused = client.get(path, headers=given)
+                assert (
+                    "valid token" in error_of(refused, 401)
+                    and refused.headers["www-authenticate"] == "Bearer"
+                )
+            assert "valid token" in error_of(client.post("/events", json=[], headers=given), 401)
+            assert "valid token" in error_of(client.post("/reload", headers=given), 401)
+        for path in ("/", "/health", "/docs", "/openapi.json"):
+            assert client.get(path).status_code == 200
+        given = {"authorization": f"bearer {TOKEN}"}
+        assert client.get("/items", headers=given).status_code == 200
+        assert client.post("/events", json={"user": "a", "item": "1"}, headers=given).status_code == 200
+
+
+def test_pages_of_other_sites(reader: TestClient) -> None:
+    body = {"items": ["1"]}
+    for headers in ({"origin": "http://evil.example"}, {"origin": "null"}, {"origin": "http://localhost:81"}):
+        assert "other sites" in error_of(reader.post("/recommendations", json=body, headers=headers), 403)
+    assert "host must be" in error_of(reader.get("/items", headers={"host": "evil.example"}), 403)
+    assert "host must be" in error_of(reader.get("/items", headers={"host": "[bad"}), 403)
+    for host in ("localhost:8000", "127.0.0.1", "[::1]:80"):
+        headers = {"host": host, "origin": f"http://{host}"}
+        answer = reader.post("/recommendations", json=body, headers=headers)
+        assert answer.status_code == 200 and "access-control-allow-origin" not in answer.headers
+
+
+def test_reload_needs_a_token(reader: TestClient) -> None:
+    assert "SIGHUP" in error_of(reader.post("/reload"), 403)
+
+
+# ---- faults
+
+
+def test_a_full_queue(recommender: Recommender, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, release = threading.Event(), threading.Event()
+    with client_of(recommender, store, max_queue=1) as client:
+        engine = client.app.state.service.engine
+        real = engine.recommend
+
+        def slow(queries: Any) -> Any:
+            begun.set()
+            release.wait(30)
+            return real(queries)
+
+        monkeypatch.setattr(engine, "recommend", slow)
+        answers: list[Any] = []
+
+        def ask() -> None:
+            answers.append(client.post("/recommendations", json={"items": [recommender.item_ids[0]]}))
+
+        threads = [threading.Thread(target=ask) for _ in range(2)]
+        threads[0].start()
+        assert begun.wait(30)
+        threads[1].start()
+        while client.app.state.service.batcher._queue.qsize() < 1:
+            time.sleep(0.01)
+        refused = client.post("/recommendations", json={"items": ["1"]})
+        assert "are waiting" in error_of(refused, 503) and refused.headers["retry-after"] == "1"
+        release.set()
+        for thread in threads:
+            thread.join()
+        assert [answer.status_code for answer in answers] == [200, 200]
+
+
+def test_faults_of_the_store(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = client.app.state.service.store
+    event = {"user": "a", "item": "1"}
+    assert client.post("/events", json=event).status_code == 200
+
+    def fail(error: Exception) -> Any:
+        def call(*_: Any, **__: Any) -> Any:
+            raise error
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "append", fail(DiskFull("/secret/path is full")))
+        assert (
+            error_of(client.post("/events", json=event), 507)
+            == "the disk of the store is full; nothing was stored"
+        )
+        assert client.get("/users/a/recommendations").status_code == 200
+        patch.setattr(store, "append", fail(RunError("/secret/path is damaged")))
+        answer = client.post("/events", json=event)
+        assert "secret" not in error_of(answer, 503) and answer.headers["retry-after"] == "1"
+        patch.setattr(store, "append", fail(RuntimeError("a bug in /secret")))
+        assert (
+            error_of(client.post("/events", json=event), 500)
+            == "internal error; the server's log has the details"
+        )
+        patch.setattr(store, "users", fail(RunError("gone")))
+        health = client.get("/health")
+        assert health.status_code == 503 and health.json()["live"] and not health.json()["ready"]
+    assert client.get("/health").status_code == 200
+    assert client.post("/events", json=event).status_code == 200
+    errors = [
+        line for line in client.get("/metrics").text.splitlines() if line.startswith("recgrela_errors_total")
+    ]
+    assert errors == [
+        f'recgrela_errors_total{{error="{name}"}} 1.0' for name in ("DiskFull", "RunError", "RuntimeError")
+    ]

@@ -1,0 +1,1 @@
+"""An HTTP service: events in, recommendations out, from states that are advanced by each event."""
