@@ -12,7 +12,7 @@ from recgrela.models import SequenceModel
 from recgrela.nn import ModelState
 
 # The largest batch that is recorded. In larger ones the modules' work is small beside that of the operators.
-MAX_BATCH = 8
+MAX_BATCH = 4
 VIEWS = {torch.ops.aten.t.default, torch.ops.aten.squeeze.dim, torch.ops.aten.view.default}
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from recgrela.data import DataConfig, Interactions
+from recgrela.inference.captured import CapturedStep
 from recgrela.inference.catalogue import Catalogue
 from recgrela.inference.encoding import encode, evaluating
 from recgrela.inference.histories import Histories, from_interactions, from_tokens, load_histories
@@ -319,6 +320,11 @@ class Recommender:
             raise RunError(
                 f"the model cannot recommend: {error}; train it again, or take another checkpoint"
             ) from error
+
+    @cached_property
+    def step(self) -> CapturedStep:
+        """`model.step`, faster for a few users; the model must be in eval mode."""
+        return CapturedStep(self.model)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -145,7 +145,7 @@ class Engine:
     def _after(self, histories: Sequence[np.ndarray]) -> ModelState:
         """The states after histories of item ids."""
         state = self.model.init_state(len(histories))
-        advance(self.model, state, histories)
+        advance(self.recommender.step, state, histories)
         return state
 
     def _encode(self, queries: Sequence[Query]) -> tuple[Tensor, np.ndarray, dict[int, np.ndarray]]:

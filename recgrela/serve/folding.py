@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recgrela.inference.captured import CapturedStep
 from recgrela.inference.encoding import MAX_SLOTS, fitting
 from recgrela.inference.recommender import Recommender
-from recgrela.models import SequenceModel
 from recgrela.models.streaming import PREFILL_ROWS
 from recgrela.nn.state import ModelState, PackedDtype
 from recgrela.store import Store, UserLog
@@ -51,6 +51,7 @@ class Folder:
 
     def __init__(self, recommender: Recommender, store: Store, dtype: PackedDtype) -> None:
         self.model, self.catalogue = recommender.model.eval(), recommender.catalogue
+        self.step = recommender.step
         self.store, self.dtype = store, dtype
         self.counts = FoldCounts()
         digest = hashlib.sha256(f"{recommender.fingerprint} {dtype}".encode())
@@ -122,7 +123,7 @@ class Folder:
             if rows:
                 state.assign(rows, self._unpack([logs[row] for row in rows], self._empty))
         added = [ids[ids > 0] for ids in (self.catalogue.ids(log.pending) for log in logs)]
-        advance(self.model, state, added)
+        advance(self.step, state, added)
         lengths = list(map(len, added))
         self.counts.steps += lengths.count(1)
         self.counts.prefilled += sum(n for n in lengths if n > 1)
@@ -152,14 +153,15 @@ class Folder:
             logger.warning("%d states are not stored and will be computed again: %s", len(entries), error)
 
 
-def advance(model: SequenceModel, state: ModelState, added: Sequence[np.ndarray]) -> None:
+def advance(step: CapturedStep, state: ModelState, added: Sequence[np.ndarray]) -> None:
     """Appends items to the histories of users, in passes of bounded memory.
 
     Args:
-        model: a model in eval mode.
+        step: the step of a model in eval mode.
         state: the users' states, updated in place.
         added: the new item ids of each user, int64; may be empty.
     """
+    model = step.model
     lengths = np.array([len(items) for items in added], dtype=np.int64)
     if model.carries_state:
         slots = np.minimum(lengths, PREFILL_ROWS)
@@ -171,23 +173,23 @@ def advance(model: SequenceModel, state: ModelState, added: Sequence[np.ndarray]
             rows = rows[np.argsort(slots[rows], kind="stable")]  # some models pad to the longest of a pass
             while len(rows):
                 size = fitting(model, slots[rows], MAX_SLOTS[state.device.type])
-                _advance_some(model, state, added, np.sort(rows[:size]), single)
+                _advance_some(step, state, added, np.sort(rows[:size]), single)
                 rows = rows[size:]
 
 
 def _advance_some(
-    model: SequenceModel, state: ModelState, added: Sequence[np.ndarray], rows: np.ndarray, single: bool
+    step: CapturedStep, state: ModelState, added: Sequence[np.ndarray], rows: np.ndarray, single: bool
 ) -> None:
     """Appends the items of some users in one pass; `single`: each has one item."""
     index = torch.from_numpy(rows)
     part = state if len(rows) == state.batch else state.select(index)
     items = torch.from_numpy(np.concatenate([added[row] for row in rows])).to(state.device)
     if single:
-        model.step(items, part)
+        step(items, part)
     else:
         lengths = [len(added[row]) for row in rows]
         offsets = torch.from_numpy(np.cumsum([0, *lengths])).to(state.device)
-        part, _ = model.prefill(items, offsets, max(lengths), part)
+        part, _ = step.model.prefill(items, offsets, max(lengths), part)
     if part is not state:
         state.assign(index, part)
 

@@ -44,7 +44,9 @@ class Source:
         recommender = Recommender.load(
             self.run, checkpoint=self.checkpoint, device=self.device, precision=self.precision
         )
-        return Engine(recommender, store, self.state_dtype)
+        engine = Engine(recommender, store, self.state_dtype)
+        recommender.step.warm_up()  # the first requests must not wait for it
+        return engine
 
     def identity(self) -> Identity:
         """What changes when a file that `load` reads is replaced. Raises UserError without a checkpoint."""
