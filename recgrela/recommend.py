@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from recgrela.inference.histories import Histories, from_tokens
+from recgrela.inference.histories import Histories
 from recgrela.inference.lists import read_histories, read_lines
 from recgrela.inference.output import FORMATS, show_history, show_table, write_rows
 from recgrela.inference.recommender import Recommender
@@ -41,6 +41,7 @@ OPTIONS = [
     Option("device", "auto", "Device: cpu, cuda, cuda:N, or auto for the GPU if there is one."),
     Option("threads", None, "Number of CPU threads.", kind=int, min=1, max=MAX_THREADS),
 ]
+WIDE = 10_000  # columns of an output that is not a terminal, which has no width
 SOURCES = ("user", "users", "items", "histories", "all")
 
 
@@ -69,24 +70,24 @@ def command(argv: Sequence[str]) -> int:
     histories = _histories(recommender, given[0], options)
     if histories.skipped:
         say(notes, f"note: {histories.skipped} events of items that the model does not know are skipped")
+    if given[0] == "histories" and (histories.lengths == 0).any():
+        say(notes, f"note: {(histories.lengths == 0).sum()} histories without a known item are skipped")
+        histories = histories.without_empty()
     allow, deny = (
         read_lines(options[name], f"--{name}") if options[name] else None for name in ("allow", "deny")
     )
     batches = recommender.iter_recommendations(histories, options["k"], not options["seen"], allow, deny)
-    if options["format"] == "table":
-        console, run = Console(), recommender.run
-        assert run is not None
-        if len(histories) == 1:
-            show_history(console, recommender.catalogue.items, histories)
-        rule = "including items of the history" if options["seen"] else "excluding items of the history"
-        show_table(
-            options["output"],
-            console,
-            f"recommended by {run.folder.path.name}, {run.describe_checkpoint()}, {rule}:",
-            batches,
-            many=len(histories) > 1,
-        )
+    run = recommender.run
+    assert run is not None
+    rule = "including items of the history" if options["seen"] else "excluding items of the history"
+    title = f"recommended by {run.folder.path.name}, {run.describe_checkpoint()}, {rule}:"
+    if options["format"] == "table" and len(histories) == 1 and options["output"] == "-":
+        console = Console(width=None if sys.stdout.isatty() else WIDE)
+        show_history(console, recommender.catalogue.items, histories)
+        show_table(console, title, batches)
     else:
+        if options["format"] == "table":
+            say(notes, title)
         write_rows(options["output"], options["format"], batches)
     return 0
 
@@ -104,7 +105,7 @@ def _histories(recommender: Recommender, source: str, options: dict[str, Any]) -
             raise ConfigError("--items: no item is given; expected ID,ID,...")
         # A typing error on a command line is an error, unlike an unknown item in a shop's history.
         recommender.catalogue.known_ids(tokens)
-        return from_tokens(recommender.catalogue, [tokens])
+        return recommender.select(histories=[tokens])
     return recommender.select(histories=read_histories(options["histories"]))
 
 

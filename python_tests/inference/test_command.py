@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from recgrela import Recommender, recommend
+from recgrela.runs.items import write_items
 
 Capture = pytest.CaptureFixture[str]
 
@@ -67,6 +68,29 @@ def test_formats_hold_what_the_recommender_returns(
         assert capsys.readouterr().out == path.read_text()
 
 
+def test_a_table_of_many_users(finished_run: Path, recommender: Recommender, capsys: Capture) -> None:
+    assert run_command(finished_run, "--all", "--k=2") == 0
+    captured = capsys.readouterr()
+    heading, *rows = captured.out.splitlines()
+    assert heading.split() == ["user", "rank", "score", "item", "title"]
+    expected = recommender.recommend(k=2)
+    assert [row.split()[0] for row in rows] == expected["user"].to_pylist()
+    assert [row.split()[3] for row in rows] == expected["item"].to_pylist()
+    assert "recommended by" in captured.err
+
+
+def test_control_characters_are_shown_as_escapes(copy: Path, capsys: Capture) -> None:
+    loaded = Recommender.load(copy, device="cpu")
+    assert loaded.run is not None
+    items = loaded.catalogue.items
+    items.titles[3] = "red \x1b[31m\x9b"
+    write_items(loaded.run.folder.items_path, items)
+    for source in (f"--items={items.tokens[3]}", f"--items={items.tokens[4]}"):
+        assert run_command(copy, source, "--k=100") == 0
+        out = capsys.readouterr().out
+        assert "\x1b" not in out and "\x9b" not in out and r"red \x1b[31m\x9b" in out
+
+
 def test_whole_ids_in_a_table_that_is_not_a_terminal(
     finished_run: Path, tmp_path: Path, capsys: Capture
 ) -> None:
@@ -90,6 +114,20 @@ def test_histories_on_stdin(
     captured = capsys.readouterr()
     assert [json.loads(line)["user"] for line in captured.out.splitlines()] == ["1", "1"]
     assert captured.err == "note: 1 events of items that the model does not know are skipped\n"
+
+
+def test_histories_without_known_items_are_skipped(
+    finished_run: Path, recommender: Recommender, tmp_path: Path, capsys: Capture
+) -> None:
+    """Line separators of Unicode within an id do not end a line; a BOM does not begin one."""
+    user = "a\u2028b"
+    lines = [[], ["unknown"], {"user": user, "items": recommender.item_ids[:1]}]
+    path = tmp_path / "histories"
+    path.write_text("\ufeff" + "\r\n".join(json.dumps(line, ensure_ascii=False) for line in lines))
+    assert run_command(finished_run, f"--histories={path}", "--format=jsonl", "--k=1") == 0
+    captured = capsys.readouterr()
+    assert [json.loads(line)["user"] for line in captured.out.split("\n")[:-1]] == [user]
+    assert "note: 2 histories without a known item are skipped" in captured.err
 
 
 def test_lists_of_users_and_items(
@@ -120,6 +158,7 @@ def test_todays_events(finished_run: Path, recommender: Recommender, tmp_path: P
         ("{", "line 1: not JSON"),
         ("[1]\n3", 'line 2: expected {"user": ID, "items": [ID, ...]}'),
         ('{"user": "a"}', "line 1: expected"),
+        ('["\\ud800"]', "is not valid text"),
         ('{"user": "a", "items": [1.5]}', "line 1: the id 1.5 is neither text nor a whole number"),
         ('{"user": 1, "items": [1]}\n{"user": "1", "items": [2]}', "line 2: the user '1' occurs twice"),
         ("[" * 100_000, "line 1: "),
@@ -147,3 +186,5 @@ def test_bad_lists(finished_run: Path, tmp_path: Path, capsys: Capture) -> None:
     ):
         assert run_command(finished_run, f"--users={tmp_path / name}") == 2
         assert message in capsys.readouterr().err
+    assert run_command(finished_run, "--all", f"--output={tmp_path}") == 2
+    assert "is a folder; give the name of a file" in capsys.readouterr().err

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -110,7 +112,8 @@ def test_retired_items_are_kept_and_never_recommended(copy: Path) -> None:
 def test_unknown_items_are_skipped(recommender: Recommender) -> None:
     known = tokens_of(recommender, 3, 9)
     found = recommender.select(histories=[[known[0], "unknown", known[1]], known])
-    assert found.skipped == 1 and found.of(0).tolist() == found.of(1).tolist() == [3, 9]
+    assert found.skipped_items.tolist() == [1, 0] and found.take(np.array([1])).skipped == 0
+    assert found.of(0).tolist() == found.of(1).tolist() == [3, 9]
 
 
 def test_histories_come_from_todays_events(finished_run: Path, tmp_path: Path) -> None:
@@ -124,7 +127,7 @@ def test_histories_come_from_todays_events(finished_run: Path, tmp_path: Path) -
     assert loaded.histories.of(0).tolist() == [4, 7] and loaded.histories.of(1).tolist() == [11]
     path = tmp_path / "today.csv"
     path.write_text("user_id,item_id,timestamp\n" + "".join(f"new,{x},{i}\n" for i, x in enumerate((a, b))))
-    again = Recommender.load(finished_run, events=str(path), device="cpu")
+    again = Recommender.load(finished_run, events=path, device="cpu")
     assert again.recommend(["new"], k=4).equals(loaded.recommend(["new"], k=4))
 
 
@@ -140,14 +143,70 @@ def test_changed_data_of_the_run_is_no_obstacle(copy: Path) -> None:
     [
         ([[]], "user '0': the history has no item that the model knows"),
         ([["1"], ["unknown"], []], "user '1' and 1 others: the history has no item"),
-        (["123"], "the history of '0' is the text '123'; expected a list"),
+        (["123"], "the history of '0': expected a list of ids, got '123'"),
+        ([3, 14], "the history of '0': expected a list of ids, got 3"),
+        ("123", "histories: expected a list of histories, got '123'"),
+        ([[1.5]], "the history of '0': the id 1.5 is neither text nor a whole number"),
+        ([["\ud800"]], "is not valid text"),
     ],
 )
-def test_bad_histories(recommender: Recommender, histories: list[list[str]], message: str) -> None:
+def test_bad_histories(recommender: Recommender, histories: Any, message: str) -> None:
     if histories == [["1"], ["unknown"], []]:
         histories = [tokens_of(recommender, 1), *histories[1:]]
-    with pytest.raises(DataError, match=message):
+    with pytest.raises((ConfigError, DataError), match=message):
         recommender.recommend(histories=histories)
+
+
+def test_ids_may_be_numbers_and_arrays(recommender: Recommender) -> None:
+    """Of Python, NumPy and Arrow, in every argument; generators too."""
+    user = recommender.histories.users[4]
+    best = recommender.recommend([user], k=3)["item"].to_pylist()
+    expected = recommender.recommend([user], deny=best)
+    assert user.isdigit() and all(item.isdigit() for item in best)
+    for deny in (list(map(int, best)), np.array(list(map(int, best))), pa.array(best), iter(best)):
+        assert recommender.recommend([int(user)], deny=deny).equals(expected)
+    assert recommender.recommend(np.array([int(user)]), k=np.int64(3))["item"].to_pylist() == best
+    history = (int(item) for item in best)
+    assert recommender.recommend(histories=[history], k=1).num_rows == 1
+    assert recommender.recommend([user], allow=pa.chunked_array([best]))["item"].to_pylist() == best
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda r: r.recommend("12"), "users: expected a list of ids, got '12'"),
+        (lambda r: r.recommend(["7"], deny="291"), "deny: expected a list of ids"),
+        (lambda r: r.recommend(["7"], allow=5), "allow: expected a list of ids, got 5"),
+        (lambda r: r.similar_items("14"), "items: expected a list of ids, got '14'"),
+        (lambda r: r.similar_items(["14"], k=0), "k: 0 is below 1"),
+        (lambda r: r.recommend(["7"], k="2"), "k: '2' is not a whole number"),
+        (lambda r: Recommender(r.model, r.catalogue.items, history_len=0), "history_len: 0 is below 1"),
+        (lambda r: Recommender(r.model, r.catalogue.items, precision="int4"), "precision: 'int4' is not one"),
+        (
+            lambda r: Recommender.load(r.run.folder.path, checkpoint="bets"),
+            "checkpoint: 'bets' is not one of",
+        ),
+        (lambda r: r.read_events([{"user": 1}]), "the events are neither a path nor a table"),
+    ],
+)
+def test_arguments_are_checked_at_once(
+    recommender: Recommender, call: Callable[[Recommender], object], message: str
+) -> None:
+    with pytest.raises((ConfigError, DataError), match=message):
+        call(recommender)
+
+
+def test_half_precision_is_refused() -> None:
+    model = build(MODELS["LRURec"].config(hidden_size=16, num_layers=1), 12, 10).bfloat16()
+    with pytest.raises(ConfigError, match=r"the model is in half precision; convert it by model.float\(\)"):
+        Recommender(model, read_names(12))
+
+
+def test_vectors_are_copies(recommender: Recommender) -> None:
+    before = recommender.recommend(k=3)
+    vectors = recommender.item_vectors()
+    vectors *= -1
+    assert recommender.recommend(k=3).equals(before)
 
 
 def test_unknown_users_and_items(recommender: Recommender) -> None:

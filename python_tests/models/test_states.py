@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from python_tests.models.forms import FORMS, LENGTHS, MAX_LEN, N_ITEMS, make, packed
+from python_tests.models.forms import FORMS, LENGTHS, MAX_LEN, N_ITEMS, make, packed, small
 from python_tests.support.tensors import assert_close, cu_seqlens_of
-from recgrela.models import SequenceModel, streaming
+from recgrela.models import RecGRELAConfig, SequenceModel, build, streaming
 from recgrela.nn import ModelState
+from recgrela.nn.state import PackedDtype
 
 TOLERANCE = 1e-10
 RECURRENT = ["RecGRELA", "LRURec", "Mamba4Rec", "Mamba4Rec-one-layer", "RecBLR", "RecBLR-cold"]
@@ -94,9 +95,15 @@ def test_rows_after_the_longest_rotary_table_are_taken_one_by_one(monkeypatch: p
     model, items = make("RecGRELA"), histories(1, 40)[0]
     expected = full_pass(model, items)
     monkeypatch.setattr(streaming, "PREFILL_ROWS", 8)
-    monkeypatch.setattr(streaming, "MAX_TABLE", 21)
+    model.max_table = 21
     _, hidden = model.prefill(items, torch.tensor([0, 40]), 40)
     assert_close("hidden", hidden[0], expected, TOLERANCE)
+    # Beside a user at the beginning, who has a table.
+    lengths = [40, 5]
+    both = torch.cat([items, items[:5]])
+    _, hidden = model.prefill(both, cu_seqlens_of(lengths), 40)
+    assert_close("first", hidden[0], expected, TOLERANCE)
+    assert_close("second", hidden[1], full_pass(model, items[:5]), TOLERANCE)
 
 
 def test_positions_have_no_limit() -> None:
@@ -172,8 +179,6 @@ def test_packed_states_are_restored_bit_by_bit(form: str) -> None:
 
 
 def test_a_state_of_the_published_size_has_20_kilobytes() -> None:
-    from recgrela.models import RecGRELAConfig, build
-
     state = build(RecGRELAConfig(), 100, 200).eval().init_state(1)
     assert 20_000 < state.num_bytes() < 21_000
     assert state.num_bytes("bfloat16") < 10_600
@@ -199,7 +204,64 @@ def test_bfloat16_states_follow_long_histories() -> None:
     assert float(cosine) > 0.98
 
 
+@pytest.mark.parametrize("name", ["RecGRELA", "SASRec", "LRURec", "RecBLR", "Mamba4Rec"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("width", [6, 10])
+def test_states_of_any_width_are_restored(name: str, dtype: PackedDtype, width: int) -> None:
+    """Also from bytes at an odd address, and of a single user."""
+    config = small(name, hidden_size=width, **({"num_heads": 1} if name in ("RecGRELA", "SASRec") else {}))
+    model = build(config, N_ITEMS, MAX_LEN).eval()
+    state, _ = model.prefill(torch.tensor([3, 4, 5]), torch.tensor([0, 1, 3]), 2)
+    data = state.pack(dtype)
+    for users in ([0, 1], [1]):
+        shifted = torch.zeros(len(users) * data.shape[1] + 1, dtype=torch.uint8)
+        shifted[1:] = data[users].flatten()
+        restored = model.init_state(0).unpack(shifted[1:].view(len(users), -1), dtype)
+        assert_close("hidden", restored["hidden"], state["hidden"][users], 2e-2)
+        assert torch.equal(restored["position"], state["position"][users])
+
+
+def test_results_do_not_change_with_the_state() -> None:
+    for form in ("RecGRELA", "SASRec"):
+        model = make(form)
+        state = model.init_state(1)
+        first = model.step(torch.tensor([3]), state)
+        kept = first.clone()
+        model.step(torch.tensor([7]), state)
+        assert torch.equal(first, kept)
+
+
 # ---- bad input
+
+
+@pytest.mark.parametrize("form", ["RecGRELA", "SASRec"])
+@pytest.mark.parametrize("item", [N_ITEMS, -1, (1 << 32) + 5])
+def test_an_unknown_item_leaves_the_state_unchanged(form: str, item: int) -> None:
+    model = make(form)
+    state, _ = model.prefill(torch.tensor([3, 4]), torch.tensor([0, 2]), 2)
+    kept = state.clone()
+    with pytest.raises((IndexError, RuntimeError)):
+        model.step(torch.tensor([item]), state)
+    assert all(torch.equal(state[name], kept[name]) for name in kept)
+
+
+def test_masks_select_users() -> None:
+    model = make("RecGRELA")
+    state, _ = model.prefill(*packed())
+    mask = torch.tensor([True, False, False, True])
+    assert torch.equal(state.select(mask)["hidden"], state["hidden"][mask])
+    with pytest.raises(ValueError, match=r"a mask of states must be \[4\], got \(3,\)"):
+        state.select(mask[:3])
+
+
+@pytest.mark.parametrize("form", ["RecGRELA", "SASRec"])
+def test_no_users_and_narrow_offsets(form: str) -> None:
+    model = make(form)
+    state, hidden = model.prefill(torch.zeros(0, dtype=torch.int64), torch.tensor([0]), 0)
+    assert state.batch == 0 and hidden.shape[0] == 0
+    items, cu_seqlens, longest = packed()
+    _, narrow = model.prefill(items, cu_seqlens.int(), longest)
+    assert torch.equal(narrow, model.prefill(items, cu_seqlens, longest)[1])
 
 
 def test_bad_input_is_refused() -> None:
@@ -209,6 +271,10 @@ def test_bad_input_is_refused() -> None:
         model.step(torch.tensor([1, 2, 3]), state)
     with pytest.raises(ValueError, match="histories are not empty"):
         model.prefill(torch.tensor([1, 2]), torch.tensor([0, 2, 2]), 2)
+    with pytest.raises(ValueError, match="max_seqlen is 1, but a history has 2 items"):
+        model.prefill(torch.tensor([1, 2]), torch.tensor([0, 2]), 1)
+    with pytest.raises(ValueError, match="dtype must be one of float32, bfloat16, got 'bf16'"):
+        state.pack("bf16")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="end at 3"):
         model.prefill(torch.tensor([1, 2, 3]), torch.tensor([0, 2]), 2)
     with pytest.raises(ValueError, match="float32 state of this model has"):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -23,16 +24,22 @@ class Histories:
         users: the original id of each user.
         items: [T] int64 item ids of the model, 1 .. n_items - 1.
         offsets: [B + 1] int64; the items of user u are items[offsets[u] : offsets[u + 1]].
-        skipped: the number of events of items that the model does not know, which are left out.
+        skipped_items: [B] int64, the number of events of each user that are left out, because the model does
+            not know their items.
     """
 
     users: list[str]
     items: np.ndarray
     offsets: np.ndarray
-    skipped: int = 0
+    skipped_items: np.ndarray
 
     def __len__(self) -> int:
         return len(self.users)
+
+    @property
+    def skipped(self) -> int:
+        """The number of events that are left out."""
+        return int(self.skipped_items.sum())
 
     @property
     def lengths(self) -> np.ndarray:
@@ -43,12 +50,12 @@ class Histories:
         """The items of a history."""
         return self.items[self.offsets[user] : self.offsets[user + 1]]
 
-    def take(self, users: np.ndarray | range) -> Histories:
+    def take(self, users: np.ndarray) -> Histories:
         """Some histories, given by their indices."""
         rows = [self.of(user) for user in users]
         offsets = np.cumsum([0, *map(len, rows)])
         items = np.concatenate(rows) if rows else self.items[:0]
-        return Histories([self.users[user] for user in users], items, offsets, self.skipped)
+        return Histories([self.users[user] for user in users], items, offsets, self.skipped_items[users])
 
     def find(self, users: Sequence[str], source: str) -> Histories:
         """The histories of some users, in their order.
@@ -56,11 +63,15 @@ class Histories:
         Raises:
             DataError: a user has no history; the message names `source` and suggests a similar id.
         """
-        rows = {user: row for row, user in enumerate(self.users)}
+        rows = self._rows
         for user in users:
             if user not in rows:
                 raise DataError(f"{source}: user {user!r} is not in the data{near_miss(user, self.users)}")
         return self.take(np.array([rows[user] for user in users], dtype=np.int64))
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {user: row for row, user in enumerate(self.users)}
 
     def check_not_empty(self) -> None:
         """Raises DataError if a history has no item that the model knows."""
@@ -76,26 +87,14 @@ class Histories:
         return self.take(np.flatnonzero(self.lengths > 0))
 
 
-def from_tokens(
-    catalogue: Catalogue, histories: Mapping[str, Iterable[str]] | Iterable[Iterable[str]]
-) -> Histories:
-    """Histories given by original item ids; without users, they are named "0", "1", and so on.
-
-    Items that the model does not know are skipped.
-    """
-    if isinstance(histories, Mapping):
-        users, rows = list(map(str, histories)), list(histories.values())
-    else:
-        rows = list(histories)
-        users = list(map(str, range(len(rows))))
-    for user, row in zip(users, rows, strict=True):
-        if isinstance(row, str | bytes):
-            raise DataError(f"the history of {user!r} is the text {row!r}; expected a list of item ids")
-    found = [catalogue.ids(map(str, row)) for row in rows]
+def from_tokens(catalogue: Catalogue, users: Sequence[str], histories: Sequence[Sequence[str]]) -> Histories:
+    """Histories given by original item ids. Items that the model does not know are skipped."""
+    found = [catalogue.ids(row) for row in histories]
     kept = [ids[ids > 0] for ids in found]
+    lengths = np.array([len(ids) for ids in kept], dtype=np.int64)
     items = np.concatenate(kept) if kept else np.zeros(0, dtype=np.int64)
-    skipped = sum(map(len, found)) - len(items)
-    return Histories(users, items, np.cumsum([0, *map(len, kept)]), skipped)
+    skipped = np.array([len(ids) for ids in found], dtype=np.int64) - lengths
+    return Histories(list(users), items, np.concatenate(([0], np.cumsum(lengths))), skipped)
 
 
 def from_interactions(catalogue: Catalogue, data: Interactions) -> Histories:
@@ -106,7 +105,7 @@ def from_interactions(catalogue: Catalogue, data: Interactions) -> Histories:
     known = items > 0
     before = np.concatenate(([0], np.cumsum(known)))
     offsets = before[data.host_offsets()]
-    return Histories(data.user_ids, items[known], offsets, int(len(items) - before[-1]))
+    return Histories(data.user_ids, items[known], offsets, np.diff(data.host_offsets()) - np.diff(offsets))
 
 
 def load_histories(catalogue: Catalogue, events: str | pa.Table, config: DataConfig) -> Histories:

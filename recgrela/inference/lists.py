@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+from recgrela.inference.arguments import to_id, to_ids
 from recgrela.system.errors import DataError
 from recgrela.system.files import expand_path
 from recgrela.system.suggest import near_file
@@ -17,7 +18,7 @@ def read_lines(path: str, what: str) -> list[str]:
     Raises:
         DataError: the file cannot be read, is not UTF-8, or has no line with text.
     """
-    lines = [line.strip() for line in read_text(path, what).splitlines()]
+    lines = [line.strip() for line in read_text(path, what).split("\n")]
     lines = [line for line in lines if line]
     if not lines:
         raise DataError(f"{what} {path}: no line has text; expected one id a line")
@@ -34,7 +35,7 @@ def read_histories(path: str) -> dict[str, list[str]]:
         DataError: the file cannot be read; a line is not such a value; a user occurs twice.
     """
     histories: dict[str, list[str]] = {}
-    for number, line in enumerate(read_text(path, "--histories").splitlines(), 1):
+    for number, line in enumerate(read_text(path, "--histories").split("\n"), 1):
         if not line.strip():
             continue
         where = f"--histories {path}, line {number}"
@@ -48,27 +49,20 @@ def read_histories(path: str) -> dict[str, list[str]]:
             value = {"user": str(number), "items": value}
         if not isinstance(value, dict) or not isinstance(value.get("items"), list):
             raise DataError(f'{where}: expected {{"user": ID, "items": [ID, ...]}} or [ID, ...]')
-        user = _token(value.get("user", number), where)
+        user = to_id(value.get("user", number), where)
         if user in histories:
             raise DataError(f"{where}: the user {user!r} occurs twice")
-        histories[user] = [_token(item, where) for item in value["items"]]
+        histories[user] = to_ids(value["items"], where)
     if not histories:
         raise DataError(f"--histories {path}: no line has a history")
     return histories
-
-
-def _token(value: object, where: str) -> str:
-    """An id as text."""
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        raise DataError(f"{where}: the id {value!r} is neither text nor a whole number")
-    return str(value)
 
 
 def read_text(path: str, what: str) -> str:
     """The text of a UTF-8 file, or of stdin for "-". Raises DataError if it cannot be read."""
     try:
         if path == "-":
-            return sys.stdin.read()
+            return sys.stdin.read().removeprefix("\ufeff")
         return expand_path(path, what).read_text("utf-8-sig")
     except FileNotFoundError as error:
         raise DataError(f"{what} {path}: no such file{near_file(Path(path))}") from error

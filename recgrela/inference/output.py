@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.csv as pacsv
@@ -16,13 +16,15 @@ from rich.table import Table
 from rich.text import Text
 
 from recgrela.inference.histories import Histories
-from recgrela.inference.recommender import SCHEMA
+from recgrela.inference.tables import SCHEMA
 from recgrela.runs.items import Items
-from recgrela.system.console import say
+from recgrela.system.console import printable, say
+from recgrela.system.errors import ConfigError
 from recgrela.system.files import atomic_write, expand_path
 
 SHOWN = 10  # number of last items of the history to print
-WIDE = 10_000  # columns of an output that is not a terminal, which has no width
+HEADINGS = ["user", "rank", "score", "item", "title"]
+NUMBERS = ("rank", "score")
 
 Batches = Iterable[pa.RecordBatch]
 
@@ -36,31 +38,41 @@ def show_history(console: Console, items: Items, histories: Histories) -> None:
         say(console, f"  {items.label(item)}")
 
 
-def show_table(output: str, console: Console, title: str, batches: Batches, many: bool) -> None:
-    """Prints recommendations as a table with a title, with the user's id in each row if there are `many`."""
+def show_table(console: Console, title: str, batches: Batches) -> None:
+    """Prints the recommendations of a single user as a table with a title."""
     table = Table()
-    headings = ["user"] * many + ["rank", "score", "item", "title"]
-    for heading in headings:
-        right = heading in ("rank", "score")
-        table.add_column(heading, justify="right" if right else "left", overflow="fold")
+    for heading in HEADINGS[1:]:
+        table.add_column(heading, justify="right" if heading in NUMBERS else "left", overflow="fold")
     for batch in batches:
         for row in batch.to_pylist():
-            cells = {
-                **row,
-                "rank": str(row["rank"]),
-                "score": f"{row['score']:.3f}",
-                "title": row["title"] or "",
-            }
-            table.add_row(*(Text(cells[name]) for name in headings))  # not markup: titles may have brackets
+            table.add_row(*map(Text, _cells(row)[1:]))  # not markup: titles may have brackets
+    say(console, title)
+    console.print(table)
 
-    def show(console: Console) -> None:
-        say(console, title)
-        console.print(table)
 
-    if output == "-" and console.is_terminal:
-        show(console)
-    else:
-        write_text(output, lambda file: show(Console(file=file, width=WIDE)))
+def _write_table(file: IO[str], batches: Batches) -> None:
+    """Columns as wide as the widest cell so far, for any number of users."""
+    widths = [len(heading) for heading in HEADINGS]
+    written = False
+    for batch in batches:
+        if batch.num_rows == 0:
+            continue
+        rows = [_cells(row) for row in batch.to_pylist()]
+        columns = zip(*rows, strict=True)
+        widths = [max([width, *map(len, column)]) for width, column in zip(widths, columns, strict=True)]
+        for cells in rows if written else [HEADINGS, *rows]:
+            padded = [
+                cell.rjust(width) if heading in NUMBERS else cell.ljust(width)
+                for heading, cell, width in zip(HEADINGS, cells, widths, strict=True)
+            ]
+            file.write("  ".join(padded).rstrip() + "\n")
+        written = True
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    """A row as texts without control characters, in the order of HEADINGS."""
+    texts = (row["user"], str(row["rank"]), f"{row['score']:.3f}", row["item"], row["title"] or "")
+    return [printable(text) for text in texts]
 
 
 def _write_jsonl(file: IO[str], batches: Batches) -> None:
@@ -78,12 +90,16 @@ def _write_csv(file: IO[str], batches: Batches) -> None:
         file.write(sink.getvalue().to_pybytes().decode())
 
 
-TEXT: dict[str, Callable[[IO[str], Batches], None]] = {"jsonl": _write_jsonl, "csv": _write_csv}
-FORMATS = ("table", *TEXT, "parquet")
+TEXT: dict[str, Callable[[IO[str], Batches], None]] = {
+    "table": _write_table,
+    "jsonl": _write_jsonl,
+    "csv": _write_csv,
+}
+FORMATS = (*TEXT, "parquet")
 
 
 def write_rows(output: str, kind: str, batches: Batches) -> None:
-    """Writes recommendations as "jsonl", "csv" or "parquet", a batch at a time.
+    """Writes recommendations in one of FORMATS, a batch at a time.
 
     Raises:
         RunError: the file cannot be written; an earlier file of the name is unchanged.
@@ -95,7 +111,7 @@ def write_rows(output: str, kind: str, batches: Batches) -> None:
                 for batch in batches:
                     writer.write_batch(batch)
 
-        atomic_write(expand_path(output, "--output"), write)
+        atomic_write(output_path(output), write)
         return
     write_text(output, lambda file: TEXT[kind](file, batches))
 
@@ -111,4 +127,12 @@ def write_text(output: str, write: Callable[[IO[str]], None]) -> None:
         with path.open("w", encoding="utf-8") as file:
             write(file)
 
-    atomic_write(expand_path(output, "--output"), write_file)
+    atomic_write(output_path(output), write_file)
+
+
+def output_path(output: str) -> Path:
+    """The path of a file to write. Raises ConfigError for a folder."""
+    path = expand_path(output, "--output")
+    if path.is_dir():
+        raise ConfigError(f"--output: {output} is a folder; give the name of a file")
+    return path

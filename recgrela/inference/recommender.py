@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -16,13 +16,24 @@ import torch
 from torch import Tensor
 
 from recgrela.data import DataConfig, Interactions
+from recgrela.inference.arguments import (
+    HistoryLists,
+    Ids,
+    to_count,
+    to_events,
+    to_histories,
+    to_ids,
+)
 from recgrela.inference.captured import CapturedStep
 from recgrela.inference.catalogue import Catalogue
 from recgrela.inference.encoding import encode, evaluating
 from recgrela.inference.histories import Histories, from_interactions, from_tokens, load_histories
+from recgrela.inference.tables import SCHEMA, ItemTables
 from recgrela.inference.training import fit_run
 from recgrela.models import SequenceModel
+from recgrela.ops.checks import HALF
 from recgrela.retrieval import ItemIndex
+from recgrela.retrieval.index import PRECISIONS
 from recgrela.runs.folder import CheckpointName
 from recgrela.runs.items import Items
 from recgrela.runs.saved import SavedRun, load_run, save_weights
@@ -31,15 +42,6 @@ from recgrela.system.errors import ConfigError, RunError
 from recgrela.system.files import expand_path
 
 USERS_AT_A_TIME = 1024
-SCHEMA = pa.schema(
-    [
-        ("user", pa.string()),
-        ("rank", pa.int32()),
-        ("item", pa.string()),
-        ("title", pa.string()),
-        ("score", pa.float32()),
-    ]
-)
 
 
 class Recommender:
@@ -63,6 +65,10 @@ class Recommender:
         history_len: int | None = None,
         precision: str = "float32",
     ) -> None:
+        if precision not in PRECISIONS:
+            raise ConfigError(f"precision: {precision!r} is not one of {', '.join(PRECISIONS)}")
+        if model.item_embedding.weight.dtype in HALF:
+            raise ConfigError("the model is in half precision; convert it by model.float()")
         histories = None
         if isinstance(items, Interactions):
             data, items = items, Items.of(items)
@@ -70,7 +76,8 @@ class Recommender:
         if len(items.tokens) != model.n_items:
             raise ConfigError(f"the model has {model.n_items} items, but {len(items.tokens)} are given")
         self.model, self.catalogue = model, Catalogue(items)
-        self.history_len = history_len or model.max_len
+        self.history_len = model.max_len if history_len is None else to_count(history_len, "history_len")
+        self._tables = ItemTables(items)
         self.run: SavedRun | None = None
         self._precision: str = precision
         self._histories: Histories | None = histories
@@ -99,6 +106,10 @@ class Recommender:
         Raises:
             RunError, DataError, ConfigError: the folder, its files, the events or the device are not usable.
         """
+        if checkpoint not in (None, *get_args(CheckpointName)):
+            raise ConfigError(
+                f"checkpoint: {checkpoint!r} is not one of {', '.join(get_args(CheckpointName))}"
+            )
         saved = load_run(expand_path(str(run), "run"), checkpoint, use_device(device))
         made = cls(
             saved.model, saved.read_items(), history_len=saved.config.data.history_len, precision=precision
@@ -130,8 +141,7 @@ class Recommender:
     def read_events(self, events: str | Any) -> None:
         """Takes users' histories from these events from now on; see `load`."""
         config = self.run.config.data if self.run is not None else DataConfig()
-        table = events if isinstance(events, str) else pa.table(events)
-        self._histories = load_histories(self.catalogue, table, config)
+        self._histories = load_histories(self.catalogue, to_events(events), config)
 
     @property
     def histories(self) -> Histories:
@@ -147,39 +157,33 @@ class Recommender:
         assert self._histories is not None
         return self._histories
 
-    def select(
-        self,
-        users: Sequence[str] | None = None,
-        histories: Mapping[str, Iterable[str]] | Iterable[Iterable[str]] | None = None,
-    ) -> Histories:
-        """The histories of some users, given histories, or without both those of all users that have items.
+    def select(self, users: Ids | None = None, histories: HistoryLists | None = None) -> Histories:
+        """The histories of some users, given histories, or without both those of all users.
+
+        A history may be empty: `recommend` refuses it.
 
         Raises:
-            DataError: a user is unknown, or a history has no item that the model knows.
+            DataError: a user is unknown. ConfigError: an argument is not a list of ids.
         """
         if users is not None and histories is not None:
             raise ConfigError("give users or histories, not both")
-        if histories is None and users is None:
-            return self.histories.without_empty()
         if histories is not None:
-            found = from_tokens(self.catalogue, histories)
-        else:
-            assert users is not None
-            found = self.histories.find([str(user) for user in users], "the events")
-        found.check_not_empty()
-        return found
+            return from_tokens(self.catalogue, *to_histories(histories))
+        if users is not None:
+            return self.histories.find(to_ids(users, "users"), "the events")
+        return self.histories.without_empty()
 
     # ---- recommendations
 
     def recommend(
         self,
-        users: Sequence[str] | None = None,
+        users: Ids | None = None,
         *,
-        histories: Mapping[str, Iterable[str]] | Iterable[Iterable[str]] | None = None,
+        histories: HistoryLists | None = None,
         k: int = 10,
         exclude_seen: bool = True,
-        allow: Sequence[str] | None = None,
-        deny: Sequence[str] | None = None,
+        allow: Ids | None = None,
+        deny: Ids | None = None,
     ) -> pa.Table:
         """The k items with the highest scores after each history; equal scores are ordered by item id.
 
@@ -207,57 +211,39 @@ class Recommender:
         histories: Histories,
         k: int = 10,
         exclude_seen: bool = True,
-        allow: Sequence[str] | None = None,
-        deny: Sequence[str] | None = None,
+        allow: Ids | None = None,
+        deny: Ids | None = None,
     ) -> Iterator[pa.RecordBatch]:
         """`recommend` in batches of users, for more users than fit into memory as a table."""
-        if k < 1:
-            raise ConfigError(f"k: {k} is below 1")
-        k = min(k, len(self.catalogue))
-        allowed = self.catalogue.allowed(allow, deny)
-        if allowed is not None:
-            allowed = allowed.to(self.device)
+        k = min(to_count(k, "k"), len(self.catalogue))
+        histories.check_not_empty()
+        allowed = self._allowed(
+            None if allow is None else to_ids(allow, "allow"), None if deny is None else to_ids(deny, "deny")
+        )
         for begin in range(0, len(histories), USERS_AT_A_TIME):
-            part = histories.take(range(begin, min(begin + USERS_AT_A_TIME, len(histories))))
+            part = histories.take(np.arange(begin, min(begin + USERS_AT_A_TIME, len(histories))))
             excluded = None
             if exclude_seen:
                 seen = (torch.from_numpy(part.items), torch.from_numpy(part.offsets))
                 excluded = (seen[0].to(self.device), seen[1].to(self.device))
             found = self.index.search(self._encode(part), k, excluded=excluded, allowed=allowed)
-            yield self._to_batch(part.users, found[0].cpu().numpy(), found[1].cpu().numpy())
-
-    def _to_batch(self, users: Sequence[str], items: np.ndarray, scores: np.ndarray) -> pa.RecordBatch:
-        """Items and scores [B, k] as rows; missing places, item 0, are left out."""
-        rows, ranks = np.nonzero(items > 0)
-        found = pa.array(items[rows, ranks])
-        return pa.record_batch(
-            [
-                pa.array(users, pa.string()).take(pa.array(rows)),
-                pa.array((ranks + 1).astype(np.int32)),
-                self._tokens.take(found),
-                self._titles.take(found),
-                pa.array(scores[rows, ranks], pa.float32()),
-            ],
-            schema=SCHEMA,
-        )
+            yield self._tables.make(part.users, *found)
 
     # ---- scores and vectors
 
-    def score(
-        self, histories: Mapping[str, Iterable[str]] | Iterable[Iterable[str]], items: Sequence[str]
-    ) -> np.ndarray:
+    def score(self, histories: HistoryLists, items: Ids) -> np.ndarray:
         """The scores of given items after each history, float32 [B, n].
 
         Raises:
             DataError: an item is unknown, or a history has no item that the model knows.
         """
-        ids = torch.from_numpy(self.catalogue.known_ids([str(item) for item in items])).to(self.device)
+        ids = self._ids(to_ids(items, "items"))
         hidden = self._encode(self.select(histories=histories))
         scores = hidden @ self._weight[ids].T
         bias = self.model.item_bias
         return (scores if bias is None else scores + bias.detach()[ids].float()).cpu().numpy()
 
-    def similar_items(self, items: Sequence[str], k: int = 10) -> pa.Table:
+    def similar_items(self, items: Ids, k: int = 10) -> pa.Table:
         """The k items whose vectors have the highest cosine with the vector of each item, itself excluded.
 
         Returns:
@@ -266,31 +252,29 @@ class Recommender:
         Raises:
             DataError: an item is unknown.
         """
-        tokens = [str(item) for item in items]
-        ids = torch.from_numpy(self.catalogue.known_ids(tokens)).to(self.device)
+        tokens, k = to_ids(items, "items"), min(to_count(k, "k"), len(self.catalogue))
+        ids = self._ids(tokens)
         excluded = (ids, torch.arange(len(ids) + 1, device=self.device))
-        allowed = self.catalogue.allowed(None, None)
-        if allowed is not None:
-            allowed = allowed.to(self.device)
-        k = min(k, len(self.catalogue))
-        found, scores = self._cosine_index.search(self._unit[ids], k, excluded=excluded, allowed=allowed)
-        batch = self._to_batch(tokens, found.cpu().numpy(), scores.cpu().numpy())
-        return pa.Table.from_batches([batch]).rename_columns(["item", "rank", "similar", "title", "score"])
+        allowed = self._allowed(None, None)
+        found = self._cosine_index.search(self._unit[ids], k, excluded=excluded, allowed=allowed)
+        rows = pa.Table.from_batches([self._tables.make(tokens, *found)])
+        return rows.rename_columns(["item", "rank", "similar", "title", "score"])
 
-    def item_vectors(self, items: Sequence[str] | None = None) -> np.ndarray:
+    def item_vectors(self, items: Ids | None = None) -> np.ndarray:
         """The vectors of items, float32 [n, D]; of all items, in the order of `item_ids`, for None."""
         if items is None:
-            return self._weight[1:].cpu().numpy()
-        ids = self.catalogue.known_ids([str(item) for item in items])
-        return self._weight[torch.from_numpy(ids).to(self.device)].cpu().numpy()
+            return self._weight[1:].cpu().numpy().copy()
+        return self._weight[self._ids(to_ids(items, "items"))].cpu().numpy()
 
     def user_vectors(
         self,
-        users: Sequence[str] | None = None,
+        users: Ids | None = None,
         *,
-        histories: Mapping[str, Iterable[str]] | Iterable[Iterable[str]] | None = None,
+        histories: HistoryLists | None = None,
     ) -> np.ndarray:
-        """The hidden states after histories, float32 [B, D]; their products with `item_vectors` are scores.
+        """The hidden states after histories, float32 [B, D].
+
+        Their products with `item_vectors` are scores, except that LRURec adds a bias of each item.
 
         Args:
             users, histories: see `recommend`.
@@ -351,7 +335,8 @@ class Recommender:
     # ---- parts
 
     def _encode(self, histories: Histories) -> Tensor:
-        """The hidden states after histories, float32 [B, D]."""
+        """The hidden states after histories, float32 [B, D]. Raises DataError for an empty history."""
+        histories.check_not_empty()
         with evaluating(self.model):
             return encode(self.model, histories, self.history_len)
 
@@ -367,10 +352,10 @@ class Recommender:
     def _cosine_index(self) -> ItemIndex:
         return self._make_index(self._unit, None)
 
-    @cached_property
-    def _tokens(self) -> pa.Array:
-        return pa.array(self.catalogue.items.tokens, pa.string())
+    def _ids(self, tokens: Sequence[str]) -> Tensor:
+        """Item ids [n] on the model's device. Raises DataError for an unknown item."""
+        return torch.from_numpy(self.catalogue.known_ids(tokens)).to(self.device)
 
-    @cached_property
-    def _titles(self) -> pa.Array:
-        return pa.array(self.catalogue.items.titles, pa.string())
+    def _allowed(self, allow: Sequence[str] | None, deny: Sequence[str] | None) -> Tensor | None:
+        mask = self.catalogue.allowed(allow, deny)
+        return None if mask is None else mask.to(self.device)

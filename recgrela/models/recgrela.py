@@ -23,6 +23,8 @@ from recgrela.settings.fields import setting
 from recgrela.settings.model import ModelConfig, Padding, check_heads
 from recgrela.system.errors import ConfigError
 
+MAX_TABLE = 1 << 17  # positions of the longest rotary table of a prefill, 33 MB at the published width
+
 
 @dataclass(frozen=True)
 class RecGRELAConfig(ModelConfig):
@@ -153,6 +155,7 @@ class RecGRELA(SequenceModel):
         self.trains_on = ("last", "all") if config.mode == "causal" else ("last",)
         # Embeddings of positions are those of a window, so that its items are encoded anew when it moves.
         self.carries_state = config.mode == "causal" and config.position in ("rotary", "none")
+        self.max_table = MAX_TABLE if config.position == "rotary" else None
         if config.position == "learned":
             self.max_positions = max_len
         self.reset_parameters()

@@ -13,8 +13,6 @@ from recgrela.nn import ModelState, Sequences, Stateful
 
 # Rows of a sequence that one pass of `prefill` takes; longer histories take several, so memory is bounded.
 PREFILL_ROWS = 8192
-# Longest rotary table of `prefill`; the rows after it are taken one by one, with exact angles.
-MAX_TABLE = 1 << 17
 
 
 class Streaming(nn.Module, ABC):
@@ -26,9 +24,12 @@ class Streaming(nn.Module, ABC):
 
     Attributes:
         carries_state: whether the modules' states are carried. If not, a state is the last `max_len` items.
+        max_table: the longest rotary table of `prefill`, which takes later rows one by one, with exact
+            angles; None: the model has no table.
     """
 
     carries_state: bool = False
+    max_table: int | None = None
     _are_named: bool = False
     n_items: int
     max_len: int
@@ -41,6 +42,10 @@ class Streaming(nn.Module, ABC):
     @abstractmethod
     def embed(self, items: Tensor, sequences: Sequences) -> Tensor:
         """See `SequenceModel.embed`."""
+
+    @abstractmethod
+    def look_up(self, items: Tensor) -> Tensor:
+        """See `SequenceModel.look_up`."""
 
     @abstractmethod
     def encode(self, x: Tensor, sequences: Sequences) -> Tensor:
@@ -132,42 +137,45 @@ class Streaming(nn.Module, ABC):
             raise ValueError(
                 f"cu_seqlens must start at 0, increase and end at {items.shape[0]}; histories are not empty"
             )
+        longest = max(lengths, default=0)
+        if max_seqlen < longest:
+            raise ValueError(f"max_seqlen is {max_seqlen}, but a history has {longest} items")
         state = self.init_state(len(lengths)) if state is None else state.clone()
         self._check(cu_seqlens[1:], state)
         if not self.carries_state:
-            self._prefill_window(items, cu_seqlens, state)
-            return state, state["hidden"]
-        longest = max(lengths, default=0)
-        before = int(state["position"].max()) if lengths else 0
-        begin = 0
-        while begin < longest:
+            self._prefill_window(items, lengths, state)
+            return state, state["hidden"].clone()
+        ends = state["position"].tolist()
+        for begin in range(0, longest, PREFILL_ROWS):
             size = min(PREFILL_ROWS, longest - begin)
-            if before + begin + size > MAX_TABLE:
-                size = 1
-            self._prefill_part(items, offsets, lengths, begin, size, before + begin + size, state)
-            begin += size
-        return state, state["hidden"]
+            users = [user for user, length in enumerate(lengths) if length > begin]
+            near = [user for user in users if self._has_table(ends[user] + begin + size)]
+            if near:
+                self._prefill_rows(items, offsets, near, begin, size, state)
+            far = [user for user in users if not self._has_table(ends[user] + begin + size)]
+            for row in range(begin, begin + size):
+                still = [user for user in far if lengths[user] > row]
+                if still:
+                    self._prefill_rows(items, offsets, still, row, 1, state)
+        return state, state["hidden"].clone()
 
-    def _prefill_part(
-        self,
-        items: Tensor,
-        offsets: list[int],
-        lengths: list[int],
-        begin: int,
-        size: int,
-        max_position: int,
-        state: ModelState,
+    def _has_table(self, end: int) -> bool:
+        """Whether several rows up to position `end` can be taken at once."""
+        return self.max_table is None or end <= self.max_table
+
+    def _prefill_rows(
+        self, items: Tensor, offsets: list[int], users: list[int], begin: int, size: int, state: ModelState
     ) -> None:
-        """Takes rows begin .. begin + size - 1 of the histories that have them."""
-        users = [user for user, length in enumerate(lengths) if length > begin]
+        """Takes rows begin .. begin + size - 1 of the histories of some users."""
         pieces = [
-            items[offsets[user] + begin : offsets[user] + min(begin + size, lengths[user])] for user in users
+            items[offsets[user] + begin : min(offsets[user] + begin + size, offsets[user + 1])]
+            for user in users
         ]
-        sizes = torch.tensor([0, *(len(piece) for piece in pieces)], device=items.device)
-        everyone = len(users) == len(lengths)
+        sizes = torch.tensor([0, *map(len, pieces)], device=items.device)
+        everyone = len(users) == state.batch
         part = state if everyone else state.select(users)
-        rows = torch.cat(pieces)
-        self._advance(rows, sizes.cumsum(0), max(map(len, pieces)), part, max_position)
+        max_position = int(part["position"].max()) + size
+        self._advance(torch.cat(pieces), sizes.cumsum(0), max(map(len, pieces)), part, max_position)
         part["position"].add_(sizes[1:])
         if not everyone:
             state.assign(users, part)
@@ -180,7 +188,8 @@ class Streaming(nn.Module, ABC):
         sequences = replace(sequences, state=state, max_position=max_position)
         x = self.embed(items, sequences)
         hidden = self.encode(x, sequences if sequences.is_step else sequences.last_only())
-        return state["hidden"].copy_(hidden)
+        state["hidden"].copy_(hidden)
+        return hidden
 
     @torch.no_grad()
     def fixed_step(self, items: Tensor, state: ModelState) -> Tensor:
@@ -209,28 +218,31 @@ class Streaming(nn.Module, ABC):
 
     def _step_window(self, items: Tensor, state: ModelState) -> Tensor:
         self._append(items, state)
-        return self._encode_windows(state)
+        self._encode_windows(state)
+        return state["hidden"].clone()
 
     def _append(self, items: Tensor, state: ModelState) -> None:
         """Appends an item to each window and counts it."""
         window, position = state["items"], state["position"]
+        self.look_up(items)  # raises for an id out of range, before the state changes
         # The items are at the left until the window is full; then it moves.
         window.copy_(torch.where((position >= self.max_len)[:, None], window.roll(-1, 1), window))
         place = position.clamp(max=self.max_len - 1)[:, None]
         window.scatter_(1, place, items[:, None].to(window.dtype))
         position.add_(1)
 
-    def _prefill_window(self, items: Tensor, cu_seqlens: Tensor, state: ModelState) -> None:
+    def _prefill_window(self, items: Tensor, lengths: list[int], state: ModelState) -> None:
         window, position = state["items"], state["position"]
-        for user, history in enumerate(items.to(window.dtype).tensor_split(cu_seqlens[1:-1].cpu())):
+        self.look_up(items)  # raises for an id out of range
+        for user, history in enumerate(items.to(window.dtype).split(lengths)):
             filled = int(position[user].clamp(max=self.max_len))
             kept = torch.cat([window[user, :filled], history])[-self.max_len :]
             window[user, : len(kept)] = kept
-        position.add_(cu_seqlens.diff())
+        position.add_(torch.tensor(lengths, dtype=position.dtype, device=position.device))
         self._encode_windows(state)
 
-    def _encode_windows(self, state: ModelState) -> Tensor:
-        """Encodes the windows of all users into `state["hidden"]`, and returns it."""
+    def _encode_windows(self, state: ModelState) -> None:
+        """Encodes the windows of all users into `state["hidden"]`."""
         lengths = state["position"].clamp(max=self.max_len)
         window = state["items"]
         valid = torch.arange(self.max_len, device=window.device) < lengths[:, None]
@@ -239,7 +251,6 @@ class Streaming(nn.Module, ABC):
         if items.shape[0]:
             hidden = self.hidden_states(items, cu_seqlens, int(lengths.max()), True)
             state["hidden"].copy_(hidden)
-        return state["hidden"]
 
     def _check(self, items: Tensor, state: ModelState) -> None:
         if self.training:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -88,15 +88,23 @@ class ModelState(Mapping[str, Tensor]):
         return self._map(Tensor.clone)
 
     def select(self, rows: Tensor | Sequence[int]) -> ModelState:
-        """A copy of some users' states; `rows` are indices of users."""
-        index = torch.as_tensor(rows, dtype=torch.int64, device=self.device)
+        """A copy of some users' states; `rows` are indices of users, or a mask [B] of bool."""
+        index = self._index(rows)
         return self._map(lambda tensor: tensor.index_select(0, index))
 
     def assign(self, rows: Tensor | Sequence[int], other: ModelState) -> None:
-        """Overwrites the states of some users, given by distinct indices, by the rows of `other`."""
-        index = torch.as_tensor(rows, dtype=torch.int64, device=self.device)
+        """Overwrites the states of some users by the rows of `other`; `rows` are distinct, as in `select`."""
+        index = self._index(rows)
         for name, tensor in self.items():
             tensor.index_copy_(0, index, other[name])
+
+    def _index(self, rows: Tensor | Sequence[int]) -> Tensor:
+        index = torch.as_tensor(rows, device=self.device)
+        if index.dtype != torch.bool:
+            return index.to(torch.int64)
+        if index.shape != (self.batch,):
+            raise ValueError(f"a mask of states must be [{self.batch}], got {tuple(index.shape)}")
+        return index.nonzero()[:, 0]
 
     @staticmethod
     def cat(states: Iterable[ModelState]) -> ModelState:
@@ -118,6 +126,8 @@ class ModelState(Mapping[str, Tensor]):
                 down at random with probabilities that keep the mean, because a running sum that is rounded
                 to the nearest value after each item would stop growing after a few hundred items.
         """
+        if dtype not in get_args(PackedDtype):
+            raise ValueError(f"dtype must be one of {', '.join(get_args(PackedDtype))}, got {dtype!r}")
         return torch.cat([_to_bytes(tensor, dtype) for tensor in self._tensors.values()], dim=1).cpu()
 
     def unpack(self, data: Tensor, dtype: PackedDtype = "float32") -> ModelState:
@@ -164,7 +174,8 @@ def _from_bytes(data: Tensor, like: Tensor, dtype: PackedDtype) -> Tensor:
     """The inverse of `_to_bytes`, with the dtype, device and row shape of `like`."""
     is_float = like.is_floating_point() or like.is_complex()
     stored = (torch.bfloat16 if dtype == "bfloat16" else torch.float32) if is_float else like.dtype
-    rows = data.contiguous().view(stored)
+    # A copy begins at an aligned address, which a part of a user's bytes need not do.
+    rows = data.clone(memory_format=torch.contiguous_format).view(stored)
     if like.is_complex():
         real = torch.float64 if like.dtype == torch.complex128 else torch.float32
         rows = torch.view_as_complex(rows.to(real).unflatten(1, (-1, 2)))
