@@ -99,6 +99,8 @@ def test_no_package(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bad_addresses(redis_url: str) -> None:
     with pytest.raises(ConfigError, match="give redis://host:port/db"):
         open_store("redis://127.0.0.1:port/0")
+    with pytest.raises(ConfigError, match="'foo'; give redis://host:port/db"):
+        open_store(f"{redis_url}?foo=x")
     with pytest.raises(ConfigError, match="decode_responses must not be set"):
         open_store(f"{redis_url}?decode_responses=true")
 
@@ -132,7 +134,9 @@ def test_late_events_of_a_call_are_inserted_together(redis_url: str) -> None:
         late = [Event("u", f"late {i}", float(7 * i % 500), None) for i in range(500)]
         store.append([*late, Event("u", "last", 9000.0, None)])
         stats = client.info("commandstats")
-        calls = {name: stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("ltrim", "del", "rpush")}
+        calls = {
+            name: stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("ltrim", "del", "rpush")
+        }
         assert calls["ltrim"] + calls["del"] == 1
         assert calls["rpush"] == 3  # 1,000 records each
         in_order = sorted(late, key=lambda event: event.time)

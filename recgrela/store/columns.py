@@ -36,9 +36,9 @@ def columns_of_events(events: Sequence[Event]) -> Columns:
     columns = Columns([], [], [], [])
     for i, event in enumerate(events):
         for name, text in (("user", event.user), ("item", event.item)):
-            if fault := _text_fault(text):
+            if fault := text_fault(text):
                 raise DataError(f"event {i}: {name} {fault}")
-        if event.id is not None and (fault := _text_fault(event.id)):
+        if event.id is not None and (fault := text_fault(event.id)):
             raise DataError(f"event {i}: id {fault}")
         time = event.time
         if isinstance(time, bool) or not isinstance(time, (int, float)) or not _finite(time):
@@ -139,7 +139,7 @@ def _refuse(bad: Any, fault: str) -> None:
         raise DataError(f"row {row} of the table of events: {fault}")
 
 
-def _text_fault(text: object) -> str:
+def text_fault(text: object) -> str:
     """Why a value is no id, or ""."""
     if not isinstance(text, str):
         return f"is {text!r}; it must be text"
