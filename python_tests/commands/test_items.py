@@ -159,6 +159,11 @@ def test_the_last_checkpoint(run: Path, tmp_path: Path) -> None:
         (["--add"], ["item_id,title", "a,qqq"], "f.csv: item 'a': no title is similar to 'qqq'"),
         (["--init=vectors", "--add"], ["item_id", "a"], "f.csv: no vectors, in a column 'vector'"),
         (["--init=vectors", "--add"], ["item_id,vector", 'a,"[1, 2]"'], "f.csv: vectors of width 2, but the"),
+        (
+            ["--init=vectors", "--add"],
+            ["item_id,vector", f'a,"{[1e38] * 16}"'],
+            "f.csv: item 'a': the vector has norm 4e+38, and the longest row of the model",
+        ),
         (["--init=mean", "--add"], ["item_id,vector", 'a,"[1, 2]"'], "which --init mean does not use"),
         (["--init=means", "--add"], ["item_id", "a"], "init: 'means' is not one of titles, mean, vectors"),
         (
@@ -183,6 +188,16 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     err = capsys.readouterr().err
     assert message.replace("{1}", tokens[1]) in err and err.count("\n") == 1
     assert content(run) == before and [path.name for path in tmp_path.iterdir()] == ["f.csv"]
+
+
+def test_some_item_is_left(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    retire = write(tmp_path / "all.csv", "item_id", *catalogue(run).tokens[1:])
+    assert change(run, tmp_path / "out", "--retire", retire) == 2
+    err = capsys.readouterr().err
+    assert "all.csv: retires all items that are left" in err and err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    add = write(tmp_path / "new.csv", "item_id,vector", f'new,"{[1.0] * 16}"')
+    assert change(run, tmp_path / "out", "--retire", retire, "--add", add, "--init=vectors") == 0
 
 
 def test_retired_twice_or_added_while_retired(

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from recgrela.data import DataConfig, load
+from recgrela.data import DataConfig, load, load_table
 from recgrela.data.formats import FORMATS
 from recgrela.settings.data import Format
 
@@ -261,6 +261,24 @@ def test_parquet(tmp_path, id_type, time_type):
     )
     parquet.write_table(table, tmp_path / "x.parquet", row_group_size=2)
     check(read(tmp_path / "x.parquet"), ("9", "7") if numbers else ("b", "a"))
+
+
+VIEW_TYPES = [pa.string_view(), pa.dictionary(pa.int8(), pa.string_view())]
+
+
+@pytest.mark.parametrize("id_type", VIEW_TYPES, ids=str)
+def test_tables_with_string_views(id_type: pa.DataType) -> None:
+    """Polars exports such columns."""
+    users, items, _, times = zip(*EVENTS, strict=True)
+
+    def column(values: tuple[str, ...]) -> pa.ChunkedArray:
+        parts = [pa.array(part) for part in (values[:2], values[2:], ())]
+        if pa.types.is_dictionary(id_type):
+            parts = [part.cast(pa.string()).dictionary_encode() for part in parts]
+        return pa.chunked_array([part.cast(id_type) for part in parts], id_type)
+
+    table = pa.table({"user_id": column(users), "item_id": column(items), "timestamp": times})
+    check(load_table(table, DataConfig(min_user_events=0, min_item_events=0)))
 
 
 def test_the_setting_names_every_format() -> None:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import save_file
 
+from recgrela.data import item_file
 from recgrela.data.item_file import ItemFile, read_item_file
 from recgrela.system.errors import DataError
 
@@ -82,6 +83,21 @@ def test_vectors_beside_the_file(tmp_path: Path) -> None:
     write_csv(path, vectors=True)
     with pytest.raises(DataError, match=r"items.v2.csv: has vectors, and so has .*items.v2.safetensors"):
         read_item_file(str(path))
+
+
+def test_string_views(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Polars exports such columns; a Parquet file cannot hold dictionaries of them."""
+    path = tmp_path / "items.parquet"
+    columns = {"item_id": TOKENS, "title": TITLES}
+    views = pa.table({name: pa.array(values, pa.string_view()) for name, values in columns.items()})
+    pq.write_table(views, path)
+    assert pq.read_table(path).schema.types == [pa.string_view()] * 2
+    check(read_item_file(str(path)), vectors=False)
+    for kind in (pa.string(), pa.string_view()):
+        encoded = [pa.array(values).dictionary_encode() for values in columns.values()]
+        table = pa.table([array.cast(pa.dictionary(pa.int32(), kind)) for array in encoded], list(columns))
+        monkeypatch.setitem(item_file._READERS, ".parquet", lambda data, table=table: table)
+        check(read_item_file(str(path)), vectors=False)
 
 
 def test_numbers_are_ids_too(tmp_path: Path) -> None:

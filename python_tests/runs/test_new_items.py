@@ -9,6 +9,7 @@ import torch
 from python_tests.models.forms import small
 from recgrela.data.titles import similar_titles
 from recgrela.models import SequenceModel, build
+from recgrela.retrieval import ItemIndex
 from recgrela.runs import new_items
 from recgrela.runs.items import Items
 from recgrela.runs.new_items import fill_rows, set_vectors
@@ -71,6 +72,21 @@ def test_given_vectors_are_taken_as_they_are() -> None:
     torch.testing.assert_close(model.item_bias[7].data, bias[1:7].mean())
     with pytest.raises(DataError, match="vectors of width 8, but the model has rows of width 16"):
         set_vectors(model, items, NEW, KNOWN, vectors[:, :8])
+
+
+@pytest.mark.parametrize("value", [1e38, 1e8, float("nan"), float("inf")])
+def test_vectors_that_no_model_works_with_are_refused(value: float) -> None:
+    model, items = make()
+    before = model.item_embedding.weight.detach().clone()
+    vectors = torch.randn(2, 16)
+    vectors[1, 3] = value
+    with pytest.raises(DataError, match="item '8': the vector has norm"):
+        set_vectors(model, items, NEW, KNOWN, vectors)
+    assert torch.equal(model.item_embedding.weight, before)
+    vectors[1, 3] = 1e6
+    set_vectors(model, items, NEW, KNOWN, vectors)
+    index = ItemIndex(model.item_embedding.weight.detach())
+    assert index.search(torch.eye(16)[3:4], 1)[0].item() == 8
 
 
 def test_items_without_a_first_row_are_named() -> None:

@@ -12,6 +12,7 @@ import pytest
 from recgrela.store import Event, SQLiteStore, Store, open_store
 from recgrela.system.errors import ConfigError, DataError, RunError
 
+VIEWS = pa.dictionary(pa.int32(), pa.string_view())
 GOOD = {"user": ["u", "v"], "item": ["a", "b"], "time": [1.0, 2.0]}
 
 
@@ -28,6 +29,9 @@ def store(tmp_path: Path) -> Iterator[Store]:
         GOOD | {"id": [None, None]},
         GOOD | {"id": pa.nulls(2)},
         GOOD | {"user": pa.array(["u", "v"]).dictionary_encode()},
+        {name: pa.array(GOOD[name], pa.string_view()) for name in ("user", "item")} | {"time": [1, 2]},
+        GOOD | {"id": pa.array([None, None], pa.string_view())},
+        GOOD | {"user": pa.array(["u", "v"]).dictionary_encode().cast(VIEWS)},
         GOOD | {"user": pa.array(["u", "v"], pa.large_string()), "time": pa.array([1, 2], pa.int16())},
         GOOD | {"time": pa.array([1_000, 2_000], pa.timestamp("ms", "UTC"))},
         GOOD | {"time": [datetime(1970, 1, 1, 0, 0, s, tzinfo=timezone.utc) for s in (1, 2)]},

@@ -99,6 +99,8 @@ def test_no_package(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bad_addresses(redis_url: str) -> None:
     with pytest.raises(ConfigError, match="give redis://host:port/db"):
         open_store("redis://127.0.0.1:port/0")
+    with pytest.raises(ConfigError, match="'foo'; give redis://host:port/db"):
+        open_store(f"{redis_url}?foo=x")
     with pytest.raises(ConfigError, match="decode_responses must not be set"):
         open_store(f"{redis_url}?decode_responses=true")
 
@@ -119,6 +121,27 @@ def test_other_types_of_keys_are_errors(redis_url: str) -> None:
         for use in (lambda: store.append([Event("u", "a", 0.0, None)]), lambda: store.load(MODEL, ["u"])):
             with pytest.raises(RunError, match="WRONGTYPE"):
                 use()
+
+
+def test_late_events_of_a_call_are_inserted_together(redis_url: str) -> None:
+    """The end of the log is read and written once, or many late events would block the server."""
+    import redis
+
+    client = redis.Redis.from_url(redis_url)
+    with open_store(redis_url) as store:
+        store.append([Event("u", f"old {i}", 1000.0 + i, None) for i in range(2000)])
+        client.config_resetstat()
+        late = [Event("u", f"late {i}", float(7 * i % 500), None) for i in range(500)]
+        store.append([*late, Event("u", "last", 9000.0, None)])
+        stats = client.info("commandstats")
+        calls = {
+            name: stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("ltrim", "del", "rpush")
+        }
+        assert calls["ltrim"] + calls["del"] == 1
+        assert calls["rpush"] == 3  # 1,000 records each
+        in_order = sorted(late, key=lambda event: event.time)
+        order = [*(event.item for event in in_order), *(f"old {i}" for i in range(2000)), "last"]
+        assert store.load(MODEL, ["u"]) == [UserLog("u", 500, 0, None, order)]
 
 
 def test_lost_scripts_are_sent_again(redis_url: str) -> None:

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 
 from recgrela.data.formats.columns import find_columns, id_fault
 from recgrela.data.formats.source import open_source
+from recgrela.system.arrow import without_views
 from recgrela.system.errors import DataError
 
 ID, TITLE, VECTOR = "item_id", "title", "vector"
@@ -90,11 +91,18 @@ _READERS: dict[str, Callable[[pa.Buffer], pa.Table]] = {
 }
 
 
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column without string views and dictionaries."""
+    column = without_views(column)
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+
+
 def _tokens(label: str, table: pa.Table) -> list[str]:
-    kind = table[ID].type
+    column = _plain(table[ID])
+    kind = column.type
     if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise DataError(f"{label}, column {ID!r}: ids must be integers or strings, not {kind}")
-    tokens = ["" if token is None else token for token in table[ID].cast(pa.string()).to_pylist()]
+    tokens = ["" if token is None else token for token in column.cast(pa.string()).to_pylist()]
     if not tokens:
         raise DataError(f"{label}: the file has no items")
     rows: dict[str, int] = {}
@@ -109,7 +117,7 @@ def _tokens(label: str, table: pa.Table) -> list[str]:
 def _titles(label: str, table: pa.Table) -> list[str | None]:
     if TITLE not in table.schema.names:
         return [None] * len(table)
-    column = table[TITLE]
+    column = _plain(table[TITLE])
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         raise DataError(f"{label}, column {TITLE!r}: titles must be strings, not {column.type}")
     return [" ".join((title or "").split()) or None for title in column.to_pylist()]

@@ -68,7 +68,7 @@ def grow(run: SavedRun, path: Path, change: Change) -> tuple[RunFolder, Items]:
         The folder, and its items.
 
     Raises:
-        DataError: an item is unknown, known already, or has no first row.
+        DataError: an item is unknown, known already, or has no usable first row, or no item is left.
         RunError: the folder exists or cannot be written; then none is left.
     """
     if path.exists():
@@ -95,7 +95,7 @@ def grow(run: SavedRun, path: Path, change: Change) -> tuple[RunFolder, Items]:
 
 
 def changed_items(items: Items, change: Change) -> Items:
-    """The items after a change. Raises DataError, which names the item, if it is not possible."""
+    """The items after a change. Raises DataError if it is not possible, or no item would be left."""
     known = {token: item for item, token in enumerate(items.tokens) if item > 0}
     retired = items.retired.copy()
     for file, value in ((change.retire, True), (change.restore, False)):
@@ -110,6 +110,11 @@ def changed_items(items: Items, change: Change) -> Items:
                 raise DataError(f"{file.name}: item {token!r} is {'already' if value else 'not'} retired")
             retired[known[token]] = value
     if change.add is None:
+        if change.retire is not None and retired[1:].all():
+            raise DataError(
+                f"{change.retire.name}: retires all items that are left, and nothing could be recommended; "
+                "keep one, or add items in the same change"
+            )
         return Items(items.tokens, items.titles, retired)
     for token in change.add.tokens:
         if token in known:

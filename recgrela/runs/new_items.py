@@ -11,11 +11,15 @@ from torch import Tensor
 from recgrela.data.titles import similar_titles
 from recgrela.models import SequenceModel
 from recgrela.models.transfer import per_item
+from recgrela.retrieval.index import MAX_NORM
 from recgrela.runs.items import Items
 from recgrela.system.errors import DataError
 
 NEIGHBOURS = 10  # number of similar titles whose rows make a new one
 POWER = 3  # of the cosines that weight them: titles that share only frequent words count little
+# Largest norm of a given vector, relative to the longest known row. Models add rows up in float32: beyond
+# this ratio, the sum of both rows is the longer one, and the other items of a history have no effect.
+MAX_RATIO = 1 / torch.finfo(torch.float32).eps
 CHUNK = 4096  # number of new rows computed at a time
 
 FromItems = Literal["titles", "mean"]
@@ -66,14 +70,25 @@ def set_vectors(model: SequenceModel, items: Items, new: np.ndarray, known: np.n
     """Give new items the rows [A, D] of the item table, and in other parameters the mean of known items.
 
     Raises:
-        DataError: the rows have another width, or all known items are retired.
+        DataError: the rows have another width, a row is not finite or longer than `MAX_RATIO` times the
+            longest known one, or all known items are retired.
     """
     table = model.item_embedding.weight
     if rows.shape[1] != table.shape[1]:
         raise DataError(f"vectors of width {rows.shape[1]}, but the model has rows of width {table.shape[1]}")
+    given = rows.to(table)
+    norms = _norms(given)
+    longest = float(_norms(table[torch.from_numpy(known).to(table.device)]).max())
+    limit = min(MAX_RATIO * longest, MAX_NORM)
+    if len(wrong := torch.nonzero(~(norms <= limit)).flatten()):  # a comparison with NaN is false
+        row = int(wrong[0])
+        raise DataError(
+            f"item {items.tokens[int(new[row])]!r}: the vector has norm {float(norms[row]):.3g}, and the "
+            f"longest row of the model {longest:.3g}; scale the vectors to such norms (at most {limit:.3g})"
+        )
     if len(per_item(model)) > 1:
         fill_rows(model, items, new, known, "mean")
-    table[torch.from_numpy(new).to(table.device)] = rows.to(table)
+    table[torch.from_numpy(new).to(table.device)] = given
 
 
 def _similar(items: Items, new: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from recgrela.store.arguments import Entry, asked_items, number_of_events, texts, valid_entries, valid_text
 from recgrela.store.columns import Columns, columns_of_events, columns_of_table
 from recgrela.store.events import Event, UserLog
 from recgrela.system.errors import DataError, RunError
@@ -28,6 +29,7 @@ class Store(ABC):
     Raises:
         RunError: by every method, if the store cannot be read or written; the message names the file or the
             server and says what to do.
+        DataError: by every method, if an argument is invalid, as a user that is not text; nothing is changed.
     """
 
     def append(self, events: Sequence[Event]) -> list[bool]:
@@ -88,7 +90,6 @@ class Store(ABC):
     def _append(self, columns: Columns) -> list[bool]:
         """`append` for checked events."""
 
-    @abstractmethod
     def load(self, model: str, users: Sequence[str]) -> list[UserLog]:
         """The log of each user, as of one point in time.
 
@@ -96,8 +97,12 @@ class Store(ABC):
             model: fingerprint of the model's weights. States of other models are not returned.
             users: ids of users. A user without events has an empty log of revision 0.
         """
+        return self._load(valid_text("model", model), texts("users", users))
 
     @abstractmethod
+    def _load(self, model: str, users: list[str]) -> list[UserLog]:
+        """`load` for checked arguments."""
+
     def save(self, model: str, entries: Iterable[tuple[str, int, int, bytes]]) -> None:
         """Store states. A state may be lost on power failure; it is then computed again.
 
@@ -107,8 +112,12 @@ class Store(ABC):
                 one, the log has at least `folded` events, and no state of this revision and model with as
                 many is stored; the others are ignored.
         """
+        self._save(valid_text("model", model), valid_entries(entries))
 
     @abstractmethod
+    def _save(self, model: str, entries: list[Entry]) -> None:
+        """`save` for checked entries whose numbers a log can have."""
+
     def seen(self, asked: Sequence[tuple[str, Sequence[str]]]) -> list[set[str]]:
         """The items that users have in their logs, at a cost that does not depend on the lengths of the logs.
 
@@ -118,18 +127,31 @@ class Store(ABC):
         Returns:
             For each pair, those of its items that the user has.
         """
+        return self._seen(asked_items(asked))
 
     @abstractmethod
+    def _seen(self, asked: list[tuple[str, list[str]]]) -> list[set[str]]:
+        """`seen` for checked arguments."""
+
     def history(self, user: str, last: int | None = None) -> list[Event]:
         """The last events of a user, all for None, ordered by time, then by arrival."""
+        return self._history(valid_text("user", user), number_of_events(last))
+
+    @abstractmethod
+    def _history(self, user: str, last: int | None) -> list[Event]:
+        """`history` for checked arguments."""
 
     @abstractmethod
     def users(self) -> Iterator[str]:
         """Ids of all users, each once, in no specified order. Users added meanwhile may be missing."""
 
-    @abstractmethod
     def drop_states(self, model: str | None) -> None:
         """Delete the states of a model, or of all models if it is None."""
+        self._drop_states(None if model is None else valid_text("model", model))
+
+    @abstractmethod
+    def _drop_states(self, model: str | None) -> None:
+        """`drop_states` for a checked argument."""
 
     @abstractmethod
     def close(self) -> None:

@@ -36,9 +36,9 @@ def columns_of_events(events: Sequence[Event]) -> Columns:
     columns = Columns([], [], [], [])
     for i, event in enumerate(events):
         for name, text in (("user", event.user), ("item", event.item)):
-            if fault := _text_fault(text):
+            if fault := text_fault(text):
                 raise DataError(f"event {i}: {name} {fault}")
-        if event.id is not None and (fault := _text_fault(event.id)):
+        if event.id is not None and (fault := text_fault(event.id)):
             raise DataError(f"event {i}: id {fault}")
         time = event.time
         if isinstance(time, bool) or not isinstance(time, (int, float)) or not _finite(time):
@@ -95,7 +95,9 @@ def _text(table: pa.Table, name: str) -> Any:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    column = table[name]
+    from recgrela.system.arrow import without_views
+
+    column = without_views(table[name])
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer)
     if not any(is_kind(kind) for is_kind in text) and not (name == "id" and pa.types.is_null(kind)):
@@ -139,7 +141,7 @@ def _refuse(bad: Any, fault: str) -> None:
         raise DataError(f"row {row} of the table of events: {fault}")
 
 
-def _text_fault(text: object) -> str:
+def text_fault(text: object) -> str:
     """Why a value is no id, or ""."""
     if not isinstance(text, str):
         return f"is {text!r}; it must be text"

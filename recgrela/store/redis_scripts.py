@@ -36,19 +36,31 @@ local function events_until(time)  -- number of events that are not later, searc
   return 0
 end
 
-local function insert(record)
-  local before = events_until(time_of(record))
+local function merge(new)  -- the end of the log is written once, however many records are inserted
+  table.sort(new, function(a, b)
+    return a.time < b.time or a.time == b.time and a.arrival < b.arrival
+  end)
+  local before = events_until(new[1].time)
   local later = redis.call('LRANGE', log, before, -1)
   if before > 0 then redis.call('LTRIM', log, 0, before - 1) else redis.call('DEL', log) end
-  push({record})
-  push(later)
+  local merged, next = {}, 1
+  for _, record in ipairs(later) do
+    local time = time_of(record)
+    while next <= #new and new[next].time < time do
+      merged[#merged + 1] = new[next].record
+      next = next + 1
+    end
+    merged[#merged + 1] = record
+  end
+  for i = next, #new do merged[#merged + 1] = new[i].record end
+  push(merged)
 end
 
 local accepted, at = {}, 1
 for key = 2, #KEYS, 3 do
   log, ids = KEYS[key], KEYS[key + 1]
   local user, count = ARGV[at], tonumber(ARGV[at + 1])
-  local late, pending = 0, {}
+  local late, new, records = 0, {}, {}
   local last = redis.call('LINDEX', log, -1)
   last = last and time_of(last)
   for i = at + 2, at + 3 * count, 3 do
@@ -57,20 +69,14 @@ for key = 2, #KEYS, 3 do
       accepted[#accepted + 1] = 0
     else
       local time = time_of(record)
-      if last and time < last then
-        push(pending)
-        pending = {}
-        insert(record)
-        late = late + 1
-      else
-        pending[#pending + 1] = record
-        last = time
-      end
+      if last and time < last then late = late + 1 else last = time end
+      records[#records + 1] = record
+      new[#new + 1] = {time = time, arrival = i, record = record}
       redis.call('SADD', KEYS[key + 2], ARGV[i + 2])
       accepted[#accepted + 1] = 1
     end
   end
-  push(pending)
+  if late > 0 then merge(new) else push(records) end
   redis.call('HINCRBY', users, user, late)
   at = at + 2 + 3 * count
 end

@@ -21,13 +21,14 @@ from __future__ import annotations
 import hashlib
 import importlib
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from itertools import chain
 from typing import Any
 
 from recgrela.store import redis_scripts
+from recgrela.store.arguments import Entry
 from recgrela.store.base import Store
 from recgrela.store.columns import Columns
 from recgrela.store.events import Event, UserLog
@@ -71,7 +72,9 @@ class RedisStore(Store):
             self._client: Any = self._module.Redis.from_url(
                 url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=retry
             )
-        except ValueError as error:
+            pool = self._client.connection_pool
+            pool.connection_class(**pool.connection_kwargs)  # checks the parameters of the URL
+        except (TypeError, ValueError) as error:
             raise ConfigError(f"store: {one_line(error)}; give redis://host:port/db") from error
         self._address = _address(self._client)
         if self._client.get_encoder().decode_responses:
@@ -103,25 +106,25 @@ class RedisStore(Store):
                 accepted[i] = reply == 1
         return accepted
 
-    def load(self, model: str, users: Sequence[str]) -> list[UserLog]:
+    def _load(self, model: str, users: list[str]) -> list[UserLog]:
         names = dict.fromkeys(users)
-        logs = self._load(model, list(names))
+        logs = self._logs(model, list(names))
         return [logs[user] for user in users]
 
-    def save(self, model: str, entries: Iterable[tuple[str, int, int, bytes]]) -> None:
-        key, given = model.encode(), [entry for entry in entries if entry[1] >= 0 and entry[2] > 0]
-        if given:
+    def _save(self, model: str, entries: list[Entry]) -> None:
+        key = model.encode()
+        if entries:
             with self._errors():
                 self._client.sadd(MODELS, key)
-        for start in range(0, len(given), USERS_PER_CALL):
-            part = given[start : start + USERS_PER_CALL]
+        for start in range(0, len(entries), USERS_PER_CALL):
+            part = entries[start : start + USERS_PER_CALL]
             arguments: list[Any] = []
             for user, revision, folded, state in part:
                 name = user.encode()
                 arguments += [name, revision, folded, pack_state(name, key, revision, folded, state)]
             self._run(redis_scripts.SAVE, self._keys(arguments[::4], key), arguments)
 
-    def seen(self, asked: Sequence[tuple[str, Sequence[str]]]) -> list[set[str]]:
+    def _seen(self, asked: list[tuple[str, list[str]]]) -> list[set[str]]:
         keys = [PREFIX + b"items:" + user.encode() for user, _ in asked]
         arguments = list(
             chain.from_iterable((len(items), *(i.encode() for i in items)) for _, items in asked)
@@ -129,7 +132,7 @@ class RedisStore(Store):
         found = iter(self._run(redis_scripts.SEEN, keys, arguments) if asked else [])
         return [{item for item in items if next(found)} for _, items in asked]
 
-    def history(self, user: str, last: int | None = None) -> list[Event]:
+    def _history(self, user: str, last: int | None) -> list[Event]:
         if last == 0:
             return []
         name = user.encode()
@@ -149,7 +152,7 @@ class RedisStore(Store):
             if cursor == 0:
                 return
 
-    def drop_states(self, model: str | None) -> None:
+    def _drop_states(self, model: str | None) -> None:
         with self._errors():
             models = self._client.smembers(MODELS) if model is None else [model.encode()]
             for name in models:
@@ -159,7 +162,7 @@ class RedisStore(Store):
         self._closed = True
         self._client.close()
 
-    def _load(self, model: str, users: list[str]) -> dict[str, UserLog]:
+    def _logs(self, model: str, users: list[str]) -> dict[str, UserLog]:
         key, logs = model.encode(), {}
         damaged: list[str] = []
         for start in range(0, len(users), USERS_PER_CALL):
@@ -179,7 +182,7 @@ class RedisStore(Store):
                     continue
                 pending = [self._event(name, record).item for record in records]
                 logs[user] = UserLog(user, revision, folded, state, pending)
-        return logs | self._load(model, damaged) if damaged else logs
+        return logs | self._logs(model, damaged) if damaged else logs
 
     def _keys(self, users: list[bytes], model: bytes) -> list[bytes]:
         return [USERS, PREFIX + b"states:" + model, *(PREFIX + b"log:" + user for user in users)]

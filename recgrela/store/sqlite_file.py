@@ -42,6 +42,8 @@ CHECKS = {
 MAGIC = b"SQLite format 3\0"
 HEADER = 100  # bytes
 CACHE = 16  # MiB of pages that a connection caches
+# Errors of the caller, not of the file: a value that SQLite does not take, or that breaks a constraint.
+BUGS = (sqlite3.ProgrammingError, sqlite3.IntegrityError, sqlite3.InterfaceError)
 LARGEST_LOG = 64  # MiB; a longer write-ahead log is cut to this once its pages are in the file
 
 
@@ -116,7 +118,7 @@ class SQLiteFile:
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
-        """A connection that no other thread uses. Errors of SQLite become RunError."""
+        """A connection that no other thread uses. Errors of SQLite, except bugs, become RunError."""
         if os.getpid() != self._process:
             raise RunError(
                 f"{self.path} was opened before this process was forked; open it again in each process"
@@ -132,7 +134,7 @@ class SQLiteFile:
         except BaseException as error:
             if db is not None:
                 db.close()  # its state is unknown, and connections are cheap
-            if isinstance(error, sqlite3.Error):
+            if isinstance(error, sqlite3.Error) and not isinstance(error, BUGS):
                 raise self._fault(error) from error
             raise
         with self._lock:

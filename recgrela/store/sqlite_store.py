@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 
+from recgrela.store.arguments import Entry
 from recgrela.store.base import Store
 from recgrela.store.checks import WRONG_TYPE, event_check, id_check, state_check, text_check, user_check
 from recgrela.store.columns import Columns
@@ -101,7 +102,7 @@ class SQLiteStore(Store):
             )
         return accepted
 
-    def load(self, model: str, users: Sequence[str]) -> list[UserLog]:
+    def _load(self, model: str, users: list[str]) -> list[UserLog]:
         damaged: list[tuple[int, int, int]] = []
         logs: dict[str, UserLog] = {}
         with self._file.reading() as db:
@@ -116,10 +117,9 @@ class SQLiteStore(Store):
                 db.executemany("DELETE FROM states WHERE model = ? AND user = ? AND crc IS ?", damaged)
         return [logs.get(user) or UserLog(user, 0, 0, None, []) for user in users]
 
-    def save(self, model: str, entries: Iterable[tuple[str, int, int, bytes]]) -> None:
-        given = list(entries)
+    def _save(self, model: str, entries: list[Entry]) -> None:
         with self._file.writing(durable=False) as db:
-            users = self._users(db, [user for user, _, _, _ in given])
+            users = self._users(db, [user for user, _, _, _ in entries])
             number, check = _numbers(db, "models", [model])[model], text_check(model)
             rows = [
                 (
@@ -130,8 +130,8 @@ class SQLiteStore(Store):
                     state_check(user.check, check, revision, folded, state),
                     state,
                 )
-                for name, revision, folded, state in given
-                if (user := users.get(name)) and revision == user.revision and 0 < folded <= user.count
+                for name, revision, folded, state in entries
+                if (user := users.get(name)) and revision == user.revision and folded <= user.count
             ]
             db.executemany(
                 "INSERT INTO states VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (model, user) DO UPDATE SET "
@@ -140,12 +140,12 @@ class SQLiteStore(Store):
                 rows,
             )
 
-    def seen(self, asked: Sequence[tuple[str, Sequence[str]]]) -> list[set[str]]:
+    def _seen(self, asked: list[tuple[str, list[str]]]) -> list[set[str]]:
         with self._file.reading() as db:
             users = self._users(db, [user for user, _ in asked])
             return [self._having(db, users.get(user), items) for user, items in asked]
 
-    def _having(self, db: sqlite3.Connection, user: _User | None, items: Sequence[str]) -> set[str]:
+    def _having(self, db: sqlite3.Connection, user: _User | None, items: list[str]) -> set[str]:
         """The ones among some items that a user has."""
         if user is None:
             return set()
@@ -155,7 +155,7 @@ class SQLiteStore(Store):
         )
         return {name for (name,) in _select_in(db, query, items)}
 
-    def history(self, user: str, last: int | None = None) -> list[Event]:
+    def _history(self, user: str, last: int | None) -> list[Event]:
         with self._file.reading() as db:
             found = self._users(db, [user]).get(user)
             if found is None:
@@ -175,7 +175,7 @@ class SQLiteStore(Store):
                 return
             number = page[-1].number
 
-    def drop_states(self, model: str | None) -> None:
+    def _drop_states(self, model: str | None) -> None:
         with self._file.writing(durable=False) as db:
             if model is None:
                 db.execute("DELETE FROM states")

@@ -9,6 +9,7 @@ from recgrela.data.formats.columns import Arrays, Columns, Names, find_columns, 
 from recgrela.data.formats.source import Source
 from recgrela.data.formats.text import header_layout, read_events
 from recgrela.settings.data import DataConfig
+from recgrela.system.arrow import without_views
 from recgrela.system.errors import DataError
 
 
@@ -57,6 +58,7 @@ def column_names(config: DataConfig) -> Names:
 
 
 def _ids(column: pa.ChunkedArray, label: str, name: str) -> pa.ChunkedArray:
+    column = without_views(column)
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)  # a unified dictionary may not fit the code type
     kind = column.type
