@@ -82,7 +82,7 @@ def test_states_are_measured_beside_a_pass_over_the_history() -> None:
     with torch.inference_mode():
         index = ItemIndex(model.item_embedding.weight.detach(), precision="int8")
         found = serving.measure(model, CapturedStep(model), index, 12, rounds=2)
-        assert list(found["milliseconds"]) == ["state", "recompute", "step"]
+        assert list(found["milliseconds"]) == ["state", "recompute", "state alone", "step alone"]
         wrong = ItemIndex(-model.item_embedding.weight.detach(), precision="int8")
         with pytest.raises(SystemExit, match="the search found other items"):
             serving.measure(model, CapturedStep(model), wrong, 12, rounds=2)
