@@ -70,7 +70,7 @@ def measure(
     alone = medians({"state alone": event, "step alone": lambda: step(history[-1:], state)}, rounds)
     print(
         f"history of {length:7,d}: state {1e3 * both['state']:8.3f} ms, "
-        f"recompute {1e3 * both['recompute']:9.3f} ms, {both['recompute'] / both['state']:8.1f} times longer; "
+        f"recompute {1e3 * both['recompute']:9.3f} ms, {both['recompute'] / both['state']:8.1f} times; "
         f"state alone {1e3 * alone['state alone']:6.3f} ms (step {1e3 * alone['step alone']:6.3f})"
     )
     return {
