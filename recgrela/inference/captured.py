@@ -54,18 +54,29 @@ class CapturedStep:
 
         # Recording runs the step, on copies because it updates the state.
         copy = state.clone()
-        return with_views(make_fx(step)(items.clone(), *copy.values()))
+        return with_constants(make_fx(step)(items.clone(), *copy.values()))
 
 
-def with_views(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
-    """Makes views of weights, such as transposes, once. They share the weights' memory, changes included."""
-    for number, node in enumerate(list(graph.graph.nodes)):
-        if node.target in VIEWS and node.args[0].op == "get_attr":
-            view = node.target(getattr(graph, node.args[0].target), *node.args[1:], **node.kwargs)
-            graph.register_buffer(f"view_{number}", view, persistent=False)
-            with graph.graph.inserting_before(node):
-                node.replace_all_uses_with(graph.graph.get_attr(f"view_{number}"))
-            graph.graph.erase_node(node)
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
-    return graph
+def with_constants(module: torch.fx.GraphModule) -> Callable[..., Tensor]:
+    """A recorded function whose weights are arguments, because a module looks attributes up slowly.
+
+    Views of weights, such as transposes, are made once. They share the weights' memory, changes included.
+    """
+    graph = module.graph
+    constants: dict[torch.fx.Node, Tensor] = {}
+    last = [node for node in graph.nodes if node.op == "placeholder"][-1]
+    for node in list(graph.nodes):
+        if node.op == "get_attr":
+            value = getattr(module, node.target)
+        elif node.target in VIEWS and node.args[0] in constants:
+            value = node.target(constants[node.args[0]], *node.args[1:], **node.kwargs)
+        else:
+            continue
+        with graph.inserting_after(last):
+            last = graph.placeholder(f"constant_{len(constants)}")
+        constants[last] = value
+        node.replace_all_uses_with(last)
+        graph.erase_node(node)
+    module.recompile()
+    forward, values = module.forward, tuple(constants.values())
+    return lambda *operands: forward(*operands, *values)
