@@ -3,6 +3,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -10,6 +11,9 @@ import torch
 from python_tests.support.runs import make_run
 from recgrela.inference.recommender import Recommender
 from recgrela.store import Store, open_store
+
+if TYPE_CHECKING:
+    from fastapi.testclient import TestClient
 
 for name in ("fastapi", "uvicorn", "prometheus_client", "httpx"):
     pytest.importorskip(name, reason=f"{name} is not installed")
@@ -45,3 +49,27 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def client(recommender: Recommender, store: Store) -> Iterator[TestClient]:
+    from python_tests.serve.clients import client_of  # after the check that its packages are installed
+
+    with client_of(recommender, store) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def reader(recommender: Recommender, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    """A client with a stored user; tests must not add events."""
+    from python_tests.serve.clients import client_of
+
+    with (
+        open_store(tmp_path_factory.mktemp("reader") / "store.sqlite") as store,
+        client_of(recommender, store, hosts=("localhost", "127.0.0.1", "::1")) as client,
+    ):
+        events = [
+            {"user": "a/b é", "item": item, "time": t} for t, item in enumerate(recommender.item_ids[:4])
+        ]
+        assert client.post("/events", json=events).status_code == 200
+        yield client
