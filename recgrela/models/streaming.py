@@ -145,18 +145,18 @@ class Streaming(nn.Module, ABC):
         if not self.carries_state:
             self._prefill_window(items, lengths, state)
             return state, state["hidden"].clone()
-        ends = state["position"].tolist()
+        before = state["position"].tolist()
         for begin in range(0, longest, PREFILL_ROWS):
             size = min(PREFILL_ROWS, longest - begin)
             users = [user for user, length in enumerate(lengths) if length > begin]
-            near = [user for user in users if self._has_table(ends[user] + begin + size)]
+            near = [user for user in users if self._has_table(before[user] + begin + size)]
             if near:
-                self._prefill_rows(items, offsets, near, begin, size, state)
-            far = [user for user in users if not self._has_table(ends[user] + begin + size)]
+                self._prefill_rows(items, offsets, before, near, begin, size, state)
+            far = [user for user in users if not self._has_table(before[user] + begin + size)]
             for row in range(begin, begin + size):
                 still = [user for user in far if lengths[user] > row]
                 if still:
-                    self._prefill_rows(items, offsets, still, row, 1, state)
+                    self._prefill_rows(items, offsets, before, still, row, 1, state)
         return state, state["hidden"].clone()
 
     def _has_table(self, end: int) -> bool:
@@ -164,9 +164,16 @@ class Streaming(nn.Module, ABC):
         return self.max_table is None or end <= self.max_table
 
     def _prefill_rows(
-        self, items: Tensor, offsets: list[int], users: list[int], begin: int, size: int, state: ModelState
+        self,
+        items: Tensor,
+        offsets: list[int],
+        before: list[int],
+        users: list[int],
+        begin: int,
+        size: int,
+        state: ModelState,
     ) -> None:
-        """Takes rows begin .. begin + size - 1 of the histories of some users."""
+        """Takes rows begin .. begin + size - 1 of the histories of some users, who had `before` items."""
         pieces = [
             items[offsets[user] + begin : min(offsets[user] + begin + size, offsets[user + 1])]
             for user in users
@@ -174,7 +181,7 @@ class Streaming(nn.Module, ABC):
         sizes = torch.tensor([0, *map(len, pieces)], device=items.device)
         everyone = len(users) == state.batch
         part = state if everyone else state.select(users)
-        max_position = int(part["position"].max()) + size
+        max_position = max(before[user] for user in users) + begin + size
         self._advance(torch.cat(pieces), sizes.cumsum(0), max(map(len, pieces)), part, max_position)
         part["position"].add_(sizes[1:])
         if not everyone:
@@ -234,9 +241,9 @@ class Streaming(nn.Module, ABC):
     def _prefill_window(self, items: Tensor, lengths: list[int], state: ModelState) -> None:
         window, position = state["items"], state["position"]
         self.look_up(items)  # raises for an id out of range
+        filled = position.clamp(max=self.max_len).tolist()
         for user, history in enumerate(items.to(window.dtype).split(lengths)):
-            filled = int(position[user].clamp(max=self.max_len))
-            kept = torch.cat([window[user, :filled], history])[-self.max_len :]
+            kept = torch.cat([window[user, : filled[user]], history])[-self.max_len :]
             window[user, : len(kept)] = kept
         position.add_(torch.tensor(lengths, dtype=position.dtype, device=position.device))
         self._encode_windows(state)
