@@ -151,3 +151,18 @@ static void activate_and_drop_backward(const Dropout<T>& p, int64_t i, int64_t n
   std::copy_n(last[0], n - j, x + j);
   std::copy_n(last[1], n - j, d_y + j);
 }
+
+// Calls f(std::integral_constant<Activation, activation>).
+template <typename F>
+static inline void with_activation(Activation activation, F&& f) {
+  switch (activation) {
+    case Activation::kRelu:
+      return f(std::integral_constant<Activation, Activation::kRelu>{});
+    case Activation::kSilu:
+      return f(std::integral_constant<Activation, Activation::kSilu>{});
+    case Activation::kGelu:
+      return f(std::integral_constant<Activation, Activation::kGelu>{});
+    case Activation::kNone:
+      return f(std::integral_constant<Activation, Activation::kNone>{});
+  }
+}

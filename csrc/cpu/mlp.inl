@@ -4,7 +4,7 @@
 // The gradients of the biases are the sums of d_z and d_h.
 
 #include "activation.inl"
-#include "gemm.inl"
+#include "few_rows.inl"
 
 template <typename T>
 struct MlpBlock {
@@ -90,24 +90,6 @@ struct MlpBlock {
     }
   }
 
-  // Computes n rows of out = a w^T + bias from w [columns, depth] as it is, by dot products.
-  static void product_of_few(int64_t n, const RowMatrix<const T>& a, int64_t depth, const RowMatrix<const T>& w,
-                             const T* bias, const RowMatrix<T>& out, int64_t columns) {
-    constexpr int64_t kColumns = 4;  // dot products at a time, which hide the latency of additions
-    for (int64_t j = 0; j < columns; j += kColumns)
-      for (int64_t i = 0; i < n; ++i) {
-        Vec<T, N> sums[kColumns]{};
-        const T* const row = a.row(i);
-        for (int64_t k = 0; k < depth; k += N) {
-          const Vec<T, N> x = load_some<T, N>(row + k, depth - k);
-          for (int64_t c = 0; c < kColumns; ++c)
-            sums[c] += x * load_some<T, N>(w.row(std::min(j + c, columns - 1)) + k, depth - k);
-        }
-        for (int64_t c = 0; c < std::min(kColumns, columns - j); ++c)
-          out.row(i)[j + c] = sum<T, N>(sums[c]) + (bias ? bias[j + c] : T(0));
-      }
-  }
-
   // Adds a^T b over n rows to d_w [a_columns, width]. b's rows are readable up to a multiple of the vector length.
   static void add_product(int64_t n, const RowMatrix<const T>& a, int64_t a_columns, const RowMatrix<const T>& b,
                           int64_t width, T* d_w) {
@@ -135,11 +117,11 @@ struct MlpBlock {
     const int64_t f = p.hidden_features, o = p.out_features;
     const RowMatrix<const T> x{p.x.row(row), p.x.stride};
     const bool few = !packs(p, false);
-    few ? product_of_few(n, x, p.in_features, p.w1, p.b1, h, f) : product(n, x, p.in_features, up, p.b1, h, f);
+    few ? multiply_few(n, x, p.in_features, p.w1, p.b1, h, f) : product(n, x, p.in_features, up, p.b1, h, f);
     for (int64_t i = 0; i < n; ++i)
       activate_and_drop<T, kActivation>(p.dropout1, (row + i) * p.hidden_stride(), f, h.row(i), h.row(i));
     const RowMatrix<T> y{p.y.row(row), p.y.stride};
-    few ? product_of_few(n, in(h), f, p.w2, p.b2, y, o) : product(n, in(h), f, down, p.b2, y, o);
+    few ? multiply_few(n, in(h), f, p.w2, p.b2, y, o) : product(n, in(h), f, down, p.b2, y, o);
     for (int64_t i = 0; i < n; ++i)
       activate_and_drop<T, Activation::kNone>(p.dropout2, (row + i) * o, o, y.row(i), y.row(i));
   }
@@ -184,16 +166,7 @@ static void mlp_worker(const MlpParams<T>& p, T* scratch) {
       }
     }
   };
-  switch (p.activation) {
-    case Activation::kRelu:
-      return run(std::integral_constant<Activation, Activation::kRelu>{});
-    case Activation::kSilu:
-      return run(std::integral_constant<Activation, Activation::kSilu>{});
-    case Activation::kGelu:
-      return run(std::integral_constant<Activation, Activation::kGelu>{});
-    case Activation::kNone:
-      return run(std::integral_constant<Activation, Activation::kNone>{});
-  }
+  with_activation(p.activation, run);
 }
 
 template <typename T>

@@ -5,6 +5,26 @@
 
 namespace recgrela::ops {
 
+// Checks the state and the parameters of a step whose values are `v` [B, D].
+inline void check_rela_step(const Tensor& v, const Tensor& kv_state, const Tensor& history, const Tensor& position,
+                            const OptTensor& turns, const OptTensor& conv_weight, const OptTensor& conv_bias,
+                            int64_t num_heads) {
+  const ScalarType wide = state_type(v);
+  const int64_t b = v.size(0), width = v.size(1);
+  STD_TORCH_CHECK(num_heads > 0 && width > 0 && width % num_heads == 0 && width / num_heads % 2 == 0, "num_heads ",
+                  num_heads, " must divide the width ", width, " into heads of an even width");
+  const int64_t d = width / num_heads;
+  check_operand(turns, v, ScalarType::Long, {width / 2}, "turns");
+  STD_TORCH_CHECK(conv_weight.has_value() == conv_bias.has_value(), "conv_weight and conv_bias go together");
+  check_operand(conv_weight, v, wide, {width, -1}, "conv_weight");
+  check_operand(conv_bias, v, wide, {width}, "conv_bias");
+  const int64_t kernel_size = conv_weight ? conv_weight->size(1) : 0;
+  STD_TORCH_CHECK(!conv_weight || kernel_size > 0, "conv_weight must have a kernel size of at least 1");
+  check_state(kv_state, v, wide, {b, num_heads, d + 1, d}, "kv_state");
+  check_state(history, v, v.scalar_type(), {b, std::max<int64_t>(kernel_size - 1, 0), width}, "history");
+  check_state(position, v, ScalarType::Long, {b}, "position");
+}
+
 struct GatedRelaStep {
   static constexpr const char* kName = "gated_rela_step";
   static constexpr const char* kSchemas[] = {
@@ -28,23 +48,13 @@ struct GatedRelaStep {
   };
 
   static Operands parse(Operands a) {
-    const ScalarType rows = a.v.scalar_type(), wide = state_type(a.v);
+    const ScalarType rows = a.v.scalar_type();
     check_operand(a.v, a.v, rows, {-1, -1}, "v");
     const int64_t b = a.batch(), width = a.width();
-    STD_TORCH_CHECK(a.num_heads > 0 && width > 0 && width % a.num_heads == 0 && a.head_dim() % 2 == 0, "num_heads ",
-                    a.num_heads, " must divide the width ", width, " into heads of an even width");
-    const int64_t d = a.head_dim();
+    check_rela_step(a.v, a.kv_state, a.history, a.position, a.turns, a.conv_weight, a.conv_bias, a.num_heads);
     check_operand(a.q, a.v, rows, {b, a.k ? width : 2 * width}, "q");
     check_operand(a.k, a.v, rows, {b, width}, "k");
     check_operand(a.g, a.v, rows, {b, width}, "g");
-    check_operand(a.turns, a.v, ScalarType::Long, {width / 2}, "turns");
-    STD_TORCH_CHECK(a.conv_weight.has_value() == a.conv_bias.has_value(), "conv_weight and conv_bias go together");
-    check_operand(a.conv_weight, a.v, wide, {width, -1}, "conv_weight");
-    check_operand(a.conv_bias, a.v, wide, {width}, "conv_bias");
-    STD_TORCH_CHECK(!a.conv_weight || a.kernel_size() > 0, "conv_weight must have a kernel size of at least 1");
-    check_state(a.kv_state, a.v, wide, {b, a.num_heads, d + 1, d}, "kv_state");
-    check_state(a.history, a.v, rows, {b, std::max<int64_t>(a.kernel_size() - 1, 0), width}, "history");
-    check_state(a.position, a.v, ScalarType::Long, {b}, "position");
     a.q = with_contiguous_rows(a.q), a.k = with_contiguous_rows(a.k);
     a.v = with_contiguous_rows(a.v), a.g = with_contiguous_rows(a.g);
     a.turns = contiguous(a.turns), a.conv_weight = contiguous(a.conv_weight), a.conv_bias = contiguous(a.conv_bias);

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from python_tests.models.forms import N_ITEMS, make
 from recgrela.inference.captured import MAX_BATCH, CapturedStep
+
+
+class OperatorNames(TorchDispatchMode):
+    """Records the names of the operators that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func.overloadpacket))
+        return func(*args, **(kwargs or {}))
+
 
 CARRYING = ["RecGRELA", "LRURec", "Mamba4Rec", "RecBLR"]
 
@@ -20,6 +36,16 @@ def test_recorded_steps_equal_the_models(form: str, batch: int) -> None:
         items = torch.randint(1, N_ITEMS, (batch,), generator=torch.Generator().manual_seed(seed))
         assert torch.equal(step(items, other), model.step(items, own))
     assert all(torch.equal(own[name], other[name]) for name in own)
+
+
+def test_a_recorded_step_of_recgrela_is_an_operator_for_each_block() -> None:
+    model = make("RecGRELA", torch.float32)
+    step, state, items = CapturedStep(model), model.init_state(1), torch.tensor([4])
+    step.warm_up(range(1, 2))
+    with OperatorNames() as called:
+        step(items, state)
+    blocks = ["recgrela.rela_block_step"] * len(model.blocks)
+    assert called.names == ["recgrela.embedding", *blocks, "aten.copy_", "aten.add_"]
 
 
 def test_changed_weights_are_used() -> None:

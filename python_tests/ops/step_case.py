@@ -52,6 +52,16 @@ class Step:
             case "gated_rela_step":
                 operands = *self.rows.values(), *self.state.values(), *self.parameters.values()
                 return *operands, self.options["num_heads"], 1e-6
+            case "rela_block_step":
+                rela = ("turns", "conv_weight", "conv_bias")
+                block = (x for n, x in self.parameters.items() if n not in rela)
+                operands = (
+                    *self.rows.values(),
+                    *self.state.values(),
+                    *block,
+                    *(self.parameters[n] for n in rela),
+                )
+                return *operands, self.options["num_heads"], 1e-6, 1e-12, self.options["activation"]
         raise ValueError(f"{self.name} has no operator")
 
     def copy(self, dtype: torch.dtype | None = None, device: str = "cpu") -> Step:
@@ -73,7 +83,7 @@ class Step:
     def call(self, op: Callable[..., Tensor] | None = None) -> Tensor:
         """y; updates the state."""
         op = op or getattr(ops, self.name)
-        state = {"state": RelaState(**self.state)} if self.name == "gated_rela_step" else self.state
+        state = {"state": RelaState(**self.state)} if "position" in self.state else self.state
         return op(**self.rows, **self.parameters, **state, **self.options)
 
     def results(self, op: Callable[..., Tensor] | None = None) -> Tensors:
@@ -102,14 +112,24 @@ class Step:
             case "selective_scan_step":
                 y, state = ops.selective_scan(**options, initial_state=x.state["state"], return_state=True)
                 return {"y": y, "state": state}
-        del options["turns"]
-        if self.parameters["turns"] is not None:
+        options |= {"causal": True, "initial_state": RelaState(**x.state), "return_state": True}
+        turns = options.pop("turns")
+        if turns is not None:
             length, dtype = max(x.state["position"].tolist(), default=0) + 1, x.state["kv_state"].dtype
-            options["rotary"] = ops.rotary_table(length, x.rows["v"].shape[1], dtype=dtype)
-        y, final = ops.gated_rela(
-            **options, causal=True, initial_state=RelaState(**x.state), return_state=True
-        )
+            options["rotary"] = ops.rotary_table(length, 2 * turns.shape[0], dtype=dtype)
+        y, final = (ops.gated_rela if self.name == "gated_rela_step" else whole_block)(**options)
         return {"y": y, **final._asdict()}
+
+
+def whole_block(
+    x: Tensor, *, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activation: str, **operands: Any
+) -> tuple[Tensor, RelaState]:
+    """A RecGRELA block by the ops of whole sequences."""
+    layers = {n: tuple(operands.pop(f"{n}_{p}") for p in ("weight", "bias")) for n in LAYERS}
+    x, v, gate, qk = ops.rela_projections(x, *layers["norm1"], *layers["in"], *layers["gate"], *layers["qk"])
+    y, state = ops.gated_rela(qk, None, v, gate, **operands)
+    y = torch.nn.functional.linear(y, *layers["out"])
+    return ops.mlp_block(x, y, *layers["norm2"], w1, b1, w2, b2, activation=activation), state
 
 
 def normal(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -156,6 +176,9 @@ def selective(
     return Step("selective_scan_step", rows, parameters, state, {"delta_softplus": softplus})
 
 
+LAYERS = ("norm1", "in", "gate", "qk", "out", "norm2")
+
+
 def rela(
     batch: int,
     head_dim: int = 8,
@@ -187,11 +210,44 @@ def rela(
     return Step("gated_rela_step", rows, parameters, state, {"num_heads": num_heads})
 
 
+def block(
+    batch: int,
+    head_dim: int = 8,
+    num_heads: int = 3,
+    *,
+    hidden: int = 40,
+    activation: str = "gelu",
+    gate: bool = True,
+    **options: Any,
+) -> Step:
+    step, d = rela(batch, head_dim, num_heads, gate=gate, **options), head_dim * num_heads
+
+    def weight(rows: int, columns: int) -> Tensor:
+        return normal(rows, columns) / columns**0.5
+
+    layers = {n: (normal(d), normal(d)) if "norm" in n else (weight(d, d), normal(d)) for n in LAYERS}
+    layers["qk"] = weight(2 * d, d), normal(2 * d)
+    parameters = {
+        f"{n}_{p}": x for n, pair in layers.items() for p, x in zip(("weight", "bias"), pair, strict=True)
+    }
+    if not gate:
+        parameters |= {"gate_weight": None, "gate_bias": None}
+    parameters |= {"w1": weight(hidden, d), "b1": normal(hidden), "w2": weight(d, hidden), "b2": normal(d)}
+    return Step(
+        "rela_block_step",
+        {"x": normal(batch, d)},
+        parameters | step.parameters,
+        step.state,
+        step.options | {"activation": activation},
+    )
+
+
 EXAMPLES: dict[str, Callable[[int], Step]] = {
     "causal_conv1d_step": conv,
     "linear_scan_step": scan,
     "selective_scan_step": selective,
     "gated_rela_step": rela,
+    "rela_block_step": block,
 }
 # Every mode of every op, and odd sizes.
 VARIANTS: dict[str, Callable[[], Step]] = {
@@ -220,4 +276,11 @@ VARIANTS: dict[str, Callable[[], Step]] = {
     "rela, kernel size 6": lambda: rela(2, kernel_size=6),
     "rela, bare": lambda: rela(2, kernel_size=0, gate=False, rotary=False),
     "rela, many": lambda: rela(200, 8, 2),
+    "block": lambda: block(5, 16, 4, hidden=256),
+    "block, heads of 2": lambda: block(3, 2, 1, hidden=1, activation="relu"),
+    "block, heads of 6": lambda: block(1, 6, 3, hidden=33, activation="silu", kernel_size=1),
+    "block, heads of 32": lambda: block(2, 32, 1, hidden=7, gate=False, activation="none"),
+    "block, bare": lambda: block(9, kernel_size=0, gate=False, rotary=False),
+    "block, many": lambda: block(128, 8, 2),
+    "block, too many for the kernel": lambda: block(129, 8, 2),
 }

@@ -154,6 +154,7 @@ def test_flops(name: str) -> None:
             "causal_conv1d_step": 2 * 3 * 24 * 4,
             "selective_scan_step": 3 * 24 * (9 * 16 + 2),
             "gated_rela_step": 3 * 24 * (4 * 8 + 4 + 2 * 4),
+            "rela_block_step": 3 * 24 * (4 * 8 + 4 + 2 * 4 + 2 * (5 * 24 + 2 * 40)),
         }[name]
     )
 
@@ -316,6 +317,15 @@ BAD: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ),
     ("gated_rela_step", {"history": None}, ValueError, "state lacks one of kv_state, history, position"),
     ("gated_rela_step", {"position": torch.zeros(3)}, TypeError, "position is torch.float32"),
+    ("rela_block_step", {"x": torch.randn(24)}, ValueError, r"x must be \[B, D\] and w1 \[F, D\]"),
+    ("rela_block_step", {"w1": torch.randn(0, 24)}, ValueError, "with widths above 0"),
+    ("rela_block_step", {"activation": "tanh"}, ValueError, "activation must be one of none, relu"),
+    ("rela_block_step", {"gate_bias": None}, ValueError, "gate_weight and gate_bias go together"),
+    ("rela_block_step", {"qk_weight": torch.randn(24, 24)}, ValueError, r"qk_weight must be \[48, 24\]"),
+    ("rela_block_step", {"w2": torch.randn(24, 24)}, ValueError, r"w2 must be \[24, 40\]"),
+    ("rela_block_step", {"b1": torch.randn(40).double()}, TypeError, "b1 is torch.float64"),
+    ("rela_block_step", {"num_heads": 5}, ValueError, "num_heads=5 must divide the width 24"),
+    ("rela_block_step", {"history": None}, ValueError, "state lacks one of kv_state, history, position"),
 ]
 
 

@@ -12,7 +12,7 @@ from recgrela.models import SequenceModel
 from recgrela.nn import ModelState
 
 # The largest batch that is recorded. In larger ones the modules' work is small beside that of the operators.
-MAX_BATCH = 4
+MAX_BATCH = 8
 VIEWS = {torch.ops.aten.t.default, torch.ops.aten.squeeze.dim, torch.ops.aten.view.default}
 
 
@@ -52,9 +52,11 @@ class CapturedStep:
         def step(items: Tensor, *tensors: Tensor) -> Tensor:
             return self.model.step(items, ModelState(dict(zip(self._names, tensors, strict=True))))
 
-        # Recording runs the step, on copies because it updates the state.
-        copy = state.clone()
-        return with_constants(make_fx(step)(items.clone(), *copy.values()))
+        # The first step fills caches, such as that of the rotary frequencies. Both take copies of the state.
+        self.model.step(items, state.clone())
+        module = make_fx(step)(items.clone(), *state.clone().values())
+        module.graph.eliminate_dead_code()
+        return with_constants(module)
 
 
 def with_constants(module: torch.fx.GraphModule) -> Callable[..., Tensor]:

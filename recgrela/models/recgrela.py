@@ -18,7 +18,7 @@ from recgrela.nn import (
     RotaryTable,
     Sequences,
 )
-from recgrela.ops import embedding, rotary_table
+from recgrela.ops import RelaState, embedding, rela_block_step, rotary_table
 from recgrela.settings.fields import setting
 from recgrela.settings.model import ModelConfig, Padding, check_heads
 from recgrela.system.errors import ConfigError
@@ -108,11 +108,43 @@ class Block(nn.Module):
         Returns:
             The residual stream and the rows to add to it or None, [T, D] or the wanted rows [B, D].
         """
+        if sequences.is_step and branch is None and self.residual and self.attention.is_plain:
+            return self.step(x, sequences), None
         x, attended = self.attention(self.norm1, x, branch, sequences)
         if self.residual:
             return self.mlp.block(self.norm2, x, attended, sequences)
         _, rows = self.norm2(torch.zeros_like(x), attended, sequences)
         return self.mlp(rows, sequences), None
+
+    def step(self, x: Tensor, sequences: Sequences) -> Tensor:
+        """`forward` of one row of each sequence [B, D] as one op, if the attention is plain."""
+        attention, gate = self.attention, self.attention.gate_proj
+        state, conv = attention.carried(sequences), attention.conv
+        assert state is not None and attention.in_proj is not None
+        return rela_block_step(
+            x,
+            RelaState(**state),
+            self.norm1.weight,
+            self.norm1.bias,
+            attention.in_proj.weight,
+            attention.in_proj.bias,
+            None if gate is None else gate.weight,
+            None if gate is None else gate.bias,
+            attention.qk_proj.weight,
+            attention.qk_proj.bias,
+            attention.out_proj.weight,
+            attention.out_proj.bias,
+            self.norm2.weight,
+            self.norm2.bias,
+            *self.mlp.weights,
+            num_heads=attention.num_heads,
+            turns=None if attention.rotary is None else attention.rotary.turns(x),
+            conv_weight=None if conv is None else conv.weight.squeeze(1),
+            conv_bias=None if conv is None else conv.bias,
+            eps=attention.eps,
+            norm_eps=self.norm1.eps,
+            activation=self.mlp.activation,
+        )
 
 
 def official_config(state: State, settings: AuthorSettings) -> RecGRELAConfig:

@@ -112,10 +112,14 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
         """x: [T, D] -> [T, D]."""
-        weights = (self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
         rate = self.dropout if self.training else 0.0
         seed = sequences.seeds(2) if rate else None
-        return mlp(x, *weights, activation=self.activation, dropout=rate, seed=seed)
+        return mlp(x, *self.weights, activation=self.activation, dropout=rate, seed=seed)
+
+    @property
+    def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Weight and bias of the first layer and of the second."""
+        return self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias
 
     def block(
         self, norm: AddNorm, x: Tensor, branch: Tensor, sequences: Sequences
@@ -140,10 +144,7 @@ class MLP(nn.Module):
             branch,
             norm.weight,
             norm.bias,
-            self.fc1.weight,
-            self.fc1.bias,
-            self.fc2.weight,
-            self.fc2.bias,
+            *self.weights,
             eps=norm.eps,
             activation=self.activation,
             dropout=rate,

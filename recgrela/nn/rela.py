@@ -151,6 +151,12 @@ class GatedRotaryLinearAttention(Stateful, nn.Module):
             x, y = wanted.select(x), wanted.select(y)
         return x, self.out_proj(y)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether `rela_block_step` computes this form: an input projection, no value projection, SiLU."""
+        with_silu = self.gate_proj is None or self.gate_activation == "silu"
+        return self.in_proj is not None and self.v_proj is None and with_silu
+
     def rotary_rows(self, length: int, like: Tensor) -> Tensor | None:
         """The rotary table of at least `length` positions; None without rotation."""
         return None if self.rotary is None else self.rotary(length, like)

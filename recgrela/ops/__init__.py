@@ -24,6 +24,7 @@ from recgrela.ops.linear_scan import linear_scan, linear_scan_reference
 from recgrela.ops.linear_scan_step import linear_scan_step, linear_scan_step_reference
 from recgrela.ops.mlp import mlp, mlp_reference
 from recgrela.ops.mlp_block import mlp_block, mlp_block_reference
+from recgrela.ops.rela_block_step import rela_block_step, rela_block_step_reference
 from recgrela.ops.rela_projections import rela_projections, rela_projections_reference
 from recgrela.ops.rotary import rotary_angles, rotary_table, rotary_turns, rotate
 from recgrela.ops.selective_scan import selective_scan, selective_scan_reference
@@ -64,6 +65,8 @@ __all__ = [
     "mlp_block",
     "mlp_block_reference",
     "mlp_reference",
+    "rela_block_step",
+    "rela_block_step_reference",
     "rela_projections",
     "rela_projections_reference",
     "rotary_angles",

@@ -135,22 +135,9 @@ def gated_rela_step(
     if v.dim() != 2:
         raise ValueError(f"{op}: v must be [B, D], got shape {tuple(v.shape)}")
     batch, width = v.shape
-    head_dim = head_dim_of(op, v, num_heads)
-    kernel_size = conv_kernel_size(op, conv_weight, conv_bias, width)
-    if any(x is None for x in state):
-        raise ValueError(f"{op}: state lacks one of {', '.join(RelaState._fields)}")
-    kv_state, history, position = state
-    refuse_gradients(
-        op, "gated_rela with initial_state", q, k, v, g, kv_state, history, conv_weight, conv_bias
-    )
+    refuse_gradients(op, "gated_rela with initial_state", q, k, v, g, *state, conv_weight, conv_bias)
     q, k, v, g = cast_for_autocast(v.device.type, q, k, v, g)
-    dtype = state_dtype(v.dtype)
-    conv_weight, conv_bias = cast_parameters(dtype, conv_weight, conv_bias)
-    states: dict[str, Any] = {
-        "state.kv_state": (kv_state, (batch, num_heads, head_dim + 1, head_dim), dtype),
-        "state.history": (history, (batch, max(kernel_size - 1, 0), width)),
-        "state.position": (position, (batch,), torch.int64),
-    }
+    conv_weight, conv_bias = cast_parameters(state_dtype(v.dtype), conv_weight, conv_bias)
     check_operands(
         op,
         "v",
@@ -158,6 +145,55 @@ def gated_rela_step(
         q=(q, (batch, 2 * width if k is None else width)),
         k=(k, (batch, width)),
         g=(g, (batch, width)),
+    )
+    head_dim, kernel_size = check_rela_step(op, "v", v, state, num_heads, turns, conv_weight, conv_bias)
+    kv_state, history, position = state
+    rows = history if history.dtype == v.dtype else history.to(v.dtype)  # under autocast
+    operands = (q, k, v, g, kv_state, rows, position, turns, conv_weight, conv_bias)
+    y: Tensor = OP.run(v, *operands, num_heads, float(eps), head_dim=head_dim, kernel_size=kernel_size)
+    if rows is not history:
+        history.copy_(rows)
+    return y
+
+
+def check_rela_step(
+    op: str,
+    first_name: str,
+    first: Tensor,
+    state: RelaState,
+    num_heads: int,
+    turns: Tensor | None,
+    conv_weight: Tensor | None,
+    conv_bias: Tensor | None,
+) -> tuple[int, int]:
+    """Check the state and the parameters of a step.
+
+    Args:
+        op: the op's name, for the messages.
+        first_name, first: name and tensor of the operand [B, D] that sets sizes, dtype and device.
+        state, num_heads, turns, conv_weight, conv_bias: see `gated_rela_step`; parameters are converted.
+
+    Returns:
+        The channels of a head, and the kernel size, 0 without a convolution.
+
+    Raises:
+        TypeError, ValueError: if one is wrong; the message names it.
+    """
+    batch, width = first.shape
+    head_dim = head_dim_of(op, first, num_heads)
+    kernel_size = conv_kernel_size(op, conv_weight, conv_bias, width)
+    if any(x is None for x in state):
+        raise ValueError(f"{op}: state lacks one of {', '.join(RelaState._fields)}")
+    dtype = state_dtype(first.dtype)
+    states: dict[str, Any] = {
+        "state.kv_state": (state.kv_state, (batch, num_heads, head_dim + 1, head_dim), dtype),
+        "state.history": (state.history, (batch, max(kernel_size - 1, 0), width)),
+        "state.position": (state.position, (batch,), torch.int64),
+    }
+    check_operands(
+        op,
+        first_name,
+        first,
         turns=(turns, (width // 2,), torch.int64),
         conv_weight=(conv_weight, (width, "K"), dtype),
         conv_bias=(conv_bias, (width,), dtype),
@@ -165,12 +201,7 @@ def gated_rela_step(
     )
     for name, (x, *_) in states.items():
         check_state(op, name, x)
-    rows = history if history.dtype == v.dtype else history.to(v.dtype)  # under autocast
-    operands = (q, k, v, g, kv_state, rows, position, turns, conv_weight, conv_bias)
-    y: Tensor = OP.run(v, *operands, num_heads, float(eps), head_dim=head_dim, kernel_size=kernel_size)
-    if rows is not history:
-        history.copy_(rows)
-    return y
+    return head_dim, kernel_size
 
 
 NUM_OPERANDS = 10  # tensors among the operator's arguments, q .. conv_bias
@@ -182,10 +213,12 @@ def _fake(*args: Any) -> Tensor:
 
 
 def _flops(*args: Any, **kwargs: Any) -> int:
-    """4 B D d + 4 B D + 2 B D K, for heads of d channels, as of `gated_rela`."""
-    v: Sequence[int] = args[2]
-    conv_weight: Sequence[int] | None = args[8]
-    num_heads: int = args[NUM_OPERANDS]
+    """See `flops_of_step`."""
+    return flops_of_step(args[2], args[8], args[NUM_OPERANDS])
+
+
+def flops_of_step(v: Sequence[int], conv_weight: Sequence[int] | None, num_heads: int) -> int:
+    """4 B D d + 4 B D + 2 B D K, for heads of d channels, as of `gated_rela`; operands are shapes."""
     kernel_size = 0 if conv_weight is None else conv_weight[-1]
     return math.prod(v) * (4 * (v[-1] // num_heads) + 4 + 2 * kernel_size)
 
