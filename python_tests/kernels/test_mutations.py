@@ -18,6 +18,7 @@ from python_tests.kernels import (
     narrow_mutations,
     rela_mutations,
     scan_mutations,
+    step_mutations,
     wide_mutations,
 )
 from python_tests.kernels.mutation import Mutation
@@ -29,6 +30,7 @@ MUTATIONS = [
     *scan_mutations.MUTATIONS,
     *narrow_mutations.MUTATIONS,
     *mlp_mutations.MUTATIONS,
+    *step_mutations.MUTATIONS,
 ]
 FOLDER = BUILD.with_name("mutants")
 DECLARATION = "namespace recgrela::simt {\nextern int mutation;\n}\n"

@@ -30,7 +30,7 @@ class Streaming(nn.Module, ABC):
 
     carries_state: bool = False
     max_table: int | None = None
-    _are_named: bool = False
+    _stateful: list[Stateful] | None = None
     n_items: int
     max_len: int
     trains_on: tuple[str, ...]
@@ -74,20 +74,20 @@ class Streaming(nn.Module, ABC):
         }
         if not self.carries_state:
             return ModelState(tensors | {"items": like.new_zeros(batch, self.max_len, dtype=torch.int32)})
-        self._name_modules()
-        for module in self.modules():
-            if isinstance(module, Stateful):
-                for key, tensor in module.init_state(batch, like).items():
-                    tensors[f"{module.state_prefix}{key}"] = tensor
+        for module in self._stateful_modules():
+            for key, tensor in module.init_state(batch, like).items():
+                tensors[f"{module.state_prefix}{key}"] = tensor
         return ModelState(tensors)
 
-    def _name_modules(self) -> None:
-        """Tells the modules the prefixes of their tensors in a state."""
-        if not self._are_named:
+    def _stateful_modules(self) -> list[Stateful]:
+        """The modules that have a state, which know the prefixes of their tensors from the first call on."""
+        if self._stateful is None:
+            self._stateful = []
             for name, module in self.named_modules():
                 if isinstance(module, Stateful):
                     module.state_prefix = f"{name}."
-            self._are_named = True
+                    self._stateful.append(module)
+        return self._stateful
 
     @torch.no_grad()
     def step(self, items: Tensor, state: ModelState) -> Tensor:
@@ -264,4 +264,4 @@ class Streaming(nn.Module, ABC):
             raise ValueError("states are those of a model in eval mode; call model.eval() first")
         if items.dim() != 1 or items.shape[0] != state.batch:
             raise ValueError(f"items of shape {tuple(items.shape)} do not fit states of {state.batch} users")
-        self._name_modules()
+        self._stateful_modules()
