@@ -50,7 +50,7 @@ MUTATIONS = [
         "j0 += kBatch * kRowLanes",
         "kBatch * kRowLanes",
         "d",
-        "steps/gated_rela_step/float32/d=32 steps/gated_rela_step/float32/d=128",
+        "steps/gated_rela_step/float32/d=128",
     ),
     Mutation(
         "sums of a head lack a part of the lanes",
