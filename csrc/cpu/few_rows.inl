@@ -4,14 +4,6 @@
 
 constexpr int kFewTileRows = 4, kFewTileColumns = 4;
 
-// The sums of the elements of four vectors.
-template <typename T, int N>
-RECGRELA_INLINE Vec<T, 4> sums_of_four(const Vec<T, N> (&v)[4]) {
-  Vec<T, 4> sums;
-  for (int i = 0; i < 4; ++i) sums[i] = sum<T, N>(v[i]);
-  return sums;
-}
-
 // acc[r][c] += the products of n elements, n <= N, of row r of a and of row c of w.
 template <typename T, int N, int R, int C>
 RECGRELA_INLINE void add_products(const T* a, int64_t stride, const T* const (&w)[C], int64_t k, int64_t n,
@@ -27,8 +19,9 @@ RECGRELA_INLINE void add_products(const T* a, int64_t stride, const T* const (&w
 // Computes n rows of out [n, columns] = a w^T + bias from a [n, depth] and w [columns, depth]. `bias` may be null. A
 // row of the result does not depend on the other rows.
 template <typename T>
-static void multiply_few(int64_t n, const RowMatrix<const T>& a, int64_t depth, const RowMatrix<const T>& w,
-                         const T* bias, const RowMatrix<T>& out, int64_t columns) {
+__attribute__((noinline)) static void multiply_few(int64_t n, const RowMatrix<const T>& a, int64_t depth,
+                                                   const RowMatrix<const T>& w, const T* bias, const RowMatrix<T>& out,
+                                                   int64_t columns) {
   constexpr int64_t kColumns = kFewTileColumns;
   for (int64_t j = 0; j < columns; j += kColumns) {
     const int64_t width = std::min(kColumns, columns - j);
@@ -42,7 +35,8 @@ static void multiply_few(int64_t n, const RowMatrix<const T>& a, int64_t depth, 
         for (; k + N <= depth; k += N) add_products<T, N>(a.row(i), a.stride, weights, k, N, acc);
         if (k < depth) add_products<T, N>(a.row(i), a.stride, weights, k, depth - k, acc);
         for (int r = 0; r < R; ++r) {
-          const Vec<T, 4> sums = sums_of_four<T, N>(acc[r]);
+          T sums[kFewTileColumns];
+          for (int c = 0; c < kFewTileColumns; ++c) sums[c] = sum<T, N>(acc[r][c]);
           for (int64_t c = 0; c < width; ++c) out.row(i + r)[j + c] = sums[c] + (bias ? bias[j + c] : T(0));
         }
       });

@@ -30,6 +30,15 @@ struct RelaBlockStepMemory {
   }
 };
 
+// The activation of the MLP. Not inlined, so that it exists once for all vectors of heads.
+template <typename T>
+__attribute__((noinline)) static void activate(Activation activation, int64_t n, int64_t columns, RowMatrix<T> rows) {
+  with_activation(activation, [&](auto constant) {
+    for (int64_t i = 0; i < n; ++i)
+      activate_and_drop<T, decltype(constant)::value>(Dropout<T>{}, 0, columns, rows.row(i), rows.row(i));
+  });
+}
+
 template <typename T, int N>
 class RelaBlockStep {
  public:
@@ -42,7 +51,6 @@ class RelaBlockStep {
     rela_.y = m.attended;
   }
 
-  template <Activation kActivation>
   void run(int64_t item) {
     const int64_t first = item * p_.kBlockRows, n = std::min(p_.kBlockRows, p_.num_rows - first);
     const int64_t width = p_.width(), hidden = p_.hidden_features;
@@ -62,8 +70,7 @@ class RelaBlockStep {
     multiply(n, m.attended, width, p_.out, y, width);
     normalize(n, x, read(y), p_.norm2_weight, p_.norm2_bias, m.sum);
     multiply(n, m.normed, width, p_.up, m.hidden, hidden);
-    for (int64_t i = 0; i < n; ++i)
-      activate_and_drop<T, kActivation>(Dropout<T>{}, 0, hidden, m.hidden.row(i), m.hidden.row(i));
+    activate(p_.activation, n, hidden, m.hidden);
     multiply(n, m.hidden, hidden, p_.down, y, width);
     for (int64_t i = 0; i < n; ++i)
       for (int64_t j = 0; j < width; ++j) y.row(i)[j] += m.sum.row(i)[j];
@@ -83,7 +90,7 @@ class RelaBlockStep {
     p.num_rows = n, p.width = p_.width(), p.eps = p_.norm_eps;
     p.x = x, p.z = z, p.weight = weight, p.bias = bias;
     p.residual = sum, p.normed = memory_.normed;
-    with_add_norm_worker(p, memory_.rest, [&](auto&& worker) { worker.forward(0, n); });
+    AddNormWorker<T, 0>(p, memory_.rest).forward(0, n);
   }
 
   const RelaBlockStepParams<T>& p_;
@@ -98,9 +105,7 @@ static void rela_block_step_worker(const RelaBlockStepParams<T>& p, T* scratch) 
     constexpr int N = decltype(lanes)::value;
     if constexpr (N > 1) {  // head_dim is even
       RelaBlockStep<T, N> block(p, scratch);
-      with_activation(p.activation, [&](auto activation) {
-        for (int64_t item; p.queue->take(item);) block.template run<decltype(activation)::value>(item);
-      });
+      for (int64_t item; p.queue->take(item);) block.run(item);
     }
   });
 }
