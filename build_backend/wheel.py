@@ -50,10 +50,10 @@ def build(folder: Path, isolated: bool) -> Path:
 
 
 def repair(wheel: Path, out: Path) -> Path:
-    """Tags the wheel for every Linux with the glibc it needs, without bundling torch's libraries."""
+    """Tags the wheel for every Linux with the glibc it needs, without torch's libraries and without symbols."""
     with tempfile.TemporaryDirectory() as folder:
         excluded = [f"--exclude={library}" for library in ("libtorch*.so*", "libc10*.so*")]
-        run(sys.executable, "-m", "auditwheel", "repair", *excluded, "--wheel-dir", folder, wheel)
+        run(sys.executable, "-m", "auditwheel", "repair", "--strip", *excluded, "--wheel-dir", folder, wheel)
         repaired = only(Path(folder), "*.whl")
         if "manylinux" not in repaired.name:
             report = run(sys.executable, "-m", "auditwheel", "show", wheel)
