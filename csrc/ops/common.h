@@ -67,6 +67,7 @@ std::string text_of(const Sizes& sizes) {  // writes a negative size, which stan
 inline void check_operand(const OptTensor& x, const Tensor& like, ScalarType type, const Shape& shape,
                           const char* name) {
   if (!x) return;
+  STD_TORCH_CHECK(x->defined(), name, " must be a tensor, not None");
   bool fits = x->dim() == static_cast<int64_t>(shape.size()) && same_device(*x, like) && x->scalar_type() == type;
   for (size_t i = 0; fits && i < shape.size(); ++i) fits = shape[i] < 0 || x->size(i) == shape[i];
   STD_TORCH_CHECK(fits, name, " must have the shape ", text_of(shape), ", the dtype ",

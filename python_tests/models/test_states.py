@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -49,6 +51,42 @@ def test_every_step_equals_the_full_pass(form: str) -> None:
         expected = torch.stack([full_pass(model, history[:n]) for history in items])
         assert_close(f"hidden state after {n} items", hidden, expected, TOLERANCE)
         assert torch.equal(state["hidden"], hidden) and state["position"].tolist() == [n] * 2
+
+
+ABLATIONS: list[dict[str, Any]] = [
+    {"gate": False},
+    {"gate_activation": "relu"},
+    {"input_projection": False},
+    {"value_projection": True},
+    {"conv_width": 0},
+    {"conv_width": 2},
+    {"position": "none"},
+    {"mlp_activation": "relu", "mlp_ratio": 1},
+    {"eps": 0.1},
+    {"num_layers": 1},
+    {"num_layers": 1, "single_block_residual": True},
+]
+
+
+@pytest.mark.parametrize("change", ABLATIONS, ids=lambda c: ",".join(f"{k}={v}" for k, v in c.items()))
+def test_every_step_of_an_ablation_equals_the_full_pass(change: dict[str, Any]) -> None:
+    model, items = make("RecGRELA", **change), histories(3, 9)
+    state = model.init_state(3)
+    for n, row in enumerate(items.unbind(1), 1):
+        expected = torch.stack([full_pass(model, history[:n]) for history in items])
+        assert_close(f"hidden state after {n} items", model.step(row, state), expected, TOLERANCE)
+
+
+@pytest.mark.parametrize("form", RECURRENT)
+def test_steps_under_autocast_keep_the_dtype_of_the_model(form: str) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        if form.startswith(("LRURec", "RecBLR")) and dtype == torch.bfloat16:
+            continue  # their parameters are complex, or float32
+        model = make(form, dtype)
+        with torch.autocast("cpu", torch.bfloat16):
+            state, prefilled = model.prefill(torch.tensor([3, 4]), torch.tensor([0, 2]), 2)
+            hidden = model.step(torch.tensor([5]), state)
+        assert hidden.dtype == prefilled.dtype == state["hidden"].dtype == dtype
 
 
 @pytest.mark.parametrize("form", ["RecGRELA", "LRURec", "Mamba4Rec", "RecBLR"])

@@ -13,6 +13,7 @@ from python_tests.support.gpu import needs_gpu
 from python_tests.support.tensors import assert_close, flops_of
 from recgrela import ops
 from recgrela.ops import OPS
+from recgrela.ops.rela_block_step import MAX_ROWS
 
 EVERY_OP = pytest.mark.parametrize("name", EXAMPLES)
 EVERY_VARIANT = pytest.mark.parametrize("variant", VARIANTS)
@@ -87,9 +88,10 @@ def test_compiles_into_one_graph(name: str, dtype: torch.dtype) -> None:
 
 
 @EVERY_OP
-def test_exports(name: str) -> None:
-    step = EXAMPLES[name](3)
-    expected = step.results()
+def test_exports_with_any_batch(name: str) -> None:
+    step, other = EXAMPLES[name](3), EXAMPLES[name](MAX_ROWS + 1)
+    other.parameters = step.parameters
+    expected = other.results()
     rows = [n for n, x in step.rows.items() if x is not None]
 
     class Call(torch.nn.Module):
@@ -99,10 +101,14 @@ def test_exports(name: str) -> None:
             return called.call()
 
     inputs = [step.rows[n] for n in rows]
+    batch = {0: torch.export.Dim("batch", max=4096)}
+    shapes = ([batch] * len(rows), dict.fromkeys(step.state, batch))
     with torch.no_grad():
-        exported = torch.export.export(Call(), (inputs, step.copy().state), strict=False).module()
-        y = exported(inputs, step.state)
-    check(expected, {"y": y, **step.state}, 1e-12)
+        program = torch.export.export(
+            Call(), (inputs, step.copy().state), dynamic_shapes=shapes, strict=False
+        ).module()
+        y = program([other.rows[n] for n in rows], other.state)
+    check(expected, {"y": y, **other.state}, 1e-12)
 
 
 WITH_KERNELS = pytest.mark.parametrize("name", [name for name in EXAMPLES if OPS[name].kernels])
@@ -324,6 +330,7 @@ BAD: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("rela_block_step", {"qk_weight": torch.randn(24, 24)}, ValueError, r"qk_weight must be \[48, 24\]"),
     ("rela_block_step", {"w2": torch.randn(24, 24)}, ValueError, r"w2 must be \[24, 40\]"),
     ("rela_block_step", {"b1": torch.randn(40).double()}, TypeError, "b1 is torch.float64"),
+    ("rela_block_step", {"b2": None}, TypeError, "b2 must be a tensor, got None"),
     ("rela_block_step", {"num_heads": 5}, ValueError, "num_heads=5 must divide the width 24"),
     ("rela_block_step", {"history": None}, ValueError, "state lacks one of kv_state, history, position"),
 ]

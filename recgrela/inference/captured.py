@@ -21,7 +21,8 @@ class CapturedStep:
 
     For one user, the operators of a step take less time than the modules that call them: checks of operands,
     autocast, views of weights. A recorded step calls the same operators with the same operands and computes
-    the same bits. Weights that change in place are used as they are.
+    the same bits. Weights that change in place are used as they are; a model whose weights are replaced by
+    other tensors (`model.to`, `load_state_dict(assign=True)`) needs a new CapturedStep.
 
     Args:
         model: a model in eval mode that carries states (`carries_state`); others run as they are.

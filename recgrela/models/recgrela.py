@@ -121,7 +121,7 @@ class Block(nn.Module):
         attention, gate = self.attention, self.attention.gate_proj
         state, conv = attention.carried(sequences), attention.conv
         assert state is not None and attention.in_proj is not None
-        return rela_block_step(
+        y = rela_block_step(
             x,
             RelaState(**state),
             self.norm1.weight,
@@ -145,6 +145,7 @@ class Block(nn.Module):
             norm_eps=self.norm1.eps,
             activation=self.mlp.activation,
         )
+        return y if y.dtype == x.dtype else y.to(x.dtype)  # under autocast
 
 
 def official_config(state: State, settings: AuthorSettings) -> RecGRELAConfig:

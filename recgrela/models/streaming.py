@@ -80,7 +80,10 @@ class Streaming(nn.Module, ABC):
         return ModelState(tensors)
 
     def _stateful_modules(self) -> list[Stateful]:
-        """The modules that have a state, which know the prefixes of their tensors from the first call on."""
+        """The modules that have a state, and know the prefixes of their tensors from the first call on.
+
+        They are those of the first call: a model whose modules are replaced later keeps their list.
+        """
         if self._stateful is None:
             self._stateful = []
             for name, module in self.named_modules():

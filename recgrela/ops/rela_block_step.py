@@ -112,8 +112,8 @@ def rela_block_step(
 
     With u = LayerNorm(x), v, gate and qk as in `rela_projections`, and y of `gated_rela_step`, it returns
     `mlp_block` of `x` and y @ out_weight.T + out_bias. The CPU kernel passes up to 128 rows through the whole
-    block, a few at a time, without the time that calls of operators take. Otherwise, and under autocast, the
-    four ops run.
+    block, a few at a time, without the time that calls of operators take; in compiled and exported graphs it
+    takes any number. Otherwise, and under autocast, the four ops run.
 
     Args:
         x: [B, D], one row of each sequence; a floating dtype.
@@ -138,10 +138,10 @@ def rela_block_step(
         NotImplementedError: if a gradient is needed; use these ops with `gated_rela` and `initial_state`.
     """
     op = OP.name
-    if x.dim() != 2 or w1.dim() != 2 or 0 in (x.shape[1], w1.shape[0]):
+    if x.dim() != 2 or w1 is None or w1.dim() != 2 or 0 in (x.shape[1], w1.shape[0]):
+        shape = None if w1 is None else tuple(w1.shape)
         raise ValueError(
-            f"{op}: x must be [B, D] and w1 [F, D] with widths above 0, got {tuple(x.shape)} and "
-            f"{tuple(w1.shape)}"
+            f"{op}: x must be [B, D] and w1 [F, D] with widths above 0, got {tuple(x.shape)} and {shape}"
         )
     if activation not in ACTIVATIONS:
         raise ValueError(f"{op}: activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
@@ -167,21 +167,26 @@ def rela_block_step(
         "w2": (w2, (width, hidden)),
         "b2": (b2, (width,)),
     }
+    if absent := [n for n, (p, _) in parameters.items() if p is None and not n.startswith("gate")]:
+        raise TypeError(f"{op}: {absent[0]} must be a tensor, got None")
     tensors = [p for p, _ in parameters.values()]
     refuse_gradients(op, "gated_rela with initial_state", x, *state, *tensors, conv_weight, conv_bias)
-    tensors = list(cast_parameters(wide, *tensors))
-    shapes = (shape for _, shape in parameters.values())
-    typed: Any = {n: (p, s, wide) for n, p, s in zip(parameters, tensors, shapes, strict=True)}
+    typed: Any = {
+        n: (p, shape, p.dtype if p is not None and p.dtype in HALF else wide)
+        for n, (p, shape) in parameters.items()
+    }
     check_operands(op, "x", x, **typed)
     conv_weight, conv_bias = cast_parameters(wide, conv_weight, conv_bias)
     head_dim, _ = check_rela_step(op, "x", x, state, num_heads, turns, conv_weight, conv_bias)
+    # A trace always takes the kernel, because it must not depend on the number of rows.
+    few = torch.compiler.is_compiling() or x.shape[0] <= MAX_ROWS
+    kind = OP.implementation(x.device.type, x.dtype, head_dim=head_dim).kind
+    with_kernel = kind == "kernel" and few and not autocast_enabled(x.device.type)
+    if with_kernel or x.dtype not in HALF:  # the composition takes half precision as it is
+        tensors = list(cast_parameters(wide, *tensors))
     rela = (turns, conv_weight, conv_bias, num_heads, float(eps), float(norm_eps))
     operands: tuple[Any, ...] = (x, *state, *tensors, *rela, activation)
-    # The size is read for the kernel only, so that a trace without it takes any number of rows.
-    kind = OP.implementation(x.device.type, x.dtype, head_dim=head_dim).kind
-    if autocast_enabled(x.device.type) or (kind == "kernel" and x.shape[0] > MAX_ROWS):
-        return _compose(*operands)
-    y: Tensor = OP.run(x, *operands, head_dim=head_dim)
+    y: Tensor = OP.run(x, *operands, head_dim=head_dim) if with_kernel else _compose(*operands)
     return y
 
 

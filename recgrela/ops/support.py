@@ -237,7 +237,8 @@ class Op:
                 increment_versions([args[i] for i in self.in_place])
             return out
         given = args
-        args = tuple(x.to(computed) if isinstance(x, Tensor) and x.dtype == dtype else x for x in args)
+        if computed != dtype:
+            args = tuple(x.to(computed) if isinstance(x, Tensor) and x.dtype == dtype else x for x in args)
         if kind == "kernel":
             out = call_operator(self.name, *args)
         else:
