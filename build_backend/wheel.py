@@ -50,7 +50,7 @@ def build(folder: Path, isolated: bool) -> Path:
 
 
 def repair(wheel: Path, out: Path) -> Path:
-    """Tags the wheel for every Linux with the glibc it needs, without torch's libraries and without symbols."""
+    """Tags the wheel for every Linux with the glibc it needs, without symbols and torch's libraries."""
     with tempfile.TemporaryDirectory() as folder:
         excluded = [f"--exclude={library}" for library in ("libtorch*.so*", "libc10*.so*")]
         run(sys.executable, "-m", "auditwheel", "repair", "--strip", *excluded, "--wheel-dir", folder, wheel)
