@@ -7,7 +7,7 @@
 
 namespace recgrela::cpu {
 
-// A linear layer; a null bias is zero, and a layer without a weight is absent.
+// A linear layer; without a weight, it is absent.
 template <typename T>
 struct StepLayer {
   RowMatrix<const T> weight;  // [out, in]

@@ -144,6 +144,14 @@ def test_the_operator_itself(name: str) -> None:
             for bad in (*wrong, x.half() if x.is_floating_point() else x.double()):
                 with pytest.raises(RuntimeError, match=r"must (have the shape|divide)"):
                     operator(*arguments[:i], bad, *arguments[i + 1 :])
+    for i, operand in enumerate(operator.default._schema.arguments):
+        if str(operand.type) == "Tensor":
+            # The operand that sets the dtype is read before it can be named.
+            message = (
+                None if operand.name in ("x", "u", "v") else f"{operand.name} must be a tensor, not None"
+            )
+            with pytest.raises(RuntimeError, match=message):
+                operator(*arguments[:i], None, *arguments[i + 1 :])
     assert same(before.state, step.state)
     versions = [x._version for x in step.state.values()]
     operator(*arguments)

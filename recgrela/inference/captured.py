@@ -53,7 +53,7 @@ class CapturedStep:
         def step(items: Tensor, *tensors: Tensor) -> Tensor:
             return self.model.step(items, ModelState(dict(zip(self._names, tensors, strict=True))))
 
-        # The first step fills caches, such as that of the rotary frequencies. Both take copies of the state.
+        # The first step fills caches, such as that of the rotary frequencies. Both steps change copies only.
         self.model.step(items, state.clone())
         module = make_fx(step)(items.clone(), *state.clone().values())
         module.graph.eliminate_dead_code()

@@ -26,6 +26,14 @@ from recgrela.ops.mlp_block import mlp_block
 from recgrela.ops.rela_projections import rela_projections
 from recgrela.ops.support import Kernel, Op
 
+OP = Op(
+    "rela_block_step",
+    {"cpu": Kernel((torch.float32, torch.float64))},
+    None,
+    "composition",
+    parts=("rela_projections", "gated_rela_step", "linear", "mlp_block"),
+    in_place=(1, 2, 3),
+)
 # The kernel does not pack weights, so that for more rows the matrix products of the composition are faster.
 MAX_ROWS = 128
 
@@ -211,15 +219,6 @@ def _compose(x: Tensor, *operands: Any) -> Tensor:
     stream = x.float() if x.dtype in HALF else x
     y = mlp_block(stream, attended, *parameters[10:], eps=norm_eps, activation=activation)
     return y if autocast_enabled(x.device.type) else y.to(x.dtype)
-
-
-OP = Op(
-    "rela_block_step",
-    {"cpu": Kernel((torch.float32, torch.float64))},
-    _compose,
-    "composition",
-    in_place=(1, 2, 3),
-)
 
 
 def _fake(x: Tensor, *args: Any) -> Tensor:
