@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from recgrela.data import Batch, EvalBatches
-from recgrela.evaluation.metrics import Ranking, RankingSums
+from recgrela.evaluation.metrics import Ranking, RankingCounts, summarize
 from recgrela.models import SequenceModel
 from recgrela.models.capture import capture_obstacle, filling_for, max_slots, small_batch
+from recgrela.parallel.processes import Processes
 from recgrela.system.graphs import Capture, GraphedFunction
 
 
@@ -25,18 +26,24 @@ class Ranker:
         max_tokens: maximum number of item slots in one forward pass.
         capture: launches batches as CUDA graphs if possible, and keeps the graphs for the next ranking;
             see `GraphedFunction`. None: no graphs.
+        processes: the processes that share the batches; None: only this one.
 
     Attributes:
         obstacle: why `capture` is not used; None if it is, or is not given.
     """
 
     def __init__(
-        self, model: SequenceModel, batches: EvalBatches, max_tokens: int, capture: Capture | None = None
+        self,
+        model: SequenceModel,
+        batches: EvalBatches,
+        max_tokens: int,
+        capture: Capture | None = None,
+        processes: Processes | None = None,
     ) -> None:
-        self._model, self._max_tokens = model, max_tokens
+        self._model, self._max_tokens, self._processes = model, max_tokens, processes or Processes()
         self._batch_size = min(batches.batch_size, batches.num_users)
         device = model.item_embedding.weight.device
-        self._sums = RankingSums(device)
+        self._counts = RankingCounts(device)
         self._filling = filling_for(model, "last", batches.max_seqlen)
         self._graphed: GraphedFunction | None = None
         self.obstacle: str | None = None
@@ -53,7 +60,7 @@ class Ranker:
 
         Args:
             batches: the split.
-            after_batch: called after each batch; may raise an exception to stop.
+            after_batch: called after each batch, as often by all processes; may raise an exception to stop.
 
         Raises:
             RunError: the model gives NaN scores.
@@ -61,15 +68,28 @@ class Ranker:
         was_training = self._model.training
         self._model.eval()  # restored below
         try:
-            self._sums.reset()
-            ranks = []
-            for batch in batches:
-                ranks.append(self._rank(batch, batches.seen(batch)))
+            self._counts.reset()
+            ranks, own = [], iter(batches)
+            # All processes take part in each round, so that they can agree to stop.
+            for _ in range(-(-batches.num_batches // self._processes.world)):
+                batch = next(own, None)
+                if batch is not None:
+                    ranks.append(self._rank(batch, batches.seen(batch)))
                 if after_batch is not None:
                     after_batch()
-            return self._sums.result(ranks)
+            return self._collect(ranks, batches)
         finally:
             self._model.train(was_training)
+
+    def _collect(self, ranks: list[Tensor], batches: EvalBatches) -> Ranking:
+        """The ranking of all users from the ranks [2, B] of this process's batches."""
+        own = torch.cat([torch.zeros(2, 0, dtype=torch.int32), *(rank.cpu() for rank in ranks)], 1)
+        parts = [
+            iter(part.split(batches.batch_size)) for part in self._processes.gather_rows(own.T.contiguous())
+        ]
+        ordered = [next(parts[number % len(parts)]) for number in range(batches.num_batches)]
+        counts = self._processes.sum_(self._counts.read())
+        return summarize(torch.cat(ordered).T.contiguous(), counts)
 
     def _rank(self, batch: Batch, seen: tuple[Tensor, Tensor]) -> Tensor:
         """The ranks of a batch, [2, B]."""
@@ -85,7 +105,7 @@ class Ranker:
             model.score_packed(part.items, part.cu_seqlens, part.max_seqlen)
             for part in batch.parts(self._max_tokens, model.slots)
         ]
-        return self._sums.add(torch.cat(scores), batch.target, removed)
+        return self._counts.add(torch.cat(scores), batch.target, removed)
 
     def _rank_filled(
         self, items: Tensor, cu_seqlens: Tensor, target: Tensor, lengths: Tensor | None = None
@@ -93,7 +113,7 @@ class Ranker:
         """The ranks of a filled batch; its seen items are marked in `_removed`."""
         length, size = self._filling.max_seqlen, target.shape[0]
         hidden = self._model.hidden_states(items, cu_seqlens, length, True, lengths)
-        return self._sums.add(self._model.scores(hidden[:size]), target, self._removed[:size])
+        return self._counts.add(self._model.scores(hidden[:size]), target, self._removed[:size])
 
     def _find_obstacle(self) -> str | None:
         model, max_seqlen = self._model, self._filling.max_seqlen
