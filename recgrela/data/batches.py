@@ -41,6 +41,9 @@ class TrainBatches:
         pieces, rank, world: the share of every batch that this process has; see `Partition`. All processes
             have the same number of batches, and a share may be empty.
 
+    Attributes:
+        partition: the share of every batch that this process has.
+
     Raises:
         ConfigError: a setting is out of range, or objective "all" has fewer pieces than processes.
         DataError: no user has two training events, so there is nothing to predict.
@@ -64,10 +67,10 @@ class TrainBatches:
         _check_sizes(max_len, batch_size)
         if seed < 0:
             raise ConfigError(f"seed: {seed} is below 0")
-        self._partition = Partition(pieces, rank, world)
-        self._partition.check()
+        self.partition = Partition(pieces, rank, world)
+        self.partition.check()
         if objective == "all":
-            self._partition.check_pieces()
+            self.partition.check_pieces()
         self.objective: Objective = objective
         self.max_len = max_len
         self.batch_size = batch_size
@@ -97,9 +100,9 @@ class TrainBatches:
         """The batches of an epoch from ``start_step`` on; earlier batches cost nothing."""
         for step, windows in enumerate(self._global_windows(epoch, start_step), start_step):
             if self.objective == "all":
-                targets, own = windows.num_items, self._partition.pieces_of(windows)
+                targets, own = windows.num_items, self.partition.pieces_of(windows)
             else:
-                targets, own = windows.users.size, self._partition.samples_of(windows)
+                targets, own = windows.users.size, self.partition.samples_of(windows)
             yield gather(self._items, own, self.objective, step, targets)
 
     def _global_windows(self, epoch: int, start_step: int) -> Iterator[Windows]:

@@ -27,7 +27,10 @@ def create_folder(session: Session, console: Console, origin: WarmStart | None =
         RunError: the name is taken, or a file cannot be written; then no folder is left.
     """
     config, data = session.config, session.data
-    content = protocol.describe(config, data, session.batches, session.device, session.step.max_tokens)
+    processes = session.processes.world
+    content = protocol.describe(
+        config, data, session.batches, session.device, session.step.max_tokens, processes
+    )
     if origin is not None:
         content["init"] = origin.record
     is_modified = origin is not None or bool(content["changed_from_preset"])
@@ -48,7 +51,8 @@ def create_folder(session: Session, console: Console, origin: WarmStart | None =
         f"{counts['source']}: {counts['users']:,} users, {counts['items']:,} items, {counts['events']:,} "
         f"events (counts include padding ids); {session.batches.num_targets:,} targets per epoch",
     )
-    say(console, f"{config.model.name}: {parameters:,} parameters, on {content['machine']['device_name']}")
+    on = content["machine"]["device_name"] + f", in {processes} processes" * (processes > 1)
+    say(console, f"{config.model.name}: {parameters:,} parameters, on {on}")
     if origin is not None:
         say(console, origin.describe())
     return folder

@@ -39,7 +39,9 @@ def resume(folder: RunFolder, session: Session, console: Console) -> tuple[Train
     if state.reason_to_stop(config.train) is not None:
         added = None  # it begins when training continues
 
-    entry = protocol.resumption(config, state.total_steps, session.device)
+    entry = protocol.resumption(
+        config, state.total_steps, session.device, processes.world, session.batches.partition.pieces
+    )
     if added is not None:
         schedules.append(added)
         entry["schedule"] = added.as_dict()
@@ -57,7 +59,7 @@ def resume(folder: RunFolder, session: Session, console: Console) -> tuple[Train
     say(console, f"resuming {folder.path} {state.describe()}")
     if added is not None:
         say(console, f"new schedule from step {added.step} on: {describe_schedule(config.train, added)}")
-    here = protocol.environment(session.device)
+    here = protocol.environment(session.device, processes.world)
     others = [other for other in protocol.environments(content) if other != here]
     if others:
         changes = [
