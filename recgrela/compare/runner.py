@@ -20,6 +20,7 @@ from rich.console import Console
 
 from recgrela.compare.folder import LOCK, claim_folder
 from recgrela.compare.plan import Plan, Run
+from recgrela.runs.lock import owned
 from recgrela.settings.command_line import EXIT_SIGNAL, to_argv
 from recgrela.settings.fields import NOTHING
 from recgrela.system.console import say
@@ -112,7 +113,8 @@ class Runner:
             Stopped: a signal arrived; the run can be resumed.
         """
         if run.status == "new" and run.folder.path.is_dir():
-            shutil.rmtree(run.folder.path)  # left by a process that ended before its first checkpoint
+            with owned(run.folder.path):
+                shutil.rmtree(run.folder.path)  # left by a process that ended before its first checkpoint
         with tempfile.TemporaryFile() as errors:
             self._check()
             command = [sys.executable, "-m", "recgrela.train", *train_options(run)]

@@ -15,7 +15,9 @@ from recgrela.runs import checkpoint, protocol
 from recgrela.runs.consistency import check_data, check_resumable, check_settings
 from recgrela.runs.curves import plot_curves
 from recgrela.runs.folder import CheckpointName, RunFolder
+from recgrela.runs.lock import owned
 from recgrela.runs.state import TrainState
+from recgrela.runs.tensor_file import NotFinite
 from recgrela.runs.tensorboard import open_writer, write_scalars
 from recgrela.settings.run import RunConfig
 from recgrela.system.console import say
@@ -71,20 +73,22 @@ def train(
 
     Raises:
         ConfigError, DataError, RunError: settings, data or files are wrong, which is reported before anything
-            is written if possible, or training diverges.
+            is written if possible, another process writes the run folder, or training diverges.
     """
     console, memory = console or Console(), PeakMemory()
-    if resumed is not None:
-        check_resumable(resumed)
-        check_settings(resumed, config)
-    session = open_session(config)
-    for note in session.notes:
-        say(console, note)
-    if resumed is not None:
-        check_data(resumed, session.data)
-    origin = warm_start(session, start) if start is not None else None
-    with StopSignals() as signals, ExitStack() as stack:
-        folder = resumed or create_folder(session, console, origin)
+    with ExitStack() as stack:
+        if resumed is not None:
+            stack.enter_context(owned(resumed.path))
+            check_resumable(resumed)
+            check_settings(resumed, config, resumes=True)
+        session = open_session(config)
+        for note in session.notes:
+            say(console, note)
+        if resumed is not None:
+            check_data(resumed, session.data)
+        origin = warm_start(session, start) if start is not None else None
+        signals = stack.enter_context(StopSignals())
+        folder = resumed or create_folder(session, console, stack, origin)
         trainer = Trainer(session, folder, console, signals, stack, memory)
         if resumed is not None:
             trainer.state, trainer.schedules = resume(folder, session, console)
@@ -169,9 +173,10 @@ class Trainer:
         self.state.finish_epoch(score)
         self.step.loss_sum.zero_()
         if improved:
-            checkpoint.save(self.folder.checkpoint_path("best"), self.model, self.state.as_dict())
+            self._save_best()
         self.folder.metrics.append(record)
         self._save_last()
+        self.folder.settle_best(self.state)  # last.safetensors names the new one now
         self.display.finish_epoch(record)
         if self.writer is not None:
             write_scalars(self.writer, record)
@@ -205,19 +210,39 @@ class Trainer:
         """
         self.state.loss_sum = float(self.step.loss_sum)
         if not math.isfinite(self.state.loss_sum):
-            saved = [
-                which for which in get_args(CheckpointName) if self.folder.checkpoint_path(which).is_file()
-            ]
-            kept = f"earlier checkpoints ({' and '.join(saved)})" if saved else "no checkpoint"
-            raise RunError(
-                f"training diverged: the loss is {self.state.loss_sum} at step {self.state.total_steps}; try "
-                f"a lower --train.lr; {self.folder.path} has {kept}"
-            )
+            raise self._diverged(f"the loss is {self.state.loss_sum}")
 
     def _save_last(self) -> None:
-        """Write the checkpoint from which training can resume."""
+        """Write the checkpoint from which training can resume.
+
+        Raises:
+            RunError: weights or the state of Adam are not finite; the previous checkpoint is kept.
+        """
         self._read_loss()
-        checkpoint.save(
-            self.folder.checkpoint_path("last"), self.model, self.state.as_dict(), self.step.optimizer
-        )
+        path, state = self.folder.checkpoint_path("last"), self.state.as_dict()
+        try:
+            checkpoint.save(path, self.model, state, self.step.optimizer)
+        except NotFinite as error:
+            raise self._diverged(f"{error.name} has NaN or infinite values") from error
         self.last_save = time.perf_counter()
+
+    def _save_best(self) -> None:
+        """Write the best checkpoint beside the previous one, which `last` names until it is saved too.
+
+        Raises:
+            RunError: weights are not finite; the previous checkpoint is kept.
+        """
+        self.state.best_sha256 = None
+        try:
+            saved = checkpoint.save(self.folder.next_best_path, self.model, self.state.as_dict())
+        except NotFinite as error:
+            raise self._diverged(f"{error.name} has NaN or infinite values") from error
+        self.state.best_sha256 = saved
+
+    def _diverged(self, what: str) -> RunError:
+        saved = [which for which in get_args(CheckpointName) if self.folder.checkpoint_path(which).is_file()]
+        kept = f"earlier checkpoints ({' and '.join(saved)})" if saved else "no checkpoint"
+        return RunError(
+            f"training diverged: {what} at step {self.state.total_steps}; try a lower --train.lr; "
+            f"{self.folder.path} has {kept}"
+        )
