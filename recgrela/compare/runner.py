@@ -25,6 +25,7 @@ from recgrela.compare.folder import LOCK, claim_folder
 from recgrela.compare.plan import Plan, Run
 from recgrela.parallel.launch import Launch, without_launch
 from recgrela.parallel.processes import Processes
+from recgrela.runs.lock import owned
 from recgrela.settings.command_line import EXIT_SIGNAL, to_argv
 from recgrela.settings.fields import NOTHING
 from recgrela.system.console import say
@@ -32,9 +33,7 @@ from recgrela.system.errors import RunError
 from recgrela.system.signals import Stopped
 
 
-def make_runs(
-    plan: Plan, console: Console, processes: Processes | None = None
-) -> dict[tuple[str, int], str]:
+def make_runs(plan: Plan, console: Console, processes: Processes | None = None) -> dict[tuple[str, int], str]:
     """Train the runs that are not finished.
 
     Args:
@@ -136,7 +135,8 @@ class Runner:
             Stopped: a signal arrived; the run can be resumed.
         """
         if run.status == "new" and run.folder.path.is_dir():
-            shutil.rmtree(run.folder.path)  # left by a process that ended before its first checkpoint
+            with owned(run.folder.path):
+                shutil.rmtree(run.folder.path)  # left by a process that ended before its first checkpoint
         with tempfile.TemporaryFile() as errors:
             self._check()
             command = [sys.executable, "-m", "recgrela.train", *train_options(run)]

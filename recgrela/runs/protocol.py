@@ -14,6 +14,7 @@ import torch
 from recgrela import _C
 from recgrela.data import Interactions, TrainBatches
 from recgrela.evaluation.metrics import NAMES
+from recgrela.runs.items import ids_sha256
 from recgrela.settings.run import RunConfig, preset_config
 from recgrela.settings.train import TrainConfig
 from recgrela.system.device import device_name
@@ -58,6 +59,7 @@ def describe(
         "model": asdict(config.model),
         "settings": settings,
         "data": {"sha256": data.sha256, "packed_sha256": packed_sha256(data), **data.description},
+        "items": {"ids_sha256": ids_sha256(data.item_ids)},
         "split": "leave one out per user: the last event is test, the second last valid; users with "
         "1 or 2 events are used for training only",
         "max_len": config.data.max_len,

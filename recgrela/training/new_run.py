@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import ExitStack
 
 from rich.console import Console
 
 from recgrela.runs import protocol
 from recgrela.runs.folder import RunFolder, stem_of
 from recgrela.runs.items import Items, write_items
+from recgrela.runs.lock import owned
 from recgrela.system.console import say
 from recgrela.system.files import atomic_write_text, expand_path
 from recgrela.training.session import Session
 from recgrela.training.warm_start import WarmStart
 
 
-def create_folder(session: Session, console: Console, origin: WarmStart | None = None) -> RunFolder:
+def create_folder(
+    session: Session, console: Console, stack: ExitStack, origin: WarmStart | None = None
+) -> RunFolder:
     """Make the folder of a new run, and print the data and model.
 
     Args:
         session: the run's parts.
         console: the output.
+        stack: holds the folder's lock.
         origin: what the run takes over from another one; None if its weights are fresh.
 
     Raises:
@@ -36,10 +41,11 @@ def create_folder(session: Session, console: Console, origin: WarmStart | None =
     is_modified = origin is not None or bool(content["changed_from_preset"])
     stem = stem_of(config.data.path, config.preset) + "-modified" * is_modified
     folder = RunFolder.create(expand_path(config.train.output, "train.output"), config.train.name, stem)
+    stack.enter_context(owned(folder.path))
     try:
         atomic_write_text(folder.config_path, config.to_yaml())
-        folder.write_json(folder.protocol_path, content)
         write_items(folder.items_path, origin.items if origin is not None else Items.of(data))
+        folder.write_json(folder.protocol_path, content)
     except BaseException:
         shutil.rmtree(folder.path)
         raise

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
+import torch
 from rich.console import Console
 
 from recgrela.evaluation.metrics import Ranking
 from recgrela.parallel.launch import Launch
-from recgrela.parallel.processes import join
+from recgrela.parallel.processes import Processes, join
 from recgrela.runs import checkpoint, protocol
 from recgrela.runs.consistency import check_data, check_resumable, check_settings
 from recgrela.runs.curves import plot_curves
 from recgrela.runs.folder import CheckpointName, RunFolder
+from recgrela.runs.lock import owned
 from recgrela.runs.state import TrainState
+from recgrela.runs.tensor_file import NotFinite
 from recgrela.runs.tensorboard import open_writer, write_scalars
 from recgrela.settings.run import RunConfig
 from recgrela.system.console import say
@@ -78,16 +82,17 @@ def train(
 
     Raises:
         ConfigError, DataError, RunError: settings, data or files are wrong, which is reported before anything
-            is written if possible, or training diverges.
+            is written if possible, another process writes the run folder, or training diverges.
     """
     launch, memory = Launch.read(), PeakMemory()
     console = console or Console(quiet=launch.rank > 0)
-    if resumed is not None:
-        check_resumable(resumed)
-        check_settings(resumed, config)
     device = use_device(config.train.device, launch.local_rank, launch.local_world)
     with ExitStack() as stack:
         processes = stack.enter_context(join(device, launch))
+        if resumed is not None:
+            own(resumed, processes, stack)
+            check_resumable(resumed)
+            check_settings(resumed, config, resumes=True)
         session = open_session(config, device, processes)
         for note in session.notes:
             say(console, note)
@@ -95,7 +100,7 @@ def train(
             check_data(resumed, session.data)
         origin = warm_start(session, start) if start is not None else None
         signals = stack.enter_context(StopSignals())
-        folder = resumed or make_folder(session, console, origin)
+        folder = resumed or make_folder(session, console, stack, origin)
         trainer = Trainer(session, folder, console, signals, stack, memory)
         if resumed is not None:
             trainer.state, trainer.schedules = resume(folder, session, console)
@@ -106,10 +111,19 @@ def train(
             return Result(folder, trainer.state, None, stop.signum)
 
 
-def make_folder(session: Session, console: Console, origin: WarmStart | None) -> RunFolder:
-    """The folder of a new run, made by the first process; see `create_folder`."""
+def own(folder: RunFolder, processes: Processes, stack: ExitStack) -> None:
+    """Locks a run folder until `stack` ends, for all processes. Raises RunError if others write it."""
+
+    def take() -> None:
+        stack.enter_context(owned(folder.path))
+
+    processes.on_first(take)
+
+
+def make_folder(session: Session, console: Console, stack: ExitStack, origin: WarmStart | None) -> RunFolder:
+    """The folder of a new run, made and locked by the first process; see `create_folder`."""
     return RunFolder(
-        Path(session.processes.on_first(lambda: str(create_folder(session, console, origin).path)))
+        Path(session.processes.on_first(lambda: str(create_folder(session, console, stack, origin).path)))
     )
 
 
@@ -189,10 +203,10 @@ class Trainer:
         self.state.finish_epoch(score)
         self.step.loss_sum.zero_()
         if improved:
-            path = self.folder.checkpoint_path("best")
-            self.processes.on_first(lambda: checkpoint.save(path, self.model, self.state.as_dict()))
+            self._save_best()
         self.processes.on_first(lambda: self.folder.metrics.append(record))
         self._save_last()
+        self.processes.on_first(lambda: self.folder.settle_best(self.state))  # `last` names the new one now
         self.display.finish_epoch(record)
         if self.writer is not None:
             write_scalars(self.writer, record)
@@ -229,18 +243,52 @@ class Trainer:
         self.state.samples += int(self.processes.sum(self.samples))
         self.samples = 0
         if not math.isfinite(self.state.loss_sum):
-            saved = [
-                which for which in get_args(CheckpointName) if self.folder.checkpoint_path(which).is_file()
-            ]
-            kept = f"earlier checkpoints ({' and '.join(saved)})" if saved else "no checkpoint"
-            raise RunError(
-                f"training diverged: the loss is {self.state.loss_sum} at step {self.state.total_steps}; try "
-                f"a lower --train.lr; {self.folder.path} has {kept}"
-            )
+            raise self._diverged(f"the loss is {self.state.loss_sum}")
 
     def _save_last(self) -> None:
-        """Write the checkpoint from which training can resume."""
+        """Write the checkpoint from which training can resume.
+
+        Raises:
+            RunError: weights or the state of Adam are not finite; the previous checkpoint is kept.
+        """
         self._read_loss()
         path, state = self.folder.checkpoint_path("last"), self.state.as_dict()
-        self.processes.on_first(lambda: checkpoint.save(path, self.model, state, self.step.optimizer))
+        own = checkpoint.random_state(self.session.device)
+        gathered = {kind: self.processes.gather(value) for kind, value in own.items()}
+        others = [
+            {kind: values[rank] for kind, values in gathered.items()}
+            for rank in range(1, self.processes.world)
+        ]
+        self.processes.on_first(lambda: self._save(path, state, self.step.optimizer, others))
         self.agreement.saved()
+
+    def _save_best(self) -> None:
+        """Write the best checkpoint beside the previous one, which `last` names until it is saved too.
+
+        Raises:
+            RunError: weights are not finite; the previous checkpoint is kept.
+        """
+        self.state.best_sha256 = None
+        path, state = self.folder.next_best_path, self.state.as_dict()
+        self.state.best_sha256 = self.processes.on_first(lambda: self._save(path, state))
+
+    def _save(
+        self,
+        path: Path,
+        state: dict[str, Any],
+        optimizer: torch.optim.Adam | None = None,
+        others: Sequence[checkpoint.RandomState] = (),
+    ) -> str:
+        """Write a checkpoint and return its checksum. Raises RunError if a value is not finite."""
+        try:
+            return checkpoint.save(path, self.model, state, optimizer, others)
+        except NotFinite as error:
+            raise self._diverged(f"{error.name} has NaN or infinite values") from error
+
+    def _diverged(self, what: str) -> RunError:
+        saved = [which for which in get_args(CheckpointName) if self.folder.checkpoint_path(which).is_file()]
+        kept = f"earlier checkpoints ({' and '.join(saved)})" if saved else "no checkpoint"
+        return RunError(
+            f"training diverged: {what} at step {self.state.total_steps}; try a lower --train.lr; "
+            f"{self.folder.path} has {kept}"
+        )
