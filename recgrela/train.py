@@ -66,8 +66,8 @@ def find_existing(config: RunConfig, launch: Launch) -> RunFolder | None:
     if name is None:
         if launch.max_restarts:
             raise ConfigError(
-                f"torchrun may restart processes {launch.max_restarts} times; give --train.name, by which they "
-                "find the run to resume"
+                f"torchrun may restart processes {launch.max_restarts} times; give --train.name, by which "
+                "they find the run to resume"
             )
         return None
     folder = RunFolder(expand_path(config.train.output, "train.output") / name)

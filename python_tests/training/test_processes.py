@@ -90,7 +90,7 @@ def test_weights_losses_and_metrics_equal_those_of_one_process(runs: Runs, name:
     ours, theirs = (load_file(run.checkpoint_path("last")) for run in (one, other))
     for key, value in ours.items():
         if not key.startswith("rng/"):
-            torch.testing.assert_close(theirs[key], value, rtol=1e-3, atol=2e-5, msg=lambda m: f"{key}: {m}")
+            torch.testing.assert_close(theirs[key], value, rtol=1e-3, atol=2e-5, msg=f"{key} differs")
     for record, expected in zip(other.metrics.read(), one.metrics.read(), strict=True):
         for key in ("kind", "epoch", "step", "samples", "targets", "improved"):
             assert record.get(key) == expected.get(key)

@@ -29,8 +29,8 @@ from recgrela.training.session import Session, process_seed
 def resume(folder: RunFolder, session: Session, console: Console) -> tuple[TrainState, list[Schedule]]:
     """Load the last checkpoint into the session, and roll the folder's files back to that checkpoint.
 
-    All processes read the files and check them before the first one changes any. If `train.epochs` has grown and the learning rate
-    decays, a new schedule begins.
+    All processes read the files and check them before the first one changes any. If `train.epochs` has
+    grown and the learning rate decays, a new schedule begins.
 
     Returns:
         The counters, and the schedules of the learning rate.
@@ -70,7 +70,7 @@ def resume(folder: RunFolder, session: Session, console: Console) -> tuple[Train
 
     def change_files() -> None:
         folder.settle_best(state)
-        # Training will outdate the table. In this order, every folder that a killed process leaves is complete.
+        # Training will outdate the table. In this order, a killed process leaves a complete folder.
         folder.metrics.rewrite(records)
         for result in (folder.results_path, folder.ranks_path):
             result.unlink(missing_ok=True)
