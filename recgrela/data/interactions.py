@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from recgrela.data.users import ArrayUserTable, UserTable, train_counts
+from recgrela.data.windows import DeviceItems, ItemSource
 from recgrela.system.errors import DataError
 
 
@@ -73,6 +75,15 @@ class Interactions:
     def _user_rows(self) -> dict[str, int]:
         return {token: row for row, token in enumerate(self.user_ids)}
 
+    @cached_property
+    def users(self) -> UserTable:
+        """Where the events and the targets of every user begin."""
+        return ArrayUserTable(self.host_offsets())
+
+    def item_source(self, device: torch.device | str) -> ItemSource:
+        """The items, to gather batches from on a device."""
+        return DeviceItems(self.items.to(device))
+
     def host_offsets(self) -> np.ndarray:
         """``offsets`` as an int64 array on the host. Copies and waits if they are on another device."""
         return self.offsets.cpu().numpy()
@@ -83,8 +94,3 @@ class Interactions:
         place = np.arange(self.n_events) - np.repeat(np.cumsum(counts) - counts, counts)
         is_train = torch.from_numpy(place < np.repeat(train_counts(counts), counts))
         return self.items[is_train.to(self.items.device)]
-
-
-def train_counts(event_counts: np.ndarray) -> np.ndarray:
-    """Number of training events of each user: [n_users] events -> [n_users]."""
-    return np.where(event_counts >= 3, event_counts - 2, event_counts)
