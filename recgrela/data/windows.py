@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from recgrela.data.batch import Batch, to_device
+from recgrela.data.mapped import MappedArray
 from recgrela.settings.train import Objective
 
 
@@ -77,6 +78,24 @@ class DeviceItems:
     def locate(self, windows: Windows) -> tuple[torch.Tensor, np.ndarray]:
         """See `ItemSource`."""
         return self._items, windows.starts
+
+
+class MappedItems:
+    """Items in a file, of which only those of windows are read and copied to a device.
+
+    Args:
+        items: [n_events] int32.
+        device: the device of the batches.
+    """
+
+    def __init__(self, items: MappedArray, device: torch.device) -> None:
+        self._items, self._device = items, device
+
+    def locate(self, windows: Windows) -> tuple[torch.Tensor, np.ndarray]:
+        """See `ItemSource`."""
+        lengths = windows.lengths + 1  # with the target
+        found = to_device(self._items.ranges(windows.starts, lengths), self._device)
+        return found, np.cumsum(lengths) - lengths
 
 
 def gather(
