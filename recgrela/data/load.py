@@ -12,29 +12,47 @@ from recgrela.data.events import Events
 from recgrela.data.formats import read
 from recgrela.data.formats.table import column_names, table_arrays
 from recgrela.data.interactions import Interactions
-from recgrela.data.prepare import prepare
+from recgrela.data.packed import PackedInteractions, is_packed, open_packed
+from recgrela.data.prepare import filter_settings, prepare
 from recgrela.settings.data import DataConfig
+from recgrela.settings.fields import show
+from recgrela.system.errors import DataError
 
 TABLE = "the table of events"  # its name in messages
 
 
 def load(config: DataConfig) -> Interactions:
-    """Read, filter, sort and pack the data of a run.
+    """Read, filter, sort and pack the data of a run; or map packed data, after reading them once as a check.
 
     Returns:
         Interactions on the CPU.
 
     Raises:
         DataError: the file is missing or invalid, or no events are left after filtering; the message names
-            the file, and the line and column if there is one.
+            the file, and the line and column if there is one. Or packed data have another filter or order.
     """
     if config.path == "synthetic":
         events = synthetic.generate(
             config.synthetic_seed, config.synthetic_users, config.synthetic_items, config.synthetic_events
         )
+    elif is_packed(config.path):
+        data = open_packed(config.path)
+        _check_prepared(data, config)
+        return data
     else:
         events = read(config)
     return prepare(events, config)
+
+
+def _check_prepared(data: PackedInteractions, config: DataConfig) -> None:
+    """Raises DataError if packed data were filtered or ordered by other settings."""
+    recorded = {**data.description["filter"], "order": data.description["order"]}
+    for name, value in {**filter_settings(config), "order": config.order}.items():
+        if recorded.get(name) != value:
+            raise DataError(
+                f"{config.path}: was packed with data.{name} {show(recorded.get(name))}, not {show(value)}; "
+                "change the setting, or convert the source again"
+            )
 
 
 def load_table(table: pa.Table, config: DataConfig) -> Interactions:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -136,10 +135,7 @@ def fixed_settings(config: RunConfig) -> dict[str, Any]:
 
 def packed_sha256(data: Interactions) -> str:
     """Hash of the filtered and ordered events."""
-    digest = hashlib.sha256()
-    for part, kind in ((data.items, np.int32), (data.offsets, np.int64)):
-        digest.update(np.ascontiguousarray(part.cpu().numpy(), dtype=kind).data)
-    return digest.hexdigest()
+    return data.packed_sha256()
 
 
 def environment(device: torch.device, processes: int = 1) -> dict[str, Any]:
