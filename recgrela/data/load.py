@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,9 @@ from recgrela.data.formats import read
 from recgrela.data.formats.table import column_names, table_arrays
 from recgrela.data.interactions import Interactions
 from recgrela.data.packed import PackedInteractions, is_packed, open_packed
+from recgrela.data.packing import discard, pack_for_host
 from recgrela.data.prepare import filter_settings, prepare
+from recgrela.parallel.processes import Processes
 from recgrela.settings.data import DataConfig
 from recgrela.settings.fields import show
 from recgrela.system.errors import DataError
@@ -42,6 +45,36 @@ def load(config: DataConfig) -> Interactions:
     else:
         events = read(config)
     return prepare(events, config)
+
+
+def load_shared(config: DataConfig, processes: Processes) -> Interactions:
+    """Like `load`, for several processes: one process of each host reads the source.
+
+    It packs the data into a temporary folder, which all processes of the host map.
+
+    Raises:
+        DataError: see `load`; or hosts have different data.
+        ReportedElsewhere: another process raises the error.
+    """
+    if processes.is_alone:
+        return load(config)
+    if is_packed(config.path):
+        data = open_packed(config.path, verify=processes.launch.local_rank == 0)
+        _check_prepared(data, config)
+    else:
+        path = processes.on_each_host(lambda: str(pack_for_host(load(config))))
+        data = open_packed(path, verify=False)
+        processes.wait()  # until all have opened it
+        if processes.launch.local_rank == 0:
+            discard(Path(path))
+    hashes = processes.gather_text(data.packed_sha256())
+    if len(set(hashes)) > 1:
+        other = next(rank for rank, value in enumerate(hashes) if value != hashes[0])
+        raise DataError(
+            f"{config.path}: differs between hosts: process 0 has events of sha256 {hashes[0][:16]}..., "
+            f"process {other} of {hashes[other][:16]}...; copy the data to every host"
+        )
+    return data
 
 
 def _check_prepared(data: PackedInteractions, config: DataConfig) -> None:

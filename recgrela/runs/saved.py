@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from recgrela.data import EvalBatches, Interactions, load
+from recgrela.data import EvalBatches, Interactions, load_shared
 from recgrela.evaluation.metrics import Ranking
 from recgrela.evaluation.ranking import Ranker
 from recgrela.models import CONFIGS, SequenceModel, build
@@ -123,15 +123,20 @@ def save_weights(run: SavedRun, items: Items, path: Path) -> None:
         raise
 
 
-def load_data(run: SavedRun, path: str | None = None) -> Interactions:
+def load_data(run: SavedRun, path: str | None = None, processes: Processes | None = None) -> Interactions:
     """Load a run's data, from `path` if it has moved.
+
+    Args:
+        run: the run.
+        path: a path instead of the run's.
+        processes: the processes that use the data, all of which call this function; None: only this one.
 
     Raises:
         DataError: the data cannot be read.
         RunError: the data differs from that of the run.
     """
     config = run.config.data if path is None else replace(run.config.data, path=path)
-    data = load(with_absolute_path(config))
+    data = load_shared(with_absolute_path(config), processes or Processes())
     check_data(run.folder, data)
     return data
 

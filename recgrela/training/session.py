@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from recgrela.data import Batch, EvalBatches, Interactions, TrainBatches, load
+from recgrela.data import Batch, EvalBatches, Interactions, TrainBatches, load_shared
 from recgrela.evaluation.ranking import Ranker
 from recgrela.models import SequenceModel, build
 from recgrela.models.capture import filling_for
@@ -81,7 +81,7 @@ def open_session(
     wants_graphs = train.wants_graphs(device.type)
     if train.threads is not None:
         torch.set_num_threads(train.threads)
-    data = load(config.data)
+    data = load_shared(config.data, processes)
     on_device = data.to(device)
     torch.manual_seed(train.seed)
     model = build(config.model, data.n_items, max_len).to(device)
