@@ -11,6 +11,7 @@ from recgrela.data import Batch, EvalBatches
 from recgrela.evaluation.metrics import Ranking, RankingSums
 from recgrela.models import SequenceModel
 from recgrela.models.capture import capture_obstacle, filling_for, max_slots, small_batch
+from recgrela.parallel.table import ShardedTable
 from recgrela.system.graphs import Capture, GraphedFunction
 
 
@@ -79,11 +80,16 @@ class Ranker:
             ranks = self._graphed(*self._filling(batch))
             assert ranks is not None
             return ranks
+        parts = batch.parts(self._max_tokens, model.slots)
+        if isinstance(model.item_embedding, ShardedTable):
+            hidden = [model.hidden_states(p.items, p.cu_seqlens, p.max_seqlen, True) for p in parts]
+            ranked = model.item_embedding.ranks(torch.cat(hidden), batch.target, seen, model.item_bias)
+            return self._sums.add_ranks(*ranked)
         removed = torch.zeros(batch.size, model.n_items, dtype=torch.bool, device=batch.items.device)
         mark(removed, seen)
         scores = [
             model.score_packed(part.items, part.cu_seqlens, part.max_seqlen)
-            for part in batch.parts(self._max_tokens, model.slots)
+            for part in parts
         ]
         return self._sums.add(torch.cat(scores), batch.target, removed)
 
