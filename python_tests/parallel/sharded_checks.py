@@ -15,7 +15,7 @@ from python_tests.models.forms import FORMS, MAX_LEN, N_ITEMS, packed, small
 from python_tests.support.ranks import Check
 from python_tests.support.tensors import assert_close, cu_seqlens_of
 from recgrela.evaluation.metrics import target_ranks
-from recgrela.models import SequenceModel, build
+from recgrela.models import MODELS, SequenceModel, build
 from recgrela.ops import embedding, linear_cross_entropy
 from recgrela.ops.linear_cross_entropy import _by_chunks
 from recgrela.parallel.rows import RowShards
@@ -23,7 +23,7 @@ from recgrela.parallel.sharded_cross_entropy import _CrossEntropy, _Options, sha
 from recgrela.parallel.sharded_embedding import sharded_embedding
 from recgrela.parallel.sharded_ranks import sharded_ranks
 from recgrela.parallel.table import ShardedTable
-from recgrela.training.losses import GBCE, SampledSoftmax
+from recgrela.training.losses import GBCE, SampledLoss, SampledSoftmax
 
 D = 8
 CHECKS: dict[str, Check] = {}
@@ -45,10 +45,10 @@ def leaf(x: Tensor) -> Tensor:
 
 @check
 def look_ups_equal_the_whole_table(rank: int, world: int) -> None:
-    for n_items in (1, 2, 3, 13, 40):
+    for n_items in (1, 2, 13):
         rows = RowShards(n_items, rank, world)
         for sizes in sizes_of(world):
-            for padding_idx in (None, 0, n_items - 1):
+            for padding_idx in {None, 0, n_items - 1}:
                 torch.manual_seed(n_items)
                 table = torch.randn(n_items, D, dtype=torch.float64).requires_grad_()
                 items = [torch.randint(0, n_items, (size,)) for size in sizes]  # repeated, with padding
@@ -150,9 +150,7 @@ def half_precision_equals_the_whole_table(rank: int, world: int) -> None:
     assert_close("d_bias", world * d_whole[2][rows.slice], d_shards[2], 1e-6, scale=0.1)
     # Products of bfloat16 rows, as on a GPU.
     options = _Options(rows, None, [6] * world, 0.1, 30, torch.bfloat16, True)
-    loss, *d_whole = _by_chunks(
-        hidden, table, target, bias, torch.bfloat16, 0.1, 30, True, True, True
-    )  # type: ignore[assignment]
+    loss, *d_whole = _by_chunks(hidden, table, target, bias, torch.bfloat16, 0.1, 30, True, True, True)  # type: ignore[assignment]
     got = _CrossEntropy.apply(*shards, target, options)
     d_shards = torch.autograd.grad(got, shards)
     assert_close("loss", loss, got, 1e-5)
@@ -173,7 +171,12 @@ def exact(*shape: int) -> Tensor:
 
 @check
 def ranks_equal_those_of_all_scores(rank: int, world: int) -> None:
-    for n_items, has_bias, max_logits in ((2, False, 64), (13, True, 1), (300, True, 500), (300, False, None)):
+    for n_items, has_bias, max_logits in (
+        (2, False, 64),
+        (13, True, 1),
+        (300, True, 500),
+        (300, False, None),
+    ):
         rows = RowShards(n_items, rank, world)
         for sizes in sizes_of(world):
             torch.manual_seed(n_items)
@@ -231,7 +234,9 @@ def wrong_operands_are_errors_of_every_rank(rank: int, world: int) -> None:
         raises(name, lambda bad=bad: sharded_embedding(bad if last else items, shard, rows))
     for bad in (torch.tensor([1, 9, 0]), torch.tensor([-1, 2, 0]), target[:2], target.int()):
         name = "target" if last else other
-        raises(name, lambda bad=bad: sharded_linear_cross_entropy(hidden, shard, bad if last else target, rows))
+        raises(
+            name, lambda bad=bad: sharded_linear_cross_entropy(hidden, shard, bad if last else target, rows)
+        )
         if bad.dtype == torch.int64:
             pair = (torch.zeros(1, dtype=torch.int64), torch.ones(1, dtype=torch.int64))
             raises(name, lambda bad=bad: sharded_ranks(hidden, bad if last else target, pair, shard, rows))
@@ -248,7 +253,9 @@ def wrong_operands_are_errors_of_every_rank(rank: int, world: int) -> None:
         "label_smoothing must be the same",
         lambda: sharded_linear_cross_entropy(hidden, shard, target, rows, label_smoothing=0.5 * last),
     )
-    raises("whether the table needs", lambda: sharded_embedding(items, shard.detach() if last else shard, rows))
+    raises(
+        "whether the table needs", lambda: sharded_embedding(items, shard.detach() if last else shard, rows)
+    )
     raises("width", lambda: sharded_embedding(items, shard[:, : D - last], rows))
     pair = (torch.tensor([3 if last else 0]), torch.tensor([1]))
     raises("users" if last else other, lambda: sharded_ranks(hidden, target, pair, shard, rows))
@@ -275,11 +282,12 @@ def share(rank: int, world: int, target: Tensor) -> tuple[Tensor, Tensor, Tensor
 def train(
     model: SequenceModel, batch: tuple[Tensor, Tensor, Tensor], objective: str, total: int, **loss: object
 ) -> list[float]:
-    """Three Adam steps on a share of a batch with `total` targets; the losses of the whole batch."""
+    """Two steps on a share of a batch with `total` targets; the losses of the whole batch."""
     items, cu_seqlens, target = batch
-    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-    losses = []
-    for _ in range(3):
+    # Adam would magnify the rounding of sampled losses, whose scores are float32.
+    kind, lr = (torch.optim.SGD, 1.0) if loss else (torch.optim.Adam, 1e-2)
+    optimizer, losses = kind(model.parameters(), lr), []
+    for _ in range(2):
         optimizer.zero_grad()
         mean = model.loss_packed(items, cu_seqlens, target, MAX_LEN, objective, **loss)  # type: ignore[arg-type]
         value = mean * (len(target) / total)
@@ -297,7 +305,9 @@ def train(
     return losses
 
 
-def trained_alike(form: str, objective: str, rank: int, world: int, **loss: object) -> None:
+def trained_alike(
+    form: str, objective: str, rank: int, world: int, ratio: float = 1e-9, **loss: object
+) -> None:
     config = FORMS[form]
     target = torch.arange(1, 5) if objective == "last" else torch.arange(22) % (N_ITEMS - 1) + 1
     torch.manual_seed(1)
@@ -321,38 +331,25 @@ def trained_alike(form: str, objective: str, rank: int, world: int, **loss: obje
     items, cu_seqlens, _ = packed()
     expected = train(whole, (items, cu_seqlens, target), objective, len(target), **loss)
     got = train(model, share(rank, world, target), objective, len(target), **loss)
-    assert_close("losses", torch.tensor(expected), torch.tensor(got), 1e-6)
+    assert_close("losses", torch.tensor(expected), torch.tensor(got), ratio)
     names = dict(whole.named_parameters())
-    compare(1e-6)
+    compare(ratio)
 
 
 @check
 def models_train_like_whole_ones(rank: int, world: int) -> None:
-    for form in FORMS if world == 2 else ("RecGRELA", "LRURec", "SASRec"):
+    for form in [*MODELS, "RecGRELA-attend"] if world == 2 else ["RecGRELA"]:
         trained_alike(form, "last", rank, world)
-    for form in ("RecGRELA", "LRURec"):
-        trained_alike(form, "all", rank, world)
-
-
-class Fixed:
-    """Negatives that all ranks and all steps share."""
-
-    def draw(self) -> Tensor:
-        return torch.arange(1, 13)
-
-
-class FixedSoftmax(Fixed, SampledSoftmax):
-    pass
-
-
-class FixedGBCE(Fixed, GBCE):
-    pass
+    trained_alike("RecGRELA" if world == 2 else "LRURec", "all", rank, world)
 
 
 @check
 def sampled_losses_train_like_whole_ones(rank: int, world: int) -> None:
-    for loss in (FixedSoftmax(packed()[0], N_ITEMS, 12), FixedGBCE(packed()[0], N_ITEMS, 12, 0.75)):
-        trained_alike("LRURec", "last", rank, world, loss=loss)
+    events, negatives = packed()[0], torch.arange(1, 13)
+    losses: list[SampledLoss] = [SampledSoftmax(events, N_ITEMS, 12), GBCE(events, N_ITEMS, 12, 0.75)]
+    for loss in losses:
+        loss.draw = lambda: negatives  # type: ignore[method-assign]
+        trained_alike("LRURec", "last", rank, world, 1e-5, loss=loss)
 
 
 @check

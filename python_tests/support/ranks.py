@@ -26,7 +26,7 @@ def run_checks(module: str, world: int, folder: Path) -> dict[str, str]:
     failed: dict[str, str] = {}
     for rank in range(world):
         for name, text in json.loads((folder / f"{rank}.json").read_text()).items():
-            failed[name] = f"{failed.get(name, '')}\nrank {rank}: {text}"
+            failed[name] = f"{failed.get(name, '')}rank {rank}: {text}\n"
     return failed
 
 

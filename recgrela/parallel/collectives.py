@@ -16,7 +16,9 @@ from torch import Tensor
 from recgrela.parallel.rows import RowShards
 
 
-def exchange(x: Tensor, send: Sequence[int], receive: Sequence[int], group: dist.ProcessGroup | None) -> Tensor:
+def exchange(
+    x: Tensor, send: Sequence[int], receive: Sequence[int], group: dist.ProcessGroup | None
+) -> Tensor:
     """Sends rows of x [sum(send), ...], the first send[0] to rank 0 and so on.
 
     Args:
@@ -43,9 +45,7 @@ def gather(x: Tensor, counts: Sequence[int], group: dist.ProcessGroup | None) ->
     return exchange(copies, [x.shape[0]] * world, counts, group)
 
 
-def sum_to_owners(
-    x: Tensor, counts: Sequence[int], rank: int, group: dist.ProcessGroup | None
-) -> Tensor:
+def sum_to_owners(x: Tensor, counts: Sequence[int], rank: int, group: dist.ProcessGroup | None) -> Tensor:
     """x [sum(counts), ...] on every rank -> the sums over ranks of this rank's rows, [counts[rank], ...]."""
     world = len(counts)
     if world == 1:

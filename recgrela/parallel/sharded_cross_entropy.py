@@ -138,20 +138,17 @@ class _CrossEntropy(torch.autograd.Function):
             raise NotImplementedError(NO_SECOND_DERIVATIVE)
         options: _Options = ctx.options
         with without_autocast(d_loss.device.type):
-            gradients = _gradients(d_loss, *ctx.saved_tensors, options, ctx.needs_input_grad)
+            gradients = _gradients(d_loss, ctx.saved_tensors, options, ctx.needs_input_grad)
         return *gradients, None, None
 
 
 def _gradients(
     d_loss: Tensor,
-    hidden: Tensor,
-    shard: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    log_sums: Tensor,
+    saved: tuple[Any, ...],
     options: _Options,
     needs: tuple[bool, ...],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    hidden, shard, bias, target, log_sums = saved
     rows, group, totals = options.rows, options.group, options.totals
     dtype, smoothing = log_sums.dtype, options.label_smoothing
     needs_d_hidden, needs_d_shard, needs_d_bias, *_ = needs
@@ -232,11 +229,10 @@ def sharded_linear_cross_entropy(
             TypeError: if a dtype is wrong. Every rank raises, before any rows are sent.
         NotImplementedError: for second derivatives.
     """
+    check_group(OP, rows, group)
     if max_logits is None:
         max_logits = max_logits_of(hidden.device.type)
-    error = error_of(
-        lambda: _check(hidden, shard, target, rows, group, bias_shard, label_smoothing, max_logits)
-    )
+    error = error_of(lambda: _check(hidden, shard, target, rows, bias_shard, label_smoothing, max_logits))
     device_type, dtype = hidden.device.type, hidden.dtype
     if autocast_enabled(device_type) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device_type)
@@ -276,12 +272,10 @@ def _check(
     shard: Tensor,
     target: Tensor,
     rows: RowShards,
-    group: dist.ProcessGroup | None,
     bias: Tensor | None,
     label_smoothing: float,
     max_logits: int,
 ) -> None:
-    check_group(OP, rows, group)
     check_rows(OP, hidden, shard, target, rows, bias)
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"{OP}: label_smoothing must be within 0 .. 1, got {label_smoothing}")

@@ -65,7 +65,8 @@ def distinct_rows(
     Returns:
         looked_up [U, D], of the dtype of `shard`, and places [T] int64 in 0 .. U - 1.
     """
-    error = error_of(lambda: _check(items, shard, rows, group, padding_idx))
+    check_group(OP, rows, group)
+    error = error_of(lambda: _check(items, shard, rows, padding_idx))
     needs_grad = torch.is_grad_enabled() and shard.requires_grad
     counts = [0] * rows.world
     if error is None:
@@ -126,10 +127,7 @@ def sharded_embedding(
     return embedding(places, looked_up) if len(places) else looked_up
 
 
-def _check(
-    items: Tensor, shard: Tensor, rows: RowShards, group: dist.ProcessGroup | None, padding_idx: int | None
-) -> None:
-    check_group(OP, rows, group)
+def _check(items: Tensor, shard: Tensor, rows: RowShards, padding_idx: int | None) -> None:
     if shard.dim() != 2 or shard.shape[0] != rows.count or not shard.shape[1]:
         raise ValueError(
             f"{OP}: shard must be [{rows.count}, D] on rank {rows.rank}, got shape {tuple(shard.shape)}"

@@ -62,9 +62,10 @@ def sharded_ranks(
         ValueError: if a shape, a device, an item or the group is wrong, on any rank, or ranks disagree;
             TypeError: if a dtype is wrong. Every rank raises, before any rows are sent.
     """
+    check_group(OP, rows, group)
     if max_logits is None:
         max_logits = max_logits_of(hidden.device.type)
-    error = error_of(lambda: _check(hidden, target, removed, shard, rows, group, bias_shard, max_logits))
+    error = error_of(lambda: _check(hidden, target, removed, shard, rows, bias_shard, max_logits))
     same = {
         "the number of items": rows.n_items,
         "the width of the table": hidden.shape[-1] if hidden.dim() else 0,
@@ -92,7 +93,9 @@ def sharded_ranks(
 class _Blocks:
     """Scores of the items of a shard for the users of a piece, block by block, all of one shape."""
 
-    def __init__(self, h: Tensor, shard: Tensor, bias: Tensor | None, rows: RowShards, max_logits: int) -> None:
+    def __init__(
+        self, h: Tensor, shard: Tensor, bias: Tensor | None, rows: RowShards, max_logits: int
+    ) -> None:
         self.h, self._shard, self._bias = h, shard, bias
         fitting = max_logits // h.shape[0] // COLUMNS * COLUMNS
         self.size = max(COLUMNS, min(fitting, -(-rows.block // COLUMNS) * COLUMNS))
@@ -106,9 +109,9 @@ class _Blocks:
         weight = self._shard[start : start + self.size]
         missing = self.size - weight.shape[0]
         scores = self.h @ F.pad(weight, (0, 0, 0, missing)).T
-        return scores if self._bias is None else scores + F.pad(
-            self._bias[start : start + self.size], (0, missing)
-        )
+        if self._bias is None:
+            return scores
+        return scores + F.pad(self._bias[start : start + self.size], (0, missing))
 
 
 def _target_scores(
@@ -169,12 +172,12 @@ def _route(
     received = exchange(sent, [1] * world, [1] * world, group)
     ends = sent.flatten().cumsum(0).view(world, steps)
     begins = (ends - sent).T.tolist()
-    sent, received, ends = sent.T.tolist(), received.T.tolist(), ends.T.tolist()
+    sends, receives, stops = sent.T.tolist(), received.T.tolist(), ends.T.tolist()
     for step, (_, counts) in enumerate(pieces.counts()):
-        mine = torch.cat([pairs[a:b] for a, b in zip(begins[step], ends[step], strict=True)])
-        theirs = exchange(mine, sent[step], received[step], group)
+        mine = torch.cat([pairs[a:b] for a, b in zip(begins[step], stops[step], strict=True)])
+        theirs = exchange(mine, sends[step], receives[step], group)
         first = 0
-        for rank, part in enumerate(theirs.split(received[step])):
+        for rank, part in enumerate(theirs.split(receives[step])):
             part[:, 0] += first
             first += counts[rank]
         yield theirs[:, 0], theirs[:, 1]
@@ -186,11 +189,9 @@ def _check(
     removed: tuple[Tensor, Tensor],
     shard: Tensor,
     rows: RowShards,
-    group: dist.ProcessGroup | None,
     bias: Tensor | None,
     max_logits: int,
 ) -> None:
-    check_group(OP, rows, group)
     check_rows(OP, hidden, shard, target, rows, bias)
     if hidden.dtype != shard.dtype:
         raise TypeError(f"{OP}: shard is {shard.dtype}, hidden is {hidden.dtype}; they must agree")
