@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from rich.console import Console
 
+from recgrela.parallel.launch import Launch
+from recgrela.parallel.processes import join
 from recgrela.runs.growth import growth_notes
 from recgrela.runs.saved import Split, evaluate, load_data, load_run
 from recgrela.runs.tables import show_rankings
@@ -42,11 +44,15 @@ def command(argv: Sequence[str]) -> int:
     if options["threads"]:
         torch.set_num_threads(options["threads"])
     which = None if options["checkpoint"] == "auto" else options["checkpoint"]
-    run = load_run(expand_path(options["run"], "RUN"), which, use_device(options["device"]))
-    data = load_data(run, options["data.path"])
-    splits: tuple[Split, ...] = ("valid", "test") if options["split"] == "both" else (options["split"],)
-    rankings = evaluate(run, data, splits, options["batch_size"] or run.config.train.eval_batch_size)
-    console = Console()
+    launch = Launch.read()
+    console = Console(quiet=launch.rank > 0)
+    device = use_device(options["device"], launch.local_rank, launch.local_world)
+    with join(device, launch) as processes:
+        run = load_run(expand_path(options["run"], "RUN"), which, device)
+        data = load_data(run, options["data.path"])
+        splits: tuple[Split, ...] = ("valid", "test") if options["split"] == "both" else (options["split"],)
+        batch_size = options["batch_size"] or run.config.train.eval_batch_size
+        rankings = evaluate(run, data, splits, batch_size, processes)
     show_rankings(console, rankings, f"{run.folder.path.name}, {run.describe_checkpoint()}")
     for note in growth_notes(run.folder):
         say(console, note)

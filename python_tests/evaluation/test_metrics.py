@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from recgrela.evaluation.metrics import NAMES, RankingSums, metrics_of, target_ranks
+from recgrela.evaluation.metrics import NAMES, RankingCounts, metrics_of, summarize, target_ranks
 from recgrela.system.errors import RunError
 
 CPU = torch.device("cpu")
@@ -36,14 +36,14 @@ def test_equals_a_naive_ranking_with_ties_and_seen_items() -> None:
     seen = [[int(i) for i in torch.randint(1, n_items, (7,))] for _ in range(users)]  # with repeats
     for user in range(0, users, 3):
         seen[user].append(int(target[user]))  # seen before, but never removed
-    sums, parts = RankingSums(CPU), []
+    counts, parts = RankingCounts(CPU), []
     for start in range(0, users, 20):  # a last, smaller batch too
         rows = range(start, min(start + 20, users))
         pairs = [(row - start, item) for row in rows for item in seen[row]]
         removed_items = torch.zeros(len(rows), n_items, dtype=torch.bool)
         removed_items[tuple(torch.tensor(pairs).T)] = True
-        parts.append(sums.add(scores[start : start + 20], target[start : start + 20], removed_items))
-    result = sums.result(parts)
+        parts.append(counts.add(scores[start : start + 20], target[start : start + 20], removed_items))
+    result = summarize(torch.cat(parts, 1), counts.read())
 
     for removed, values, ties, ranks in (
         ([set() for _ in seen], result.values, result.ties, result.ranks[0]),
@@ -83,19 +83,19 @@ def test_infinite_scores_rank_like_others() -> None:
 def test_nan_is_an_error_except_in_the_padding_column() -> None:
     nothing, scores = torch.zeros(2, 5, dtype=torch.bool), torch.zeros(2, 5)
     scores[:, 0] = torch.nan
-    sums, target = RankingSums(CPU), torch.tensor([1, 2])
-    ranks = sums.add(scores, target, nothing)
-    assert sums.result([ranks]).values["HR@10"] == 1
+    counts, target = RankingCounts(CPU), torch.tensor([1, 2])
+    ranks = counts.add(scores, target, nothing)
+    assert summarize(ranks, counts.read()).values["HR@10"] == 1
 
     scores[1, 4] = torch.nan
-    sums.add(scores, target, nothing)
+    counts.add(scores, target, nothing)
     with pytest.raises(RunError, match="NaN scores for 1 of 4 users"):
-        sums.result([ranks, ranks])
-    sums.reset()
+        summarize(torch.cat([ranks, ranks], 1), counts.read())
+    counts.reset()
     scores[1, 4] = 0.0
-    assert sums.result([sums.add(scores, target, nothing)]).values["HR@10"] == 1
+    assert summarize(counts.add(scores, target, nothing), counts.read()).values["HR@10"] == 1
 
 
 def test_no_users_is_an_error() -> None:
     with pytest.raises(RunError, match="no users"):
-        RankingSums(CPU).result([])
+        summarize(torch.zeros(2, 0, dtype=torch.int32), RankingCounts(CPU).read())

@@ -16,7 +16,7 @@ from torch import nn  # noqa: E402
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode  # noqa: E402
 
 from python_tests.models.forms import FORMS, MAX_LEN, N_ITEMS  # noqa: E402
-from recgrela.evaluation.metrics import RankingSums  # noqa: E402
+from recgrela.evaluation.metrics import RankingCounts  # noqa: E402
 from recgrela.models import MODELS, SequenceModel, build  # noqa: E402
 from recgrela.models.capture import filling_for, small_batch  # noqa: E402
 from recgrela.settings.model import ModelConfig  # noqa: E402
@@ -56,14 +56,14 @@ def obstacle(config: ModelConfig, objective: Objective, amp: bool) -> str | None
                 loss = model.loss_packed(items, cu_seqlens, target, MAX_LEN, objective, **options)
             loss.backward()
 
-        sums = RankingSums(torch.device("cuda"))
+        counts = RankingCounts(torch.device("cuda"))
 
         @torch.no_grad()
         def rank() -> None:
             items, cu_seqlens, target, *lengths = on_gpu[1]
             hidden = model.hidden_states(items, cu_seqlens, MAX_LEN, True, *lengths)
             scores = model.scores(hidden[: target.shape[0]])
-            sums.add(scores, target, torch.zeros_like(scores, dtype=torch.bool))
+            counts.add(scores, target, torch.zeros_like(scores, dtype=torch.bool))
 
         model.train()
         found = host_read(train, "cuda")

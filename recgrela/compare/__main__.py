@@ -5,7 +5,9 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
 
+import torch
 from rich.console import Console
 
 from recgrela.compare.folder import check_folder
@@ -13,6 +15,8 @@ from recgrela.compare.options import parse_args
 from recgrela.compare.plan import make_plan
 from recgrela.compare.report import write_report
 from recgrela.compare.runner import make_runs
+from recgrela.parallel.launch import Launch
+from recgrela.parallel.processes import join
 from recgrela.settings import command_line
 from recgrela.system.console import say
 from recgrela.system.signals import Stopped
@@ -25,17 +29,21 @@ def command(argv: Sequence[str]) -> int:
     request = parse_args(argv)
     check_folder(request)
     plan = make_plan(request)
-    console = Console()
+    launch = Launch.read()
     try:
-        failures = make_runs(plan, console)
+        with join(torch.device("cpu"), launch, timeout=timedelta(days=30)) as processes:
+            failures = make_runs(plan, Console(), processes)
     except Stopped as stop:
         name = signal.Signals(stop.signum).name
         finished = sum(run.status == "finished" for run in plan.runs)
+        console = Console(quiet=launch.rank > 0)
         say(console, f"stopped by {name}, {finished} of {len(plan.runs)} runs finished")
         say(console, "resume with the same command")
         return command_line.EXIT_SIGNAL + stop.signum
-    written = write_report(plan, failures, console)
-    say(console, f"written: {', '.join(map(str, written))}")
+    if launch.rank == 0:
+        console = Console()
+        written = write_report(plan, failures, console)
+        say(console, f"written: {', '.join(map(str, written))}")
     return EXIT_FAILED_RUN if failures else 0
 
 

@@ -6,12 +6,15 @@ Separate processes keep runs independent: each has its own peak memory, and a fa
 from __future__ import annotations
 
 import fcntl
+import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -20,6 +23,8 @@ from rich.console import Console
 
 from recgrela.compare.folder import LOCK, claim_folder
 from recgrela.compare.plan import Plan, Run
+from recgrela.parallel.launch import Launch, without_launch
+from recgrela.parallel.processes import Processes
 from recgrela.settings.command_line import EXIT_SIGNAL, to_argv
 from recgrela.settings.fields import NOTHING
 from recgrela.system.console import say
@@ -27,21 +32,31 @@ from recgrela.system.errors import RunError
 from recgrela.system.signals import Stopped
 
 
-def make_runs(plan: Plan, console: Console) -> dict[tuple[str, int], str]:
+def make_runs(
+    plan: Plan, console: Console, processes: Processes | None = None
+) -> dict[tuple[str, int], str]:
     """Train the runs that are not finished.
 
+    Args:
+        plan: the runs.
+        console: the output.
+        processes: the processes that share the runs, each of which trains one run at a time; None: only this
+            one.
+
     Returns:
-        The reasons of failed runs, by label and seed.
+        The reasons of failed runs, by label and seed; those of all processes.
 
     Raises:
         RunError: the folder has other files, or another comparison is running there.
         Stopped: a signal arrived; the current run can be resumed.
     """
-    failures = {}
-    with Runner(plan.request.out) as runner:
-        claim_folder(plan)
-        for number, run in enumerate(plan.runs, 1):
-            name = f"{run.label}, seed {run.seed} ({number} of {len(plan.runs)})"
+    processes, runs, failures = processes or Processes(), plan.runs, {}
+    with Runner(plan.request.out, processes) as runner:
+        processes.on_first(lambda: claim_folder(plan))
+        take_number = processes.counter()
+        while (number := take_number()) < len(runs):
+            run = runs[number]
+            name = f"{run.label}, seed {run.seed} ({number + 1} of {len(runs)})"
             if run.status == "finished":
                 say(console, f"{name}: already finished")
                 continue
@@ -50,7 +65,9 @@ def make_runs(plan: Plan, console: Console) -> dict[tuple[str, int], str]:
             if failure is not None:
                 say(console, f"{name}: failed: {failure}")
                 failures[run.label, run.seed] = failure
-    return failures
+        listed = json.dumps([[label, seed, reason] for (label, seed), reason in failures.items()])
+        everywhere = [json.loads(text) for text in processes.gather_text(listed)]
+    return {(label, seed): reason for part in everywhere for label, seed, reason in part}
 
 
 class Runner:
@@ -63,14 +80,18 @@ class Runner:
     A lock on the folder admits one comparison at a time. Training processes inherit the lock, so it lasts
     until the current run ends even if the comparison is killed.
 
+    Several processes share the folder; the first one holds the lock for all of them.
+
     Args:
         out: the comparison's folder, created if missing.
+        processes: the processes that train runs in the folder; None: only this one.
 
     Raises:
         RunError: the folder cannot be created or written.
     """
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, processes: Processes | None = None) -> None:
+        self._processes = processes or Processes()
         try:
             out.mkdir(parents=True, exist_ok=True)
             self._lock = (out / LOCK).open("a")  # "w" would modify the lock file of another comparison
@@ -83,14 +104,7 @@ class Runner:
 
     def __enter__(self) -> Runner:
         """Raises RunError if another process holds the folder's lock."""
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._lock.close()
-            raise RunError(
-                f"{Path(self._lock.name).parent}: another comparison, or a run that it left, is using the "
-                "folder; wait for it, or stop it"
-            ) from error
+        self._processes.on_first(self._take_lock)
         if threading.current_thread() is not threading.main_thread():  # Python allows no handlers there
             return self
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -105,6 +119,16 @@ class Runner:
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
 
+    def _take_lock(self) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._lock.close()
+            raise RunError(
+                f"{Path(self._lock.name).parent}: another comparison, or a run that it left, is using the "
+                "folder; wait for it, or stop it"
+            ) from error
+
     def make(self, run: Run) -> str | None:
         """Start or resume a run; returns the reason if it failed, else None.
 
@@ -117,7 +141,11 @@ class Runner:
             self._check()
             command = [sys.executable, "-m", "recgrela.train", *train_options(run)]
             self._process = subprocess.Popen(
-                command, stderr=errors, start_new_session=True, pass_fds=[self._lock.fileno()]
+                command,
+                stderr=errors,
+                start_new_session=True,
+                pass_fds=[self._lock.fileno()],
+                env=child_environment(os.environ, self._processes.launch),
             )
             if self._pending is not None:  # a signal that arrived after the check
                 self._process.send_signal(self._pending)
@@ -140,6 +168,18 @@ class Runner:
             self._pending = forwarded
         else:
             self._process.send_signal(forwarded)
+
+
+def child_environment(environ: Mapping[str, str], launch: Launch) -> dict[str, str]:
+    """The environment of a training process: it is alone, and uses the GPU of the process that starts it."""
+    child = without_launch(environ)
+    if launch.local_world > 1:
+        visible = [name for name in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        if not visible:
+            child["CUDA_VISIBLE_DEVICES"] = str(launch.local_rank)
+        elif launch.local_rank < len(visible):
+            child["CUDA_VISIBLE_DEVICES"] = visible[launch.local_rank]
+    return child
 
 
 def train_options(run: Run) -> list[str]:

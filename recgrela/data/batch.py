@@ -16,6 +16,8 @@ from recgrela.settings.train import Objective
 class Batch:
     """B sequences end to end. Tensors are on the training device, the rest is on the host.
 
+    With several processes, a batch is the share of one of them, which may be empty.
+
     Attributes:
         objective: "last" (also in evaluation) or "all"; says which items `target` holds.
         items: [T] int64 item ids.
@@ -26,6 +28,7 @@ class Batch:
         users: [B] int64 user rows.
         offsets: [B + 1] int64, a copy of cu_seqlens on the host.
         step: the number of the batch in its epoch.
+        global_targets: the number of targets of the batch on all processes; by default, of this batch.
     """
 
     objective: Objective
@@ -36,6 +39,11 @@ class Batch:
     users: torch.Tensor
     offsets: np.ndarray
     step: int = 0
+    global_targets: int = -1
+
+    def __post_init__(self) -> None:
+        if self.global_targets < 0:
+            object.__setattr__(self, "global_targets", self.target.numel())  # the class is frozen
 
     @property
     def size(self) -> int:
@@ -73,6 +81,7 @@ class Batch:
             self.users[first:last],
             self.offsets[first : last + 1] - begin,
             self.step,
+            self.global_targets,
         )
 
 

@@ -7,35 +7,17 @@ back from the device. Only the windows of a batch are copied to the device; the 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
 
-from recgrela.data.batch import Batch, to_device
+from recgrela.data.batch import Batch
 from recgrela.data.interactions import Interactions, train_counts
+from recgrela.data.partition import Partition
+from recgrela.data.windows import Windows, gather
 from recgrela.settings.train import Objective
 from recgrela.system.errors import ConfigError, DataError
-
-
-class _Windows(NamedTuple):
-    """Ranges of the packed items, on the host. The target of a window is the item after it."""
-
-    users: np.ndarray  # [B] int64 user rows
-    starts: np.ndarray  # [B] int64 positions in Interactions.items
-    lengths: np.ndarray  # [B] int64
-
-    def take(self, rows: np.ndarray | slice) -> _Windows:
-        return _Windows(*(column[rows] for column in self))
-
-    def cut_every(self, size: int) -> _Windows:
-        """The same windows with additional cuts after every ``size`` items, counted over all windows."""
-        ends = np.cumsum(self.lengths)
-        begins = ends - self.lengths
-        pieces = np.union1d(begins, np.arange(0, ends[-1], size))  # the start of each piece
-        rows = np.searchsorted(begins, pieces, side="right") - 1
-        starts = self.starts[rows] + pieces - begins[rows]
-        return _Windows(self.users[rows], starts, np.diff(pieces, append=ends[-1]))
 
 
 class TrainBatches:
@@ -56,9 +38,11 @@ class TrainBatches:
         batch_size: targets per batch; an epoch keeps its last, smaller batch.
         seed: an epoch's batches are a pure function of (seed, epoch).
         device: the device that the batches are made on.
+        pieces, rank, world: the share of every batch that this process has; see `Partition`. All processes
+            have the same number of batches, and a share may be empty.
 
     Raises:
-        ConfigError: a setting is out of range.
+        ConfigError: a setting is out of range, or objective "all" has fewer pieces than processes.
         DataError: no user has two training events, so there is nothing to predict.
     """
 
@@ -70,12 +54,20 @@ class TrainBatches:
         batch_size: int,
         seed: int,
         device: torch.device | str = "cpu",
+        *,
+        pieces: int = 1,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         if objective not in ("last", "all"):
             raise ConfigError(f"objective: {objective!r} is not one of last, all")
         _check_sizes(max_len, batch_size)
         if seed < 0:
             raise ConfigError(f"seed: {seed} is below 0")
+        self._partition = Partition(pieces, rank, world)
+        self._partition.check()
+        if objective == "all":
+            self._partition.check_pieces()
         self.objective: Objective = objective
         self.max_len = max_len
         self.batch_size = batch_size
@@ -103,35 +95,42 @@ class TrainBatches:
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from ``start_step`` on; earlier batches cost nothing."""
-        random = self._random(epoch, "order")
+        for step, windows in enumerate(self._global_windows(epoch, start_step), start_step):
+            if self.objective == "all":
+                targets, own = windows.num_items, self._partition.pieces_of(windows)
+            else:
+                targets, own = windows.users.size, self._partition.samples_of(windows)
+            yield gather(self._items, own, self.objective, step, targets)
+
+    def _global_windows(self, epoch: int, start_step: int) -> Iterator[Windows]:
+        """The windows of every batch of an epoch, for all processes together."""
+        random, size = self._random(epoch, "order"), self.batch_size
         if self.objective == "all":
             windows = self._whole_windows(epoch)
-            windows = windows.take(random.permutation(windows.users.size)).cut_every(self.batch_size)
+            windows = windows.take(random.permutation(windows.users.size))
+            windows = windows.cut_at(np.arange(self.num_steps) * size)
             # A batch has the windows that end within it.
-            ends = np.searchsorted(
-                np.cumsum(windows.lengths), np.arange(1, self.num_steps + 1) * self.batch_size, side="right"
-            )
+            limits = np.arange(1, self.num_steps + 1) * size
+            ends = np.searchsorted(np.cumsum(windows.lengths), limits, side="right")
             for step in range(start_step, self.num_steps):
-                first = ends[step - 1] if step else 0
-                yield _make_batch(self._items, windows.take(slice(first, ends[step])), self.objective, step)
+                yield windows.take(slice(ends[step - 1] if step else 0, ends[step]))
         else:
-            size = self.num_targets
-            order = random.permutation(np.arange(size, dtype=np.int32 if size < 2**31 else np.int64))
+            number = self.num_targets
+            order = random.permutation(np.arange(number, dtype=np.int32 if number < 2**31 else np.int64))
             for step in range(start_step, self.num_steps):
-                chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
-                yield _make_batch(self._items, self._prefix_windows(chosen), self.objective, step)
+                yield self._prefix_windows(order[step * size : (step + 1) * size])
 
     def _random(self, epoch: int, use: Literal["cuts", "order"]) -> np.random.Generator:
         return np.random.default_rng([self.seed, epoch, ("cuts", "order").index(use)])
 
-    def _prefix_windows(self, samples: np.ndarray) -> _Windows:
+    def _prefix_windows(self, samples: np.ndarray) -> Windows:
         """Sample numbers [B] -> windows. Numbers count the targets of user 0, then of user 1, and so on."""
         users = np.searchsorted(self._target_starts, samples, side="right") - 1
         ends = samples - self._target_starts[users] + 1  # [B] the target's index among the user's events
         lengths = np.minimum(ends, self.max_len)
-        return _Windows(users, self._first[users] + ends - lengths, lengths)
+        return Windows(users, self._first[users] + ends - lengths, lengths)
 
-    def _whole_windows(self, epoch: int) -> _Windows:
+    def _whole_windows(self, epoch: int) -> Windows:
         """All windows of objective "all": the inputs [0, cut), [cut, cut + max_len), ... of each user."""
         cuts = self._random(epoch, "cuts").integers(1, self.max_len + 1, size=self._targets.size)
         cuts = np.where(self._targets <= self.max_len, self._targets, cuts)
@@ -141,7 +140,7 @@ class TrainBatches:
         number = np.arange(users.size) - np.repeat(np.cumsum(counts) - counts, counts)  # 0.. within a user
         begins = np.where(number > 0, cuts[users] + (number - 1) * self.max_len, 0)
         ends = np.minimum(cuts[users] + number * self.max_len, self._targets[users])
-        return _Windows(users, self._first[users] + begins, ends - begins)
+        return Windows(users, self._first[users] + begins, ends - begins)
 
 
 class EvalBatches:
@@ -150,19 +149,26 @@ class EvalBatches:
     The valid history is all training items; the test history also has the valid item. Both are cut to their
     last ``max_len`` items.
 
+    With several processes, batch k belongs to process k % world, and a process iterates over its own only.
+
     Args:
         data: the interactions; moved to ``device`` if they are elsewhere.
         split: "valid" or "test".
         max_len: the longest input sequence.
         batch_size: users per batch.
         device: the device that the batches are made on.
+        rank: the number of this process.
+        world: the number of processes.
 
     Raises:
         ConfigError: a setting is out of range.
         DataError: no user has three events.
 
     Attributes:
-        users: [num_users] int64, the row of each user in the data, in the order of the batches.
+        users: [num_users] int64, the row of each user in the data, in the order of the batches of all
+            processes: ``batch.users`` is ``users[batch.step * batch_size :][: batch.size]``.
+        num_users: the number of users of all processes.
+        num_batches: the number of batches of all processes; ``len`` is the number of one's own.
         max_seqlen: the length of the longest sequence of any batch, of either split.
     """
 
@@ -173,10 +179,14 @@ class EvalBatches:
         max_len: int,
         batch_size: int,
         device: torch.device | str = "cpu",
+        *,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         if split not in ("valid", "test"):
             raise ConfigError(f"split: {split!r} is not one of valid, test")
         _check_sizes(max_len, batch_size)
+        Partition(1, rank, world).check()
         self.split = split
         self.batch_size = batch_size
         self._items = data.items.to(device)
@@ -188,19 +198,21 @@ class EvalBatches:
                 f"{data.description['source']}: no user has three events, so nothing can be evaluated"
             )
         history = events[users] - (2 if split == "valid" else 1)
-        self._whole = _Windows(users, offsets[users], history)
+        self._whole = Windows(users, offsets[users], history)
         lengths = np.minimum(history, max_len)
-        self._cut = _Windows(users, offsets[users] + history - lengths, lengths)
+        self._cut = Windows(users, offsets[users] + history - lengths, lengths)
         self.num_users = users.size
+        self.num_batches = -(-users.size // batch_size)
+        self._steps = range(rank, self.num_batches, world)
         self.users = users
         self.max_seqlen = min(max_len, int(events.max()) - 1)
 
     def __len__(self) -> int:
-        return -(-self.num_users // self.batch_size)
+        return len(self._steps)
 
     def __iter__(self) -> Iterator[Batch]:
-        for step in range(len(self)):
-            yield _make_batch(self._items, self._cut.take(self._rows(step)), "last", step)
+        for step in self._steps:
+            yield gather(self._items, self._cut.take(self._rows(step)), "last", step)
 
     def seen(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """The items in the histories of a batch's users, as indices into scores [B, n_items].
@@ -212,7 +224,7 @@ class EvalBatches:
             rows [S] int64 in 0 .. B - 1, and items [S] int64.
         """
         windows = self._whole.take(self._rows(batch.step))
-        seen = _make_batch(self._items, windows, "last", batch.step)
+        seen = gather(self._items, windows, "last", batch.step)
         rows = torch.arange(batch.size, device=seen.items.device)
         return rows.repeat_interleave(seen.cu_seqlens.diff(), output_size=seen.num_tokens), seen.items
 
@@ -224,17 +236,3 @@ def _check_sizes(max_len: int, batch_size: int) -> None:
     for name, value in (("max_len", max_len), ("batch_size", batch_size)):
         if value < 1:
             raise ConfigError(f"{name}: {value} is below 1")
-
-
-def _make_batch(items: torch.Tensor, windows: _Windows, objective: Objective, step: int) -> Batch:
-    """Gathers windows of the packed items on their device."""
-    size = windows.users.size
-    offsets = np.concatenate(([0], np.cumsum(windows.lengths)))
-    tokens, longest = int(offsets[-1]), int(windows.lengths.max())
-    plan = to_device(np.concatenate((windows.users, windows.starts, offsets)), items.device)
-    users, starts, cu_seqlens = plan.split((size, size, size + 1))  # [B], [B], [B + 1]
-    lengths = cu_seqlens.diff()
-    shift = (starts - cu_seqlens[:-1]).repeat_interleave(lengths, output_size=tokens)  # [T]
-    where = shift + torch.arange(tokens, device=items.device)
-    target = items[where + 1] if objective == "all" else items[starts + lengths]
-    return Batch(objective, items[where].long(), cu_seqlens, longest, target.long(), users, offsets, step)

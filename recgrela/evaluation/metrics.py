@@ -16,6 +16,7 @@ from recgrela.system.errors import RunError
 
 CUTOFFS = (5, 10)
 METRICS = ("HR", "NDCG", "MRR")
+_BLOCK = 1 << 20  # users whose metrics are in memory at a time
 NAMES = tuple(f"{metric}@{k}" for k in CUTOFFS for metric in METRICS)
 
 
@@ -74,20 +75,19 @@ def target_ranks(scores: Tensor, target: Tensor, removed: Tensor | None = None) 
     return 1 + higher.sum(1) + ties, ties
 
 
-class RankingSums:
-    """Sums the metrics of batches on their device; only `result` synchronizes.
+class RankingCounts:
+    """Ranks batches, and counts ties and NaN scores on their device; only `result` synchronizes.
 
     All batches add to the same tensors, so that a CUDA graph can.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._sums = torch.zeros(2, len(NAMES), dtype=torch.float64, device=device)
         self._ties = torch.zeros(2, dtype=torch.int64, device=device)
         self._nan_users = torch.zeros((), dtype=torch.int64, device=device)
 
     def reset(self) -> None:
         """Begins another split."""
-        for total in (self._sums, self._ties, self._nan_users):
+        for total in (self._ties, self._nan_users):
             total.zero_()
 
     def add(self, scores: Tensor, target: Tensor, removed: Tensor) -> Tensor:
@@ -116,38 +116,43 @@ class RankingSums:
             ranks [2, B] int32; see `Ranking`.
         """
         for variant, (rank, tied) in enumerate(zip(ranks, ties, strict=True)):
-            self._sums[variant].add_(metrics_of(rank).sum(0))
             # Ties matter if the best rank that they allow is within the largest cutoff.
             self._ties[variant].add_(((tied > 0) & (rank - tied <= max(CUTOFFS))).sum())
         self._nan_users += has_nan.sum()
         return ranks.int()
 
-    def result(self, ranks: list[Tensor]) -> Ranking:
-        """Means over all users so far.
+    def read(self) -> Tensor:
+        """[3] int64 on the CPU: users with ties, the same with seen items removed, users with NaN scores."""
+        return torch.cat([self._ties, self._nan_users[None]]).cpu()
 
-        Args:
-            ranks: the results of `add`.
 
-        Raises:
-            RunError: there are no users, or some scores are NaN (comparisons with NaN are false, so the ranks
-                would look perfect).
-        """
-        users = sum(rank.shape[1] for rank in ranks)
-        if users == 0:
-            raise RunError("no users to evaluate")
-        nan_users = int(self._nan_users)
-        if nan_users:
-            raise RunError(f"the model gives NaN scores for {nan_users} of {users} users; training diverged")
-        unmasked, masked = (self._sums / users).tolist()
-        ties, masked_ties = self._ties.tolist()
-        return Ranking(
-            users=users,
-            values=dict(zip(NAMES, unmasked, strict=True)),
-            masked=dict(zip(NAMES, masked, strict=True)),
-            ties=ties,
-            masked_ties=masked_ties,
-            ranks=torch.cat(ranks, 1).cpu(),
-        )
+def summarize(ranks: Tensor, counts: Tensor) -> Ranking:
+    """The metrics of a split. They do not depend on how its users were divided into batches.
+
+    Args:
+        ranks: [2, users] int32 on the CPU, the results of `RankingCounts.add` in the order of the users.
+        counts: [3] int64, the result of `RankingCounts.read`.
+
+    Raises:
+        RunError: there are no users, or some scores are NaN (comparisons with NaN are false, so the ranks
+            would look perfect).
+    """
+    users = ranks.shape[1]
+    if users == 0:
+        raise RunError("no users to evaluate")
+    ties, masked_ties, nan_users = counts.tolist()
+    if nan_users:
+        raise RunError(f"the model gives NaN scores for {nan_users} of {users} users; training diverged")
+    sums = torch.stack([sum(metrics_of(part).sum(0) for part in row.split(_BLOCK)) for row in ranks])
+    unmasked, masked = (sums / users).tolist()
+    return Ranking(
+        users=users,
+        values=dict(zip(NAMES, unmasked, strict=True)),
+        masked=dict(zip(NAMES, masked, strict=True)),
+        ties=ties,
+        masked_ties=masked_ties,
+        ranks=ranks,
+    )
 
 
 def metrics_of(rank: Tensor) -> Tensor:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from recgrela.data import Batch, EvalBatches
-from recgrela.evaluation.metrics import Ranking, RankingSums
+from recgrela.evaluation.metrics import Ranking, RankingCounts, summarize
 from recgrela.models import SequenceModel
 from recgrela.models.capture import capture_obstacle, filling_for, max_slots, small_batch
+from recgrela.parallel.processes import Processes
 from recgrela.parallel.table import ShardedTable
 from recgrela.system.graphs import Capture, GraphedFunction
 
@@ -26,18 +27,24 @@ class Ranker:
         max_tokens: maximum number of item slots in one forward pass.
         capture: launches batches as CUDA graphs if possible, and keeps the graphs for the next ranking;
             see `GraphedFunction`. None: no graphs.
+        processes: the processes that share the batches; None: only this one.
 
     Attributes:
         obstacle: why `capture` is not used; None if it is, or is not given.
     """
 
     def __init__(
-        self, model: SequenceModel, batches: EvalBatches, max_tokens: int, capture: Capture | None = None
+        self,
+        model: SequenceModel,
+        batches: EvalBatches,
+        max_tokens: int,
+        capture: Capture | None = None,
+        processes: Processes | None = None,
     ) -> None:
-        self._model, self._max_tokens = model, max_tokens
+        self._model, self._max_tokens, self._processes = model, max_tokens, processes or Processes()
         self._batch_size = min(batches.batch_size, batches.num_users)
         device = model.item_embedding.weight.device
-        self._sums = RankingSums(device)
+        self._counts = RankingCounts(device)
         self._filling = filling_for(model, "last", batches.max_seqlen)
         self._graphed: GraphedFunction | None = None
         self.obstacle: str | None = None
@@ -54,7 +61,7 @@ class Ranker:
 
         Args:
             batches: the split.
-            after_batch: called after each batch; may raise an exception to stop.
+            after_batch: called after each batch, as often by all processes; may raise an exception to stop.
 
         Raises:
             RunError: the model gives NaN scores.
@@ -62,15 +69,30 @@ class Ranker:
         was_training = self._model.training
         self._model.eval()  # restored below
         try:
-            self._sums.reset()
-            ranks = []
-            for batch in batches:
-                ranks.append(self._rank(batch, batches.seen(batch)))
+            self._counts.reset()
+            ranks, own = [], iter(batches)
+            # All processes take part in each round, so that they can agree to stop.
+            for _ in range(-(-batches.num_batches // self._processes.world)):
+                batch = next(own, None)
+                if isinstance(self._model.item_embedding, ShardedTable):
+                    ranks.append(self._rank_by_all(batch, batches, self._model.item_embedding))
+                elif batch is not None:
+                    ranks.append(self._rank(batch, batches.seen(batch)))
                 if after_batch is not None:
                     after_batch()
-            return self._sums.result(ranks)
+            return self._collect(ranks, batches)
         finally:
             self._model.train(was_training)
+
+    def _collect(self, ranks: list[Tensor], batches: EvalBatches) -> Ranking:
+        """The ranking of all users from the ranks [2, B] of this process's batches."""
+        own = torch.cat([torch.zeros(2, 0, dtype=torch.int32), *(rank.cpu() for rank in ranks)], 1)
+        parts = [
+            iter(part.split(batches.batch_size)) for part in self._processes.gather_rows(own.T.contiguous())
+        ]
+        ordered = [next(parts[number % len(parts)]) for number in range(batches.num_batches)]
+        counts = self._processes.sum_(self._counts.read())
+        return summarize(torch.cat(ordered).T.contiguous(), counts)
 
     def _rank(self, batch: Batch, seen: tuple[Tensor, Tensor]) -> Tensor:
         """The ranks of a batch, [2, B]."""
@@ -80,18 +102,27 @@ class Ranker:
             ranks = self._graphed(*self._filling(batch))
             assert ranks is not None
             return ranks
-        parts = batch.parts(self._max_tokens, model.slots)
-        if isinstance(model.item_embedding, ShardedTable):
-            hidden = [model.hidden_states(p.items, p.cu_seqlens, p.max_seqlen, True) for p in parts]
-            ranked = model.item_embedding.ranks(torch.cat(hidden), batch.target, seen, model.item_bias)
-            return self._sums.add_ranks(*ranked)
         removed = torch.zeros(batch.size, model.n_items, dtype=torch.bool, device=batch.items.device)
         mark(removed, seen)
         scores = [
             model.score_packed(part.items, part.cu_seqlens, part.max_seqlen)
-            for part in parts
+            for part in batch.parts(self._max_tokens, model.slots)
         ]
-        return self._sums.add(torch.cat(scores), batch.target, removed)
+        return self._counts.add(torch.cat(scores), batch.target, removed)
+
+    def _rank_by_all(self, batch: Batch | None, batches: EvalBatches, table: ShardedTable) -> Tensor:
+        """The ranks of a batch, [2, B], by the scores of all processes; None: other processes have batches."""
+        model, device = self._model, table.weight.device
+        none = torch.empty(0, dtype=torch.int64, device=device)
+        parts, target, seen = [], none, (none, none)
+        if batch is not None:
+            parts, target = list(batch.parts(self._max_tokens, model.slots)), batch.target
+            seen = batches.seen(batch)
+        hidden = [model.hidden_states(p.items, p.cu_seqlens, p.max_seqlen, True) for p in parts]
+        # All processes look items up equally often.
+        for _ in range(self._processes.max(len(parts))[0] - len(parts)):
+            hidden.append(model.look_up(none))
+        return self._counts.add_ranks(*table.ranks(torch.cat(hidden), target, seen, model.item_bias))
 
     def _rank_filled(
         self, items: Tensor, cu_seqlens: Tensor, target: Tensor, lengths: Tensor | None = None
@@ -99,7 +130,7 @@ class Ranker:
         """The ranks of a filled batch; its seen items are marked in `_removed`."""
         length, size = self._filling.max_seqlen, target.shape[0]
         hidden = self._model.hidden_states(items, cu_seqlens, length, True, lengths)
-        return self._sums.add(self._model.scores(hidden[:size]), target, self._removed[:size])
+        return self._counts.add(self._model.scores(hidden[:size]), target, self._removed[:size])
 
     def _find_obstacle(self) -> str | None:
         model, max_seqlen = self._model, self._filling.max_seqlen

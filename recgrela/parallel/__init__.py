@@ -1,1 +1,1 @@
-"""Several processes: item tables whose rows are divided over the ranks of a process group."""
+"""Several processes that train one model: who they are, collectives between them, sharded item tables."""

@@ -15,6 +15,7 @@ from recgrela.data import EvalBatches, Interactions, load
 from recgrela.evaluation.metrics import Ranking
 from recgrela.evaluation.ranking import Ranker
 from recgrela.models import CONFIGS, SequenceModel, build
+from recgrela.parallel.processes import Processes
 from recgrela.runs import checkpoint
 from recgrela.runs.consistency import check_data, recorded_items
 from recgrela.runs.folder import CheckpointName, RunFolder
@@ -108,9 +109,20 @@ def load_data(run: SavedRun, path: str | None = None) -> Interactions:
 
 
 def evaluate(
-    run: SavedRun, data: Interactions, splits: Sequence[Split] = ("valid", "test"), batch_size: int = 256
+    run: SavedRun,
+    data: Interactions,
+    splits: Sequence[Split] = ("valid", "test"),
+    batch_size: int = 256,
+    processes: Processes | None = None,
 ) -> dict[str, Ranking]:
     """Rank the items for the users of some splits with a saved run's model.
+
+    Args:
+        run: the run.
+        data: its data.
+        splits: the splits.
+        batch_size: users per batch.
+        processes: the processes that share the batches; None: only this one.
 
     Returns:
         A ranking for each split.
@@ -120,10 +132,19 @@ def evaluate(
     use_graphs = device_type == "cuda" and config.train.cuda_graphs != "false"
     capture = CudaGraphs(run.device) if use_graphs else None
     history_len, max_tokens = config.data.history_len, config.max_tokens(device_type)
+    processes = processes or Processes()
     rankings: dict[str, Ranking] = {}
     ranker = None
     for split in splits:
-        batches = EvalBatches(on_device, split, history_len, batch_size, run.device)
-        ranker = ranker or Ranker(run.model, batches, max_tokens, capture)
+        batches = EvalBatches(
+            on_device,
+            split,
+            history_len,
+            batch_size,
+            run.device,
+            rank=processes.rank,
+            world=processes.world,
+        )
+        ranker = ranker or Ranker(run.model, batches, max_tokens, capture, processes)
         rankings[split] = ranker(batches)
     return rankings

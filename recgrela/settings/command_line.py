@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import torch
 
 from recgrela.settings.fields import Option, check_known, show
-from recgrela.system.errors import ConfigError, UserError, one_line
+from recgrela.system.errors import ConfigError, ReportedElsewhere, UserError, one_line
 
 EXIT_USER_ERROR = 2
 EXIT_SIGNAL = 128  # plus the number of the signal, as in shells
@@ -25,6 +25,8 @@ def run(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None) -> 
     """
     try:
         return command(sys.argv[1:] if argv is None else list(argv))
+    except ReportedElsewhere:
+        return EXIT_USER_ERROR
     except UserError as error:
         return _fail(str(error))
     except OSError as error:

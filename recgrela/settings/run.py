@@ -136,16 +136,26 @@ def read_resumed(argv: Sequence[str], before: RunConfig) -> RunConfig:
     """
     for key in peek(argv, [PRESET, CONFIG]):
         raise ConfigError(f"--{key} cannot be given with --resume: a resumed run keeps its own settings")
-    old, free = before.flat(), before.resumable()
     model = type(before.model)
-    after = _read_options(argv, model, old, {model.name: model})
+    after = _read_options(argv, model, before.flat(), {model.name: model})
+    check_resumed(before, after)
+    return after
+
+
+def check_resumed(before: RunConfig, after: RunConfig) -> None:
+    """Raises ConfigError if a resumed run may not change its settings in this way.
+
+    Args:
+        before: The settings of the run so far.
+        after: The settings with which it resumes.
+    """
+    old, free = before.flat(), before.resumable()
     for key, value in after.flat().items():
         if value != old[key] and key not in free:
             raise ConfigError(
                 f"--{key}: a resumed run keeps its settings (here {old[key]!r}); only "
                 f"{', '.join(sorted(free))} may change"
             )
-    return after
 
 
 def read_config(path: Path, models: Models) -> RunConfig:

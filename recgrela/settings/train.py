@@ -21,6 +21,7 @@ from recgrela.system.errors import ConfigError
 Objective = Literal["last", "all"]
 TensorBoard = Literal["auto", "on", "off"]
 UseGraphs = Literal["auto", "true", "false"]
+IfExists = Literal["error", "resume"]
 Decay = Literal["none", "linear", "cosine"]
 LossName = Literal["softmax", "sampled_softmax", "gbce"]
 
@@ -37,6 +38,13 @@ class TrainConfig(Settings):
     epochs: int = setting(300, "Maximum number of epochs.", min=1, affects=LENGTH)
     max_steps: int | None = setting(None, "Maximum number of steps; null: no limit.", min=1, affects=LENGTH)
     batch_size: int = setting(6400, "Targets per step: sequences (objective last) or items (all).", min=1)
+    pieces: int | None = setting(
+        None,
+        "Pieces with equal numbers of targets that a batch is cut into and that the processes share "
+        "(objective all); null: one per process.",
+        min=1,
+        affects=LENGTH,
+    )
     max_tokens: int | None = setting(
         None,
         "Maximum number of items per pass, with padding; null: 16,384 on a CPU, no limit on a GPU.",
@@ -73,6 +81,11 @@ class TrainConfig(Settings):
     name: str | None = setting(
         None, "Name of the run folder; null: composed of data, preset and time.", affects=PLACE
     )
+    if_exists: IfExists = setting(
+        "error",
+        "If a run of this name exists: report an error, or resume it (with the same settings).",
+        affects=NOTHING,
+    )
     tensorboard: TensorBoard = setting(
         "auto", "Write TensorBoard events; auto: if the package is installed.", affects=NOTHING
     )
@@ -100,6 +113,8 @@ class TrainConfig(Settings):
             raise ConfigError(
                 f"train.label_smoothing: {self.label_smoothing} requires train.loss softmax, not {self.loss}"
             )
+        if self.if_exists == "resume" and self.name is None:
+            raise ConfigError("train.if_exists: resume needs train.name, the name of the run")
         if self.name is not None and (self.name in ("", ".", "..") or set(self.name) & set("/\\\0")):
             raise ConfigError(
                 f"train.name: {self.name!r} is not a folder name; --train.output sets the parent folder"

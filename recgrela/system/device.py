@@ -18,12 +18,27 @@ REINSTALL = "reinstall recgrela from source (pip install --force-reinstall --no-
 MIN_CAPABILITY = (8, 0)
 
 
-def use_device(name: str) -> torch.device:
+def use_device(name: str, local_rank: int = 0, local_world: int = 1) -> torch.device:
     """Like `parse_device`, but also makes a GPU PyTorch's current device, on which CUDA graphs are captured.
 
+    Args:
+        name: see `parse_device`. Of several processes on a host, each uses the GPU with its own number.
+        local_rank: number of this process on its host.
+        local_world: number of processes on its host.
+
     Raises:
-        ConfigError: see `parse_device`.
+        ConfigError: see `parse_device`; or several processes would use one GPU.
     """
+    if local_world > 1:
+        if name.startswith("cuda:"):
+            raise ConfigError(
+                f"device {name!r}: {local_world} processes on this host cannot share a GPU; use cuda or auto, "
+                "so that each process uses its own"
+            )
+        if name == "auto" and torch.cuda.is_available():
+            name = "cuda"
+        if name == "cuda":
+            name = f"cuda:{local_rank}"
     device = parse_device(name)
     if device.type == "cuda":
         torch.cuda.set_device(device.index or 0)
@@ -46,7 +61,10 @@ def parse_device(name: str) -> torch.device:
     if kind == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if int(index or 0) >= count:
-            raise ConfigError(f"device {name!r}: PyTorch detects {count} CUDA devices; use auto or cpu")
+            raise ConfigError(
+                f"device {name!r}: PyTorch detects {count} CUDA devices; use auto or cpu, and with torchrun at "
+                "most as many processes as GPUs"
+            )
         if obstacle := gpu_obstacle(int(index or 0)):
             raise ConfigError(f"device {name!r}: {obstacle}; or use the device cpu")
     return torch.device(name)

@@ -12,6 +12,10 @@ class UserError(Exception):
     """An error that the user can fix: commands print ``error: <message>`` to stderr and exit with 2."""
 
 
+class ReportedElsewhere(UserError):
+    """Another process failed, and its own message has the reason; commands exit with 2 and print nothing."""
+
+
 class DataError(UserError):
     """Unreadable or unusable data; the message names the file, and line and column if known."""
 

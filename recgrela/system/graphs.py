@@ -36,7 +36,10 @@ class CudaGraphs:
         """
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            # Other threads, such as the one that watches NCCL, may call CUDA during the capture.
+            with torch.cuda.graph(
+                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+            ):
                 body()
         except RuntimeError as error:
             cause = error.__context__ or error  # the end of a failed capture raises an error of its own

@@ -39,6 +39,11 @@ class StopSignals:
     ) -> None:
         self._restore()
 
+    @property
+    def received(self) -> int | None:
+        """The number of the signal that has arrived, None if none has."""
+        return self._received
+
     def check(self) -> None:
         """Raises `Stopped` if a signal has arrived."""
         if self._received is not None:

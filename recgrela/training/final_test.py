@@ -47,15 +47,17 @@ def run_final_test(
         "reason": reason,
         **{split: ranking.as_dict() for split, ranking in rankings.items()},
     }
-    write_ranks(
-        folder.ranks_path,
-        {
-            split: Ranks(batches.users, *rankings[split].ranks.numpy())
-            for split, batches in session.splits.items()
-        },
-    )
-    folder.metrics.append({"kind": "final", **results})
-    folder.write_json(folder.results_path, results)
-    plot_curves(folder.curves_path, folder.metrics.read())
+    ranks = {
+        split: Ranks(batches.users, *rankings[split].ranks.numpy())
+        for split, batches in session.splits.items()
+    }
+
+    def write() -> None:
+        write_ranks(folder.ranks_path, ranks)
+        folder.metrics.append({"kind": "final", **results})
+        folder.write_json(folder.results_path, results)
+        plot_curves(folder.curves_path, folder.metrics.read())
+
+    session.processes.on_first(write)
     show_rankings(console, rankings, f"{folder.path.name}, {path.name} ({state.describe()})")
     return rankings

@@ -29,5 +29,5 @@ def step_obstacle(step: TrainStep, filling: Filling) -> str | None:
         return capture_obstacle(model, add_gradients)
     finally:
         step.loss_packed = compiled
-        step.optimizer.zero_grad(set_to_none=True)
+        step.clear()
         step.loss_sum.zero_()

@@ -16,7 +16,7 @@ from recgrela.training.session import Session
 def resume(folder: RunFolder, session: Session, console: Console) -> tuple[TrainState, list[Schedule]]:
     """Load the last checkpoint into the session, and roll the folder's files back to that checkpoint.
 
-    All files are read and checked before any is changed. If `train.epochs` has grown and the learning rate
+    All processes read the files and check them before the first one changes any. If `train.epochs` has grown and the learning rate
     decays, a new schedule begins.
 
     Returns:
@@ -26,10 +26,10 @@ def resume(folder: RunFolder, session: Session, console: Console) -> tuple[Train
         ConfigError: `train.epochs` is below the end of the schedule; the folder is unchanged.
         RunError: a file is missing or damaged; the folder is unchanged.
     """
-    config, step = session.config, session.step
+    config, step, processes = session.config, session.step, session.processes
     path = folder.find_checkpoint("last")
     state = TrainState.from_dict(checkpoint.load(path, session.model, step.optimizer), path)
-    step.loss_sum.fill_(state.loss_sum)
+    step.loss_sum.fill_(state.loss_sum if processes.is_first else 0.0)
     if state.best_score is not None:
         checkpoint.check(folder.find_checkpoint("best"), session.model)
     content, records = folder.read_protocol(), folder.metrics.first_epochs(state.epoch)
@@ -43,12 +43,17 @@ def resume(folder: RunFolder, session: Session, console: Console) -> tuple[Train
     if added is not None:
         schedules.append(added)
         entry["schedule"] = added.as_dict()
-    for result in (folder.results_path, folder.ranks_path):  # training will outdate them
-        result.unlink(missing_ok=True)
-    folder.metrics.rewrite(records)
-    # In this order, a run killed in between begins the same schedule when it is resumed.
-    atomic_write_text(folder.config_path, config.to_yaml())
-    folder.write_json(folder.protocol_path, content | {"resumed": [*content.get("resumed", []), entry]})
+
+    def change_files() -> None:
+        for result in (folder.results_path, folder.ranks_path):  # training will outdate them
+            result.unlink(missing_ok=True)
+        folder.metrics.rewrite(records)
+        # In this order, a run killed in between begins the same schedule when it is resumed.
+        atomic_write_text(folder.config_path, config.to_yaml())
+        folder.write_json(folder.protocol_path, content | {"resumed": [*content.get("resumed", []), entry]})
+
+    processes.wait()  # until all have read the files
+    processes.on_first(change_files)
     say(console, f"resuming {folder.path} {state.describe()}")
     if added is not None:
         say(console, f"new schedule from step {added.step} on: {describe_schedule(config.train, added)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -12,6 +13,7 @@ from recgrela.data import Batch, EvalBatches, Interactions, TrainBatches, load
 from recgrela.evaluation.ranking import Ranker
 from recgrela.models import SequenceModel, build
 from recgrela.models.capture import filling_for
+from recgrela.parallel.processes import Processes
 from recgrela.runs.tensorboard import use_tensorboard
 from recgrela.settings.data import with_absolute_path
 from recgrela.settings.run import RunConfig
@@ -29,6 +31,7 @@ class Session:
 
     Attributes:
         config: the settings, with an absolute data path.
+        processes: the processes of the run.
         device: the device of model and batches.
         data: the interactions, on the CPU.
         model: the model with fresh weights from the seed.
@@ -43,6 +46,7 @@ class Session:
     """
 
     config: RunConfig
+    processes: Processes
     device: torch.device
     data: Interactions
     model: SequenceModel
@@ -56,8 +60,15 @@ class Session:
     notes: list[str]
 
 
-def open_session(config: RunConfig) -> Session:
+def open_session(
+    config: RunConfig, device: torch.device | None = None, processes: Processes | None = None
+) -> Session:
     """Make the objects of a training run; nothing is written. Seeds PyTorch and sets its number of threads.
+
+    Args:
+        config: the settings.
+        device: the device; None for that of the settings.
+        processes: the processes of the run, all of which call this function; None: only this one.
 
     Raises:
         ConfigError, DataError: settings that do not suit each other, this machine or the data; unreadable
@@ -66,7 +77,7 @@ def open_session(config: RunConfig) -> Session:
     config = replace(config, data=with_absolute_path(config.data))
     train, max_len = config.train, config.data.max_len
     tensorboard = use_tensorboard(train.tensorboard)
-    device = use_device(train.device)
+    device, processes = device or use_device(train.device), processes or Processes()
     wants_graphs = train.wants_graphs(device.type)
     if train.threads is not None:
         torch.set_num_threads(train.threads)
@@ -75,12 +86,21 @@ def open_session(config: RunConfig) -> Session:
     torch.manual_seed(train.seed)
     model = build(config.model, data.n_items, max_len).to(device)
     check_model(model, config)
+    if not processes.is_first:
+        torch.manual_seed(process_seed(train.seed, processes.rank))  # the weights are those of the first one
     loss = make_loss(train.loss, train.label_smoothing, train.negatives, train.gbce_t, on_device)
-    batches = TrainBatches(on_device, train.objective, max_len, train.batch_size, train.seed, device)
+    place = {"rank": processes.rank, "world": processes.world}
+    pieces = train.pieces or processes.world
+    batches = TrainBatches(
+        on_device, train.objective, max_len, train.batch_size, train.seed, device, pieces=pieces, **place
+    )
     max_tokens = config.max_tokens(device.type)
     filling = filling_for(model, train.objective, batches.max_seqlen)
-    step = _make_step(model, loss, config, max_tokens, wants_graphs)
-    splits = _make_splits(config, on_device, device)
+    step = _make_step(model, loss, config, max_tokens, wants_graphs, processes)
+    splits = {
+        split: EvalBatches(on_device, split, config.data.history_len, train.eval_batch_size, device, **place)
+        for split in ("valid", "test")
+    }
     take_step: Callable[[Batch, float], None] = step
     capture, notes = CudaGraphs(device) if wants_graphs else None, []
     if capture is not None:
@@ -90,11 +110,12 @@ def open_session(config: RunConfig) -> Session:
             raise ConfigError(f"train.cuda_graphs: true is not possible: {obstacle}; or use auto")
         else:
             notes.append(f"note: steps run without CUDA graphs: {obstacle}")
-    ranker = Ranker(model, splits["valid"], max_tokens, capture)
+    ranker = Ranker(model, splits["valid"], max_tokens, capture, processes)
     if ranker.obstacle is not None and take_step is not step:
         notes.append(f"note: evaluation runs without CUDA graphs: {ranker.obstacle}")
     return Session(
         config=config,
+        processes=processes,
         device=device,
         data=data,
         model=model,
@@ -107,6 +128,11 @@ def open_session(config: RunConfig) -> Session:
         use_tensorboard=tensorboard,
         notes=notes,
     )
+
+
+def process_seed(seed: int, rank: int, step: int = 0) -> int:
+    """The seed of the random numbers of a process other than the first, from a step of the run on."""
+    return int(np.random.SeedSequence([seed, rank, step]).generate_state(1, np.uint64)[0])
 
 
 def check_model(model: SequenceModel, config: RunConfig) -> None:
@@ -127,7 +153,12 @@ def check_model(model: SequenceModel, config: RunConfig) -> None:
 
 
 def _make_step(
-    model: SequenceModel, loss: nn.Module, config: RunConfig, max_tokens: int, capturable: bool
+    model: SequenceModel,
+    loss: nn.Module,
+    config: RunConfig,
+    max_tokens: int,
+    capturable: bool,
+    processes: Processes,
 ) -> TrainStep:
     """The training step with Adam as published: without weight decay or clipping."""
     train, device = config.train, next(model.parameters()).device
@@ -135,9 +166,4 @@ def _make_step(
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True, capturable=capturable)
     # Adam would warn that the first steps run uncaptured, which is on purpose.
     optimizer._warned_capturable_if_run_uncaptured = True
-    return TrainStep(model, optimizer, loss, train, max_tokens)
-
-
-def _make_splits(config: RunConfig, data: Interactions, device: torch.device) -> dict[str, EvalBatches]:
-    history_len, batch_size = config.data.history_len, config.train.eval_batch_size
-    return {split: EvalBatches(data, split, history_len, batch_size, device) for split in ("valid", "test")}
+    return TrainStep(model, optimizer, loss, train, max_tokens, processes)

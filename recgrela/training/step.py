@@ -9,7 +9,9 @@ from recgrela.data import Batch
 from recgrela.data.filling import Filling
 from recgrela.models import SequenceModel
 from recgrela.ops.linear_cross_entropy import unit_gradient
+from recgrela.parallel.processes import Processes
 from recgrela.settings.train import TrainConfig
+from recgrela.system.errors import ConfigError
 from recgrela.system.graphs import Capture, GraphedFunction
 
 
@@ -22,6 +24,7 @@ class TrainStep:
         loss: a function of hidden rows, item table and targets.
         config: settings.
         max_tokens: the largest number of slots in one forward and backward pass.
+        processes: the processes that train the model, each with its share of a batch; None: only this one.
 
     Attributes:
         loss_sum: the sum of the batches' mean losses, float64 on the device; reading it makes the host wait.
@@ -36,21 +39,23 @@ class TrainStep:
         loss: nn.Module,
         config: TrainConfig,
         max_tokens: int,
+        processes: Processes | None = None,
     ) -> None:
         self.model, self.optimizer, self.loss, self.config = model, optimizer, loss, config
-        self.max_tokens = max_tokens
+        self.max_tokens, self.processes = max_tokens, processes or Processes()
         self.device = next(model.parameters()).device
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self.unit_gradient = unit_gradient(self.device)
         # Shapes are dynamic: the numbers of rows and sequences differ between batches.
         compiled = torch.compile(model.loss_packed, dynamic=True) if config.compile else None
         self.loss_packed = compiled or model.loss_packed
+        self._gradients = None if self.processes.is_alone else flat_gradients(model)
 
     def __call__(self, batch: Batch, lr: float) -> None:
         """Updates the weights by one batch."""
         self.set_lr(lr)
         for part in batch.parts(self.max_tokens, self.model.slots):
-            share = part.target.numel() / batch.target.numel()
+            share = part.target.numel() / batch.global_targets
             self.add_gradients(part.items, part.cu_seqlens, part.target, None, part.max_seqlen, share)
         self.update()
 
@@ -75,18 +80,45 @@ class TrainStep:
 
         The other arguments are those of `SequenceModel.loss_packed`.
         """
+        self.loss_sum += self.backward(items, cu_seqlens, target, lengths, max_seqlen, share)
+
+    def backward(
+        self,
+        items: Tensor,
+        cu_seqlens: Tensor,
+        target: Tensor,
+        lengths: Tensor | None,
+        max_seqlen: int,
+        share: float = 1.0,
+    ) -> Tensor:
+        """Like `add_gradients`, but returns the loss, times the share, instead of adding it to `loss_sum`."""
         objective = self.config.objective
         # Autocast's copies of weights end with the context, so a CUDA graph makes them at each replay.
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp):
             mean = self.loss_packed(items, cu_seqlens, target, max_seqlen, objective, self.loss, lengths)
         loss = mean if share == 1 else mean * share
         loss.backward(self.unit_gradient)
-        self.loss_sum += loss.detach()
+        return loss.detach()
 
     def update(self) -> None:
-        """Takes an Adam step with the gradients, and frees them."""
+        """Takes an Adam step with the gradients of all processes, and clears them."""
+        if self._gradients is not None:
+            self.processes.sum_(self._gradients)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.clear()
+
+    def scale_gradients(self, share: float, loss: Tensor) -> None:
+        """Multiplies the gradients of several processes by a share, and adds the loss times the share."""
+        assert self._gradients is not None
+        self._gradients.mul_(share)
+        self.loss_sum += loss * share
+
+    def clear(self) -> None:
+        """Discards the gradients."""
+        if self._gradients is None:
+            self.optimizer.zero_grad(set_to_none=True)
+        else:
+            self._gradients.zero_()
 
 
 class GraphedStep:
@@ -94,6 +126,9 @@ class GraphedStep:
 
     Batches are filled up to a few sizes, captured or not. Adam must be capturable, with its learning rate in
     a tensor.
+
+    With several processes, only the forward and backward pass is captured: which calls are captured may
+    differ between processes, whereas all of them exchange gradients.
 
     Args:
         step: the step.
@@ -103,13 +138,46 @@ class GraphedStep:
 
     def __init__(self, step: TrainStep, filling: Filling, capture: Capture) -> None:
         self._step, self._filling = step, filling
-        self._graphed = GraphedFunction(self._take, step.device, capture)
+        function = self._take if step.processes.is_alone else self._backward
+        self._graphed = GraphedFunction(function, step.device, capture)
 
     def __call__(self, batch: Batch, lr: float) -> None:
         """Updates the weights by one batch."""
-        self._step.set_lr(lr)
-        self._graphed(*self._filling(batch))
+        step = self._step
+        step.set_lr(lr)
+        if step.processes.is_alone:
+            self._graphed(*self._filling(batch))
+            return
+        if batch.size:
+            loss = self._graphed(*self._filling(batch))
+            assert loss is not None
+            # A graph cannot hold the share, which differs between batches of the same shapes.
+            step.scale_gradients(batch.target.numel() / batch.global_targets, loss)
+        step.update()
 
     def _take(self, items: Tensor, cu_seqlens: Tensor, target: Tensor, lengths: Tensor | None = None) -> None:
         self._step.add_gradients(items, cu_seqlens, target, lengths, self._filling.max_seqlen)
         self._step.update()
+
+    def _backward(
+        self, items: Tensor, cu_seqlens: Tensor, target: Tensor, lengths: Tensor | None = None
+    ) -> Tensor:
+        return self._step.backward(items, cu_seqlens, target, lengths, self._filling.max_seqlen)
+
+
+def flat_gradients(model: nn.Module) -> Tensor:
+    """Zero gradients of all parameters of a model, as views of one tensor, which is returned.
+
+    A backward pass adds to them in place, so that one all-reduce takes all of them.
+
+    Raises:
+        ConfigError: the parameters have several dtypes or devices.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    kinds = {(parameter.dtype, parameter.device) for parameter in parameters}
+    if len(kinds) != 1:
+        raise ConfigError(f"several processes need parameters of one dtype and device, got {kinds}")
+    flat = parameters[0].new_zeros(sum(parameter.numel() for parameter in parameters))
+    for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = part.view_as(parameter)
+    return flat

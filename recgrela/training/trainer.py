@@ -6,11 +6,14 @@ import math
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from rich.console import Console
 
 from recgrela.evaluation.metrics import Ranking
+from recgrela.parallel.launch import Launch
+from recgrela.parallel.processes import join
 from recgrela.runs import checkpoint, protocol
 from recgrela.runs.consistency import check_data, check_resumable, check_settings
 from recgrela.runs.curves import plot_curves
@@ -19,16 +22,18 @@ from recgrela.runs.state import TrainState
 from recgrela.runs.tensorboard import open_writer, write_scalars
 from recgrela.settings.run import RunConfig
 from recgrela.system.console import say
+from recgrela.system.device import use_device
 from recgrela.system.errors import RunError
 from recgrela.system.memory import PeakMemory
 from recgrela.system.progress import ProgressDisplay
 from recgrela.system.signals import Stopped, StopSignals
+from recgrela.training.agreement import Agreement
 from recgrela.training.final_test import run_final_test
 from recgrela.training.new_run import create_folder
 from recgrela.training.resumption import resume
 from recgrela.training.schedule import Place, Schedule, learning_rate
 from recgrela.training.session import Session, open_session
-from recgrela.training.warm_start import Start, warm_start
+from recgrela.training.warm_start import Start, WarmStart, warm_start
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -63,6 +68,8 @@ def train(
 
     SIGINT and SIGTERM end training after the current step, with a checkpoint to resume from.
 
+    Several processes, started by torchrun, share the batches. The first one writes the folder and the output.
+
     Args:
         config: the settings.
         resumed: the folder of the run to resume, None for a new run.
@@ -73,26 +80,37 @@ def train(
         ConfigError, DataError, RunError: settings, data or files are wrong, which is reported before anything
             is written if possible, or training diverges.
     """
-    console, memory = console or Console(), PeakMemory()
+    launch, memory = Launch.read(), PeakMemory()
+    console = console or Console(quiet=launch.rank > 0)
     if resumed is not None:
         check_resumable(resumed)
         check_settings(resumed, config)
-    session = open_session(config)
-    for note in session.notes:
-        say(console, note)
-    if resumed is not None:
-        check_data(resumed, session.data)
-    origin = warm_start(session, start) if start is not None else None
-    with StopSignals() as signals, ExitStack() as stack:
-        folder = resumed or create_folder(session, console, origin)
+    device = use_device(config.train.device, launch.local_rank, launch.local_world)
+    with ExitStack() as stack:
+        processes = stack.enter_context(join(device, launch))
+        session = open_session(config, device, processes)
+        for note in session.notes:
+            say(console, note)
+        if resumed is not None:
+            check_data(resumed, session.data)
+        origin = warm_start(session, start) if start is not None else None
+        signals = stack.enter_context(StopSignals())
+        folder = resumed or make_folder(session, console, origin)
         trainer = Trainer(session, folder, console, signals, stack, memory)
         if resumed is not None:
             trainer.state, trainer.schedules = resume(folder, session, console)
         try:
             return trainer.run()
         except Stopped as stop:
-            plot_curves(folder.curves_path, folder.metrics.read())
+            processes.on_first(lambda: plot_curves(folder.curves_path, folder.metrics.read()))
             return Result(folder, trainer.state, None, stop.signum)
+
+
+def make_folder(session: Session, console: Console, origin: WarmStart | None) -> RunFolder:
+    """The folder of a new run, made by the first process; see `create_folder`."""
+    return RunFolder(
+        Path(session.processes.on_first(lambda: str(create_folder(session, console, origin).path)))
+    )
 
 
 class Trainer:
@@ -111,14 +129,16 @@ class Trainer:
         self.settings, self.model, self.step = session.config.train, session.model, session.step
         self.stack, self.memory = stack, memory
         self.state, self.schedules = TrainState(), [Schedule(self.settings.epochs)]
-        self.last_save = time.perf_counter()
+        self.processes = session.processes
+        self.agreement = Agreement(self.processes, signals, 60 * self.settings.save_minutes)
+        self.samples = 0  # of this process, since the loss was last read
         unit = "samples" if self.settings.objective == "last" else "targets"
         self.display = stack.enter_context(ProgressDisplay(console, unit))
         self.writer: SummaryWriter | None = None
 
     def run(self) -> Result:
         """Train until there is a reason to stop, then test."""
-        if self.session.use_tensorboard:
+        if self.session.use_tensorboard and self.processes.is_first:
             self.writer = self.stack.enter_context(open_writer(self.folder.path / "tensorboard"))
         try:
             while (reason := self.state.reason_to_stop(self.settings)) is None:
@@ -130,7 +150,7 @@ class Trainer:
         # Now last.safetensors is complete, and the model's weights may be those of the best epoch.
         say(self.console, f"training ended: {reason}")
         which = self._finish_partial_epoch() if self.state.step > 0 else "best"
-        rankings = run_final_test(self.session, self.folder, which, reason, self.console, self.signals.check)
+        rankings = run_final_test(self.session, self.folder, which, reason, self.console, self.agreement.poll)
         return Result(self.folder, self.state, rankings)
 
     def _train_epoch(self) -> bool:
@@ -146,8 +166,8 @@ class Trainer:
             self.session.take_step(batch, lr)
             state.step += 1
             state.total_steps += 1
-            state.samples += batch.size
-            state.targets += batch.target.numel()
+            self.samples += batch.size
+            state.targets += batch.global_targets
             reads_loss = state.step % settings.log_every == 0 or state.step == steps
             if reads_loss:
                 self._read_loss()
@@ -156,10 +176,10 @@ class Trainer:
                 rate = state.targets / max(state.seconds, 1e-9)
                 self.display.show_loss(state.step, state.add_loss_point(), rate)
             self.display.advance(state.step)
-            self.signals.check()
+            self.agreement.poll()
             if state.total_steps == settings.max_steps:
                 break
-            if time.perf_counter() - self.last_save > 60 * settings.save_minutes:
+            if self.agreement.save_is_due:
                 self._save_last()
         return state.step == steps
 
@@ -169,8 +189,9 @@ class Trainer:
         self.state.finish_epoch(score)
         self.step.loss_sum.zero_()
         if improved:
-            checkpoint.save(self.folder.checkpoint_path("best"), self.model, self.state.as_dict())
-        self.folder.metrics.append(record)
+            path = self.folder.checkpoint_path("best")
+            self.processes.on_first(lambda: checkpoint.save(path, self.model, self.state.as_dict()))
+        self.processes.on_first(lambda: self.folder.metrics.append(record))
         self._save_last()
         self.display.finish_epoch(record)
         if self.writer is not None:
@@ -183,27 +204,30 @@ class Trainer:
         """
         self._save_last()
         _, improved, record = self._validate("partial")
-        self.folder.metrics.append(record)
+        self.processes.on_first(lambda: self.folder.metrics.append(record))
         self.display.finish_epoch(record)
         return "last" if improved else "best"
 
     def _validate(self, kind: str) -> tuple[float, bool, dict[str, object]]:
         """Evaluate on the valid split; returns the score, whether it improved, and the epoch's record."""
         session, began = self.session, time.perf_counter()
-        ranking = session.ranker(session.splits["valid"], self.signals.check)
+        ranking = session.ranker(session.splits["valid"], self.agreement.poll)
         seconds = time.perf_counter() - began
         score = ranking.values[protocol.EARLY_STOPPING_METRIC]
         improved = self.state.is_improvement(score)
         record = self.state.record(kind, ranking, seconds, improved)
-        return score, improved, record | {"peak_memory": self.memory.read(session.device)}
+        memory = self.memory.read(session.device)
+        return score, improved, record | {"peak_memory": self.processes.max(memory or 0)[0] or None}
 
     def _read_loss(self) -> None:
-        """Read the loss from the device.
+        """Read the loss from the device, and sum it over the processes.
 
         Raises:
             RunError: the loss is not finite; no checkpoint is written, so the previous one is kept.
         """
-        self.state.loss_sum = float(self.step.loss_sum)
+        self.state.loss_sum = self.processes.sum(float(self.step.loss_sum))
+        self.state.samples += int(self.processes.sum(self.samples))
+        self.samples = 0
         if not math.isfinite(self.state.loss_sum):
             saved = [
                 which for which in get_args(CheckpointName) if self.folder.checkpoint_path(which).is_file()
@@ -217,7 +241,6 @@ class Trainer:
     def _save_last(self) -> None:
         """Write the checkpoint from which training can resume."""
         self._read_loss()
-        checkpoint.save(
-            self.folder.checkpoint_path("last"), self.model, self.state.as_dict(), self.step.optimizer
-        )
-        self.last_save = time.perf_counter()
+        path, state = self.folder.checkpoint_path("last"), self.state.as_dict()
+        self.processes.on_first(lambda: checkpoint.save(path, self.model, state, self.step.optimizer))
+        self.agreement.saved()

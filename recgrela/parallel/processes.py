@@ -1,0 +1,226 @@
+"""A group of processes and the collectives that training needs, over torch.distributed."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from recgrela.parallel.launch import Launch
+from recgrela.system.errors import ReportedElsewhere, RunError, one_line
+
+T = TypeVar("T")
+
+
+class LostProcess(RunError):
+    """Another process ended, or it cannot be reached."""
+
+
+class Processes:
+    """The processes of a run, of which this is one. Every method is a collective: all processes call it.
+
+    A single process, `Processes()`, needs no group, and its collectives do nothing.
+
+    Args:
+        launch: the place of this process.
+
+    Attributes:
+        launch: the place of this process.
+        rank: number of this process, from 0.
+        world: number of processes.
+    """
+
+    def __init__(self, launch: Launch | None = None) -> None:
+        self.launch = launch or Launch()
+        self.rank, self.world = self.launch.rank, self.launch.world
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes the run folder and the output."""
+        return self.rank == 0
+
+    @property
+    def is_alone(self) -> bool:
+        return self.world == 1
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Adds the tensors of all processes, in place. The result has the same bits everywhere."""
+        if not self.is_alone:
+            with _reported():
+                dist.all_reduce(tensor)
+        return tensor
+
+    def sum(self, value: float) -> float:
+        """The sum of a number over all processes."""
+        return float(self.sum_(torch.tensor(value, dtype=torch.float64)))
+
+    def max(self, *values: int) -> list[int]:
+        """The maximum of each number over all processes."""
+        if self.is_alone:
+            return list(values)
+        numbers = torch.tensor(values, dtype=torch.int64)
+        with _reported():
+            dist.all_reduce(numbers, dist.ReduceOp.MAX)
+        return numbers.tolist()
+
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        """The tensors of all processes, in order of rank, on each of them. Shapes and dtypes are equal."""
+        if self.is_alone:
+            return [tensor]
+        parts = [torch.empty_like(tensor) for _ in range(self.world)]
+        with _reported():
+            dist.all_gather(parts, tensor.contiguous())
+        return parts
+
+    def gather_rows(self, tensor: Tensor) -> list[Tensor]:
+        """The tensors [n, ...] of all processes, in order of rank; n may differ between processes."""
+        if self.is_alone:
+            return [tensor]
+        counts = [int(count) for count in self.gather(torch.tensor(len(tensor)))]
+        padded = tensor.new_zeros(max(counts), *tensor.shape[1:])
+        padded[: len(tensor)] = tensor
+        return [part[:count] for part, count in zip(self.gather(padded), counts, strict=True)]
+
+    def share(self, tensors: Sequence[Tensor]) -> None:
+        """Gives all processes the tensors of the first one, in place."""
+        if self.is_alone:
+            return
+        with _reported(), torch.no_grad():
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+
+    def wait(self) -> None:
+        """Returns when all processes have called it."""
+        if not self.is_alone:
+            self.max(0)
+
+    def on_first(self, function: Callable[[], T]) -> T:
+        """The result of a function that only the first process runs, on all processes.
+
+        Args:
+            function: returns a value for JSON.
+
+        Raises:
+            ReportedElsewhere: it raised an exception; the first process raises that exception.
+        """
+        if self.is_alone:
+            return function()
+        failure: BaseException | None = None
+        text = ""
+        if self.is_first:
+            try:
+                text = json.dumps({"value": function()})
+            except BaseException as error:
+                failure = error
+        text = self._share_text(text)
+        if failure is not None:
+            raise failure
+        if not text:
+            raise ReportedElsewhere("the first process failed")
+        return json.loads(text)["value"]
+
+    def gather_text(self, text: str) -> list[str]:
+        """The texts of all processes, in order of rank."""
+        data = torch.frombuffer(bytearray(text.encode() or b" "), dtype=torch.uint8)
+        return [part.numpy().tobytes().decode().strip() for part in self.gather_rows(data)]
+
+    def counter(self) -> Callable[[], int]:
+        """A function that returns 0, 1, 2, ...; each number is given to one call of one process only."""
+        if self.is_alone:
+            return itertools.count().__next__
+        host = os.environ["MASTER_ADDR"]
+        store: list[dist.TCPStore] = []
+
+        def serve() -> int:
+            store.append(dist.TCPStore(host, 0, is_master=True, wait_for_workers=False))
+            return store[0].port
+
+        port = self.on_first(serve)
+        with _reported():
+            shared = store[0] if store else dist.TCPStore(host, port, is_master=False)
+        return lambda: shared.add("next", 1) - 1
+
+    def _share_text(self, text: str) -> str:
+        data = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8) if text else torch.empty(0)
+        size = torch.tensor(len(data))
+        self.share([size])
+        if not int(size):
+            return ""
+        if not self.is_first:
+            data = torch.empty(int(size), dtype=torch.uint8)
+        self.share([data])
+        return data.numpy().tobytes().decode()
+
+
+@contextmanager
+def join(
+    device: torch.device, launch: Launch, timeout: timedelta = timedelta(hours=2)
+) -> Iterator[Processes]:
+    """A context in which this process belongs to the group of the launched processes.
+
+    Tensors on the CPU are exchanged by gloo, those on a GPU by NCCL.
+
+    Args:
+        device: the device of this process, PyTorch's current one if it is a GPU.
+        launch: the place of this process.
+        timeout: how long a process waits for the others in a collective; the default suffices for one that
+            reads and packs the data.
+
+    Raises:
+        LostProcess: the others cannot be reached.
+    """
+    if launch.world == 1:
+        yield Processes(launch)
+        return
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    with _reported():
+        dist.init_process_group(
+            backend,
+            rank=launch.rank,
+            world_size=launch.world,
+            timeout=timeout,
+            device_id=device if device.type == "cuda" else None,
+        )
+    yield Processes(launch)
+    # Not after an error: other processes may be in a collective, for which this would wait.
+    dist.destroy_process_group()
+
+
+@contextmanager
+def _reported() -> Iterator[None]:
+    """Turns errors of collectives into `LostProcess`."""
+    try:
+        yield
+    except (dist.DistError, RuntimeError) as error:
+        raise LostProcess(
+            f"lost the connection to another process, whose own message has the reason: {one_line(error)}"
+        ) from error
+
+
+def check_same(processes: Processes, values: dict[str, Any], what: str) -> None:
+    """Raises RunError, on all processes, if a value is not the same everywhere.
+
+    Args:
+        processes: the processes.
+        values: values for JSON, by name.
+        what: the subject of the message.
+    """
+    if processes.is_alone:
+        return
+    text = json.dumps(values)
+    firsts = json.loads(processes._share_text(text))
+    different = [name for name, value in json.loads(text).items() if firsts.get(name) != value]
+    if not processes.max(len(different))[0]:
+        return
+    if different:
+        listed = ", ".join(f"{name} {values[name]!r} (rank 0: {firsts.get(name)!r})" for name in different)
+        raise RunError(f"{what} differs between processes: {listed}")
+    raise ReportedElsewhere(f"{what} differs between processes")
