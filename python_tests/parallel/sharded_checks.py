@@ -14,16 +14,25 @@ from torch import Tensor
 from python_tests.models.forms import FORMS, MAX_LEN, N_ITEMS, packed, small
 from python_tests.support.ranks import Check
 from python_tests.support.tensors import assert_close, cu_seqlens_of
+from recgrela.data import DataConfig, EvalBatches, TrainBatches, load
 from recgrela.evaluation.metrics import target_ranks
+from recgrela.evaluation.ranking import Ranker
 from recgrela.models import MODELS, SequenceModel, build
+from recgrela.models.base import PER_ITEM
 from recgrela.ops import embedding, linear_cross_entropy
 from recgrela.ops.linear_cross_entropy import _by_chunks
+from recgrela.parallel import gathering
+from recgrela.parallel.launch import Launch
+from recgrela.parallel.processes import Processes
 from recgrela.parallel.rows import RowShards
 from recgrela.parallel.sharded_cross_entropy import _CrossEntropy, _Options, sharded_linear_cross_entropy
 from recgrela.parallel.sharded_embedding import sharded_embedding
 from recgrela.parallel.sharded_ranks import sharded_ranks
 from recgrela.parallel.table import ShardedTable
-from recgrela.training.losses import GBCE, SampledLoss, SampledSoftmax
+from recgrela.settings.train import TrainConfig
+from recgrela.system.errors import ReportedElsewhere
+from recgrela.training.losses import GBCE, FullSoftmax, SampledLoss, SampledSoftmax
+from recgrela.training.step import TrainStep
 
 D = 8
 CHECKS: dict[str, Check] = {}
@@ -228,7 +237,7 @@ def wrong_operands_are_errors_of_every_rank(rank: int, world: int) -> None:
     last, rows = rank == world - 1, RowShards(9, rank, world)
     shard, hidden = torch.randn(rows.count, D).requires_grad_(), torch.randn(3, D)
     target, items = torch.tensor([1, 2, 8]), torch.tensor([1, 2, 8])
-    other = f"rank {world - 1}"
+    other, pair = f"rank {world - 1}", (torch.tensor([0]), torch.tensor([1]))
     for bad in (torch.tensor([1, 9]), torch.tensor([-1, 2]), torch.tensor([1.0]), items[None]):
         name = "items" if last else other
         raises(name, lambda bad=bad: sharded_embedding(bad if last else items, shard, rows))
@@ -238,7 +247,6 @@ def wrong_operands_are_errors_of_every_rank(rank: int, world: int) -> None:
             name, lambda bad=bad: sharded_linear_cross_entropy(hidden, shard, bad if last else target, rows)
         )
         if bad.dtype == torch.int64:
-            pair = (torch.zeros(1, dtype=torch.int64), torch.ones(1, dtype=torch.int64))
             raises(name, lambda bad=bad: sharded_ranks(hidden, bad if last else target, pair, shard, rows))
     small = torch.randn(rows.count + 1, D)
     name = "shard must be" if last else other
@@ -257,8 +265,8 @@ def wrong_operands_are_errors_of_every_rank(rank: int, world: int) -> None:
         "whether the table needs", lambda: sharded_embedding(items, shard.detach() if last else shard, rows)
     )
     raises("width", lambda: sharded_embedding(items, shard[:, : D - last], rows))
-    pair = (torch.tensor([3 if last else 0]), torch.tensor([1]))
-    raises("users" if last else other, lambda: sharded_ranks(hidden, target, pair, shard, rows))
+    users = torch.tensor([3 if last else 0])
+    raises("users" if last else other, lambda: sharded_ranks(hidden, target, (users, pair[1]), shard, rows))
     raises("divided for rank", lambda: sharded_embedding(items, shard, RowShards(9, 0, world + 1)))
     with pytest.raises(NotImplementedError):
         loss = sharded_linear_cross_entropy(leaf(hidden), shard, target, rows)
@@ -295,7 +303,7 @@ def train(
         table = model.item_embedding
         if isinstance(table, ShardedTable):
             for name, p in model.named_parameters():
-                if name not in ("item_embedding.weight", "item_bias"):
+                if name not in PER_ITEM:
                     p.grad = torch.zeros_like(p) if p.grad is None else p.grad
                     torch.distributed.all_reduce(p.grad)
             value = value.detach().clone()
@@ -322,7 +330,7 @@ def trained_alike(
     def compare(ratio: float) -> None:
         for name, p in model.named_parameters():
             expected = names[name]
-            if name in ("item_embedding.weight", "item_bias"):
+            if name in PER_ITEM:
                 expected = expected[rows]
             assert_close(name, expected, p, ratio)
 
@@ -365,3 +373,49 @@ def dropout_and_padding_with_a_sharded_table(rank: int, world: int) -> None:
         torch.manual_seed(5)
         hidden.append(m.hidden_states(items, cu_seqlens, longest, False))
     assert torch.equal(*hidden)
+
+
+@check
+def steps_and_rankings_equal_one_process(rank: int, world: int) -> None:
+    """Also if processes cut their shares into different numbers of parts, or have no batch to rank."""
+    settings = DataConfig(synthetic_users=30, synthetic_items=40, synthetic_events=10, max_len=10)
+    data, train = load(settings), TrainConfig(objective="last", batch_size=20)
+    results = []
+    for processes in (Processes(), Processes(Launch(rank, world, rank, world))):
+        torch.manual_seed(1)
+        rows = None if processes.is_alone else RowShards(data.n_items, rank, world)
+        model = build(small("LRURec", dropout=0.0), data.n_items, 10, rows).double()
+        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+        max_tokens = 1000 if processes.is_alone else 10 + 40 * rank
+        step = TrainStep(model, optimizer, FullSoftmax(0.1), train, max_tokens, processes)
+        place = {"rank": processes.rank, "world": processes.world}
+        batches = TrainBatches(data, "last", 10, 20, 0, "cpu", pieces=4, **place)
+        for batch in list(batches.epoch(0))[:3]:
+            step(batch, 1e-2)
+        splits = EvalBatches(data, "valid", 10, 12, **place)
+        ranking = Ranker(model, splits, max_tokens, processes=processes)(splits)
+        results.append((model, step.loss_sum, ranking))
+    (whole, loss_sum, expected), (model, loss_share, got) = results
+    torch.distributed.all_reduce(loss_share)
+    assert_close("loss", loss_sum, loss_share, 1e-12)
+    for (name, a), b in zip(whole.named_parameters(), model.parameters(), strict=True):
+        assert_close(name, a[RowShards(data.n_items, rank, world).slice] if name in PER_ITEM else a, b, 1e-9)
+    assert torch.equal(expected.ranks, got.ranks) and expected == got
+
+
+@check
+def all_rows_are_written_by_the_first_rank(rank: int, world: int) -> None:
+    gathering.MAX_NUMBERS = 24  # pieces of 3 rows
+    for n_items in (2, 13, 40):
+        rows, table = RowShards(n_items, rank, world), torch.arange(n_items * D).view(-1, D)
+        pieces: list[Tensor] = []
+        gathering.write_rows(table[rows.slice], rows, None, pieces.append)
+        assert all(len(piece) <= 3 for piece in pieces)
+        assert rank or torch.equal(torch.cat(pieces), table)
+        assert pieces or rank
+
+    def fail(piece: Tensor) -> None:
+        raise OSError("disk full")
+
+    with pytest.raises(OSError if rank == 0 else ReportedElsewhere):
+        gathering.write_rows(table[rows.slice], rows, None, fail)

@@ -109,7 +109,7 @@ class RankingCounts:
         """Add the ranks of one batch.
 
         Args:
-            ranks, ties: [2, B] int64, of all items and of those left by the masked ranking; see `target_ranks`.
+            ranks, ties: [2, B] int64, see `target_ranks`: with all items ranked, and without removed ones.
             has_nan: [B] bool, whether a score of a ranked item is NaN.
 
         Returns:

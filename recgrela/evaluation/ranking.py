@@ -111,17 +111,16 @@ class Ranker:
         return self._counts.add(torch.cat(scores), batch.target, removed)
 
     def _rank_by_all(self, batch: Batch | None, batches: EvalBatches, table: ShardedTable) -> Tensor:
-        """The ranks of a batch, [2, B], by the scores of all processes; None: other processes have batches."""
+        """The ranks of a batch, [2, B], with the scores of all processes; None: this one has no batch."""
         model, device = self._model, table.weight.device
         none = torch.empty(0, dtype=torch.int64, device=device)
         parts, target, seen = [], none, (none, none)
         if batch is not None:
             parts, target = list(batch.parts(self._max_tokens, model.slots)), batch.target
             seen = batches.seen(batch)
+        (passes,) = self._processes.max(len(parts))  # all processes look items up equally often
         hidden = [model.hidden_states(p.items, p.cu_seqlens, p.max_seqlen, True) for p in parts]
-        # All processes look items up equally often.
-        for _ in range(self._processes.max(len(parts))[0] - len(parts)):
-            hidden.append(model.look_up(none))
+        hidden += [model.look_up(none) for _ in range(passes - len(parts))]
         return self._counts.add_ranks(*table.ranks(torch.cat(hidden), target, seen, model.item_bias))
 
     def _rank_filled(

@@ -45,8 +45,8 @@ class SequenceModel(Streaming):
         attends_to_padding: whether every sequence is padded to `max_len` and the padding affects the result;
             the setting `padding` decides, in models that have it.
         max_positions: the longest sequence that the model takes; None: any length.
-        item_embedding: the item table; a `ShardedTable` in a model built with `shards`, all of whose ranks call
-            it together.
+        item_embedding: the item table; a `ShardedTable` in a model built with `rows`, whose ranks make every
+            pass over the model together.
         item_bias: [n_items] added to the scores, or this rank's of a sharded table, or None.
         norm_eps: the eps of the LayerNorm after the embeddings.
         official: how to convert the authors' weights; None if there are none.

@@ -47,7 +47,7 @@ def capture_obstacle(model: SequenceModel, function: Callable[[], object]) -> st
     if model.capture_obstacle is not None:
         return f"{name}: {model.capture_obstacle}"
     if isinstance(model.item_embedding, ShardedTable):
-        return "the item table is sharded, and the ranks wait for the numbers of rows that they exchange"
+        return "the item table is sharded, so that hosts wait for the numbers of rows that they exchange"
     if (found := host_read(function, model.item_embedding.weight.device.type)) is not None:
         return f"this {name} waits for the device ({found}); ops do for sizes without a kernel (docs/ops.md)"
     return None

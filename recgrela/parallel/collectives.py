@@ -1,8 +1,8 @@
 """Exchanges of rows between the ranks of a process group, and agreement on operands before an exchange.
 
-Every exchange is an `all_to_all_single` of torch.distributed, which NCCL, gloo and MPI have: all ranks call it
-together. Sums over ranks are taken by the receiver, in the order of the ranks, so that results are
-deterministic. One rank alone needs no process group.
+Every exchange is an `all_to_all_single` of torch.distributed, which NCCL and gloo have; all ranks call it
+together. The receiver sums in the order of the ranks, so that results are deterministic. One rank alone needs
+no process group.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Cross-entropy of scores of all items, with an item table divided over the ranks of a process group.
 
-Each rank computes the scores of its own items for the rows of all ranks, which are gathered in bounded pieces.
+Each rank computes the scores of its own items for the rows of all ranks, which it gathers in bounded pieces.
 Blocks of scores are computed twice, for the log-sum-exp in the forward and for the gradients in the backward,
-and never stored, so that memory does not grow with the number of items beyond the shard and its gradient.
+and not stored in between: only the shard and its gradient grow with the number of items.
 """
 
 from __future__ import annotations
@@ -152,8 +152,8 @@ def _gradients(
     rows, group, totals = options.rows, options.group, options.totals
     dtype, smoothing = log_sums.dtype, options.label_smoothing
     needs_d_hidden, needs_d_shard, needs_d_bias, *_ = needs
-    # A row of rank r has the weight d_loss[r] / T[r]. The largest weight is taken out of the products, where half
-    # precision could round all of them to zero.
+    # A row of rank r has the weight d_loss[r] / T[r]. Products are multiplied by the largest weight last,
+    # because half precision could round all weights to zero.
     weight = (d_loss * (1 / len(hidden) if len(hidden) else 0.0)).to(dtype)
     weights = gather(weight[None], [1] * rows.world, group)
     largest = weights.abs().max()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -74,7 +75,7 @@ def distinct_rows(
         ends = ids.new_tensor([rows.begin_of(rank) for rank in range(rows.world + 1)])
         # The host reads the smallest and largest id, and how many ids each rank has, together.
         bounds = torch.cat([torch.searchsorted(ids, ends), ids[:1], ids[-1:]]).tolist()
-        counts = [end - begin for begin, end in zip(bounds, bounds[1 : rows.world + 1], strict=False)]
+        counts = [end - begin for begin, end in itertools.pairwise(bounds[: rows.world + 1])]
         if sum(counts) != len(ids):
             error = ValueError(
                 f"{OP}: items must be within 0 .. {rows.n_items - 1}, got {bounds[-2]} .. {bounds[-1]}"

@@ -1,4 +1,4 @@
-"""Ranks of target items by the scores of all items, with a table divided over the ranks of a process group."""
+"""Ranks of target items among all items, with a table divided over the ranks of a process group."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def sharded_ranks(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The ranks of `target_ranks` in `recgrela.evaluation.metrics`, without the scores of all items at once.
 
-    All ranks of the group call it together, each with its own users. Item 0 is not ranked. Scores are products
-    of matrices of one shape on all ranks, so that equal rows of the table have equal scores. A target's score
-    is taken from the product that it is compared with.
+    All ranks of the group call it together, each with its own users. Item 0 is not ranked. All scores come
+    from products of matrices of one shape, so that equal rows of the table have equal scores, and a target's
+    score is one of them.
 
     Args:
         hidden: [B, D] floating point, the states of this rank's users; B may differ between ranks and be 0.
@@ -161,7 +161,7 @@ def _count(
 def _route(
     removed: tuple[Tensor, Tensor], pieces: Pieces, rows: RowShards, group: dist.ProcessGroup | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each piece, the pairs whose items this rank has: rows of the piece [S] and rows of the shard [S]."""
+    """For each piece, the pairs with items of this rank: rows of the piece [S] and of the shard [S]."""
     users, items = removed
     world, steps = rows.world, len(list(pieces.counts()))
     owner = rows.owner(items)
