@@ -22,6 +22,7 @@ LAYERS = [
     ["recgrela.ops"],
     ["recgrela.system"],
     ["recgrela.settings", "recgrela.store"],
+    ["recgrela.parallel"],
     ["recgrela.nn", "recgrela.data", "recgrela.retrieval"],
     ["recgrela.models"],
     ["recgrela.evaluation"],

@@ -8,12 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recgrela.models.base import SequenceModel
+from recgrela.models.base import PER_ITEM, SequenceModel
 from recgrela.settings.fields import show
 from recgrela.system.errors import ConfigError
 
-# Parameters with a row for each item; all others do not depend on the catalogue.
-PER_ITEM = ("item_embedding.weight", "item_bias")
 # Endings of settings that only training reads, so that the weights do not depend on them.
 RATES = ("dropout", "drop_path")
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from recgrela.data import Interactions
-from recgrela.ops import linear_cross_entropy
 from recgrela.ops.checks import without_autocast
 from recgrela.ops.linear_cross_entropy import max_logits_of
+from recgrela.parallel.table import Table, biases_of, cross_entropy, rows_of
 from recgrela.settings.train import LossName
 from recgrela.system.errors import ConfigError
 
@@ -25,9 +25,9 @@ class FullSoftmax(nn.Module):
         super().__init__()
         self.label_smoothing = label_smoothing
 
-    def forward(self, hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None) -> Tensor:
+    def forward(self, hidden: Tensor, table: Table, target: Tensor, bias: Tensor | None = None) -> Tensor:
         """hidden [T, D], item table [n_items, D], target [T] int64, item bias [n_items] -> the mean loss."""
-        return linear_cross_entropy(hidden, weight, target, bias, label_smoothing=self.label_smoothing)
+        return cross_entropy(hidden, table, target, bias, label_smoothing=self.label_smoothing)
 
 
 class SampledLoss(nn.Module, ABC):
@@ -57,41 +57,54 @@ class SampledLoss(nn.Module, ABC):
         uniform = torch.randint(1, self.n_items, (self.num_negatives - frequent,), device=device)
         return torch.cat([self.items[events].long(), uniform])
 
-    def forward(self, hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None) -> Tensor:
+    def forward(self, hidden: Tensor, table: Table, target: Tensor, bias: Tensor | None = None) -> Tensor:
         """hidden [T, D], item table [n_items, D], target [T] int64, item bias [n_items] -> the mean loss."""
-        return self.with_negatives(hidden, weight, target, self.draw(), bias)
+        return self.with_negatives(hidden, table, target, self.draw(), bias)
 
     def with_negatives(
-        self, hidden: Tensor, weight: Tensor, target: Tensor, negatives: Tensor, bias: Tensor | None = None
+        self, hidden: Tensor, table: Table, target: Tensor, negatives: Tensor, bias: Tensor | None = None
     ) -> Tensor:
         """The mean loss with given negatives, [K] int64."""
         rows = max(1, max_logits_of(hidden.device.type) // len(negatives))
         # A single lookup, because each one creates a gradient as large as the table.
-        own, others = F.embedding(torch.cat([target, negatives]), weight).split([len(target), len(negatives)])
+        ids, counts = torch.cat([target, negatives]), [len(target), len(negatives)]
+        own, others = rows_of(table, ids).split(counts)
+        parts = [hidden.split(rows), target.split(rows), own.split(rows)]
+        other_bias = None
+        if bias is not None:
+            own_bias, other_bias = biases_of(table, bias, ids).float().split(counts)
+            parts.append(own_bias.split(rows))
         losses = [
             # No random state is needed, and a CUDA graph could not save it.
             checkpoint(
-                self._sum, *part, others, negatives, bias, use_reentrant=False, preserve_rng_state=False
+                self._sum,
+                others,
+                other_bias,
+                negatives,
+                *part,
+                use_reentrant=False,
+                preserve_rng_state=False,
             )
-            for part in zip(hidden.split(rows), own.split(rows), target.split(rows), strict=True)
+            for part in zip(*parts, strict=True)
         ]
-        return torch.stack(losses).sum() / len(target)
+        return torch.stack(losses).sum() / max(1, len(target))
 
     def _sum(
         self,
-        hidden: Tensor,
-        own: Tensor,
-        target: Tensor,
         others: Tensor,
+        other_bias: Tensor | None,
         negatives: Tensor,
-        bias: Tensor | None,
+        hidden: Tensor,
+        target: Tensor,
+        own: Tensor,
+        own_bias: Tensor | None = None,
     ) -> Tensor:
         # Autocast is disabled, because bfloat16 is too coarse for scores.
         with without_autocast(hidden.device.type):
             hidden = hidden.float()
             positive, negative = (hidden * own.float()).sum(1), hidden @ others.float().T
-            if bias is not None:
-                positive, negative = positive + bias[target].float(), negative + bias[negatives].float()
+            if own_bias is not None and other_bias is not None:
+                positive, negative = positive + own_bias, negative + other_bias
             return self.loss(positive, negative, target, negatives).sum()
 
     @abstractmethod
