@@ -29,9 +29,12 @@ CASES = {
     ],
     "parts": ["--train.objective=all", "--train.max_tokens=30"],
     "decay": ["--train.objective=all", "--train.lr_decay=cosine", "--train.warmup_steps=5"],
+    "sharded": ["--train.objective=all", "--train.shard_items=true"],
+    "sharded last": ["--train.objective=last", "--train.shard_items=true", "--train.max_tokens=300"],
     "long": ["--train.objective=all", "--data.eval_max_len=80", "--train.eval_batch_size=7"],
 }
 THREE_STEPS = ["--train.objective=last", "--train.batch_size=60", "--train.max_steps=3"]
+SHARDED = ["LRURec"]  # has item biases
 OTHERS = [name for name in CONFIGS if name != "RecGRELA"]
 
 
@@ -52,7 +55,8 @@ def commands(output: Path) -> list[list[str]]:
     ]
     for name in OTHERS:
         model = [f"--model.name={name}", *small(name), *without_dropout(name)]
-        found.append(["train", *common, *model, *THREE_STEPS, f"--train.name={name}"])
+        shard = ["--train.shard_items=true"] if name in SHARDED else []
+        found.append(["train", *common, *model, *shard, *THREE_STEPS, f"--train.name={name}"])
     return found
 
 
@@ -64,7 +68,8 @@ def small(name: str) -> list[str]:
 
 def without_dropout(name: str) -> list[str]:
     """Settings that disable all dropout of a model."""
-    return [f"--{key}=0" for key in options(name) if "dropout" in key or "drop_path" in key]
+    random = ("dropout", "drop_path", "contrastive_weight")  # the contrastive loss draws angles
+    return [f"--{key}=0" for key in options(name) if key.rpartition(".")[2].endswith(random)]
 
 
 def options(name: str) -> dict[str, Option]:

@@ -103,11 +103,12 @@ class Processes:
         if not self.is_alone:
             self.max(0)
 
-    def on_first(self, function: Callable[[], T]) -> T:
+    def on_first(self, function: Callable[[], T], meanwhile: Callable[[], object] = lambda: None) -> T:
         """The result of a function that only the first process runs, on all processes.
 
         Args:
             function: returns a value for JSON.
+            meanwhile: what the other processes run, such as their side of an exchange.
 
         Raises:
             ReportedElsewhere: it raised an exception; the first process raises that exception.
@@ -121,6 +122,8 @@ class Processes:
                 text = json.dumps({"value": function()})
             except BaseException as error:
                 failure = error
+        else:
+            meanwhile()
         text = self._share_text(text)
         if failure is not None:
             raise failure

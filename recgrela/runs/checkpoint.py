@@ -13,7 +13,7 @@ Format 1, of earlier versions, has no checksum.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,14 @@ import torch
 from torch import Tensor
 
 from recgrela.models import SequenceModel
+from recgrela.models.base import PER_ITEM
+from recgrela.parallel.gathering import each_piece
+from recgrela.parallel.processes import Processes
 from recgrela.runs.tensor_file import (
     Content,
     Entry,
     NotFinite,
+    in_file_order,
     is_finite,
     read_metadata,
     read_tensors,
@@ -39,10 +43,7 @@ _KEY = "recgrela"
 _ADAM = {"step", "exp_avg", "exp_avg_sq"}
 
 
-RandomState = dict[str, Tensor]
-
-
-def random_state(device: torch.device) -> RandomState:
+def random_state(device: torch.device) -> dict[str, Tensor]:
     """The states of the CPU's random number generator and of that of a GPU, as uint8 tensors on the CPU."""
     state = {"cpu": torch.get_rng_state()}
     return state if device.type != "cuda" else state | {"cuda": torch.cuda.get_rng_state(device)}
@@ -53,7 +54,7 @@ def save(
     model: SequenceModel,
     state: Mapping[str, Any],
     optimizer: torch.optim.Optimizer | None = None,
-    others: Sequence[RandomState] = (),
+    processes: Processes | None = None,
 ) -> str:
     """Write a checkpoint, replacing the file at `path`.
 
@@ -63,7 +64,8 @@ def save(
         state: plain values for JSON, which `load` returns.
         optimizer: if given, its state and those of the random number generators are saved, so that training
             can resume.
-        others: the random states of the processes 1, 2, ... of the run.
+        processes: the processes that train the model, all of which call this function. The first one writes,
+            and takes the rows of a sharded item table from the others.
 
     Returns:
         The checksum of the file, which identifies the checkpoint.
@@ -72,17 +74,37 @@ def save(
         NotFinite: weights or the optimizer's state are not finite; the previous file is unchanged.
         RunError: the file cannot be written; the previous file is unchanged.
     """
+    processes, rows = processes or Processes(), model.shards
     tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
     if optimizer is not None:
         for name, parameter in model.named_parameters():
             for key, value in optimizer.state.get(parameter, {}).items():
                 tensors[f"adam/{name}/{key}"] = value
-        own = random_state(next(model.parameters()).device)
-        for prefix, states in [("rng", own), *((f"rng/{rank}", each) for rank, each in enumerate(others, 1))]:
-            tensors |= {f"{prefix}/{kind}": value for kind, value in states.items()}
+        for kind, value in random_state(next(model.parameters()).device).items():
+            for rank, each in enumerate(processes.gather(value)):
+                tensors[_rng_name(rank, kind)] = each
     meta = {"format": FORMAT, **_identity(model), "state": dict(state)}
-    entries = [Entry.of(name, value) for name, value in tensors.items()]
-    return write_tensors(path, entries, {_KEY: json.dumps(meta)})
+    entries, sharded = [], []
+    for name, value in sorted(tensors.items()):
+        if rows is None or not _is_per_item(name):
+            entries.append(Entry.of(name, value))
+        else:
+            shape = (rows.n_items, *value.shape[1:])
+            sharded.append(Entry(name, value.dtype, shape, each_piece(value, rows)))
+
+    def exchange() -> None:
+        for entry in in_file_order(sharded):
+            for _ in entry.chunks:
+                pass
+
+    def write() -> str:
+        try:
+            return write_tensors(path, entries + sharded, {_KEY: json.dumps(meta)})
+        except BaseException:
+            exchange()  # the others are sending
+            raise
+
+    return processes.on_first(write, exchange)
 
 
 def read_meta(path: Path) -> dict[str, Any]:
@@ -127,8 +149,9 @@ def load(
     if optimizer is not None:
         if "rng/cpu" not in tensors:
             raise RunError(f"{path}: contains only weights; resume from last.safetensors")
-        device, prefix = next(model.parameters()).device, f"rng/{rank}/" if rank else "rng/"
-        states = {kind: tensors[prefix + kind] for kind in random_state(device) if prefix + kind in tensors}
+        device = next(model.parameters()).device
+        names = {kind: _rng_name(rank, kind) for kind in random_state(device)}
+        states = {kind: tensors[name] for kind, name in names.items() if name in tensors}
         for kind, own in random_state(device).items():
             _check_rng(path, states.get(kind, own), own)
         _load_adam(path, _strip(tensors, "adam/"), model, optimizer)
@@ -145,8 +168,24 @@ def check(path: Path, model: SequenceModel) -> dict[str, Any]:
     return _read_for(path, model)[0]["state"]
 
 
+def _rng_name(rank: int, kind: str) -> str:
+    return f"rng/{rank}/{kind}" if rank else f"rng/{kind}"
+
+
+def _is_per_item(name: str) -> bool:
+    """Whether a tensor of a checkpoint has a row for each item."""
+    kind, _, rest = name.partition("/")
+    parameter, _, key = rest.partition("/")
+    return parameter in PER_ITEM and (kind == "model" or key in ("exp_avg", "exp_avg_sq"))
+
+
 def _read_for(path: Path, model: SequenceModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    content = read_tensors(path, "checkpoint")
+    wanted = {}
+    if model.shards is not None:
+        names = [f"model/{name}" for name in PER_ITEM]
+        names += [f"adam/{name}/{key}" for name in PER_ITEM for key in ("exp_avg", "exp_avg_sq")]
+        wanted = dict.fromkeys(names, model.shards.slice)
+    content = read_tensors(path, "checkpoint", wanted)
     meta, tensors = _meta(path, content), content.tensors
     assert tensors is not None
     _check_identity(path, meta, _identity(model))

@@ -98,7 +98,7 @@ def write_tensors(path: Path, entries: Sequence[Entry], metadata: Mapping[str, s
         RunError: the file cannot be written; the previous file is unchanged.
         ValueError: two tensors have the same name, or chunks do not have a tensor's dtype or size.
     """
-    ordered = sorted(entries, key=lambda entry: (-entry.dtype.itemsize, entry.name))  # aligns every tensor
+    ordered = in_file_order(entries)
     head = _head(ordered, metadata)
     digest = hashlib.sha256(head)
     with atomic_stream(path) as file:
@@ -124,19 +124,25 @@ def write_tensors(path: Path, entries: Sequence[Entry], metadata: Mapping[str, s
     return digest.hexdigest()
 
 
-def read_tensors(path: Path, kind: str) -> Content:
+def in_file_order(entries: Sequence[Entry]) -> list[Entry]:
+    """Tensors in the order in which `write_tensors` takes their chunks, which aligns each of them."""
+    return sorted(entries, key=lambda entry: (-entry.dtype.itemsize, entry.name))
+
+
+def read_tensors(path: Path, kind: str, rows: Mapping[str, slice] | None = None) -> Content:
     """Read a file and check its checksum.
 
     Args:
         path: the file.
         kind: what it is, for errors: "checkpoint".
+        rows: ranges of rows of the tensors of which only these are kept in memory.
 
     Raises:
         RunError: the file is missing or damaged.
     """
     for _ in range(10):
         try:
-            return _read(path, kind)
+            return _read(path, kind, rows or {})
         except _Replaced:
             continue  # a run that is training has just replaced it
     raise RunError(f"{path}: is replaced again and again while it is read")
@@ -172,13 +178,14 @@ def _open(path: Path, kind: str) -> Iterator[safe_open]:
         raise RunError(f"{path}: not a {kind}, or damaged: {error}") from error
 
 
-def _read(path: Path, kind: str) -> Content:
+def _read(path: Path, kind: str, rows: Mapping[str, slice]) -> Content:
     with _open(path, kind) as file:
         metadata = dict(file.metadata() or {})
         checksum = metadata.pop(CHECKSUM, None)
         names = file.offset_keys()
         if checksum is None:
-            return Content(metadata, None, {name: file.get_tensor(name) for name in names})
+            tensors = {name: file.get_tensor(name)[rows.get(name, ...)] for name in names}
+            return Content(metadata, None, tensors)
         with path.open("rb") as stream:
             head = stream.read(8)
             head += stream.read(int.from_bytes(head, "little"))
@@ -187,13 +194,30 @@ def _read(path: Path, kind: str) -> Content:
         digest = hashlib.sha256(head[:start] + _ZEROS.encode() + head[end:])
         tensors = {}
         for name in names:
-            tensors[name] = file.get_tensor(name)
-            digest.update(_bytes(tensors[name]))
+            if name in rows:
+                tensors[name] = _read_rows(file, name, rows[name], digest)
+            else:
+                tensors[name] = file.get_tensor(name)
+                digest.update(_bytes(tensors[name]))
     if not is_ours or digest.hexdigest() != checksum:
         if read_metadata(path, kind).checksum != checksum:
             raise _Replaced
         raise RunError(f"{path}: damaged: its content does not have its checksum; restore the file")
     return Content(metadata, checksum, tensors)
+
+
+def _read_rows(file: safe_open, name: str, wanted: slice, digest: hashlib._Hash) -> Tensor:
+    """Some rows of a tensor; all of them are read, for the checksum, but a chunk at a time."""
+    stored, kept = file.get_slice(name), []
+    total, *width = stored.get_shape()
+    each = max(1, CHUNK // max(1, math.prod(width)))
+    for start in range(0, total, each):
+        chunk = stored[start : start + each].contiguous()
+        digest.update(_bytes(chunk))
+        low, high = (min(max(row - start, 0), len(chunk)) for row in (wanted.start, wanted.stop))
+        if low < high:
+            kept.append(chunk[low:high].clone())
+    return torch.cat(kept) if kept else stored[:0]
 
 
 def _head(entries: Sequence[Entry], metadata: Mapping[str, str]) -> bytes:

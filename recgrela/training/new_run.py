@@ -50,7 +50,6 @@ def create_folder(
         shutil.rmtree(folder.path)
         raise
     counts = content["data"]
-    parameters = sum(parameter.numel() for parameter in session.model.parameters())
     say(console, f"run folder {folder.path}")
     say(
         console,
@@ -58,7 +57,7 @@ def create_folder(
         f"events (counts include padding ids); {session.batches.num_targets:,} targets per epoch",
     )
     on = content["machine"]["device_name"] + f", in {processes} processes" * (processes > 1)
-    say(console, f"{config.model.name}: {parameters:,} parameters, on {on}")
+    say(console, f"{config.model.name}: {session.model.num_parameters:,} parameters, on {on}")
     if origin is not None:
         say(console, origin.describe())
     return folder

@@ -14,6 +14,7 @@ from recgrela.evaluation.ranking import Ranker
 from recgrela.models import SequenceModel, build
 from recgrela.models.capture import filling_for
 from recgrela.parallel.processes import Processes
+from recgrela.parallel.rows import RowShards
 from recgrela.runs.tensorboard import use_tensorboard
 from recgrela.settings.data import with_absolute_path
 from recgrela.settings.run import RunConfig
@@ -84,7 +85,10 @@ def open_session(
     data = load_shared(config.data, processes)
     on_device = data.to(device)
     torch.manual_seed(train.seed)
-    model = build(config.model, data.n_items, max_len).to(device)
+    shards = None
+    if train.shard_items and not processes.is_alone:
+        shards = RowShards(data.n_items, processes.rank, processes.world)
+    model = build(config.model, data.n_items, max_len, shards).to(device)
     check_model(model, config)
     if not processes.is_first:
         torch.manual_seed(process_seed(train.seed, processes.rank))  # the weights are those of the first one

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -253,13 +252,7 @@ class Trainer:
         """
         self._read_loss()
         path, state = self.folder.checkpoint_path("last"), self.state.as_dict()
-        own = checkpoint.random_state(self.session.device)
-        gathered = {kind: self.processes.gather(value) for kind, value in own.items()}
-        others = [
-            {kind: values[rank] for kind, values in gathered.items()}
-            for rank in range(1, self.processes.world)
-        ]
-        self.processes.on_first(lambda: self._save(path, state, self.step.optimizer, others))
+        self._save(path, state, self.step.optimizer)
         self.agreement.saved()
 
     def _save_best(self) -> None:
@@ -270,18 +263,12 @@ class Trainer:
         """
         self.state.best_sha256 = None
         path, state = self.folder.next_best_path, self.state.as_dict()
-        self.state.best_sha256 = self.processes.on_first(lambda: self._save(path, state))
+        self.state.best_sha256 = self._save(path, state)
 
-    def _save(
-        self,
-        path: Path,
-        state: dict[str, Any],
-        optimizer: torch.optim.Adam | None = None,
-        others: Sequence[checkpoint.RandomState] = (),
-    ) -> str:
+    def _save(self, path: Path, state: dict[str, Any], optimizer: torch.optim.Adam | None = None) -> str:
         """Write a checkpoint and return its checksum. Raises RunError if a value is not finite."""
         try:
-            return checkpoint.save(path, self.model, state, optimizer, others)
+            return checkpoint.save(path, self.model, state, optimizer, self.processes)
         except NotFinite as error:
             raise self._diverged(f"{error.name} has NaN or infinite values") from error
 
