@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 
 import torch
-from rich.console import Console
 
 from recgrela.runs.growth import growth_notes
 from recgrela.runs.saved import Split, evaluate, load_data, load_run
@@ -17,6 +16,7 @@ from recgrela.settings.fields import MAX_THREADS, Option
 from recgrela.system.console import say
 from recgrela.system.device import use_device
 from recgrela.system.files import expand_path
+from recgrela.system.output import result_console
 
 OPTIONS = [
     Option("split", "both", "Splits to evaluate.", choices=("both", "valid", "test")),
@@ -46,7 +46,7 @@ def command(argv: Sequence[str]) -> int:
     data = load_data(run, options["data.path"])
     splits: tuple[Split, ...] = ("valid", "test") if options["split"] == "both" else (options["split"],)
     rankings = evaluate(run, data, splits, options["batch_size"] or run.config.train.eval_batch_size)
-    console = Console()
+    console = result_console()
     show_rankings(console, rankings, f"{run.folder.path.name}, {run.describe_checkpoint()}")
     for note in growth_notes(run.folder):
         say(console, note)

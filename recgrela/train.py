@@ -7,21 +7,20 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from rich.console import Console
-
 from recgrela.models import CONFIGS
 from recgrela.runs.folder import RunFolder
 from recgrela.settings import command_line
 from recgrela.settings.run import find_init, find_resumed, read_config, read_resumed, read_run
 from recgrela.system.console import say
 from recgrela.system.files import expand_path
+from recgrela.system.output import display_console
 from recgrela.training.trainer import train
 from recgrela.training.warm_start import Start
 
 
 def command(argv: Sequence[str]) -> int:
     """Parse, train, and print how to evaluate or resume the run."""
-    console = Console()
+    console = display_console()
     init, resumed = find_init(argv), find_resumed(argv)
     if init is not None:
         start = Start(RunFolder.open(expand_path(init[0], "--init")).path, init[1])

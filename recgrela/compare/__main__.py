@@ -6,8 +6,6 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from rich.console import Console
-
 from recgrela.compare.folder import check_folder
 from recgrela.compare.options import parse_args
 from recgrela.compare.plan import make_plan
@@ -15,6 +13,7 @@ from recgrela.compare.report import write_report
 from recgrela.compare.runner import make_runs
 from recgrela.settings import command_line
 from recgrela.system.console import say
+from recgrela.system.output import display_console
 from recgrela.system.signals import Stopped
 
 EXIT_FAILED_RUN = 1
@@ -25,7 +24,7 @@ def command(argv: Sequence[str]) -> int:
     request = parse_args(argv)
     check_folder(request)
     plan = make_plan(request)
-    console = Console()
+    console = display_console()
     try:
         failures = make_runs(plan, console)
     except Stopped as stop:

@@ -6,21 +6,22 @@ import math
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 from rich.console import Console
 
 from recgrela.evaluation.metrics import Ranking
 from recgrela.runs import checkpoint, protocol
 from recgrela.runs.consistency import check_data, check_resumable, check_settings
-from recgrela.runs.curves import plot_curves
+from recgrela.runs.curves import draw_curves
 from recgrela.runs.folder import CheckpointName, RunFolder
 from recgrela.runs.state import TrainState
-from recgrela.runs.tensorboard import open_writer, write_scalars
+from recgrela.runs.tensorboard import EventLog
 from recgrela.settings.run import RunConfig
 from recgrela.system.console import say
 from recgrela.system.errors import RunError
 from recgrela.system.memory import PeakMemory
+from recgrela.system.output import display_console
 from recgrela.system.progress import ProgressDisplay
 from recgrela.system.signals import Stopped, StopSignals
 from recgrela.training.final_test import run_final_test
@@ -29,9 +30,6 @@ from recgrela.training.resumption import resume
 from recgrela.training.schedule import Place, Schedule, learning_rate
 from recgrela.training.session import Session, open_session
 from recgrela.training.warm_start import Start, warm_start
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ def train(
 
     A resumed run ends with the weights of an uninterrupted one.
 
-    SIGINT and SIGTERM end training after the current step, with a checkpoint to resume from.
+    SIGINT, SIGTERM and SIGHUP end training after the current step, with a checkpoint to resume from.
 
     Args:
         config: the settings.
@@ -73,7 +71,7 @@ def train(
         ConfigError, DataError, RunError: settings, data or files are wrong, which is reported before anything
             is written if possible, or training diverges.
     """
-    console, memory = console or Console(), PeakMemory()
+    console, memory = console or display_console(), PeakMemory()
     if resumed is not None:
         check_resumable(resumed)
         check_settings(resumed, config)
@@ -91,7 +89,7 @@ def train(
         try:
             return trainer.run()
         except Stopped as stop:
-            plot_curves(folder.curves_path, folder.metrics.read())
+            draw_curves(folder.curves_path, folder.metrics.read(), console)
             return Result(folder, trainer.state, None, stop.signum)
 
 
@@ -114,12 +112,13 @@ class Trainer:
         self.last_save = time.perf_counter()
         unit = "samples" if self.settings.objective == "last" else "targets"
         self.display = stack.enter_context(ProgressDisplay(console, unit))
-        self.writer: SummaryWriter | None = None
+        self.event_log: EventLog | None = None
 
     def run(self) -> Result:
         """Train until there is a reason to stop, then test."""
         if self.session.use_tensorboard:
-            self.writer = self.stack.enter_context(open_writer(self.folder.path / "tensorboard"))
+            log = EventLog(self.folder.path / "tensorboard", self.console)
+            self.event_log = self.stack.enter_context(log)
         try:
             while (reason := self.state.reason_to_stop(self.settings)) is None:
                 if self._train_epoch():
@@ -173,8 +172,8 @@ class Trainer:
         self.folder.metrics.append(record)
         self._save_last()
         self.display.finish_epoch(record)
-        if self.writer is not None:
-            write_scalars(self.writer, record)
+        if self.event_log is not None:
+            self.event_log.write(record)
 
     def _finish_partial_epoch(self) -> CheckpointName:
         """Validate the weights that max_steps left inside an epoch; returns the checkpoint to test.
