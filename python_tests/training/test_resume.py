@@ -179,10 +179,12 @@ def test_a_run_stopped_by_sigterm_can_be_resumed(tmp_path: Path) -> None:
 
 
 def test_a_signal_while_ranking_loses_nothing(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     """Ctrl-C during the validation of epoch 1, then during the final test with the best weights."""
-    rank, calls, before = Ranker.__call__, [], signal.getsignal(signal.SIGINT)
+    rank, calls, before = Ranker.__call__, [], signal.default_int_handler
+    inherited = signal.signal(signal.SIGINT, before)  # background jobs of a shell ignore it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, inherited))
 
     def interrupted(*arguments: object) -> object:
         calls.append(arguments)

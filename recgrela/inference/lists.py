@@ -62,6 +62,8 @@ def read_text(path: str, what: str) -> str:
     """The text of a UTF-8 file, or of stdin for "-". Raises DataError if it cannot be read."""
     try:
         if path == "-":
+            if sys.stdin is None:
+                raise DataError(f"{what} -: standard input is closed")
             return sys.stdin.read().removeprefix("\ufeff")
         return expand_path(path, what).read_text("utf-8-sig")
     except FileNotFoundError as error:

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from recgrela.evaluation.metrics import Ranking
 from recgrela.runs import checkpoint
-from recgrela.runs.curves import plot_curves
+from recgrela.runs.curves import draw_curves
 from recgrela.runs.folder import CheckpointName, RunFolder
 from recgrela.runs.ranks import Ranks, write_ranks
 from recgrela.runs.state import TrainState
@@ -59,7 +59,7 @@ def run_final_test(
         write_ranks(folder.ranks_path, ranks)
         folder.write_json(folder.results_path, results)
         folder.metrics.append({"kind": "final", **results})
-        plot_curves(folder.curves_path, folder.metrics.read())
+        draw_curves(folder.curves_path, folder.metrics.read(), console)
 
     session.processes.on_first(write)
     show_rankings(console, rankings, f"{folder.path.name}, {which}.safetensors ({state.describe()})")

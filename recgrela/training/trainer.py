@@ -7,7 +7,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import torch
 from rich.console import Console
@@ -17,17 +17,18 @@ from recgrela.parallel.launch import Launch
 from recgrela.parallel.processes import Processes, join
 from recgrela.runs import checkpoint, protocol
 from recgrela.runs.consistency import check_data, check_resumable, check_settings
-from recgrela.runs.curves import plot_curves
+from recgrela.runs.curves import draw_curves
 from recgrela.runs.folder import CheckpointName, RunFolder
 from recgrela.runs.lock import owned
 from recgrela.runs.state import TrainState
 from recgrela.runs.tensor_file import NotFinite
-from recgrela.runs.tensorboard import open_writer, write_scalars
+from recgrela.runs.tensorboard import EventLog
 from recgrela.settings.run import RunConfig
 from recgrela.system.console import say
 from recgrela.system.device import use_device
 from recgrela.system.errors import RunError
 from recgrela.system.memory import PeakMemory
+from recgrela.system.output import display_console
 from recgrela.system.progress import ProgressDisplay
 from recgrela.system.signals import Stopped, StopSignals
 from recgrela.training.agreement import Agreement
@@ -37,9 +38,6 @@ from recgrela.training.resumption import resume
 from recgrela.training.schedule import Place, Schedule, learning_rate
 from recgrela.training.session import Session, open_session
 from recgrela.training.warm_start import Start, WarmStart, warm_start
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ def train(
 
     A resumed run ends with the weights of an uninterrupted one.
 
-    SIGINT and SIGTERM end training after the current step, with a checkpoint to resume from.
+    SIGINT, SIGTERM and SIGHUP end training after the current step, with a checkpoint to resume from.
 
     Several processes, started by torchrun, share the batches. The first one writes the folder and the output.
 
@@ -84,7 +82,7 @@ def train(
             is written if possible, another process writes the run folder, or training diverges.
     """
     launch, memory = Launch.read(), PeakMemory()
-    console = console or Console(quiet=launch.rank > 0)
+    console = console or display_console(quiet=launch.rank > 0)
     device = use_device(config.train.device, launch.local_rank, launch.local_world)
     with ExitStack() as stack:
         processes = stack.enter_context(join(device, launch))
@@ -106,7 +104,7 @@ def train(
         try:
             return trainer.run()
         except Stopped as stop:
-            processes.on_first(lambda: plot_curves(folder.curves_path, folder.metrics.read()))
+            processes.on_first(lambda: draw_curves(folder.curves_path, folder.metrics.read(), console))
             return Result(folder, trainer.state, None, stop.signum)
 
 
@@ -147,12 +145,13 @@ class Trainer:
         self.samples = 0  # of this process, since the loss was last read
         unit = "samples" if self.settings.objective == "last" else "targets"
         self.display = stack.enter_context(ProgressDisplay(console, unit))
-        self.writer: SummaryWriter | None = None
+        self.event_log: EventLog | None = None
 
     def run(self) -> Result:
         """Train until there is a reason to stop, then test."""
         if self.session.use_tensorboard and self.processes.is_first:
-            self.writer = self.stack.enter_context(open_writer(self.folder.path / "tensorboard"))
+            log = EventLog(self.folder.path / "tensorboard", self.console)
+            self.event_log = self.stack.enter_context(log)
         try:
             while (reason := self.state.reason_to_stop(self.settings)) is None:
                 if self._train_epoch():
@@ -207,8 +206,8 @@ class Trainer:
         self._save_last()
         self.processes.on_first(lambda: self.folder.settle_best(self.state))  # `last` names the new one now
         self.display.finish_epoch(record)
-        if self.writer is not None:
-            write_scalars(self.writer, record)
+        if self.event_log is not None:
+            self.event_log.write(record)
 
     def _finish_partial_epoch(self) -> CheckpointName:
         """Validate the weights that max_steps left inside an epoch; returns the checkpoint to test.
