@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from recgrela.system.errors import DataError
+from recgrela.system.text import quote
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Interactions:
                 if str(user) in self.dropped_users
                 else "is not in the data"
             )
-            raise DataError(f"{self.description['source']}: user {str(user)!r} {why}")
+            raise DataError(f"{self.description['source']}: user {quote(str(user))} {why}")
         return row
 
     @cached_property
