@@ -15,6 +15,7 @@ import torch
 from recgrela.data.users import ArrayUserTable, UserTable, train_counts
 from recgrela.data.windows import DeviceItems, ItemSource
 from recgrela.system.errors import DataError
+from recgrela.system.text import quote
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Interactions:
         row = self.find_user(str(user))
         if row is None or row >= self.n_users:
             why = "is not in the data" if row is None else "has no events left after filtering"
-            raise DataError(f"{self.description['source']}: user {str(user)!r} {why}")
+            raise DataError(f"{self.description['source']}: user {quote(str(user))} {why}")
         return row
 
     def find_user(self, user: str) -> int | None:

@@ -15,6 +15,7 @@ from recgrela.inference.catalogue import Catalogue
 from recgrela.settings.data import with_absolute_path
 from recgrela.system.errors import DataError
 from recgrela.system.suggest import near_miss
+from recgrela.system.text import quote
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,9 @@ class Histories:
         rows = self._rows
         for user in users:
             if user not in rows:
-                raise DataError(f"{source}: user {user!r} is not in the data{near_miss(user, self.users)}")
+                raise DataError(
+                    f"{source}: user {quote(user)} is not in the data{near_miss(user, self.users)}"
+                )
         return self.take(np.array([rows[user] for user in users], dtype=np.int64))
 
     @cached_property
@@ -80,7 +83,7 @@ class Histories:
         if len(empty):
             some = f" and {len(empty) - 1} others" if len(empty) > 1 else ""
             raise DataError(
-                f"user {self.users[empty[0]]!r}{some}: the history has no item that the model knows"
+                f"user {quote(self.users[empty[0]])}{some}: the history has no item that the model knows"
             )
 
     def without_empty(self) -> Histories:

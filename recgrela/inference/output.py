@@ -17,10 +17,11 @@ from rich.text import Text
 from recgrela.inference.histories import Histories
 from recgrela.inference.tables import SCHEMA
 from recgrela.runs.items import Items
-from recgrela.system.console import printable, say
+from recgrela.system.console import say
 from recgrela.system.errors import ConfigError
 from recgrela.system.files import atomic_write, expand_path
 from recgrela.system.output import result_stream
+from recgrela.system.text import printable
 
 SHOWN = 10  # number of last items of the history to print
 HEADINGS = ["user", "rank", "score", "item", "title"]

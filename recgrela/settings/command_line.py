@@ -16,6 +16,7 @@ from recgrela.system.output import OutputClosed, standard_streams, tell, write_r
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
+from recgrela.system.text import printable, quote
 
 EXIT_USER_ERROR = 2
 EXIT_SIGNAL = 128  # plus the number of the signal, as in shells
@@ -102,7 +103,7 @@ class Parser(argparse.ArgumentParser):
                 action=option.many or "store",
                 nargs="+" if option.many == "store" else None,
                 metavar="{" + ",".join(choices) + "}" if choices else metavar,
-                help=(option.help + default).replace("%", "%%"),
+                help=printable(option.help + default).replace("%", "%%"),
             )
             self._options[option.key] = option
             self._values[option.key] = value
@@ -113,7 +114,7 @@ class Parser(argparse.ArgumentParser):
         unread = [word.partition("=")[0] for word in rest if word.startswith("--")]
         check_known(unread, [f"--{key}" for key in self._options] + ["--help"], "unknown option")
         if rest:
-            raise ConfigError(f"unexpected argument {rest[0]!r}")
+            raise ConfigError(f"unexpected argument {quote(rest[0])}")
         options = self._options
         typed = {key: options[key].read(word) if key in options else word for key, word in given.items()}
         return self._values | typed
