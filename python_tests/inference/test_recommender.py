@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import recgrela
+from python_tests.support.runs import edit_protocol
 from recgrela import Recommender
 from recgrela.inference import encoding
 from recgrela.models import MODELS, build
@@ -133,8 +134,7 @@ def test_histories_come_from_todays_events(finished_run: Path, tmp_path: Path) -
 
 def test_changed_data_of_the_run_is_no_obstacle(copy: Path) -> None:
     """Unlike in evaluate, whose figures must be those of the run's data."""
-    config = copy / "config.yaml"
-    config.write_text(config.read_text().replace("synthetic_seed: 0", "synthetic_seed: 1"))
+    edit_protocol(copy, lambda content: content["data"].update(sha256="0" * 64))
     assert Recommender.load(copy, device="cpu").recommend(k=1).num_rows > 0
 
 
