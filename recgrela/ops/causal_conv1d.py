@@ -131,7 +131,8 @@ def causal_conv1d(
             does not convert it. The last column multiplies the current row.
         bias: [C] of the dtype of `weight`, or None.
         cu_seqlens: int32 or int64 [B + 1] on the device of `x`: sequence b is rows
-            cu_seqlens[b] : cu_seqlens[b + 1].
+            cu_seqlens[b] : cu_seqlens[b + 1]. An empty sequence has no rows, and its final history is the
+            initial one.
         activation: "silu" or None.
         initial_history: [B, K - 1, C], the rows before each sequence, oldest first; None: zeros.
         return_final_history: also return the last K - 1 rows of each sequence, the initial history of the
