@@ -32,7 +32,7 @@ def linear_scan_reference(
     return_state: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The definition of `linear_scan` in plain PyTorch, on packed rows."""
-    lengths, channels = lengths_of(cu_seqlens, x.shape[0]), x.shape[1]
+    lengths, channels = lengths_of("linear_scan", cu_seqlens, x.shape[0]), x.shape[1]
     states = a.new_zeros(len(lengths), channels) if initial_state is None else initial_state
     coefficients = a.expand(x.shape[0], channels) if a.dim() == 1 else a
     outs, finals = [], []

@@ -50,7 +50,7 @@ def selective_scan_reference(
     step = delta.to(dtype) if delta_bias is None else delta.to(dtype) + delta_bias
     step = F.softplus(step) if delta_softplus else step
     delta_u = step * u.to(dtype)
-    lengths = lengths_of(cu_seqlens, u.shape[0])
+    lengths = lengths_of("selective_scan", cu_seqlens, u.shape[0])
     states = A.new_zeros(len(lengths), *A.shape) if initial_state is None else initial_state
     outs, finals, row = [], [], 0
     for length, state in zip(lengths, states, strict=True):
