@@ -166,7 +166,7 @@ def _make_step(
 ) -> TrainStep:
     """The training step with Adam as published: without weight decay or clipping."""
     train, device = config.train, next(model.parameters()).device
-    lr = torch.tensor(train.lr, device=device) if capturable else train.lr
+    lr = torch.tensor(train.lr, dtype=torch.float32, device=device) if capturable else train.lr
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True, capturable=capturable)
     # Adam would warn that the first steps run uncaptured, which is on purpose.
     optimizer._warned_capturable_if_run_uncaptured = True
