@@ -48,7 +48,7 @@ def command(argv: Sequence[str]) -> int:
     console = result_console(quiet=launch.rank > 0)
     device = use_device(options["device"], launch.local_rank, launch.local_world)
     with join(device, launch) as processes:
-        run = load_run(expand_path(options["run"], "RUN"), which, device)
+        run = load_run(expand_path(options["run"], "RUN"), which, device, processes)
         data = load_data(run, options["data.path"], processes)
         splits: tuple[Split, ...] = ("valid", "test") if options["split"] == "both" else (options["split"],)
         batch_size = options["batch_size"] or run.config.train.eval_batch_size

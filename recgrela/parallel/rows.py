@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from recgrela.parallel.processes import Processes
+
 
 @dataclass(frozen=True)
 class RowShards:
@@ -32,6 +34,13 @@ class RowShards:
                 f"RowShards: needs n_items and world of at least 1 and rank in 0 .. world - 1, got n_items "
                 f"{self.n_items}, rank {self.rank}, world {self.world}"
             )
+
+    @classmethod
+    def over(cls, processes: Processes, n_items: int, is_wanted: bool) -> RowShards | None:
+        """The rows divided over the processes of a run; None if they are not wanted or there is only one."""
+        if processes.is_alone or not is_wanted:
+            return None
+        return cls(n_items, processes.rank, processes.world)
 
     @property
     def block(self) -> int:

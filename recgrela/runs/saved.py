@@ -16,6 +16,7 @@ from recgrela.evaluation.metrics import Ranking
 from recgrela.evaluation.ranking import Ranker
 from recgrela.models import CONFIGS, SequenceModel, build
 from recgrela.parallel.processes import Processes
+from recgrela.parallel.rows import RowShards
 from recgrela.runs import checkpoint
 from recgrela.runs.consistency import check_complete, check_data, check_settings, recorded_ids, recorded_items
 from recgrela.runs.folder import CheckpointName, RunFolder
@@ -65,13 +66,17 @@ class SavedRun:
         }
 
 
-def load_run(path: Path, which: CheckpointName | None, device: torch.device) -> SavedRun:
+def load_run(
+    path: Path, which: CheckpointName | None, device: torch.device, processes: Processes | None = None
+) -> SavedRun:
     """Load the model of a run.
 
     Args:
         path: the run folder.
         which: the checkpoint; None for that of the final table.
         device: the model's device.
+        processes: the processes that divide the item table if the run was trained so; None: only this one,
+            with the whole table.
 
     A run that is training replaces its checkpoints meanwhile; then the new one is loaded.
 
@@ -86,7 +91,7 @@ def load_run(path: Path, which: CheckpointName | None, device: torch.device) -> 
     file = folder.find_checkpoint(which)
     for _ in range(10):
         try:
-            model = _make_model(folder, config, file).to(device)
+            model = _make_model(folder, config, file, processes or Processes()).to(device)
             state = TrainState.from_dict(checkpoint.load(file, model), file)
             return SavedRun(folder, config, model.eval(), device, file, state)
         except RunError:
@@ -96,12 +101,13 @@ def load_run(path: Path, which: CheckpointName | None, device: torch.device) -> 
     raise RunError(f"{folder.path}: its checkpoints are renamed again and again while they are read")
 
 
-def _make_model(folder: RunFolder, config: RunConfig, file: Path) -> SequenceModel:
+def _make_model(folder: RunFolder, config: RunConfig, file: Path, processes: Processes) -> SequenceModel:
     """A model of the size that checkpoint and protocol agree on, which is checked before it is allocated."""
     items, meta = recorded_items(folder), checkpoint.read_meta(file)
     if meta["n_items"] != items:
         raise RunError(f"{file}: has {meta['n_items']} items, but {folder.protocol_path} has {items}")
-    return build(config.model, items, config.data.max_len)
+    shards = RowShards.over(processes, items, config.train.shard_items)
+    return build(config.model, items, config.data.max_len, shards)
 
 
 def save_weights(run: SavedRun, items: Items, path: Path) -> None:

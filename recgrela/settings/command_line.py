@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -53,7 +54,8 @@ def _run(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
 
 
 def _fail(message: str) -> int:
-    tell(f"error: {one_line(message)}")
+    rank = os.environ.get("RANK", "0")
+    tell(f"{'' if rank == '0' else f'process {rank}: '}error: {one_line(message)}")
     return EXIT_USER_ERROR
 
 

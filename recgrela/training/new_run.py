@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -15,6 +17,9 @@ from recgrela.system.console import say
 from recgrela.system.files import atomic_write_text, expand_path
 from recgrela.training.session import Session
 from recgrela.training.warm_start import WarmStart
+
+# Files of a run folder before the first checkpoint.
+UNFINISHED = ("config.yaml", "protocol.json", "items.parquet", "metrics.jsonl", ".lock")
 
 
 def create_folder(
@@ -40,7 +45,10 @@ def create_folder(
         content["init"] = origin.record
     is_modified = origin is not None or bool(content["changed_from_preset"])
     stem = stem_of(config.data.path, config.preset) + "-modified" * is_modified
-    folder = RunFolder.create(expand_path(config.train.output, "train.output"), config.train.name, stem)
+    output, name = expand_path(config.train.output, "train.output"), config.train.name
+    if name is not None and (config.train.if_exists == "resume" or session.processes.launch.restarts):
+        remove_unfinished(output / name)
+    folder = RunFolder.create(output, name, stem)
     stack.enter_context(owned(folder.path))
     try:
         atomic_write_text(folder.config_path, config.to_yaml())
@@ -49,6 +57,26 @@ def create_folder(
     except BaseException:
         shutil.rmtree(folder.path)
         raise
+    _show(session, content, folder, console)
+    if origin is not None:
+        say(console, origin.describe())
+    return folder
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove the folder of a run that ended before its first checkpoint; another folder is left alone.
+
+    Raises:
+        RunError: another process writes the folder.
+    """
+    if not folder.is_dir() or {path.name for path in folder.iterdir()} - set(UNFINISHED):
+        return
+    with owned(folder):
+        shutil.rmtree(folder)
+
+
+def _show(session: Session, content: dict[str, Any], folder: RunFolder, console: Console) -> None:
+    config, processes = session.config, session.processes.world
     counts = content["data"]
     say(console, f"run folder {folder.path}")
     say(
@@ -58,6 +86,3 @@ def create_folder(
     )
     on = content["machine"]["device_name"] + f", in {processes} processes" * (processes > 1)
     say(console, f"{config.model.name}: {session.model.num_parameters:,} parameters, on {on}")
-    if origin is not None:
-        say(console, origin.describe())
-    return folder

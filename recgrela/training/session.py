@@ -85,9 +85,7 @@ def open_session(
     data = load_shared(config.data, processes)
     on_device = data.to(device)
     torch.manual_seed(train.seed)
-    shards = None
-    if train.shard_items and not processes.is_alone:
-        shards = RowShards(data.n_items, processes.rank, processes.world)
+    shards = RowShards.over(processes, data.n_items, train.shard_items)
     model = build(config.model, data.n_items, max_len, shards).to(device)
     check_model(model, config)
     if not processes.is_first:
