@@ -137,7 +137,7 @@ def test_runs_that_ranked_different_users_cannot_be_compared(
     assert "the users or their order differ from those of" in capsys.readouterr().err
     path.write_bytes(path.read_bytes()[:100])
     assert main([*REQUESTED, f"--out={copied}"]) == 2
-    assert "ranks.safetensors: damaged" in capsys.readouterr().err
+    assert "ranks.safetensors: not a file of ranks, or damaged" in capsys.readouterr().err
 
 
 def test_a_comparison_without_a_finished_run_is_a_table_of_failures(
