@@ -105,7 +105,7 @@ def test_an_item_table_of_an_earlier_version(copy: Path) -> None:
     path = RunFolder.open(copy).items_path
     table = pq.read_table(path)
     now = read_items(path, len(table))
-    pq.write_table(table.drop_columns("retired"), path)
+    pq.write_table(table.drop_columns("retired").replace_schema_metadata(None), path)
     assert read_items(path, len(table)) == now
     assert now.retired.shape == (len(table),) and not now.retired.any()
 

@@ -127,6 +127,24 @@ def test_a_run_with_other_settings_or_data_is_an_error(
 
 
 @pytest.mark.usefixtures("no_training")
+def test_a_run_that_lost_a_file_is_an_error(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = folders(copied)["narrow", 2]
+    for name in ("config.yaml", "protocol.json", "items.parquet", "metrics.jsonl"):
+        content = (run.path / name).read_bytes()
+        (run.path / name).unlink()
+        assert main([*REQUESTED, f"--out={copied}"]) == 2
+        err = capsys.readouterr().err
+        assert str(run.path) in err and name in err and err.count("\n") == 1
+        (run.path / name).write_bytes(content)
+    # An interrupted run without its last checkpoint is not removed and trained again.
+    for path in (run.results_path, run.ranks_path, run.checkpoint_path("last")):
+        path.unlink()
+    assert main([*REQUESTED, f"--out={copied}"]) == 2
+    assert "last.safetensors is missing, so the run cannot continue" in capsys.readouterr().err
+    assert run.checkpoint_path("best").is_file()
+
+
+@pytest.mark.usefixtures("no_training")
 def test_runs_that_ranked_different_users_cannot_be_compared(
     copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -137,7 +155,7 @@ def test_runs_that_ranked_different_users_cannot_be_compared(
     assert "the users or their order differ from those of" in capsys.readouterr().err
     path.write_bytes(path.read_bytes()[:100])
     assert main([*REQUESTED, f"--out={copied}"]) == 2
-    assert "ranks.safetensors: damaged" in capsys.readouterr().err
+    assert "ranks.safetensors: not a file of ranks, or damaged" in capsys.readouterr().err
 
 
 def test_a_comparison_without_a_finished_run_is_a_table_of_failures(
