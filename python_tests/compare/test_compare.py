@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import yaml
 from safetensors.numpy import load_file, save_file
 
 from python_tests.compare.comparison import LABELS, REQUESTED, SEEDS, files, folders, table
+from python_tests.support.runs import edit_protocol
 from recgrela import evaluate
 from recgrela.compare import runner
 from recgrela.compare.__main__ import main
@@ -115,10 +115,9 @@ def test_a_run_with_other_settings_or_data_is_an_error(
     (copied / "comparison.yaml").write_text(yaml.safe_dump(only_seeds))
     assert main([*REQUESTED, "--train.lr=0.5", f"--out={copied}"]) == 2
     assert "runs/RecGRELA/1/config.yaml: train.lr is 0.01, but 0.5 is requested" in capsys.readouterr().err
-    protocol = folders(copied)["narrow", 1].protocol_path
-    content = json.loads(protocol.read_text())
-    content["data"]["packed_sha256"] = "0" * 64
-    protocol.write_text(json.dumps(content))
+    edit_protocol(
+        folders(copied)["narrow", 1].path, lambda content: content["data"].update(packed_sha256="0" * 64)
+    )
     assert main([*REQUESTED, f"--out={copied}"]) == 2
     assert "the events or their order differ from those of this run" in capsys.readouterr().err
     folders(copied)["RecGRELA", 1].ranks_path.unlink()

@@ -14,6 +14,7 @@ from pyarrow import parquet
 
 from recgrela.data import DataConfig, load
 from recgrela.system.errors import ConfigError, DataError
+from recgrela.system.text import printable
 
 HEADER = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
 
@@ -22,7 +23,7 @@ def fails(path, expected: str, **settings) -> None:
     """Loading ``path`` raises DataError with exactly ``<path><expected>``."""
     with pytest.raises(DataError) as caught:
         load(DataConfig(path=str(path), **{"min_user_events": 0, "min_item_events": 0} | settings))
-    assert str(caught.value) == f"{path}{expected}"
+    assert str(caught.value) == f"{printable(str(path))}{expected}"
 
 
 LINES = {
@@ -203,7 +204,7 @@ def test_bad_titles(tmp_path):
         path.write_bytes(content)
         with pytest.raises(DataError) as caught:
             load(DataConfig(path=str(tmp_path / "x.inter"), min_user_events=0, min_item_events=0))
-        assert str(caught.value) == f"{path}{expected}"
+        assert str(caught.value) == f"{printable(str(path))}{expected}"
 
     header = b"item_id:token\ttitle:token\n"
     title_fails(header + b"1\tone\n2\n", ", line 3: column 'title' is missing (a truncated line?)")
@@ -299,7 +300,7 @@ def test_damaged_archives(tmp_path):
     (tmp_path / "plain.inter.gz").write_text(HEADER)
     fails(tmp_path / "plain.inter.gz", ": damaged or truncated archive (Not a gzipped file (b'us'))")
     (tmp_path / "x.zip").write_text("no zip")
-    fails(tmp_path / "x.zip", ": damaged zip (File is not a zip file)")
+    fails(tmp_path / "x.zip", ": damaged or truncated archive (File is not a zip file)")
     with zipfile.ZipFile(tmp_path / "bad.zip", "w") as archive:
         archive.writestr("ratings.dat", "1::2::3::4\n" * 9)
     content = (tmp_path / "bad.zip").read_bytes()

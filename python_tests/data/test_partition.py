@@ -137,5 +137,5 @@ def test_wrong_shares(make_interactions):
             TrainBatches(data, "all", 10, 4, 0, **share)
         assert str(caught.value).startswith(expected)
     TrainBatches(data, "last", 10, 4, 0, pieces=1, rank=2, world=3)  # objective "last" has no pieces
-    with pytest.raises(ConfigError, match="rank: -1 is not in 0 .. 1"):
+    with pytest.raises(ConfigError, match=r"rank: -1 is not in 0 \.\. 1"):
         EvalBatches(data, "test", 10, 4, rank=-1, world=2)

@@ -109,7 +109,7 @@ def test_histories_on_stdin(
     finished_run: Path, recommender: Recommender, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     a, b = recommender.item_ids[4:6]
-    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps([a, "unknown", b]) + "\n"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(json.dumps([a, "unknown", b]).encode())))
     assert run_command(finished_run, "--histories=-", "--format=jsonl", "--k=2") == 0
     captured = capsys.readouterr()
     assert [json.loads(line)["user"] for line in captured.out.splitlines()] == ["1", "1"]

@@ -64,7 +64,7 @@ def test_the_files_of_a_run(whole: Path) -> None:
         assert record["seconds"] > 0 and record["targets_per_second"] > 0
         assert record["peak_memory"] >= 0
     assert epochs[0]["loss"] > epochs[1]["loss"] > 0
-    results = json.loads((whole / "results.json").read_text())
+    results = RunFolder.open(whole).read_results()
     assert {key: value for key, value in final.items() if key != "kind"} == results
     best = max(epochs, key=lambda record: (round(record["valid"]["unmasked"]["NDCG@10"], 4), record["epoch"]))
     assert results["epoch"] == best["epoch"]

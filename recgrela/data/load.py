@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -12,29 +13,79 @@ from recgrela.data.events import Events
 from recgrela.data.formats import read
 from recgrela.data.formats.table import column_names, table_arrays
 from recgrela.data.interactions import Interactions
-from recgrela.data.prepare import prepare
+from recgrela.data.packed import PackedInteractions, is_packed, open_packed
+from recgrela.data.packing import discard, pack_for_host
+from recgrela.data.prepare import filter_settings, prepare
+from recgrela.parallel.processes import Processes
 from recgrela.settings.data import DataConfig
+from recgrela.settings.fields import show
+from recgrela.system.errors import DataError
 
 TABLE = "the table of events"  # its name in messages
 
 
 def load(config: DataConfig) -> Interactions:
-    """Read, filter, sort and pack the data of a run.
+    """Read, filter, sort and pack the data of a run; or map packed data, after reading them once as a check.
 
     Returns:
         Interactions on the CPU.
 
     Raises:
         DataError: the file is missing or invalid, or no events are left after filtering; the message names
-            the file, and the line and column if there is one.
+            the file, and the line and column if there is one. Or packed data have another filter or order.
     """
     if config.path == "synthetic":
         events = synthetic.generate(
             config.synthetic_seed, config.synthetic_users, config.synthetic_items, config.synthetic_events
         )
+    elif is_packed(config.path):
+        data = open_packed(config.path)
+        _check_prepared(data, config)
+        return data
     else:
         events = read(config)
     return prepare(events, config)
+
+
+def load_shared(config: DataConfig, processes: Processes) -> Interactions:
+    """Like `load`, for several processes: one process of each host reads the source.
+
+    It packs the data into a temporary folder, which all processes of the host map.
+
+    Raises:
+        DataError: see `load`; or hosts have different data.
+        ReportedElsewhere: another process raises the error.
+    """
+    if processes.is_alone:
+        return load(config)
+    if is_packed(config.path):
+        data = open_packed(config.path, verify=processes.launch.local_rank == 0)
+        _check_prepared(data, config)
+    else:
+        path = processes.on_each_host(lambda: str(pack_for_host(load(config))))
+        data = open_packed(path, verify=False)
+        processes.wait()  # until all have opened it
+        if processes.launch.local_rank == 0:
+            discard(Path(path))
+    hashes = processes.gather_text(data.packed_sha256())
+    if len(set(hashes)) > 1:
+        other = next(rank for rank, value in enumerate(hashes) if value != hashes[0])
+        raise DataError(
+            f"{config.path}: differs between hosts: process 0 has events of sha256 {hashes[0][:16]}..., "
+            f"process {other} of {hashes[other][:16]}...; copy the data to every host"
+        )
+    return data
+
+
+def _check_prepared(data: PackedInteractions, config: DataConfig) -> None:
+    """Raises DataError if packed data were filtered or ordered by other settings."""
+    recorded = {**data.description["filter"], "order": data.description["order"]}
+    for name, value in {**filter_settings(config), "order": config.order}.items():
+        if recorded.get(name) != value:
+            raise DataError(
+                f"{config.path}: was packed with data.{name} {show(recorded.get(name))}, not {show(value)}; "
+                "change the setting, or convert the source again"
+            )
 
 
 def load_table(table: pa.Table, config: DataConfig) -> Interactions:

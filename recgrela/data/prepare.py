@@ -70,13 +70,18 @@ def time_order(users: np.ndarray, times: np.ndarray, order: Order) -> np.ndarray
     return np.lexsort((times, users))
 
 
+def filter_settings(config: DataConfig) -> dict[str, int | None]:
+    """The settings of the k-core filter by name."""
+    limits = ("min_user_events", "max_user_events", "min_item_events", "max_item_events")
+    return {name: getattr(config, name) for name in limits}
+
+
 def prepare(events: Events, config: DataConfig) -> Interactions:
     """Filter, number, sort and pack events. Raises DataError if no events are left."""
     user_range = (config.min_user_events, config.max_user_events)
     item_range = (config.min_item_events, config.max_item_events)
     rows = k_core(events.users, events.items, user_range, item_range)
-    limits = ("min_user_events", "max_user_events", "min_item_events", "max_item_events")
-    settings = {name: getattr(config, name) for name in limits}
+    settings = filter_settings(config)
     if rows.size == 0:
         shown = ", ".join(f"{name}={value}" for name, value in settings.items() if value is not None)
         raise DataError(

@@ -143,7 +143,8 @@ def summarize(ranks: Tensor, counts: Tensor) -> Ranking:
     ties, masked_ties, nan_users = counts.tolist()
     if nan_users:
         raise RunError(f"the model gives NaN scores for {nan_users} of {users} users; training diverged")
-    sums = torch.stack([sum(metrics_of(part).sum(0) for part in row.split(_BLOCK)) for row in ranks])
+    blocks = [torch.stack([metrics_of(row).sum(0) for row in block]) for block in ranks.split(_BLOCK, 1)]
+    sums = torch.stack(blocks).sum(0)
     unmasked, masked = (sums / users).tolist()
     return Ranking(
         users=users,

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from recgrela.system.errors import ConfigError, DataError
+from recgrela.system.text import one_line, quote
 
 Ids = Iterable[str | int]
 HistoryLists = Mapping[str, Ids] | Iterable[Ids]
@@ -21,11 +22,14 @@ def to_id(value: Any, what: str) -> str:
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise DataError(f"{what}: the id {value!r} is not valid text") from None
+            raise DataError(f"{what}: the id {quote(value)} is not valid text") from None
         return value
     if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise DataError(f"{what}: the id {value!r} is neither text nor a whole number")
-    return str(operator.index(value))
+        raise DataError(f"{what}: the id {quote(value)} is neither text nor a whole number")
+    try:
+        return str(operator.index(value))
+    except ValueError:
+        raise DataError(f"{what}: the id is {quote(value)}") from None
 
 
 def to_ids(values: Any, what: str) -> list[str]:
@@ -35,7 +39,7 @@ def to_ids(values: Any, what: str) -> list[str]:
         ConfigError: it is a single id; DataError: an id is neither text nor a whole number.
     """
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
-        raise ConfigError(f"{what}: expected a list of ids, got {values!r}")
+        raise ConfigError(f"{what}: expected a list of ids, got {quote(values)}")
     values = values.to_pylist() if isinstance(values, pa.Array | pa.ChunkedArray) else values
     return [to_id(value, what) for value in values]
 
@@ -61,7 +65,7 @@ def to_count(value: Any, what: str) -> int:
     try:
         count = operator.index(value)
     except TypeError:
-        raise ConfigError(f"{what}: {value!r} is not a whole number") from None
+        raise ConfigError(f"{what}: {quote(value)} is not a whole number") from None
     if count < 1 or isinstance(value, bool):
         raise ConfigError(f"{what}: {value} is below 1")
     return count
@@ -78,4 +82,4 @@ def to_events(events: Any) -> str | pa.Table:
     try:
         return pa.table(events)
     except (TypeError, ValueError, pa.ArrowException) as error:
-        raise DataError(f"the events are neither a path nor a table: {str(error).splitlines()[0]}") from error
+        raise DataError(f"the events are neither a path nor a table: {one_line(error)}") from error

@@ -12,6 +12,7 @@ from torch import Tensor
 from recgrela.runs.items import Items
 from recgrela.system.errors import DataError
 from recgrela.system.suggest import near_miss
+from recgrela.system.text import quote
 
 
 class Catalogue:
@@ -53,9 +54,9 @@ class Catalogue:
                 if title is not None
             }
             if token in by_title:
-                raise DataError(f"{what} {token!r} is a title; use its id {by_title[token]!r}")
+                raise DataError(f"{what} {quote(token)} is a title; use its id {quote(by_title[token])}")
             hint = near_miss(token, self.index)
-            raise DataError(f"{what} {token!r} is not among the model's {len(self)} items{hint}")
+            raise DataError(f"{what} {quote(token)} is not among the model's {len(self)} items{hint}")
         return found
 
     def allowed(self, allow: Sequence[str] | None, deny: Sequence[str] | None) -> Tensor | None:

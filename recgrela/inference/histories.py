@@ -10,10 +10,12 @@ import numpy as np
 import pyarrow as pa
 
 from recgrela.data import DataConfig, Interactions, load, load_table
+from recgrela.data.packed import is_packed, open_packed
 from recgrela.inference.catalogue import Catalogue
 from recgrela.settings.data import with_absolute_path
 from recgrela.system.errors import DataError
 from recgrela.system.suggest import near_miss
+from recgrela.system.text import quote
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,9 @@ class Histories:
         rows = self._rows
         for user in users:
             if user not in rows:
-                raise DataError(f"{source}: user {user!r} is not in the data{near_miss(user, self.users)}")
+                raise DataError(
+                    f"{source}: user {quote(user)} is not in the data{near_miss(user, self.users)}"
+                )
         return self.take(np.array([rows[user] for user in users], dtype=np.int64))
 
     @cached_property
@@ -79,7 +83,7 @@ class Histories:
         if len(empty):
             some = f" and {len(empty) - 1} others" if len(empty) > 1 else ""
             raise DataError(
-                f"user {self.users[empty[0]]!r}{some}: the history has no item that the model knows"
+                f"user {quote(self.users[empty[0]])}{some}: the history has no item that the model knows"
             )
 
     def without_empty(self) -> Histories:
@@ -105,7 +109,9 @@ def from_interactions(catalogue: Catalogue, data: Interactions) -> Histories:
     known = items > 0
     before = np.concatenate(([0], np.cumsum(known)))
     offsets = before[data.host_offsets()]
-    return Histories(data.user_ids, items[known], offsets, np.diff(data.host_offsets()) - np.diff(offsets))
+    return Histories(
+        list(data.user_ids), items[known], offsets, np.diff(data.host_offsets()) - np.diff(offsets)
+    )
 
 
 def load_histories(catalogue: Catalogue, events: str | pa.Table, config: DataConfig) -> Histories:
@@ -119,6 +125,8 @@ def load_histories(catalogue: Catalogue, events: str | pa.Table, config: DataCon
     Raises:
         DataError: the events cannot be read.
     """
+    if isinstance(events, str) and is_packed(events):
+        return from_interactions(catalogue, open_packed(events))
     config = replace(config, min_user_events=0, max_user_events=None, min_item_events=0, max_item_events=None)
     if isinstance(events, str):
         data = load(with_absolute_path(replace(config, path=events)))

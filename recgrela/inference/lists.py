@@ -6,10 +6,12 @@ import json
 import sys
 from pathlib import Path
 
+from recgrela.data.formats.unpacking import Limit, Within
 from recgrela.inference.arguments import to_id, to_ids
 from recgrela.system.errors import DataError
 from recgrela.system.files import expand_path
 from recgrela.system.suggest import near_file
+from recgrela.system.text import one_line, quote
 
 
 def read_lines(path: str, what: str) -> list[str]:
@@ -42,7 +44,7 @@ def read_histories(path: str) -> dict[str, list[str]]:
         try:
             value = json.loads(line)
         except ValueError as error:
-            raise DataError(f"{where}: not JSON: {error}") from None
+            raise DataError(f"{where}: not JSON: {one_line(error)}") from None
         except RecursionError:
             raise DataError(f"{where}: lists are nested too deeply") from None
         if isinstance(value, list):
@@ -51,7 +53,7 @@ def read_histories(path: str) -> dict[str, list[str]]:
             raise DataError(f'{where}: expected {{"user": ID, "items": [ID, ...]}} or [ID, ...]')
         user = to_id(value.get("user", number), where)
         if user in histories:
-            raise DataError(f"{where}: the user {user!r} occurs twice")
+            raise DataError(f"{where}: the user {quote(user)} occurs twice")
         histories[user] = to_ids(value["items"], where)
     if not histories:
         raise DataError(f"--histories {path}: no line has a history")
@@ -59,14 +61,26 @@ def read_histories(path: str) -> dict[str, list[str]]:
 
 
 def read_text(path: str, what: str) -> str:
-    """The text of a UTF-8 file, or of stdin for "-". Raises DataError if it cannot be read."""
+    """The text of a UTF-8 file, or of stdin for "-".
+
+    Raises:
+        DataError: it cannot be read, is not UTF-8, or is larger than half of the memory that is available (a
+            device such as /dev/zero has no end).
+    """
+    where = f"{what} {path}"
+    limit = Limit.of_memory()
     try:
         if path == "-":
-            return sys.stdin.read().removeprefix("\ufeff")
-        return expand_path(path, what).read_text("utf-8-sig")
+            if sys.stdin is None:
+                raise DataError(f"{what} -: standard input is closed")
+            data = Within(sys.stdin.buffer, limit, where).read_all()
+        else:
+            with expand_path(path, what).open("rb") as file:
+                data = Within(file, limit, where).read_all()
+        return str(data, "utf-8-sig")
     except FileNotFoundError as error:
-        raise DataError(f"{what} {path}: no such file{near_file(Path(path))}") from error
+        raise DataError(f"{where}: no such file{near_file(Path(path))}") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{what} {path}: not UTF-8: {error}") from None
+        raise DataError(f"{where}: not UTF-8: {error.reason} at byte {error.start}") from None
     except OSError as error:
-        raise DataError(f"{what} {path}: cannot be read: {error.strerror}") from None
+        raise DataError(f"{where}: cannot be read: {error.strerror}") from None

@@ -17,6 +17,7 @@ from recgrela.models.official import OfficialWeights
 from recgrela.models.streaming import Streaming
 from recgrela.nn import AddNorm, Dropout, SeedStream, Sequences
 from recgrela.ops import embedding
+from recgrela.parallel.rows import RowShards
 from recgrela.parallel.table import ShardedTable, Table, cross_entropy, draw, make_table, rows_for
 from recgrela.settings.model import ModelConfig
 from recgrela.settings.train import Objective
@@ -82,6 +83,21 @@ class SequenceModel(Streaming):
         """The item table as losses take it: its rows [n_items, D], or the `ShardedTable`."""
         module = self.item_embedding
         return module if isinstance(module, ShardedTable) else module.weight
+
+    @property
+    def shards(self) -> RowShards | None:
+        """How the rows of the item table and of the item bias are divided; None if they are whole."""
+        return self.item_embedding.rows if isinstance(self.item_embedding, ShardedTable) else None
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of trained parameters, with the rows of a sharded table that other processes have."""
+        numbers = {name: p.numel() for name, p in self.named_parameters() if p.requires_grad}
+        if self.shards is not None:
+            numbers["item_embedding.weight"] = self.n_items * self.item_embedding.embedding_dim
+            if "item_bias" in numbers:
+                numbers["item_bias"] = self.n_items
+        return sum(numbers.values())
 
     # ---- for subclasses
 

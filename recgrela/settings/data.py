@@ -45,6 +45,12 @@ class DataConfig(Settings):
     eval_max_len: int | None = setting(
         None, "Maximum length in evaluation and recommendation; null: max_len.", min=1
     )
+    max_unpacked_gb: float | None = setting(
+        None,
+        "Limit of what a compressed file unpacks to, in 10^9 bytes; null: half of the available memory.",
+        above=0,
+        affects=NOTHING,
+    )
     synthetic_seed: int = setting(0, "Seed of the synthetic data.", min=0, max=MAX_SEED)
     synthetic_users: int = setting(1000, "Number of synthetic users.", min=1)
     synthetic_items: int = setting(500, "Number of synthetic items.", min=20, max=2**24)

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from recgrela.system.errors import ConfigError
 from recgrela.system.suggest import near_miss
+from recgrela.system.text import quote, shorten
 
 T = TypeVar("T")
 
@@ -95,11 +96,13 @@ class Option:
             what = LISTS[self.kind] if self.many else KINDS[self.kind]
             if self.choices:
                 what = "one of " * (len(self.choices) > 1) + ", ".join(self.choices)
-            what += " or null" * self.optional + near_miss(str(value), self.choices)
-            raise ConfigError(f"{self.key}: {show(value)} is not {what}")
+            what += " or null" * self.optional + near_miss(
+                value if isinstance(value, str) else "", self.choices
+            )
+            raise ConfigError(f"{self.key}: {_shown(value)} is not {what}")
         for number in parts if self.kind in (int, float) else []:
             if not abs(number) <= sys.float_info.max:  # also rejects NaN
-                raise ConfigError(f"{self.key}: {number} is not a finite number")
+                raise ConfigError(f"{self.key}: {quote(number)} is not a finite number")
             for is_outside, side, limit in (
                 (operator.lt, "below", self.min),
                 (operator.gt, "above", MAX_INT if self.max is None and self.kind is int else self.max),
@@ -107,7 +110,7 @@ class Option:
                 (operator.ge, "not below", self.below),
             ):
                 if limit is not None and is_outside(number, limit):
-                    raise ConfigError(f"{self.key}: {number} is {side} {limit}")
+                    raise ConfigError(f"{self.key}: {quote(number)} is {side} {limit}")
         return value
 
     def _fits(self, value: Any) -> bool:
@@ -180,7 +183,12 @@ def check_known(names: Iterable[str], known: Iterable[str], what: str) -> None:
             last = ALIASES.get(last, last)
             same = [other for other in known if other.rpartition(".")[2].lstrip("-") == last]
             hint = f"; did you mean {same[0]!r}?" if same else near_miss(name, known)
-            raise ConfigError(f"{what} {name}{hint}")
+            raise ConfigError(f"{what} {shorten(name)}{hint}")
+
+
+def _shown(value: Any) -> str:
+    """`show` in a message, where a long value is shortened."""
+    return show(value) if value is None or isinstance(value, bool | date) else quote(value)
 
 
 def show(value: Any) -> str:

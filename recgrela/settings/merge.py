@@ -13,6 +13,7 @@ from recgrela.settings.model import ModelConfig
 from recgrela.settings.yaml import flatten, read_yaml
 from recgrela.system.errors import ConfigError
 from recgrela.system.files import expand_path
+from recgrela.system.text import quote
 
 S = TypeVar("S", bound=Settings)
 
@@ -105,7 +106,7 @@ def merge(options: Mapping[str, Option], sources: Iterable[Source]) -> dict[str,
                     check_known([key], options, "unknown key")
                     merged[key] = options[key].read(value)
                 elif value is not None and value != {}:
-                    raise ConfigError(f"{key}: expected a section with keys, not {value!r}")
+                    raise ConfigError(f"{key}: expected a section with keys, not {quote(value)}")
     return merged
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from recgrela.system.text import bounded, one_line, printable
 
-def one_line(message: object) -> str:
-    """The text of a message or exception, on one line."""
-    return " ".join(str(message).split())
+__all__ = ["ConfigError", "DataError", "DiskFull", "ReportedElsewhere", "RunError", "UserError", "one_line"]
 
 
 class UserError(Exception):
-    """An error that the user can fix: commands print ``error: <message>`` to stderr and exit with 2."""
+    """An error that the user can fix: commands print ``error: <message>`` to stderr and exit with 2.
+
+    Control characters of the message are escaped, and a message longer than a few lines loses its middle.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(bounded(printable(str(message))))
 
 
 class ReportedElsewhere(UserError):

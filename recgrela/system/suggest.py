@@ -7,12 +7,19 @@ from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
+from recgrela.system.text import MAX_QUOTED
+
 MAX_COMPARED = 10_000  # words that are compared with a misspelt one
 
 
 def near_miss(word: str, known: Iterable[str]) -> str:
-    """The hint "; did you mean 'x'?" for the known word closest to `word`, or "" if none is close."""
-    choices = list(known)
+    """The hint "; did you mean 'x'?" for the known word closest to `word`, or "" if none is close.
+
+    Words longer than a message quotes are not compared.
+    """
+    if len(word) > MAX_QUOTED:
+        return ""
+    choices = [choice for choice in known if len(choice) <= MAX_QUOTED]
     if len(choices) > MAX_COMPARED:  # difflib compares about 50,000 words per second
         alike = (choice for choice in choices if choice[:1] == word[:1] and abs(len(choice) - len(word)) < 2)
         choices = list(islice(alike, MAX_COMPARED))

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from recgrela.data import Batch, EvalBatches, Interactions, TrainBatches, load
+from recgrela.data import Batch, EvalBatches, Interactions, TrainBatches, load_shared
 from recgrela.evaluation.ranking import Ranker
 from recgrela.models import SequenceModel, build
 from recgrela.models.capture import filling_for
 from recgrela.parallel.processes import Processes
+from recgrela.parallel.rows import RowShards
 from recgrela.runs.tensorboard import use_tensorboard
 from recgrela.settings.data import with_absolute_path
 from recgrela.settings.run import RunConfig
@@ -81,10 +82,13 @@ def open_session(
     wants_graphs = train.wants_graphs(device.type)
     if train.threads is not None:
         torch.set_num_threads(train.threads)
-    data = load(config.data)
+    data = load_shared(config.data, processes)
     on_device = data.to(device)
     torch.manual_seed(train.seed)
-    model = build(config.model, data.n_items, max_len).to(device)
+    shards = None
+    if train.shard_items and not processes.is_alone:
+        shards = RowShards(data.n_items, processes.rank, processes.world)
+    model = build(config.model, data.n_items, max_len, shards).to(device)
     check_model(model, config)
     if not processes.is_first:
         torch.manual_seed(process_seed(train.seed, processes.rank))  # the weights are those of the first one
@@ -162,7 +166,7 @@ def _make_step(
 ) -> TrainStep:
     """The training step with Adam as published: without weight decay or clipping."""
     train, device = config.train, next(model.parameters()).device
-    lr = torch.tensor(train.lr, device=device) if capturable else train.lr
+    lr = torch.tensor(train.lr, dtype=torch.float32, device=device) if capturable else train.lr
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True, capturable=capturable)
     # Adam would warn that the first steps run uncaptured, which is on purpose.
     optimizer._warned_capturable_if_run_uncaptured = True

@@ -14,8 +14,10 @@ from recgrela.data.events import Events
 from recgrela.data.formats import movielens, recbole, table
 from recgrela.data.formats.columns import Arrays
 from recgrela.data.formats.source import Source, open_source
+from recgrela.data.formats.unpacking import SETTING, Limit
 from recgrela.settings.data import DataConfig
 from recgrela.system.errors import DataError
+from recgrela.system.text import listed
 
 # (content of the file, its source, its name in the source, settings) -> (events, titles by original item id)
 Reader = Callable[[pa.Buffer, Source, str, DataConfig], tuple[Arrays, dict[str, str]]]
@@ -48,7 +50,7 @@ def read(config: DataConfig) -> Events:
         DataError: the file is missing or invalid; the message names it, and the line and column if there is
             one.
     """
-    source, name = open_source(config.path)
+    source, name = open_source(config.path, Limit.of_memory(config.max_unpacked_gb, SETTING))
     if name is None:
         name, kind = _choose(source, config.format)
     elif config.format == "auto":
@@ -70,7 +72,7 @@ def _choose(source: Source, wanted: str) -> tuple[str, str]:
         found = [name for name in names if FORMATS[kind].matches(name)]
         if len(found) > 1:
             fix = "extract it and give the path of one" if source.is_zip else "give the path of one"
-            raise DataError(f"{source.path}: contains {', '.join(found)}; {fix}")
+            raise DataError(f"{source.path}: contains {listed(found)}; {fix}")
         if found:
             return found[0], kind
     raise DataError(f"{source.path}: contains no file of a known format; {_known()}")

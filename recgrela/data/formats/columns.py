@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from recgrela.system.errors import DataError
 from recgrela.system.suggest import near_miss
+from recgrela.system.text import listed, quote, shorten
 
 _MISSING = r"\s*|nan|NaN|NAN|null|NULL|NA"  # spellings of a missing value
 _BAD_ID = rf"^({_MISSING}|-[0-9]+(\.[0-9]*)?)$"  # missing, or a number below 0
@@ -48,10 +49,10 @@ def find_columns(where: str, present: list[str], wanted: tuple[str, ...]) -> Non
     """Raises DataError for a wanted column that is missing or ambiguous, with a suggestion."""
     for name in wanted:
         if name not in present:
-            known = ", ".join(map(repr, present))
-            raise DataError(f"{where}: no column {name!r} among {known}{near_miss(name, present)}")
+            known = listed(map(quote, present))
+            raise DataError(f"{where}: no column {quote(name)} among {known}{near_miss(name, present)}")
         if present.count(name) > 1:
-            raise DataError(f"{where}: column {name!r} occurs {present.count(name)} times")
+            raise DataError(f"{where}: column {quote(name)} occurs {present.count(name)} times")
 
 
 def value_fault(names: Names, user: str, item: str, time: str) -> str | None:
@@ -59,19 +60,21 @@ def value_fault(names: Names, user: str, item: str, time: str) -> str | None:
     for name, value in ((names.user, user), (names.item, item)):
         if (fault := id_fault(name, value)) is not None:
             return fault
-    if not _NUMBER.fullmatch(time.strip()) or not math.isfinite(float(time)):
-        return f"column {names.time!r}: {time!r} is not a finite number"
-    if abs(float(time)) >= 2**63:
-        return f"column {names.time!r}: {time} is out of range; times must be between -2^63 and 2^63"
+    number = time.strip(" \t")  # as Arrow does
+    if not _NUMBER.fullmatch(number) or not math.isfinite(float(number)):
+        return f"column {quote(names.time)}: {quote(time)} is not a finite number"
+    if abs(float(number)) >= 2**63:
+        limits = "times must be between -2^63 and 2^63"
+        return f"column {quote(names.time)}: {shorten(time)} is out of range; {limits}"
     return None
 
 
 def id_fault(name: str, value: str) -> str | None:
     """Describes an invalid id in the column `name`; None if the id is valid."""
     if re.fullmatch(_MISSING, value, re.ASCII):
-        return f"column {name!r}: {f'missing id {value!r}' if value else 'empty id'}"
+        return f"column {quote(name)}: {f'missing id {quote(value)}' if value else 'empty id'}"
     if re.match(_BAD_ID, value, re.ASCII):
-        return f"column {name!r}: negative id {value}"
+        return f"column {quote(name)}: negative id {shorten(value)}"
     return None
 
 
@@ -93,11 +96,27 @@ def to_arrays(columns: Columns) -> Arrays | int:
 
 def _encode(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str], Any]:
     """A column of ids -> [n] int32 codes, tokens, and [n] bool or False, whether each row's id is invalid."""
-    column = column.dictionary_encode().unify_dictionaries()
-    codes = pa.chunked_array([chunk.indices for chunk in column.chunks], pa.int32())
-    tokens = column.chunk(0).dictionary.cast(pa.string())
+    codes, dictionary = encode(column)
+    tokens = dictionary.cast(pa.string())
     nulls = codes.is_null().to_numpy() if codes.null_count else False
     numbers = codes.fill_null(0).to_numpy()
     bad_tokens = pc.match_substring_regex(tokens, _BAD_ID).fill_null(True).to_numpy(zero_copy_only=False)
     bad = nulls | bad_tokens[numbers] if bad_tokens.any() else nulls
     return numbers, tokens.to_pylist(), bad
+
+
+def encode(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.Array]:
+    """A column as int32 codes of different values and these values; a dictionary array is never expanded."""
+    if not pa.types.is_dictionary(column.type):
+        column = column.dictionary_encode()
+    chunks = [
+        pa.DictionaryArray.from_arrays(chunk.indices.cast(pa.int32()), chunk.dictionary)
+        for chunk in column.chunks
+    ]
+    column = pa.chunked_array(chunks).unify_dictionaries()
+    codes = pa.chunked_array([chunk.indices for chunk in column.chunks], pa.int32())
+    values = column.chunk(0).dictionary
+    different = values.dictionary_encode()
+    if len(different.dictionary) < len(values):  # a dictionary may have a value twice, and null
+        codes, values = different.indices.take(codes), different.dictionary
+    return codes, values

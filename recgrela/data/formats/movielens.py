@@ -12,6 +12,7 @@ from recgrela.data.formats.source import Source
 from recgrela.data.formats.text import Layout, header_layout, read_events, read_titles
 from recgrela.settings.data import DataConfig
 from recgrela.system.errors import ConfigError, DataError
+from recgrela.system.text import quote
 
 
 class _Release(NamedTuple):
@@ -68,6 +69,5 @@ def _refuse_columns(layout: Layout, label: str, release: _Release, config: DataC
     for name, value in columns.items():
         if value != getattr(DataConfig, name):
             fix = "remove the setting" if release.ratings else "remove the setting, or set data.format=csv"
-            raise ConfigError(
-                f"data.{name}: {value!r} does not apply to {label}: the columns of MovieLens are fixed; {fix}"
-            )
+            fixed = "the columns of MovieLens are fixed"
+            raise ConfigError(f"data.{name}: {quote(value)} does not apply to {label}: {fixed}; {fix}")

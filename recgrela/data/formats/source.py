@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
+import os
 import posixpath
 import stat
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 
+from recgrela.data.formats.unpacking import DAMAGE, Limit, damage, gunzip, open_entry
 from recgrela.system.errors import DataError
 from recgrela.system.suggest import near_file
 
@@ -23,21 +23,24 @@ class Source:
     Attributes:
         path: the folder or the zip.
         is_zip: whether it is a zip.
+        limit: the number of bytes that a file may unpack to.
     """
 
     path: Path
     is_zip: bool
+    limit: Limit
 
     def names(self) -> list[str]:
         """Sorted names of the files, except hidden ones; names in a zip include folders."""
         if self.is_zip:
             try:
                 with zipfile.ZipFile(self.path) as archive:
-                    names = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
-            except zipfile.BadZipFile as error:
-                raise DataError(f"{self.path}: damaged zip ({error})") from None
+                    names = archive.namelist()
             except OSError as error:
                 raise _unreadable(self.path, error) from None
+            except DAMAGE as error:
+                raise damage(str(self.path), error) from None
+            names = [name for name in names if name and not name.endswith("/")]
         else:
             try:
                 names = [entry.name for entry in self.path.iterdir() if entry.is_file()]
@@ -56,26 +59,47 @@ class Source:
         return next((present[candidate] for candidate in candidates if candidate in present), None)
 
     def read(self, name: str) -> pa.Buffer:
-        """A file's bytes, decompressed if its name ends in .gz. Raises DataError if it cannot be read."""
+        """A file's bytes, decompressed if its name ends in .gz.
+
+        Raises:
+            DataError: the file cannot be read, is a damaged archive, or unpacks to more than the limit.
+        """
+        label, is_gzip = self.label(name), name.lower().endswith(".gz")
         try:
             if self.is_zip:
                 with zipfile.ZipFile(self.path) as archive:
-                    data = pa.py_buffer(archive.read(name))
-            else:
-                with pa.memory_map(str(self.path / name)) as file:
-                    data = file.read_buffer()
-            return pa.py_buffer(gzip.decompress(data)) if name.lower().endswith(".gz") else data
-        except (gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise DataError(f"{self.label(name)}: damaged or truncated archive ({error})") from None
-        except (OSError, RuntimeError) as error:  # RuntimeError: a zip with a password
-            raise _unreadable(self.label(name), error) from None
+                    return self._read_entry(archive, name)
+            if is_gzip:
+                with open(self.path / name, "rb") as file:
+                    return gunzip(file, self.limit, label).read_all()
+            with pa.memory_map(os.fsencode(self.path / name)) as file:
+                return file.read_buffer()
+        except OSError as error:
+            if error.errno is None:  # of a decompressor, not of the system
+                raise damage(label, error) from None
+            raise _unreadable(label, error) from None
+        except DAMAGE as error:
+            raise damage(label, error) from None
+
+    def _read_entry(self, archive: zipfile.ZipFile, name: str) -> pa.Buffer:
+        label = self.label(name)
+        with open_entry(archive, name, self.limit, label) as stream:
+            if name.lower().endswith(".gz"):
+                return gunzip(stream, self.limit, label).read_all()
+            return stream.read_all()
 
 
-def open_source(path: str) -> tuple[Source, str | None]:
+def open_source(path: str, limit: Limit | None = None) -> tuple[Source, str | None]:
     """The source of ``path``, and the file's name if the path is a single file.
 
-    Raises DataError if the path does not exist; the message suggests a similar name.
+    Args:
+        path: a file, a folder or a zip.
+        limit: of the bytes that a file unpacks to; None: half of the memory that is available.
+
+    Raises:
+        DataError: the path does not exist; the message suggests a similar name.
     """
+    limit = limit or Limit.of_memory()
     try:
         place = Path(path).expanduser()
         mode = place.stat().st_mode
@@ -84,12 +108,12 @@ def open_source(path: str) -> tuple[Source, str | None]:
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: ~user; ValueError: a zero byte
         raise _unreadable(path, error) from None
     if stat.S_ISDIR(mode):
-        return Source(place, is_zip=False), None
+        return Source(place, False, limit), None
     if not stat.S_ISREG(mode):
         raise DataError(f"{path}: neither a file nor a folder")
     if place.suffix.lower() == ".zip":
-        return Source(place, is_zip=True), None
-    return Source(place.parent, is_zip=False), place.name
+        return Source(place, True, limit), None
+    return Source(place.parent, False, limit), place.name
 
 
 def _unreadable(path: Path | str, error: Exception) -> DataError:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyarrow as pa
-from pyarrow import parquet
 
 from recgrela.data.formats.columns import Arrays, Columns, Names, find_columns, to_arrays, value_fault
+from recgrela.data.formats.parquet import read_columns
 from recgrela.data.formats.source import Source
 from recgrela.data.formats.text import header_layout, read_events
+from recgrela.data.prepare import by_first_appearance
 from recgrela.settings.data import DataConfig
 from recgrela.system.arrow import without_views
 from recgrela.system.errors import DataError
+from recgrela.system.text import one_line, quote
 
 
 def read_csv(data: pa.Buffer, source: Source, name: str, config: DataConfig) -> tuple[Arrays, dict[str, str]]:
@@ -24,13 +28,7 @@ def read_parquet(
 ) -> tuple[Arrays, dict[str, str]]:
     """Events of a Parquet file: ids are integers or strings; times are numbers, dates or timestamps."""
     label, names = source.label(name), column_names(config)
-    try:
-        file = parquet.ParquetFile(pa.BufferReader(data))
-        find_columns(label, file.schema_arrow.names, names)
-        table = file.read(columns=list(names))
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{label}: not a Parquet file, or damaged ({str(error).splitlines()[0]})") from None
-    return table_arrays(table, label, names), {}
+    return table_arrays(read_columns(data, label, source.limit, names), label, names), {}
 
 
 def table_arrays(table: pa.Table, label: str, names: Names) -> Arrays:
@@ -43,14 +41,33 @@ def table_arrays(table: pa.Table, label: str, names: Names) -> Arrays:
     find_columns(label, table.column_names, names)
     if table.num_rows == 0:
         raise DataError(f"{label}: the file has no events")
+    _check_memory(table, label)
     user, item = (_ids(table[column], label, column) for column in names[:2])
     columns = Columns(user, item, _times(table[names.time], label, names.time))
     arrays = to_arrays(columns)
     if isinstance(arrays, Arrays):
-        return arrays
+        return _in_order(arrays, columns)
     values = (column[arrays].as_py() for column in columns)
     fault = value_fault(names, *("" if value is None else str(value) for value in values))
     raise DataError(f"{label}, row {arrays + 1}, {fault}")
+
+
+def _check_memory(table: pa.Table, label: str) -> None:
+    """Raises DataError if a text is not UTF-8, or an index of a dictionary or an offset is out of range."""
+    try:
+        table.validate(full=True)
+    except pa.ArrowException as error:
+        raise DataError(f"{label}: damaged ({one_line(error)})") from None
+
+
+def _in_order(arrays: Arrays, columns: Columns) -> Arrays:
+    """The arrays with ids numbered by first occurrence, as `to_arrays` numbers them without a dictionary."""
+    ids: dict[str, Any] = {}
+    if pa.types.is_dictionary(columns.user.type):
+        ids["users"], ids["user_tokens"] = by_first_appearance(arrays.users, arrays.user_tokens)
+    if pa.types.is_dictionary(columns.item.type):
+        ids["items"], ids["item_tokens"] = by_first_appearance(arrays.items, arrays.item_tokens)
+    return arrays._replace(**ids)
 
 
 def column_names(config: DataConfig) -> Names:
@@ -59,11 +76,9 @@ def column_names(config: DataConfig) -> Names:
 
 def _ids(column: pa.ChunkedArray, label: str, name: str) -> pa.ChunkedArray:
     column = without_views(column)
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)  # a unified dictionary may not fit the code type
-    kind = column.type
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise DataError(f"{label}, column {name!r}: ids must be integers or strings, not {kind}")
+        raise DataError(f"{label}, column {quote(name)}: ids must be integers or strings, not {kind}")
     return column
 
 
@@ -75,7 +90,8 @@ def _times(column: pa.ChunkedArray, label: str, name: str) -> pa.ChunkedArray:
         try:
             return column.cast(pa.int64())
         except pa.ArrowInvalid as error:  # unsigned, above 2^63
-            raise DataError(f"{label}, column {name!r}: {str(error).splitlines()[0]}") from None
+            raise DataError(f"{label}, column {quote(name)}: {one_line(error)}") from None
     if pa.types.is_date32(kind):
         return column.cast(pa.int32()).cast(pa.int64())
-    raise DataError(f"{label}, column {name!r}: times must be numbers, dates or timestamps, not {kind}")
+    shown = kind.value_type if pa.types.is_dictionary(kind) else kind
+    raise DataError(f"{label}, column {quote(name)}: times must be numbers, dates or timestamps, not {shown}")

@@ -14,6 +14,9 @@ from pyarrow import csv as arrow_csv
 
 from recgrela.data.formats.columns import Arrays, Columns, Names, find_columns, to_arrays, value_fault
 from recgrela.system.errors import DataError
+from recgrela.system.text import one_line, quote
+
+MAX_HEADER = 1 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,14 @@ class Layout:
 
 def header_layout(data: pa.Buffer, label: str, delimiter: str, quoted: bool = False) -> Layout:
     """The layout of a file with a header. Raises DataError if the file is empty or not text."""
-    start = bytes(memoryview(data)[: 1 << 20])
+    start = bytes(memoryview(data)[:MAX_HEADER])
     if not start.strip():
         raise DataError(f"{label}: empty file")
     try:
-        line = start.splitlines()[0].decode("utf-8-sig")
+        first = start.splitlines()[0]
+        if len(first) == MAX_HEADER:
+            raise DataError(f"{label}, line 1: longer than {MAX_HEADER:,} bytes; expected a header")
+        line = first.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise DataError(f"{label}, line 1: not UTF-8 text (wrong encoding, or not a text file)") from None
     if not line.strip():
@@ -70,7 +76,7 @@ def read_events(data: pa.Buffer, label: str, layout: Layout, names: Names) -> Ar
             if pa.types.is_integer(time_type) and re.search(rb"0[xX]", data):
                 _parse(data, layout, names, pa.float64())  # rejects hexadecimal times
         except pa.ArrowInvalid as error:  # the times may have fractions, which float64 reads
-            complaint = str(error).splitlines()[0]
+            complaint = one_line(error)
             continue
         if len(columns.user) == 0:
             break
@@ -119,7 +125,7 @@ def _fault(data: pa.Buffer, label: str, layout: Layout, names: Names, complaint:
     for line, fields in split_lines(text, label, layout):
         where, expected = f"{label}, line {line}", layout.columns
         if len(fields) < len(expected):
-            missing = f"column {expected[len(fields)]!r} is missing"
+            missing = f"column {quote(expected[len(fields)])} is missing"
             return DataError(
                 f"{where}: {missing}, {len(fields)} of {len(expected)} columns (a truncated line?)"
             )
@@ -127,11 +133,13 @@ def _fault(data: pa.Buffer, label: str, layout: Layout, names: Names, complaint:
             return DataError(f"{where}: {len(fields)} columns, expected {len(expected)}")
         for name, value in zip(expected, fields, strict=True):
             if layout.delimiter == "::" and ":" in value:
-                return DataError(f"{where}, column {name!r}: {value!r} contains ':', the separator is '::'")
+                return DataError(
+                    f"{where}, column {name!r}: {quote(value)} contains ':', the separator is '::'"
+                )
         values = [fields[column] for column in position]
         for name, value in zip(names, values, strict=True):
             if any("\udc80" <= character <= "\udcff" for character in value):
-                return DataError(f"{where}, column {name!r}: not UTF-8 text (wrong encoding)")
+                return DataError(f"{where}, column {quote(name)}: not UTF-8 text (wrong encoding)")
         fault = value_fault(names, *values)
         if fault:
             return DataError(f"{where}, {fault}")
@@ -182,9 +190,8 @@ def read_titles(
     titles = {}
     for line, fields in split_lines(io.StringIO(text, newline=""), label, layout):
         if len(fields) <= max(columns):
-            raise DataError(
-                f"{label}, line {line}: column {layout.columns[len(fields)]!r} is missing (a truncated line?)"
-            )
+            missing = quote(layout.columns[len(fields)])
+            raise DataError(f"{label}, line {line}: column {missing} is missing (a truncated line?)")
         words = fields[columns[1]].split()
         if words:
             titles[fields[columns[0]]] = " ".join(words)
