@@ -23,7 +23,7 @@ from recgrela.ops import embedding, linear_cross_entropy
 from recgrela.ops.linear_cross_entropy import _by_chunks
 from recgrela.parallel import gathering
 from recgrela.parallel.launch import Launch
-from recgrela.parallel.processes import Processes
+from recgrela.parallel.processes import LostProcess, Processes
 from recgrela.parallel.rows import RowShards
 from recgrela.parallel.sharded_cross_entropy import _CrossEntropy, _Options, sharded_linear_cross_entropy
 from recgrela.parallel.sharded_embedding import sharded_embedding
@@ -411,3 +411,16 @@ def the_first_rank_takes_all_rows(rank: int, world: int) -> None:
         assert all(len(piece) <= 3 for piece in pieces)
         assert bool(pieces) == (rank == 0)
         assert rank or torch.equal(torch.cat(pieces), table)
+
+
+@check
+def a_process_that_has_ended_is_an_error(rank: int, world: int) -> None:
+    """The last check: the last process returns and ends."""
+    rows, hidden = RowShards(13, rank, world), torch.randn(2, D).requires_grad_()
+    target, shard = torch.tensor([1, 2]), torch.randn(rows.count, D).requires_grad_()
+    loss = sharded_linear_cross_entropy(hidden, shard, target, rows)
+    if rank < world - 1:
+        with pytest.raises(LostProcess, match="lost the connection"):
+            loss.backward()
+        with pytest.raises(LostProcess, match="lost the connection"):
+            sharded_embedding(target, shard, rows)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from python_tests.models.forms import MAX_LEN, N_ITEMS, packed, small
 from python_tests.parallel.sharded_checks import CHECKS
 from python_tests.support.ranks import run_checks
 from recgrela.models import build
+from recgrela.models.transfer import transfer
 from recgrela.parallel import table as table_module
 from recgrela.parallel.rows import RowShards
+from recgrela.parallel.sharded_cross_entropy import sharded_linear_cross_entropy
 from recgrela.parallel.sharded_embedding import sharded_embedding
+from recgrela.parallel.sharded_ranks import sharded_ranks
 from recgrela.parallel.table import ShardedTable, draw
 from recgrela.system.errors import RunError
 
@@ -82,12 +89,59 @@ def test_one_rank_needs_no_process_group() -> None:
     whole = build(small("LRURec"), N_ITEMS, MAX_LEN).eval()
     whole.load_state_dict(model.state_dict())
     items, cu_seqlens, longest = packed()
-    losses = [m.loss_packed(items, cu_seqlens, torch.arange(1, 5), longest) for m in (model, whole)]
-    torch.testing.assert_close(*losses)
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            losses = [m.loss_packed(items, cu_seqlens, torch.arange(1, 5), longest) for m in (model, whole)]
+        torch.testing.assert_close(*losses)
     with pytest.raises(RunError, match="sharded"):
         model.score_packed(items, cu_seqlens, longest)
+
+
+def test_transfer_to_a_shard() -> None:
+    """The rows of the rank are copied, or kept where the source has no item."""
+    torch.manual_seed(1)
+    source = build(small("LRURec"), 40, MAX_LEN)
+    chosen = np.arange(N_ITEMS) + 7
+    chosen[[20, N_ITEMS - 1]] = -1
+    rows = RowShards(N_ITEMS, 1, 2)
+    shard = build(small("LRURec"), N_ITEMS, MAX_LEN, rows)
+    before = shard.item_embedding.weight.clone()
+    transfer(source, shard, chosen)
+    for local, item in enumerate(chosen[rows.slice]):
+        expected = before[local] if item < 0 else source.item_embedding.weight[item]
+        assert torch.equal(shard.item_embedding.weight[local], expected)
+        assert item < 0 or shard.item_bias[local] == source.item_bias[item]
 
 
 def test_several_ranks_need_one() -> None:
     with pytest.raises(ValueError, match="process group"):
         sharded_embedding(torch.tensor([1]), torch.randn(3, 2), RowShards(6, 0, 2))
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the largest number of elements of a tensor that an operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for x in made if isinstance(made, tuple | list) else (made,):
+            if isinstance(x, torch.Tensor):
+                self.numel = max(self.numel, x.numel())
+        return made
+
+
+def test_no_tensor_is_larger_than_the_shard() -> None:
+    rows, width, size, max_logits = RowShards(1000, 0, 1), 8, 300, 2000
+    shard, bias = torch.randn(1000, width).requires_grad_(), torch.randn(1000).requires_grad_()
+    hidden, target = torch.randn(size, width).requires_grad_(), torch.randint(1, 1000, (size,))
+    pairs = (torch.arange(size), target.flip(0))
+    with LargestTensor() as largest:
+        loss = sharded_linear_cross_entropy(
+            hidden, shard, target, rows, bias_shard=bias, label_smoothing=0.1, max_logits=max_logits
+        )
+        loss.backward()
+        sharded_ranks(hidden, target, pairs, shard, rows, bias_shard=bias, max_logits=max_logits)
+    assert largest.numel == shard.numel()

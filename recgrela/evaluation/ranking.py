@@ -10,7 +10,7 @@ from torch import Tensor
 from recgrela.data import Batch, EvalBatches
 from recgrela.evaluation.metrics import Ranking, RankingCounts, summarize
 from recgrela.models import SequenceModel
-from recgrela.models.capture import capture_obstacle, filling_for, max_slots, small_batch
+from recgrela.models.capture import SHARDED, capture_obstacle, filling_for, max_slots, small_batch
 from recgrela.parallel.processes import Processes
 from recgrela.parallel.table import ShardedTable
 from recgrela.system.graphs import Capture, GraphedFunction
@@ -48,7 +48,9 @@ class Ranker:
         self._filling = filling_for(model, "last", batches.max_seqlen)
         self._graphed: GraphedFunction | None = None
         self.obstacle: str | None = None
-        if capture is not None:
+        if capture is not None and isinstance(model.item_embedding, ShardedTable):
+            self.obstacle = SHARDED
+        elif capture is not None:
             # The items to remove from a filled batch's ranking, at one address for all graphs.
             self._removed = torch.empty(self._batch_size, model.n_items, dtype=torch.bool, device=device)
             self.obstacle = self._find_obstacle()

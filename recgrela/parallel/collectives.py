@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from recgrela.parallel.processes import _reported
 from recgrela.parallel.rows import RowShards
 
 
@@ -28,11 +29,15 @@ def exchange(
 
     Returns:
         [sum(receive), ...], in the order of the ranks that the rows come from.
+
+    Raises:
+        LostProcess: another process ended, or it cannot be reached.
     """
     if len(send) == 1:
         return x
     received = x.new_empty(sum(receive), *x.shape[1:])
-    dist.all_to_all_single(received, x.contiguous(), list(receive), list(send), group=group)
+    with _reported():
+        dist.all_to_all_single(received, x.contiguous(), list(receive), list(send), group=group)
     return received
 
 
