@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -274,3 +276,37 @@ def test_the_folder_for_the_host_is_removed_at_exit():
     code = "from recgrela.data import *; print(pack_for_host(load(DataConfig(synthetic_users=60))))"
     path = subprocess.check_output([sys.executable, "-c", code], text=True).strip()
     assert path and not Path(path).parent.exists()
+
+
+# ---- memory
+
+
+def peak_of_use(folder: Path) -> int:
+    """The largest number of bytes allocated at a time to check, train on and evaluate packed data."""
+    tracemalloc.start()
+    try:
+        data = open_packed(folder)
+        for objective in ("last", "all"):
+            batches = TrainBatches(data, objective, 10, 64, 0)
+            for batch in itertools.islice(batches.epoch(0), 20):
+                del batch
+            next(batches.epoch(0, batches.num_steps - 1))
+        splits = EvalBatches(data, "test", 10, 64, max_users=200)
+        for batch in splits:
+            splits.seen(batch)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_memory_does_not_grow_with_the_users(make_interactions, tmp_path, monkeypatch):
+    for name, limit in (("mapped.BLOCK_BYTES", 1 << 14), ("batches.ROWS_AT_ONCE", 512)):
+        monkeypatch.setattr(f"recgrela.data.{name}", limit)
+    monkeypatch.setattr("recgrela.data.sampling.SKIPPED_AT_ONCE", 512)
+    peaks = []
+    for users in (1000, 1000, 30_000):
+        folder = tmp_path / f"{len(peaks)}"
+        write_packed(make_interactions([16] * users, n_items=50), folder)
+        peaks.append(peak_of_use(folder))
+    _, few, many = peaks  # the first use also fills caches
+    assert many < few + 100_000  # an array over all users would add 232,000 bytes

@@ -123,7 +123,9 @@ def evaluate(
     rankings: dict[str, Ranking] = {}
     ranker = None
     for split in splits:
-        batches = EvalBatches(on_device, split, history_len, batch_size, run.device)
+        batches = EvalBatches(
+            on_device, split, history_len, batch_size, run.device, max_users=config.data.eval_users
+        )
         ranker = ranker or Ranker(run.model, batches, max_tokens, capture)
         rankings[split] = ranker(batches)
     return rankings

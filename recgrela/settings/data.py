@@ -45,6 +45,9 @@ class DataConfig(Settings):
     eval_max_len: int | None = setting(
         None, "Maximum length in evaluation and recommendation; null: max_len.", min=1
     )
+    eval_users: int | None = setting(
+        None, "Maximum number of users in evaluation, the same in every run; null: all.", min=1
+    )
     synthetic_seed: int = setting(0, "Seed of the synthetic data.", min=0, max=MAX_SEED)
     synthetic_users: int = setting(1000, "Number of synthetic users.", min=1)
     synthetic_items: int = setting(500, "Number of synthetic items.", min=20, max=2**24)

@@ -139,5 +139,5 @@ def _make_step(
 
 
 def _make_splits(config: RunConfig, data: Interactions, device: torch.device) -> dict[str, EvalBatches]:
-    history_len, batch_size = config.data.history_len, config.train.eval_batch_size
-    return {split: EvalBatches(data, split, history_len, batch_size, device) for split in ("valid", "test")}
+    sizes, users = (config.data.history_len, config.train.eval_batch_size), config.data.eval_users
+    return {split: EvalBatches(data, split, *sizes, device, max_users=users) for split in ("valid", "test")}
