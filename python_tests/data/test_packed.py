@@ -82,7 +82,7 @@ def test_all_fields_survive(tmp_path):
         assert getattr(found, name) == getattr(data, name), name
     assert found.dropped_users == data.dropped_users == {"few"}
     assert found.packed_sha256() == data.packed_sha256()
-    assert torch.equal(found.train_items(), data.train_items())
+    assert torch.equal(found.train_item_counts(), data.train_item_counts())
     assert [found.user_row(user) for user in data.user_ids] == list(range(12))
     for user, why in (("few", "has no events left after filtering"), ("é", "is not in the data")):
         for one in (found, data):
@@ -260,20 +260,25 @@ def test_hashes_of_ids():
 # ---- one reader for the processes of a host
 
 
-def test_packed_for_the_host(make_interactions):
-    data = make_interactions(COUNTS)
-    path = pack_for_host(data)
+def test_packed_for_the_host(tmp_path):
+    config = DataConfig(synthetic_users=60)
+    data, path = load(config), pack_for_host(config)
     found = open_packed(path, verify=False)
     discard(path)
     assert not path.parent.exists()
     assert_same_batches(
-        TrainBatches(found, "all", 10, 20, 0).epoch(0), TrainBatches(data, "all", 10, 20, 0).epoch(0)
+        TrainBatches(found, "all", 10, 200, 0).epoch(0), TrainBatches(data, "all", 10, 200, 0).epoch(0)
     )
-    assert found.user_row("u3") == 3
+    assert found.user_row(data.user_ids[3]) == 3 and found.item_ids == data.item_ids
+    write_packed(data, tmp_path / "mine")  # packed data need no copy, and are not removed
+    path = pack_for_host(DataConfig(path=str(tmp_path / "mine")))
+    assert path == (tmp_path / "mine").resolve()
+    discard(path)
+    assert open_packed(path).n_users == data.n_users
 
 
 def test_the_folder_for_the_host_is_removed_at_exit():
-    code = "from recgrela.data import *; print(pack_for_host(load(DataConfig(synthetic_users=60))))"
+    code = "from recgrela.data import *; print(pack_for_host(DataConfig(synthetic_users=60)))"
     path = subprocess.check_output([sys.executable, "-c", code], text=True).strip()
     assert path and not Path(path).parent.exists()
 

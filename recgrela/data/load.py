@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
+import shutil
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,12 +17,14 @@ from recgrela.data.formats import read
 from recgrela.data.formats.table import column_names, table_arrays
 from recgrela.data.interactions import Interactions
 from recgrela.data.packed import PackedInteractions, is_packed, open_packed
+from recgrela.data.packing import write_packed
 from recgrela.data.prepare import filter_settings, prepare
 from recgrela.settings.data import DataConfig
 from recgrela.settings.fields import show
 from recgrela.system.errors import DataError
 
 TABLE = "the table of events"  # its name in messages
+_temporary: set[Path] = set()  # folders of `pack_for_host`
 
 
 def load(config: DataConfig) -> Interactions:
@@ -42,6 +48,33 @@ def load(config: DataConfig) -> Interactions:
     else:
         events = read(config)
     return prepare(events, config)
+
+
+def pack_for_host(config: DataConfig) -> Path:
+    """Load the data of a run and return a packed folder, which the other processes of this host open.
+
+    A process opens it by ``open_packed(path, verify=False)``. Data that are not packed are written to a
+    temporary folder. It is removed when this process exits, or by `discard`: processes that have opened it
+    keep their data, so it is best discarded as soon as all have, and nothing is left if they are killed.
+
+    Raises:
+        DataError: as `load`.
+        RunError: the folder cannot be written.
+    """
+    data = load(config)
+    if isinstance(data, PackedInteractions):
+        return data.path.resolve()
+    parent = Path(tempfile.mkdtemp(prefix="recgrela-"))
+    _temporary.add(parent)
+    atexit.register(shutil.rmtree, parent, ignore_errors=True)
+    write_packed(data, parent / "data")
+    return parent / "data"
+
+
+def discard(path: Path) -> None:
+    """Remove a folder of `pack_for_host` if it is a temporary one of this process."""
+    if path.parent in _temporary:
+        shutil.rmtree(path.parent, ignore_errors=True)
 
 
 def _check_prepared(data: PackedInteractions, config: DataConfig) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -220,23 +218,6 @@ def write_packed(data: Interactions, out: Path) -> None:
             writer.append(ids, np.diff(bounds), items[bounds[0] : bounds[-1]])
         dropped = [pa.array(sorted(data.dropped_users), pa.large_string())]
         writer.finish(data.item_ids, data.titles, data.sha256, data.description, dropped)
-
-
-def pack_for_host(data: Interactions) -> Path:
-    """Write interactions to a temporary folder that the other processes of this host open by `open_packed`.
-
-    The folder is removed when this process exits, or by `discard`. Processes that have opened it keep their
-    data, so it is best discarded as soon as all have.
-    """
-    parent = Path(tempfile.mkdtemp(prefix="recgrela-"))
-    atexit.register(shutil.rmtree, parent, ignore_errors=True)
-    write_packed(data, parent / "data")
-    return parent / "data"
-
-
-def discard(path: Path) -> None:
-    """Remove a folder of `pack_for_host`."""
-    shutil.rmtree(path.parent, ignore_errors=True)
 
 
 def _flush(path: Path) -> None:

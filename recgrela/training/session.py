@@ -75,7 +75,7 @@ def open_session(config: RunConfig) -> Session:
     torch.manual_seed(train.seed)
     model = build(config.model, data.n_items, max_len).to(device)
     check_model(model, config)
-    loss = make_loss(train.loss, train.label_smoothing, train.negatives, train.gbce_t, on_device)
+    loss = make_loss(train.loss, train.label_smoothing, train.negatives, train.gbce_t, data).to(device)
     batches = TrainBatches(on_device, train.objective, max_len, train.batch_size, train.seed, device)
     max_tokens = config.max_tokens(device.type)
     filling = filling_for(model, train.objective, batches.max_seqlen)
