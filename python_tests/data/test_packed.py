@@ -186,6 +186,21 @@ def test_what_is_half_written_leaves_nothing(make_interactions, tmp_path):
         write_packed(make_interactions([3]), tmp_path / "packed")
 
 
+def test_wrong_users_and_items_are_not_written(tmp_path):
+    ids, one = pa.array(["a"]), np.array([1], np.int32)
+    with PackedWriter(tmp_path / "packed") as writer:
+        for events, items in (([0], []), ([2], [1]), ([1], [0])):
+            with pytest.raises(ValueError, match="append: "):
+                writer.append(ids, np.array(events), np.array(items, np.int32))
+        writer.append(ids.slice(1), np.empty(0, np.int64), one[:0])
+        with pytest.raises(DataError, match="no events are left"):
+            writer.finish(["[PAD]", "x"], None, "", {"source": "nothing"})
+        writer.append(ids, np.array([1]), one + 1)
+        with pytest.raises(ValueError, match="2 item ids, but item 2 occurs"):
+            writer.finish(["[PAD]", "x"], None, "", {})
+    assert list(tmp_path.iterdir()) == []
+
+
 SHRINK = """
 import os, shutil, sys
 from recgrela.data import EvalBatches, TrainBatches, open_packed

@@ -69,6 +69,7 @@ class PackedWriter:
         if out.exists():
             raise ConfigError(f"{out}: exists already; give another folder, or remove it")
         self._num_events = self._num_targets = self._max_events = self._max_targets = 0
+        self._max_item = 0
         self._last_row = 0  # of a user with targets
 
     def __enter__(self) -> PackedWriter:
@@ -102,6 +103,11 @@ class PackedWriter:
         """
         if len(ids) != events.size or events.min(initial=1) < 1 or events.sum() != items.size:
             raise ValueError("append: ids, events and items do not belong together")
+        if not events.size:
+            return
+        if items.min() < 1:
+            raise ValueError(f"append: item id {items.min()} is below 1")
+        self._max_item = max(self._max_item, int(items.max()))
         first_row = self._files["users.bin"].rows - 1
         targets = target_counts(events)
         ends = np.stack((self._num_events + np.cumsum(events), self._num_targets + np.cumsum(targets)), 1)
@@ -132,6 +138,8 @@ class PackedWriter:
             dropped: original ids of the users without events after filtering, in parts.
         """
         num_users = self._files["users.bin"].rows - 1
+        if self._max_item >= len(item_ids):
+            raise ValueError(f"finish: {len(item_ids)} item ids, but item {self._max_item} occurs")
         if num_users == 0:
             raise DataError(
                 f"{description.get('source', self.out)}: no events are left, so nothing is packed"
