@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +82,7 @@ def test_all_fields_survive(tmp_path):
         assert getattr(found, name) == getattr(data, name), name
     assert found.dropped_users == data.dropped_users == {"few"}
     assert found.packed_sha256() == data.packed_sha256()
-    assert torch.equal(found.train_items(), data.train_items())
+    assert torch.equal(found.train_item_counts(), data.train_item_counts())
     assert [found.user_row(user) for user in data.user_ids] == list(range(12))
     for user, why in (("few", "has no events left after filtering"), ("é", "is not in the data")):
         for one in (found, data):
@@ -184,6 +186,21 @@ def test_what_is_half_written_leaves_nothing(make_interactions, tmp_path):
         write_packed(make_interactions([3]), tmp_path / "packed")
 
 
+def test_wrong_users_and_items_are_not_written(tmp_path):
+    ids, one = pa.array(["a"]), np.array([1], np.int32)
+    with PackedWriter(tmp_path / "packed") as writer:
+        for events, items in (([0], []), ([2], [1]), ([1], [0])):
+            with pytest.raises(ValueError, match="append: "):
+                writer.append(ids, np.array(events), np.array(items, np.int32))
+        writer.append(ids.slice(1), np.empty(0, np.int64), one[:0])
+        with pytest.raises(DataError, match="no events are left"):
+            writer.finish(["[PAD]", "x"], None, "", {"source": "nothing"})
+        writer.append(ids, np.array([1]), one + 1)
+        with pytest.raises(ValueError, match="2 item ids, but item 2 occurs"):
+            writer.finish(["[PAD]", "x"], None, "", {})
+    assert list(tmp_path.iterdir()) == []
+
+
 SHRINK = """
 import os, shutil, sys
 from recgrela.data import EvalBatches, TrainBatches, open_packed
@@ -258,19 +275,58 @@ def test_hashes_of_ids():
 # ---- one reader for the processes of a host
 
 
-def test_packed_for_the_host(make_interactions):
-    data = make_interactions(COUNTS)
-    path = pack_for_host(data)
+def test_packed_for_the_host(tmp_path):
+    config = DataConfig(synthetic_users=60)
+    data, path = load(config), pack_for_host(config)
     found = open_packed(path, verify=False)
     discard(path)
     assert not path.parent.exists()
     assert_same_batches(
-        TrainBatches(found, "all", 10, 20, 0).epoch(0), TrainBatches(data, "all", 10, 20, 0).epoch(0)
+        TrainBatches(found, "all", 10, 200, 0).epoch(0), TrainBatches(data, "all", 10, 200, 0).epoch(0)
     )
-    assert found.user_row("u3") == 3
+    assert found.user_row(data.user_ids[3]) == 3 and found.item_ids == data.item_ids
+    write_packed(data, tmp_path / "mine")  # packed data need no copy, and are not removed
+    path = pack_for_host(DataConfig(path=str(tmp_path / "mine")))
+    assert path == (tmp_path / "mine").resolve()
+    discard(path)
+    assert open_packed(path).n_users == data.n_users
 
 
 def test_the_folder_for_the_host_is_removed_at_exit():
-    code = "from recgrela.data import *; print(pack_for_host(load(DataConfig(synthetic_users=60))))"
+    code = "from recgrela.data import *; print(pack_for_host(DataConfig(synthetic_users=60)))"
     path = subprocess.check_output([sys.executable, "-c", code], text=True).strip()
     assert path and not Path(path).parent.exists()
+
+
+# ---- memory
+
+
+def peak_of_use(folder: Path) -> int:
+    """The largest number of bytes allocated at a time to check, train on and evaluate packed data."""
+    tracemalloc.start()
+    try:
+        data = open_packed(folder)
+        for objective in ("last", "all"):
+            batches = TrainBatches(data, objective, 10, 64, 0)
+            for batch in itertools.islice(batches.epoch(0), 20):
+                del batch
+            next(batches.epoch(0, batches.num_steps - 1))
+        splits = EvalBatches(data, "test", 10, 64, max_users=200)
+        for batch in splits:
+            splits.seen(batch)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_memory_does_not_grow_with_the_users(make_interactions, tmp_path, monkeypatch):
+    for name, limit in (("mapped.BLOCK_BYTES", 1 << 14), ("batches.ROWS_AT_ONCE", 512)):
+        monkeypatch.setattr(f"recgrela.data.{name}", limit)
+    monkeypatch.setattr("recgrela.data.sampling.SKIPPED_AT_ONCE", 512)
+    peaks = []
+    for users in (1000, 1000, 30_000):
+        folder = tmp_path / f"{len(peaks)}"
+        write_packed(make_interactions([16] * users, n_items=50), folder)
+        peaks.append(peak_of_use(folder))
+    _, few, many = peaks  # the first use also fills caches
+    assert many < few + 100_000  # an array over all users would add 232,000 bytes

@@ -23,6 +23,7 @@ from recgrela.settings.train import Objective
 from recgrela.system.errors import ConfigError, DataError
 
 ROWS_AT_ONCE = 1 << 16
+EVALUATED = 0  # the seed of the choice of users, for all runs
 
 
 class TrainBatches:
@@ -133,6 +134,8 @@ class EvalBatches:
         max_len: the longest input sequence.
         batch_size: users per batch.
         device: the device that the batches are made on.
+        max_users: the largest number of users; a fixed permutation of the rows chooses them, so every run on
+            the data has the same. None: all users.
         rank: the number of this process.
         world: the number of processes.
 
@@ -156,18 +159,21 @@ class EvalBatches:
         batch_size: int,
         device: torch.device | str = "cpu",
         *,
+        max_users: int | None = None,
         rank: int = 0,
         world: int = 1,
     ) -> None:
         if split not in ("valid", "test"):
             raise ConfigError(f"split: {split!r} is not one of valid, test")
         _check_sizes(max_len, batch_size)
+        if max_users is not None and max_users < 1:
+            raise ConfigError(f"max_users: {max_users} is below 1")
         Partition(1, rank, world).check()
         self.split = split
         self.batch_size = batch_size
         self._items, self._table = data.item_source(device), data.users
         self._max_len = max_len
-        self.users = _evaluated(data.users)
+        self.users = _evaluated(data.users, max_users)
         if self.users.size == 0:
             raise DataError(
                 f"{data.description['source']}: no user has three events, so nothing can be evaluated"
@@ -205,13 +211,18 @@ class EvalBatches:
         return Windows(users.rows, users.begins + history - lengths, lengths)
 
 
-def _evaluated(users: UserTable) -> np.ndarray:
-    """The rows [B] int64 of the users with a valid and a test target, ascending."""
-    found = []
+def _evaluated(users: UserTable, max_users: int | None) -> np.ndarray:
+    """The rows [B] int64 of users with a valid and a test target, at most `max_users`, ascending."""
+    order = None if max_users is None else Permutation(users.num_users, EVALUATED)
+    found, left = [np.empty(0, dtype=np.int64)], users.num_users if max_users is None else max_users
     for first in range(0, users.num_users, ROWS_AT_ONCE):
-        rows = np.arange(first, min(first + ROWS_AT_ONCE, users.num_users))
-        found.append(rows[users.of_rows(rows).events >= 3])
-    return np.concatenate(found)
+        places = np.arange(first, min(first + ROWS_AT_ONCE, users.num_users))
+        rows = places if order is None else order(places)
+        found.append(rows[users.of_rows(rows).events >= 3][:left])
+        left -= found[-1].size
+        if not left:
+            break
+    return np.sort(np.concatenate(found))
 
 
 def _check_sizes(max_len: int, batch_size: int) -> None:

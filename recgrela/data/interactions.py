@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from recgrela.data.users import ArrayUserTable, UserTable, train_counts
+from recgrela.data.users import ArrayUserTable, UserTable, held_out_places
 from recgrela.data.windows import DeviceItems, ItemSource
 from recgrela.system.errors import DataError
 from recgrela.system.text import quote
@@ -98,9 +98,9 @@ class Interactions:
             digest.update(np.ascontiguousarray(part.cpu().numpy(), dtype=kind).data)
         return digest.hexdigest()
 
-    def train_items(self) -> torch.Tensor:
-        """[n_train] int32, the items of all training events, user by user."""
-        counts = np.diff(self.host_offsets())
-        place = np.arange(self.n_events) - np.repeat(np.cumsum(counts) - counts, counts)
-        is_train = torch.from_numpy(place < np.repeat(train_counts(counts), counts))
-        return self.items[is_train.to(self.items.device)]
+    def train_item_counts(self) -> torch.Tensor:
+        """[n_items] int64, the number of training events of each item."""
+        offsets = self.host_offsets()
+        counts = torch.bincount(self.items, minlength=self.n_items)
+        held_out = torch.from_numpy(held_out_places(offsets)).to(self.items.device)
+        return counts - torch.bincount(self.items[held_out], minlength=self.n_items)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
+import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,7 @@ from recgrela.data.formats import read
 from recgrela.data.formats.table import column_names, table_arrays
 from recgrela.data.interactions import Interactions
 from recgrela.data.packed import PackedInteractions, is_packed, open_packed
-from recgrela.data.packing import discard, pack_for_host
+from recgrela.data.packing import write_packed
 from recgrela.data.prepare import filter_settings, prepare
 from recgrela.parallel.processes import Processes
 from recgrela.settings.data import DataConfig
@@ -22,6 +25,7 @@ from recgrela.settings.fields import show
 from recgrela.system.errors import DataError
 
 TABLE = "the table of events"  # its name in messages
+_temporary: set[Path] = set()  # folders of `pack_for_host`
 
 
 def load(config: DataConfig) -> Interactions:
@@ -50,7 +54,7 @@ def load(config: DataConfig) -> Interactions:
 def load_shared(config: DataConfig, processes: Processes) -> Interactions:
     """Like `load`, for several processes: one process of each host reads the source.
 
-    It packs the data into a temporary folder, which all processes of the host map.
+    Data that are not packed are written to a temporary folder, which all processes of the host map.
 
     Raises:
         DataError: see `load`; or hosts have different data.
@@ -58,15 +62,10 @@ def load_shared(config: DataConfig, processes: Processes) -> Interactions:
     """
     if processes.is_alone:
         return load(config)
-    if is_packed(config.path):
-        data = open_packed(config.path, verify=processes.launch.local_rank == 0)
-        _check_prepared(data, config)
-    else:
-        path = processes.on_each_host(lambda: str(pack_for_host(load(config))))
-        data = open_packed(path, verify=False)
-        processes.wait()  # until all have opened it
-        if processes.launch.local_rank == 0:
-            discard(Path(path))
+    path = Path(processes.on_each_host(lambda: str(pack_for_host(config))))
+    data = open_packed(path, verify=False)
+    processes.wait()  # until all have opened it
+    discard(path)
     hashes = processes.gather_text(data.packed_sha256())
     if len(set(hashes)) > 1:
         other = next(rank for rank, value in enumerate(hashes) if value != hashes[0])
@@ -75,6 +74,33 @@ def load_shared(config: DataConfig, processes: Processes) -> Interactions:
             f"process {other} of {hashes[other][:16]}...; copy the data to every host"
         )
     return data
+
+
+def pack_for_host(config: DataConfig) -> Path:
+    """Load the data of a run and return a packed folder, which the other processes of this host open.
+
+    A process opens it by ``open_packed(path, verify=False)``. Data that are not packed are written to a
+    temporary folder. It is removed when this process exits, or by `discard`: processes that have opened it
+    keep their data, so it is best discarded as soon as all have, and nothing is left if they are killed.
+
+    Raises:
+        DataError: as `load`.
+        RunError: the folder cannot be written.
+    """
+    data = load(config)
+    if isinstance(data, PackedInteractions):
+        return data.path.resolve()
+    parent = Path(tempfile.mkdtemp(prefix="recgrela-"))
+    _temporary.add(parent)
+    atexit.register(shutil.rmtree, parent, ignore_errors=True)
+    write_packed(data, parent / "data")
+    return parent / "data"
+
+
+def discard(path: Path) -> None:
+    """Remove a folder of `pack_for_host` if it is a temporary one of this process."""
+    if path.parent in _temporary:
+        shutil.rmtree(path.parent, ignore_errors=True)
 
 
 def _check_prepared(data: PackedInteractions, config: DataConfig) -> None:

@@ -25,7 +25,7 @@ import torch
 from recgrela.data.ids import MappedIds
 from recgrela.data.interactions import Interactions
 from recgrela.data.mapped import MappedArray
-from recgrela.data.users import Users, target_counts
+from recgrela.data.users import Users, held_out_places, target_counts
 from recgrela.data.windows import MappedItems
 from recgrela.system.errors import DataError
 
@@ -150,6 +150,18 @@ class PackedInteractions(Interactions):
     def item_source(self, device: torch.device | str) -> MappedItems:
         """The items, to gather batches from."""
         return MappedItems(self.arrays["items.bin"], torch.device(device))
+
+    def train_item_counts(self) -> torch.Tensor:
+        """[n_items] int64, the number of training events of each item."""
+        items, counts = self.arrays["items.bin"], np.zeros(self.n_items, dtype=np.int64)
+        for block in items.blocks():
+            counts += np.bincount(block, minlength=self.n_items)
+        before = np.zeros((0, 2), dtype=np.int64)
+        for block in self.arrays["users.bin"].blocks():
+            held_out = held_out_places(np.concatenate((before, block))[:, 0])
+            counts -= np.bincount(items.rows(held_out), minlength=self.n_items)
+            before = block[-1:]
+        return torch.from_numpy(counts)
 
     def packed_sha256(self) -> str:
         """Hash of the filtered and ordered events, from the header."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -71,6 +69,7 @@ class PackedWriter:
         if out.exists():
             raise ConfigError(f"{out}: exists already; give another folder, or remove it")
         self._num_events = self._num_targets = self._max_events = self._max_targets = 0
+        self._max_item = 0
         self._last_row = 0  # of a user with targets
 
     def __enter__(self) -> PackedWriter:
@@ -104,6 +103,11 @@ class PackedWriter:
         """
         if len(ids) != events.size or events.min(initial=1) < 1 or events.sum() != items.size:
             raise ValueError("append: ids, events and items do not belong together")
+        if not events.size:
+            return
+        if items.min() < 1:
+            raise ValueError(f"append: item id {items.min()} is below 1")
+        self._max_item = max(self._max_item, int(items.max()))
         first_row = self._files["users.bin"].rows - 1
         targets = target_counts(events)
         ends = np.stack((self._num_events + np.cumsum(events), self._num_targets + np.cumsum(targets)), 1)
@@ -134,6 +138,8 @@ class PackedWriter:
             dropped: original ids of the users without events after filtering, in parts.
         """
         num_users = self._files["users.bin"].rows - 1
+        if self._max_item >= len(item_ids):
+            raise ValueError(f"finish: {len(item_ids)} item ids, but item {self._max_item} occurs")
         if num_users == 0:
             raise DataError(
                 f"{description.get('source', self.out)}: no events are left, so nothing is packed"
@@ -220,23 +226,6 @@ def write_packed(data: Interactions, out: Path) -> None:
             writer.append(ids, np.diff(bounds), items[bounds[0] : bounds[-1]])
         dropped = [pa.array(sorted(data.dropped_users), pa.large_string())]
         writer.finish(data.item_ids, data.titles, data.sha256, data.description, dropped)
-
-
-def pack_for_host(data: Interactions) -> Path:
-    """Write interactions to a temporary folder that the other processes of this host open by `open_packed`.
-
-    The folder is removed when this process exits, or by `discard`. Processes that have opened it keep their
-    data, so it is best discarded as soon as all have.
-    """
-    parent = Path(tempfile.mkdtemp(prefix="recgrela-"))
-    atexit.register(shutil.rmtree, parent, ignore_errors=True)
-    write_packed(data, parent / "data")
-    return parent / "data"
-
-
-def discard(path: Path) -> None:
-    """Remove a folder of `pack_for_host`."""
-    shutil.rmtree(path.parent, ignore_errors=True)
 
 
 def _flush(path: Path) -> None:

@@ -81,3 +81,9 @@ def train_counts(event_counts: np.ndarray) -> np.ndarray:
 def target_counts(event_counts: np.ndarray) -> np.ndarray:
     """Number of targets of each user: [n_users] events -> [n_users]."""
     return np.maximum(train_counts(event_counts) - 1, 0)
+
+
+def held_out_places(offsets: np.ndarray) -> np.ndarray:
+    """The places of the events that are not for training, given where users begin and end, [n_users + 1]."""
+    ends = offsets[1:][np.diff(offsets) >= 3]
+    return np.concatenate((ends - 2, ends - 1))

@@ -79,6 +79,9 @@ def describe(
             "test": "once, with the weights of the best epoch",
         },
         "evaluation": {
+            "users": "all with three events or more"
+            if (users := config.data.eval_users) is None
+            else f"at most {users} with three events or more, chosen by a fixed permutation of the user rows",
             "ranking": "full, over all items except padding",
             "masking": "unmasked: all items are ranked; masked: items of the user's history except "
             "the target are removed",

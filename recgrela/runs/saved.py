@@ -181,6 +181,7 @@ def evaluate(
             history_len,
             batch_size,
             run.device,
+            max_users=config.data.eval_users,
             rank=processes.rank,
             world=processes.world,
         )

@@ -90,7 +90,7 @@ def open_session(
     check_model(model, config)
     if not processes.is_first:
         torch.manual_seed(process_seed(train.seed, processes.rank))  # the weights are those of the first one
-    loss = make_loss(train.loss, train.label_smoothing, train.negatives, train.gbce_t, on_device)
+    loss = make_loss(train.loss, train.label_smoothing, train.negatives, train.gbce_t, data).to(device)
     place = {"rank": processes.rank, "world": processes.world}
     pieces = train.pieces or processes.world
     batches = TrainBatches(
@@ -100,7 +100,15 @@ def open_session(
     filling = filling_for(model, train.objective, batches.max_seqlen)
     step = _make_step(model, loss, config, max_tokens, wants_graphs, processes)
     splits = {
-        split: EvalBatches(on_device, split, config.data.history_len, train.eval_batch_size, device, **place)
+        split: EvalBatches(
+            on_device,
+            split,
+            config.data.history_len,
+            train.eval_batch_size,
+            device,
+            **place,
+            max_users=config.data.eval_users,
+        )
         for split in ("valid", "test")
     }
     take_step: Callable[[Batch, float], None] = step
