@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError  # of the header of a .npy file, a Python literal
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,7 @@ def read_item_file(path: str) -> ItemFile:
     try:
         table = _READERS[suffix](data, label, limit)
         table.validate(full=True)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:  # Unicode: the name of a column
         raise DataError(f"{label}: cannot be read as {suffix} ({one_line(error)})") from None
     find_columns(label, table.schema.names, (ID,))
     for column in (TITLE, VECTOR):
@@ -203,7 +204,7 @@ def _matrix(path: Path, rows: int) -> np.ndarray:
                 raise DataError(f"{path}: {len(tensors)} tensors; expected one, the vectors [items, D]")
             (tensor,) = tensors.values()  # NumPy has no bfloat16
             matrix = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
-    except (OSError, ValueError, EOFError, SafetensorError) as error:
+    except (OSError, ValueError, EOFError, SafetensorError, SyntaxError, TokenError) as error:
         raise DataError(f"{path}: not an array, or damaged: {one_line(error)}") from None
     if matrix.ndim != 2 or len(matrix) != rows or matrix.dtype.kind not in "fiu":
         raise DataError(f"{path}: {matrix.dtype} {list(matrix.shape)}; expected numbers [{rows}, D]")
