@@ -37,8 +37,6 @@ CHANGES: dict[str, Callable[[Tensor], Any]] = {
     "transposed": lambda x: x.mT if x.dim() > 1 else x,
     "on meta": lambda x: x.to("meta"),
     "sparse": lambda x: x.detach().to_sparse() if x.dim() > 1 else x,
-    "a list": lambda x: x.tolist(),
-    "a number": lambda x: 3,
     "none": lambda x: None,
     "nan": lambda x: torch.full_like(x, torch.nan) if x.is_floating_point() else x,
     **{f"as {dtype}": lambda x, dtype=dtype: x.detach().to(dtype) for dtype in DTYPES},
@@ -79,7 +77,11 @@ def call_op(op: int, variant: int, changes: list[tuple[str, str]]) -> str:
     x = case.operands()
     for what, name in changes:
         x = _changed(x, what, name)
-    got, expected = _results(case, x, None), _results(case, x, type(case).definition)
+    got = _results(case, x)
+    try:
+        expected = _results(case, x, type(case).definition)
+    except (IndexError, AttributeError) as error:  # a reference checks less
+        expected = str(error)
     if all(what in VALID for what, _ in changes):
         assert isinstance(got, dict), f"{case} refuses {changes}: {got}"
         assert isinstance(expected, dict), f"the reference of {case} refuses {changes}: {expected}"
@@ -97,7 +99,7 @@ def call_op(op: int, variant: int, changes: list[tuple[str, str]]) -> str:
     return "equal"
 
 
-def _results(case: Case, x: Operands, op: Callable[..., Any] | None) -> dict[str, Tensor] | str:
+def _results(case: Case, x: Operands, op: Callable[..., Any] | None = None) -> dict[str, Tensor] | str:
     """Outputs and gradients by name, or the message of a refusal."""
     try:
         outputs = case.call(x, op)

@@ -20,8 +20,8 @@ JSON = ("protocol.json", "results.json", "metrics.jsonl")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 2 steps of a narrow model, which the module's tests damage and restore."""
-    small = ("--model.hidden_size=8", "--model.num_layers=1", "--train.epochs=1", "--train.max_steps=2")
+    """A run of one epoch of a narrow model, which the module's tests damage and restore."""
+    small = ("--model.hidden_size=8", "--model.num_layers=1", "--train.epochs=1")
     return make_run(tmp_path_factory.mktemp("runs"), "run", *small)
 
 
@@ -33,7 +33,7 @@ def test_damaged_bytes(name: str, folder: Path, sandbox: Sandbox, fuzz: Fuzz) ->
         return sandbox.call(f"{TARGETS}:open_run", str(folder), name, damaged(content, edits))
 
     assert use([]) == "result"
-    fuzz(use, edit_lists, examples=20)
+    fuzz(use, edit_lists, examples=10)
 
 
 @pytest.mark.parametrize("name", (*JSON, "last.safetensors"))
@@ -45,7 +45,7 @@ def test_damaged_values(name: str, folder: Path, sandbox: Sandbox, fuzz: Fuzz) -
         return sandbox.call(f"{TARGETS}:open_run", str(folder), name, _with_values(name, content, edits))
 
     assert use([]) == "result"
-    fuzz(use, value_edits, examples=40)
+    fuzz(use, value_edits, examples=20)
 
 
 def _with_values(name: str, content: bytes, edits: list[tuple[int, Any]]) -> bytes:

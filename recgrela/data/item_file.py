@@ -164,7 +164,12 @@ def _titles(label: str, table: pa.Table) -> list[str | None]:
     kind = _kind(column)
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise DataError(f"{label}, column {TITLE!r}: titles must be strings, not {kind}")
-    return [" ".join((title or "").split()) or None for title in _texts(column)]
+    clean: dict[str | None, str | None] = {}  # repeated titles share one text
+    titles = _texts(column)
+    for title in titles:
+        if title not in clean:
+            clean[title] = " ".join((title or "").split()) or None
+    return [clean[title] for title in titles]
 
 
 def _vectors(label: str, table: pa.Table) -> np.ndarray:
