@@ -148,6 +148,7 @@ def test_numbers_are_ids_too(tmp_path: Path) -> None:
             '{"item_id": "a", "vector": ' + "[" * 99_999 + "\n",
             "line 1: not JSON: maximum recursion",
         ),
+        ("items.jsonl", "", "items.jsonl: the file has no items"),
         ("items.jsonl", "[1]\n", "line 1: [1] is not an object"),
         ("items.jsonl", '{"item_id": 1}\n{"item_id": "a"}\n', "column 'item_id': Could not convert"),
         ("items.jsonl", f'{{"item_id": {2**64}}}\n', "column 'item_id': "),

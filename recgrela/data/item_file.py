@@ -105,6 +105,8 @@ def _read_jsonl(data: pa.Buffer, label: str, limit: Limit) -> pa.Table:
         if row.get(VECTOR) is not None:
             row[VECTOR] = json.dumps(row[VECTOR])
         rows.append({name: row[name] for name in (ID, TITLE, VECTOR) if name in row})
+    if not rows:
+        raise DataError(f"{label}: the file has no items")
     names = [name for name in (ID, TITLE, VECTOR) if any(name in row for row in rows)]
     columns = {}
     for name in names:

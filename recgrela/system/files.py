@@ -38,7 +38,10 @@ def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def atomic_write_text(path: Path, text: str) -> None:
-    """`atomic_write` for UTF-8 text."""
+    """`atomic_write` for UTF-8 text.
+
+    A lone surrogate, a byte of a file name that is not UTF-8, is written as in JSON: \\udcff.
+    """
     atomic_write(path, lambda temporary: _write_text(temporary, text))
 
 
@@ -66,7 +69,7 @@ def expand_path(text: str, what: str) -> Path:
 
 
 def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _umask() -> int:
