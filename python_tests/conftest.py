@@ -14,6 +14,12 @@ ROOT = Path(__file__).resolve().parents[1]
 SLOW_FOLDERS = ("kernels", "install")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fuzz-examples", type=int, help="random examples of each fuzz test; by default fewer, always the same"
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Shares the processors among the workers of `pytest -n`, and separates the compiled graphs of builds.
 

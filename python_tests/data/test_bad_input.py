@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from recgrela.data import DataConfig, load
+from recgrela.data import DataConfig, load, load_table
 from recgrela.system.errors import ConfigError, DataError
 from recgrela.system.text import printable
 
@@ -30,6 +30,27 @@ LINES = {
     "truncated line": ("b\t2\n", ": column 'rating' is missing, 2 of 4 columns (a truncated line?)"),
     "line too long": ("b\t2\t3\t4\t5\n", ": 5 columns, expected 4"),
     "time is text": ("b\t2\t3\tnoon\n", ", column 'timestamp': 'noon' is not a finite number"),
+    "time that ends in NUL": ("b\t2\t3\t12\0\n", ", column 'timestamp': '12\\x00' is not a finite number"),
+    "time that ends in a vertical tab": (
+        "b\t2\t3\t12\x0b\n",
+        ", column 'timestamp': '12\\x0b' is not a finite number",
+    ),
+    "time that ends in a separator": (
+        "b\t2\t3\t12\x1f\n",
+        ", column 'timestamp': '12\\x1f' is not a finite number",
+    ),
+    "time that ends in a wide space": (
+        "b\t2\t3\t12\u2003\n",
+        ", column 'timestamp': '12\\u2003' is not a finite number",
+    ),
+    "long time": (
+        f"b\t2\t3\t{'x' * 1000}\n",
+        f", column 'timestamp': '{'x' * 100}'... (900 more characters) is not a finite number",
+    ),
+    "long id": (
+        f"-{'1' * 999}\t2\t3\t4\n",
+        f", column 'user_id': negative id -{'1' * 99}... (900 more characters)",
+    ),
     "time with trailing text": ("b\t2\t3\t12h\n", ", column 'timestamp': '12h' is not a finite number"),
     "no time": ("b\t2\t3\t\n", ", column 'timestamp': '' is not a finite number"),
     "NaN time": ("b\t2\t3\tNaN\n", ", column 'timestamp': 'NaN' is not a finite number"),
@@ -251,6 +272,89 @@ def test_missing_and_unknown_files(tmp_path):
     fails(tmp_path / "my.dat", expected, format="movielens")
 
 
+def test_many_files_and_many_columns(tmp_path):
+    (tmp_path / "many").mkdir()
+    for number in range(1000, 1100):
+        (tmp_path / "many" / f"{number}.csv").touch()
+    names = ", ".join(f"{number}.csv" for number in range(1000, 1010))
+    fails(tmp_path / "many", f": contains {names} and 90 more; give the path of one")
+    path = tmp_path / "x.csv"
+    path.write_text(",".join(f"c{number}" for number in range(10_000)))
+    names = ", ".join(f"'c{number}'" for number in range(10))
+    fails(path, f", line 1: no column 'user_id' among {names} and 9,990 more")
+    path.write_bytes(bytes(2 << 20))
+    fails(path, ", line 1: longer than 1,048,576 bytes; expected a header")
+
+
+def test_file_names_that_are_not_text(tmp_path):
+    """Bytes that are not UTF-8, and characters that act on a terminal."""
+    for name in (b"a\xff.csv", b"b\x1b[31m\n.csv", "c\u202e.csv".encode()):
+        path = os.fsdecode(os.fsencode(tmp_path) + b"/" + name)
+        Path(path).write_text("user_id,item_id,timestamp\na,1,2\n")
+        config = DataConfig(path=path, min_user_events=0, min_item_events=0)
+        assert load(config).description["source"] == path
+        Path(path).write_text("user_id,item_id,timestamp\na,1,x\n")
+        fails(path, ", line 2, column 'timestamp': 'x' is not a finite number")
+
+
+def zip_with(path: Path, edits: list[tuple[bytes, int, bytes]], name: str = "x.csv") -> Path:
+    """A zip, with bytes at some offset from the signatures of its local header, directory or end replaced."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(name, "user_id,item_id,timestamp\na,1,2\n")
+    content = bytearray(path.read_bytes())
+    for signature, offset, value in edits:
+        start = content.index(b"PK" + signature) + offset
+        content[start : start + len(value)] = value
+    path.write_bytes(content)
+    return path
+
+
+LOCAL, DIRECTORY = b"\x03\x04", b"\x01\x02"
+ZIPS = {
+    "later version": (
+        [(LOCAL, 4, b"\xff"), (DIRECTORY, 6, b"\xff")],
+        ": cannot be unpacked (zip file version 25.5); unpack it with another program",
+    ),
+    "unknown compression": (
+        [(LOCAL, 8, b"\x63"), (DIRECTORY, 10, b"\x63")],
+        ":x.csv: cannot be unpacked (That compression method is not supported); unpack it with another "
+        "program",
+    ),
+    "password": (
+        [(LOCAL, 6, b"\x01"), (DIRECTORY, 8, b"\x01")],
+        ":x.csv: cannot be unpacked (File 'x.csv' is encrypted, password required for extraction); unpack it "
+        "with another program",
+    ),
+    "several volumes": (
+        [(DIRECTORY, 34, b"\x01")],
+        ":x.csv: cannot be unpacked (the archive consists of several files); unpack it with another program",
+    ),
+    "name that is not UTF-8": (
+        [(DIRECTORY, 9, b"\x08"), (DIRECTORY, 46, b"\xff")],
+        ": damaged or truncated archive ('utf-8' codec can't decode byte 0xff in position 0: invalid start "
+        "byte)",
+    ),
+    "empty name": (
+        [(LOCAL, 30, b"\0" * 5), (DIRECTORY, 46, b"\0" * 5)],
+        ": contains no file of a known format; known files are *.inter, ratings.dat, u.data, ratings.csv, "
+        "*.parquet, *.csv",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ZIPS)
+def test_zips_that_cannot_be_read(tmp_path, case):
+    edits, expected = ZIPS[case]
+    fails(zip_with(tmp_path / "x.zip", edits), expected)
+
+
+def test_a_name_that_leads_out_of_the_zip_is_only_a_name(tmp_path):
+    path = zip_with(tmp_path / "x.zip", [], "../../x.csv")
+    data = load(DataConfig(path=str(path), min_user_events=0, min_item_events=0))
+    assert data.description["source"] == f"{path}:../../x.csv"
+    assert not (tmp_path.parent.parent / "x.csv").exists()
+
+
 def test_zip_with_several_files(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         archive.writestr("a.csv", "")
@@ -336,6 +440,26 @@ def test_parquet(tmp_path):
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(DataError, match=r"x\.parquet: not a Parquet file, or damaged"):
         load(DataConfig(path=str(path)))
+
+
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_parquet_that_is_not_utf8(tmp_path, dictionary):
+    path = tmp_path / "x.parquet"
+    table = pa.table({"user_id": ["QQQQ", "b"] * 9, "item_id": ["c"] * 18, "timestamp": range(18)})
+    parquet.write_table(table, path, compression="none", use_dictionary=dictionary, write_statistics=False)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"QQQQ", b"\xff\xfe\xff\xfe"))
+    with pytest.raises(DataError, match=r"x\.parquet: damaged \(.*Invalid UTF8"):
+        load(DataConfig(path=str(path)))
+
+
+def test_tables_with_contents_out_of_range():
+    """A table of a program may have an index of a dictionary beyond its values."""
+    indices = pa.array([0, 7], pa.int32())
+    users = pa.DictionaryArray.from_arrays(indices, pa.array(["a", "b"]), safe=False)
+    table = pa.table({"user_id": users, "item_id": ["c", "d"], "timestamp": [1, 2]})
+    with pytest.raises(DataError, match=r"the table of events: damaged \(.*out of bounds"):
+        load_table(table, DataConfig())
 
 
 @pytest.mark.parametrize(

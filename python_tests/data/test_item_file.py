@@ -11,7 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_tensors
 
 from recgrela.data import item_file
 from recgrela.data.item_file import ItemFile, read_item_file
@@ -133,12 +135,29 @@ def test_numbers_are_ids_too(tmp_path: Path) -> None:
         ("items.jsonl", '{"item_id": null}\n{"item_id": "a"}\n', "row 1, column 'item_id': empty id"),
         ("items.jsonl", '{"item_id": 1,\n', "line 1: not JSON: Expecting property name"),
         ("items.parquet", "nonsense", "not a Parquet file, or damaged (Parquet magic bytes"),
+        ("items.csv", 'item_id,vector\n1,"' + "[" * 9999 + '"\n', "row 1, column 'vector': '[[["),
+        (
+            "items.csv",
+            f'item_id,vector\n1,"[{"9" * 400}]"\n',
+            "(302 more characters) is not a list of numbers",
+        ),
+        ("items.csv", 'item_id,vector\n1,"[1e300]"\n', "row 1, column 'vector': a number is not finite"),
+        ("items.csv", "\udce9item_id\n1\n", "cannot be read as .csv ("),
+        (
+            "items.jsonl",
+            '{"item_id": "a", "vector": ' + "[" * 99_999 + "\n",
+            "line 1: not JSON: maximum recursion",
+        ),
+        ("items.jsonl", "", "items.jsonl: the file has no items"),
+        ("items.jsonl", "[1]\n", "line 1: [1] is not an object"),
+        ("items.jsonl", '{"item_id": 1}\n{"item_id": "a"}\n', "column 'item_id': Could not convert"),
+        ("items.jsonl", f'{{"item_id": {2**64}}}\n', "column 'item_id': "),
         ("items.txt", "1\n", "expected a file of items: .csv, .parquet, .jsonl"),
     ],
 )
 def test_errors_name_the_place(tmp_path: Path, name: str, text: str, message: str) -> None:
     path = tmp_path / name
-    path.write_text(text)
+    path.write_text(text, errors="surrogateescape")
     with pytest.raises(DataError, match=re.escape(message)) as caught:
         read_item_file(str(path))
     assert str(caught.value).startswith(str(path))
@@ -167,6 +186,33 @@ def test_wrong_matrices(tmp_path: Path, array: np.ndarray, message: str) -> None
     np.save(tmp_path / "items.npy", array, allow_pickle=True)
     with pytest.raises(DataError, match=f"items.npy.*{message}"):
         read_item_file(str(tmp_path / "items.csv"))
+
+
+def test_an_array_larger_than_its_file(tmp_path: Path) -> None:
+    write_csv(tmp_path / "items.csv", vectors=False)
+    np.save(tmp_path / "items.npy", VECTORS)
+    content = (tmp_path / "items.npy").read_bytes()
+    for shape, message in (
+        (b"(3, 999999999999), }", "damaged: mmap"),
+        (b"(3, 2(, }" + b" " * 11, "damaged: "),
+    ):
+        (tmp_path / "items.npy").write_bytes(content.replace(b"(3, 2), }" + b" " * 11, shape))
+        with pytest.raises(DataError, match=f"items.npy: not an array, or {message}"):
+            read_item_file(str(tmp_path / "items.csv"))
+
+
+def test_an_archive_of_arrays(tmp_path: Path) -> None:
+    write_csv(tmp_path / "items.csv", vectors=False)
+    np.savez(tmp_path / "items.npz", VECTORS)
+    (tmp_path / "items.npz").rename(tmp_path / "items.npy")
+    with pytest.raises(DataError, match=r"items.npy: an archive of arrays \(.npz\)"):
+        read_item_file(str(tmp_path / "items.csv"))
+
+
+def test_vectors_in_bfloat16(tmp_path: Path) -> None:
+    write_csv(tmp_path / "items.csv", vectors=False)
+    save_tensors({"v": torch.from_numpy(VECTORS).bfloat16()}, tmp_path / "items.safetensors")
+    check(read_item_file(str(tmp_path / "items.csv")), vectors=True)
 
 
 def test_several_tensors(tmp_path: Path) -> None:

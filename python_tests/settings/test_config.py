@@ -192,6 +192,28 @@ def test_wrong_options(argv: list[str], message: str) -> None:
         ("train: {name: {}}\n", "a.yaml: train.name: {} is not text or null"),
         ("train: &t\n  lr: *t\n", "not YAML: an alias (*) refers to a node that contains it"),
         ("train: {name: &t [*t]}\n", "not YAML: an alias (*) refers to a node that contains it"),
+        (
+            "a: &a [1, 1]\n"
+            + "".join(
+                f"b{n}: &{'b' * n} [*{'b' * (n - 1) or 'a'}, *{'b' * (n - 1) or 'a'}]\n" for n in range(1, 14)
+            ),
+            "not YAML: more than 10,000 values, with aliases (*) expanded",
+        ),
+        ("train: {name: " + "[" * 100, "a.yaml: line 1, column 33: not YAML: nested deeper than 20 levels"),
+        ("".join("  " * n + "a:\n" for n in range(30)), "not YAML: nested deeper than 20 levels"),
+        ("train: {name: " + "x" * 10_001 + "}", "not YAML: a value of 10,001 characters; the most is 10,000"),
+        ("train: {epochs: !!int ''}\n", "not YAML: the tag 'tag:yaml.org,2002:int'; values have no tags"),
+        ("train: {amp: !!bool maybe}\n", "not YAML: the tag 'tag:yaml.org,2002:bool'; values have no tags"),
+        ("train: {lr: 1" + ":1" * 1000 + ".5}\n", "a.yaml: not YAML: int too large to convert to float"),
+        ('train: {name: "\\UFFFFFFFF"}\n', "a.yaml: not YAML: "),
+        ("train: {epochs: " + "9" * 5000 + "}\n", "a.yaml: not YAML: Exceeds the limit"),
+        (
+            "train: {epochs: 0x" + "f" * 5000 + "}\n",
+            "train.epochs: an integer of thousands of digits is not a finite number",
+        ),
+        ("train: {objective: " + "x" * 5000 + "}\n", "x'... (4,900 more characters)"),
+        ("x" * 1000 + ": 1\n", "unknown key " + "x" * 100 + "... (900 more characters)"),
+        ("#" + "x" * 2**20, "a.yaml: more than 1,048,576 bytes, too long for a file of settings"),
         ("train: {name: 2020-13-01}\n", "a.yaml: not YAML: month must be in 1..12"),
     ],
 )

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError  # of the header of a .npy file, a Python literal
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,7 @@ def read_item_file(path: str) -> ItemFile:
     try:
         table = _READERS[suffix](data, label, limit)
         table.validate(full=True)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:  # Unicode: the name of a column
         raise DataError(f"{label}: cannot be read as {suffix} ({one_line(error)})") from None
     find_columns(label, table.schema.names, (ID,))
     for column in (TITLE, VECTOR):
@@ -104,6 +105,8 @@ def _read_jsonl(data: pa.Buffer, label: str, limit: Limit) -> pa.Table:
         if row.get(VECTOR) is not None:
             row[VECTOR] = json.dumps(row[VECTOR])
         rows.append({name: row[name] for name in (ID, TITLE, VECTOR) if name in row})
+    if not rows:
+        raise DataError(f"{label}: the file has no items")
     names = [name for name in (ID, TITLE, VECTOR) if any(name in row for row in rows)]
     columns = {}
     for name in names:
@@ -163,7 +166,12 @@ def _titles(label: str, table: pa.Table) -> list[str | None]:
     kind = _kind(column)
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise DataError(f"{label}, column {TITLE!r}: titles must be strings, not {kind}")
-    return [" ".join((title or "").split()) or None for title in _texts(column)]
+    clean: dict[str | None, str | None] = {}  # repeated titles share one text
+    titles = _texts(column)
+    for title in titles:
+        if title not in clean:
+            clean[title] = " ".join((title or "").split()) or None
+    return [clean[title] for title in titles]
 
 
 def _vectors(label: str, table: pa.Table) -> np.ndarray:
@@ -203,7 +211,7 @@ def _matrix(path: Path, rows: int) -> np.ndarray:
                 raise DataError(f"{path}: {len(tensors)} tensors; expected one, the vectors [items, D]")
             (tensor,) = tensors.values()  # NumPy has no bfloat16
             matrix = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
-    except (OSError, ValueError, EOFError, SafetensorError) as error:
+    except (OSError, ValueError, EOFError, SafetensorError, SyntaxError, TokenError) as error:
         raise DataError(f"{path}: not an array, or damaged: {one_line(error)}") from None
     if matrix.ndim != 2 or len(matrix) != rows or matrix.dtype.kind not in "fiu":
         raise DataError(f"{path}: {matrix.dtype} {list(matrix.shape)}; expected numbers [{rows}, D]")

@@ -78,9 +78,12 @@ def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def atomic_write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text as `atomic_stream` does."""
+    """Write UTF-8 text as `atomic_stream` does.
+
+    A lone surrogate, a byte of a file name that is not UTF-8, is written as in JSON: \\udcff.
+    """
     with atomic_stream(path) as file:
-        file.write(text.encode("utf-8"))
+        file.write(text.encode("utf-8", "backslashreplace"))
 
 
 def append_text(path: Path, text: str) -> None:

@@ -110,9 +110,11 @@ def open_entry(archive: zipfile.ZipFile, name: str, limit: Limit, label: str) ->
     are decompressed to a bounded number of bytes a time.
     """
     entry = archive.getinfo(name)
+    if entry.volume:
+        raise NotImplementedError("the archive consists of several files")
     limit.check(entry.file_size, label)
     if entry.compress_type not in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
-        with archive.open(entry) as stream:
+        with archive.open(name) as stream:
             yield Within(stream, limit, label)
         return
     raw = copy(entry)
