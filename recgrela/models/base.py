@@ -115,7 +115,7 @@ class SequenceModel(Streaming):
     def embed(self, items: Tensor, sequences: Sequences) -> Tensor:
         """Item ids [T] int64 -> embedded rows [T, D]."""
         rate = self.dropout.rate if self.training else 0.0
-        if not len(items):
+        if items.shape[0] == 0:
             return self.look_up(items)
         rows, places, padding_idx = rows_for(self.table, items)
         return embedding(
