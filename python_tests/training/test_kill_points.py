@@ -16,8 +16,10 @@ import torch
 
 from python_tests.support.runs import assert_same_tensors, options, run_train
 from recgrela.runs import checkpoint
+from recgrela.runs import folder as runs_folder
 from recgrela.runs.folder import RunFolder
 from recgrela.runs.saved import load_run
+from recgrela.runs.state import TrainState
 from recgrela.system.errors import RunError
 from recgrela.training import final_test, trainer
 
@@ -120,6 +122,33 @@ def test_every_kill_point(start: str, tmp_path: Path, monkeypatch: pytest.Monkey
 
 def assert_resumed(run: Path, epochs: int) -> None:
     assert run_train("--resume", str(run), f"--train.epochs={epochs}") == 0
+
+
+def test_a_reader_beside_a_run_that_replaces_its_best_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is renamed after the reader has seen its first name."""
+    one, run = tmp_path / "one", tmp_path / "run"
+    train(one, 1)
+    train(run, 2)
+    (run / "results.json").unlink()
+    folder = RunFolder.open(run)
+    folder.metrics.rewrite(folder.metrics.read_epochs())
+    os.replace(run / "best.safetensors", folder.next_best_path)
+    shutil.copy(one / "best.safetensors", run / "best.safetensors")
+    looks = []
+
+    def is_best(path: Path, state: TrainState) -> bool:
+        looks.append(path.name)
+        found = real(path, state)
+        if len(looks) == 1:
+            folder.settle_best(state)
+        return found
+
+    real = runs_folder.is_best
+    monkeypatch.setattr(runs_folder, "is_best", is_best)
+    assert load_run(run, None, torch.device("cpu")).state.epoch == 2
+    assert looks[0] == "best.safetensors" and "best.next.safetensors" in looks
 
 
 def test_a_mixed_folder_is_refused(tmp_path: Path) -> None:

@@ -150,6 +150,27 @@ class RunFolder:
         Raises:
             RunError: the checkpoint is missing, or only another one is there.
         """
+        for _ in range(10):
+            before = self._stamps()
+            try:
+                return self._look_for_best()
+            except RunError:
+                if self._stamps() == before:
+                    raise  # else a run that is training has replaced a file meanwhile
+        raise RunError(f"{self.path}: its checkpoints are replaced again and again while they are read")
+
+    def _stamps(self) -> list[tuple[int, int] | None]:
+        """What changes when a checkpoint is replaced, for each of them."""
+        stamps: list[tuple[int, int] | None] = []
+        for path in (self.checkpoint_path("best"), self.next_best_path, self.checkpoint_path("last")):
+            try:
+                found = path.stat()
+                stamps.append((found.st_ino, found.st_mtime_ns))
+            except FileNotFoundError:
+                stamps.append(None)
+        return stamps
+
+    def _look_for_best(self) -> Path | None:
         best, last = self.checkpoint_path("best"), self.checkpoint_path("last")
         if not last.is_file() or self.read_protocol().get("growth"):  # with weights only
             return best if best.is_file() else None

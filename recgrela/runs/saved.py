@@ -88,15 +88,14 @@ def load_run(
     config = read_config(folder.config_path, CONFIGS)
     check_settings(folder, config)
     check_complete(folder)
-    file = folder.find_checkpoint(which)
     for _ in range(10):
+        file = folder.find_checkpoint(which)
         try:
             model = _make_model(folder, config, file, processes or Processes()).to(device)
             state = TrainState.from_dict(checkpoint.load(file, model), file)
             return SavedRun(folder, config, model.eval(), device, file, state)
         except RunError:
-            before, file = file, folder.find_checkpoint(which)
-            if file == before:
+            if folder.find_checkpoint(which) == file:
                 raise
     raise RunError(f"{folder.path}: its checkpoints are renamed again and again while they are read")
 
