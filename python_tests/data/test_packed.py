@@ -322,7 +322,8 @@ def peak_of_use(folder: Path) -> int:
 def test_memory_does_not_grow_with_the_users(make_interactions, tmp_path, monkeypatch):
     for name, limit in (("mapped.BLOCK_BYTES", 1 << 14), ("batches.ROWS_AT_ONCE", 512)):
         monkeypatch.setattr(f"recgrela.data.{name}", limit)
-    monkeypatch.setattr("recgrela.data.sampling.SKIPPED_AT_ONCE", 512)
+    for name in ("SLOTS_AT_ONCE", "SKIPPED_AT_ONCE"):
+        monkeypatch.setattr(f"recgrela.data.sampling.{name}", 512)
     peaks = []
     for users in (1000, 1000, 30_000):
         folder = tmp_path / f"{len(peaks)}"

@@ -94,9 +94,11 @@ def test_whole_windows_have_every_target_once(max_len):
 @pytest.mark.parametrize("at_once", [7, sampling.SKIPPED_AT_ONCE])
 def test_skipped_batches_change_nothing(monkeypatch, at_once):
     monkeypatch.setattr(sampling, "SKIPPED_AT_ONCE", at_once)
+    monkeypatch.setattr(sampling, "SLOTS_AT_ONCE", 50)
     users = random_users(4)
     whole = WholeWindows(users, 7, 1, 0)
     batches = list(whole.batches(40, 0))
+    monkeypatch.setattr(sampling, "SLOTS_AT_ONCE", 3)  # how many are made at once changes nothing
     for start in range(len(batches) + 1):
         rest = list(whole.batches(40, start))
         assert len(rest) == len(batches) - start

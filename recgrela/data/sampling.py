@@ -11,7 +11,8 @@ from recgrela.data.users import Users, UserTable
 from recgrela.data.windows import Windows
 
 ORDER, CUTS = 0, 1  # uses of a seed
-SKIPPED_AT_ONCE = 1 << 15  # slots, about 5 MB
+SLOTS_AT_ONCE = 1 << 13  # enough for NumPy to be fast
+SKIPPED_AT_ONCE = 1 << 15
 
 
 def prefix_windows(users: UserTable, max_len: int, numbers: np.ndarray) -> Windows:
@@ -51,22 +52,17 @@ class WholeWindows:
         A window that does not fit into a batch is cut, and the rest of it begins the next batch.
         """
         slot, rest = self._skip(start * size)
-        # About as many slots as a batch takes, in arrays that are not too small for NumPy.
-        at_once = max(512, -(-size * self.num_slots // max(self._users.num_targets, 1)))
         while slot < self.num_slots or rest.users.size:
             parts, found = [rest], rest.num_items
             while found < size and slot < self.num_slots:
-                parts.append(self._windows(slot, at_once))
+                parts.append(self._windows(slot, SLOTS_AT_ONCE))
                 found += parts[-1].num_items
-                slot += at_once
-            whole = join(parts)
-            if found > size:
-                yield whole.slice(0, size)
-                rest = whole.slice(size, found)
-            else:
-                if found:
-                    yield whole
-                rest = whole.take(slice(0))
+                slot += SLOTS_AT_ONCE
+            whole, begin = join(parts), 0
+            while found - begin >= size or (slot >= self.num_slots and begin < found):
+                yield whole.slice(begin, min(begin + size, found))
+                begin += size
+            rest = whole.slice(begin, found)
 
     def _skip(self, targets: int) -> tuple[int, Windows]:
         """The slot after some number of targets, and the windows before it that are not skipped."""
