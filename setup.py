@@ -1,7 +1,8 @@
 """Builds the extension recgrela._C: always C++, and CUDA if torch has it or nvcc is found (build_backend).
 
-Respects RECGRELA_CUDA, RECGRELA_NVCC_FLAGS, TORCH_CUDA_ARCH_LIST, MAX_JOBS, CUDA_HOME and CXX. The library
-uses only libtorch's stable ABI, so it works with every torch >= 2.10, not only the one that built it.
+Respects RECGRELA_CUDA, RECGRELA_SANITIZE, RECGRELA_NVCC_FLAGS, TORCH_CUDA_ARCH_LIST, MAX_JOBS, CUDA_HOME and
+CXX. The library uses only libtorch's stable ABI, so it works with every torch >= 2.10, not only the one that
+built it.
 """
 
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from setuptools import setup
 
+from build_backend.compilers import SANITIZE, sanitize
 from build_backend.objects import remove_outdated
 from build_backend.plan import Plan, make_plan
 from build_backend.target import import_torch
@@ -22,6 +24,8 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"', (ROOT / "recgrela/__init__.py").read_text(), re.M)[1]
 INCLUDE = ROOT / "build" / "include"
 TARGET_TORCH = "0x020a000000000000"  # 2.10
+# __FILE__ is relative to this folder, so that the library does not contain the path of the build machine.
+RELATIVE = f"-ffile-prefix-map={ROOT}/="
 COMPILING = {"build", "build_ext", "bdist", "bdist_wheel", "editable_wheel", "install", "develop"}
 
 
@@ -78,19 +82,22 @@ def commands(plan: Plan) -> dict[str, object]:
     INCLUDE.mkdir(parents=True, exist_ok=True)
     write_facts(plan)
     link: dict[str, list[str]] = {}
-    flags = {"cxx": ["-O3", "-std=c++17", "-Wall", "-Wextra", "-fvisibility=hidden", "-g0"]}
+    flags = {"cxx": ["-O3", "-std=c++17", "-Wall", "-Wextra", "-fvisibility=hidden", "-g0", RELATIVE]}
+    if sanitize():
+        # -g1: only the line numbers that the sanitizers report.
+        flags["cxx"] += [*SANITIZE, "-O1", "-g1", "-fno-omit-frame-pointer"]
+        link["extra_link_args"] = SANITIZE
     include_dirs = [str(ROOT / "csrc"), str(INCLUDE), stable_path("pybind11", pybind11.get_include())]
     include_dirs.append(stable_path("cuda", plan.toolkit and plan.toolkit.include_folder))
     if plan.toolkit:
         toolkit = replace(plan.toolkit, home=Path(stable_path("toolkit", plan.toolkit.home)))
         # cpp_extension sets no CUDA_HOME if torch has no CUDA. The kernels do not use torch's CUDA code.
         cpp_extension.CUDA_HOME = str(toolkit.home)
-        link = {
-            "library_dirs": toolkit.library_folders,
-            "libraries": ["cudart_static", "dl", "rt", "pthread"],
-        }
+        link["library_dirs"] = toolkit.library_folders
+        link["libraries"] = ["cudart_static", "dl", "rt", "pthread"]
         # tools/ptxas.py reads the output of -v. --threads compiles the architectures of a file in parallel.
         flags["nvcc"] = ["-O3", "-std=c++17", "-Xptxas", "-v", "--threads", str(min(4, len(plan.archs)))]
+        flags["nvcc"] += ["-Xcompiler", RELATIVE]
         flags["nvcc"] += [flag for arch in plan.archs for flag in arch.flags]
         flags["nvcc"].append(f"-DRECGRELA_NVCC={plan.toolkit.release}")  # a new release recompiles every file
         flags["nvcc"] += shlex.split(os.environ.get("RECGRELA_NVCC_FLAGS", ""))  # such as macros of tuning.h
@@ -107,15 +114,21 @@ def commands(plan: Plan) -> dict[str, object]:
     extension.include_dirs = [path.replace(str(torch_include), torch_link) for path in extension.include_dirs]
 
     class BuildExtension(cpp_extension.BuildExtension):
-        """Keeps objects in one folder for all kinds of builds, to recompile only changed sources."""
+        """Keeps objects in one folder for all kinds of builds, to recompile only changed sources.
+
+        --build-temp names another one, for a build with other flags.
+        """
 
         def finalize_options(self) -> None:
+            objects = self.build_temp
             super().finalize_options()
             # The virtual environment's include folder has no headers used here, and its path differs in each
             # isolated build.
             own = os.path.join(sys.exec_prefix, "include")
             self.include_dirs = [folder for folder in self.include_dirs if folder != own]
-            self.build_temp = os.path.join("build", f"temp.{self.plat_name}-{sys.implementation.cache_tag}")
+            self.build_temp = objects or os.path.join(
+                "build", f"temp.{self.plat_name}-{sys.implementation.cache_tag}"
+            )
 
         def build_extensions(self) -> None:
             release = plan.toolkit.release if plan.toolkit else ""

@@ -20,6 +20,8 @@ from build_backend.toolkit import Toolkit
 # Bytes. The largest C++ file needs 0.35 GB; nvcc needs 0.2 GB for each of up to four architectures in
 # parallel.
 MEMORY_PER_JOB = 1 << 30
+# Flags of a compilation and of a link. A finding ends the process.
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 CPP_PROBE = """
 #include <Python.h>
 #include <optional>
@@ -31,6 +33,21 @@ CUDA_PROBE = """
 __global__ void probe() {}
 int main() { probe<<<1, 1>>>(); }
 """
+
+
+def sanitize() -> bool:
+    """Returns the value of RECGRELA_SANITIZE as a bool, False if it is not set.
+
+    Raises:
+        BuildError: It has another value.
+    """
+    text = os.environ.get("RECGRELA_SANITIZE", "")
+    if text not in ("", "0", "1"):
+        raise BuildError(
+            f"RECGRELA_SANITIZE={text} is not 0 or 1",
+            "1 builds with AddressSanitizer and UBSan; python -m tools.sanitize does, and runs tests",
+        )
+    return text == "1"
 
 
 def check_cxx() -> None:

@@ -7,13 +7,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from recgrela.settings import command_line
 from recgrela.settings.command_line import Parser
 from recgrela.settings.fields import Option
 from recgrela.system.environment import environment_facts
+from recgrela.system.output import result_console, write_result
 
 NOT_USABLE = 1  # the exit code; 2 is an error in the command line
 
@@ -39,9 +39,9 @@ def command(argv: Sequence[str]) -> int:
     options = parser.read(argv)
     facts = environment_facts()
     if options["json"]:
-        print(json.dumps(facts, indent=2))
+        write_result(json.dumps(facts, indent=2) + "\n")
     else:
-        Console().print(_table(facts))
+        result_console().print(_table(facts))
     if options["require"]:
         usable = facts[options["require"]]["usable"]
     else:

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 
 import torch
-from rich.console import Console
 
 from recgrela.parallel.launch import Launch
 from recgrela.parallel.processes import join
@@ -19,6 +18,7 @@ from recgrela.settings.fields import MAX_THREADS, Option
 from recgrela.system.console import say
 from recgrela.system.device import use_device
 from recgrela.system.files import expand_path
+from recgrela.system.output import result_console
 
 OPTIONS = [
     Option("split", "both", "Splits to evaluate.", choices=("both", "valid", "test")),
@@ -45,11 +45,11 @@ def command(argv: Sequence[str]) -> int:
         torch.set_num_threads(options["threads"])
     which = None if options["checkpoint"] == "auto" else options["checkpoint"]
     launch = Launch.read()
-    console = Console(quiet=launch.rank > 0)
+    console = result_console(quiet=launch.rank > 0)
     device = use_device(options["device"], launch.local_rank, launch.local_world)
     with join(device, launch) as processes:
-        run = load_run(expand_path(options["run"], "RUN"), which, device)
-        data = load_data(run, options["data.path"])
+        run = load_run(expand_path(options["run"], "RUN"), which, device, processes)
+        data = load_data(run, options["data.path"], processes)
         splits: tuple[Split, ...] = ("valid", "test") if options["split"] == "both" else (options["split"],)
         batch_size = options["batch_size"] or run.config.train.eval_batch_size
         rankings = evaluate(run, data, splits, batch_size, processes)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from rich.console import Console
-
 from recgrela.inference.export import FORMATS, check_path, export_model
 from recgrela.runs.saved import load_run
 from recgrela.settings import command_line
@@ -16,6 +14,7 @@ from recgrela.system.console import say
 from recgrela.system.device import use_device
 from recgrela.system.errors import ConfigError
 from recgrela.system.files import expand_path
+from recgrela.system.output import display_console
 
 OPTIONS = [
     Option("output", None, "File to write; FILE.json beside it describes items and states."),
@@ -46,7 +45,8 @@ def command(argv: Sequence[str]) -> int:
     which = None if options["checkpoint"] == "auto" else options["checkpoint"]
     run = load_run(expand_path(options["run"], "run"), which, use_device("cpu"))
     export_model(run.model, run.read_items(), options["k"]).write(path, options["format"])
-    say(Console(), f"written: {path} ({path.stat().st_size / 1e6:.1f} MB) and {path.name}.json")
+    size = f"{path.stat().st_size / 1e6:.1f} MB"
+    say(display_console(), f"written: {path} ({size}) and {path.name}.json")
     return 0
 
 

@@ -7,8 +7,6 @@ import sys
 from collections.abc import Sequence
 from typing import get_args
 
-from rich.console import Console
-
 from recgrela.data.item_file import read_item_file
 from recgrela.runs.growth import WORDS, Change, NewRows, grow
 from recgrela.runs.saved import load_run
@@ -19,6 +17,7 @@ from recgrela.system.console import say
 from recgrela.system.device import use_device
 from recgrela.system.errors import ConfigError
 from recgrela.system.files import expand_path
+from recgrela.system.output import display_console
 
 OPTIONS = [
     Option("out", None, "Folder of the new run, which must not exist."),
@@ -55,7 +54,7 @@ def command(argv: Sequence[str]) -> int:
     run = load_run(expand_path(options["run"], "RUN"), which, use_device("cpu"))
     files = {key: read_item_file(path) for key, path in paths.items()}
     folder, items = grow(run, expand_path(options["out"], "--out"), Change(**files, new_rows=options["init"]))
-    console = Console()
+    console = display_console()
     say(console, f"run folder {folder.path}, from {run.folder.path}, {run.describe_checkpoint()}")
     for key, done in (("add", "added"), ("retire", "retired"), ("restore", "restored")):
         if key in files:

@@ -6,8 +6,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
-
 from recgrela.inference.histories import Histories
 from recgrela.inference.lists import read_histories, read_lines
 from recgrela.inference.output import FORMATS, show_history, show_table, write_rows
@@ -17,6 +15,7 @@ from recgrela.settings.command_line import Parser
 from recgrela.settings.fields import MAX_THREADS, Option
 from recgrela.system.console import say
 from recgrela.system.errors import ConfigError
+from recgrela.system.output import display_console, result_console
 
 OPTIONS = [
     Option("user", None, "Original id of a user; may be repeated.", many="append"),
@@ -41,7 +40,6 @@ OPTIONS = [
     Option("device", "auto", "Device: cpu, cuda, cuda:N, or auto for the GPU if there is one."),
     Option("threads", None, "Number of CPU threads.", kind=int, min=1, max=MAX_THREADS),
 ]
-WIDE = 10_000  # columns of an output that is not a terminal, which has no width
 SOURCES = ("user", "users", "items", "histories", "all")
 
 
@@ -66,7 +64,7 @@ def command(argv: Sequence[str]) -> int:
     recommender = Recommender.load(
         options["run"], events=options["events"], checkpoint=which, device=options["device"]
     )
-    notes = Console(stderr=True)
+    notes = display_console(stderr=True)
     histories = _histories(recommender, given[0], options)
     if histories.skipped:
         say(notes, f"note: {histories.skipped} events of items that the model does not know are skipped")
@@ -82,7 +80,7 @@ def command(argv: Sequence[str]) -> int:
     rule = "including items of the history" if options["seen"] else "excluding items of the history"
     title = f"recommended by {run.folder.path.name}, {run.describe_checkpoint()}, {rule}:"
     if options["format"] == "table" and len(histories) == 1 and options["output"] == "-":
-        console = Console(width=None if sys.stdout.isatty() else WIDE)
+        console = result_console(is_wide=True)
         show_history(console, recommender.catalogue.items, histories)
         show_table(console, title, batches)
     else:

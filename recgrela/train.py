@@ -7,8 +7,6 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from rich.console import Console
-
 from recgrela.models import CONFIGS
 from recgrela.parallel.launch import Launch
 from recgrela.runs.folder import RunFolder
@@ -25,6 +23,7 @@ from recgrela.settings.run import (
 from recgrela.system.console import say
 from recgrela.system.errors import ConfigError
 from recgrela.system.files import expand_path
+from recgrela.system.output import display_console
 from recgrela.training.trainer import train
 from recgrela.training.warm_start import Start
 
@@ -32,7 +31,7 @@ from recgrela.training.warm_start import Start
 def command(argv: Sequence[str]) -> int:
     """Parse, train, and print how to evaluate or resume the run."""
     launch = Launch.read()
-    console = Console(quiet=launch.rank > 0)
+    console = display_console(quiet=launch.rank > 0)
     init, resumed = find_init(argv), find_resumed(argv)
     if init is not None:
         start = Start(RunFolder.open(expand_path(init[0], "--init")).path, init[1])
@@ -66,8 +65,8 @@ def find_existing(config: RunConfig, launch: Launch) -> RunFolder | None:
     if name is None:
         if launch.max_restarts:
             raise ConfigError(
-                f"torchrun may restart processes {launch.max_restarts} times; give --train.name, by which they "
-                "find the run to resume"
+                f"torchrun may restart processes {launch.max_restarts} times; give --train.name, by which "
+                "they find the run to resume"
             )
         return None
     folder = RunFolder(expand_path(config.train.output, "train.output") / name)

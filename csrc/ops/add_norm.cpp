@@ -9,7 +9,7 @@ namespace {
 
 template <typename T>
 cpu::AddNormParams<T> make_params(const AddNorm::Operands& a) {
-  STD_TORCH_CHECK(a.dtype == a.x.scalar_type(), "the CPU kernels take operands of one dtype");
+  RECGRELA_CHECK(a.dtype == a.x.scalar_type(), "the CPU kernels take operands of one dtype");
   cpu::AddNormParams<T> p;
   p.num_rows = a.num_rows(), p.width = a.width();
   p.post_norm = a.post_norm, p.eps = static_cast<T>(a.eps);

@@ -6,7 +6,7 @@
 namespace recgrela::ops {
 
 struct AddNorm {
-  static constexpr const char* kName = "add_norm";
+  static constexpr char kName[] = "add_norm";
   // `dtype` is that of z and normed. All other rows and the parameters are float64 if it is, else float32. The residual
   // stream is empty if it equals an operand or `normed`: in pre-norm without z, and in post-norm in one dtype. In the
   // backward, x is the sum that was normalized if pre-norm, z is absent if pre-norm, and d_z is empty if there was no
@@ -37,7 +37,7 @@ struct AddNorm {
   static Operands parse(Operands a) {
     const ScalarType wide = a.dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
     check_operand(a.x, a.x, wide, {-1, -1}, "x");
-    STD_TORCH_CHECK(a.width() > 0, "x must have a width above 0");
+    RECGRELA_CHECK(a.width() > 0, "x must have a width above 0");
     check_operand(a.z, a.x, a.dtype, a.shape(), "z");
     check_operand(a.weight, a.x, wide, {a.width()}, "weight");
     check_operand(a.bias, a.x, wide, {a.width()}, "bias");
@@ -77,7 +77,7 @@ struct AddNorm {
     const Operands a = parse({x, z, weight, {}, sequence, seed, eps, post_norm, dropout, drop_path, dtype});
     check_operand(d_residual, a.x, a.x.scalar_type(), a.shape(), "d_residual");
     check_operand(d_normed, a.x, dtype, a.shape(), "d_normed");
-    STD_TORCH_CHECK(post_norm || !z, "the backward of pre-norm takes the sum as x, and no z");
+    RECGRELA_CHECK(post_norm || !z, "the backward of pre-norm takes the sum as x, and no z");
     const bool with_d_z = with_z && (a.drops() || dtype != x.scalar_type());
     const Gradients grads{with_contiguous_rows(d_residual),
                           with_contiguous_rows(d_normed),

@@ -18,9 +18,9 @@ struct Aligned {
 cuda::AddNormParams make_params(const AddNorm::Operands& a, const Aligned& aligned) {
   cuda::AddNormParams p;
   p.dtype = cuda_dtype(a.dtype);
-  STD_TORCH_CHECK(a.width() >= p.kMinWidth && a.width() <= p.kMaxWidth && a.width() % p.kWidthStep == 0,
-                  "the CUDA kernels take widths of 32 to 256 in steps of 16, not ", a.width());
-  STD_TORCH_CHECK(a.num_rows() <= p.kMaxRows, "the CUDA kernels take up to 2^30 rows, not ", a.num_rows());
+  RECGRELA_CHECK(a.width() >= p.kMinWidth && a.width() <= p.kMaxWidth && a.width() % p.kWidthStep == 0,
+                 "the CUDA kernels take widths of 32 to 256 in steps of 16, not ", a.width());
+  RECGRELA_CHECK(a.num_rows() <= p.kMaxRows, "the CUDA kernels take up to 2^30 rows, not ", a.num_rows());
   p.num_rows = a.num_rows(), p.width = static_cast<int>(a.width());
   p.post_norm = a.post_norm, p.eps = static_cast<float>(a.eps);
   p.x = cuda_rows(aligned.x), p.z = cuda_rows(aligned.z);

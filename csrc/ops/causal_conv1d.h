@@ -6,7 +6,7 @@
 namespace recgrela::ops {
 
 struct CausalConv1d {
-  static constexpr const char* kName = "causal_conv1d";
+  static constexpr char kName[] = "causal_conv1d";
   static constexpr const char* kSchemas[] = {
       "causal_conv1d(Tensor x, Tensor weight, Tensor? bias, Tensor cu_seqlens, Tensor? initial_history, bool silu, "
       "bool return_final_history) -> (Tensor y, Tensor final_history)",
@@ -32,7 +32,7 @@ struct CausalConv1d {
     check_operand(a.x, a.x, type, {-1, -1}, "x");
     check_cu_seqlens(a.cu_seqlens, a.x);
     check_operand(a.weight, a.x, state_type(a.x), {a.channels(), -1}, "weight");
-    STD_TORCH_CHECK(a.kernel_size() > 0, "weight must have a kernel size of at least 1");
+    RECGRELA_CHECK(a.kernel_size() > 0, "weight must have a kernel size of at least 1");
     check_operand(a.bias, a.x, state_type(a.x), {a.channels()}, "bias");
     check_operand(a.initial_history, a.x, type, a.history_shape(), "initial_history");
     a.x = with_contiguous_rows(a.x);

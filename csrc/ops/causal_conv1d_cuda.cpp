@@ -9,7 +9,7 @@ namespace {
 cuda::CausalConv1dParams make_params(const CausalConv1d::Operands& a) {
   cuda::CausalConv1dParams p;
   p.dtype = cuda_dtype(a.x);
-  STD_TORCH_CHECK(a.kernel_size() <= 4, "the CUDA kernels take kernel sizes up to 4, not ", a.kernel_size());
+  RECGRELA_CHECK(a.kernel_size() <= 4, "the CUDA kernels take kernel sizes up to 4, not ", a.kernel_size());
   p.sequences = cuda_sequences(a.cu_seqlens, a.num_rows());
   p.channels = a.channels(), p.kernel_size = static_cast<int>(a.kernel_size()), p.silu = a.silu;
   p.x = cuda_rows(a.x);

@@ -6,7 +6,7 @@
 namespace recgrela::ops {
 
 struct CausalConv1dStep {
-  static constexpr const char* kName = "causal_conv1d_step";
+  static constexpr char kName[] = "causal_conv1d_step";
   static constexpr const char* kSchemas[] = {
       "causal_conv1d_step(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) history, bool silu) -> Tensor y"};
 
@@ -24,7 +24,7 @@ struct CausalConv1dStep {
   static Operands parse(Operands o) {
     check_operand(o.x, o.x, o.x.scalar_type(), {-1, -1}, "x");
     check_operand(o.weight, o.x, state_type(o.x), {o.channels(), -1}, "weight");
-    STD_TORCH_CHECK(o.kernel_size() > 0, "weight must have a kernel size of at least 1");
+    RECGRELA_CHECK(o.kernel_size() > 0, "weight must have a kernel size of at least 1");
     check_operand(o.bias, o.x, state_type(o.x), {o.channels()}, "bias");
     check_state(o.history, o.x, o.x.scalar_type(), {o.batch(), o.kernel_size() - 1, o.channels()}, "history");
     o.x = with_contiguous_rows(o.x), o.weight = contiguous(o.weight), o.bias = contiguous(o.bias);

@@ -6,17 +6,30 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
+#include <dlfcn.h>
 #include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
+#include <torch/headeronly/macros/Macros.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <exception>
 #include <iterator>
+#include <new>
 #include <optional>
+#include <sstream>
+#include <stdexcept>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
+
+// Refuses an operand if the condition is false; the other arguments are the parts of the message. Unlike
+// STD_TORCH_CHECK, it does not write a place in the sources: `Named` begins the message with the operator's name.
+#define RECGRELA_CHECK(condition, ...)                                    \
+  do {                                                                    \
+    if (C10_UNLIKELY(!(condition))) ::recgrela::ops::refuse(__VA_ARGS__); \
+  } while (false)
 
 namespace recgrela::ops {
 
@@ -24,6 +37,55 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptTensor = std::optional<Tensor>;
 using Shape = std::vector<int64_t>;
+
+template <typename... Parts>
+[[noreturn]] void refuse(const Parts&... parts) {
+  std::ostringstream message;
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
+
+// Returns the message of an exception. If a call of libtorch failed, the exception of its headers names the call alone;
+// PyTorch 2.13 and later keep the message.
+inline std::string message_of(const std::exception& error) {
+  using Function = const char* (*)();
+  static const auto get = reinterpret_cast<Function>(dlsym(RTLD_DEFAULT, "torch_exception_get_what_without_backtrace"));
+  const std::string message = error.what();
+  return get && message.find("API call failed") != std::string::npos ? get() : message;
+}
+
+// Python's MemoryError, with a message.
+class OutOfMemory : public std::bad_alloc {
+ public:
+  explicit OutOfMemory(std::string message) : message_(std::move(message)) {}
+  const char* what() const noexcept override { return message_.c_str(); }
+
+ private:
+  std::string message_;
+};
+
+// An operator's function, with the operator's name before the messages of its errors.
+template <const char* kName, bool kBackward, auto function>
+struct Named;
+template <const char* kName, bool kBackward, typename Result, typename... Args, Result (*function)(Args...)>
+struct Named<kName, kBackward, function> {
+  static Result call(Args... args) {
+    const auto named = [](const std::string& message) {
+      return std::string(kName) + (kBackward ? "_backward: " : ": ") + message;
+    };
+    try {
+      return function(args...);
+    } catch (const std::bad_alloc&) {
+      throw OutOfMemory(named("out of memory"));
+    } catch (const std::exception& error) {
+      const std::string message = message_of(error);
+      if (message.find("out of memory") != std::string::npos ||
+          message.find("can't allocate memory") != std::string::npos)
+        throw OutOfMemory(named(message));
+      throw std::runtime_error(named(message));
+    }
+  }
+};
 
 // Registration. An op with several backends is a struct Op with
 //   kName, kSchemas        its name and the schemas of the op and, if it has one, of its backward
@@ -38,9 +100,12 @@ void define(Library& library) {
 }
 template <typename Op, typename Backend, typename Library>
 void implement(Library& library) {
-  library.impl(Op::kName, TORCH_BOX(&Op::template forward<Backend>));
-  if constexpr (std::size(Op::kSchemas) > 1)
-    library.impl((std::string(Op::kName) + "_backward").c_str(), TORCH_BOX(&Op::template backward<Backend>));
+  using Forward = Named<Op::kName, false, &Op::template forward<Backend>>;
+  library.impl(Op::kName, TORCH_BOX(&Forward::call));
+  if constexpr (std::size(Op::kSchemas) > 1) {
+    using Backward = Named<Op::kName, true, &Op::template backward<Backend>>;
+    library.impl((std::string(Op::kName) + "_backward").c_str(), TORCH_BOX(&Backward::call));
+  }
 }
 
 // Operands. The rows of a matrix are contiguous and may be any distance apart; all other operands are contiguous.
@@ -67,13 +132,12 @@ std::string text_of(const Sizes& sizes) {  // writes a negative size, which stan
 inline void check_operand(const OptTensor& x, const Tensor& like, ScalarType type, const Shape& shape,
                           const char* name) {
   if (!x) return;
-  STD_TORCH_CHECK(x->defined(), name, " must be a tensor, not None");
+  RECGRELA_CHECK(x->defined(), name, " must be a tensor, not None");
   bool fits = x->dim() == static_cast<int64_t>(shape.size()) && same_device(*x, like) && x->scalar_type() == type;
   for (size_t i = 0; fits && i < shape.size(); ++i) fits = shape[i] < 0 || x->size(i) == shape[i];
-  STD_TORCH_CHECK(fits, name, " must have the shape ", text_of(shape), ", the dtype ",
-                  torch::headeronly::toString(type), " and the other operands' device; it has the shape ",
-                  text_of(x->sizes()), " and the dtype ", torch::headeronly::toString(x->scalar_type()),
-                  same_device(*x, like) ? "" : ", on another device");
+  RECGRELA_CHECK(fits, name, " must have the shape ", text_of(shape), ", the dtype ", torch::headeronly::toString(type),
+                 " and the other operands' device; it has the shape ", text_of(x->sizes()), " and the dtype ",
+                 torch::headeronly::toString(x->scalar_type()), same_device(*x, like) ? "" : ", on another device");
 }
 
 // Checks a state [B, ...] that the operator updates in place: the part of each sequence is contiguous, and parts may be
@@ -86,15 +150,15 @@ inline void check_state(const Tensor& x, const Tensor& like, ScalarType type, co
     contiguous = contiguous && (x.size(i) <= 1 || x.stride(i) == part);
     part *= x.size(i);
   }
-  STD_TORCH_CHECK(x.numel() == 0 || (contiguous && (x.size(0) <= 1 || x.stride(0) >= part)), name,
-                  " must be contiguous but for its first dimension, and its parts must not overlap");
+  RECGRELA_CHECK(x.numel() == 0 || (contiguous && (x.size(0) <= 1 || x.stride(0) >= part)), name,
+                 " must be contiguous but for its first dimension, and its parts must not overlap");
 }
 
 inline void check_cu_seqlens(const Tensor& cu_seqlens, const Tensor& like) {
   const ScalarType type = cu_seqlens.scalar_type();
-  STD_TORCH_CHECK(same_device(cu_seqlens, like) && cu_seqlens.dim() == 1 && cu_seqlens.size(0) >= 1 &&
-                      (type == ScalarType::Int || type == ScalarType::Long),
-                  "cu_seqlens must be a 1-D int32 or int64 tensor [B + 1] on the other operands' device");
+  RECGRELA_CHECK(same_device(cu_seqlens, like) && cu_seqlens.dim() == 1 && cu_seqlens.size(0) >= 1 &&
+                     (type == ScalarType::Int || type == ScalarType::Long),
+                 "cu_seqlens must be a 1-D int32 or int64 tensor [B + 1] on the other operands' device");
 }
 
 // The dtype of parameters, states, sums and rotary tables.
@@ -102,6 +166,7 @@ inline ScalarType state_type(const Tensor& x) {
   return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
+inline constexpr char kDropout[] = "dropout";
 inline constexpr const char* kDropoutSchema = "dropout(Tensor x, Tensor seed, float rate) -> Tensor";
 
 // Rate of a dropout, rounded to a multiple of 2^-16. An element is dropped if its random number is below the threshold.
@@ -114,13 +179,13 @@ struct DropoutRate {
 inline DropoutRate dropout_rate(double rate, const OptTensor& seed, int64_t num_seeds, const Tensor& like,
                                 int64_t numel) {
   constexpr double kDraws = 65536, kIndices = 4294967296.0;
-  STD_TORCH_CHECK(rate >= 0 && rate < 1, "the dropout rate must be at least 0 and below 1, not ", rate);
+  RECGRELA_CHECK(rate >= 0 && rate < 1, "the dropout rate must be at least 0 and below 1, not ", rate);
   if (rate == 0) return {0, 1};
-  STD_TORCH_CHECK(seed && same_device(*seed, like) && seed->scalar_type() == ScalarType::Long &&
-                      seed->numel() == num_seeds && (num_seeds == 1 || seed->stride(0) == 1),
-                  "seed must be int64 on the operands' device and have ", num_seeds, " elements side by side");
-  STD_TORCH_CHECK(static_cast<double>(numel) <= kIndices, "dropout takes up to 2^32 elements, not ", numel,
-                  "; split the batch");
+  RECGRELA_CHECK(seed && same_device(*seed, like) && seed->scalar_type() == ScalarType::Long &&
+                     seed->numel() == num_seeds && (num_seeds == 1 || seed->stride(0) == 1),
+                 "seed must be int64 on the operands' device and have ", num_seeds, " elements side by side");
+  RECGRELA_CHECK(static_cast<double>(numel) <= kIndices, "dropout takes up to 2^32 elements, not ", numel,
+                 "; split the batch");
   const double dropped = std::min(std::nearbyint(rate * kDraws), kDraws - 1);
   return {static_cast<uint32_t>(dropped), kDraws / (kDraws - dropped)};
 }

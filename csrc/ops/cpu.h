@@ -32,8 +32,8 @@ cpu::RowMatrix<T> state_rows(const Tensor& x) {
 // Calls f(T{}), where T is the C++ type of the dtype.
 template <typename F>
 auto dispatch_float(ScalarType type, F&& f) {
-  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double,
-                  "the CPU kernels take float32 and float64, not ", torch::headeronly::toString(type));
+  RECGRELA_CHECK(type == ScalarType::Float || type == ScalarType::Double,
+                 "the CPU kernels take float32 and float64, not ", torch::headeronly::toString(type));
   return type == ScalarType::Float ? f(float{}) : f(double{});
 }
 
@@ -52,10 +52,10 @@ inline Sequences read_sequences(const Tensor& cu_seqlens, int64_t num_rows) {
   } else {
     std::copy_n(static_cast<const int64_t*>(cu_seqlens.const_data_ptr()), s.offsets.size(), s.offsets.begin());
   }
-  STD_TORCH_CHECK(s.offsets.front() == 0 && s.offsets.back() == num_rows, "cu_seqlens must start at 0 and end at ",
-                  num_rows, ", the number of rows; it goes from ", s.offsets.front(), " to ", s.offsets.back());
+  RECGRELA_CHECK(s.offsets.front() == 0 && s.offsets.back() == num_rows, "cu_seqlens must start at 0 and end at ",
+                 num_rows, ", the number of rows; it goes from ", s.offsets.front(), " to ", s.offsets.back());
   for (size_t i = 1; i < s.offsets.size(); ++i) {
-    STD_TORCH_CHECK(s.offsets[i] >= s.offsets[i - 1], "cu_seqlens must not decrease; it does at index ", i);
+    RECGRELA_CHECK(s.offsets[i] >= s.offsets[i - 1], "cu_seqlens must not decrease; it does at index ", i);
     s.max_seqlen = std::max(s.max_seqlen, s.offsets[i] - s.offsets[i - 1]);
   }
   return s;

@@ -15,7 +15,6 @@
 #define RECGRELA_CUDA_KEY CUDA
 #define RECGRELA_SIMT_DEFINE(Op)
 
-#include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #endif
@@ -33,8 +32,7 @@ inline cuda::DType cuda_dtype(ScalarType type) {
     case ScalarType::BFloat16:
       return cuda::DType::kBFloat16;
     default:
-      STD_TORCH_CHECK(false, "the CUDA kernels take float32, float16 and bfloat16, not ",
-                      torch::headeronly::toString(type));
+      refuse("the CUDA kernels take float32, float16 and bfloat16, not ", torch::headeronly::toString(type));
   }
 }
 inline cuda::DType cuda_dtype(const Tensor& x) { return cuda_dtype(x.scalar_type()); }
@@ -96,8 +94,8 @@ inline cudaStream_t current_stream(int32_t device) {
     void* const library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
     return library ? reinterpret_cast<Function>(dlsym(library, "aoti_torch_get_current_cuda_stream")) : nullptr;
   }();
-  STD_TORCH_CHECK(get,
-                  "this PyTorch has tensors on CUDA but no libtorch_cuda.so with aoti_torch_get_current_cuda_stream");
+  RECGRELA_CHECK(get,
+                 "this PyTorch has tensors on CUDA but no libtorch_cuda.so with aoti_torch_get_current_cuda_stream");
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(get(device, &stream));
   return static_cast<cudaStream_t>(stream);
@@ -118,7 +116,7 @@ void on_device([[maybe_unused]] const Tensor& x, Launch launch) {
     hint = "; the library has no code for this GPU: set TORCH_CUDA_ARCH_LIST when building";
   if (error == cudaErrorInsufficientDriver)
     hint = "; the library was built with a newer CUDA than the driver supports: update the driver or use an older nvcc";
-  STD_TORCH_CHECK(error == cudaSuccess, "a CUDA kernel failed to launch: ", cudaGetErrorString(error), hint);
+  RECGRELA_CHECK(error == cudaSuccess, "a CUDA kernel failed to launch: ", cudaGetErrorString(error), hint);
 }
 
 // Runs a kernel with a workspace, on the device of x. The caching allocator reuses the workspace in stream order.

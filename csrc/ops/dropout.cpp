@@ -25,4 +25,7 @@ Tensor dropout(const Tensor& x_, const Tensor& seed, double rate) {
 
 STABLE_TORCH_LIBRARY_FRAGMENT(recgrela, m) { m.def(recgrela::ops::kDropoutSchema); }
 
-STABLE_TORCH_LIBRARY_IMPL(recgrela, CPU, m) { m.impl("dropout", TORCH_BOX(&recgrela::ops::dropout)); }
+STABLE_TORCH_LIBRARY_IMPL(recgrela, CPU, m) {
+  using Call = recgrela::ops::Named<recgrela::ops::kDropout, false, &recgrela::ops::dropout>;
+  m.impl(recgrela::ops::kDropout, TORCH_BOX(&Call::call));
+}

@@ -20,7 +20,8 @@ Tensor dropout(const Tensor& x_, const Tensor& seed, double rate) {
 }  // namespace recgrela::ops
 
 STABLE_TORCH_LIBRARY_IMPL(RECGRELA_CUDA_OPS, RECGRELA_CUDA_KEY, m) {
-  m.impl("dropout", TORCH_BOX(&recgrela::ops::dropout));
+  using Call = recgrela::ops::Named<recgrela::ops::kDropout, false, &recgrela::ops::dropout>;
+  m.impl(recgrela::ops::kDropout, TORCH_BOX(&Call::call));
 }
 #ifdef RECGRELA_SIMT_HOST
 STABLE_TORCH_LIBRARY_FRAGMENT(RECGRELA_CUDA_OPS, m) { m.def(recgrela::ops::kDropoutSchema); }

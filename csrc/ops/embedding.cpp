@@ -18,8 +18,8 @@ cpu::EmbeddingParams<T> make_params(const Embedding::Operands& a) {
   p.items = data<int64_t>(a.items), p.table = data<T>(a.table);
   p.weight = data<T>(a.weight), p.bias = data<T>(a.bias);
   for (int64_t i = 0; i < p.num_rows; ++i)
-    STD_TORCH_CHECK(p.items[i] >= 0 && p.items[i] < a.n_items(), "embedding: items[", i, "] is ", p.items[i],
-                    ", out of range for a table of ", a.n_items(), " rows");
+    RECGRELA_CHECK(p.items[i] >= 0 && p.items[i] < a.n_items(), "items[", i, "] is ", p.items[i],
+                   ", out of range for a table of ", a.n_items(), " rows");
   return p;
 }
 

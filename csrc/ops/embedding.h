@@ -6,7 +6,7 @@
 namespace recgrela::ops {
 
 struct Embedding {
-  static constexpr const char* kName = "embedding";
+  static constexpr char kName[] = "embedding";
   static constexpr const char* kSchemas[] = {
       "embedding(Tensor items, Tensor table, Tensor? weight, Tensor? bias, Tensor? seed, float eps, float dropout, "
       "int padding_idx) -> Tensor",
@@ -27,12 +27,12 @@ struct Embedding {
   static Operands parse(Operands a) {
     const ScalarType type = a.table.scalar_type();
     check_operand(a.table, a.table, type, {-1, -1}, "table");
-    STD_TORCH_CHECK(a.n_items() > 0 && a.width() > 0, "table [n_items, D] must not be empty");
+    RECGRELA_CHECK(a.n_items() > 0 && a.width() > 0, "table [n_items, D] must not be empty");
     check_operand(a.items, a.table, ScalarType::Long, {-1}, "items");
     check_operand(a.weight, a.table, type, {a.width()}, "weight");
     check_operand(a.bias, a.table, type, {a.width()}, "bias");
-    STD_TORCH_CHECK(a.weight || !a.bias, "bias needs weight");
-    STD_TORCH_CHECK(a.padding_idx >= -1 && a.padding_idx < a.n_items(), "padding_idx must be a row of the table or -1");
+    RECGRELA_CHECK(a.weight || !a.bias, "bias needs weight");
+    RECGRELA_CHECK(a.padding_idx >= -1 && a.padding_idx < a.n_items(), "padding_idx must be a row of the table or -1");
     a.items = contiguous(a.items), a.table = contiguous(a.table);
     a.weight = contiguous(a.weight), a.bias = contiguous(a.bias);
     return a;

@@ -10,12 +10,12 @@ struct Cuda {
   using Params = cuda::EmbeddingParams;
 
   static Params make_params(const Embedding::Operands& a) {
-    STD_TORCH_CHECK(a.table.scalar_type() == ScalarType::Float, "the CUDA kernels take float32, not ",
-                    torch::headeronly::toString(a.table.scalar_type()));
-    STD_TORCH_CHECK(a.width() % Params::kMinWidth == 0 && a.width() <= Params::kMaxWidth,
-                    "the CUDA kernels take widths of 16 to 256 that are multiples of 16, not ", a.width());
-    STD_TORCH_CHECK(a.num_rows() <= Params::kMaxRows && a.n_items() <= INT32_MAX,
-                    "the CUDA kernels take up to 2^30 rows and 2^31 - 1 items; split the batch");
+    RECGRELA_CHECK(a.table.scalar_type() == ScalarType::Float, "the CUDA kernels take float32, not ",
+                   torch::headeronly::toString(a.table.scalar_type()));
+    RECGRELA_CHECK(a.width() % Params::kMinWidth == 0 && a.width() <= Params::kMaxWidth,
+                   "the CUDA kernels take widths of 16 to 256 that are multiples of 16, not ", a.width());
+    RECGRELA_CHECK(a.num_rows() <= Params::kMaxRows && a.n_items() <= INT32_MAX,
+                   "the CUDA kernels take up to 2^30 rows and 2^31 - 1 items; split the batch");
     Params p;
     p.num_rows = a.num_rows(), p.n_items = a.n_items(), p.width = static_cast<int>(a.width());
     p.eps = static_cast<float>(a.eps), p.padding_idx = a.padding_idx;

@@ -14,10 +14,10 @@ void check_positions(const GatedRela::Operands& a, const Sequences& sequences) {
   const int64_t positions = a.rotary ? a.rotary->size(0) : INT64_MAX;
   const int64_t* const position = data<int64_t>(a.initial_position);
   for (int64_t i = 0; i < a.batch(); ++i) {
-    STD_TORCH_CHECK(position[i] >= 0, "initial_position must not be negative; it is at index ", i);
+    RECGRELA_CHECK(position[i] >= 0, "initial_position must not be negative; it is at index ", i);
     const int64_t length = sequences.offsets[i + 1] - sequences.offsets[i];
-    STD_TORCH_CHECK(length <= positions - position[i], "the rotary table has ", positions, " positions; sequence ", i,
-                    " has ", length, " rows and the initial position ", position[i]);
+    RECGRELA_CHECK(length <= positions - position[i], "the rotary table has ", positions, " positions; sequence ", i,
+                   " has ", length, " rows and the initial position ", position[i]);
   }
 }
 

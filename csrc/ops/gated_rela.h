@@ -7,15 +7,15 @@ namespace recgrela::ops {
 
 // Returns the width of a head, given the width of a row and the number of heads.
 inline int64_t head_dim_of(int64_t width, int64_t num_heads) {
-  STD_TORCH_CHECK(num_heads > 0 && width % num_heads == 0 && width / num_heads % 2 == 0,
-                  "num_heads must divide the width into heads of an even width");
+  RECGRELA_CHECK(num_heads > 0 && width % num_heads == 0 && width / num_heads % 2 == 0,
+                 "num_heads must divide the width into heads of an even width");
   return width / num_heads;
 }
 
 // Checks that the rotary table, if there is one, covers the longest sequence.
 inline void check_rotary_length(const OptTensor& rotary, int64_t max_seqlen) {
-  STD_TORCH_CHECK(!rotary || rotary->size(0) >= max_seqlen, "the rotary table has ", rotary ? rotary->size(0) : 0,
-                  " positions; the longest sequence has ", max_seqlen, " rows");
+  RECGRELA_CHECK(!rotary || rotary->size(0) >= max_seqlen, "the rotary table has ", rotary ? rotary->size(0) : 0,
+                 " positions; the longest sequence has ", max_seqlen, " rows");
 }
 
 // Checks the heads, the rotary table and the convolution of gated_rela or gated_rela_last.
@@ -25,14 +25,14 @@ void check_heads(const Operands& a) {
   const int64_t d = a.width();
   head_dim_of(d, a.num_heads);
   check_operand(a.rotary, a.v, type, {-1, d / 2, 2}, "rotary");
-  STD_TORCH_CHECK(a.conv_weight.has_value() == a.conv_bias.has_value(), "conv_weight and conv_bias go together");
+  RECGRELA_CHECK(a.conv_weight.has_value() == a.conv_bias.has_value(), "conv_weight and conv_bias go together");
   check_operand(a.conv_weight, a.v, type, {d, -1}, "conv_weight");
   check_operand(a.conv_bias, a.v, type, {d}, "conv_bias");
-  STD_TORCH_CHECK(!a.conv_weight || a.kernel_size() > 0, "conv_weight must have a kernel size of at least 1");
+  RECGRELA_CHECK(!a.conv_weight || a.kernel_size() > 0, "conv_weight must have a kernel size of at least 1");
 }
 
 struct GatedRela {
-  static constexpr const char* kName = "gated_rela";
+  static constexpr char kName[] = "gated_rela";
   static constexpr const char* kSchemas[] = {
       "gated_rela(Tensor q, Tensor? k, Tensor v, Tensor? g, Tensor cu_seqlens, Tensor? rotary, Tensor? conv_weight, "
       "Tensor? conv_bias, Tensor? initial_kv_state, Tensor? initial_history, Tensor? initial_position, int num_heads, "
@@ -75,9 +75,9 @@ struct GatedRela {
     check_operand(a.g, a.v, type, {t, d}, "g");
     check_cu_seqlens(a.cu_seqlens, a.v);
     check_heads(a);
-    STD_TORCH_CHECK(a.initial_kv_state.has_value() == a.initial_history.has_value() &&
-                        a.initial_kv_state.has_value() == a.initial_position.has_value(),
-                    "initial_kv_state, initial_history and initial_position go together");
+    RECGRELA_CHECK(a.initial_kv_state.has_value() == a.initial_history.has_value() &&
+                       a.initial_kv_state.has_value() == a.initial_position.has_value(),
+                   "initial_kv_state, initial_history and initial_position go together");
     check_state(a, a.initial_kv_state.has_value());
     check_operand(a.initial_kv_state, a.v, state_dtype, a.kv_state_shape(), "initial_kv_state");
     check_operand(a.initial_history, a.v, type, a.history_shape(), "initial_history");
@@ -94,7 +94,7 @@ struct GatedRela {
   // A state of the bidirectional form is the sums over the keys of each sequence: with return_state the forward of the
   // CUDA backend returns it as final_kv_state, and the backward need not compute it again.
   static void check_state(const Operands& a, bool has_state) {
-    STD_TORCH_CHECK(a.causal || !has_state, "only the causal form has a state");
+    RECGRELA_CHECK(a.causal || !has_state, "only the causal form has a state");
   }
 
   struct Outputs {
@@ -137,7 +137,7 @@ struct GatedRela {
     check_state(a, d_final_kv_state || d_final_history);
     check_operand(d_final_kv_state, a.v, state_type(a.v), a.kv_state_shape(), "d_final_kv_state");
     check_operand(d_final_history, a.v, type, a.history_shape(), "d_final_history");
-    STD_TORCH_CHECK(!a.causal || !final_kv_state, "only the bidirectional form takes final_kv_state");
+    RECGRELA_CHECK(!a.causal || !final_kv_state, "only the bidirectional form takes final_kv_state");
     check_operand(final_kv_state, a.v, state_type(a.v), a.kv_state_shape(), "final_kv_state");
     const Gradients grads{with_contiguous_rows(d_y),
                           contiguous(d_final_kv_state),

@@ -23,9 +23,9 @@ cuda::GatedRelaParams make_params(const GatedRela::Operands& a) {
   const int64_t d = a.head_dim();
   cuda::GatedRelaParams p;
   p.dtype = cuda_dtype(a.v);
-  STD_TORCH_CHECK(d == 8 || d == 16 || d == 32 || d == 64 || d == 128,
-                  "the CUDA kernels take heads of 8, 16, 32, 64 or 128 channels, not ", d);
-  STD_TORCH_CHECK(a.kernel_size() <= 4, "the CUDA kernels take kernel sizes up to 4, not ", a.kernel_size());
+  RECGRELA_CHECK(d == 8 || d == 16 || d == 32 || d == 64 || d == 128,
+                 "the CUDA kernels take heads of 8, 16, 32, 64 or 128 channels, not ", d);
+  RECGRELA_CHECK(a.kernel_size() <= 4, "the CUDA kernels take kernel sizes up to 4, not ", a.kernel_size());
   p.sequences = cuda_sequences(a.cu_seqlens, a.num_rows());
   p.num_heads = static_cast<int>(a.num_heads), p.head_dim = static_cast<int>(d);
   p.kernel_size = static_cast<int>(a.kernel_size());

@@ -12,8 +12,8 @@ void check_rows(const GatedRelaLast::Operands& a, const Sequences& sequences) {
   const int64_t* const rows = data<int64_t>(a.rows);
   for (int64_t b = 0; b < a.batch(); ++b) {
     const int64_t begin = sequences.offsets[b], end = sequences.offsets[b + 1];
-    STD_TORCH_CHECK(begin == end || (rows[b] >= begin && rows[b] < end), "rows[", b, "] is ", rows[b],
-                    ", but sequence ", b, " has the rows ", begin, " to ", end - 1);
+    RECGRELA_CHECK(begin == end || (rows[b] >= begin && rows[b] < end), "rows[", b, "] is ", rows[b], ", but sequence ",
+                   b, " has the rows ", begin, " to ", end - 1);
   }
 }
 

@@ -7,7 +7,7 @@
 namespace recgrela::ops {
 
 struct GatedRelaLast {
-  static constexpr const char* kName = "gated_rela_last";
+  static constexpr char kName[] = "gated_rela_last";
   static constexpr const char* kSchemas[] = {
       "gated_rela_last(Tensor q, Tensor k, Tensor v, Tensor? g, Tensor cu_seqlens, Tensor rows, Tensor? rotary, "
       "Tensor? conv_weight, Tensor? conv_bias, int num_heads, float eps) -> (Tensor y, Tensor sums)",

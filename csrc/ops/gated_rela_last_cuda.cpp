@@ -18,8 +18,8 @@ cuda::GatedRelaLastParams make_params(const GatedRelaLast::Operands& a) {
   const int64_t d = a.head_dim();
   cuda::GatedRelaLastParams p;
   p.dtype = cuda_dtype(a.v);
-  STD_TORCH_CHECK(d == 8 || d == 16 || d == 32 || d == 64 || d == 128,
-                  "the CUDA kernels take heads of 8, 16, 32, 64 or 128 channels, not ", d);
+  RECGRELA_CHECK(d == 8 || d == 16 || d == 32 || d == 64 || d == 128,
+                 "the CUDA kernels take heads of 8, 16, 32, 64 or 128 channels, not ", d);
   p.sequences = cuda_sequences(a.cu_seqlens, a.num_rows());
   p.num_heads = static_cast<int>(a.num_heads), p.head_dim = static_cast<int>(d);
   p.kernel_size = static_cast<int>(a.kernel_size()), p.eps = static_cast<float>(a.eps);

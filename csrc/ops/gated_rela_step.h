@@ -11,22 +11,22 @@ inline void check_rela_step(const Tensor& v, const Tensor& kv_state, const Tenso
                             int64_t num_heads) {
   const ScalarType wide = state_type(v);
   const int64_t b = v.size(0), width = v.size(1);
-  STD_TORCH_CHECK(num_heads > 0 && width > 0 && width % num_heads == 0 && width / num_heads % 2 == 0, "num_heads ",
-                  num_heads, " must divide the width ", width, " into heads of an even width");
+  RECGRELA_CHECK(num_heads > 0 && width > 0 && width % num_heads == 0 && width / num_heads % 2 == 0, "num_heads ",
+                 num_heads, " must divide the width ", width, " into heads of an even width");
   const int64_t d = width / num_heads;
   check_operand(turns, v, ScalarType::Long, {width / 2}, "turns");
-  STD_TORCH_CHECK(conv_weight.has_value() == conv_bias.has_value(), "conv_weight and conv_bias go together");
+  RECGRELA_CHECK(conv_weight.has_value() == conv_bias.has_value(), "conv_weight and conv_bias go together");
   check_operand(conv_weight, v, wide, {width, -1}, "conv_weight");
   check_operand(conv_bias, v, wide, {width}, "conv_bias");
   const int64_t kernel_size = conv_weight ? conv_weight->size(1) : 0;
-  STD_TORCH_CHECK(!conv_weight || kernel_size > 0, "conv_weight must have a kernel size of at least 1");
+  RECGRELA_CHECK(!conv_weight || kernel_size > 0, "conv_weight must have a kernel size of at least 1");
   check_state(kv_state, v, wide, {b, num_heads, d + 1, d}, "kv_state");
   check_state(history, v, v.scalar_type(), {b, std::max<int64_t>(kernel_size - 1, 0), width}, "history");
   check_state(position, v, ScalarType::Long, {b}, "position");
 }
 
 struct GatedRelaStep {
-  static constexpr const char* kName = "gated_rela_step";
+  static constexpr char kName[] = "gated_rela_step";
   static constexpr const char* kSchemas[] = {
       "gated_rela_step(Tensor q, Tensor? k, Tensor v, Tensor? g, Tensor(a!) kv_state, Tensor(b!) history, Tensor(c!) "
       "position, Tensor? turns, Tensor? conv_weight, Tensor? conv_bias, int num_heads, float eps) -> Tensor y"};

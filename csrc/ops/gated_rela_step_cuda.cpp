@@ -9,8 +9,8 @@ namespace {
 struct Cuda {
   static void forward(const GatedRelaStep::Operands& a, const Tensor& y) {
     const int64_t d = a.head_dim();
-    STD_TORCH_CHECK(d == 8 || d == 16 || d == 32 || d == 64 || d == 128,
-                    "the CUDA kernels take heads of 8, 16, 32, 64 or 128 channels, not ", d);
+    RECGRELA_CHECK(d == 8 || d == 16 || d == 32 || d == 64 || d == 128,
+                   "the CUDA kernels take heads of 8, 16, 32, 64 or 128 channels, not ", d);
     cuda::GatedRelaStepParams p;
     p.dtype = cuda_dtype(a.v);
     p.batch = a.batch(), p.num_heads = static_cast<int>(a.num_heads), p.head_dim = static_cast<int>(d);

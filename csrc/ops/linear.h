@@ -6,7 +6,7 @@
 namespace recgrela::ops {
 
 struct Linear {
-  static constexpr const char* kName = "linear";
+  static constexpr char kName[] = "linear";
   static constexpr const char* kSchemas[] = {
       "linear(Tensor x, Tensor weight, Tensor? bias, Tensor? weight2, Tensor? bias2) -> (Tensor y, Tensor y2)",
       "linear_backward(Tensor d_y, Tensor? d_y2, Tensor? d_passed, Tensor x, Tensor weight, Tensor? bias, "
@@ -31,7 +31,7 @@ struct Linear {
     check_operand(a.weight, a.x, type, {-1, a.width()}, "weight");
     check_operand(a.bias, a.x, type, {a.outputs()}, "bias");
     check_operand(a.weight2, a.x, type, {-1, a.width()}, "weight2");
-    STD_TORCH_CHECK(a.weight2 || !a.bias2, "bias2 needs weight2");
+    RECGRELA_CHECK(a.weight2 || !a.bias2, "bias2 needs weight2");
     check_operand(a.bias2, a.x, type, {a.outputs2()}, "bias2");
     a.x = with_contiguous_rows(a.x), a.weight = contiguous(a.weight), a.weight2 = contiguous(a.weight2);
     a.bias = contiguous(a.bias), a.bias2 = contiguous(a.bias2);
@@ -66,10 +66,10 @@ struct Linear {
                                                                      bool needs_d_x) {
     const Operands a = parse({x, weight, bias, weight2, bias2});
     const ScalarType type = a.x.scalar_type();
-    STD_TORCH_CHECK(d_y2.has_value() == a.weight2.has_value(), "d_y2 must be given if weight2 is, and only then");
+    RECGRELA_CHECK(d_y2.has_value() == a.weight2.has_value(), "d_y2 must be given if weight2 is, and only then");
     check_operand(d_y, a.x, type, {a.num_rows(), a.outputs()}, "d_y");
     check_operand(d_y2, a.x, type, {a.num_rows(), a.outputs2()}, "d_y2");
-    STD_TORCH_CHECK(needs_d_x || !d_passed, "d_passed needs d_x, which it is added to");
+    RECGRELA_CHECK(needs_d_x || !d_passed, "d_passed needs d_x, which it is added to");
     check_operand(d_passed, a.x, type, {a.num_rows(), a.width()}, "d_passed");
     const Gradients grads{with_contiguous_rows(d_y),
                           with_contiguous_rows(d_y2),

@@ -14,8 +14,8 @@ namespace {
 void check_target(const LinearCrossEntropy::Operands& a) {
   const int64_t* const t = data<int64_t>(a.target);
   for (int64_t i = 0; i < a.num_rows(); ++i)
-    STD_TORCH_CHECK(t[i] >= 0 && t[i] < a.num_items(), "target ", t[i], " is out of bounds; there are ", a.num_items(),
-                    " items");
+    RECGRELA_CHECK(t[i] >= 0 && t[i] < a.num_items(), "target ", t[i], " is out of bounds; there are ", a.num_items(),
+                   " items");
 }
 
 // One call of the op. Keeps at most max_logits scores in memory, or one panel of kBlockRows rows if that is more. A
@@ -137,7 +137,7 @@ class Smoothing {
 
 struct Cpu {
   static void forward(const LinearCrossEntropy::Operands& a, const LinearCrossEntropy::Outputs& out) {
-    STD_TORCH_CHECK(a.dtype == a.hidden.scalar_type(), "the CPU kernels compute in the dtype of hidden");
+    RECGRELA_CHECK(a.dtype == a.hidden.scalar_type(), "the CPU kernels compute in the dtype of hidden");
     check_target(a);
     dispatch_float(a.hidden.scalar_type(), [&](auto zero) {
       using T = decltype(zero);
@@ -156,6 +156,8 @@ struct Cpu {
 
   static void backward(const Tensor& d_loss, const LinearCrossEntropy::Gradients& from,
                        const LinearCrossEntropy::Gradients& to) {
+    RECGRELA_CHECK(from.d_hidden.scalar_type() == d_loss.scalar_type(),
+                   "the CPU kernels take gradients of the dtype of d_loss");
     dispatch_float(d_loss.scalar_type(), [&](auto zero) {
       using T = decltype(zero);
       const T factor = *data<T>(d_loss);

@@ -7,7 +7,7 @@
 namespace recgrela::ops {
 
 struct LinearCrossEntropy {
-  static constexpr const char* kName = "linear_cross_entropy";
+  static constexpr char kName[] = "linear_cross_entropy";
   static constexpr const char* kSchemas[] = {
       "linear_cross_entropy(Tensor hidden, Tensor weight, Tensor target, Tensor? bias, ScalarType dtype, "
       "float label_smoothing, int max_logits, bool return_d_hidden, bool return_d_weight, bool return_d_bias) -> "
@@ -31,17 +31,17 @@ struct LinearCrossEntropy {
     const ScalarType type = state_type(a.hidden);
     check_operand(a.hidden, a.hidden, a.hidden.scalar_type(), {-1, -1}, "hidden");
     const bool is_half = a.dtype == ScalarType::Half || a.dtype == ScalarType::BFloat16;
-    STD_TORCH_CHECK(a.dtype == a.hidden.scalar_type() || (is_half && a.hidden.scalar_type() == ScalarType::Float),
-                    "dtype must be that of hidden, or half precision if hidden is float32, not ",
-                    torch::headeronly::toString(a.dtype));
-    STD_TORCH_CHECK(a.num_rows() > 0 && a.dim() > 0, "hidden [T, D] must not be empty");
+    RECGRELA_CHECK(a.dtype == a.hidden.scalar_type() || (is_half && a.hidden.scalar_type() == ScalarType::Float),
+                   "dtype must be that of hidden, or half precision if hidden is float32, not ",
+                   torch::headeronly::toString(a.dtype));
+    RECGRELA_CHECK(a.num_rows() > 0 && a.dim() > 0, "hidden [T, D] must not be empty");
     check_operand(a.weight, a.hidden, type, {-1, a.dim()}, "weight");
-    STD_TORCH_CHECK(a.num_items() > 0, "weight [n_items, D] must not be empty");
+    RECGRELA_CHECK(a.num_items() > 0, "weight [n_items, D] must not be empty");
     check_operand(a.target, a.hidden, ScalarType::Long, {a.num_rows()}, "target");
     check_operand(a.bias, a.hidden, type, {a.num_items()}, "bias");
-    STD_TORCH_CHECK(a.label_smoothing >= 0 && a.label_smoothing <= 1, "label_smoothing must be within 0 .. 1, not ",
-                    a.label_smoothing);
-    STD_TORCH_CHECK(a.max_logits > 0, "max_logits must be at least 1");
+    RECGRELA_CHECK(a.label_smoothing >= 0 && a.label_smoothing <= 1, "label_smoothing must be within 0 .. 1, not ",
+                   a.label_smoothing);
+    RECGRELA_CHECK(a.max_logits > 0, "max_logits must be at least 1");
     a.hidden = with_contiguous_rows(a.hidden), a.weight = with_contiguous_rows(a.weight);
     a.target = contiguous(a.target), a.bias = contiguous(a.bias);
     return a;
@@ -69,7 +69,7 @@ struct LinearCrossEntropy {
                                                             int64_t max_logits, bool return_d_hidden,
                                                             bool return_d_weight, bool return_d_bias) {
     const Operands a = parse({hidden, weight, target, bias, dtype, label_smoothing, max_logits});
-    STD_TORCH_CHECK(!return_d_bias || bias, "there is no bias to return the gradient of");
+    RECGRELA_CHECK(!return_d_bias || bias, "there is no bias to return the gradient of");
     const Outputs out{make(a.weight, {}),
                       make_if(return_d_hidden, a.hidden, {a.num_rows(), a.dim()}, hidden_gradient_type(a.hidden)),
                       make_if(return_d_weight, a.weight, {a.num_items(), a.dim()}),
@@ -86,9 +86,9 @@ struct LinearCrossEntropy {
     check_operand(d_loss, d_hidden, type, {}, "d_loss");
     const Gradients from{contiguous(d_hidden), contiguous(d_weight), contiguous(d_bias)};
     for (const Tensor* parameter : {&from.d_weight, &from.d_bias})
-      STD_TORCH_CHECK(parameter->scalar_type() == type && same_device(*parameter, d_hidden),
-                      "gradients of weight and bias must be ", torch::headeronly::toString(type),
-                      " on the device of d_hidden");
+      RECGRELA_CHECK(parameter->scalar_type() == type && same_device(*parameter, d_hidden),
+                     "gradients of weight and bias must be ", torch::headeronly::toString(type),
+                     " on the device of d_hidden");
     const Gradients to{make_like(from.d_hidden), make_like(from.d_weight), make_like(from.d_bias)};
     Backend::backward(d_loss, from, to);
     return {to.d_hidden, to.d_weight, to.d_bias};

@@ -9,9 +9,9 @@ namespace {
 struct Cuda {
   static void forward(const LinearCrossEntropy::Operands& a, const LinearCrossEntropy::Outputs& out) {
     using Params = cuda::LinearCrossEntropyParams;
-    STD_TORCH_CHECK(a.dim() >= Params::kMinWidth && a.dim() <= Params::kMaxWidth && a.dim() % 16 == 0,
-                    "the CUDA kernels take widths that are multiples of 16 from ", Params::kMinWidth, " to ",
-                    Params::kMaxWidth, ", not ", a.dim());
+    RECGRELA_CHECK(a.dim() >= Params::kMinWidth && a.dim() <= Params::kMaxWidth && a.dim() % 16 == 0,
+                   "the CUDA kernels take widths that are multiples of 16 from ", Params::kMinWidth, " to ",
+                   Params::kMaxWidth, ", not ", a.dim());
     const Tensor hidden = aligned_rows(a.hidden), weight = aligned_rows(a.weight);
     Params p;
     p.dtype = cuda_dtype(a.dtype), p.float32_hidden = a.dtype != hidden.scalar_type();

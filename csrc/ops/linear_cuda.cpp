@@ -16,12 +16,12 @@ struct LinearCall {
     constexpr int64_t kMaxWidth = cuda::LinearParams::kMaxWidth, kMaxRows = cuda::LinearParams::kMaxRows;
     const int64_t total = a.outputs() + a.outputs2();
     for (const int64_t width : {a.width(), a.outputs(), a.outputs2(), total})
-      STD_TORCH_CHECK(width % 16 == 0 && width <= kMaxWidth,
-                      "the CUDA kernels of linear take widths, and a sum of outputs, that are multiples of 16 up to ",
-                      kMaxWidth, ", not ", width);
-    STD_TORCH_CHECK(a.width() > 0 && a.outputs() > 0 && (!a.weight2 || a.outputs2() > 0), "widths must be above 0");
-    STD_TORCH_CHECK(a.num_rows() <= kMaxRows, "the CUDA kernels of linear take up to ", kMaxRows, " rows, not ",
-                    a.num_rows(), "; split the batch");
+      RECGRELA_CHECK(width % 16 == 0 && width <= kMaxWidth,
+                     "the CUDA kernels of linear take widths, and a sum of outputs, that are multiples of 16 up to ",
+                     kMaxWidth, ", not ", width);
+    RECGRELA_CHECK(a.width() > 0 && a.outputs() > 0 && (!a.weight2 || a.outputs2() > 0), "widths must be above 0");
+    RECGRELA_CHECK(a.num_rows() <= kMaxRows, "the CUDA kernels of linear take up to ", kMaxRows, " rows, not ",
+                   a.num_rows(), "; split the batch");
     weights[0] = aligned(a.weight), weights[1] = aligned(a.weight2);
     params.dtype = cuda_dtype(a.x), params.num_rows = a.num_rows(), params.width = a.width();
     params.x = cuda_rows(x);

@@ -6,7 +6,7 @@
 namespace recgrela::ops {
 
 struct LinearScan {
-  static constexpr const char* kName = "linear_scan";
+  static constexpr char kName[] = "linear_scan";
   static constexpr const char* kSchemas[] = {
       "linear_scan(Tensor x, Tensor a, Tensor cu_seqlens, Tensor? initial_state, bool return_state) -> "
       "(Tensor h, Tensor final_state)",

@@ -9,8 +9,8 @@ namespace {
 cuda::LinearScanParams make_params(const LinearScan::Operands& o) {
   cuda::LinearScanParams p;
   p.complex = o.is_complex();
-  STD_TORCH_CHECK(!p.complex || o.x.scalar_type() == ScalarType::ComplexFloat,
-                  "the CUDA kernels take complex64, not complex128");
+  RECGRELA_CHECK(!p.complex || o.x.scalar_type() == ScalarType::ComplexFloat,
+                 "the CUDA kernels take complex64, not complex128");
   p.dtype = p.complex ? cuda::DType::kFloat32 : cuda_dtype(o.x);
   p.sequences = cuda_sequences(o.cu_seqlens, o.num_rows());
   p.channels = o.channels(), p.per_step = o.per_step();

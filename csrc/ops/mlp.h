@@ -8,7 +8,7 @@
 namespace recgrela::ops {
 
 struct Mlp {
-  static constexpr const char* kName = "mlp";
+  static constexpr char kName[] = "mlp";
   static constexpr const char* kSchemas[] = {
       "mlp(Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2, Tensor? seed, str activation, float rate) -> "
       "Tensor y",
@@ -20,7 +20,7 @@ struct Mlp {
   template <typename Activation>
   static Activation activation_as(const std::string& activation) {
     const auto found = std::find(kActivations.begin(), kActivations.end(), activation);
-    STD_TORCH_CHECK(found != kActivations.end(), "activation must be none, relu, silu or gelu, not ", activation);
+    RECGRELA_CHECK(found != kActivations.end(), "activation must be none, relu, silu or gelu, not ", activation);
     return static_cast<Activation>(found - kActivations.begin());
   }
 
@@ -49,8 +49,8 @@ struct Mlp {
     check_operand(a.b1, a.x, type, {a.hidden_features()}, "b1");
     check_operand(a.w2, a.x, type, {-1, a.hidden_features()}, "w2");
     check_operand(a.b2, a.x, type, {a.out_features()}, "b2");
-    STD_TORCH_CHECK(a.in_features() > 0 && a.hidden_features() > 0 && a.out_features() > 0,
-                    "x, w1 and w2 must have at least one feature");
+    RECGRELA_CHECK(a.in_features() > 0 && a.hidden_features() > 0 && a.out_features() > 0,
+                   "x, w1 and w2 must have at least one feature");
     a.x = with_contiguous_rows(a.x), a.w1 = with_contiguous_rows(a.w1), a.w2 = with_contiguous_rows(a.w2);
     a.b1 = contiguous(a.b1), a.b2 = contiguous(a.b2), a.seed = contiguous(a.seed);
     return a;

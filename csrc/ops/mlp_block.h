@@ -7,7 +7,7 @@
 namespace recgrela::ops {
 
 struct MlpBlock {
-  static constexpr const char* kName = "mlp_block";
+  static constexpr char kName[] = "mlp_block";
   // `dtype` is that of z and of the rows inside. The residual stream and the parameters are float32. The sum is empty
   // if there is no z. In the backward, x is the sum that was normalized, and d_z is empty if there was no z (with_z) or
   // if it equals d_x.
@@ -50,7 +50,7 @@ struct MlpBlock {
     check_operand(a.w2, a.x, kFloat, {a.width(), a.hidden_features()}, "w2");
     check_operand(a.b2, a.x, kFloat, {a.width()}, "b2");
     check_operand(a.sequence, a.x, ScalarType::Long, {a.num_rows()}, "sequence");
-    STD_TORCH_CHECK(a.width() > 0 && a.hidden_features() > 0, "x and w1 must have at least one feature");
+    RECGRELA_CHECK(a.width() > 0 && a.hidden_features() > 0, "x and w1 must have at least one feature");
     a.x = with_contiguous_rows(a.x), a.z = with_contiguous_rows(a.z);
     a.norm_weight = contiguous(a.norm_weight), a.norm_bias = contiguous(a.norm_bias);
     a.w1 = contiguous(a.w1), a.b1 = contiguous(a.b1), a.w2 = contiguous(a.w2), a.b2 = contiguous(a.b2);

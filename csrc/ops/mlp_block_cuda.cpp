@@ -24,12 +24,12 @@ struct Call {
         b2(aligned(a.b2)) {
     cuda::MlpBlockParams& p = params;
     p.dtype = cuda_dtype(a.dtype);
-    STD_TORCH_CHECK(a.width() % p.kUnit == 0 && a.width() >= p.kMinBlockWidth && a.width() <= p.kMaxBlockWidth,
-                    "the CUDA kernels of mlp_block take widths of ", p.kMinBlockWidth, " to ", p.kMaxBlockWidth,
-                    " in steps of ", p.kUnit, ", not ", a.width());
-    STD_TORCH_CHECK(a.num_rows() <= p.kMaxRows, "the CUDA kernels of mlp_block take up to ", p.kMaxRows, " rows, not ",
-                    a.num_rows(), "; split the batch");
-    STD_TORCH_CHECK(a.hidden_features() < (int64_t{1} << 20), "the hidden layer is too wide: ", a.hidden_features());
+    RECGRELA_CHECK(a.width() % p.kUnit == 0 && a.width() >= p.kMinBlockWidth && a.width() <= p.kMaxBlockWidth,
+                   "the CUDA kernels of mlp_block take widths of ", p.kMinBlockWidth, " to ", p.kMaxBlockWidth,
+                   " in steps of ", p.kUnit, ", not ", a.width());
+    RECGRELA_CHECK(a.num_rows() <= p.kMaxRows, "the CUDA kernels of mlp_block take up to ", p.kMaxRows, " rows, not ",
+                   a.num_rows(), "; split the batch");
+    RECGRELA_CHECK(a.hidden_features() < (int64_t{1} << 20), "the hidden layer is too wide: ", a.hidden_features());
     p.activation = Mlp::activation_as<cuda::MlpActivation>(a.activation);
     p.num_rows = a.num_rows(), p.eps = static_cast<float>(a.eps);
     p.in = p.out = static_cast<int>(a.width()), p.hidden = static_cast<int>(a.hidden_features());

@@ -20,11 +20,11 @@ cuda::MlpParams make_params(const Mlp::Operands& a, const Aligned& aligned) {
   p.dtype = cuda_dtype(a.x);
   const int64_t max = p.dtype == cuda::DType::kFloat32 ? p.kMaxFloat32Width : p.kMaxWidth;
   for (const int64_t width : {a.in_features(), a.out_features()})
-    STD_TORCH_CHECK(width % p.kUnit == 0 && width <= max, "the CUDA kernels take widths of x and y in multiples of ",
-                    p.kUnit, " up to ", max, ", not ", width);
-  STD_TORCH_CHECK(a.num_rows() <= p.kMaxRows, "the CUDA kernels of mlp take up to ", p.kMaxRows, " rows, not ",
-                  a.num_rows(), "; split the batch");
-  STD_TORCH_CHECK(a.hidden_features() < (int64_t{1} << 20), "the hidden layer is too wide: ", a.hidden_features());
+    RECGRELA_CHECK(width % p.kUnit == 0 && width <= max, "the CUDA kernels take widths of x and y in multiples of ",
+                   p.kUnit, " up to ", max, ", not ", width);
+  RECGRELA_CHECK(a.num_rows() <= p.kMaxRows, "the CUDA kernels of mlp take up to ", p.kMaxRows, " rows, not ",
+                 a.num_rows(), "; split the batch");
+  RECGRELA_CHECK(a.hidden_features() < (int64_t{1} << 20), "the hidden layer is too wide: ", a.hidden_features());
   p.activation = Mlp::activation_as<cuda::MlpActivation>(a.activation);
   p.num_rows = a.num_rows();
   p.in = static_cast<int>(a.in_features()), p.hidden = static_cast<int>(a.hidden_features());

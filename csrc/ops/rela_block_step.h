@@ -9,7 +9,7 @@
 namespace recgrela::ops {
 
 struct RelaBlockStep {
-  static constexpr const char* kName = "rela_block_step";
+  static constexpr char kName[] = "rela_block_step";
   static constexpr const char* kSchemas[] = {
       "rela_block_step(Tensor x, Tensor(a!) kv_state, Tensor(b!) history, Tensor(c!) position, Tensor norm1_weight, "
       "Tensor norm1_bias, Tensor in_weight, Tensor in_bias, Tensor? gate_weight, Tensor? gate_bias, Tensor qk_weight, "
@@ -42,7 +42,7 @@ struct RelaBlockStep {
     check_operand(a.x, a.x, type, {-1, -1}, "x");
     const int64_t d = a.width();
     check_rela_step(a.x, a.kv_state, a.history, a.position, a.turns, a.conv_weight, a.conv_bias, a.num_heads);
-    STD_TORCH_CHECK(a.gate_weight.has_value() == a.gate_bias.has_value(), "gate_weight and gate_bias go together");
+    RECGRELA_CHECK(a.gate_weight.has_value() == a.gate_bias.has_value(), "gate_weight and gate_bias go together");
     auto layer = [&](auto& weight, auto& bias, int64_t out, int64_t in, const char* name, const char* bias_name) {
       check_operand(weight, a.x, type, {out, in}, name);
       check_operand(bias, a.x, type, {out}, bias_name);
@@ -54,7 +54,7 @@ struct RelaBlockStep {
     layer(a.out_weight, a.out_bias, d, d, "out_weight", "out_bias");
     layer(a.w1, a.b1, a.hidden_features(), d, "w1", "b1");
     layer(a.w2, a.b2, d, a.hidden_features(), "w2", "b2");
-    STD_TORCH_CHECK(a.hidden_features() > 0, "w1 must have at least one feature");
+    RECGRELA_CHECK(a.hidden_features() > 0, "w1 must have at least one feature");
     auto norm = [&](Tensor& x, const char* name) {
       check_operand(x, a.x, type, {d}, name);
       x = contiguous(x);

@@ -7,7 +7,7 @@
 namespace recgrela::ops {
 
 struct RelaProjections {
-  static constexpr const char* kName = "rela_projections";
+  static constexpr char kName[] = "rela_projections";
   // x is float32, like the parameters; v, gate and qk are of `dtype`, and gate is empty without gate_weight. The
   // backward takes gate_weight and qk_weight only with the gradients of their outputs, and returns empty gradients
   // without them.
@@ -42,7 +42,7 @@ struct RelaProjections {
     check_operand(a.in_weight, a.x, wide, {width, width}, "in_weight");
     check_operand(a.in_bias, a.x, wide, {width}, "in_bias");
     check_operand(a.gate_weight, a.x, wide, {width, width}, "gate_weight");
-    STD_TORCH_CHECK(a.gate_weight || !a.gate_bias, "gate_bias needs gate_weight");
+    RECGRELA_CHECK(a.gate_weight || !a.gate_bias, "gate_bias needs gate_weight");
     check_operand(a.gate_bias, a.x, wide, {width}, "gate_bias");
     check_operand(a.qk_weight, a.x, wide, {-1, width}, "qk_weight");
     check_operand(a.qk_bias, a.x, wide, {a.outputs()}, "qk_bias");
@@ -85,8 +85,8 @@ struct RelaProjections {
       const OptTensor& gate_weight, const OptTensor& qk_weight, double eps) {
     const ScalarType dtype = v.scalar_type();
     const Operands a = parse({x, norm_weight, norm_bias, in_weight, {}, gate_weight, {}, qk_weight, {}, eps, dtype, v});
-    STD_TORCH_CHECK(d_gate.has_value() == gate_weight.has_value() && d_qk.has_value() == qk_weight.has_value(),
-                    "d_gate and d_qk must be given with gate_weight and qk_weight, and only then");
+    RECGRELA_CHECK(d_gate.has_value() == gate_weight.has_value() && d_qk.has_value() == qk_weight.has_value(),
+                   "d_gate and d_qk must be given with gate_weight and qk_weight, and only then");
     check_operand(d_residual, a.x, a.x.scalar_type(), a.shape(), "d_residual");
     check_operand(d_v, a.x, dtype, a.shape(), "d_v");
     check_operand(d_gate, a.x, dtype, a.shape(), "d_gate");

@@ -13,15 +13,15 @@ struct ProjectionsCall {
 
   explicit ProjectionsCall(const RelaProjections::Operands& a) : x(aligned_rows(a.x)) {
     auto& p = params;
-    STD_TORCH_CHECK(a.dtype == ScalarType::Half || a.dtype == ScalarType::BFloat16,
-                    "the CUDA kernels of rela_projections take float16 and bfloat16, not ",
-                    torch::headeronly::toString(a.dtype));
-    STD_TORCH_CHECK(a.width() >= p.kMinWidth && a.width() <= p.kMaxWidth && a.width() % p.kUnit == 0,
-                    "the CUDA kernels of rela_projections take widths of 32 to 64 in steps of 16, not ", a.width());
-    STD_TORCH_CHECK(a.outputs() % p.kUnit == 0 && a.outputs() <= p.kMaxOutputs,
-                    "the CUDA kernels of rela_projections take up to ", p.kMaxOutputs,
-                    " outputs of qk_weight, in steps of 16, not ", a.outputs());
-    STD_TORCH_CHECK(a.num_rows() <= p.kMaxRows, "the CUDA kernels take up to 2^30 rows, not ", a.num_rows());
+    RECGRELA_CHECK(a.dtype == ScalarType::Half || a.dtype == ScalarType::BFloat16,
+                   "the CUDA kernels of rela_projections take float16 and bfloat16, not ",
+                   torch::headeronly::toString(a.dtype));
+    RECGRELA_CHECK(a.width() >= p.kMinWidth && a.width() <= p.kMaxWidth && a.width() % p.kUnit == 0,
+                   "the CUDA kernels of rela_projections take widths of 32 to 64 in steps of 16, not ", a.width());
+    RECGRELA_CHECK(a.outputs() % p.kUnit == 0 && a.outputs() <= p.kMaxOutputs,
+                   "the CUDA kernels of rela_projections take up to ", p.kMaxOutputs,
+                   " outputs of qk_weight, in steps of 16, not ", a.outputs());
+    RECGRELA_CHECK(a.num_rows() <= p.kMaxRows, "the CUDA kernels take up to 2^30 rows, not ", a.num_rows());
     p.dtype = cuda_dtype(a.dtype), p.num_rows = a.num_rows(), p.eps = static_cast<float>(a.eps);
     p.width = static_cast<int>(a.width()), p.outputs = static_cast<int>(a.outputs());
     p.x = cuda_rows(x);
@@ -35,7 +35,7 @@ struct ProjectionsCall {
 struct Cuda {
   static void forward(const RelaProjections::Operands& a, const RelaProjections::Outputs& out) {
     ProjectionsCall call(a);
-    STD_TORCH_CHECK(a.outputs() > 0, "qk_weight must have outputs");
+    RECGRELA_CHECK(a.outputs() > 0, "qk_weight must have outputs");
     call.params.v = cuda_rows(out.v), call.params.gate = cuda_rows(out.gate), call.params.qk = cuda_rows(out.qk);
     on_device(a.x, [&](cudaStream_t stream) { return cuda::rela_projections_forward(call.params, stream); });
   }

@@ -8,7 +8,7 @@ namespace recgrela::ops {
 struct SelectiveScan {
   static constexpr int64_t kMaxStates = 256;
 
-  static constexpr const char* kName = "selective_scan";
+  static constexpr char kName[] = "selective_scan";
   static constexpr const char* kSchemas[] = {
       "selective_scan(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
       "Tensor cu_seqlens, Tensor? initial_state, bool delta_softplus, bool return_state, bool return_checkpoints) -> "
@@ -47,7 +47,7 @@ struct SelectiveScan {
     check_cu_seqlens(a.cu_seqlens, a.u);
     check_operand(a.A, a.u, a.state_dtype(), {c, -1}, "A");
     const int64_t n = a.num_states();
-    STD_TORCH_CHECK(n >= 1 && n <= kMaxStates, "A must have 1 to ", kMaxStates, " states, not ", n);
+    RECGRELA_CHECK(n >= 1 && n <= kMaxStates, "A must have 1 to ", kMaxStates, " states, not ", n);
     check_operand(a.B, a.u, type, {t, n}, "B");
     check_operand(a.C, a.u, type, {t, n}, "C");
     check_operand(a.D, a.u, a.state_dtype(), {c}, "D");

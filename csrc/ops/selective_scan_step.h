@@ -6,7 +6,7 @@
 namespace recgrela::ops {
 
 struct SelectiveScanStep {
-  static constexpr const char* kName = "selective_scan_step";
+  static constexpr char kName[] = "selective_scan_step";
   static constexpr const char* kSchemas[] = {
       "selective_scan_step(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? "
       "delta_bias, Tensor(a!) state, bool delta_softplus) -> Tensor y"};
@@ -28,7 +28,7 @@ struct SelectiveScanStep {
     const int64_t b = o.batch(), c = o.channels();
     check_operand(o.A, o.u, wide, {c, -1}, "A");
     const int64_t n = o.num_states();
-    STD_TORCH_CHECK(n > 0, "A must have at least one state");
+    RECGRELA_CHECK(n > 0, "A must have at least one state");
     check_operand(o.delta, o.u, rows, {b, c}, "delta");
     check_operand(o.B, o.u, rows, {b, n}, "B");
     check_operand(o.C, o.u, rows, {b, n}, "C");

@@ -6,6 +6,7 @@
 namespace recgrela::ops {
 namespace {
 
+constexpr char kName[] = "top_k";
 constexpr const char* kSchema =
     "top_k(Tensor queries, Tensor weight, Tensor? bias, Tensor bounds, Tensor? codes, Tensor? scales, Tensor? biases, "
     "Tensor? order, int k, Tensor? excluded, Tensor? cu_excluded, Tensor? allowed) -> (Tensor items, Tensor scores)";
@@ -34,9 +35,9 @@ std::tuple<Tensor, Tensor> top_k(const Tensor& queries_, const Tensor& weight_, 
   check_operand(weight, queries, ScalarType::Float, {-1, -1}, "weight");
   TopKParams p;
   p.num_items = weight.size(0), p.dim = weight.size(1), p.k = k;
-  STD_TORCH_CHECK(p.num_items > 0 && p.num_items < (int64_t{1} << 31) && p.dim > 0 && p.dim <= 65536,
-                  "weight [N, D] must have 1 .. 2^31 - 1 rows of 1 .. 65536 elements");
-  STD_TORCH_CHECK(k >= 1 && k < (int64_t{1} << 31), "k must be at least 1 and below 2^31, not ", k);
+  RECGRELA_CHECK(p.num_items > 0 && p.num_items < (int64_t{1} << 31) && p.dim > 0 && p.dim <= 65536,
+                 "weight [N, D] must have 1 .. 2^31 - 1 rows of 1 .. 65536 elements");
+  RECGRELA_CHECK(k >= 1 && k < (int64_t{1} << 31), "k must be at least 1 and below 2^31, not ", k);
   const int64_t rows = p.blocks() * TopKParams::kBlockRows;
   check_operand(queries, queries, ScalarType::Float, {-1, p.dim}, "queries");
   check_operand(bias, queries, ScalarType::Float, {p.num_items}, "bias");
@@ -46,17 +47,17 @@ std::tuple<Tensor, Tensor> top_k(const Tensor& queries_, const Tensor& weight_, 
   check_operand(biases, queries, ScalarType::Float, {rows}, "biases");
   check_operand(order, queries, ScalarType::Int, {rows}, "order");
   check_operand(allowed, queries, ScalarType::Bool, {p.num_items}, "allowed");
-  STD_TORCH_CHECK(codes.has_value() == scales.has_value() && codes.has_value() == order.has_value() &&
-                      (codes && bias) == biases.has_value(),
-                  "codes, scales and order go together, and with a bias also biases");
+  RECGRELA_CHECK(codes.has_value() == scales.has_value() && codes.has_value() == order.has_value() &&
+                     (codes && bias) == biases.has_value(),
+                 "codes, scales and order go together, and with a bias also biases");
   p.num_queries = queries.size(0);
 
-  STD_TORCH_CHECK(excluded_.has_value() == cu_excluded_.has_value(), "excluded and cu_excluded go together");
+  RECGRELA_CHECK(excluded_.has_value() == cu_excluded_.has_value(), "excluded and cu_excluded go together");
   std::vector<int64_t> excluded, offsets;
   if (excluded_) {
     check_operand(excluded_, queries, ScalarType::Long, {-1}, "excluded");
     check_cu_seqlens(*cu_excluded_, queries);
-    STD_TORCH_CHECK(cu_excluded_->size(0) == p.num_queries + 1, "cu_excluded must be [B + 1]");
+    RECGRELA_CHECK(cu_excluded_->size(0) == p.num_queries + 1, "cu_excluded must be [B + 1]");
     offsets = read_sequences(torch::stable::contiguous(*cu_excluded_), excluded_->size(0)).offsets;
     excluded = sorted_by_query(torch::stable::contiguous(*excluded_), offsets);
     p.excluded = excluded.data(), p.cu_excluded = offsets.data();
@@ -102,4 +103,7 @@ std::tuple<Tensor, Tensor> top_k(const Tensor& queries_, const Tensor& weight_, 
 
 STABLE_TORCH_LIBRARY_FRAGMENT(recgrela, m) { m.def(recgrela::ops::kSchema); }
 
-STABLE_TORCH_LIBRARY_IMPL(recgrela, CPU, m) { m.impl("top_k", TORCH_BOX(&recgrela::ops::top_k)); }
+STABLE_TORCH_LIBRARY_IMPL(recgrela, CPU, m) {
+  using Call = recgrela::ops::Named<recgrela::ops::kName, false, &recgrela::ops::top_k>;
+  m.impl(recgrela::ops::kName, TORCH_BOX(&Call::call));
+}

@@ -108,7 +108,7 @@ def test_not_a_run_folder(
     more = ["--items=1"] if command is recommend.main else []
     first = [f"--resume={tmp_path}"] if command is train.main else [str(tmp_path)]
     assert command([*first, *more]) == 2
-    assert "not a run folder: config.yaml and protocol.json missing" in error_of(capsys)
+    assert "not a run folder: config.yaml and protocol.json and items.parquet missing" in error_of(capsys)
     wrong = str(run.parent / "ruun")
     assert command([f"--resume={wrong}" if command is train.main else wrong, *more]) == 2
     assert "no such run folder; did you mean 'run'?" in error_of(capsys)
@@ -166,7 +166,7 @@ def test_bugs_keep_their_traceback() -> None:
 def test_a_run_without_a_checkpoint_cannot_be_resumed(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("config.yaml", "protocol.json"):
+    for name in ("config.yaml", "protocol.json", "items.parquet"):
         (tmp_path / name).write_bytes((run / name).read_bytes())
     assert run_train(f"--resume={tmp_path}") == 2
     assert "last.safetensors is missing" in error_of(capsys)

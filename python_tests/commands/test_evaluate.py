@@ -6,11 +6,13 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 
+from python_tests.support.runs import edit_protocol
 from recgrela import evaluate
 from recgrela.data import EvalBatches
 from recgrela.evaluation.ranking import Ranker
@@ -59,7 +61,12 @@ def test_other_data_is_refused(copy: Path, capsys: pytest.CaptureFixture[str]) -
     text = config.read_text()
     config.write_text(text.replace("synthetic_seed: 0", "synthetic_seed: 1"))
     assert evaluate.main([str(copy)]) == 2
+    assert "config.yaml: data.synthetic_seed is 1, but the run was started with 0" in capsys.readouterr().err
+    edit_protocol(copy, lambda content: content["settings"].update({"data.synthetic_seed": 1}))
+    assert evaluate.main([str(copy)]) == 2
     assert "synthetic: not the data of this run: its sha256 is" in capsys.readouterr().err
+    changes = {"data.synthetic_seed": 0, "data.min_item_events": 30}
+    edit_protocol(copy, lambda content: content["settings"].update(changes))
     config.write_text(text.replace("min_item_events: 5", "min_item_events: 30"))
     with pytest.raises(RunError, match="after filtering, but the run had"):
         load_data(load_run(copy, None, CPU))
@@ -80,7 +87,7 @@ def test_no_other_checkpoint_replaces_a_missing_one(copy: Path, capsys: pytest.C
     assert evaluate.main([str(copy), "--checkpoint=last"]) == 0
     (copy / "results.json").write_text('{"checkpoint": 3}')
     assert evaluate.main([str(copy)]) == 2
-    assert "results.json: damaged: checkpoint is '3'" in capsys.readouterr().err
+    assert "results.json: damaged: checkpoint is 3" in capsys.readouterr().err
 
 
 def test_an_item_table_of_another_length(copy: Path) -> None:
@@ -98,7 +105,7 @@ def test_an_item_table_of_an_earlier_version(copy: Path) -> None:
     path = RunFolder.open(copy).items_path
     table = pq.read_table(path)
     now = read_items(path, len(table))
-    pq.write_table(table.drop_columns("retired"), path)
+    pq.write_table(table.drop_columns("retired").replace_schema_metadata(None), path)
     assert read_items(path, len(table)) == now
     assert now.retired.shape == (len(table),) and not now.retired.any()
 
@@ -106,9 +113,9 @@ def test_an_item_table_of_an_earlier_version(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\xff\n{}\n", "line 1 is damaged"),
-        (b"3\n", "line 1 is damaged: not a record"),
-        (b'{"kind": "epoch"}\n', "line 1 is damaged: not a record"),
+        (b"\xff\n{}\n", "damaged: line 1 is not JSON"),
+        (b"3\n", "damaged: line 1 is not an object"),
+        (b'{"kind": "epoch"}\n', "damaged: line 1 is not a record"),
     ],
 )
 def test_damaged_metrics(copy: Path, content: bytes, message: str) -> None:
@@ -120,9 +127,7 @@ def test_damaged_metrics(copy: Path, content: bytes, message: str) -> None:
 
 @pytest.mark.parametrize("key", ["sha256", "packed_sha256", "items"])
 def test_wrong_types_in_the_protocol(copy: Path, key: str) -> None:
-    protocol = json.loads((copy / "protocol.json").read_text())
-    protocol["data"][key] = [1]
-    (copy / "protocol.json").write_text(json.dumps(protocol))
+    edit_protocol(copy, lambda content: content["data"].update({key: [1]}))
     with pytest.raises(RunError, match=rf"protocol.json: damaged: data.{key} is \[1\]"):
         load_run(copy, None, CPU)
 
@@ -130,6 +135,13 @@ def test_wrong_types_in_the_protocol(copy: Path, key: str) -> None:
 def test_another_model_is_refused(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = copy / "config.yaml"
     config.write_text(config.read_text().replace("hidden_size: 16", "hidden_size: 32"))
+    assert evaluate.main([str(copy)]) == 2
+    assert "model.hidden_size is 32, but the run was started with 16" in capsys.readouterr().err
+
+    def change(content: dict[str, Any]) -> None:
+        content["settings"]["model.hidden_size"] = content["model"]["hidden_size"] = 32
+
+    edit_protocol(copy, change)
     assert evaluate.main([str(copy)]) == 2
     assert "a checkpoint of RecGRELA with other settings: hidden_size 16 (here 32)" in capsys.readouterr().err
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from python_tests.support.runs import options, run_train
+from python_tests.support.runs import edit_protocol, options, run_train
 from recgrela import Recommender, evaluate, items, recommend
 from recgrela.runs.items import Items, read_items
 from recgrela.runs.saved import evaluate as evaluate_run
@@ -222,15 +222,15 @@ def test_nothing_is_overwritten(run: Path, grown: Path, capsys: pytest.CaptureFi
 def test_a_full_disk_leaves_no_folder(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fsync = os.fsync
+    replace = os.replace
 
-    def full(descriptor: int) -> None:
-        if "protocol.json" in os.readlink(f"/proc/self/fd/{descriptor}"):
+    def full(source: Path, target: Path) -> None:
+        if target.name == "protocol.json":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        fsync(descriptor)
+        replace(source, target)
 
     retire = write(tmp_path / "old.csv", "item_id", catalogue(run).tokens[3])
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "replace", full)
     assert change(run, tmp_path / "out", "--retire", retire) == 2
     assert "no space left on the disk" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -238,13 +238,10 @@ def test_a_full_disk_leaves_no_folder(
 
 @pytest.mark.parametrize("value", [3, "44", None])
 def test_a_damaged_protocol_is_named(grown: Path, capsys: pytest.CaptureFixture[str], value: object) -> None:
-    path = grown / "protocol.json"
-    protocol = json.loads(path.read_text())
-    protocol["growth"][0]["items"] = value
-    path.write_text(json.dumps(protocol))
+    edit_protocol(grown, lambda content: content["growth"][0].update(items=value))
     assert evaluate.main([str(grown)]) == 2
     assert f"protocol.json: damaged: growth has items {value!r}" in capsys.readouterr().err
-    path.write_text(json.dumps(protocol | {"growth": [3]}))
+    edit_protocol(grown, lambda content: content.update(growth=[3]))
     assert evaluate.main([str(grown)]) == 2
     assert "'growth' is not a list of objects" in capsys.readouterr().err
 

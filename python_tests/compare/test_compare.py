@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import yaml
 from safetensors.numpy import load_file, save_file
 
 from python_tests.compare.comparison import LABELS, REQUESTED, SEEDS, files, folders, table
+from python_tests.support.runs import edit_protocol
 from recgrela import evaluate
 from recgrela.compare import runner
 from recgrela.compare.__main__ import main
@@ -115,16 +115,33 @@ def test_a_run_with_other_settings_or_data_is_an_error(
     (copied / "comparison.yaml").write_text(yaml.safe_dump(only_seeds))
     assert main([*REQUESTED, "--train.lr=0.5", f"--out={copied}"]) == 2
     assert "runs/RecGRELA/1/config.yaml: train.lr is 0.01, but 0.5 is requested" in capsys.readouterr().err
-    protocol = folders(copied)["narrow", 1].protocol_path
-    content = json.loads(protocol.read_text())
-    content["data"]["packed_sha256"] = "0" * 64
-    protocol.write_text(json.dumps(content))
+    edit_protocol(
+        folders(copied)["narrow", 1].path, lambda content: content["data"].update(packed_sha256="0" * 64)
+    )
     assert main([*REQUESTED, f"--out={copied}"]) == 2
     assert "the events or their order differ from those of this run" in capsys.readouterr().err
     folders(copied)["RecGRELA", 1].ranks_path.unlink()
     folders(copied)["RecGRELA", 1].checkpoint_path("last").unlink()
     assert main([*REQUESTED, f"--out={copied}"]) == 2
     assert "has results, but neither ranks.safetensors nor a last checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_training")
+def test_a_run_that_lost_a_file_is_an_error(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = folders(copied)["narrow", 2]
+    for name in ("config.yaml", "protocol.json", "items.parquet", "metrics.jsonl"):
+        content = (run.path / name).read_bytes()
+        (run.path / name).unlink()
+        assert main([*REQUESTED, f"--out={copied}"]) == 2
+        err = capsys.readouterr().err
+        assert str(run.path) in err and name in err and err.count("\n") == 1
+        (run.path / name).write_bytes(content)
+    # An interrupted run without its last checkpoint is not removed and trained again.
+    for path in (run.results_path, run.ranks_path, run.checkpoint_path("last")):
+        path.unlink()
+    assert main([*REQUESTED, f"--out={copied}"]) == 2
+    assert "last.safetensors is missing, so the run cannot continue" in capsys.readouterr().err
+    assert run.checkpoint_path("best").is_file()
 
 
 @pytest.mark.usefixtures("no_training")
@@ -138,7 +155,7 @@ def test_runs_that_ranked_different_users_cannot_be_compared(
     assert "the users or their order differ from those of" in capsys.readouterr().err
     path.write_bytes(path.read_bytes()[:100])
     assert main([*REQUESTED, f"--out={copied}"]) == 2
-    assert "ranks.safetensors: damaged" in capsys.readouterr().err
+    assert "ranks.safetensors: not a file of ranks, or damaged" in capsys.readouterr().err
 
 
 def test_a_comparison_without_a_finished_run_is_a_table_of_failures(

@@ -93,7 +93,7 @@ def test_a_comparison_stopped_by_a_signal_can_be_resumed(
     ("received", "sent"),
     [
         ([signal.SIGINT], [signal.SIGINT]),
-        ([signal.SIGHUP], [signal.SIGTERM]),
+        ([signal.SIGHUP], [signal.SIGHUP]),
         ([signal.SIGTERM, signal.SIGTERM], [signal.SIGTERM, signal.SIGTERM]),
     ],
 )

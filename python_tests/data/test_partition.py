@@ -137,5 +137,23 @@ def test_wrong_shares(make_interactions):
             TrainBatches(data, "all", 10, 4, 0, **share)
         assert str(caught.value).startswith(expected)
     TrainBatches(data, "last", 10, 4, 0, pieces=1, rank=2, world=3)  # objective "last" has no pieces
-    with pytest.raises(ConfigError, match="rank: -1 is not in 0 .. 1"):
+    with pytest.raises(ConfigError, match=r"rank: -1 is not in 0 \.\. 1"):
         EvalBatches(data, "test", 10, 4, rank=-1, world=2)
+
+
+def test_some_users_are_evaluated_in_every_run(make_interactions):
+    data = make_interactions([1, 5, 2, 3, 4] * 40)
+    whole = EvalBatches(data, "test", 20, 16)
+    assert whole.num_users == 120
+    some = EvalBatches(data, "test", 20, 16, max_users=50)
+    assert some.num_users == 50 and np.all(np.diff(some.users) > 0) and set(some.users) < set(whole.users)
+    assert np.array_equal(some.users, EvalBatches(data, "valid", 7, 3, max_users=50).users)
+    assert not np.array_equal(some.users, whole.users[:50])
+    more = EvalBatches(data, "test", 20, 16, max_users=80)
+    assert set(some.users) < set(more.users)  # a larger number keeps the users
+    assert np.array_equal(EvalBatches(data, "test", 20, 16, max_users=1000).users, whole.users)
+    assert [batch.size for batch in some] == [16, 16, 16, 2]
+    by_user = dict(zip(whole.users.tolist(), torch.cat([b.target for b in whole]).tolist(), strict=True))
+    assert torch.cat([b.target for b in some]).tolist() == [by_user[user] for user in some.users.tolist()]
+    with pytest.raises(ConfigError, match="max_users: 0 is below 1"):
+        EvalBatches(data, "test", 20, 16, max_users=0)

@@ -13,6 +13,8 @@ import pytest
 import torch
 
 import recgrela
+from python_tests.support.defaults import check_every_default
+from python_tests.support.runs import edit_protocol
 from recgrela import Recommender
 from recgrela.inference import encoding
 from recgrela.models import MODELS, build
@@ -52,6 +54,17 @@ def test_the_highest_scores_are_recommended(recommender: Recommender) -> None:
     unseen = [item for item in order if item not in history]
     every = recommender.recommend(histories=given, k=10**9)
     assert every["item"].to_pylist() == tokens_of(recommender, *unseen)
+
+
+def test_recommendations_do_not_depend_on_defaults(recommender: Recommender) -> None:
+    given = {"someone": tokens_of(recommender, 3, 9, 4)}
+
+    def results() -> dict[str, torch.Tensor]:
+        best = recommender.recommend(histories=given, k=5)["score"].to_numpy().copy()
+        scores = recommender.score(given, tokens_of(recommender, 1, 2))
+        return {"best": torch.from_numpy(best), "scores": torch.from_numpy(scores)}
+
+    check_every_default(results)
 
 
 def test_all_users_equal_each_user_alone(recommender: Recommender, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,8 +146,7 @@ def test_histories_come_from_todays_events(finished_run: Path, tmp_path: Path) -
 
 def test_changed_data_of_the_run_is_no_obstacle(copy: Path) -> None:
     """Unlike in evaluate, whose figures must be those of the run's data."""
-    config = copy / "config.yaml"
-    config.write_text(config.read_text().replace("synthetic_seed: 0", "synthetic_seed: 1"))
+    edit_protocol(copy, lambda content: content["data"].update(sha256="0" * 64))
     assert Recommender.load(copy, device="cpu").recommend(k=1).num_rows > 0
 
 

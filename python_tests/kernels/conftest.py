@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def library() -> Path:
     path = build / "librecgrela_simt_ops.so"
     torch.ops.load_library(path)
     for operator in (operator for op in CUDA_OPS for operator in op.operators()):
-        gradient = AUTOGRAD.get(operator, (_save_nothing, _no_second_derivative))
+        gradient = AUTOGRAD.get(operator, (_save_nothing, partial(_no_second_derivative, operator)))
         register_gradient(f"recgrela_simt::{operator}", *gradient)
     return path
 

@@ -21,6 +21,7 @@ LAYERS = [
     ["recgrela", "recgrela._C"],
     ["recgrela.ops"],
     ["recgrela.system"],
+    ["recgrela.parallel"],
     ["recgrela.settings", "recgrela.store"],
     ["recgrela.nn", "recgrela.data", "recgrela.retrieval"],
     ["recgrela.models"],

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from python_tests.retrieval.cases import CASES, Catalogue, brute_force, near_ties, random_case, restricted
+from python_tests.support.defaults import check_every_default
 from recgrela.retrieval import ItemIndex, composition, top_k_reference
 from recgrela.retrieval.reference import items_and_scores, keys_of
 from recgrela.system.errors import RunError
@@ -30,6 +31,12 @@ def assert_equal(got: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) ->
 def test_the_search_equals_brute_force(name: str, k: int, precision: str) -> None:
     case = CASES[name]()
     assert_equal(found(case, k, precision), brute_force(case, k))
+
+
+@each_precision
+def test_the_search_does_not_depend_on_defaults(precision: str) -> None:
+    case = random_case(300, 16)
+    check_every_default(lambda: dict(zip(("items", "scores"), found(case, 5, precision), strict=True)))
 
 
 @each_precision

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from recgrela.models import RecGRELAConfig, SequenceModel, build
 from recgrela.runs import checkpoint
 from recgrela.runs.state import TrainState
+from recgrela.runs.tensor_file import Entry, write_tensors
 from recgrela.system.errors import RunError
 from recgrela.system.files import atomic_write_text
 
@@ -88,11 +90,15 @@ def test_tensors_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     tensors = load_file(path)
     meta = {"recgrela": _metadata(path)}
     tensors["model/norm.weight"] = torch.zeros(5)
-    save_file(tensors, path, meta)
+    write(path, tensors, meta)
     with pytest.raises(RunError, match=r"norm.weight is \[5\], but \[16\] in the model"):
         checkpoint.load(path, model)
+    tensors["model/norm.weight"] = torch.zeros(16, dtype=torch.float16)
+    write(path, tensors, meta)
+    with pytest.raises(RunError, match=r"norm.weight is torch.float16, but torch.float32 in the model"):
+        checkpoint.load(path, model)
     del tensors["model/norm.weight"]
-    save_file(tensors, path, meta)
+    write(path, tensors, meta)
     with pytest.raises(RunError, match="weight is missing, but"):
         checkpoint.load(path, model)
 
@@ -102,37 +108,59 @@ def test_tensors_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     [
         ("{", "its metadata is not JSON"),
         ("[]", "its metadata is not an object"),
-        ('{"format": 1}', "its metadata has no model"),
-        ('{"format": 1, "model": {}, "n_items": 1, "max_len": 1, "state": {}}', "no model name"),
-        ('{"format": 1, "model": {"name": "x"}, "n_items": 1, "max_len": 1}', "no state"),
+        ('{"format": 2}', "its metadata has no model"),
+        ('{"format": 2, "model": {}, "n_items": 1, "max_len": 1, "state": {}}', "no model name"),
+        ('{"format": 2, "model": {"name": "x"}, "n_items": 1, "max_len": 1}', "no state"),
+        (
+            '{"format": 2, "model": {"name": "x"}, "n_items": true, "max_len": 1, "state": {}}',
+            "n_items is True",
+        ),
+        ('{"format": 2, "model": {"name": "x"}, "n_items": 1, "max_len": -1, "state": {}}', "max_len is -1"),
+        ('{"format": 2, "model": {"name": "x"}, "n_items": NaN, "max_len": 1, "state": {}}', "NaN is not"),
+        ("[" * 100_000, "its metadata is not JSON"),
     ],
 )
 def test_damaged_metadata(tmp_path: Path, text: str, message: str) -> None:
     path, model = tmp_path / "best.safetensors", make_model()
     checkpoint.save(path, model, {})
-    save_file(load_file(path), path, {"recgrela": text})
+    write(path, load_file(path), {"recgrela": text})
     with pytest.raises(RunError, match=f"damaged: .*{message}"):
         checkpoint.load(path, model)
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("name", "change", "message"),
     [
-        ("rng/cpu", "generator's state has a wrong size or type"),
-        ("adam/norm.weight/exp_avg", "norm.weight is incomplete"),
+        ("rng/cpu", lambda value: value[:-1].clone(), "generator's state has a wrong size or type"),
+        ("adam/norm.weight/exp_avg", None, "norm.weight is incomplete"),
+        ("adam/norm.weight", None, "the optimizer's state of norm.weight is missing"),
+        ("adam/norm.weight/exp_avg", lambda value: value.half(), "norm.weight does not fit the model"),
+        ("adam/norm.weight/exp_avg", lambda value: value[:-1].clone(), "norm.weight does not fit the model"),
+        ("adam/norm.weight/exp_avg", lambda value: value * torch.inf, "exp_avg has NaN or infinite values"),
+        ("adam/norm.weight/exp_avg_sq", lambda value: value - 1, "norm.weight has a negative exp_avg_sq"),
+        ("adam/norm.weight/step", lambda value: value.double(), "norm.weight does not fit the model"),
+        (
+            "model/norm.weight",
+            lambda value: value * torch.nan,
+            "model/norm.weight has NaN or infinite values",
+        ),
     ],
 )
-def test_a_damaged_training_state_changes_nothing(tmp_path: Path, name: str, message: str) -> None:
+def test_a_damaged_training_state_changes_nothing(
+    tmp_path: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor] | None, message: str
+) -> None:
     path, model = tmp_path / "last.safetensors", make_model()
     optimizer = make_optimizer(model)
     take_step(model, optimizer)
     checkpoint.save(path, model, {}, optimizer)
     tensors = load_file(path)
-    if name == "rng/cpu":
-        tensors[name] = tensors[name][:-1].clone()
-    else:
-        del tensors[name]
-    save_file(tensors, path, {"recgrela": _metadata(path)})
+    for key in [key for key in tensors if key == name or key.startswith(f"{name}/")]:
+        if change is None:
+            del tensors[key]
+        else:
+            tensors[key] = change(tensors[key])
+    # A file of format 1, because `write_tensors` writes no NaN.
+    save_file(tensors, path, {"recgrela": _metadata(path).replace('"format": 2', '"format": 1')})
     take_step(model, optimizer)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(RunError, match=message):
@@ -140,16 +168,79 @@ def test_a_damaged_training_state_changes_nothing(tmp_path: Path, name: str, mes
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+def test_every_flipped_byte_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "last.safetensors"
+    model = make_model(RecGRELAConfig(hidden_size=4, num_heads=2, num_layers=1))
+    optimizer = make_optimizer(model)
+    take_step(model, optimizer)
+    checkpoint.save(path, model, {"epoch": 1}, optimizer)
+    good = path.read_bytes()
+    header = 8 + int.from_bytes(good[:8], "little")
+    for place in (*range(0, header, 17), *range(header, len(good), 97), len(good) - 1):
+        damaged = bytearray(good)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        with pytest.raises(RunError, match=r"last\.safetensors: "):
+            checkpoint.load(path, model, optimizer)
+    path.write_bytes(good)
+    checkpoint.load(path, model, optimizer)
+
+
+def test_a_checksum_cannot_be_left_out(tmp_path: Path) -> None:
+    path, model = tmp_path / "best.safetensors", make_model()
+    checkpoint.save(path, model, {})
+    save_file(load_file(path), path, {"recgrela": _metadata(path)})
+    with pytest.raises(RunError, match="damaged: its checksum is missing"):
+        checkpoint.load(path, model)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("where", ["weights", "Adam"])
+def test_diverged_weights_replace_no_checkpoint(tmp_path: Path, where: str, value: float) -> None:
+    path, model = tmp_path / "last.safetensors", make_model()
+    optimizer = make_optimizer(model)
+    take_step(model, optimizer)
+    checkpoint.save(path, model, {}, optimizer)
+    before = path.read_bytes()
+    parameter = dict(model.named_parameters())["norm.weight"]
+    with torch.no_grad():
+        (parameter if where == "weights" else optimizer.state[parameter]["exp_avg"])[3] = value
+    with pytest.raises(RunError, match=r"norm.weight\S* has NaN or infinite values"):
+        checkpoint.save(path, model, {}, optimizer)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
 def test_a_state_with_wrong_keys_is_damaged() -> None:
-    whole, path = TrainState(epoch=3).as_dict(), Path("last.safetensors")
-    assert TrainState.from_dict(whole, path) == TrainState(epoch=3)
+    state = TrainState(epoch=3, total_steps=12, best_score=0.5, best_epoch=2, stale_epochs=1)
+    whole, path = state.as_dict(), Path("last.safetensors")
+    assert TrainState.from_dict(whole, path) == state
     for content, message in (
         (whole | {"more": 1}, "an unknown key 'more'"),
         ({key: value for key, value in whole.items() if key != "step"}, "no key 'step'"),
         (whole | {"epoch": "3"}, "epoch '3'"),
+        (whole | {"epoch": True}, "epoch True"),
+        (whole | {"step": -1}, "step -1"),
+        (whole | {"total_steps": 10**30}, "total_steps 10000"),
+        (whole | {"seconds": float("nan")}, "seconds nan"),
+        (whole | {"best_score": 1.5}, "best_score 1.5"),
+        (whole | {"loss_curve": [[1.5, 2.0]]}, "loss_curve"),
+        (whole | {"loss_curve": [1]}, "loss_curve"),
+        (whole | {"best_sha256": "x"}, "best_sha256 'x'"),
+        (whole | {"best_epoch": 4}, "epoch 3 and best_epoch 4 and stale_epochs 1, which contradict"),
+        (whole | {"best_score": None}, "best_score None and best_epoch 2, which contradict"),
+        (whole | {"step": 20, "samples": 20, "targets": 20}, "total_steps 12 and epoch 3 and step 20"),
+        (whole | {"read_step": 1}, "read_step 1 and step 0"),
+        (whole | {"samples": 1}, "samples 1 and step 0"),
+        (whole | {"loss_curve": [[13, 1.0]]}, r"loss_curve \[\[13, 1.0\]\] and total_steps 12"),
     ):
         with pytest.raises(RunError, match=f"last.safetensors: damaged: its state has {message}"):
             TrainState.from_dict(content, path)
+
+
+def write(path: Path, tensors: dict[str, torch.Tensor], meta: dict[str, str]) -> None:
+    """Writes a file with a checksum that fits."""
+    write_tensors(path, [Entry.of(name, tensor) for name, tensor in tensors.items()], meta)
 
 
 def _metadata(path: Path) -> str:

@@ -25,10 +25,11 @@ from recgrela.system.errors import RunError
 
 
 def retrain(run: Path, seed: int) -> None:
-    """Replaces the run's best checkpoint by one with other weights."""
+    """Replaces the run's best checkpoint by one with other weights, in a folder of weights alone."""
     saved = load_run(run, "best", torch.device("cpu"))
     torch.manual_seed(seed)
     saved.model.reset_parameters()
+    (run / "last.safetensors").unlink(missing_ok=True)
     checkpoint.save(saved.checkpoint_path, saved.model, saved.state.as_dict())
 
 

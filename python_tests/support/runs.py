@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
 from recgrela import train
+from recgrela.runs.folder import RunFolder
 
 DATA = [
     "--data.synthetic_users=60",
@@ -39,6 +42,14 @@ def make_run(output: Path, name: str, *more: str) -> Path:
     """Trains a run and returns its folder."""
     assert run_train(*options(output, name, *more)) == 0
     return output / name
+
+
+def edit_protocol(run: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Changes the content of a run's protocol.json in place, and writes it with its new checksum."""
+    folder = RunFolder.open(run)
+    content = folder.read_protocol()
+    change(content)
+    folder.write_json(folder.protocol_path, content)
 
 
 def assert_same_tensors(first: Path, second: Path) -> None:

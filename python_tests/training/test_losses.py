@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -23,20 +24,20 @@ def operands(rows: int = 40) -> tuple[Tensor, Tensor, Tensor]:
     return hidden, weight, torch.randint(1, N_ITEMS, (rows,))
 
 
-def skewed_items(events: int = 5000) -> Tensor:
-    """Items with skewed frequencies; the first ones are most frequent."""
-    return (1 + (torch.rand(events) ** 3 * (N_ITEMS - 1)).long()).int()
+def skewed_counts(events: int = 5000) -> Tensor:
+    """Numbers of events of items; the first ones are most frequent."""
+    return torch.bincount(1 + (torch.rand(events) ** 3 * (N_ITEMS - 1)).long(), minlength=N_ITEMS)
 
 
 def make_sampled_loss(name: str) -> SampledSoftmax | GBCE:
     """A loss with 12 negatives."""
     if name == "sampled_softmax":
-        return SampledSoftmax(skewed_items(), N_ITEMS, 12)
-    return GBCE(skewed_items(), N_ITEMS, 12, 0.75)
+        return SampledSoftmax(skewed_counts(), 12)
+    return GBCE(skewed_counts(), 12, 0.75)
 
 
 def naive_sampled_softmax(loss: SampledSoftmax, scores: Tensor, target: Tensor, negatives: Tensor) -> Tensor:
-    counts = torch.bincount(loss.items, minlength=N_ITEMS).double() / len(loss.items)
+    counts = loss.ends.diff(prepend=torch.zeros(1)).double() / loss.num_events
     half = len(negatives) // 2
     log_q = (half * counts + (len(negatives) - half) / (N_ITEMS - 1)).log()
     rows = []
@@ -79,13 +80,12 @@ def test_equals_its_formula(name: str, rows_at_a_time: int, monkeypatch: pytest.
 
 
 def test_negatives_are_half_frequent_half_uniform() -> None:
-    items = skewed_items()
-    drawn = torch.bincount(SampledSoftmax(items, N_ITEMS, 200_000).draw(), minlength=N_ITEMS) / 200_000
-    counts = torch.bincount(items, minlength=N_ITEMS) / len(items)
+    counts = skewed_counts()
+    drawn = torch.bincount(SampledSoftmax(counts, 200_000).draw(), minlength=N_ITEMS) / 200_000
     uniform = torch.full((N_ITEMS,), 1 / (N_ITEMS - 1)).index_fill(0, torch.tensor([0]), 0)
     assert drawn[0] == 0
-    assert (drawn - (counts + uniform) / 2).abs().max() < 0.005
-    gbce = GBCE(items, N_ITEMS, 25, 0.5)
+    assert (drawn - (counts / counts.sum() + uniform) / 2).abs().max() < 0.005
+    gbce = GBCE(counts, 25, 0.5)
     plain = torch.bincount(torch.cat([gbce.draw() for _ in range(8000)]), minlength=N_ITEMS) / 200_000
     assert (plain - uniform).abs().max() < 0.005
 
@@ -95,7 +95,7 @@ def test_sampled_softmax_approaches_the_full_one() -> None:
     hidden, weight, target = operands(200)
     with torch.no_grad():
         weight[0] = -100 * hidden.mean(0)  # padding is never drawn
-    loss = SampledSoftmax(skewed_items(), N_ITEMS, 200_000)
+    loss = SampledSoftmax(skewed_counts(), 200_000)
     got = loss(hidden, weight, target)
     scores = (hidden @ weight.T).index_fill(1, torch.tensor([0]), -math.inf)
     expected = torch.nn.functional.cross_entropy(scores, target)
@@ -104,9 +104,9 @@ def test_sampled_softmax_approaches_the_full_one() -> None:
 
 
 def test_beta_without_and_with_full_calibration() -> None:
-    loss = GBCE(skewed_items(), N_ITEMS, 10, 0.0)
+    loss = GBCE(skewed_counts(), 10, 0.0)
     assert loss.beta == pytest.approx(1)
-    full = GBCE(skewed_items(), N_ITEMS, 10, 1.0)
+    full = GBCE(skewed_counts(), 10, 1.0)
     assert full.beta == pytest.approx(10 / (N_ITEMS - 1))
 
 
@@ -114,7 +114,7 @@ def test_more_negatives_than_items_are_refused() -> None:
     with pytest.raises(
         ConfigError, match=r"30 is more than the 29 items that gbce draws from; use train.loss softmax"
     ):
-        GBCE(skewed_items(), N_ITEMS, 30, 0.5)
+        GBCE(skewed_counts(), 30, 0.5)
 
 
 def test_losses_by_name() -> None:
@@ -128,8 +128,8 @@ def test_losses_by_name() -> None:
         sha256="",
         description={},
     )
-    train_items = [1, 2, 3, 6, 7, 8]  # without the last two events of the user with five
-    assert data.train_items().tolist() == train_items
+    counts = [0, 1, 1, 1, 0, 0, 1, 1, 1]  # without the last two events of the user with five
+    assert data.train_item_counts().tolist() == counts
     softmax = make_loss("softmax", 0.1, 4, 0.5, data)
     assert isinstance(softmax, FullSoftmax)
     hidden, weight, target = operands()
@@ -138,7 +138,7 @@ def test_losses_by_name() -> None:
     for name, kind in (("sampled_softmax", SampledSoftmax), ("gbce", GBCE)):
         loss = make_loss(name, 0.0, 4, 0.5, data)  # type: ignore[arg-type]
         assert isinstance(loss, SampledLoss) and type(loss) is kind
-        assert loss.items.tolist() == train_items and loss.num_negatives == 4
+        assert loss.ends.tolist() == np.cumsum(counts).tolist() and loss.num_negatives == 4
 
 
 @pytest.mark.parametrize("name", ["sampled_softmax", "gbce"])

@@ -179,10 +179,12 @@ def test_a_run_stopped_by_sigterm_can_be_resumed(tmp_path: Path) -> None:
 
 
 def test_a_signal_while_ranking_loses_nothing(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     """Ctrl-C during the validation of epoch 1, then during the final test with the best weights."""
-    rank, calls, before = Ranker.__call__, [], signal.getsignal(signal.SIGINT)
+    rank, calls, before = Ranker.__call__, [], signal.default_int_handler
+    inherited = signal.signal(signal.SIGINT, before)  # background jobs of a shell ignore it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, inherited))
 
     def interrupted(*arguments: object) -> object:
         calls.append(arguments)
@@ -206,15 +208,15 @@ def test_a_disk_that_fills_up_loses_one_epoch_at_most(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The disk is full after the record of epoch 2 is written and before its checkpoint."""
-    fsync = os.fsync
+    replace = os.replace
 
-    def full(descriptor: int) -> None:
-        if "last.safetensors" in os.readlink(f"/proc/self/fd/{descriptor}") and len(records(run)) == 2:
+    def full(source: Path, target: Path) -> None:
+        if target.name == "last.safetensors" and len(records(run)) == 2:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        fsync(descriptor)
+        replace(source, target)
 
     run = tmp_path / "run"
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "replace", full)
     assert run_train(*options(tmp_path, "run")) == 2
     assert "no space left on the disk; the previous file is unchanged" in capsys.readouterr().err
     assert checkpoint.read_meta(run / "last.safetensors")["state"]["epoch"] == 1
@@ -242,9 +244,10 @@ def test_a_resumed_run_warns_of_different_rounding(
     run = Path(shutil.copytree(whole, tmp_path / "run"))
     assert run_train("--resume", str(run)) == 0
     assert "rounding may differ" not in capsys.readouterr().out
-    protocol = json.loads((run / "protocol.json").read_text())
+    folder = RunFolder.open(run)
+    protocol = folder.read_protocol()
     protocol["versions"]["torch"] = "0.1"
-    (run / "protocol.json").write_text(json.dumps(protocol))
+    folder.write_json(folder.protocol_path, protocol)
     assert run_train("--resume", str(run)) == 0
     assert "rounding may differ" in capsys.readouterr().out
 
@@ -259,7 +262,7 @@ def test_a_resumed_run_warns_of_different_rounding(
         (
             "protocol.json",
             lambda text: text.replace(b'"machine"', b'"m"'),
-            "the section 'machine' is missing",
+            "protocol.json: damaged: its content does not have its checksum",
         ),
         (
             "config.yaml",
@@ -294,12 +297,18 @@ def test_a_run_that_cannot_be_resumed_is_unchanged(
 def test_the_record_of_an_epoch_is_flushed_before_its_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fsync, flushed = os.fsync, []
+    fsync, replace, done = os.fsync, os.replace, []
 
     def noted(descriptor: int) -> None:
-        flushed.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        done.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
         fsync(descriptor)
 
+    def renamed(source: Path, target: Path) -> None:
+        done.append(Path(target).name)
+        replace(source, target)
+
     monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(os, "replace", renamed)
     make_run(tmp_path, "run", "--train.epochs=1")
-    assert flushed.index("metrics.jsonl") < flushed.index(".last.safetensors.tmp")
+    names = ("best.next.safetensors", "metrics.jsonl", "last.safetensors", "best.safetensors", "results.json")
+    assert sorted(done.index(name) for name in names) == [done.index(name) for name in names]

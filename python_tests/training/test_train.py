@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,13 +16,15 @@ from safetensors.torch import load_file
 from python_tests.support.graphs import fake_graphs
 from python_tests.support.runs import assert_same_tensors, make_run, options, run_train
 from recgrela.evaluation.metrics import NAMES, metrics_of
-from recgrela.models import CONFIGS
+from recgrela.models import CONFIGS, SequenceModel
 from recgrela.runs.folder import RunFolder
+from recgrela.runs.metrics_file import MetricsFile
 from recgrela.runs.ranks import read_ranks
+from recgrela.runs.saved import load_run
 from recgrela.runs.state import TrainState
 from recgrela.settings.run import read_run
 from recgrela.settings.train import TrainConfig
-from recgrela.training import trainer
+from recgrela.training import session, trainer
 
 FILES = ["config.yaml", "protocol.json", "items.parquet", "metrics.jsonl", "curves.png", "results.json"]
 FILES += ["best.safetensors", "last.safetensors", "ranks.safetensors"]
@@ -64,7 +67,7 @@ def test_the_files_of_a_run(whole: Path) -> None:
         assert record["seconds"] > 0 and record["targets_per_second"] > 0
         assert record["peak_memory"] >= 0
     assert epochs[0]["loss"] > epochs[1]["loss"] > 0
-    results = json.loads((whole / "results.json").read_text())
+    results = RunFolder.open(whole).read_results()
     assert {key: value for key, value in final.items() if key != "kind"} == results
     best = max(epochs, key=lambda record: (round(record["valid"]["unmasked"]["NDCG@10"], 4), record["epoch"]))
     assert results["epoch"] == best["epoch"]
@@ -217,3 +220,29 @@ def test_a_batch_in_parts_gives_the_same_weights(tmp_path: Path) -> None:
         for key in weights:
             # Adam divides by the gradient's size: where the gradient is rounding noise, steps differ.
             assert (one[key] - two[key]).abs().mean() < 1e-5, key
+
+
+def test_diverged_weights_end_training_and_keep_the_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The loss is still finite when a weight that no batch has used becomes infinite."""
+    append = MetricsFile.append
+
+    def spoil(metrics: MetricsFile, record: dict[str, Any]) -> None:
+        append(metrics, record)
+        if record["epoch"] == 2:
+            with torch.no_grad():
+                models[0].item_embedding.weight[0, 0] = torch.inf
+
+    models: list[SequenceModel] = []
+    real = session.build
+    monkeypatch.setattr(session, "build", lambda *arguments: models.append(real(*arguments)) or models[0])
+    monkeypatch.setattr(MetricsFile, "append", spoil)
+    assert run_train(*options(tmp_path, "run")) == 2
+    err = capsys.readouterr().err
+    assert "training diverged: model/item_embedding.weight has NaN or infinite values at step 16" in err
+    assert "has earlier checkpoints (best and last)" in err and err.count("\n") == 1
+    assert load_run(tmp_path / "run", "last", torch.device("cpu")).state.epoch == 1
+    assert load_run(tmp_path / "run", "best", torch.device("cpu")).state.epoch == 1
+    monkeypatch.undo()
+    assert run_train("--resume", str(tmp_path / "run")) == 0

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 import torch
-from rich.console import Console
 
 from recgrela.compare.folder import check_folder
 from recgrela.compare.options import parse_args
@@ -19,6 +18,7 @@ from recgrela.parallel.launch import Launch
 from recgrela.parallel.processes import join
 from recgrela.settings import command_line
 from recgrela.system.console import say
+from recgrela.system.output import display_console
 from recgrela.system.signals import Stopped
 
 EXIT_FAILED_RUN = 1
@@ -30,18 +30,17 @@ def command(argv: Sequence[str]) -> int:
     check_folder(request)
     plan = make_plan(request)
     launch = Launch.read()
+    console = display_console(quiet=launch.rank > 0)
     try:
         with join(torch.device("cpu"), launch, timeout=timedelta(days=30)) as processes:
-            failures = make_runs(plan, Console(), processes)
+            failures = make_runs(plan, display_console(), processes)
     except Stopped as stop:
         name = signal.Signals(stop.signum).name
         finished = sum(run.status == "finished" for run in plan.runs)
-        console = Console(quiet=launch.rank > 0)
         say(console, f"stopped by {name}, {finished} of {len(plan.runs)} runs finished")
         say(console, "resume with the same command")
         return command_line.EXIT_SIGNAL + stop.signum
     if launch.rank == 0:
-        console = Console()
         written = write_report(plan, failures, console)
         say(console, f"written: {', '.join(map(str, written))}")
     return EXIT_FAILED_RUN if failures else 0

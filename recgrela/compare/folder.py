@@ -12,7 +12,8 @@ from recgrela.compare.options import Request
 from recgrela.compare.plan import Plan, Run
 from recgrela.data import Interactions
 from recgrela.models import CONFIGS
-from recgrela.runs.consistency import check_data
+from recgrela.runs.consistency import check_complete, check_data, check_settings
+from recgrela.runs.folder import RunFolder
 from recgrela.settings.data import DataConfig
 from recgrela.settings.fields import options_of
 from recgrela.settings.run import read_config
@@ -60,11 +61,20 @@ def _check_run(run: Run, data: Interactions) -> None:
             f"{folder.path}: has results, but neither {folder.ranks_path.name} nor a last checkpoint to "
             "recompute it; restore one of them, or remove the folder to train again"
         )
-    if not folder.config_path.is_file() or not folder.protocol_path.is_file():
+    if run.status == "new" and folder.checkpoint_path("best").is_file():  # which needs a last one
+        raise RunError(
+            f"{folder.path}: last.safetensors is missing, so the run cannot continue; restore the file, or "
+            "remove the folder to train again"
+        )
+    if run.status == "new" and not (folder.config_path.is_file() and folder.protocol_path.is_file()):
         return  # interrupted while the folder was created; the run starts again
-    before, now = read_config(folder.config_path, CONFIGS).flat(), run.config.flat()
-    _check_same(before, now, folder.config_path, ("model", "data", "train"))
+    RunFolder.open(folder.path)
+    config = read_config(folder.config_path, CONFIGS)
+    _check_same(config.flat(), run.config.flat(), folder.config_path, ("model", "data", "train"))
+    check_settings(folder, config)
     check_data(folder, data)
+    if run.status == "finished":
+        check_complete(folder)
 
 
 def _check_same(

@@ -153,7 +153,7 @@ def _p_values(scores: Mapping[str, np.ndarray], reference: str) -> dict[str, flo
 
 
 def _quality(runs: Sequence[Run], interval: dict[str, tuple[float, float]], p_value: float | None) -> Quality:
-    results = [run.folder.read_json(run.folder.results_path) for run in runs]
+    results = [run.folder.read_results() for run in runs]
     values = {name: [result["test"]["unmasked"][name] for result in results] for name in NAMES}
     mean = {name: statistics.fmean(scores) for name, scores in values.items()}
     deviation = {name: statistics.stdev(scores) for name, scores in values.items()} if len(runs) > 1 else None
@@ -168,6 +168,6 @@ def _cost(runs: Sequence[Run]) -> Cost:
     return Cost(
         epoch_seconds=statistics.median(seconds) if seconds else None,
         epochs=[len(run_epochs) for run_epochs in epochs],
-        best_epochs=[run.folder.read_json(run.folder.results_path)["epoch"] for run in runs],
+        best_epochs=[run.folder.read_results()["epoch"] for run in runs],
         peak_memory=max(peaks) if peaks else None,
     )

@@ -25,16 +25,16 @@ from recgrela.compare.folder import LOCK, claim_folder
 from recgrela.compare.plan import Plan, Run
 from recgrela.parallel.launch import Launch, without_launch
 from recgrela.parallel.processes import Processes
+from recgrela.runs.lock import owned
 from recgrela.settings.command_line import EXIT_SIGNAL, to_argv
 from recgrela.settings.fields import NOTHING
 from recgrela.system.console import say
 from recgrela.system.errors import RunError
-from recgrela.system.signals import Stopped
+from recgrela.system.output import tell
+from recgrela.system.signals import Stopped, stop_signals
 
 
-def make_runs(
-    plan: Plan, console: Console, processes: Processes | None = None
-) -> dict[tuple[str, int], str]:
+def make_runs(plan: Plan, console: Console, processes: Processes | None = None) -> dict[tuple[str, int], str]:
     """Train the runs that are not finished.
 
     Args:
@@ -107,9 +107,8 @@ class Runner:
         self._processes.on_first(self._take_lock)
         if threading.current_thread() is not threading.main_thread():  # Python allows no handlers there
             return self
-        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup ignores SIGHUP
-                self._previous[signum] = signal.signal(signum, self._receive)
+        for signum in stop_signals():
+            self._previous[signum] = signal.signal(signum, self._receive)
         return self
 
     def __exit__(
@@ -136,7 +135,8 @@ class Runner:
             Stopped: a signal arrived; the run can be resumed.
         """
         if run.status == "new" and run.folder.path.is_dir():
-            shutil.rmtree(run.folder.path)  # left by a process that ended before its first checkpoint
+            with owned(run.folder.path):
+                shutil.rmtree(run.folder.path)  # left by a process that ended before its first checkpoint
         with tempfile.TemporaryFile() as errors:
             self._check()
             command = [sys.executable, "-m", "recgrela.train", *train_options(run)]
@@ -154,7 +154,8 @@ class Runner:
             self._check()
             errors.seek(0)
             text = errors.read().decode(errors="replace")
-        sys.stderr.write(text)
+        if text:
+            tell(text.rstrip("\n"))
         return None if code == 0 else describe_failure(code, text)
 
     def _check(self) -> None:
@@ -163,11 +164,10 @@ class Runner:
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         self._signum = signum
-        forwarded = signal.SIGTERM if signum == signal.SIGHUP else signum  # training does not handle SIGHUP
         if self._process is None:
-            self._pending = forwarded
+            self._pending = signum
         else:
-            self._process.send_signal(forwarded)
+            self._process.send_signal(signum)
 
 
 def child_environment(environ: Mapping[str, str], launch: Launch) -> dict[str, str]:

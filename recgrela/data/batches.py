@@ -13,11 +13,17 @@ import numpy as np
 import torch
 
 from recgrela.data.batch import Batch
-from recgrela.data.interactions import Interactions, train_counts
+from recgrela.data.interactions import Interactions
 from recgrela.data.partition import Partition
+from recgrela.data.permutation import Permutation
+from recgrela.data.sampling import ORDER, WholeWindows, prefix_windows
+from recgrela.data.users import UserTable
 from recgrela.data.windows import Windows, gather
 from recgrela.settings.train import Objective
 from recgrela.system.errors import ConfigError, DataError
+
+ROWS_AT_ONCE = 1 << 16
+EVALUATED = 0  # the seed of the choice of users, for all runs
 
 
 class TrainBatches:
@@ -40,6 +46,9 @@ class TrainBatches:
         device: the device that the batches are made on.
         pieces, rank, world: the share of every batch that this process has; see `Partition`. All processes
             have the same number of batches, and a share may be empty.
+
+    Attributes:
+        partition: the share of every batch that this process has.
 
     Raises:
         ConfigError: a setting is out of range, or objective "all" has fewer pieces than processes.
@@ -64,20 +73,16 @@ class TrainBatches:
         _check_sizes(max_len, batch_size)
         if seed < 0:
             raise ConfigError(f"seed: {seed} is below 0")
-        self._partition = Partition(pieces, rank, world)
-        self._partition.check()
+        self.partition = Partition(pieces, rank, world)
+        self.partition.check()
         if objective == "all":
-            self._partition.check_pieces()
+            self.partition.check_pieces()
         self.objective: Objective = objective
         self.max_len = max_len
         self.batch_size = batch_size
         self.seed = seed
-        self._items = data.items.to(device)
-        offsets = data.host_offsets()
-        self._first = offsets[:-1]  # [n_users] index of each user's first event
-        self._targets = np.maximum(train_counts(np.diff(offsets)) - 1, 0)  # [n_users]
-        self._target_starts = np.cumsum(self._targets) - self._targets  # [n_users] each user's first target
-        self.num_targets = int(self._targets.sum())
+        self._items, self._users = data.item_source(device), data.users
+        self.num_targets = self._users.num_targets
         if self.num_targets == 0:
             raise DataError(
                 f"{data.description['source']}: no user has two training events, so nothing can be predicted"
@@ -91,56 +96,28 @@ class TrainBatches:
     @property
     def max_seqlen(self) -> int:
         """The length of the longest sequence of any batch."""
-        return min(self.max_len, int(self._targets.max()))
+        return min(self.max_len, self._users.max_targets)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from ``start_step`` on; earlier batches cost nothing."""
+        """The batches of an epoch from ``start_step`` on; no items are read for earlier ones."""
         for step, windows in enumerate(self._global_windows(epoch, start_step), start_step):
             if self.objective == "all":
-                targets, own = windows.num_items, self._partition.pieces_of(windows)
+                targets, own = windows.num_items, self.partition.pieces_of(windows)
             else:
-                targets, own = windows.users.size, self._partition.samples_of(windows)
+                targets, own = windows.users.size, self.partition.samples_of(windows)
             yield gather(self._items, own, self.objective, step, targets)
 
     def _global_windows(self, epoch: int, start_step: int) -> Iterator[Windows]:
         """The windows of every batch of an epoch, for all processes together."""
-        random, size = self._random(epoch, "order"), self.batch_size
+        size = self.batch_size
         if self.objective == "all":
-            windows = self._whole_windows(epoch)
-            windows = windows.take(random.permutation(windows.users.size))
-            windows = windows.cut_at(np.arange(self.num_steps) * size)
-            # A batch has the windows that end within it.
-            limits = np.arange(1, self.num_steps + 1) * size
-            ends = np.searchsorted(np.cumsum(windows.lengths), limits, side="right")
-            for step in range(start_step, self.num_steps):
-                yield windows.take(slice(ends[step - 1] if step else 0, ends[step]))
+            windows = WholeWindows(self._users, self.max_len, self.seed, epoch)
+            yield from windows.batches(size, start_step)
         else:
-            number = self.num_targets
-            order = random.permutation(np.arange(number, dtype=np.int32 if number < 2**31 else np.int64))
-            for step in range(start_step, self.num_steps):
-                yield self._prefix_windows(order[step * size : (step + 1) * size])
-
-    def _random(self, epoch: int, use: Literal["cuts", "order"]) -> np.random.Generator:
-        return np.random.default_rng([self.seed, epoch, ("cuts", "order").index(use)])
-
-    def _prefix_windows(self, samples: np.ndarray) -> Windows:
-        """Sample numbers [B] -> windows. Numbers count the targets of user 0, then of user 1, and so on."""
-        users = np.searchsorted(self._target_starts, samples, side="right") - 1
-        ends = samples - self._target_starts[users] + 1  # [B] the target's index among the user's events
-        lengths = np.minimum(ends, self.max_len)
-        return Windows(users, self._first[users] + ends - lengths, lengths)
-
-    def _whole_windows(self, epoch: int) -> Windows:
-        """All windows of objective "all": the inputs [0, cut), [cut, cut + max_len), ... of each user."""
-        cuts = self._random(epoch, "cuts").integers(1, self.max_len + 1, size=self._targets.size)
-        cuts = np.where(self._targets <= self.max_len, self._targets, cuts)
-        later = -((cuts - self._targets) // self.max_len)  # windows after the first, rounded up
-        counts = np.where(self._targets > 0, 1 + later, 0)  # [n_users]
-        users = np.repeat(np.arange(self._targets.size), counts)  # [windows]
-        number = np.arange(users.size) - np.repeat(np.cumsum(counts) - counts, counts)  # 0.. within a user
-        begins = np.where(number > 0, cuts[users] + (number - 1) * self.max_len, 0)
-        ends = np.minimum(cuts[users] + number * self.max_len, self._targets[users])
-        return Windows(users, self._first[users] + begins, ends - begins)
+            order = Permutation(self.num_targets, self.seed, epoch, ORDER)
+            for first in range(start_step * size, self.num_targets, size):
+                numbers = order(np.arange(first, min(first + size, self.num_targets)))
+                yield prefix_windows(self._users, self.max_len, numbers)
 
 
 class EvalBatches:
@@ -157,6 +134,8 @@ class EvalBatches:
         max_len: the longest input sequence.
         batch_size: users per batch.
         device: the device that the batches are made on.
+        max_users: the largest number of users; a fixed permutation of the rows chooses them, so every run on
+            the data has the same. None: all users.
         rank: the number of this process.
         world: the number of processes.
 
@@ -180,39 +159,36 @@ class EvalBatches:
         batch_size: int,
         device: torch.device | str = "cpu",
         *,
+        max_users: int | None = None,
         rank: int = 0,
         world: int = 1,
     ) -> None:
         if split not in ("valid", "test"):
             raise ConfigError(f"split: {split!r} is not one of valid, test")
         _check_sizes(max_len, batch_size)
+        if max_users is not None and max_users < 1:
+            raise ConfigError(f"max_users: {max_users} is below 1")
         Partition(1, rank, world).check()
         self.split = split
         self.batch_size = batch_size
-        self._items = data.items.to(device)
-        offsets = data.host_offsets()
-        events = np.diff(offsets)
-        users = np.flatnonzero(events >= 3)
-        if users.size == 0:
+        self._items, self._table = data.item_source(device), data.users
+        self._max_len = max_len
+        self.users = _evaluated(data.users, max_users)
+        if self.users.size == 0:
             raise DataError(
                 f"{data.description['source']}: no user has three events, so nothing can be evaluated"
             )
-        history = events[users] - (2 if split == "valid" else 1)
-        self._whole = Windows(users, offsets[users], history)
-        lengths = np.minimum(history, max_len)
-        self._cut = Windows(users, offsets[users] + history - lengths, lengths)
-        self.num_users = users.size
-        self.num_batches = -(-users.size // batch_size)
+        self.num_users = self.users.size
+        self.num_batches = -(-self.num_users // batch_size)
         self._steps = range(rank, self.num_batches, world)
-        self.users = users
-        self.max_seqlen = min(max_len, int(events.max()) - 1)
+        self.max_seqlen = min(max_len, self._table.max_events - 1)
 
     def __len__(self) -> int:
         return len(self._steps)
 
     def __iter__(self) -> Iterator[Batch]:
         for step in self._steps:
-            yield gather(self._items, self._cut.take(self._rows(step)), "last", step)
+            yield gather(self._items, self._windows(step, self._max_len), "last", step)
 
     def seen(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """The items in the histories of a batch's users, as indices into scores [B, n_items].
@@ -223,13 +199,30 @@ class EvalBatches:
         Returns:
             rows [S] int64 in 0 .. B - 1, and items [S] int64.
         """
-        windows = self._whole.take(self._rows(batch.step))
-        seen = gather(self._items, windows, "last", batch.step)
+        seen = gather(self._items, self._windows(batch.step, None), "last", batch.step)
         rows = torch.arange(batch.size, device=seen.items.device)
         return rows.repeat_interleave(seen.cu_seqlens.diff(), output_size=seen.num_tokens), seen.items
 
-    def _rows(self, step: int) -> slice:
-        return slice(step * self.batch_size, (step + 1) * self.batch_size)
+    def _windows(self, step: int, max_len: int | None) -> Windows:
+        """The histories of the users of a batch, cut to their last `max_len` items."""
+        users = self._table.of_rows(self.users[step * self.batch_size : (step + 1) * self.batch_size])
+        history = users.events - (2 if self.split == "valid" else 1)
+        lengths = history if max_len is None else np.minimum(history, max_len)
+        return Windows(users.rows, users.begins + history - lengths, lengths)
+
+
+def _evaluated(users: UserTable, max_users: int | None) -> np.ndarray:
+    """The rows [B] int64 of users with a valid and a test target, at most `max_users`, ascending."""
+    order = None if max_users is None else Permutation(users.num_users, EVALUATED)
+    found, left = [np.empty(0, dtype=np.int64)], users.num_users if max_users is None else max_users
+    for first in range(0, users.num_users, ROWS_AT_ONCE):
+        places = np.arange(first, min(first + ROWS_AT_ONCE, users.num_users))
+        rows = places if order is None else order(places)
+        found.append(rows[users.of_rows(rows).events >= 3][:left])
+        left -= found[-1].size
+        if not left:
+            break
+    return np.sort(np.concatenate(found))
 
 
 def _check_sizes(max_len: int, batch_size: int) -> None:

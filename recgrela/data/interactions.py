@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from recgrela.data.users import ArrayUserTable, UserTable, held_out_places
+from recgrela.data.windows import DeviceItems, ItemSource
 from recgrela.system.errors import DataError
 from recgrela.system.text import quote
 
@@ -37,7 +41,7 @@ class Interactions:
 
     items: torch.Tensor
     offsets: torch.Tensor
-    user_ids: list[str]
+    user_ids: Sequence[str]
     item_ids: list[str]
     titles: list[str | None] | None
     n_items: int
@@ -60,32 +64,43 @@ class Interactions:
 
     def user_row(self, user: str) -> int:
         """The row of an original user id. Raises DataError if the user is unknown or has no events."""
-        row = self._user_rows.get(str(user))
-        if row is None:
-            why = (
-                "has no events left after filtering"
-                if str(user) in self.dropped_users
-                else "is not in the data"
-            )
+        row = self.find_user(str(user))
+        if row is None or row >= self.n_users:
+            why = "is not in the data" if row is None else "has no events left after filtering"
             raise DataError(f"{self.description['source']}: user {quote(str(user))} {why}")
         return row
+
+    def find_user(self, user: str) -> int | None:
+        """The row of a user, at least `n_users` if the user has no events; None if the user is unknown."""
+        return self._user_rows.get(user, self.n_users if user in self.dropped_users else None)
 
     @cached_property
     def _user_rows(self) -> dict[str, int]:
         return {token: row for row, token in enumerate(self.user_ids)}
 
+    @cached_property
+    def users(self) -> UserTable:
+        """Where the events and the targets of every user begin."""
+        return ArrayUserTable(self.host_offsets())
+
+    def item_source(self, device: torch.device | str) -> ItemSource:
+        """The items, to gather batches from on a device."""
+        return DeviceItems(self.items.to(device))
+
     def host_offsets(self) -> np.ndarray:
         """``offsets`` as an int64 array on the host. Copies and waits if they are on another device."""
         return self.offsets.cpu().numpy()
 
-    def train_items(self) -> torch.Tensor:
-        """[n_train] int32, the items of all training events, user by user."""
-        counts = np.diff(self.host_offsets())
-        place = np.arange(self.n_events) - np.repeat(np.cumsum(counts) - counts, counts)
-        is_train = torch.from_numpy(place < np.repeat(train_counts(counts), counts))
-        return self.items[is_train.to(self.items.device)]
+    def packed_sha256(self) -> str:
+        """Hash of the filtered and ordered events."""
+        digest = hashlib.sha256()
+        for part, kind in ((self.items, np.int32), (self.offsets, np.int64)):
+            digest.update(np.ascontiguousarray(part.cpu().numpy(), dtype=kind).data)
+        return digest.hexdigest()
 
-
-def train_counts(event_counts: np.ndarray) -> np.ndarray:
-    """Number of training events of each user: [n_users] events -> [n_users]."""
-    return np.where(event_counts >= 3, event_counts - 2, event_counts)
+    def train_item_counts(self) -> torch.Tensor:
+        """[n_items] int64, the number of training events of each item."""
+        offsets = self.host_offsets()
+        counts = torch.bincount(self.items, minlength=self.n_items)
+        held_out = torch.from_numpy(held_out_places(offsets)).to(self.items.device)
+        return counts - torch.bincount(self.items[held_out], minlength=self.n_items)

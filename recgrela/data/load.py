@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
+import shutil
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -12,29 +16,102 @@ from recgrela.data.events import Events
 from recgrela.data.formats import read
 from recgrela.data.formats.table import column_names, table_arrays
 from recgrela.data.interactions import Interactions
-from recgrela.data.prepare import prepare
+from recgrela.data.packed import PackedInteractions, is_packed, open_packed
+from recgrela.data.packing import write_packed
+from recgrela.data.prepare import filter_settings, prepare
+from recgrela.parallel.processes import Processes
 from recgrela.settings.data import DataConfig
+from recgrela.settings.fields import show
+from recgrela.system.errors import DataError
 
 TABLE = "the table of events"  # its name in messages
+_temporary: set[Path] = set()  # folders of `pack_for_host`
 
 
 def load(config: DataConfig) -> Interactions:
-    """Read, filter, sort and pack the data of a run.
+    """Read, filter, sort and pack the data of a run; or map packed data, after reading them once as a check.
 
     Returns:
         Interactions on the CPU.
 
     Raises:
         DataError: the file is missing or invalid, or no events are left after filtering; the message names
-            the file, and the line and column if there is one.
+            the file, and the line and column if there is one. Or packed data have another filter or order.
     """
     if config.path == "synthetic":
         events = synthetic.generate(
             config.synthetic_seed, config.synthetic_users, config.synthetic_items, config.synthetic_events
         )
+    elif is_packed(config.path):
+        data = open_packed(config.path)
+        _check_prepared(data, config)
+        return data
     else:
         events = read(config)
     return prepare(events, config)
+
+
+def load_shared(config: DataConfig, processes: Processes) -> Interactions:
+    """Like `load`, for several processes: one process of each host reads the source.
+
+    Data that are not packed are written to a temporary folder, which all processes of the host map.
+
+    Raises:
+        DataError: see `load`; or hosts have different data.
+        ReportedElsewhere: another process raises the error.
+    """
+    if processes.is_alone:
+        return load(config)
+    path = Path(processes.on_each_host(lambda: str(pack_for_host(config))))
+    data = open_packed(path, verify=False)
+    processes.wait()  # until all have opened it
+    discard(path)
+    hashes = processes.gather_text(data.packed_sha256())
+    if len(set(hashes)) > 1:
+        other = next(rank for rank, value in enumerate(hashes) if value != hashes[0])
+        raise DataError(
+            f"{config.path}: differs between hosts: process 0 has events of sha256 {hashes[0][:16]}..., "
+            f"process {other} of {hashes[other][:16]}...; copy the data to every host"
+        )
+    return data
+
+
+def pack_for_host(config: DataConfig) -> Path:
+    """Load the data of a run and return a packed folder, which the other processes of this host open.
+
+    A process opens it by ``open_packed(path, verify=False)``. Data that are not packed are written to a
+    temporary folder. It is removed when this process exits, or by `discard`: processes that have opened it
+    keep their data, so it is best discarded as soon as all have, and nothing is left if they are killed.
+
+    Raises:
+        DataError: as `load`.
+        RunError: the folder cannot be written.
+    """
+    data = load(config)
+    if isinstance(data, PackedInteractions):
+        return data.path.resolve()
+    parent = Path(tempfile.mkdtemp(prefix="recgrela-"))
+    _temporary.add(parent)
+    atexit.register(shutil.rmtree, parent, ignore_errors=True)
+    write_packed(data, parent / "data")
+    return parent / "data"
+
+
+def discard(path: Path) -> None:
+    """Remove a folder of `pack_for_host` if it is a temporary one of this process."""
+    if path.parent in _temporary:
+        shutil.rmtree(path.parent, ignore_errors=True)
+
+
+def _check_prepared(data: PackedInteractions, config: DataConfig) -> None:
+    """Raises DataError if packed data were filtered or ordered by other settings."""
+    recorded = {**data.description["filter"], "order": data.description["order"]}
+    for name, value in {**filter_settings(config), "order": config.order}.items():
+        if recorded.get(name) != value:
+            raise DataError(
+                f"{config.path}: was packed with data.{name} {show(recorded.get(name))}, not {show(value)}; "
+                "change the setting, or convert the source again"
+            )
 
 
 def load_table(table: pa.Table, config: DataConfig) -> Interactions:

@@ -44,9 +44,13 @@ def k_core(
 
 
 def _within(codes: np.ndarray, limits: tuple[int, int | None]) -> np.ndarray:
-    counts = np.bincount(codes)
+    return in_range(np.bincount(codes), limits)[codes]
+
+
+def in_range(counts: np.ndarray, limits: tuple[int, int | None]) -> np.ndarray:
+    """Whether counts [n] are within a minimum and a maximum; None for no maximum."""
     low, high = limits
-    return ((counts >= low) & (counts <= (codes.size if high is None else high)))[codes]
+    return (counts >= low) & (True if high is None else counts <= high)
 
 
 def by_first_appearance(codes: np.ndarray, tokens: list[str]) -> tuple[np.ndarray, list[str]]:
@@ -70,36 +74,57 @@ def time_order(users: np.ndarray, times: np.ndarray, order: Order) -> np.ndarray
     return np.lexsort((times, users))
 
 
+def filter_settings(config: DataConfig) -> dict[str, int | None]:
+    """The settings of the k-core filter by name."""
+    limits = ("min_user_events", "max_user_events", "min_item_events", "max_item_events")
+    return {name: getattr(config, name) for name in limits}
+
+
+def filter_ranges(config: DataConfig) -> tuple[tuple[int, int | None], tuple[int, int | None]]:
+    """The range of the number of events of a user, and of an item."""
+    users = (config.min_user_events, config.max_user_events)
+    return users, (config.min_item_events, config.max_item_events)
+
+
+def nothing_left(source: str, events: int, config: DataConfig) -> DataError:
+    """The error if no events are left."""
+    settings = filter_settings(config)
+    shown = ", ".join(f"{name}={value}" for name, value in settings.items() if value is not None)
+    return DataError(f"{source}: none of the {events} events are left after filtering ({shown})")
+
+
+def describe(
+    source: str, kind: str, config: DataConfig, users: int, items: int, events: int, events_read: int
+) -> dict[str, Any]:
+    """`Interactions.description`; users and items include padding ids."""
+    settings = filter_settings(config)
+    description: dict[str, Any] = {
+        "source": source,
+        "format": kind,
+        "filter": settings,
+        "order": config.order,
+        "users": users,
+        "items": items,
+        "events": events,
+        "events_read": events_read,
+    }
+    known = find_known(source)
+    if known is not None and known.filter == settings:
+        description["published"] = known.counts
+    return description
+
+
 def prepare(events: Events, config: DataConfig) -> Interactions:
     """Filter, number, sort and pack events. Raises DataError if no events are left."""
-    user_range = (config.min_user_events, config.max_user_events)
-    item_range = (config.min_item_events, config.max_item_events)
-    rows = k_core(events.users, events.items, user_range, item_range)
-    limits = ("min_user_events", "max_user_events", "min_item_events", "max_item_events")
-    settings = {name: getattr(config, name) for name in limits}
+    rows = k_core(events.users, events.items, *filter_ranges(config))
     if rows.size == 0:
-        shown = ", ".join(f"{name}={value}" for name, value in settings.items() if value is not None)
-        raise DataError(
-            f"{events.source}: none of the {events.users.size} events are left after filtering ({shown})"
-        )
+        raise nothing_left(events.source, events.users.size, config)
     users, user_ids = by_first_appearance(events.users[rows], events.user_tokens)
     items, item_ids = by_first_appearance(events.items[rows], events.item_tokens)
     sort = time_order(users, events.times[rows], config.order)
     offsets = np.concatenate(([0], np.cumsum(np.bincount(users))))
     titles = [None, *map(events.titles.get, item_ids)] if events.titles else None
-    description: dict[str, Any] = {
-        "source": events.source,
-        "format": events.format,
-        "filter": settings,
-        "order": config.order,
-        "users": len(user_ids) + 1,
-        "items": len(item_ids) + 1,
-        "events": rows.size,
-        "events_read": events.users.size,
-    }
-    known = find_known(events.source)
-    if known is not None and known.filter == settings:
-        description["published"] = known.counts
+    counts = (len(user_ids) + 1, len(item_ids) + 1, rows.size, events.users.size)
     return Interactions(
         items=torch.from_numpy(items[sort] + np.int32(1)),
         offsets=torch.from_numpy(offsets),
@@ -108,6 +133,6 @@ def prepare(events: Events, config: DataConfig) -> Interactions:
         titles=titles,
         n_items=len(item_ids) + 1,
         sha256=events.sha256,
-        description=description,
+        description=describe(events.source, events.format, config, *counts),
         dropped_users=frozenset(events.user_tokens).difference(user_ids),
     )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 
 from recgrela.data.batch import Batch, to_device
+from recgrela.data.mapped import MappedArray
 from recgrela.settings.train import Objective
 
 
@@ -43,15 +44,69 @@ class Windows(NamedTuple):
         starts = self.starts[rows] + pieces - begins[rows]
         return Windows(self.users[rows], starts, np.diff(pieces, append=ends[-1:]))
 
+    def slice(self, begin: int, end: int) -> Windows:
+        """The windows of the items begin .. end - 1, counted over all windows; the outer ones may be cut."""
+        if begin >= end:
+            return self.take(slice(0))
+        ends = np.cumsum(self.lengths)
+        first, last = np.searchsorted(ends, (begin, end - 1), side="right")
+        starts, lengths = self.starts[first : last + 1].copy(), self.lengths[first : last + 1].copy()
+        cut = begin - (ends[first] - lengths[0])
+        starts[0] += cut
+        lengths[0] -= cut
+        lengths[-1] -= ends[last] - end
+        return Windows(self.users[first : last + 1], starts, lengths)
+
+
+class ItemSource(Protocol):
+    """Packed items that windows are gathered from."""
+
+    def locate(self, windows: Windows) -> tuple[torch.Tensor, np.ndarray]:
+        """A tensor on the device of the batches, and where windows begin in it, [B] int64.
+
+        The tensor [N] has the items of every window and the item after it.
+        """
+        ...
+
+
+class DeviceItems:
+    """All items on a device. Args: items: [n_events] int32."""
+
+    def __init__(self, items: torch.Tensor) -> None:
+        self._items = items
+
+    def locate(self, windows: Windows) -> tuple[torch.Tensor, np.ndarray]:
+        """See `ItemSource`."""
+        return self._items, windows.starts
+
+
+class MappedItems:
+    """Items in a file, of which only those of windows are read and copied to a device.
+
+    Args:
+        items: [n_events] int32.
+        device: the device of the batches.
+    """
+
+    def __init__(self, items: MappedArray, device: torch.device) -> None:
+        self._items, self._device = items, device
+
+    def locate(self, windows: Windows) -> tuple[torch.Tensor, np.ndarray]:
+        """See `ItemSource`."""
+        lengths = windows.lengths + 1  # with the target
+        found = to_device(self._items.ranges(windows.starts, lengths), self._device)
+        return found, np.cumsum(lengths) - lengths
+
 
 def gather(
-    items: torch.Tensor, windows: Windows, objective: Objective, step: int, global_targets: int = -1
+    source: ItemSource, windows: Windows, objective: Objective, step: int, global_targets: int = -1
 ) -> Batch:
-    """The batch of some windows of the packed items, on their device."""
+    """The batch of some windows of the packed items, on the device of the source."""
     size = windows.users.size
+    items, begins = source.locate(windows)
     offsets = np.concatenate(([0], np.cumsum(windows.lengths)))
     tokens, longest = int(offsets[-1]), int(windows.lengths.max(initial=0))
-    plan = to_device(np.concatenate((windows.users, windows.starts, offsets)), items.device)
+    plan = to_device(np.concatenate((windows.users, begins, offsets)), items.device)
     users, starts, cu_seqlens = plan.split((size, size, size + 1))  # [B], [B], [B + 1]
     lengths = cu_seqlens.diff()
     shift = (starts - cu_seqlens[:-1]).repeat_interleave(lengths, output_size=tokens)  # [T]

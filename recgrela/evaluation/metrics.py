@@ -102,14 +102,24 @@ class RankingCounts:
         Returns:
             ranks [2, B] int32; see `Ranking`.
         """
-        ranks = []
-        for variant, mask in enumerate((None, removed)):
-            rank, ties = target_ranks(scores, target, mask)
-            ranks.append(rank)
+        ranks, ties = zip(*(target_ranks(scores, target, mask) for mask in (None, removed)), strict=True)
+        return self.add_ranks(torch.stack(ranks), torch.stack(ties), scores[:, 1:].isnan().any(1))
+
+    def add_ranks(self, ranks: Tensor, ties: Tensor, has_nan: Tensor) -> Tensor:
+        """Add the ranks of one batch.
+
+        Args:
+            ranks, ties: [2, B] int64, see `target_ranks`: with all items ranked, and without removed ones.
+            has_nan: [B] bool, whether a score of a ranked item is NaN.
+
+        Returns:
+            ranks [2, B] int32; see `Ranking`.
+        """
+        for variant, (rank, tied) in enumerate(zip(ranks, ties, strict=True)):
             # Ties matter if the best rank that they allow is within the largest cutoff.
-            self._ties[variant].add_(((ties > 0) & (rank - ties <= max(CUTOFFS))).sum())
-        self._nan_users += scores[:, 1:].isnan().any(1).sum()
-        return torch.stack(ranks).int()
+            self._ties[variant].add_(((tied > 0) & (rank - tied <= max(CUTOFFS))).sum())
+        self._nan_users += has_nan.sum()
+        return ranks.int()
 
     def read(self) -> Tensor:
         """[3] int64 on the CPU: users with ties, the same with seen items removed, users with NaN scores."""
@@ -133,7 +143,8 @@ def summarize(ranks: Tensor, counts: Tensor) -> Ranking:
     ties, masked_ties, nan_users = counts.tolist()
     if nan_users:
         raise RunError(f"the model gives NaN scores for {nan_users} of {users} users; training diverged")
-    sums = torch.stack([sum(metrics_of(part).sum(0) for part in row.split(_BLOCK)) for row in ranks])
+    blocks = [torch.stack([metrics_of(row).sum(0) for row in block]) for block in ranks.split(_BLOCK, 1)]
+    sums = torch.stack(blocks).sum(0)
     unmasked, masked = (sums / users).tolist()
     return Ranking(
         users=users,

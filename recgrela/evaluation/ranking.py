@@ -10,8 +10,9 @@ from torch import Tensor
 from recgrela.data import Batch, EvalBatches
 from recgrela.evaluation.metrics import Ranking, RankingCounts, summarize
 from recgrela.models import SequenceModel
-from recgrela.models.capture import capture_obstacle, filling_for, max_slots, small_batch
+from recgrela.models.capture import SHARDED, capture_obstacle, filling_for, max_slots, small_batch
 from recgrela.parallel.processes import Processes
+from recgrela.parallel.table import ShardedTable
 from recgrela.system.graphs import Capture, GraphedFunction
 
 
@@ -47,7 +48,9 @@ class Ranker:
         self._filling = filling_for(model, "last", batches.max_seqlen)
         self._graphed: GraphedFunction | None = None
         self.obstacle: str | None = None
-        if capture is not None:
+        if capture is not None and isinstance(model.item_embedding, ShardedTable):
+            self.obstacle = SHARDED
+        elif capture is not None:
             # The items to remove from a filled batch's ranking, at one address for all graphs.
             self._removed = torch.empty(self._batch_size, model.n_items, dtype=torch.bool, device=device)
             self.obstacle = self._find_obstacle()
@@ -73,7 +76,9 @@ class Ranker:
             # All processes take part in each round, so that they can agree to stop.
             for _ in range(-(-batches.num_batches // self._processes.world)):
                 batch = next(own, None)
-                if batch is not None:
+                if isinstance(self._model.item_embedding, ShardedTable):
+                    ranks.append(self._rank_by_all(batch, batches, self._model.item_embedding))
+                elif batch is not None:
                     ranks.append(self._rank(batch, batches.seen(batch)))
                 if after_batch is not None:
                     after_batch()
@@ -106,6 +111,19 @@ class Ranker:
             for part in batch.parts(self._max_tokens, model.slots)
         ]
         return self._counts.add(torch.cat(scores), batch.target, removed)
+
+    def _rank_by_all(self, batch: Batch | None, batches: EvalBatches, table: ShardedTable) -> Tensor:
+        """The ranks of a batch, [2, B], with the scores of all processes; None: this one has no batch."""
+        model, device = self._model, table.weight.device
+        none = torch.empty(0, dtype=torch.int64, device=device)
+        parts, target, seen = [], none, (none, none)
+        if batch is not None:
+            parts, target = list(batch.parts(self._max_tokens, model.slots)), batch.target
+            seen = batches.seen(batch)
+        (passes,) = self._processes.max(len(parts))  # all processes look items up equally often
+        hidden = [model.hidden_states(p.items, p.cu_seqlens, p.max_seqlen, True) for p in parts]
+        hidden += [model.look_up(none) for _ in range(passes - len(parts))]
+        return self._counts.add_ranks(*table.ranks(torch.cat(hidden), target, seen, model.item_bias))
 
     def _rank_filled(
         self, items: Tensor, cu_seqlens: Tensor, target: Tensor, lengths: Tensor | None = None

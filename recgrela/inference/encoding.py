@@ -37,7 +37,8 @@ def encode(model: SequenceModel, histories: Histories, history_len: int) -> Tens
         history_len: the longest history that the model is given.
     """
     device = model.item_embedding.weight.device
-    hidden = torch.empty(len(histories), model.item_embedding.embedding_dim, device=device)
+    width = model.item_embedding.embedding_dim
+    hidden = torch.empty(len(histories), width, dtype=torch.float32, device=device)
     lengths = np.minimum(histories.lengths, history_len)
     # Sequences of similar lengths share a pass, because some models pad to the longest.
     order = np.argsort(lengths, kind="stable")

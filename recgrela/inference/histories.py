@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from recgrela.data import DataConfig, Interactions, load, load_table
+from recgrela.data.packed import is_packed, open_packed
 from recgrela.inference.catalogue import Catalogue
 from recgrela.settings.data import with_absolute_path
 from recgrela.system.errors import DataError
@@ -108,7 +109,9 @@ def from_interactions(catalogue: Catalogue, data: Interactions) -> Histories:
     known = items > 0
     before = np.concatenate(([0], np.cumsum(known)))
     offsets = before[data.host_offsets()]
-    return Histories(data.user_ids, items[known], offsets, np.diff(data.host_offsets()) - np.diff(offsets))
+    return Histories(
+        list(data.user_ids), items[known], offsets, np.diff(data.host_offsets()) - np.diff(offsets)
+    )
 
 
 def load_histories(catalogue: Catalogue, events: str | pa.Table, config: DataConfig) -> Histories:
@@ -122,6 +125,8 @@ def load_histories(catalogue: Catalogue, events: str | pa.Table, config: DataCon
     Raises:
         DataError: the events cannot be read.
     """
+    if isinstance(events, str) and is_packed(events):
+        return from_interactions(catalogue, open_packed(events))
     config = replace(config, min_user_events=0, max_user_events=None, min_item_events=0, max_item_events=None)
     if isinstance(events, str):
         data = load(with_absolute_path(replace(config, path=events)))

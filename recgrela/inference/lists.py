@@ -71,6 +71,8 @@ def read_text(path: str, what: str) -> str:
     limit = Limit.of_memory()
     try:
         if path == "-":
+            if sys.stdin is None:
+                raise DataError(f"{what} -: standard input is closed")
             data = Within(sys.stdin.buffer, limit, where).read_all()
         else:
             with expand_path(path, what).open("rb") as file:

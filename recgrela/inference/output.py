@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any
@@ -21,6 +20,7 @@ from recgrela.runs.items import Items
 from recgrela.system.console import say
 from recgrela.system.errors import ConfigError
 from recgrela.system.files import atomic_write, expand_path
+from recgrela.system.output import result_stream
 from recgrela.system.text import printable
 
 SHOWN = 10  # number of last items of the history to print
@@ -120,8 +120,9 @@ def write_rows(output: str, kind: str, batches: Batches) -> None:
 def write_text(output: str, write: Callable[[IO[str]], None]) -> None:
     """Writes to stdout for "-", or to a file that replaces `output` when it is complete."""
     if output == "-":
-        write(sys.stdout)
-        sys.stdout.flush()
+        stream = result_stream()
+        write(stream)
+        stream.flush()
         return
 
     def write_file(path: Path) -> None:

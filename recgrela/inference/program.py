@@ -48,7 +48,8 @@ class OnlineProgram(nn.Module):
         super().__init__()
         model = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
         self.n_items, self.k = model.n_items, k
-        bias = torch.zeros(model.n_items) if model.item_bias is None else model.item_bias.detach().clone()
+        weight, item_bias = model.item_embedding.weight, model.item_bias
+        bias = weight.new_zeros(model.n_items) if item_bias is None else item_bias.detach().clone()
         bias[torch.from_numpy(retired)] = -torch.inf
         bias[0] = -torch.inf
         count = int(bias.isfinite().sum())

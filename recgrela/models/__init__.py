@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
+import torch.distributed as dist
 from torch import Tensor
 
 from recgrela.models.base import SequenceModel
@@ -18,6 +20,8 @@ from recgrela.models.recblr import RecBLR, RecBLRConfig
 from recgrela.models.recgrela import RecGRELA, RecGRELAConfig
 from recgrela.models.sasrec import SASRec, SASRecConfig
 from recgrela.models.sigma import SIGMA, SIGMAConfig
+from recgrela.parallel.rows import RowShards
+from recgrela.parallel.table import sharded_tables
 from recgrela.settings.model import ModelConfig
 from recgrela.system.errors import ConfigError
 
@@ -49,18 +53,29 @@ def _entry(name: str) -> ModelEntry:
     return MODELS[name]
 
 
-def build(config: Any, n_items: int, max_len: int) -> SequenceModel:
+def build(
+    config: Any,
+    n_items: int,
+    max_len: int,
+    rows: RowShards | None = None,
+    group: dist.ProcessGroup | None = None,
+) -> SequenceModel:
     """The model that `config.name` names, with fresh weights.
 
     Args:
         config: an instance of a configuration class in MODELS.
         n_items: the number of rows of the item table, including the padding row 0.
         max_len: the length that histories are cut to.
+        rows: divides the rows of the item table and of the item bias over the ranks of a process group. With
+            the same seed on all ranks, the weights are those of the model with a whole table. None: each
+            model has the whole table.
+        group: the process group with the ranks of `rows`; None: the default one.
 
     Raises:
         ConfigError: values contradict each other.
     """
-    return _entry(config.name).model(config, n_items, max_len)
+    with nullcontext() if rows is None else sharded_tables(rows, group):
+        return _entry(config.name).model(config, n_items, max_len)
 
 
 def from_official(name: str, state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> SequenceModel:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -15,12 +16,17 @@ from torch import Tensor, nn
 from recgrela.models.official import OfficialWeights
 from recgrela.models.streaming import Streaming
 from recgrela.nn import AddNorm, Dropout, SeedStream, Sequences
-from recgrela.ops import embedding, linear_cross_entropy
+from recgrela.ops import embedding
+from recgrela.parallel.rows import RowShards
+from recgrela.parallel.table import ShardedTable, Table, cross_entropy, draw, make_table, rows_for
 from recgrela.settings.model import ModelConfig
 from recgrela.settings.train import Objective
-from recgrela.system.errors import ConfigError
+from recgrela.system.errors import ConfigError, RunError
 
-Loss = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
+# Parameters with a row for each item; all others do not depend on the catalogue.
+PER_ITEM = ("item_embedding.weight", "item_bias")
+
+Loss = Callable[[Tensor, Table, Tensor, "Tensor | None"], Tensor]
 Encode = Callable[[Tensor, Sequences], tuple[Tensor, "Tensor | None"]]
 
 
@@ -40,7 +46,9 @@ class SequenceModel(Streaming):
         attends_to_padding: whether every sequence is padded to `max_len` and the padding affects the result;
             the setting `padding` decides, in models that have it.
         max_positions: the longest sequence that the model takes; None: any length.
-        item_bias: [n_items] added to the scores, or None.
+        item_embedding: the item table; a `ShardedTable` in a model built with `rows`, whose ranks make every
+            pass over the model together.
+        item_bias: [n_items] added to the scores, or this rank's of a sharded table, or None.
         norm_eps: the eps of the LayerNorm after the embeddings.
         official: how to convert the authors' weights; None if there are none.
         capture_obstacle: why a CUDA graph cannot hold a pass over the model; None: it can.
@@ -65,10 +73,31 @@ class SequenceModel(Streaming):
         self.attends_to_padding = getattr(config, "padding", "mask") == "attend"
         self.max_positions = max_len if self.attends_to_padding else None
         # The padding row is scored, and trained as an output row, but gets no gradient from look-ups.
-        self.item_embedding = nn.Embedding(n_items, config.hidden_size, padding_idx=0)
+        self.item_embedding = make_table(n_items, config.hidden_size)
         self.dropout = Dropout(config.dropout)
         self.norm = AddNorm(config.hidden_size, eps=self.norm_eps, post_norm=True)
         self.register_parameter("item_bias", None)
+
+    @property
+    def table(self) -> Table:
+        """The item table as losses take it: its rows [n_items, D], or the `ShardedTable`."""
+        module = self.item_embedding
+        return module if isinstance(module, ShardedTable) else module.weight
+
+    @property
+    def shards(self) -> RowShards | None:
+        """How the rows of the item table and of the item bias are divided; None if they are whole."""
+        return self.item_embedding.rows if isinstance(self.item_embedding, ShardedTable) else None
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of trained parameters, with the rows of a sharded table that other processes have."""
+        numbers = {name: p.numel() for name, p in self.named_parameters() if p.requires_grad}
+        if self.shards is not None:
+            numbers["item_embedding.weight"] = self.n_items * self.item_embedding.embedding_dim
+            if "item_bias" in numbers:
+                numbers["item_bias"] = self.n_items
+        return sum(numbers.values())
 
     # ---- for subclasses
 
@@ -86,19 +115,24 @@ class SequenceModel(Streaming):
     def embed(self, items: Tensor, sequences: Sequences) -> Tensor:
         """Item ids [T] int64 -> embedded rows [T, D]."""
         rate = self.dropout.rate if self.training else 0.0
+        if not len(items):
+            return self.look_up(items)
+        rows, places, padding_idx = rows_for(self.table, items)
         return embedding(
-            items,
-            self.item_embedding.weight,
+            places,
+            rows,
             self.norm.weight,
             self.norm.bias,
             eps=self.norm_eps,
             dropout=rate,
-            padding_idx=0,
+            padding_idx=padding_idx,
             seed=sequences.seeds(1) if rate else None,
         )
 
     def look_up(self, items: Tensor) -> Tensor:
         """Item ids [T] int64 -> rows of the item table [T, D]."""
+        if isinstance(self.item_embedding, ShardedTable):
+            return self.item_embedding(items)
         return embedding(items, self.item_embedding.weight, padding_idx=0)
 
     def slots(self, lengths: np.ndarray) -> int:
@@ -117,6 +151,8 @@ class SequenceModel(Streaming):
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
+            elif isinstance(module, ShardedTable):
+                draw(module.weight, partial(nn.init.normal_, std=0.02), module.rows)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
@@ -155,7 +191,7 @@ class SequenceModel(Streaming):
                 f"{self.config.name}; shorten the sequences"
             )
         if items.shape[0] == 0:
-            return self.item_embedding.weight[:0], None
+            return self.look_up(items), None
         if self.training:
             sequences = replace(sequences, stream=SeedStream(items.device))
         item_rows = None
@@ -182,7 +218,13 @@ class SequenceModel(Streaming):
         return self.scores(self.hidden_states(items, cu_seqlens, max_seqlen, True))
 
     def scores(self, hidden: Tensor) -> Tensor:
-        """States [B, D] -> scores of every item as the next one, [B, n_items]."""
+        """States [B, D] -> scores of every item as the next one, [B, n_items].
+
+        Raises:
+            RunError: the item table is sharded, so that no rank has the scores of every item.
+        """
+        if isinstance(self.item_embedding, ShardedTable):
+            raise RunError("scores of a sharded item table are not in one place; rank with `sharded_ranks`")
         scores = hidden @ self.item_embedding.weight.T
         return scores if self.item_bias is None else scores + self.item_bias
 
@@ -193,7 +235,7 @@ class SequenceModel(Streaming):
         target: Tensor,
         max_seqlen: int,
         objective: Objective = "last",
-        loss: Loss = linear_cross_entropy,
+        loss: Loss = cross_entropy,
         lengths: Tensor | None = None,
     ) -> Tensor:
         """The mean loss of the next items.
@@ -223,7 +265,7 @@ class SequenceModel(Streaming):
         hidden, extra = self._hidden(self.encode_for_loss, items, sequences, last_only)
         if sequences.fillers:
             hidden = hidden[: target.shape[0]]
-        mean = loss(hidden, self.item_embedding.weight, target, self.item_bias)
+        mean = loss(hidden, self.table, target, self.item_bias)
         return mean if extra is None else mean + extra
 
     # ---- padded batches: [B, L], zeros after each sequence

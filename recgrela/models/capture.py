@@ -11,8 +11,11 @@ from recgrela.data import Batch
 from recgrela.data.batch import to_device
 from recgrela.data.filling import Filling
 from recgrela.models.base import SequenceModel
+from recgrela.parallel.table import ShardedTable
 from recgrela.settings.train import Objective
 from recgrela.system.host_reads import host_read
+
+SHARDED = "the item table is sharded, so that hosts wait for the numbers of rows that they exchange"
 
 
 def filling_for(model: SequenceModel, objective: Objective, max_seqlen: int) -> Filling:
@@ -45,6 +48,8 @@ def capture_obstacle(model: SequenceModel, function: Callable[[], object]) -> st
     name = model.config.name
     if model.capture_obstacle is not None:
         return f"{name}: {model.capture_obstacle}"
+    if isinstance(model.item_embedding, ShardedTable):
+        return SHARDED
     if (found := host_read(function, model.item_embedding.weight.device.type)) is not None:
         return f"this {name} waits for the device ({found}); ops do for sizes without a kernel (docs/ops.md)"
     return None

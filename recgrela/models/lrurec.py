@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from recgrela.models.base import SequenceModel
+from recgrela.models.base import PER_ITEM, SequenceModel
 from recgrela.models.official import AuthorSettings, OfficialWeights, State, count_modules, given
 from recgrela.nn import AddNorm, FeedForward, Linear, Sequences, Stateful, run_blocks, stream_scan
 from recgrela.ops import linear_scan
+from recgrela.parallel.table import ShardedTable, draw
 from recgrela.settings.fields import setting
 from recgrela.settings.model import ModelConfig
 from recgrela.system.errors import ConfigError
@@ -139,14 +141,16 @@ class LRURec(SequenceModel):
     def __init__(self, config: LRURecConfig, n_items: int, max_len: int) -> None:
         super().__init__(config, n_items, max_len)
         self.blocks = nn.ModuleList(LRUBlock(config) for _ in range(config.num_layers))
-        self.item_bias = nn.Parameter(torch.empty(n_items))
+        self.item_bias = nn.Parameter(torch.empty(len(self.item_embedding.weight)))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draws all parameters but norms and eigenvalues with std 0.02, truncated at +-0.04."""
+        fill = partial(nn.init.trunc_normal_, std=0.02, a=-0.04, b=0.04)
+        rows = self.item_embedding.rows if isinstance(self.item_embedding, ShardedTable) else None
         for name, parameter in self.named_parameters():
             if "norm" not in name and "params_log" not in name:
-                nn.init.trunc_normal_(parameter, std=0.02, a=-0.04, b=0.04)
+                draw(parameter, fill, rows if name in PER_ITEM else None)
 
     def encode(self, x: Tensor, sequences: Sequences) -> Tensor:
         return run_blocks(self.blocks, x, sequences)

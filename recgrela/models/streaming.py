@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from recgrela.nn import ModelState, Sequences, Stateful
+from recgrela.parallel.table import ShardedTable
 
 # Rows of a sequence that one pass of `prefill` takes; longer histories take several, so memory is bounded.
 PREFILL_ROWS = 8192
@@ -35,7 +36,7 @@ class Streaming(nn.Module, ABC):
     max_len: int
     trains_on: tuple[str, ...]
     attends_to_padding: bool
-    item_embedding: nn.Embedding
+    item_embedding: nn.Embedding | ShardedTable
 
     # ---- what the model provides
 

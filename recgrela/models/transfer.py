@@ -8,12 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recgrela.models.base import SequenceModel
+from recgrela.models.base import PER_ITEM, SequenceModel
+from recgrela.parallel.table import ShardedTable
 from recgrela.settings.fields import show
 from recgrela.system.errors import ConfigError
 
-# Parameters with a row for each item; all others do not depend on the catalogue.
-PER_ITEM = ("item_embedding.weight", "item_bias")
 # Endings of settings that only training reads, so that the weights do not depend on them.
 RATES = ("dropout", "drop_path")
 
@@ -32,7 +31,7 @@ def transfer(source: SequenceModel, target: SequenceModel, rows: np.ndarray) -> 
         source, target: models with the same settings, except rates of dropout. `max_len` may differ if no
             parameter depends on it.
         rows: [target.n_items] int64, the item of `source` whose rows an item of `target` gets; -1: it keeps
-            its own.
+            its own. The item table of `target` may be sharded, that of `source` not.
 
     Raises:
         ConfigError: a setting or the shape of a parameter differs; nothing is changed.
@@ -51,6 +50,8 @@ def transfer(source: SequenceModel, target: SequenceModel, rows: np.ndarray) -> 
                 f"data.max_len: {target.max_len} does not fit the weights of a model with {source.max_len}: "
                 f"{name} is {list(value.shape)} here and {list(before[name].shape)} there"
             )
+    if isinstance(target.item_embedding, ShardedTable):
+        rows = rows[target.item_embedding.rows.slice]
     kept = torch.from_numpy(rows >= 0)
     chosen = torch.from_numpy(rows[rows >= 0])
     for name, value in after.items():

@@ -158,7 +158,7 @@ class Sequences:
             batch = torch.arange(self.batch, device=self.cu_seqlens.device)
             return batch[:, None].expand(-1, self.max_seqlen).reshape(-1)
         if self.cu_seqlens.device.type == "cpu":
-            batch = torch.arange(self.batch)
+            batch = torch.arange(self.batch, device="cpu")
             return torch.repeat_interleave(batch, self.cu_seqlens.diff(), output_size=self.num_rows)
         return search_index(self._rows(), self.cu_seqlens)
 

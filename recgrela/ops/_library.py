@@ -7,12 +7,15 @@ the host.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import torch  # its libraries must be loaded before ours
 from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 try:
@@ -32,6 +35,7 @@ __all__ = [
     "call_and_pass",
     "call_operator",
     "increment_versions",
+    "may_need_gradient",
     "register_gradient",
     "register_in_place",
     "register_operator",
@@ -40,6 +44,10 @@ __all__ = [
 NO_SECOND_DERIVATIVE = (
     "second derivatives are not implemented by recgrela's ops; use the op's *_reference function, which is "
     "plain PyTorch"
+)
+NO_FORWARD_MODE = (
+    "forward-mode derivatives (torch.func.jvp, jacfwd, hessian) are not implemented by recgrela's ops; use "
+    "torch.func.grad, vjp or jacrev, or the op's *_reference function, which is plain PyTorch"
 )
 
 
@@ -97,7 +105,7 @@ def register_operator(
     if fake_backward is not None:
         derivative = f"{name}_backward"
         torch.library.register_fake(f"recgrela::{derivative}", _on_one_device(derivative, fake_backward))
-        register_gradient(f"recgrela::{derivative}", _save_nothing, _no_second_derivative)
+        register_gradient(f"recgrela::{derivative}", _save_nothing, partial(_no_second_derivative, name))
     if flops is not None:
         register_flop_formula(getattr(torch.ops.recgrela, name), get_raw=flops_of_tensors)(flops)
 
@@ -118,12 +126,20 @@ def register_in_place(name: str, *, fake: Callable[..., Any], flops: Callable[..
     def dispatched(keys: torch._C.DispatchKeySet, *args: Any) -> Any:
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
             raise NotImplementedError(f"{name}: an operator in place has no gradient; call it under no_grad")
+        _refuse_forward_mode(name, args)
         with _BelowAutograd():
             out = operator.redispatch(keys & torch._C._after_autograd_keyset, *args)
         increment_versions([args[i] for i in updated])
         return out
 
+    def refused(*args: Any) -> NoReturn:
+        raise NotImplementedError(
+            f"{name}: torch.func.vmap does not map an operator in place; make the mapped dimension part of "
+            "the batch B of its state and operands"
+        )
+
     _library("recgrela").impl(name, dispatched, "Autograd", with_keyset=True)
+    _library("recgrela").impl(name, refused, "FuncTorchBatched")
     register_flop_formula(getattr(torch.ops.recgrela, name))(flops)
 
 
@@ -152,8 +168,13 @@ def register_gradient(
     assert not any(argument.has_default_value() for argument in operator._schema.arguments)
 
     def forward(ctx: Any, *args: Any) -> Any:
-        with _BelowAutograd():
-            output = operator(*args)
+        if torch._C._are_functorch_transforms_active():
+            # A function of autograd turns gradients off, but only for its own transform.
+            with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True), _BelowAutograd():
+                output = operator(*args)
+        else:
+            with _BelowAutograd():
+                output = operator(*args)
         setup(ctx, args, output)
         return output
 
@@ -181,15 +202,66 @@ def register_gradient(
     function = make(forward, backward)
 
     def dispatched(keys: torch._C.DispatchKeySet, *args: Any) -> Any:
+        _refuse_forward_mode(name, args)
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
-            return function.apply(*args)
+            if not torch._C._are_functorch_transforms_active():
+                return function.apply(*args)
+            # The transform has dispatched the operands of its own level, to which this function applies.
+            with enable_single_level_autograd_function():
+                return super(torch.autograd.Function, function).apply(*args)
         with _BelowAutograd():
             return operator.redispatch(keys & torch._C._after_autograd_keyset, *args)
 
     _library(namespace).impl(name, dispatched, "Autograd", with_keyset=True)
+    torch.library.register_vmap(qualified, _by_loop(operator))
     _FUNCTIONS[operator] = function
     if passes:
         _PASSING_FUNCTIONS[operator] = make(forward_and_pass, backward_of_passed)
+
+
+def _by_loop(operator: torch._ops.OpOverload) -> Callable[..., Any]:
+    """The rule of an operator for torch.func.vmap: a call for each index of the mapped dimension."""
+    name = operator._schema.name.split("::")[1]
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+        if info.batch_size == 0:
+            raise ValueError(
+                f"{name}: torch.func.vmap over a dimension of size 0; give it at least one index"
+            )
+        results = []
+        for i in range(info.batch_size):
+            parts = (x if dim is None else x.select(dim, i) for x, dim in zip(args, in_dims, strict=True))
+            results.append(operator(*parts))
+        if isinstance(results[0], Tensor):
+            return torch.stack(results), 0
+        stacked = tuple(torch.stack(outputs) for outputs in zip(*results, strict=True))
+        return stacked, (0,) * len(stacked)
+
+    return rule
+
+
+def _refuse_forward_mode(name: str, args: Sequence[Any]) -> None:
+    """Check that no operand has a tangent, which an operator would drop.
+
+    Raises:
+        NotImplementedError: if one has.
+    """
+    if forward_ad._current_level < 0:
+        return
+    if any(isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in args):
+        raise NotImplementedError(f"{name}: {NO_FORWARD_MODE}")
+
+
+def may_need_gradient(x: Tensor | None) -> bool:
+    """Reports whether the gradient of an operand may be computed.
+
+    torch.func.vmap hides from a tensor that a transform around it differentiates.
+    """
+    if x is None or not torch.is_grad_enabled():
+        return False
+    if torch.compiler.is_compiling():  # which cannot trace the question
+        return x.requires_grad
+    return x.requires_grad or torch._C._are_functorch_transforms_active()
 
 
 def call_operator(name: str, *args: Any) -> Any:
@@ -201,6 +273,7 @@ def call_operator(name: str, *args: Any) -> Any:
     operator = getattr(torch.ops.recgrela, name).default
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return operator(*args)
+    _refuse_forward_mode(name, args)
     if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
         return _FUNCTIONS[operator].apply(*args)
     with _BelowAutograd():
@@ -227,6 +300,7 @@ def call_and_pass(name: str, *args: Any, rows: Tensor | None = None) -> Any:
     if (
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
         or not (torch.is_grad_enabled() and first.requires_grad)
     ):
         return _rows_of(first, rows), *call_operator(name, *args)
@@ -250,8 +324,8 @@ def _on_one_device(name: str, fake: Callable[..., Any]) -> Callable[..., Any]:
     return checked
 
 
-def _no_second_derivative(ctx: object, *gradients: object) -> NoReturn:
-    raise NotImplementedError(NO_SECOND_DERIVATIVE)
+def _no_second_derivative(name: str, ctx: object, *gradients: object) -> NoReturn:
+    raise NotImplementedError(f"{name}: {NO_SECOND_DERIVATIVE}")
 
 
 def _save_nothing(ctx: object, inputs: object, output: object) -> None:

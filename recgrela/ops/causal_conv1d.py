@@ -34,7 +34,7 @@ def last_rows(x: Tensor, n: int, cu_seqlens: Tensor, initial_history: Tensor | N
 
     Rows before a sequence's first are those of `initial_history` [B, n, C], or zero.
     """
-    sequences = x.split(lengths_of(cu_seqlens, x.shape[0]))
+    sequences = x.split(lengths_of("causal_conv1d", cu_seqlens, x.shape[0]))
     history = x.new_zeros(len(sequences), n, x.shape[1]) if initial_history is None else initial_history
     rows = [torch.cat([h, sequence])[len(sequence) :] for h, sequence in zip(history, sequences, strict=True)]
     return torch.stack(rows) if rows else history
@@ -51,7 +51,7 @@ def causal_conv1d_reference(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The definition of `causal_conv1d` in plain PyTorch, on packed rows."""
     n = weight.shape[1] - 1
-    sequences = x.split(lengths_of(cu_seqlens, x.shape[0]))
+    sequences = x.split(lengths_of("causal_conv1d", cu_seqlens, x.shape[0]))
     history = x.new_zeros(len(sequences), n, x.shape[1]) if initial_history is None else initial_history
     outs = []
     for rows, rows_before in zip(sequences, history, strict=True):
@@ -131,7 +131,8 @@ def causal_conv1d(
             does not convert it. The last column multiplies the current row.
         bias: [C] of the dtype of `weight`, or None.
         cu_seqlens: int32 or int64 [B + 1] on the device of `x`: sequence b is rows
-            cu_seqlens[b] : cu_seqlens[b + 1].
+            cu_seqlens[b] : cu_seqlens[b + 1]. An empty sequence has no rows, and its final history is the
+            initial one.
         activation: "silu" or None.
         initial_history: [B, K - 1, C], the rows before each sequence, oldest first; None: zeros.
         return_final_history: also return the last K - 1 rows of each sequence, the initial history of the

@@ -162,7 +162,7 @@ def offsets_of(op: str, name: str, x: Tensor, cu_seqlens: Tensor | None) -> Tens
     return cu_seqlens
 
 
-def lengths_of(cu_seqlens: Tensor, num_rows: int) -> list[int]:
+def lengths_of(op: str, cu_seqlens: Tensor, num_rows: int) -> list[int]:
     """The lengths of the sequences, read from the device.
 
     Raises:
@@ -171,7 +171,10 @@ def lengths_of(cu_seqlens: Tensor, num_rows: int) -> list[int]:
     offsets = cu_seqlens.tolist()
     lengths = [end - start for start, end in itertools.pairwise(offsets)]
     if offsets[0] != 0 or offsets[-1] != num_rows or any(length < 0 for length in lengths):
-        raise RuntimeError(f"cu_seqlens must start at 0, not decrease and end at {num_rows}, got {offsets}")
+        found = f"{offsets[:8]} ..." if len(offsets) > 8 else str(offsets)
+        raise RuntimeError(
+            f"{op}: cu_seqlens must start at 0, not decrease and end at {num_rows}, got {found}"
+        )
     return lengths
 
 

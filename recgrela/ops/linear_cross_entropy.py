@@ -11,7 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recgrela.ops._library import NO_SECOND_DERIVATIVE, call_operator, register_operator
+from recgrela.ops._library import (
+    NO_SECOND_DERIVATIVE,
+    call_operator,
+    may_need_gradient,
+    register_operator,
+)
 from recgrela.ops.checks import autocast_enabled, cast, check_operands, state_dtype, without_autocast
 from recgrela.ops.support import Kernel, Op
 
@@ -27,12 +32,12 @@ def max_logits_of(device_type: str) -> int:
 
 
 def unit_gradient(device: torch.device) -> Tensor:
-    """The number 1 on a device, for `loss.backward(unit_gradient(device))`.
+    """The number 1 in float32 on a device, for `loss.backward(unit_gradient(device))`.
 
     `linear_cross_entropy` knows this tensor, whose value must not change, and does not multiply its gradients
     by it. It cannot know the 1 that `loss.backward()` fills in, without waiting for the device.
     """
-    one = torch.ones((), device=device)
+    one = torch.ones((), dtype=torch.float32, device=device)
     one.is_unit_gradient = True  # type: ignore[attr-defined]
     return one
 
@@ -191,7 +196,6 @@ def linear_cross_entropy(
     if autocast_enabled(device_type) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device_type)
     dtype = OP.implementation(device_type, dtype, widths=(hidden.shape[1],)).dtype
-    with_grad = torch.is_grad_enabled()
     with without_autocast(device_type):
         if hidden.dtype != state_dtype(dtype):  # else the operator rounds the rows
             hidden = hidden.to(dtype)
@@ -205,9 +209,9 @@ def linear_cross_entropy(
             dtype,
             float(label_smoothing),
             max_logits,
-            with_grad and hidden.requires_grad,
-            with_grad and weight.requires_grad,
-            with_grad and bias is not None and bias.requires_grad,
+            may_need_gradient(hidden),
+            may_need_gradient(weight),
+            may_need_gradient(bias),
             widths=(hidden.shape[1],),
         )[0]
 
@@ -235,22 +239,34 @@ def _fake_backward(d_loss: Tensor, *gradients: Tensor) -> tuple[Tensor, ...]:
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     _, *gradients = output
-    ctx.mark_non_differentiable(*gradients)
+    # Transforms of torch.func compute every gradient so that it can be differentiated again. If it is, the
+    # backward gets gradients of the saved gradients and refuses them. Elsewhere, grad mode tells.
+    ctx.transformed = torch._C._are_functorch_transforms_active()
+    if not ctx.transformed:
+        ctx.mark_non_differentiable(*gradients)
     ctx.set_materialize_grads(False)  # zeros for d_weight would be as large as the table
     ctx.computed, ctx.dtype = inputs[7:], inputs[0].dtype
     ctx.save_for_backward(*gradients)
 
 
 def _backward_by(
-    scale: Callable[..., Sequence[Tensor]], ctx: Any, d_loss: Tensor | None
+    scale: Callable[..., Sequence[Tensor]], ctx: Any, d_loss: Tensor | None, second: Sequence[Tensor | None]
 ) -> tuple[Tensor | None, ...]:
-    """The saved gradients, multiplied by d_loss with scale(d_loss, *gradients)."""
+    """The saved gradients, multiplied by d_loss with scale(d_loss, *gradients).
+
+    Args:
+        second: gradients of the saved gradients.
+    """
+    if any(d is not None for d in second):
+        raise NotImplementedError(f"{OP.name}: {NO_SECOND_DERIVATIVE}")
     if d_loss is None:
         return (None,) * 10
-    if torch.is_grad_enabled():  # create_graph=True, which would treat the saved gradients as constants
-        raise NotImplementedError(NO_SECOND_DERIVATIVE)
+    # With create_graph=True the saved gradients would be constants.
+    if torch.is_grad_enabled() and not ctx.transformed:
+        raise NotImplementedError(f"{OP.name}: {NO_SECOND_DERIVATIVE}")
     # d_loss is usually 1: on the CPU it is free to read and saves a copy. A traced tensor has no value.
-    is_one = type(d_loss) is Tensor and d_loss.device.type == "cpu" and d_loss.item() == 1
+    has_value = type(d_loss) is Tensor and not ctx.transformed
+    is_one = has_value and d_loss.device.type == "cpu" and d_loss.item() == 1
     is_one = is_one or hasattr(d_loss, "is_unit_gradient")
     gradients = ctx.saved_tensors if is_one else scale(d_loss, *ctx.saved_tensors)
     d_hidden, d_weight, d_bias = (
@@ -261,12 +277,12 @@ def _backward_by(
     return d_hidden, d_weight, None, d_bias, None, None, None, None, None, None
 
 
-def _backward(ctx: Any, d_loss: Tensor | None, *unused: None) -> tuple[Tensor | None, ...]:
-    return _backward_by(partial(call_operator, "linear_cross_entropy_backward"), ctx, d_loss)
+def _backward(ctx: Any, d_loss: Tensor | None, *second: Tensor | None) -> tuple[Tensor | None, ...]:
+    return _backward_by(partial(call_operator, "linear_cross_entropy_backward"), ctx, d_loss, second)
 
 
-def _backward_by_chunks(ctx: Any, d_loss: Tensor | None, *unused: None) -> tuple[Tensor | None, ...]:
-    return _backward_by(lambda d_loss, *gradients: [d * d_loss for d in gradients], ctx, d_loss)
+def _backward_by_chunks(ctx: Any, d_loss: Tensor | None, *second: Tensor | None) -> tuple[Tensor | None, ...]:
+    return _backward_by(lambda d_loss, *gradients: [d * d_loss for d in gradients], ctx, d_loss, second)
 
 
 def _flops(

@@ -32,7 +32,7 @@ def linear_scan_reference(
     return_state: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The definition of `linear_scan` in plain PyTorch, on packed rows."""
-    lengths, channels = lengths_of(cu_seqlens, x.shape[0]), x.shape[1]
+    lengths, channels = lengths_of("linear_scan", cu_seqlens, x.shape[0]), x.shape[1]
     states = a.new_zeros(len(lengths), channels) if initial_state is None else initial_state
     coefficients = a.expand(x.shape[0], channels) if a.dim() == 1 else a
     outs, finals = [], []
@@ -102,7 +102,8 @@ def linear_scan(
         a: [C], the same at every step, or of the shape of `x`; of the dtype of `x`, but float32 for half
             precision.
         cu_seqlens: int32 or int64 [B + 1] on the device of `x`: sequence b is rows
-            cu_seqlens[b] : cu_seqlens[b + 1].
+            cu_seqlens[b] : cu_seqlens[b + 1]. An empty sequence has no rows, and the state after it is the
+            initial one.
         initial_state: [B, C] of the dtype of `a`, h before each sequence; None: zeros.
         return_state: also return h after each sequence, before it is rounded to the dtype of `x`.
 

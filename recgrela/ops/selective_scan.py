@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recgrela.ops._library import call_operator, register_operator
+from recgrela.ops._library import call_operator, may_need_gradient, register_operator
 from recgrela.ops.checks import (
     autocast_enabled,
     cast,
@@ -50,7 +50,7 @@ def selective_scan_reference(
     step = delta.to(dtype) if delta_bias is None else delta.to(dtype) + delta_bias
     step = F.softplus(step) if delta_softplus else step
     delta_u = step * u.to(dtype)
-    lengths = lengths_of(cu_seqlens, u.shape[0])
+    lengths = lengths_of("selective_scan", cu_seqlens, u.shape[0])
     states = A.new_zeros(len(lengths), *A.shape) if initial_state is None else initial_state
     outs, finals, row = [], [], 0
     for length, state in zip(lengths, states, strict=True):
@@ -152,7 +152,8 @@ def selective_scan(
         B, C: [T, N] or [B, L, N], of the dtype of `u`.
         D, delta_bias: [I], of the dtype of `A`; None leaves them out.
         cu_seqlens: int32 or int64 [B + 1] on the device of `u`: sequence b is rows
-            cu_seqlens[b] : cu_seqlens[b + 1].
+            cu_seqlens[b] : cu_seqlens[b + 1]. An empty sequence has no rows, and the state after it is the
+            initial one.
         delta_softplus: if False, the step is delta + delta_bias itself, which must not be negative.
         initial_state: [B, I, N] of the dtype of `A`, h before each sequence; None: zeros.
         return_state: also return h after each sequence.
@@ -191,7 +192,7 @@ def selective_scan(
         initial_state=(initial_state, (cu_seqlens.shape[0] - 1, channels, num_states), dtype),
     )
     operands = (u, delta, A, B, C, D, z, delta_bias, initial_state)
-    needs_gradient = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in operands)
+    needs_gradient = any(map(may_need_gradient, operands))
     y, state, _ = OP.run(
         u,
         to_rows(u),

@@ -1,1 +1,1 @@
-"""Several processes that train one model: who they are, and the collectives between them."""
+"""Several processes that train one model: who they are, collectives between them, sharded item tables."""

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,7 @@ from recgrela.parallel.launch import Launch
 from recgrela.system.errors import ReportedElsewhere, RunError, one_line
 
 T = TypeVar("T")
+FAILED = "failed"
 
 
 class LostProcess(RunError):
@@ -102,11 +103,12 @@ class Processes:
         if not self.is_alone:
             self.max(0)
 
-    def on_first(self, function: Callable[[], T]) -> T:
+    def on_first(self, function: Callable[[], T], meanwhile: Callable[[], object] = lambda: None) -> T:
         """The result of a function that only the first process runs, on all processes.
 
         Args:
             function: returns a value for JSON.
+            meanwhile: what the other processes run, such as their side of an exchange.
 
         Raises:
             ReportedElsewhere: it raised an exception; the first process raises that exception.
@@ -120,12 +122,39 @@ class Processes:
                 text = json.dumps({"value": function()})
             except BaseException as error:
                 failure = error
+        else:
+            meanwhile()
         text = self._share_text(text)
         if failure is not None:
             raise failure
         if not text:
             raise ReportedElsewhere("the first process failed")
         return json.loads(text)["value"]
+
+    def on_each_host(self, function: Callable[[], T]) -> T:
+        """The result of a function that one process of each host runs, on all processes of that host.
+
+        Args:
+            function: returns a value for JSON.
+
+        Raises:
+            ReportedElsewhere: it raised an exception on some host; the process there raises that exception.
+        """
+        if self.is_alone:
+            return function()
+        failure: BaseException | None = None
+        text = ""
+        if self.launch.local_rank == 0:
+            try:
+                text = json.dumps({"value": function()})
+            except BaseException as error:
+                failure, text = error, FAILED
+        texts = self.gather_text(text)
+        if failure is not None:
+            raise failure
+        if FAILED in texts:
+            raise ReportedElsewhere(f"process {texts.index(FAILED)} failed")
+        return json.loads(texts[self.rank - self.launch.local_rank])["value"]
 
     def gather_text(self, text: str) -> list[str]:
         """The texts of all processes, in order of rank."""
@@ -203,24 +232,3 @@ def _reported() -> Iterator[None]:
         raise LostProcess(
             f"lost the connection to another process, whose own message has the reason: {one_line(error)}"
         ) from error
-
-
-def check_same(processes: Processes, values: dict[str, Any], what: str) -> None:
-    """Raises RunError, on all processes, if a value is not the same everywhere.
-
-    Args:
-        processes: the processes.
-        values: values for JSON, by name.
-        what: the subject of the message.
-    """
-    if processes.is_alone:
-        return
-    text = json.dumps(values)
-    firsts = json.loads(processes._share_text(text))
-    different = [name for name, value in json.loads(text).items() if firsts.get(name) != value]
-    if not processes.max(len(different))[0]:
-        return
-    if different:
-        listed = ", ".join(f"{name} {values[name]!r} (rank 0: {firsts.get(name)!r})" for name in different)
-        raise RunError(f"{what} differs between processes: {listed}")
-    raise ReportedElsewhere(f"{what} differs between processes")

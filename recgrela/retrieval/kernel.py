@@ -63,10 +63,10 @@ def int8_table(weight: Tensor, norms: Tensor, bias: Tensor | None) -> Table:
     """The table for the search of rows rounded to int8, made in blocks of rows."""
     n_items, dim = weight.shape
     n_blocks, padded = -(-n_items // BLOCK), -(-dim // 4) * 4
-    order = torch.zeros(n_blocks * BLOCK, dtype=torch.int32)
+    order = weight.new_zeros(n_blocks * BLOCK, dtype=torch.int32)
     order[:n_items] = norms.argsort(descending=True, stable=True)
-    codes = torch.empty(n_blocks, padded // 4, BLOCK, 4, dtype=torch.int8)
-    scales, errors, code_norms = torch.zeros(3, n_blocks * BLOCK).unbind()
+    codes = weight.new_empty(n_blocks, padded // 4, BLOCK, 4, dtype=torch.int8)
+    scales, errors, code_norms = weight.new_zeros(3, n_blocks * BLOCK).unbind()
     step = max(1, max_numbers_of(weight.device) // (padded * BLOCK)) * BLOCK
     for start in range(0, n_items, step):
         stop = min(start + step, n_items)
@@ -82,7 +82,7 @@ def int8_table(weight: Tensor, norms: Tensor, bias: Tensor | None) -> Table:
         codes[start // BLOCK : end // BLOCK] = blocks.transpose(1, 2)
     ids = order[:n_items]
     biases = None if bias is None else F.pad(bias[ids], (0, len(order) - n_items))
-    magnitudes = torch.zeros(n_items) if bias is None else bias[ids].abs()
+    magnitudes = weight.new_zeros(n_items) if bias is None else bias[ids].abs()
     columns = (errors[:n_items], code_norms[:n_items], norms[ids], magnitudes)
     return Table(torch.stack([_block_maxima(x) for x in columns], 1), codes, scales, biases, order)
 

@@ -54,7 +54,9 @@ def items_and_scores(keys: Tensor) -> tuple[Tensor, Tensor]:
 
 
 # The key of a missing place: item 0 with score -inf, below the keys of all scores.
-MISSING = int(keys_of(torch.tensor(-torch.inf), torch.tensor(0)))
+MISSING = int(
+    keys_of(torch.tensor(-torch.inf, dtype=torch.float32, device="cpu"), torch.tensor(0, device="cpu"))
+)
 
 
 def pairs_of(excluded: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from recgrela.data import Interactions
+from recgrela.runs import checkpoint
 from recgrela.runs.folder import RunFolder
 from recgrela.runs.protocol import fixed_settings, packed_sha256
+from recgrela.runs.state import TrainState
+from recgrela.runs.values import MAX_COUNT, check_count, is_count
 from recgrela.settings.run import RunConfig
 from recgrela.settings.yaml import flatten
 from recgrela.system.errors import RunError
+
+MAX_ITEMS = 2**31 - 1  # ids are int32
 
 
 def check_data(folder: RunFolder, data: Interactions) -> None:
@@ -41,12 +47,21 @@ def check_resumable(folder: RunFolder) -> None:
         )
 
 
-def check_settings(folder: RunFolder, config: RunConfig) -> None:
-    """Raises RunError if config.yaml was edited, so that a fixed setting differs from protocol.json."""
+def check_settings(folder: RunFolder, config: RunConfig, resumes: bool = False) -> None:
+    """Raises RunError if config.yaml was edited, so that a fixed setting differs from protocol.json.
+
+    Args:
+        folder: the run folder.
+        config: the settings in config.yaml, or those of a run that resumes.
+        resumes: whether all of today's settings must be recorded. A run of an earlier version, which has
+            fewer, can be used but not resumed.
+    """
     content = folder.read_protocol()
     recorded = content["settings"] | flatten({"model": content["model"]})
     for key, value in fixed_settings(config).items():
         if key not in recorded:
+            if not resumes:
+                continue
             raise RunError(
                 f"{folder.protocol_path}: the setting {key} is missing: another version of recgrela made the "
                 "run, or the file is damaged; start a new run"
@@ -59,6 +74,23 @@ def check_settings(folder: RunFolder, config: RunConfig) -> None:
             )
 
 
+def check_complete(folder: RunFolder) -> None:
+    """Raises RunError, which names the file, if a run lost one that its other files show it had."""
+    metrics, last = folder.metrics.path, folder.checkpoint_path("last")
+    again = f"restore the file, or compute it again with python -m recgrela.train --resume {folder.path}"
+    needed: dict[Path, str] = {}
+    if folder.results_path.is_file():
+        needed = {folder.ranks_path: again, metrics: "restore the file"}
+    elif any(record["kind"] == "final" for record in folder.metrics.read()):
+        needed[folder.results_path] = again
+    if last.is_file() and not folder.read_protocol().get("growth"):
+        state = TrainState.from_dict(checkpoint.read_meta(last)["state"], last)
+        needed |= {metrics: "restore the file"} if state.epoch > 0 else {}
+    for path, hint in needed.items():
+        if not path.is_file():
+            raise RunError(f"{path}: missing; {hint}")
+
+
 def recorded_items(folder: RunFolder) -> int:
     """Number of rows of a run's item table, padding included. Raises RunError if protocol.json is damaged.
 
@@ -66,17 +98,25 @@ def recorded_items(folder: RunFolder) -> int:
     """
     items, growth = recorded_data(folder)["items"], folder.read_protocol().get("growth", [])
     for entry in growth:
-        if not isinstance(entry.get("items"), int) or entry["items"] < items:
-            raise RunError(f"{folder.protocol_path}: damaged: growth has items {entry.get('items')!r}")
+        if not is_count(entry.get("items"), items, MAX_ITEMS):
+            raise RunError(f"{folder.protocol_path}: damaged: growth has items {entry.get('items')!r:.100}")
         items = entry["items"]
     return items
+
+
+def recorded_ids(folder: RunFolder) -> str | None:
+    """The hash of the original ids of a run's items, None in a run of an earlier version."""
+    content = folder.read_protocol()
+    sections = [content.get("items", {}), *content.get("growth", [])]
+    return sections[-1].get("ids_sha256")
 
 
 def recorded_data(folder: RunFolder) -> dict[str, Any]:
     """The section `data` of protocol.json. Raises RunError if it is damaged."""
     section = folder.read_protocol()["data"]
-    kinds = {"sha256": str, "packed_sha256": str, "users": int, "items": int, "events": int}
-    for key, kind in kinds.items():
-        if not isinstance(section.get(key), kind):
-            raise RunError(f"{folder.protocol_path}: damaged: data.{key} is {section.get(key)!r}")
+    for key in ("sha256", "packed_sha256"):
+        if not isinstance(section.get(key), str):
+            raise RunError(f"{folder.protocol_path}: damaged: data.{key} is {section.get(key)!r:.100}")
+    for key, high in (("users", MAX_COUNT), ("items", MAX_ITEMS), ("events", MAX_COUNT)):
+        check_count(folder.protocol_path, f"data.{key}", section.get(key), 1, high)
     return section

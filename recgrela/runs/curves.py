@@ -6,7 +6,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
+from recgrela.system.console import say
+from recgrela.system.errors import one_line
 from recgrela.system.files import atomic_write
+
+
+def draw_curves(path: Path, records: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """`plot_curves`, but a failure is a note on the console: a picture does not end a run."""
+    try:
+        plot_curves(path, records)
+    except Exception as error:  # matplotlib raises anything, for example if its fonts are damaged
+        say(console, f"note: {path.name} is not drawn: {one_line(error) or type(error).__name__}")
 
 
 def plot_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from recgrela.runs import checkpoint
 from recgrela.runs.metrics_file import MetricsFile
+from recgrela.runs.state import TrainState
+from recgrela.runs.values import check_count, is_scores, read_object
 from recgrela.system.errors import RunError
-from recgrela.system.files import atomic_write_text
+from recgrela.system.files import atomic_stream, flush_folder
 from recgrela.system.suggest import near_file
 
 CheckpointName = Literal["best", "last"]
+
+FORMAT = 2  # of the JSON files
+_CHECKSUM = "checksum"
 
 
 @dataclass(frozen=True)
@@ -26,10 +34,11 @@ class RunFolder:
     items.parquet     original ids and titles of the items
     metrics.jsonl     a record for each epoch and one for the final result
     curves.png        loss and NDCG@10
-    best.safetensors  weights of the best epoch
+    best.safetensors  weights of the best epoch, which last.safetensors names
     last.safetensors  weights and training state of the last step, from which training resumes
     ranks.safetensors each user's ranks, from which the final table is computed
     results.json      the final table
+    .lock             the process that writes the folder (see `recgrela.runs.lock`)
     """
 
     path: Path
@@ -65,7 +74,8 @@ class RunFolder:
                 raise RunError(f"{path}: is a file, not a run folder; give the folder that contains it")
             raise RunError(f"{path}: no such run folder{near_file(path)}")
         folder = cls(path)
-        missing = [file.name for file in (folder.config_path, folder.protocol_path) if not file.is_file()]
+        needed = (folder.config_path, folder.protocol_path, folder.items_path)
+        missing = [file.name for file in needed if not file.is_file()]
         if missing:
             raise RunError(f"{path}: not a run folder: {' and '.join(missing)} missing")
         return folder
@@ -101,39 +111,125 @@ class RunFolder:
     def checkpoint_path(self, which: CheckpointName) -> Path:
         return self.path / f"{which}.safetensors"
 
+    @property
+    def next_best_path(self) -> Path:
+        return self.path / "best.next.safetensors"
+
     def find_checkpoint(self, which: CheckpointName | None = None) -> Path:
         """An existing checkpoint. None selects the one of the final table; without a table, best, else last.
 
+        The best checkpoint is the one that last.safetensors names. A process that is killed may leave it
+        under its first name, best.next.safetensors.
+
         Raises:
-            RunError: the checkpoint is missing.
+            RunError: the checkpoint is missing, or is not the one that the table is from or that
+                last.safetensors names.
         """
-        order: list[str] = [which] if which is not None else ["best", "last"]
+        order: list[CheckpointName] = [which] if which is not None else ["best", "last"]
         hint = "did the run end before its first checkpoint?"
+        recorded = None
         if which is None and self.results_path.is_file():
-            recorded = str(self.read_json(self.results_path).get("checkpoint"))
-            if recorded not in get_args(CheckpointName):
-                raise RunError(f"{self.results_path}: damaged: checkpoint is {recorded!r}")
-            order = [recorded]
+            results = self.read_results()
+            order, recorded = [results["checkpoint"]], results.get("sha256")
             hint = "results.json was computed from it; restore the file, or choose another with --checkpoint"
         for name in order:
-            path = self.path / f"{name}.safetensors"
-            if path.is_file():
-                return path
+            path = self._find_best() if name == "best" else self.checkpoint_path("last")
+            if path is None or not path.is_file():
+                continue
+            if recorded is not None and checkpoint.read_checksum(path) != recorded:
+                raise RunError(
+                    f"{path}: not the checkpoint that {self.results_path.name} was computed from; restore "
+                    "the file, or choose another with --checkpoint"
+                )
+            return path
         raise RunError(f"{self.path}: {order[0]}.safetensors is missing; {hint}")
 
+    def _find_best(self) -> Path | None:
+        """The best checkpoint that last.safetensors names, None if it names none.
+
+        Raises:
+            RunError: the checkpoint is missing, or only another one is there.
+        """
+        best, last = self.checkpoint_path("best"), self.checkpoint_path("last")
+        if not last.is_file() or self.read_protocol().get("growth"):  # with weights only
+            return best if best.is_file() else None
+        state = TrainState.from_dict(checkpoint.read_meta(last)["state"], last)
+        if state.best_score is None:
+            return None
+        found = [path for path in (best, self.next_best_path) if path.is_file()]
+        for path in found:
+            if is_best(path, state):
+                return path
+        if found:
+            raise RunError(
+                f"{found[0]}: not the best checkpoint that {last.name} names, of epoch {state.best_epoch}; "
+                "restore the file"
+            )
+        if self.results_path.is_file():
+            return None
+        raise RunError(
+            f"{self.path}: best.safetensors is missing, of epoch {state.best_epoch}; restore the file, or "
+            "use --checkpoint last"
+        )
+
+    def settle_best(self, state: TrainState) -> None:
+        """Complete or undo the replacement of the best checkpoint, so that it is the one that `state` names.
+
+        Args:
+            state: the state in last.safetensors.
+
+        Raises:
+            RunError: a file cannot be renamed or removed.
+        """
+        try:
+            if self.next_best_path.is_file():
+                if is_best(self.next_best_path, state):
+                    os.replace(self.next_best_path, self.checkpoint_path("best"))
+                else:
+                    self.next_best_path.unlink()
+                flush_folder(self.path)
+        except OSError as error:
+            raise RunError(f"cannot replace {self.checkpoint_path('best')}: {error.strerror}") from error
+
     def write_json(self, path: Path, content: Mapping[str, Any]) -> None:
-        atomic_write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        """Write an object with a checksum, which `read_json` checks."""
+        whole = {"format": FORMAT, **content, _CHECKSUM: _checksum(content)}
+        text = json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
+        with atomic_stream(path) as file:
+            file.write(text.encode("utf-8", "backslashreplace"))  # names of files may not be UTF-8
 
     def read_json(self, path: Path) -> dict[str, Any]:
-        """The object in a JSON file. Raises RunError if the file is missing or damaged."""
+        """The object in a JSON file. Raises RunError if the file is missing or damaged.
+
+        A file of an earlier version has neither a format nor a checksum.
+        """
         try:
-            content = json.loads(path.read_text("utf-8"))
+            text = path.read_bytes()
         except FileNotFoundError as error:
             raise RunError(f"{path}: no such file") from error
-        except (OSError, ValueError) as error:
-            raise RunError(f"{path}: damaged: {error}") from error
-        if not isinstance(content, dict):
-            raise RunError(f"{path}: damaged: expected an object")
+        except OSError as error:
+            raise RunError(f"{path}: cannot be read: {error.strerror}") from error
+        content = read_object(path, text, "its content")
+        version, checksum = content.pop("format", None), content.pop(_CHECKSUM, None)
+        if version is None and checksum is None:
+            return content
+        if version != FORMAT:
+            raise RunError(f"{path}: format {version!r:.100}, but this version reads format {FORMAT}")
+        if checksum != _checksum(content):
+            raise RunError(f"{path}: damaged: its content does not have its checksum; restore the file")
+        return content
+
+    def read_results(self) -> dict[str, Any]:
+        """results.json. Raises RunError if it is missing or damaged."""
+        path = self.results_path
+        content = self.read_json(path)
+        if content.get("checkpoint") not in get_args(CheckpointName):
+            raise RunError(f"{path}: damaged: checkpoint is {content.get('checkpoint')!r:.100}")
+        for key in ("epoch", "step"):
+            check_count(path, key, content.get(key))
+        for split in ("valid", "test"):
+            if not is_scores(content.get(split)):
+                raise RunError(f"{path}: damaged: {split} is not a table of metrics")
         return content
 
     def read_protocol(self) -> dict[str, Any]:
@@ -142,11 +238,23 @@ class RunFolder:
         for section in ("data", "model", "settings", "machine", "versions"):
             if not isinstance(content.get(section), dict):
                 raise RunError(f"{self.protocol_path}: damaged: the section {section!r} is missing")
+        if not isinstance(content.get("items", {}), dict):
+            raise RunError(f"{self.protocol_path}: damaged: 'items' is not an object")
         for section in ("resumed", "growth"):
             entries = content.get(section, [])
             if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
                 raise RunError(f"{self.protocol_path}: damaged: {section!r} is not a list of objects")
         return content
+
+
+def is_best(path: Path, state: TrainState) -> bool:
+    """Whether a file is the best checkpoint that the state in last.safetensors names.
+
+    States of earlier versions name its epoch only.
+    """
+    if state.best_sha256 is not None:
+        return checkpoint.read_checksum(path) == state.best_sha256
+    return TrainState.from_dict(checkpoint.read_meta(path)["state"], path).epoch == state.best_epoch
 
 
 def stem_of(data_path: str, preset: str) -> str:
@@ -155,3 +263,7 @@ def stem_of(data_path: str, preset: str) -> str:
     for suffix in (".gz", ".zip", ".inter", ".csv", ".parquet", ".dat"):
         name = name.removesuffix(suffix)
     return f"{name or 'data'}-{preset}"
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

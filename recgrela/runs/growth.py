@@ -16,9 +16,10 @@ from recgrela.data.item_file import ItemFile
 from recgrela.models import SequenceModel, build
 from recgrela.models.transfer import transfer
 from recgrela.runs import checkpoint
-from recgrela.runs.consistency import recorded_data, recorded_items
+from recgrela.runs.consistency import recorded_data, recorded_ids, recorded_items
 from recgrela.runs.folder import RunFolder
-from recgrela.runs.items import Items, read_items, write_items
+from recgrela.runs.items import Items, ids_sha256, read_items, write_items
+from recgrela.runs.lock import owned
 from recgrela.runs.new_items import NEIGHBOURS, POWER, fill_rows, set_vectors
 from recgrela.runs.protocol import now
 from recgrela.runs.saved import SavedRun
@@ -73,7 +74,7 @@ def grow(run: SavedRun, path: Path, change: Change) -> tuple[RunFolder, Items]:
     """
     if path.exists():
         raise RunError(f"{path}: exists, and runs are never overwritten; choose another folder")
-    items = changed_items(read_items(run.folder.items_path, run.model.n_items), change)
+    items = changed_items(run.read_items(), change)
     model = _grown_model(run, items, change)
     content = run.folder.read_protocol()
     entry = _record(run, items, change)
@@ -83,11 +84,12 @@ def grow(run: SavedRun, path: Path, change: Change) -> tuple[RunFolder, Items]:
         raise RunError(f"cannot create the run folder {path}: {error.strerror}") from error
     folder = RunFolder(path)
     try:
-        checkpoint.save(path / run.checkpoint_path.name, model, run.state.as_dict())
-        write_items(folder.items_path, items)
-        atomic_write_text(folder.config_path, run.config.to_yaml())
-        # The last file, so that a folder of a killed process is not a run.
-        folder.write_json(folder.protocol_path, content | {"growth": [*content.get("growth", []), entry]})
+        with owned(path):
+            checkpoint.save(folder.checkpoint_path(run.which), model, run.state.as_dict())
+            write_items(folder.items_path, items)
+            atomic_write_text(folder.config_path, run.config.to_yaml())
+            # The last file, so that a folder of a killed process is not a run.
+            folder.write_json(folder.protocol_path, content | {"growth": [*content.get("growth", []), entry]})
     except BaseException:
         shutil.rmtree(path)
         raise
@@ -162,6 +164,7 @@ def _record(run: SavedRun, items: Items, change: Change) -> dict[str, Any]:
         },
         "new_rows": WORDS[change.new_rows] if change.add is not None else None,
         "items": len(items.tokens),
+        "ids_sha256": ids_sha256(items.tokens),
         "retired_items": int(items.retired.sum()),
     }
 
@@ -172,7 +175,7 @@ def growth_notes(folder: RunFolder) -> Sequence[str]:
         return []
     total = recorded_items(folder)
     added = total - recorded_data(folder)["items"]
-    retired = int(read_items(folder.items_path, total).retired.sum())
+    retired = int(read_items(folder.items_path, total, recorded_ids(folder)).retired.sum())
     return [
         f"note: all items are ranked, also {added} that were added after training and are no targets, and "
         f"{retired} that are retired and never recommended"

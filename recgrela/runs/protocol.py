@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -14,6 +13,7 @@ import torch
 from recgrela import _C
 from recgrela.data import Interactions, TrainBatches
 from recgrela.evaluation.metrics import NAMES
+from recgrela.runs.items import ids_sha256
 from recgrela.settings.run import RunConfig, preset_config
 from recgrela.settings.train import TrainConfig
 from recgrela.system.device import device_name
@@ -22,11 +22,24 @@ EARLY_STOPPING_METRIC = "NDCG@10"
 
 
 def describe(
-    config: RunConfig, data: Interactions, batches: TrainBatches, device: torch.device, max_tokens: int
+    config: RunConfig,
+    data: Interactions,
+    batches: TrainBatches,
+    device: torch.device,
+    max_tokens: int,
+    processes: int = 1,
 ) -> dict[str, Any]:
     """The content of protocol.json, as plain values.
 
     Counts of users and items include the padding id, as in the published tables.
+
+    Args:
+        config: settings.
+        data: interactions.
+        batches: training batches.
+        device: device of the first process.
+        max_tokens: maximum number of item slots in one pass.
+        processes: number of processes that share the batches.
     """
     train, settings = config.train, fixed_settings(config)
     if train.lr_decay != "none":
@@ -45,6 +58,7 @@ def describe(
         "model": asdict(config.model),
         "settings": settings,
         "data": {"sha256": data.sha256, "packed_sha256": packed_sha256(data), **data.description},
+        "items": {"ids_sha256": ids_sha256(data.item_ids)},
         "split": "leave one out per user: the last event is test, the second last valid; users with "
         "1 or 2 events are used for training only",
         "max_len": config.data.max_len,
@@ -54,6 +68,7 @@ def describe(
             "samples": samples,
             "targets_per_epoch": batches.num_targets,
             "batch_size": train.batch_size,
+            "pieces": batches.partition.pieces,
             "max_tokens_a_pass": max_tokens,
             "loss": describe_loss(train),
             "optimiser": f"Adam, lr {train.lr}, betas 0.9 and 0.999, eps 1e-8; no weight decay, no clipping",
@@ -64,6 +79,9 @@ def describe(
             "test": "once, with the weights of the best epoch",
         },
         "evaluation": {
+            "users": "all with three events or more"
+            if (users := config.data.eval_users) is None
+            else f"at most {users} with three events or more, chosen by a fixed permutation of the user rows",
             "ranking": "full, over all items except padding",
             "masking": "unmasked: all items are ranked; masked: items of the user's history except "
             "the target are removed",
@@ -83,6 +101,7 @@ def describe(
         "machine": {
             "device": str(device),
             "device_name": device_name(device),
+            "processes": processes,
             "threads": torch.get_num_threads(),
             "cpu_kernels": _C.cpu_isa(),
             "platform": platform.platform(),
@@ -119,16 +138,14 @@ def fixed_settings(config: RunConfig) -> dict[str, Any]:
 
 def packed_sha256(data: Interactions) -> str:
     """Hash of the filtered and ordered events."""
-    digest = hashlib.sha256()
-    for part, kind in ((data.items, np.int32), (data.offsets, np.int64)):
-        digest.update(np.ascontiguousarray(part.cpu().numpy(), dtype=kind).data)
-    return digest.hexdigest()
+    return data.packed_sha256()
 
 
-def environment(device: torch.device) -> dict[str, Any]:
+def environment(device: torch.device, processes: int = 1) -> dict[str, Any]:
     """The properties of machine and software that affect the rounding of a run."""
     return {
         "device": str(device),
+        "processes": processes,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "cpu_kernels": _C.cpu_isa(),
@@ -138,15 +155,18 @@ def environment(device: torch.device) -> dict[str, Any]:
 def environments(content: dict[str, Any]) -> list[dict[str, Any]]:
     """The `environment` of each part of a run, from its protocol.json: the start, then each resumption."""
     machine = content["machine"]
-    first = {key: machine.get(key) for key in ("device", "threads", "cpu_kernels")}
-    parts = [first | {"torch": content["versions"].get("torch")}, *content.get("resumed", [])]
-    return [{key: part.get(key) for key in ("device", "threads", "torch", "cpu_kernels")} for part in parts]
+    first = machine | {"torch": content["versions"].get("torch")}
+    keys = ("device", "processes", "threads", "torch", "cpu_kernels")
+    parts = [{"processes": 1} | part for part in (first, *content.get("resumed", []))]  # once not recorded
+    return [{key: part.get(key) for key in keys} for part in parts]
 
 
-def resumption(config: RunConfig, step: int, device: torch.device) -> dict[str, Any]:
-    """An entry of the list "resumed": the step, limits and environment of a resumed run."""
+def resumption(
+    config: RunConfig, step: int, device: torch.device, processes: int, pieces: int
+) -> dict[str, Any]:
+    """An entry of the list "resumed": the step, limits, pieces and environment of a resumed run."""
     limits = {key: getattr(config.train, key) for key in ("epochs", "max_steps", "patience")}
-    return {"time": now(), "step": step, **limits, **environment(device)}
+    return {"time": now(), "step": step, **limits, "pieces": pieces, **environment(device, processes)}
 
 
 def now() -> str:

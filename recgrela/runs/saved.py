@@ -11,18 +11,21 @@ from typing import Literal
 
 import torch
 
-from recgrela.data import EvalBatches, Interactions, load
+from recgrela.data import EvalBatches, Interactions, load_shared
 from recgrela.evaluation.metrics import Ranking
 from recgrela.evaluation.ranking import Ranker
 from recgrela.models import CONFIGS, SequenceModel, build
 from recgrela.parallel.processes import Processes
+from recgrela.parallel.rows import RowShards
 from recgrela.runs import checkpoint
-from recgrela.runs.consistency import check_data, recorded_items
+from recgrela.runs.consistency import check_complete, check_data, check_settings, recorded_ids, recorded_items
 from recgrela.runs.folder import CheckpointName, RunFolder
 from recgrela.runs.items import Items, read_items, write_items
+from recgrela.runs.lock import owned
 from recgrela.runs.state import TrainState
 from recgrela.settings.data import with_absolute_path
 from recgrela.settings.run import RunConfig, read_config
+from recgrela.system.errors import RunError
 from recgrela.system.files import atomic_write_text
 from recgrela.system.graphs import CudaGraphs
 
@@ -40,41 +43,71 @@ class SavedRun:
     checkpoint_path: Path
     state: TrainState
 
+    @property
+    def which(self) -> CheckpointName:
+        """Which of the run's checkpoints it is."""
+        return "last" if self.checkpoint_path == self.folder.checkpoint_path("last") else "best"
+
     def describe_checkpoint(self) -> str:
         """The name and progress of the checkpoint: "best.safetensors (after epoch 12, step 4800)"."""
-        return f"{self.checkpoint_path.name} ({self.state.describe()})"
+        return f"{self.which}.safetensors ({self.state.describe()})"
 
     def read_items(self) -> Items:
         """The run's items. Raises RunError if their file is missing or damaged."""
-        return read_items(self.folder.items_path, self.model.n_items)
+        return read_items(self.folder.items_path, self.model.n_items, recorded_ids(self.folder))
 
     def parent_record(self) -> dict[str, str]:
         """What protocol.json of another run records if its weights are from this one."""
         return {
             "run": str(self.folder.path.resolve()),
-            "checkpoint": self.checkpoint_path.name,
+            "checkpoint": f"{self.which}.safetensors",
             "sha256": hashlib.sha256(self.checkpoint_path.read_bytes()).hexdigest(),
             "trained": self.state.describe(),
         }
 
 
-def load_run(path: Path, which: CheckpointName | None, device: torch.device) -> SavedRun:
+def load_run(
+    path: Path, which: CheckpointName | None, device: torch.device, processes: Processes | None = None
+) -> SavedRun:
     """Load the model of a run.
 
     Args:
         path: the run folder.
         which: the checkpoint; None for that of the final table.
         device: the model's device.
+        processes: the processes that divide the item table if the run was trained so; None: only this one,
+            with the whole table.
+
+    A run that is training replaces its checkpoints meanwhile; then the new one is loaded.
 
     Raises:
-        RunError: the folder is not a run folder, or the checkpoint is missing or does not fit the model.
+        RunError: the folder is not a run folder or lost files, its files contradict each other, or the
+            checkpoint is missing, damaged or does not fit the model.
     """
     folder = RunFolder.open(path)
     config = read_config(folder.config_path, CONFIGS)
-    model = build(config.model, recorded_items(folder), config.data.max_len).to(device)
+    check_settings(folder, config)
+    check_complete(folder)
     file = folder.find_checkpoint(which)
-    state = TrainState.from_dict(checkpoint.load(file, model), file)
-    return SavedRun(folder, config, model.eval(), device, file, state)
+    for _ in range(10):
+        try:
+            model = _make_model(folder, config, file, processes or Processes()).to(device)
+            state = TrainState.from_dict(checkpoint.load(file, model), file)
+            return SavedRun(folder, config, model.eval(), device, file, state)
+        except RunError:
+            before, file = file, folder.find_checkpoint(which)
+            if file == before:
+                raise
+    raise RunError(f"{folder.path}: its checkpoints are renamed again and again while they are read")
+
+
+def _make_model(folder: RunFolder, config: RunConfig, file: Path, processes: Processes) -> SequenceModel:
+    """A model of the size that checkpoint and protocol agree on, which is checked before it is allocated."""
+    items, meta = recorded_items(folder), checkpoint.read_meta(file)
+    if meta["n_items"] != items:
+        raise RunError(f"{file}: has {meta['n_items']} items, but {folder.protocol_path} has {items}")
+    shards = RowShards.over(processes, items, config.train.shard_items)
+    return build(config.model, items, config.data.max_len, shards)
 
 
 def save_weights(run: SavedRun, items: Items, path: Path) -> None:
@@ -86,24 +119,30 @@ def save_weights(run: SavedRun, items: Items, path: Path) -> None:
     protocol = run.folder.read_protocol()
     folder = RunFolder.create(path.parent, path.name, "")
     try:
-        atomic_write_text(folder.config_path, run.config.to_yaml())
-        folder.write_json(folder.protocol_path, protocol)
-        write_items(folder.items_path, items)
-        checkpoint.save(folder.checkpoint_path("best"), run.model, run.state.as_dict())
+        with owned(folder.path):
+            checkpoint.save(folder.checkpoint_path("best"), run.model, run.state.as_dict())
+            write_items(folder.items_path, items)
+            atomic_write_text(folder.config_path, run.config.to_yaml())
+            folder.write_json(folder.protocol_path, protocol)  # the last file, as `RunFolder.open` needs all
     except BaseException:
         shutil.rmtree(folder.path)
         raise
 
 
-def load_data(run: SavedRun, path: str | None = None) -> Interactions:
+def load_data(run: SavedRun, path: str | None = None, processes: Processes | None = None) -> Interactions:
     """Load a run's data, from `path` if it has moved.
+
+    Args:
+        run: the run.
+        path: a path instead of the run's.
+        processes: the processes that use the data, all of which call this function; None: only this one.
 
     Raises:
         DataError: the data cannot be read.
         RunError: the data differs from that of the run.
     """
     config = run.config.data if path is None else replace(run.config.data, path=path)
-    data = load(with_absolute_path(config))
+    data = load_shared(with_absolute_path(config), processes or Processes())
     check_data(run.folder, data)
     return data
 
@@ -142,6 +181,7 @@ def evaluate(
             history_len,
             batch_size,
             run.device,
+            max_users=config.data.eval_users,
             rank=processes.rank,
             world=processes.world,
         )

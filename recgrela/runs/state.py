@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from recgrela.evaluation.metrics import Ranking
+from recgrela.runs.values import is_count, is_number
 from recgrela.settings.train import TrainConfig
 from recgrela.system.errors import RunError
 
-_KINDS: dict[Any, tuple[type, ...]] = {  # the JSON types of each annotation
-    "int": (int,),
-    "float": (int, float),
-    "float | None": (int, float, type(None)),
-    "list[list[float]]": (list,),
+_CHECKS: dict[Any, Callable[[Any], bool]] = {  # of the JSON values of each annotation
+    "int": is_count,
+    "float": is_number,
+    "float | None": lambda value: value is None or is_number(value, 0, 1),
+    "str | None": lambda value: value is None or (isinstance(value, str) and len(value) == 64),
+    "list[list[float]]": lambda value: isinstance(value, list) and all(map(_is_point, value)),
 }
 
 
@@ -34,6 +37,8 @@ class TrainState:
         read_sum, read_step: `loss_sum` and `step` at the last point of the loss curve.
         samples, targets, seconds: totals of the current epoch.
         loss_curve: points [total_steps, mean loss since the previous point] of the current epoch.
+        best_sha256: checksum of the checkpoint of the best epoch; None before the first epoch, in that
+            checkpoint itself, and in a run of an earlier version.
     """
 
     epoch: int = 0
@@ -49,19 +54,50 @@ class TrainState:
     targets: int = 0
     seconds: float = 0.0
     loss_curve: list[list[float]] = field(default_factory=list)
+    best_sha256: str | None = None
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], path: Path) -> TrainState:
-        """The inverse of `as_dict`. Raises RunError, which names the checkpoint `path`, for other content."""
-        known = {field.name: _KINDS[field.type] for field in fields(cls)}
+        """The inverse of `as_dict`.
+
+        Raises:
+            RunError: the content is another, a value is out of its range, or two values contradict each
+                other; the message names the checkpoint `path`.
+        """
+        known = {field.name: _CHECKS[field.type] for field in fields(cls)}
+        content = {"best_sha256": None, **content}  # earlier versions have none
         for key in known.keys() ^ content.keys():
             raise RunError(
                 f"{path}: damaged: its state has {'no' if key in known else 'an unknown'} key {key!r}"
             )
-        for key, kinds in known.items():
-            if not isinstance(content[key], kinds):
-                raise RunError(f"{path}: damaged: its state has {key} {content[key]!r}")
-        return cls(**content)
+        for key, is_valid in known.items():
+            if not is_valid(content[key]):
+                raise RunError(f"{path}: damaged: its state has {key} {content[key]!r:.200}")
+        state = cls(**content)
+        state._check(path)
+        return state
+
+    def _check(self, path: Path) -> None:
+        """Raises RunError if two counters contradict each other."""
+
+        def refuse(*names: str) -> NoReturn:
+            values = " and ".join(f"{name} {getattr(self, name)!r:.200}" for name in names)
+            raise RunError(f"{path}: damaged: its state has {values}, which contradict each other")
+
+        if (self.best_score is None) != (self.best_epoch == 0):
+            refuse("best_score", "best_epoch")
+        if self.best_epoch + self.stale_epochs != self.epoch:
+            refuse("epoch", "best_epoch", "stale_epochs")
+        if self.total_steps < self.epoch + self.step:  # an epoch has at least one step
+            refuse("total_steps", "epoch", "step")
+        if self.read_step > self.step:
+            refuse("read_step", "step")
+        for name in ("samples", "targets"):
+            if not (self.step <= getattr(self, name) and (self.step > 0 or getattr(self, name) == 0)):
+                refuse(name, "step")
+        steps = [point[0] for point in self.loss_curve]
+        if any(b <= a for a, b in pairwise([self.total_steps - self.step, *steps, self.total_steps + 1])):
+            refuse("loss_curve", "total_steps", "step")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -124,3 +160,8 @@ class TrainState:
         if self.epoch >= config.epochs:
             return f"{self.epoch} epochs done"
         return None
+
+
+def _is_point(value: object) -> bool:
+    """Whether a value of a JSON file is a point of a loss curve."""
+    return isinstance(value, list) and len(value) == 2 and is_count(value[0], 1) and is_number(value[1])

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
 from recgrela.settings.fields import Option, check_known, show
 from recgrela.system.errors import ConfigError, ReportedElsewhere, UserError, one_line
+from recgrela.system.output import OutputClosed, standard_streams, tell, write_result
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 from recgrela.system.text import printable, quote
 
 EXIT_USER_ERROR = 2
@@ -21,11 +27,18 @@ def run(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None) -> 
     """Run a command on `argv` (None: the process's own) and return its exit code.
 
     A `UserError`, an error of the operating system (such as missing permission) and a lack of memory become
-    one line on stderr and exit code 2; Ctrl-C outside training becomes 130. Any other exception is a bug and
-    keeps its traceback.
+    one line on stderr and exit code 2; Ctrl-C outside training becomes 130. A reader of the results that has
+    ended, as `head` does, becomes 141 without a word. Any other exception is a bug and keeps its traceback.
     """
+    with standard_streams():
+        return _run(command, sys.argv[1:] if argv is None else list(argv))
+
+
+def _run(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
     try:
-        return command(sys.argv[1:] if argv is None else list(argv))
+        return command(argv)
+    except OutputClosed:
+        return EXIT_SIGNAL + signal.SIGPIPE
     except ReportedElsewhere:
         return EXIT_USER_ERROR
     except UserError as error:
@@ -36,12 +49,13 @@ def run(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None) -> 
     except (MemoryError, torch.OutOfMemoryError) as error:
         return _fail(f"out of memory: {error}; a smaller batch or max_tokens needs less".replace(": ;", ";"))
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        tell("interrupted")
         return EXIT_SIGNAL + 2
 
 
 def _fail(message: str) -> int:
-    print(f"error: {one_line(message)}", file=sys.stderr)
+    rank = os.environ.get("RANK", "0")
+    tell(f"{'' if rank == '0' else f'process {rank}: '}error: {one_line(message)}")
     return EXIT_USER_ERROR
 
 
@@ -115,6 +129,13 @@ class Parser(argparse.ArgumentParser):
             is_bare = error.message.startswith("expected ")  # "one argument" or "at least one argument"
             raise ConfigError(f"{error.argument_name} needs a value" if is_bare else str(error)) from error
         return vars(namespace), rest
+
+    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
+        """Print --help as a result: argparse itself would drop what cannot be written."""
+        if file is None:
+            write_result(self.format_help())
+        else:
+            super().print_help(file)
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message)

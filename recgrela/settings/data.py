@@ -51,6 +51,9 @@ class DataConfig(Settings):
         above=0,
         affects=NOTHING,
     )
+    eval_users: int | None = setting(
+        None, "Maximum number of users in evaluation, the same in every run; null: all.", min=1
+    )
     synthetic_seed: int = setting(0, "Seed of the synthetic data.", min=0, max=MAX_SEED)
     synthetic_users: int = setting(1000, "Number of synthetic users.", min=1)
     synthetic_items: int = setting(500, "Number of synthetic items.", min=20, max=2**24)

@@ -45,6 +45,11 @@ class TrainConfig(Settings):
         min=1,
         affects=LENGTH,
     )
+    shard_items: bool = setting(
+        False,
+        "Divide the rows of the item table over the processes, for a table too large for one device.",
+        affects=SPEED,
+    )
     max_tokens: int | None = setting(
         None,
         "Maximum number of items per pass, with padding; null: 16,384 on a CPU, no limit on a GPU.",

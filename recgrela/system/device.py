@@ -32,8 +32,8 @@ def use_device(name: str, local_rank: int = 0, local_world: int = 1) -> torch.de
     if local_world > 1:
         if name.startswith("cuda:"):
             raise ConfigError(
-                f"device {name!r}: {local_world} processes on this host cannot share a GPU; use cuda or auto, "
-                "so that each process uses its own"
+                f"device {name!r}: {local_world} processes on this host cannot share a GPU; use cuda or "
+                "auto, so that each process uses its own"
             )
         if name == "auto" and torch.cuda.is_available():
             name = "cuda"
@@ -62,8 +62,8 @@ def parse_device(name: str) -> torch.device:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if int(index or 0) >= count:
             raise ConfigError(
-                f"device {name!r}: PyTorch detects {count} CUDA devices; use auto or cpu, and with torchrun at "
-                "most as many processes as GPUs"
+                f"device {name!r}: PyTorch detects {count} CUDA devices; use auto or cpu, and with torchrun "
+                "at most as many processes as GPUs"
             )
         if obstacle := gpu_obstacle(int(index or 0)):
             raise ConfigError(f"device {name!r}: {obstacle}; or use the device cpu")

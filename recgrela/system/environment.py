@@ -56,7 +56,7 @@ def kernel_fault(device: str) -> str | None:
 
     generator = torch.Generator().manual_seed(0)
     try:
-        x = torch.randn(24, 32, generator=generator).to(device)
+        x = torch.randn(24, 32, generator=generator, dtype=torch.float32, device="cpu").to(device)
         cu_seqlens = torch.tensor([0, 17, 24], device=device)
         options: dict[str, Any] = {"num_heads": 2, "causal": True}
         options["rotary"] = rotary_table(17, 32, device=device)

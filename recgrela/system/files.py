@@ -1,48 +1,89 @@
-"""Atomic file writes: a file is written under a temporary name, then renamed."""
+"""Atomic file writes: a file is written under a temporary name or none, then renamed."""
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-
-from safetensors import SafetensorError
+from typing import BinaryIO
 
 from recgrela.system.errors import ConfigError, RunError
 
+# Names of unfinished files: ours, and those of `safetensors.save_file`, which earlier versions called.
+_UNFINISHED = re.compile(r"\..+\.tmp|\.tmp[A-Za-z0-9]{6}")
+_NO_UNNAMED_FILES = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL)
+
+
+@contextmanager
+def atomic_stream(path: Path) -> Iterator[BinaryIO]:
+    """A binary file, open for writing, that replaces `path` when the block ends.
+
+    Readers get the old file or the whole new one. The file has no name until it is flushed to disk
+    (O_TMPFILE), so the system removes it if the process is killed. On file systems without unnamed files it
+    is ``.NAME.tmp`` in the same folder (a rename across file systems is a copy), which `remove_unfinished`
+    removes.
+
+    Raises:
+        RunError: the file cannot be written (disk full, no permission); the old file is unchanged, as after
+            any other exception in the block.
+    """
+    temporary = temporary_path(path)
+    is_named = False
+    try:
+        file = _open_unnamed(path.parent)
+        if file is None:
+            is_named = True
+            file = temporary.open("wb")
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            if not is_named:
+                temporary.unlink(missing_ok=True)
+                is_named = True
+                _give_name(file, temporary)
+        os.replace(temporary, path)
+        flush_folder(path.parent)  # makes the rename survive a power failure
+    except OSError as error:
+        if is_named:
+            temporary.unlink(missing_ok=True)
+        raise _cannot_write(path, error) from error
+    except BaseException:
+        if is_named:
+            temporary.unlink(missing_ok=True)
+        raise
+
 
 def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
-    """Write `path` by `write(temporary)` and a rename, so that readers get the old file or the whole new one.
-
-    The temporary file is in the same folder (a rename across file systems is a copy), is flushed to disk
-    before the rename, and is removed if anything fails.
+    """Write `path` by `write(temporary)` and a rename, for writers that need a path; see `atomic_stream`.
 
     Raises:
         RunError: the file cannot be written (disk full, no permission); the old file is unchanged.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = temporary_path(path)
     try:
         write(temporary)
-        temporary.chmod(0o666 & ~_umask())  # safetensors creates files that only the owner can read
         _flush(temporary)
         os.replace(temporary, path)
-        _flush(path.parent)  # makes the rename survive a power failure
-    except (OSError, SafetensorError) as error:
+        flush_folder(path.parent)
+    except OSError as error:
         temporary.unlink(missing_ok=True)
-        kept = "; the previous file is unchanged" if path.exists() else ""
-        raise RunError(f"cannot write {path}: {_reason(error)}{kept}") from error
+        raise _cannot_write(path, error) from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
 def atomic_write_text(path: Path, text: str) -> None:
-    """`atomic_write` for UTF-8 text.
+    """Write UTF-8 text as `atomic_stream` does.
 
     A lone surrogate, a byte of a file name that is not UTF-8, is written as in JSON: \\udcff.
     """
-    atomic_write(path, lambda temporary: _write_text(temporary, text))
+    with atomic_stream(path) as file:
+        file.write(text.encode("utf-8", "backslashreplace"))
 
 
 def append_text(path: Path, text: str) -> None:
@@ -53,9 +94,26 @@ def append_text(path: Path, text: str) -> None:
             file.write(text)
         _flush(path)
         if is_new:
-            _flush(path.parent)
+            flush_folder(path.parent)
     except OSError as error:
-        raise RunError(f"cannot write {path}: {_reason(error)}") from error
+        raise _cannot_write(path, error, "") from error
+
+
+def temporary_path(path: Path) -> Path:
+    """The name of a file that is being written and will replace `path`."""
+    return path.with_name(f".{path.name}.tmp")
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove the temporary files that killed processes left in a folder. The caller is its only writer."""
+    for path in folder.iterdir():
+        if _UNFINISHED.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush the names in a folder to disk."""
+    _flush(folder)
 
 
 def expand_path(text: str, what: str) -> Path:
@@ -68,14 +126,26 @@ def expand_path(text: str, what: str) -> Path:
         raise ConfigError(f"{what}: {text}: {error}") from error
 
 
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8", errors="backslashreplace")
+def _open_unnamed(folder: Path) -> BinaryIO | None:
+    """A file without a name, None where the system or the file system has none."""
+    flag = getattr(os, "O_TMPFILE", None)
+    if flag is None or not Path("/proc/self/fd").is_dir():
+        return None
+    try:
+        descriptor = os.open(folder, flag | os.O_WRONLY, 0o666)
+    except OSError as error:
+        if error.errno in _NO_UNNAMED_FILES:
+            return None
+        raise
+    return os.fdopen(descriptor, "wb")
 
 
-def _umask() -> int:
-    mask = os.umask(0o022)  # the system has no call that only reads the mask
-    os.umask(mask)
-    return mask
+def _give_name(file: BinaryIO, path: Path) -> None:
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:  # os.link follows the link in /proc only if a folder is given
+        os.link(f"/proc/self/fd/{file.fileno()}", path.name, dst_dir_fd=folder, follow_symlinks=True)
+    finally:
+        os.close(folder)
 
 
 def _flush(path: Path) -> None:
@@ -86,7 +156,13 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno is not None:
-        return "no space left on the disk" if error.errno == errno.ENOSPC else os.strerror(error.errno)
-    return str(error)
+def _cannot_write(path: Path, error: OSError, kept: str | None = None) -> RunError:
+    if kept is None:
+        kept = "; the previous file is unchanged" if path.exists() else ""
+    return RunError(f"cannot write {path}: {_reason(error)}{kept}")
+
+
+def _reason(error: OSError) -> str:
+    if error.errno is None:
+        return str(error)
+    return "no space left on the disk" if error.errno == errno.ENOSPC else os.strerror(error.errno)

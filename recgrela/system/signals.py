@@ -16,12 +16,19 @@ class Stopped(Exception):
         self.signum = signum
 
 
+def stop_signals() -> list[signal.Signals]:
+    """SIGINT, SIGTERM and SIGHUP, without those that the process ignores, as nohup makes it ignore SIGHUP."""
+    known = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    return [signum for signum in known if signal.getsignal(signum) is not signal.SIG_IGN]
+
+
 class StopSignals:
-    """Turns SIGINT and SIGTERM into `Stopped`, which `check` raises at the next safe point.
+    """Turns SIGINT, SIGTERM and SIGHUP into `Stopped`, which `check` raises at the next safe point.
 
     The first signal restores the previous handlers, so a second one ends the process at once; checkpoints on
-    disk are complete at any time. Outside the main thread, where Python allows no handlers, the class does
-    nothing.
+    disk are complete at any time. SIGHUP never does: a terminal that closes sends it twice, itself and
+    through its shell. Signals that the process ignores remain ignored. Outside the main thread, where Python
+    allows no handlers, the class does nothing.
     """
 
     def __init__(self) -> None:
@@ -30,7 +37,7 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGINT, signal.SIGTERM):
+            for signum in stop_signals():
                 self._previous[signum] = signal.signal(signum, self._receive)
         return self
 
@@ -50,10 +57,10 @@ class StopSignals:
             raise Stopped(self._received)
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
-        self._received = signum
-        self._restore()
+        if self._received is None:
+            self._received = signum
+            self._restore(except_for=signal.SIGHUP)
 
-    def _restore(self) -> None:
-        for signum, handler in self._previous.items():
-            signal.signal(signum, handler)
-        self._previous.clear()
+    def _restore(self, except_for: signal.Signals | None = None) -> None:
+        for signum in [signum for signum in self._previous if signum != except_for]:
+            signal.signal(signum, self._previous.pop(signum))

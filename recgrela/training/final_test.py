@@ -8,7 +8,7 @@ from rich.console import Console
 
 from recgrela.evaluation.metrics import Ranking
 from recgrela.runs import checkpoint
-from recgrela.runs.curves import plot_curves
+from recgrela.runs.curves import draw_curves
 from recgrela.runs.folder import CheckpointName, RunFolder
 from recgrela.runs.ranks import Ranks, write_ranks
 from recgrela.runs.state import TrainState
@@ -37,11 +37,12 @@ def run_final_test(
     Returns:
         The ranking of each split.
     """
-    path = folder.checkpoint_path(which)
+    path = folder.find_checkpoint(which)
     state = TrainState.from_dict(checkpoint.load(path, session.model), path)
     rankings = {split: session.ranker(batches, after_batch) for split, batches in session.splits.items()}
     results = {
         "checkpoint": which,
+        "sha256": checkpoint.read_checksum(path),
         "epoch": state.epoch + (state.step > 0),
         "step": state.total_steps,
         "reason": reason,
@@ -53,11 +54,13 @@ def run_final_test(
     }
 
     def write() -> None:
+        # In this order, every folder that a killed process leaves is complete: a table has ranks, a final
+        # record has a table.
         write_ranks(folder.ranks_path, ranks)
-        folder.metrics.append({"kind": "final", **results})
         folder.write_json(folder.results_path, results)
-        plot_curves(folder.curves_path, folder.metrics.read())
+        folder.metrics.append({"kind": "final", **results})
+        draw_curves(folder.curves_path, folder.metrics.read(), console)
 
     session.processes.on_first(write)
-    show_rankings(console, rankings, f"{folder.path.name}, {path.name} ({state.describe()})")
+    show_rankings(console, rankings, f"{folder.path.name}, {which}.safetensors ({state.describe()})")
     return rankings

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from recgrela.data import Interactions
-from recgrela.ops import linear_cross_entropy
 from recgrela.ops.checks import without_autocast
 from recgrela.ops.linear_cross_entropy import max_logits_of
+from recgrela.parallel.table import Table, biases_of, cross_entropy, rows_of
 from recgrela.settings.train import LossName
 from recgrela.system.errors import ConfigError
 
@@ -25,9 +25,9 @@ class FullSoftmax(nn.Module):
         super().__init__()
         self.label_smoothing = label_smoothing
 
-    def forward(self, hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None) -> Tensor:
+    def forward(self, hidden: Tensor, table: Table, target: Tensor, bias: Tensor | None = None) -> Tensor:
         """hidden [T, D], item table [n_items, D], target [T] int64, item bias [n_items] -> the mean loss."""
-        return linear_cross_entropy(hidden, weight, target, bias, label_smoothing=self.label_smoothing)
+        return cross_entropy(hidden, table, target, bias, label_smoothing=self.label_smoothing)
 
 
 class SampledLoss(nn.Module, ABC):
@@ -38,60 +38,74 @@ class SampledLoss(nn.Module, ABC):
     are held for a bounded number of rows, as in `linear_cross_entropy`, and recomputed in the backward pass.
 
     Args:
-        items: [n_events] item ids of the training events, on the training device.
-        n_items: number of rows of the item table, including the padding row, which is never drawn.
+        counts: [n_items] int64, the number of training events of each item; the padding row has none and is
+            never drawn.
         num_negatives: number of negatives per pass, drawn with replacement.
     """
 
-    items: Tensor
+    ends: Tensor
 
-    def __init__(self, items: Tensor, n_items: int, num_negatives: int) -> None:
+    def __init__(self, counts: Tensor, num_negatives: int) -> None:
         super().__init__()
-        self.n_items, self.num_negatives = n_items, num_negatives
-        self.register_buffer("items", items, persistent=False)
+        self.n_items, self.num_negatives, self.num_events = len(counts), num_negatives, int(counts.sum())
+        # The item of training event e, sorted by item, is the first whose events end after e.
+        self.register_buffer("ends", counts.cumsum(0), persistent=False)
 
     def draw(self) -> Tensor:
         """[num_negatives] int64 item ids, from the device's random number generator."""
-        device, frequent = self.items.device, self.num_negatives // 2
-        events = torch.randint(len(self.items), (frequent,), device=device)
+        device, frequent = self.ends.device, self.num_negatives // 2
+        events = torch.randint(self.num_events, (frequent,), device=device)
         uniform = torch.randint(1, self.n_items, (self.num_negatives - frequent,), device=device)
-        return torch.cat([self.items[events].long(), uniform])
+        return torch.cat([torch.searchsorted(self.ends, events, right=True), uniform])
 
-    def forward(self, hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None) -> Tensor:
+    def forward(self, hidden: Tensor, table: Table, target: Tensor, bias: Tensor | None = None) -> Tensor:
         """hidden [T, D], item table [n_items, D], target [T] int64, item bias [n_items] -> the mean loss."""
-        return self.with_negatives(hidden, weight, target, self.draw(), bias)
+        return self.with_negatives(hidden, table, target, self.draw(), bias)
 
     def with_negatives(
-        self, hidden: Tensor, weight: Tensor, target: Tensor, negatives: Tensor, bias: Tensor | None = None
+        self, hidden: Tensor, table: Table, target: Tensor, negatives: Tensor, bias: Tensor | None = None
     ) -> Tensor:
         """The mean loss with given negatives, [K] int64."""
         rows = max(1, max_logits_of(hidden.device.type) // len(negatives))
         # A single lookup, because each one creates a gradient as large as the table.
-        own, others = F.embedding(torch.cat([target, negatives]), weight).split([len(target), len(negatives)])
+        ids, counts = torch.cat([target, negatives]), [len(target), len(negatives)]
+        own, others = rows_of(table, ids).split(counts)
+        parts = [hidden.split(rows), target.split(rows), own.split(rows)]
+        other_bias = None
+        if bias is not None:
+            own_bias, other_bias = biases_of(table, bias, ids).float().split(counts)
+            parts.append(own_bias.split(rows))
         losses = [
             # No random state is needed, and a CUDA graph could not save it.
             checkpoint(
-                self._sum, *part, others, negatives, bias, use_reentrant=False, preserve_rng_state=False
+                self._sum,
+                others,
+                other_bias,
+                negatives,
+                *part,
+                use_reentrant=False,
+                preserve_rng_state=False,
             )
-            for part in zip(hidden.split(rows), own.split(rows), target.split(rows), strict=True)
+            for part in zip(*parts, strict=True)
         ]
-        return torch.stack(losses).sum() / len(target)
+        return torch.stack(losses).sum() / max(1, len(target))
 
     def _sum(
         self,
-        hidden: Tensor,
-        own: Tensor,
-        target: Tensor,
         others: Tensor,
+        other_bias: Tensor | None,
         negatives: Tensor,
-        bias: Tensor | None,
+        hidden: Tensor,
+        target: Tensor,
+        own: Tensor,
+        own_bias: Tensor | None = None,
     ) -> Tensor:
         # Autocast is disabled, because bfloat16 is too coarse for scores.
         with without_autocast(hidden.device.type):
             hidden = hidden.float()
             positive, negative = (hidden * own.float()).sum(1), hidden @ others.float().T
-            if bias is not None:
-                positive, negative = positive + bias[target].float(), negative + bias[negatives].float()
+            if own_bias is not None and other_bias is not None:
+                positive, negative = positive + own_bias, negative + other_bias
             return self.loss(positive, negative, target, negatives).sum()
 
     @abstractmethod
@@ -109,11 +123,11 @@ class SampledSoftmax(SampledLoss):
 
     log_q: Tensor
 
-    def __init__(self, items: Tensor, n_items: int, num_negatives: int) -> None:
-        super().__init__(items, n_items, num_negatives)
+    def __init__(self, counts: Tensor, num_negatives: int) -> None:
+        super().__init__(counts, num_negatives)
         frequent = num_negatives // 2
-        count = torch.bincount(items, minlength=n_items).float() / len(items)
-        expected = frequent * count + (num_negatives - frequent) / (n_items - 1)
+        share = counts.float() / self.num_events
+        expected = frequent * share + (num_negatives - frequent) / (self.n_items - 1)
         self.register_buffer("log_q", expected.log(), persistent=False)
 
     def loss(self, positive: Tensor, negative: Tensor, target: Tensor, negatives: Tensor) -> Tensor:
@@ -130,8 +144,9 @@ class GBCE(SampledLoss):
     separate negatives for each row.
     """
 
-    def __init__(self, items: Tensor, n_items: int, num_negatives: int, t: float) -> None:
-        super().__init__(items, n_items, num_negatives)
+    def __init__(self, counts: Tensor, num_negatives: int, t: float) -> None:
+        super().__init__(counts, num_negatives)
+        n_items = self.n_items
         if num_negatives >= n_items:
             raise ConfigError(
                 f"train.negatives: {num_negatives} is more than the {n_items - 1} items that gbce draws "
@@ -142,7 +157,7 @@ class GBCE(SampledLoss):
 
     def draw(self) -> Tensor:
         # Uniform, as the formula of beta assumes.
-        return torch.randint(1, self.n_items, (self.num_negatives,), device=self.items.device)
+        return torch.randint(1, self.n_items, (self.num_negatives,), device=self.ends.device)
 
     def loss(self, positive: Tensor, negative: Tensor, target: Tensor, negatives: Tensor) -> Tensor:
         others = F.softplus(negative).masked_fill(negatives == target[:, None], 0.0)
@@ -152,10 +167,10 @@ class GBCE(SampledLoss):
 def make_loss(
     name: LossName, label_smoothing: float, negatives: int, gbce_t: float, data: Interactions
 ) -> nn.Module:
-    """The loss with a given name, for data on the training device; see the classes for other arguments."""
+    """The loss with a given name, on the device of the data; see the classes for other arguments."""
     if name == "softmax":
         return FullSoftmax(label_smoothing)
-    items, n_items = data.train_items(), data.n_items
+    counts = data.train_item_counts()
     if name == "sampled_softmax":
-        return SampledSoftmax(items, n_items, negatives)
-    return GBCE(items, n_items, negatives, gbce_t)
+        return SampledSoftmax(counts, negatives)
+    return GBCE(counts, negatives, gbce_t)

@@ -3,52 +3,86 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from recgrela.runs import protocol
 from recgrela.runs.folder import RunFolder, stem_of
 from recgrela.runs.items import Items, write_items
+from recgrela.runs.lock import owned
 from recgrela.system.console import say
 from recgrela.system.files import atomic_write_text, expand_path
 from recgrela.training.session import Session
 from recgrela.training.warm_start import WarmStart
 
+# Files of a run folder before the first checkpoint.
+UNFINISHED = ("config.yaml", "protocol.json", "items.parquet", "metrics.jsonl", ".lock")
 
-def create_folder(session: Session, console: Console, origin: WarmStart | None = None) -> RunFolder:
+
+def create_folder(
+    session: Session, console: Console, stack: ExitStack, origin: WarmStart | None = None
+) -> RunFolder:
     """Make the folder of a new run, and print the data and model.
 
     Args:
         session: the run's parts.
         console: the output.
+        stack: holds the folder's lock.
         origin: what the run takes over from another one; None if its weights are fresh.
 
     Raises:
         RunError: the name is taken, or a file cannot be written; then no folder is left.
     """
     config, data = session.config, session.data
-    content = protocol.describe(config, data, session.batches, session.device, session.step.max_tokens)
+    processes = session.processes.world
+    content = protocol.describe(
+        config, data, session.batches, session.device, session.step.max_tokens, processes
+    )
     if origin is not None:
         content["init"] = origin.record
     is_modified = origin is not None or bool(content["changed_from_preset"])
     stem = stem_of(config.data.path, config.preset) + "-modified" * is_modified
-    folder = RunFolder.create(expand_path(config.train.output, "train.output"), config.train.name, stem)
+    output, name = expand_path(config.train.output, "train.output"), config.train.name
+    if name is not None and (config.train.if_exists == "resume" or session.processes.launch.restarts):
+        remove_unfinished(output / name)
+    folder = RunFolder.create(output, name, stem)
+    stack.enter_context(owned(folder.path))
     try:
         atomic_write_text(folder.config_path, config.to_yaml())
-        folder.write_json(folder.protocol_path, content)
         write_items(folder.items_path, origin.items if origin is not None else Items.of(data))
+        folder.write_json(folder.protocol_path, content)
     except BaseException:
         shutil.rmtree(folder.path)
         raise
+    _show(session, content, folder, console)
+    if origin is not None:
+        say(console, origin.describe())
+    return folder
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove the folder of a run that ended before its first checkpoint; another folder is left alone.
+
+    Raises:
+        RunError: another process writes the folder.
+    """
+    if not folder.is_dir() or {path.name for path in folder.iterdir()} - set(UNFINISHED):
+        return
+    with owned(folder):
+        shutil.rmtree(folder)
+
+
+def _show(session: Session, content: dict[str, Any], folder: RunFolder, console: Console) -> None:
+    config, processes = session.config, session.processes.world
     counts = content["data"]
-    parameters = sum(parameter.numel() for parameter in session.model.parameters())
     say(console, f"run folder {folder.path}")
     say(
         console,
         f"{counts['source']}: {counts['users']:,} users, {counts['items']:,} items, {counts['events']:,} "
         f"events (counts include padding ids); {session.batches.num_targets:,} targets per epoch",
     )
-    say(console, f"{config.model.name}: {parameters:,} parameters, on {content['machine']['device_name']}")
-    if origin is not None:
-        say(console, origin.describe())
-    return folder
+    on = content["machine"]["device_name"] + f", in {processes} processes" * (processes > 1)
+    say(console, f"{config.model.name}: {session.model.num_parameters:,} parameters, on {on}")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from recgrela.runs.values import is_count, is_number
 from recgrela.settings.train import TrainConfig
 from recgrela.system.errors import ConfigError, RunError
 
@@ -37,12 +39,12 @@ class Schedule:
     @classmethod
     def from_dict(cls, content: object, path: Path) -> Schedule:
         """The inverse of `as_dict`. Raises RunError, which names the file `path`, for other content."""
-        kinds = {field.name: int if field.type == "int" else (int, float) for field in fields(cls)}
-        if not isinstance(content, Mapping) or content.keys() != kinds.keys():
-            raise RunError(f"{path}: damaged: a schedule is {content!r}")
-        for key, kind in kinds.items():
-            if not isinstance(content[key], kind) or not content[key] >= 0:
-                raise RunError(f"{path}: damaged: a schedule has {key} {content[key]!r}")
+        checks = {field.name: is_count if field.type == "int" else is_number for field in fields(cls)}
+        if not isinstance(content, Mapping) or content.keys() != checks.keys():
+            raise RunError(f"{path}: damaged: a schedule is {content!r:.200}")
+        for key, is_valid in checks.items():
+            if not is_valid(content[key], 0):
+                raise RunError(f"{path}: damaged: a schedule has {key} {content[key]!r:.200}")
         if content["epochs"] <= content["epoch"]:
             raise RunError(f"{path}: damaged: a schedule ends before it begins: {dict(content)!r}")
         return cls(**content)
@@ -104,6 +106,24 @@ def recorded_schedules(content: Mapping[str, Any], path: Path, config: TrainConf
         if "schedule" in entry:
             schedules.append(Schedule.from_dict(entry["schedule"], path))
     return schedules
+
+
+def check_schedules(path: Path, schedules: Sequence[Schedule], num_steps: int, total_steps: int) -> None:
+    """Raises RunError, which names the file `path`, if schedules do not follow each other up to a step.
+
+    Args:
+        path: protocol.json.
+        schedules: the schedules of the run.
+        num_steps: steps per epoch.
+        total_steps: completed steps of the run.
+    """
+    for before, after in pairwise(schedules):
+        is_after = before.step <= after.step <= total_steps and before.epochs < after.epochs
+        if not is_after or abs(after.epoch * num_steps - after.step) > 0.5:
+            raise RunError(
+                f"{path}: damaged: the schedule {after.as_dict()} does not follow {before.as_dict()} within "
+                f"{total_steps} steps, {num_steps} per epoch"
+            )
 
 
 def extension(config: TrainConfig, schedules: Sequence[Schedule], place: Place) -> Schedule | None:

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from recgrela.data import Batch, EvalBatches, Interactions, TrainBatches, load
+from recgrela.data import Batch, EvalBatches, Interactions, TrainBatches, load_shared
 from recgrela.evaluation.ranking import Ranker
 from recgrela.models import SequenceModel, build
 from recgrela.models.capture import filling_for
 from recgrela.parallel.processes import Processes
+from recgrela.parallel.rows import RowShards
 from recgrela.runs.tensorboard import use_tensorboard
 from recgrela.settings.data import with_absolute_path
 from recgrela.settings.run import RunConfig
@@ -81,14 +82,67 @@ def open_session(
     wants_graphs = train.wants_graphs(device.type)
     if train.threads is not None:
         torch.set_num_threads(train.threads)
-    data = load(config.data)
+    data = load_shared(config.data, processes)
     on_device = data.to(device)
     torch.manual_seed(train.seed)
-    model = build(config.model, data.n_items, max_len).to(device)
+    shards = RowShards.over(processes, data.n_items, train.shard_items)
+    model = build(config.model, data.n_items, max_len, shards).to(device)
     check_model(model, config)
     if not processes.is_first:
         torch.manual_seed(process_seed(train.seed, processes.rank))  # the weights are those of the first one
-    loss = make_loss(train.loss, train.label_smoothing, train.negatives, train.gbce_t, on_device)
+    loss = make_loss(train.loss, train.label_smoothing, train.negatives, train.gbce_t, data).to(device)
+    place = {"rank": processes.rank, "world": processes.world}
+    pieces = train.pieces or processes.world
+    batches = TrainBatches(
+        on_device, train.objective, max_len, train.batch_size, train.seed, device, pieces=pieces, **place
+    )
+    max_tokens = config.max_tokens(device.type)
+    filling = filling_for(model, train.objective, batches.max_seqlen)
+    step = _make_step(model, loss, config, max_tokens, wants_graphs, processes)
+    sizes, users = (config.data.history_len, train.eval_batch_size), config.data.eval_users
+    splits = {
+        split: EvalBatches(on_device, split, *sizes, device, **place, max_users=users)
+        for split in ("valid", "test")
+    }
+    take_step: Callable[[Batch, float], None]
+    batches: TrainBatches
+    splits: dict[str, EvalBatches]
+    ranker: Ranker
+    max_tokens: int
+    use_tensorboard: bool
+    notes: list[str]
+
+
+def open_session(
+    config: RunConfig, device: torch.device | None = None, processes: Processes | None = None
+) -> Session:
+    """Make the objects of a training run; nothing is written. Seeds PyTorch and sets its number of threads.
+
+    Args:
+        config: the settings.
+        device: the device; None for that of the settings.
+        processes: the processes of the run, all of which call this function; None: only this one.
+
+    Raises:
+        ConfigError, DataError: settings that do not suit each other, this machine or the data; unreadable
+            data.
+    """
+    config = replace(config, data=with_absolute_path(config.data))
+    train, max_len = config.train, config.data.max_len
+    tensorboard = use_tensorboard(train.tensorboard)
+    device, processes = device or use_device(train.device), processes or Processes()
+    wants_graphs = train.wants_graphs(device.type)
+    if train.threads is not None:
+        torch.set_num_threads(train.threads)
+    data = load_shared(config.data, processes)
+    on_device = data.to(device)
+    torch.manual_seed(train.seed)
+    shards = RowShards.over(processes, data.n_items, train.shard_items)
+    model = build(config.model, data.n_items, max_len, shards).to(device)
+    check_model(model, config)
+    if not processes.is_first:
+        torch.manual_seed(process_seed(train.seed, processes.rank))  # the weights are those of the first one
+    loss = make_loss(train.loss, train.label_smoothing, train.negatives, train.gbce_t, data).to(device)
     place = {"rank": processes.rank, "world": processes.world}
     pieces = train.pieces or processes.world
     batches = TrainBatches(
@@ -98,7 +152,15 @@ def open_session(
     filling = filling_for(model, train.objective, batches.max_seqlen)
     step = _make_step(model, loss, config, max_tokens, wants_graphs, processes)
     splits = {
-        split: EvalBatches(on_device, split, config.data.history_len, train.eval_batch_size, device, **place)
+        split: EvalBatches(
+            on_device,
+            split,
+            config.data.history_len,
+            train.eval_batch_size,
+            device,
+            **place,
+            max_users=config.data.eval_users,
+        )
         for split in ("valid", "test")
     }
     take_step: Callable[[Batch, float], None] = step
@@ -162,7 +224,7 @@ def _make_step(
 ) -> TrainStep:
     """The training step with Adam as published: without weight decay or clipping."""
     train, device = config.train, next(model.parameters()).device
-    lr = torch.tensor(train.lr, device=device) if capturable else train.lr
+    lr = torch.tensor(train.lr, dtype=torch.float32, device=device) if capturable else train.lr
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True, capturable=capturable)
     # Adam would warn that the first steps run uncaptured, which is on purpose.
     optimizer._warned_capturable_if_run_uncaptured = True

@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from recgrela.data import Batch
 from recgrela.data.filling import Filling
 from recgrela.models import SequenceModel
+from recgrela.models.base import PER_ITEM
 from recgrela.ops.linear_cross_entropy import unit_gradient
 from recgrela.parallel.processes import Processes
+from recgrela.parallel.table import ShardedTable
 from recgrela.settings.train import TrainConfig
 from recgrela.system.errors import ConfigError
 from recgrela.system.graphs import Capture, GraphedFunction
@@ -49,14 +51,23 @@ class TrainStep:
         # Shapes are dynamic: the numbers of rows and sequences differ between batches.
         compiled = torch.compile(model.loss_packed, dynamic=True) if config.compile else None
         self.loss_packed = compiled or model.loss_packed
-        self._gradients = None if self.processes.is_alone else flat_gradients(model)
+        self._gradients = self._shared = None
+        if not self.processes.is_alone:
+            self._gradients, self._shared = flat_gradients(model)
 
     def __call__(self, batch: Batch, lr: float) -> None:
         """Updates the weights by one batch."""
         self.set_lr(lr)
-        for part in batch.parts(self.max_tokens, self.model.slots):
+        parts = list(batch.parts(self.max_tokens, self.model.slots))
+        passes = len(parts)
+        if isinstance(self.model.item_embedding, ShardedTable):
+            (passes,) = self.processes.max(passes)  # all processes look items up equally often
+        for part in parts:
             share = part.target.numel() / batch.global_targets
             self.add_gradients(part.items, part.cu_seqlens, part.target, None, part.max_seqlen, share)
+        none = batch.items[:0]
+        for _ in range(passes - len(parts)):
+            self.add_gradients(none, batch.cu_seqlens[:1], none, None, 0)
         self.update()
 
     def set_lr(self, lr: float) -> None:
@@ -102,8 +113,8 @@ class TrainStep:
 
     def update(self) -> None:
         """Takes an Adam step with the gradients of all processes, and clears them."""
-        if self._gradients is not None:
-            self.processes.sum_(self._gradients)
+        if self._shared is not None:
+            self.processes.sum_(self._shared)
         self.optimizer.step()
         self.clear()
 
@@ -165,19 +176,27 @@ class GraphedStep:
         return self._step.backward(items, cu_seqlens, target, lengths, self._filling.max_seqlen)
 
 
-def flat_gradients(model: nn.Module) -> Tensor:
-    """Zero gradients of all parameters of a model, as views of one tensor, which is returned.
+def flat_gradients(model: SequenceModel) -> tuple[Tensor, Tensor]:
+    """Zero gradients of all parameters of a model, as views of one tensor.
 
-    A backward pass adds to them in place, so that one all-reduce takes all of them.
+    A backward pass adds to them in place, so that one all-reduce takes all that processes share: those of a
+    sharded item table are complete on the rank that has the rows.
+
+    Returns:
+        The tensor, and its part for the parameters that all processes have.
 
     Raises:
         ConfigError: the parameters have several dtypes or devices.
     """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    kinds = {(parameter.dtype, parameter.device) for parameter in parameters}
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    kinds = {(parameter.dtype, parameter.device) for _, parameter in named}
     if len(kinds) != 1:
         raise ConfigError(f"several processes need parameters of one dtype and device, got {kinds}")
-    flat = parameters[0].new_zeros(sum(parameter.numel() for parameter in parameters))
+    sharded = PER_ITEM if isinstance(model.item_embedding, ShardedTable) else ()
+    parameters = [p for name, p in named if name not in sharded]
+    shared = sum(p.numel() for p in parameters)
+    parameters += [p for name, p in named if name in sharded]
+    flat = parameters[0].new_zeros(sum(p.numel() for p in parameters))
     for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
         parameter.grad = part.view_as(parameter)
-    return flat
+    return flat, flat[:shared]

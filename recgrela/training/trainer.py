@@ -7,24 +7,28 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import Any, get_args
 
+import torch
 from rich.console import Console
 
 from recgrela.evaluation.metrics import Ranking
 from recgrela.parallel.launch import Launch
-from recgrela.parallel.processes import join
+from recgrela.parallel.processes import Processes, join
 from recgrela.runs import checkpoint, protocol
 from recgrela.runs.consistency import check_data, check_resumable, check_settings
-from recgrela.runs.curves import plot_curves
+from recgrela.runs.curves import draw_curves
 from recgrela.runs.folder import CheckpointName, RunFolder
+from recgrela.runs.lock import owned
 from recgrela.runs.state import TrainState
-from recgrela.runs.tensorboard import open_writer, write_scalars
+from recgrela.runs.tensor_file import NotFinite
+from recgrela.runs.tensorboard import EventLog
 from recgrela.settings.run import RunConfig
 from recgrela.system.console import say
 from recgrela.system.device import use_device
 from recgrela.system.errors import RunError
 from recgrela.system.memory import PeakMemory
+from recgrela.system.output import display_console
 from recgrela.system.progress import ProgressDisplay
 from recgrela.system.signals import Stopped, StopSignals
 from recgrela.training.agreement import Agreement
@@ -34,9 +38,6 @@ from recgrela.training.resumption import resume
 from recgrela.training.schedule import Place, Schedule, learning_rate
 from recgrela.training.session import Session, open_session
 from recgrela.training.warm_start import Start, WarmStart, warm_start
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def train(
 
     A resumed run ends with the weights of an uninterrupted one.
 
-    SIGINT and SIGTERM end training after the current step, with a checkpoint to resume from.
+    SIGINT, SIGTERM and SIGHUP end training after the current step, with a checkpoint to resume from.
 
     Several processes, started by torchrun, share the batches. The first one writes the folder and the output.
 
@@ -78,16 +79,17 @@ def train(
 
     Raises:
         ConfigError, DataError, RunError: settings, data or files are wrong, which is reported before anything
-            is written if possible, or training diverges.
+            is written if possible, another process writes the run folder, or training diverges.
     """
     launch, memory = Launch.read(), PeakMemory()
-    console = console or Console(quiet=launch.rank > 0)
-    if resumed is not None:
-        check_resumable(resumed)
-        check_settings(resumed, config)
+    console = console or display_console(quiet=launch.rank > 0)
     device = use_device(config.train.device, launch.local_rank, launch.local_world)
     with ExitStack() as stack:
         processes = stack.enter_context(join(device, launch))
+        if resumed is not None:
+            own(resumed, processes, stack)
+            check_resumable(resumed)
+            check_settings(resumed, config, resumes=True)
         session = open_session(config, device, processes)
         for note in session.notes:
             say(console, note)
@@ -95,21 +97,30 @@ def train(
             check_data(resumed, session.data)
         origin = warm_start(session, start) if start is not None else None
         signals = stack.enter_context(StopSignals())
-        folder = resumed or make_folder(session, console, origin)
+        folder = resumed or make_folder(session, console, stack, origin)
         trainer = Trainer(session, folder, console, signals, stack, memory)
         if resumed is not None:
             trainer.state, trainer.schedules = resume(folder, session, console)
         try:
             return trainer.run()
         except Stopped as stop:
-            processes.on_first(lambda: plot_curves(folder.curves_path, folder.metrics.read()))
+            processes.on_first(lambda: draw_curves(folder.curves_path, folder.metrics.read(), console))
             return Result(folder, trainer.state, None, stop.signum)
 
 
-def make_folder(session: Session, console: Console, origin: WarmStart | None) -> RunFolder:
-    """The folder of a new run, made by the first process; see `create_folder`."""
+def own(folder: RunFolder, processes: Processes, stack: ExitStack) -> None:
+    """Locks a run folder until `stack` ends, for all processes. Raises RunError if others write it."""
+
+    def take() -> None:
+        stack.enter_context(owned(folder.path))
+
+    processes.on_first(take)
+
+
+def make_folder(session: Session, console: Console, stack: ExitStack, origin: WarmStart | None) -> RunFolder:
+    """The folder of a new run, made and locked by the first process; see `create_folder`."""
     return RunFolder(
-        Path(session.processes.on_first(lambda: str(create_folder(session, console, origin).path)))
+        Path(session.processes.on_first(lambda: str(create_folder(session, console, stack, origin).path)))
     )
 
 
@@ -134,12 +145,13 @@ class Trainer:
         self.samples = 0  # of this process, since the loss was last read
         unit = "samples" if self.settings.objective == "last" else "targets"
         self.display = stack.enter_context(ProgressDisplay(console, unit))
-        self.writer: SummaryWriter | None = None
+        self.event_log: EventLog | None = None
 
     def run(self) -> Result:
         """Train until there is a reason to stop, then test."""
         if self.session.use_tensorboard and self.processes.is_first:
-            self.writer = self.stack.enter_context(open_writer(self.folder.path / "tensorboard"))
+            log = EventLog(self.folder.path / "tensorboard", self.console)
+            self.event_log = self.stack.enter_context(log)
         try:
             while (reason := self.state.reason_to_stop(self.settings)) is None:
                 if self._train_epoch():
@@ -189,13 +201,13 @@ class Trainer:
         self.state.finish_epoch(score)
         self.step.loss_sum.zero_()
         if improved:
-            path = self.folder.checkpoint_path("best")
-            self.processes.on_first(lambda: checkpoint.save(path, self.model, self.state.as_dict()))
+            self._save_best()
         self.processes.on_first(lambda: self.folder.metrics.append(record))
         self._save_last()
+        self.processes.on_first(lambda: self.folder.settle_best(self.state))  # `last` names the new one now
         self.display.finish_epoch(record)
-        if self.writer is not None:
-            write_scalars(self.writer, record)
+        if self.event_log is not None:
+            self.event_log.write(record)
 
     def _finish_partial_epoch(self) -> CheckpointName:
         """Validate the weights that max_steps left inside an epoch; returns the checkpoint to test.
@@ -229,18 +241,40 @@ class Trainer:
         self.state.samples += int(self.processes.sum(self.samples))
         self.samples = 0
         if not math.isfinite(self.state.loss_sum):
-            saved = [
-                which for which in get_args(CheckpointName) if self.folder.checkpoint_path(which).is_file()
-            ]
-            kept = f"earlier checkpoints ({' and '.join(saved)})" if saved else "no checkpoint"
-            raise RunError(
-                f"training diverged: the loss is {self.state.loss_sum} at step {self.state.total_steps}; try "
-                f"a lower --train.lr; {self.folder.path} has {kept}"
-            )
+            raise self._diverged(f"the loss is {self.state.loss_sum}")
 
     def _save_last(self) -> None:
-        """Write the checkpoint from which training can resume."""
+        """Write the checkpoint from which training can resume.
+
+        Raises:
+            RunError: weights or the state of Adam are not finite; the previous checkpoint is kept.
+        """
         self._read_loss()
         path, state = self.folder.checkpoint_path("last"), self.state.as_dict()
-        self.processes.on_first(lambda: checkpoint.save(path, self.model, state, self.step.optimizer))
+        self._save(path, state, self.step.optimizer)
         self.agreement.saved()
+
+    def _save_best(self) -> None:
+        """Write the best checkpoint beside the previous one, which `last` names until it is saved too.
+
+        Raises:
+            RunError: weights are not finite; the previous checkpoint is kept.
+        """
+        self.state.best_sha256 = None
+        path, state = self.folder.next_best_path, self.state.as_dict()
+        self.state.best_sha256 = self._save(path, state)
+
+    def _save(self, path: Path, state: dict[str, Any], optimizer: torch.optim.Adam | None = None) -> str:
+        """Write a checkpoint and return its checksum. Raises RunError if a value is not finite."""
+        try:
+            return checkpoint.save(path, self.model, state, optimizer, self.processes)
+        except NotFinite as error:
+            raise self._diverged(f"{error.name} has NaN or infinite values") from error
+
+    def _diverged(self, what: str) -> RunError:
+        saved = [which for which in get_args(CheckpointName) if self.folder.checkpoint_path(which).is_file()]
+        kept = f"earlier checkpoints ({' and '.join(saved)})" if saved else "no checkpoint"
+        return RunError(
+            f"training diverged: {what} at step {self.state.total_steps}; try a lower --train.lr; "
+            f"{self.folder.path} has {kept}"
+        )

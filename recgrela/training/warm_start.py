@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from recgrela.models.transfer import transfer
-from recgrela.runs.items import Items, read_items
+from recgrela.runs.items import Items
 from recgrela.runs.new_items import fill_rows
 from recgrela.runs.saved import load_run
 from recgrela.system.errors import ConfigError, DataError, RunError
@@ -65,7 +65,7 @@ def warm_start(session: Session, start: Start) -> WarmStart:
     """
     with torch.random.fork_rng(devices=[]):  # building the other model draws numbers
         run = load_run(start.run, None, torch.device("cpu"))
-    theirs = read_items(run.folder.items_path, run.model.n_items)
+    theirs = run.read_items()
     items = Items.of(session.data)
     ids = {token: item for item, token in enumerate(theirs.tokens) if item > 0}
     rows = np.asarray([0, *(ids.get(token, -1) for token in items.tokens[1:])], dtype=np.int64)

@@ -162,7 +162,8 @@ def gated_rela(
             gradients need no copy either.
         g: the gate before its SiLU, shaped like `v`; None leaves the gate out.
         cu_seqlens: int32 or int64 [B + 1] on the same device: sequence b is rows
-            cu_seqlens[b] : cu_seqlens[b + 1]. Empty sequences are allowed.
+            cu_seqlens[b] : cu_seqlens[b + 1]. An empty sequence has no rows, and the state after it is the
+            initial one.
         num_heads: divides D into heads of an even width.
         causal: whether row i attends to rows up to i (True) or to its whole sequence.
         rotary: [P, D / 2, 2] from `rotary_table`, P at least the longest sequence; float64 for float64

@@ -57,7 +57,7 @@ def gated_rela_reference(
     """
     if k is None:
         q, k = q.chunk(2, dim=-1)
-    d, lengths = v.shape[1] // num_heads, lengths_of(cu_seqlens, v.shape[0])
+    d, lengths = v.shape[1] // num_heads, lengths_of("gated_rela", cu_seqlens, v.shape[0])
     kernel_size = 1 if conv_weight is None else conv_weight.shape[1]
     if initial_state is None:
         initial_state = RelaState(

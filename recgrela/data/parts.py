@@ -1,0 +1,205 @@
+"""Packs events that are too many for memory, given in parts: they are grouped by user in buckets on disk.
+
+The result is the one that `load` would give for all events in one file. Memory holds a part, a bucket, and
+arrays and ids of all items:
+
+1. The events of every part go to buckets by a hash of their user, with their place in the whole.
+2. The k-core filter drops events of one bucket after another, round by round: it knows the number of events
+   of every item, and all events of a user are in one bucket.
+3. The users of every bucket, with their events in order, go to groups by the place of their first event.
+4. The users of every group are sorted by that place and appended to the packed form.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from recgrela.data.buckets import Buckets, IdBuckets
+from recgrela.data.events import Events
+from recgrela.data.ids import hash_ids, id_bytes
+from recgrela.data.packing import PackedWriter
+from recgrela.data.prepare import describe, filter_ranges, in_range, nothing_left, time_order
+from recgrela.settings.data import DataConfig
+from recgrela.system.errors import DataError
+
+BUCKETS = 256
+_BINS = 1 << 16  # of places, to make groups of about equal numbers of events
+
+
+def pack_parts(parts: Iterable[Events], out: Path, config: DataConfig) -> None:
+    """Filter, order and write the events of all parts as packed interactions.
+
+    Args:
+        parts: events in the order of the whole; one part is in memory at a time.
+        out: the folder, which must not exist. Temporary files are beside it and take about 40 bytes an event.
+        config: filter and order.
+
+    Raises:
+        ConfigError: the folder exists.
+        DataError: no events are left after filtering, or parts differ in their kind of times.
+        RunError: a file cannot be written.
+    """
+    with (
+        PackedWriter(out) as writer,
+        tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as at,
+    ):
+        packing = _Packing(Path(at), config)
+        for part in parts:
+            packing.add(part)
+        packing.filter()
+        packing.group()
+        packing.write(writer)
+
+
+class _Packing:
+    """The steps of `pack_parts`, in this order: add, filter, group, write."""
+
+    def __init__(self, folder: Path, config: DataConfig) -> None:
+        self._folder, self._config = folder, config
+        self._ids = IdBuckets(folder, "ids", BUCKETS)
+        self._events: Buckets | None = None
+        self._codes: dict[str, int] = {}  # of the items
+        self._item_counts = np.zeros(0, dtype=np.int64)
+        self._read, self._sources, self._titles = 0, list[Events](), dict[str, str]()
+
+    def add(self, part: Events) -> None:
+        """Step 1."""
+        kind = part.times.dtype.str
+        dtype = np.dtype([("place", "<i8"), ("time", kind), ("user", "<i8"), ("item", "<i4")])
+        if self._events is None:
+            self._events, self._dtype = Buckets(self._folder, "events", BUCKETS, dtype), dtype
+        elif dtype != self._dtype:
+            raise DataError(f"{part.source}: times are {part.times.dtype}, but {self._dtype['time']} before")
+        tokens = pa.array(part.user_tokens, pa.large_string())
+        buckets = (hash_ids(*id_bytes(tokens)) % np.uint64(BUCKETS)).astype(np.int64)
+        # The number of each user in its bucket: after the earlier ones, in the order of the part.
+        order = np.argsort(buckets, kind="stable")
+        sizes = np.bincount(buckets, minlength=BUCKETS)
+        numbers = np.empty(buckets.size, dtype=np.int64)
+        numbers[order] = np.arange(buckets.size) + np.repeat(
+            self._ids.sizes - np.cumsum(sizes) + sizes, sizes
+        )
+        self._ids.append(buckets, tokens)
+        items = np.array([self._codes.setdefault(token, len(self._codes)) for token in part.item_tokens])
+        events = np.empty(part.users.size, dtype=dtype)
+        events["place"] = self._read + np.arange(events.size)
+        events["time"], events["user"], events["item"] = part.times, numbers[part.users], items[part.items]
+        self._events.append(buckets[part.users], events)
+        before, self._item_counts = self._item_counts, np.bincount(events["item"], minlength=len(self._codes))
+        self._item_counts[: before.size] += before
+        self._read += events.size
+        self._titles |= part.titles
+        none = np.empty(0, dtype=np.int32)
+        self._sources.append(Events(none, none, none, [], [], part.sha256, part.source, part.format))
+
+    def filter(self) -> None:
+        """Step 2."""
+        users, items = filter_ranges(self._config)
+        events, is_first, changed = self._buckets(), True, True
+        while changed:
+            changed = False
+            allowed, counts = in_range(self._item_counts, items), np.zeros_like(self._item_counts)
+            for bucket in range(BUCKETS):
+                found = events.read(bucket)
+                if is_first:  # a user of several parts has several numbers
+                    codes = self._ids.read(bucket).dictionary_encode()
+                    found["user"] = codes.indices.to_numpy()[found["user"]]
+                    self._ids.replace(bucket, codes.dictionary)
+                keep = in_range(np.bincount(found["user"]), users)[found["user"]] & allowed[found["item"]]
+                if is_first or not keep.all():
+                    changed |= not keep.all()
+                    found = found[keep]
+                    events.replace(bucket, found)
+                counts += np.bincount(found["item"], minlength=counts.size)
+            self._item_counts, is_first = counts, False
+        if not self._item_counts.any():
+            raise nothing_left(self._source, self._read, self._config)
+
+    def group(self) -> None:
+        """Step 3."""
+        first_items = np.full(self._item_counts.size, self._read)
+        bins = np.zeros(_BINS, dtype=np.int64)  # events by the bin of their user's first event
+        for bucket in range(BUCKETS):
+            found = self._buckets().read(bucket)
+            np.minimum.at(first_items, found["item"], found["place"])
+            first, counts = _first_places(found)
+            np.add.at(bins, self._bins(first[counts > 0]), counts[counts > 0])
+        order = np.argsort(first_items, kind="stable")[: np.count_nonzero(self._item_counts)]
+        ids = np.zeros(first_items.size, dtype=np.int32)
+        ids[order] = np.arange(1, order.size + 1)
+        tokens = list(self._codes)
+        self._item_ids = ["[PAD]", *(tokens[code] for code in order)]
+        group_of_bin = (np.cumsum(bins) - bins) * BUCKETS // bins.sum()
+
+        record = np.dtype([("first", "<i8"), ("events", "<i8")])
+        self._users = Buckets(self._folder, "users", BUCKETS, record)
+        self._items = Buckets(self._folder, "items", BUCKETS, np.dtype("<i4"))
+        self._user_ids = IdBuckets(self._folder, "user_ids", BUCKETS)
+        self._dropped = IdBuckets(self._folder, "dropped", BUCKETS)
+        for bucket in range(BUCKETS):
+            found, names = self._buckets().read(bucket), self._ids.read(bucket)
+            self._buckets().remove(bucket)
+            first, counts = _first_places(found, len(names))
+            present = np.flatnonzero(counts)
+            gone = np.flatnonzero(counts == 0)
+            self._dropped.append(np.full(gone.size, bucket), names.take(pa.array(gone)))
+            groups = np.zeros(len(names), dtype=np.int64)
+            groups[present] = group_of_bin[self._bins(first[present])]
+            users = np.empty(present.size, dtype=record)
+            users["first"], users["events"] = first[present], counts[present]
+            found = found[time_order(found["user"], found["time"], self._config.order)]
+            self._users.append(groups[present], users)
+            self._user_ids.append(groups[present], names.take(pa.array(present)))
+            self._items.append(groups[found["user"]], ids[found["item"]])
+
+    def write(self, writer: PackedWriter) -> None:
+        """Step 4."""
+        num_users = num_events = 0
+        for group in range(BUCKETS):
+            users, items = self._users.read(group), self._items.read(group)
+            if not users.size:
+                continue
+            order = np.argsort(users["first"])
+            counts = users["events"][order]
+            begins = (np.cumsum(users["events"]) - users["events"])[order]
+            places = np.repeat(begins - np.cumsum(counts) + counts, counts) + np.arange(items.size)
+            writer.append(self._user_ids.read(group).take(pa.array(order)), counts, items[places])
+            num_users, num_events = num_users + users.size, num_events + items.size
+        digests = [part.sha256 for part in self._sources]
+        digest = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+        totals = (num_users + 1, len(self._item_ids), num_events, self._read)
+        writer.finish(
+            self._item_ids,
+            [None, *map(self._titles.get, self._item_ids[1:])] if self._titles else None,
+            digest,
+            describe(self._source, self._sources[0].format, self._config, *totals),
+            (self._dropped.read(bucket) for bucket in range(BUCKETS)),
+        )
+
+    @property
+    def _source(self) -> str:
+        """The parts in messages."""
+        more = len(self._sources) - 1
+        return self._sources[0].source + (f" and {more} more" if more else "")
+
+    def _buckets(self) -> Buckets:
+        if self._events is None:
+            raise DataError("no parts are given, so there is nothing to pack")
+        return self._events
+
+    def _bins(self, places: np.ndarray) -> np.ndarray:
+        return places * _BINS // self._read
+
+
+def _first_places(events: np.ndarray, num_users: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """The place of the first event, and the number of events, of every user of a bucket."""
+    counts = np.bincount(events["user"], minlength=num_users)
+    first = np.zeros(counts.size, dtype=np.int64)
+    first[events["user"][::-1]] = events["place"][::-1]  # the last assignment wins
+    return first, counts
