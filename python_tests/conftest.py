@@ -16,7 +16,9 @@ SLOW_FOLDERS = ("kernels", "install")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--fuzz-examples", type=int, help="random examples of each fuzz test; by default fewer, always the same"
+        "--fuzz-examples",
+        type=int,
+        help="random examples of each fuzz test; by default fewer, always the same",
     )
 
 

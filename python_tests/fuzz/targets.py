@@ -81,3 +81,4 @@ def _read_files(path: Path) -> None:
     read_config(folder.config_path, CONFIGS)
     folder.metrics.read()
     read_ranks(folder.ranks_path, "test")
+    load_run(path, "last", torch.device("cpu"))
