@@ -19,6 +19,7 @@ from recgrela.data.formats.columns import find_columns, id_fault
 from recgrela.data.formats.source import open_source
 from recgrela.system.arrow import without_views
 from recgrela.system.errors import DataError
+from recgrela.system.out_of_memory import MemoryPhase
 
 ID, TITLE, VECTOR = "item_id", "title", "vector"
 
@@ -42,6 +43,7 @@ class ItemFile:
     vectors: np.ndarray | None
 
 
+@MemoryPhase("reading a file of items", "split it, and change the items in several steps")
 def read_item_file(path: str) -> ItemFile:
     """Read a CSV, Parquet or JSON lines file with the column "item_id".
 

@@ -14,10 +14,18 @@ from recgrela.data.formats.table import column_names, table_arrays
 from recgrela.data.interactions import Interactions
 from recgrela.data.prepare import prepare
 from recgrela.settings.data import DataConfig
+from recgrela.system.out_of_memory import MemoryPhase
 
 TABLE = "the table of events"  # its name in messages
 
 
+READING = MemoryPhase(
+    "reading the data",
+    "give fewer events (data.path, or data.synthetic_users and data.synthetic_events), or more memory",
+)
+
+
+@READING
 def load(config: DataConfig) -> Interactions:
     """Read, filter, sort and pack the data of a run.
 
@@ -37,6 +45,7 @@ def load(config: DataConfig) -> Interactions:
     return prepare(events, config)
 
 
+@READING
 def load_table(table: pa.Table, config: DataConfig) -> Interactions:
     """Filter, sort and pack the events of an Arrow table, whose columns the configuration names.
 

@@ -12,6 +12,11 @@ from recgrela.evaluation.metrics import Ranking, RankingSums
 from recgrela.models import SequenceModel
 from recgrela.models.capture import capture_obstacle, filling_for, max_slots, small_batch
 from recgrela.system.graphs import Capture, GraphedFunction
+from recgrela.system.memory import check_fits
+from recgrela.system.out_of_memory import MemoryPhase
+
+HELPS = "lower train.eval_batch_size (--batch_size of recgrela.evaluate)"
+RANKING = MemoryPhase("ranking the items", f"{HELPS}, then train.max_tokens")
 
 
 class Ranker:
@@ -26,6 +31,9 @@ class Ranker:
         capture: launches batches as CUDA graphs if possible, and keeps the graphs for the next ranking;
             see `GraphedFunction`. None: no graphs.
 
+    Raises:
+        ConfigError: the scores of a batch cannot fit into memory.
+
     Attributes:
         obstacle: why `capture` is not used; None if it is, or is not given.
     """
@@ -36,6 +44,7 @@ class Ranker:
         self._model, self._max_tokens = model, max_tokens
         self._batch_size = min(batches.batch_size, batches.num_users)
         device = model.item_embedding.weight.device
+        check_fits({"the scores of a batch": score_bytes(self._batch_size, model.n_items)}, device, HELPS)
         self._sums = RankingSums(device)
         self._filling = filling_for(model, "last", batches.max_seqlen)
         self._graphed: GraphedFunction | None = None
@@ -47,6 +56,7 @@ class Ranker:
             if self.obstacle is None:
                 self._graphed = GraphedFunction(self._rank_filled, device, capture)
 
+    @RANKING
     @torch.no_grad()
     def __call__(self, batches: EvalBatches, after_batch: Callable[[], None] | None = None) -> Ranking:
         """Rank the items for every user of a split.
@@ -111,6 +121,11 @@ class Ranker:
                 return capture_obstacle(model, lambda: self._rank_filled(*inputs))
         finally:
             model.train(was_training)
+
+
+def score_bytes(users: int, items: int) -> int:
+    """Bytes of the float32 scores of a batch, with its mask of seen items."""
+    return users * items * 5
 
 
 def mark(mask: Tensor, places: tuple[Tensor, Tensor]) -> None:

@@ -23,11 +23,16 @@ from torch import Tensor
 from recgrela.models import SequenceModel
 from recgrela.system.errors import RunError
 from recgrela.system.files import atomic_write
+from recgrela.system.out_of_memory import MemoryPhase
 
 FORMAT = 1
 _KEY = "recgrela"
 
 
+SMALLER = "lower model.hidden_size or model.num_layers, or raise data.min_item_events for fewer items"
+
+
+@MemoryPhase("saving a checkpoint", f"{SMALLER}; earlier checkpoints are unchanged")
 def save(
     path: Path, model: SequenceModel, state: Mapping[str, Any], optimizer: torch.optim.Optimizer | None = None
 ) -> None:
@@ -62,6 +67,7 @@ def read_meta(path: Path) -> dict[str, Any]:
     return _read(path, tensors=False)[0]
 
 
+@MemoryPhase("loading a checkpoint", "this model needs more memory")
 def load(path: Path, model: SequenceModel, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
     """Load a checkpoint into `model`, and if given into `optimizer` and the random number generators.
 

@@ -24,6 +24,7 @@ from recgrela.settings.data import with_absolute_path
 from recgrela.settings.run import RunConfig, read_config
 from recgrela.system.files import atomic_write_text
 from recgrela.system.graphs import CudaGraphs
+from recgrela.system.out_of_memory import MemoryPhase
 
 Split = Literal["valid", "test"]
 
@@ -57,6 +58,7 @@ class SavedRun:
         }
 
 
+@MemoryPhase("loading the model", "this model needs more memory")
 def load_run(path: Path, which: CheckpointName | None, device: torch.device) -> SavedRun:
     """Load the model of a run.
 

@@ -20,6 +20,7 @@ from recgrela.system.errors import ConfigError
 from recgrela.system.graphs import CudaGraphs
 from recgrela.training.graphs import step_obstacle
 from recgrela.training.losses import make_loss
+from recgrela.training.memory import BUILDING, check_pass_fits, check_weights_fit
 from recgrela.training.step import GraphedStep, TrainStep
 
 
@@ -72,12 +73,15 @@ def open_session(config: RunConfig) -> Session:
         torch.set_num_threads(train.threads)
     data = load(config.data)
     on_device = data.to(device)
+    check_weights_fit(config, data.n_items, device)
     torch.manual_seed(train.seed)
-    model = build(config.model, data.n_items, max_len).to(device)
+    with BUILDING:
+        model = build(config.model, data.n_items, max_len).to(device)
     check_model(model, config)
     loss = make_loss(train.loss, train.label_smoothing, train.negatives, train.gbce_t, on_device)
     batches = TrainBatches(on_device, train.objective, max_len, train.batch_size, train.seed, device)
     max_tokens = config.max_tokens(device.type)
+    check_pass_fits(model, config, batches.num_targets, max_tokens)
     filling = filling_for(model, train.objective, batches.max_seqlen)
     step = _make_step(model, loss, config, max_tokens, wants_graphs)
     splits = _make_splits(config, on_device, device)
