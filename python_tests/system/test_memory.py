@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from recgrela.system import memory
+from recgrela.system import memory, out_of_memory
 from recgrela.system.errors import ConfigError, DataError, OutOfMemory, RunError
 from recgrela.system.memory import available_memory, check_fits, in_gb
 from recgrela.system.out_of_memory import MemoryPhase
@@ -146,6 +146,13 @@ def test_other_errors_pass(error: BaseException) -> None:
     with pytest.raises(type(error)) as caught, PHASE:
         raise error
     assert caught.value is error
+
+
+def test_an_import_fails_for_lack_of_memory_only_if_little_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    for available, kind in ((1 << 20, OutOfMemory), (1 << 30, ImportError)):
+        monkeypatch.setattr(out_of_memory, "available_memory", lambda device, found=available: found)
+        with pytest.raises(kind), PHASE:
+            raise ImportError("cannot import name 'x' from 'y'")
 
 
 def test_the_tensors_of_failed_calls_are_freed() -> None:

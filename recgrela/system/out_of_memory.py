@@ -18,14 +18,16 @@ from recgrela.system.memory import available_memory, in_gb
 _SIGNS = re.compile(
     "out of memory|not enough memory|bad_alloc|can.?t allocate memory|cannot allocate|unable to allocate|"
     "failed to map segment|can.?t start new thread|cannot create thread|alloc_failed|memory allocation of|"
-    "failed to allocate|insufficient memory|malloc of size|realloc of size|errno 12\\b|os error 12\\b",
+    "failed to launch worker thread|failed to allocate|insufficient memory|malloc of size|realloc of size|errno 12\\b|os error 12\\b",
     re.IGNORECASE,
 )
 _ASKED = re.compile(
-    r"(?:allocate|requested|size|allocation of)\s+(\d+(?:\.\d+)?)\s*(bytes|[KMGTPE]iB)?", re.IGNORECASE
+    r"(?:allocate|requested|size|allocation of)\s+(\d+(?:\.\d*)?)\s*(bytes|[KMGTPE]iB)?", re.IGNORECASE
 )
 _UNITS = {"bytes": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40, "pib": 2**50, "eib": 2**60}
 _CPU = torch.device("cpu")
+# Python's import loses a MemoryError: it reports a name that is missing, or an error without an exception.
+_NEEDED_FOR_IMPORTS = 64 << 20
 
 
 class MemoryPhase(ContextDecorator):
@@ -72,7 +74,8 @@ class MemoryPhase(ContextDecorator):
 def _lack(error: Exception) -> BaseException | None:
     """The lack of memory that an error reports or was raised from; None for another error.
 
-    A UserError's own text counts only through its cause: it may quote names and values of the user.
+    A UserError counts only through the error that it was raised from or while handling: its own text may
+    quote names and values of the user.
     """
     found: BaseException | None = error
     while found is not None:
@@ -80,10 +83,17 @@ def _lack(error: Exception) -> BaseException | None:
             return found
         if isinstance(found, OSError) and found.errno == errno.ENOMEM:
             return found
+        if isinstance(found, ImportError | SystemError) and _cannot_import():
+            return found
         if not isinstance(found, UserError) and _SIGNS.search(str(found)):
             return found
-        found = found.__cause__
+        found = found.__cause__ or found.__context__
     return None
+
+
+def _cannot_import() -> bool:
+    available = available_memory(_CPU)
+    return available is not None and available < _NEEDED_FOR_IMPORTS
 
 
 def _asked(text: str) -> float | None:
