@@ -14,6 +14,7 @@ from recgrela.system.console import say
 from recgrela.system.device import use_device
 from recgrela.system.errors import ConfigError
 from recgrela.system.files import expand_path
+from recgrela.system.out_of_memory import MemoryPhase
 from recgrela.system.output import display_console
 
 OPTIONS = [
@@ -44,7 +45,8 @@ def command(argv: Sequence[str]) -> int:
     check_path(path, options["format"])
     which = None if options["checkpoint"] == "auto" else options["checkpoint"]
     run = load_run(expand_path(options["run"], "run"), which, use_device("cpu"))
-    export_model(run.model, run.read_items(), options["k"]).write(path, options["format"])
+    with MemoryPhase("exporting the model", "this model and format (--format) need more memory"):
+        export_model(run.model, run.read_items(), options["k"]).write(path, options["format"])
     size = f"{path.stat().st_size / 1e6:.1f} MB"
     say(display_console(), f"written: {path} ({size}) and {path.name}.json")
     return 0

@@ -17,6 +17,7 @@ from recgrela.system.console import say
 from recgrela.system.device import use_device
 from recgrela.system.errors import ConfigError
 from recgrela.system.files import expand_path
+from recgrela.system.out_of_memory import MemoryPhase
 from recgrela.system.output import display_console
 
 OPTIONS = [
@@ -53,7 +54,9 @@ def command(argv: Sequence[str]) -> int:
     which = None if options["checkpoint"] == "auto" else options["checkpoint"]
     run = load_run(expand_path(options["run"], "RUN"), which, use_device("cpu"))
     files = {key: read_item_file(path) for key, path in paths.items()}
-    folder, items = grow(run, expand_path(options["out"], "--out"), Change(**files, new_rows=options["init"]))
+    change = Change(**files, new_rows=options["init"])
+    with MemoryPhase("changing the items", "change fewer items at a time, or give more memory"):
+        folder, items = grow(run, expand_path(options["out"], "--out"), change)
     console = display_console()
     say(console, f"run folder {folder.path}, from {run.folder.path}, {run.describe_checkpoint()}")
     for key, done in (("add", "added"), ("retire", "retired"), ("restore", "restored")):

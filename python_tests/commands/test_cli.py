@@ -141,8 +141,8 @@ def test_a_folder_that_cannot_be_listed_gives_no_suggestion(
     [
         (PermissionError(errno.EACCES, "Permission denied", "a.csv"), "error: a.csv: Permission denied"),
         (OSError("odd"), "error: odd"),
-        (MemoryError(), "error: out of memory; a smaller batch"),
-        (torch.OutOfMemoryError("CUDA out"), "error: out of memory: CUDA out; a smaller batch"),
+        (MemoryError(), "error: out of memory while running this command; give smaller sizes"),
+        (torch.OutOfMemoryError("CUDA out"), "error: out of memory while running this command; give"),
     ],
 )
 def test_errors_of_the_system_are_one_line(

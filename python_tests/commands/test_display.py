@@ -35,7 +35,7 @@ def unusable_stdout(kind: str) -> Iterator[None]:
         os.close(reader)
     stream = None
     if kind != "closed":
-        stream = os.fdopen(writer, "w") if kind == "closed pipe" else open("/dev/full", "w")
+        stream = os.fdopen(writer, "w") if kind == "closed pipe" else Path("/dev/full").open("w")  # noqa: SIM115
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdout", stream)  # pytest replaces a fixture's stream before the test
         yield

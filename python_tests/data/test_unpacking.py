@@ -18,7 +18,6 @@ from recgrela.data import DataConfig, Interactions, load, load_table
 from recgrela.data.formats.unpacking import CHUNK, Limit, Within
 from recgrela.data.item_file import read_item_file
 from recgrela.inference.lists import read_text
-from recgrela.system import available
 from recgrela.system.errors import DataError
 
 HEADER = b"user_id,item_id,timestamp\n"
@@ -123,7 +122,7 @@ def test_a_stream_without_end() -> None:
 
 def test_files_without_end_and_item_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a setting, the limit is half of the available memory."""
-    monkeypatch.setattr("recgrela.data.formats.unpacking.available_memory", lambda: 8 * MIB)
+    monkeypatch.setattr("recgrela.data.formats.unpacking.available_memory", lambda device: 8 * MIB)
     (tmp_path / "items.csv.gz").write_bytes(gzip.compress(b"item_id\n" + bytes(8 * MIB)))
     half = "unpacks to more than 0.00419 GB, half of the memory that is available; "
     with pytest.raises(DataError, match=f"items.csv.gz: {half}unpack the file"):
@@ -133,11 +132,6 @@ def test_files_without_end_and_item_files(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "x.csv.gz").write_bytes(gzip.compress(HEADER + bytes(8 * MIB)))
     with pytest.raises(DataError, match=f"x.csv.gz: {half}set data.max_unpacked_gb to allow more$"):
         read(tmp_path / "x.csv.gz")
-
-
-def test_available_memory() -> None:
-    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    assert 0 < available.available_memory() <= int(fields["MemTotal"].split()[0]) * 1024
 
 
 def parquet(path: Path, **columns: object) -> Path:

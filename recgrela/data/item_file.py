@@ -22,6 +22,7 @@ from recgrela.data.formats.source import open_source
 from recgrela.data.formats.unpacking import Limit
 from recgrela.system.arrow import without_views
 from recgrela.system.errors import DataError
+from recgrela.system.out_of_memory import MemoryPhase
 from recgrela.system.text import one_line, quote
 
 ID, TITLE, VECTOR = "item_id", "title", "vector"
@@ -46,6 +47,7 @@ class ItemFile:
     vectors: np.ndarray | None
 
 
+@MemoryPhase("reading a file of items", "split it, and change the items in several steps")
 def read_item_file(path: str) -> ItemFile:
     """Read a CSV, Parquet or JSON lines file with the column "item_id".
 

@@ -23,11 +23,19 @@ from recgrela.parallel.processes import Processes
 from recgrela.settings.data import DataConfig
 from recgrela.settings.fields import show
 from recgrela.system.errors import DataError
+from recgrela.system.out_of_memory import MemoryPhase
 
 TABLE = "the table of events"  # its name in messages
 _temporary: set[Path] = set()  # folders of `pack_for_host`
 
 
+READING = MemoryPhase(
+    "reading the data",
+    "give fewer events (data.path, or data.synthetic_users and data.synthetic_events), or more memory",
+)
+
+
+@READING
 def load(config: DataConfig) -> Interactions:
     """Read, filter, sort and pack the data of a run; or map packed data, after reading them once as a check.
 
@@ -114,6 +122,7 @@ def _check_prepared(data: PackedInteractions, config: DataConfig) -> None:
             )
 
 
+@READING
 def load_table(table: pa.Table, config: DataConfig) -> Interactions:
     """Filter, sort and pack the events of an Arrow table, whose columns the configuration names.
 

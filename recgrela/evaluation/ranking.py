@@ -14,6 +14,11 @@ from recgrela.models.capture import SHARDED, capture_obstacle, filling_for, max_
 from recgrela.parallel.processes import Processes
 from recgrela.parallel.table import ShardedTable
 from recgrela.system.graphs import Capture, GraphedFunction
+from recgrela.system.memory import check_fits
+from recgrela.system.out_of_memory import MemoryPhase
+
+HELPS = "lower train.eval_batch_size (--batch_size of recgrela.evaluate)"
+RANKING = MemoryPhase("ranking the items", f"{HELPS}, then train.max_tokens")
 
 
 class Ranker:
@@ -28,6 +33,9 @@ class Ranker:
         capture: launches batches as CUDA graphs if possible, and keeps the graphs for the next ranking;
             see `GraphedFunction`. None: no graphs.
         processes: the processes that share the batches; None: only this one.
+
+    Raises:
+        ConfigError: the scores of a batch cannot fit into memory.
 
     Attributes:
         obstacle: why `capture` is not used; None if it is, or is not given.
@@ -44,6 +52,9 @@ class Ranker:
         self._model, self._max_tokens, self._processes = model, max_tokens, processes or Processes()
         self._batch_size = min(batches.batch_size, batches.num_users)
         device = model.item_embedding.weight.device
+        if model.shards is None:  # those of a divided table are computed in bounded parts
+            scores = score_bytes(self._batch_size, model.n_items)
+            check_fits({"the scores of a batch": scores}, device, HELPS)
         self._counts = RankingCounts(device)
         self._filling = filling_for(model, "last", batches.max_seqlen)
         self._graphed: GraphedFunction | None = None
@@ -57,6 +68,7 @@ class Ranker:
             if self.obstacle is None:
                 self._graphed = GraphedFunction(self._rank_filled, device, capture)
 
+    @RANKING
     @torch.no_grad()
     def __call__(self, batches: EvalBatches, after_batch: Callable[[], None] | None = None) -> Ranking:
         """Rank the items for every user of a split.
@@ -149,6 +161,11 @@ class Ranker:
                 return capture_obstacle(model, lambda: self._rank_filled(*inputs))
         finally:
             model.train(was_training)
+
+
+def score_bytes(users: int, items: int) -> int:
+    """Bytes of the float32 scores of a batch, with its mask of seen items."""
+    return users * items * 5
 
 
 def mark(mask: Tensor, places: tuple[Tensor, Tensor]) -> None:

@@ -10,10 +10,14 @@ from recgrela.data.formats.unpacking import Limit, Within
 from recgrela.inference.arguments import to_id, to_ids
 from recgrela.system.errors import DataError
 from recgrela.system.files import expand_path
+from recgrela.system.out_of_memory import MemoryPhase
 from recgrela.system.suggest import near_file
 from recgrela.system.text import one_line, quote
 
+READING = MemoryPhase("reading a file of users, items or histories", "split the file")
 
+
+@READING
 def read_lines(path: str, what: str) -> list[str]:
     """The lines of a text file, or of stdin for "-", without empty ones and outer spaces.
 
@@ -27,6 +31,7 @@ def read_lines(path: str, what: str) -> list[str]:
     return lines
 
 
+@READING
 def read_histories(path: str) -> dict[str, list[str]]:
     """Histories of a file of JSON lines, or of stdin for "-", by user.
 

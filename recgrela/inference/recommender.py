@@ -40,8 +40,10 @@ from recgrela.runs.saved import SavedRun, load_run, save_weights
 from recgrela.system.device import use_device
 from recgrela.system.errors import ConfigError, RunError
 from recgrela.system.files import expand_path
+from recgrela.system.out_of_memory import MemoryPhase
 
 USERS_AT_A_TIME = 1024
+SEARCHING = MemoryPhase("searching the best items", "lower k (--k), or give more memory")
 
 
 class Recommender:
@@ -226,8 +228,10 @@ class Recommender:
             if exclude_seen:
                 seen = (torch.from_numpy(part.items), torch.from_numpy(part.offsets))
                 excluded = (seen[0].to(self.device), seen[1].to(self.device))
-            found = self.index.search(self._encode(part), k, excluded=excluded, allowed=allowed)
-            yield self._tables.make(part.users, *found)
+            with SEARCHING:
+                found = self.index.search(self._encode(part), k, excluded=excluded, allowed=allowed)
+                rows = self._tables.make(part.users, *found)
+            yield rows
 
     # ---- scores and vectors
 

@@ -37,6 +37,7 @@ from recgrela.runs.tensor_file import (
 )
 from recgrela.runs.values import check_count, read_object
 from recgrela.system.errors import RunError
+from recgrela.system.out_of_memory import MemoryPhase
 
 FORMAT = 2
 _KEY = "recgrela"
@@ -49,6 +50,10 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
     return state if device.type != "cuda" else state | {"cuda": torch.cuda.get_rng_state(device)}
 
 
+SMALLER = "lower model.hidden_size or model.num_layers, or raise data.min_item_events for fewer items"
+
+
+@MemoryPhase("saving a checkpoint", f"{SMALLER}; earlier checkpoints are unchanged")
 def save(
     path: Path,
     model: SequenceModel,
@@ -123,6 +128,7 @@ def read_checksum(path: Path) -> str | None:
     return content.checksum
 
 
+@MemoryPhase("loading a checkpoint", "this model needs more memory")
 def load(
     path: Path, model: SequenceModel, optimizer: torch.optim.Optimizer | None = None, rank: int = 0
 ) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from recgrela.settings.run import RunConfig, read_config
 from recgrela.system.errors import RunError
 from recgrela.system.files import atomic_write_text
 from recgrela.system.graphs import CudaGraphs
+from recgrela.system.out_of_memory import MemoryPhase
 
 Split = Literal["valid", "test"]
 
@@ -66,6 +67,7 @@ class SavedRun:
         }
 
 
+@MemoryPhase("loading the model", "this model needs more memory")
 def load_run(
     path: Path, which: CheckpointName | None, device: torch.device, processes: Processes | None = None
 ) -> SavedRun:

@@ -18,7 +18,7 @@ from recgrela.serve.metrics import Timing
 from recgrela.serve.queries import NotFound
 from recgrela.serve.routes import make_router
 from recgrela.serve.service import Service
-from recgrela.system.errors import DataError, DiskFull, RunError
+from recgrela.system.errors import DataError, DiskFull, OutOfMemory, RunError
 
 RETRY = {"retry-after": "1"}  # seconds
 SHOWN_FAULTS = 3  # of a request with several
@@ -68,6 +68,8 @@ def create_app(service: Service) -> FastAPI:
     # Their messages name files of the server, and are in its log.
     _add_error(app, RunError, 503, RETRY, "the store cannot be used now; try again later")
     _add_error(app, DiskFull, 507, None, "the disk of the store is full; nothing was stored")
+    for lack in (OutOfMemory, MemoryError):
+        _add_error(app, lack, 503, RETRY, "the server is out of memory; try again later")
     # The last one is the first that gets a request.
     app.add_middleware(BodyLimit)
     app.add_middleware(Access, token=service.token, hosts=service.hosts)

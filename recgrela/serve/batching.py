@@ -11,11 +11,11 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from recgrela.serve.engine import Engine
+from recgrela.serve.engine import ANSWERING, Engine
 from recgrela.serve.metrics import Metrics
 from recgrela.serve.queries import Query
 from recgrela.store import Event
-from recgrela.system.errors import DataError, UserError
+from recgrela.system.errors import DataError, OutOfMemory, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -154,13 +154,17 @@ class Batcher:
         if not jobs:
             return
         try:
-            answers = call(jobs)
-        except DataError as error:
-            if len(jobs) == 1:
+            with ANSWERING:
+                answers = call(jobs)
+        except (DataError, OutOfMemory) as error:
+            if len(jobs) > 1:
+                for job in jobs:  # the others need not fail with it, and a single one needs less memory
+                    self._answer([job], call)
+            elif isinstance(error, OutOfMemory):
+                logger.error("%s", error)
+                self._fail(jobs, error)
+            else:
                 jobs[0].future.set_exception(error)
-                return
-            for job in jobs:  # the others need not fail with it
-                self._answer([job], call)
         except UserError as error:
             self._fail(jobs, error)
         except Exception as error:

@@ -16,9 +16,12 @@ from recgrela.serve.inspection import LayerStates, inspect
 from recgrela.serve.queries import Found, NotFound, Query, Receipt, Scored
 from recgrela.store import Event, Store
 from recgrela.system.errors import DataError, UserError
+from recgrela.system.out_of_memory import MemoryPhase
 
 # Candidates beyond k, so that a user who has seen some of the best items needs no second search.
 MARGIN = 16
+
+ANSWERING = MemoryPhase("answering requests", "lower --max_batch, or give more memory")
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +64,8 @@ class Engine:
         """
         stored = self.store.append(events)
         try:
-            self.folder.update(list(dict.fromkeys(event.user for event in events)))
+            with ANSWERING:
+                self.folder.update(list(dict.fromkeys(event.user for event in events)))
         except UserError as error:
             logger.warning("events are stored, but their states are not advanced yet: %s", error)
         known = self.catalogue.ids([event.item for event in events]) > 0

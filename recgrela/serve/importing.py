@@ -13,10 +13,12 @@ from recgrela.data.events import Events
 from recgrela.data.formats import read
 from recgrela.settings.data import with_absolute_path
 from recgrela.store import Store
+from recgrela.system.out_of_memory import MemoryPhase
 
 ROWS = 100_000  # events of a transaction
 
 
+@MemoryPhase("storing the events of a file", "split the file, and import its parts one by one")
 def import_events(store: Store, path: str, config: DataConfig) -> tuple[int, int]:
     """Stores all events of a file. Events that an earlier import of the same file has stored are skipped.
 

@@ -9,10 +9,9 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import torch
-
 from recgrela.settings.fields import Option, check_known, show
 from recgrela.system.errors import ConfigError, ReportedElsewhere, UserError, one_line
+from recgrela.system.out_of_memory import MemoryPhase
 from recgrela.system.output import OutputClosed, standard_streams, tell, write_result
 
 if TYPE_CHECKING:
@@ -20,6 +19,9 @@ if TYPE_CHECKING:
 from recgrela.system.text import printable, quote
 
 EXIT_USER_ERROR = 2
+ANYTHING = MemoryPhase(
+    "running this command", "give smaller sizes (--help lists the settings), or more memory"
+)
 EXIT_SIGNAL = 128  # plus the number of the signal, as in shells
 
 
@@ -27,8 +29,9 @@ def run(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None) -> 
     """Run a command on `argv` (None: the process's own) and return its exit code.
 
     A `UserError`, an error of the operating system (such as missing permission) and a lack of memory become
-    one line on stderr and exit code 2; Ctrl-C outside training becomes 130. A reader of the results that has
-    ended, as `head` does, becomes 141 without a word. Any other exception is a bug and keeps its traceback.
+    one line on stderr and exit code 2; `MemoryPhase` makes the line of a lack of memory. Ctrl-C outside
+    training becomes 130. A reader of the results that has ended, as `head` does, becomes 141 without a word.
+    Any other exception is a bug and keeps its traceback.
     """
     with standard_streams():
         return _run(command, sys.argv[1:] if argv is None else list(argv))
@@ -36,7 +39,8 @@ def run(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None) -> 
 
 def _run(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
     try:
-        return command(argv)
+        with ANYTHING:
+            return command(argv)
     except OutputClosed:
         return EXIT_SIGNAL + signal.SIGPIPE
     except ReportedElsewhere:
@@ -46,8 +50,6 @@ def _run(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename is not None else ""
         return _fail(f"{where}{error.strerror or error or type(error).__name__}")
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        return _fail(f"out of memory: {error}; a smaller batch or max_tokens needs less".replace(": ;", ";"))
     except KeyboardInterrupt:
         tell("interrupted")
         return EXIT_SIGNAL + 2

@@ -35,3 +35,7 @@ class RunError(UserError):
 
 class DiskFull(RunError):
     """No space is left for what must be stored."""
+
+
+class OutOfMemory(RunError):
+    """Memory ran out; the message says while doing what, and which settings need less."""

@@ -23,6 +23,7 @@ from recgrela.system.errors import ConfigError
 from recgrela.system.graphs import CudaGraphs
 from recgrela.training.graphs import step_obstacle
 from recgrela.training.losses import make_loss
+from recgrela.training.memory import BUILDING, check_pass_fits, check_weights_fit
 from recgrela.training.step import GraphedStep, TrainStep
 
 
@@ -84,9 +85,11 @@ def open_session(
         torch.set_num_threads(train.threads)
     data = load_shared(config.data, processes)
     on_device = data.to(device)
-    torch.manual_seed(train.seed)
     shards = RowShards.over(processes, data.n_items, train.shard_items)
-    model = build(config.model, data.n_items, max_len, shards).to(device)
+    check_weights_fit(config, data.n_items, device, None if shards is None else shards.count)
+    torch.manual_seed(train.seed)
+    with BUILDING:
+        model = build(config.model, data.n_items, max_len, shards).to(device)
     check_model(model, config)
     if not processes.is_first:
         torch.manual_seed(process_seed(train.seed, processes.rank))  # the weights are those of the first one
@@ -97,6 +100,7 @@ def open_session(
         on_device, train.objective, max_len, train.batch_size, train.seed, device, pieces=pieces, **place
     )
     max_tokens = config.max_tokens(device.type)
+    check_pass_fits(model, config, batches.num_targets, max_tokens)
     filling = filling_for(model, train.objective, batches.max_seqlen)
     step = _make_step(model, loss, config, max_tokens, wants_graphs, processes)
     sizes, users = (config.data.history_len, train.eval_batch_size), config.data.eval_users

@@ -28,6 +28,7 @@ from recgrela.system.console import say
 from recgrela.system.device import use_device
 from recgrela.system.errors import RunError
 from recgrela.system.memory import PeakMemory
+from recgrela.system.out_of_memory import MemoryPhase
 from recgrela.system.output import display_console
 from recgrela.system.progress import ProgressDisplay
 from recgrela.system.signals import Stopped, StopSignals
@@ -38,6 +39,11 @@ from recgrela.training.resumption import resume
 from recgrela.training.schedule import Place, Schedule, learning_rate
 from recgrela.training.session import Session, open_session
 from recgrela.training.warm_start import Start, WarmStart, warm_start
+
+STEP = MemoryPhase(
+    "taking a training step",
+    "lower train.max_tokens, then train.negatives (sampled losses), model.hidden_size or data.max_len",
+)
 
 
 @dataclass(frozen=True)
@@ -175,7 +181,8 @@ class Trainer:
         for batch in self.session.batches.epoch(state.epoch, start_step=state.step):
             place = Place(state.epoch, state.step, steps, state.total_steps)
             lr = learning_rate(settings, self.schedules, place)
-            self.session.take_step(batch, lr)
+            with STEP:
+                self.session.take_step(batch, lr)
             state.step += 1
             state.total_steps += 1
             self.samples += batch.size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import os
 import struct
 import zipfile
 import zlib
@@ -15,9 +16,10 @@ from dataclasses import dataclass
 from typing import IO, Protocol, cast
 
 import pyarrow as pa
+import torch
 
-from recgrela.system.available import available_memory
 from recgrela.system.errors import DataError
+from recgrela.system.memory import available_memory
 from recgrela.system.text import one_line
 
 CHUNK = 1 << 20  # bytes
@@ -66,7 +68,10 @@ class Limit:
         if gigabytes is not None:
             return cls(int(gigabytes * 1e9), f"the limit {setting}", "raise it if the file is right")
         fix = "unpack the file, or use less of it" if setting is None else f"set {setting} to allow more"
-        return cls(available_memory() // 2, "half of the memory that is available", fix)
+        available = available_memory(torch.device("cpu"))
+        if available is None:  # a system other than Linux: what the machine has
+            available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return cls(available // 2, "half of the memory that is available", fix)
 
     def check(self, size: int, label: str) -> None:
         """Raises DataError, which begins with `label`, if `size` bytes are too many."""
