@@ -49,7 +49,9 @@ def train(world: int, args: argparse.Namespace, output: Path, shard: bool) -> di
     torchrun(world, "recgrela.train", *options)
     lines = (output / name / "metrics.jsonl").read_text().splitlines()
     partial = next(entry for entry in map(json.loads, lines) if entry["kind"] == "partial")
+    protocol = json.loads((output / name / "protocol.json").read_text())
     return {
+        "items": protocol["data"]["items"],
         "loss": partial["loss"],
         "step_ms": 1e3 * partial["seconds"] / args.steps,
         "eval_s": partial["eval_seconds"],
@@ -84,7 +86,7 @@ def main() -> None:
         for _ in range(args.rounds):
             for world, shard in variants:
                 rounds[world, shard].append(train(world, args, Path(folder), shard))
-    numbers = args.items * 64  # the item table has nearly all parameters
+    numbers = int(rounds[1, False][0]["items"]) * 64  # the item table has nearly all parameters
     results: list[dict[str, Any]] = []
     expected = rounds[1, False][0]["loss"]
     for (world, shard), runs in rounds.items():

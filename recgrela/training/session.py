@@ -88,6 +88,10 @@ def open_session(
     shards = RowShards.over(processes, data.n_items, train.shard_items)
     check_weights_fit(config, data.n_items, device, None if shards is None else shards.count)
     torch.manual_seed(train.seed)
+    if shards is not None and train.compile:
+        raise ConfigError(
+            "train.compile: cannot compile a model whose table is divided; use train.shard_items false"
+        )
     with BUILDING:
         model = build(config.model, data.n_items, max_len, shards).to(device)
     check_model(model, config)

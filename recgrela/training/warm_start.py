@@ -80,6 +80,10 @@ def warm_start(session: Session, start: Start) -> WarmStart:
         raise ConfigError(f"--init {start.run}: {error}") from error
     items.retired[known] = theirs.retired[rows[known]]
     if start.new_items != "model" and new.size:
+        if session.model.shards is not None:
+            raise ConfigError(
+                f"--init_items {start.new_items}: needs a whole table; use train.shard_items false"
+            )
         try:
             fill_rows(session.model, items, new, known, start.new_items)
         except DataError as error:
