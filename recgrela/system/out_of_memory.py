@@ -18,7 +18,8 @@ from recgrela.system.memory import available_memory, in_gb
 _SIGNS = re.compile(
     "out of memory|not enough memory|bad_alloc|can.?t allocate memory|cannot allocate|unable to allocate|"
     "failed to map segment|can.?t start new thread|cannot create thread|alloc_failed|memory allocation of|"
-    "failed to launch worker thread|failed to allocate|insufficient memory|malloc of size|realloc of size|errno 12\\b|os error 12\\b",
+    "failed to launch worker thread|failed to allocate|insufficient memory|malloc of size|realloc of size|"
+    "errno 12\\b|os error 12\\b",
     re.IGNORECASE,
 )
 _ASKED = re.compile(

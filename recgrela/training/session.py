@@ -130,6 +130,7 @@ def check_model(model: SequenceModel, config: RunConfig) -> None:
         )
 
 
+@BUILDING
 def _make_step(
     model: SequenceModel, loss: nn.Module, config: RunConfig, max_tokens: int, capturable: bool
 ) -> TrainStep:
