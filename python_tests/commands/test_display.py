@@ -30,12 +30,14 @@ KINDS = pytest.mark.parametrize("kind", ["closed pipe", "full", "closed"])
 @contextmanager
 def unusable_stdout(kind: str) -> Iterator[None]:
     """Commands redirect a stream that they cannot flush, so its buffer is empty in the end."""
-    if kind == "closed pipe":
-        reader, writer = os.pipe()
-        os.close(reader)
     stream = None
     if kind != "closed":
-        stream = os.fdopen(writer, "w") if kind == "closed pipe" else Path("/dev/full").open("w")  # noqa: SIM115
+        descriptor = os.open("/dev/full", os.O_WRONLY)
+        if kind == "closed pipe":
+            os.close(descriptor)
+            reader, descriptor = os.pipe()
+            os.close(reader)
+        stream = os.fdopen(descriptor, "w")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdout", stream)  # pytest replaces a fixture's stream before the test
         yield

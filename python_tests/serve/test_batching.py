@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 
 from python_tests.support.serving import make_recommender
 from recgrela.serve.batching import AddJob, Batcher, Busy, CallJob, Job, QueryJob
@@ -14,7 +15,7 @@ from recgrela.serve.engine import Engine
 from recgrela.serve.metrics import Metrics
 from recgrela.serve.queries import Found, NotFound, Query, Receipt
 from recgrela.store import Event, Store
-from recgrela.system.errors import DataError
+from recgrela.system.errors import DataError, OutOfMemory
 
 
 class Recorded(Engine):
@@ -112,6 +113,25 @@ def test_an_error_of_one_request(batcher: Batcher, engine: Recorded) -> None:
     with pytest.raises(DataError, match="user is empty"):
         futures[1].result(30)
     assert sorted(engine.store.users()) == ["a", "c"]
+
+
+def test_a_lack_of_memory(batcher: Batcher, engine: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch is repeated as single requests; one that is too large gets an error, and the thread goes on."""
+    recommend = engine.recommend
+
+    def in_little_memory(queries: Any) -> Any:
+        if sum(query.k for query in queries) > 5:
+            torch.empty(1 << 60)
+        return recommend(queries)
+
+    monkeypatch.setattr(engine, "recommend", in_little_memory)
+    hold(batcher, engine)
+    futures = submit(batcher, *(QueryJob(Query(history=("i1",), k=k)) for k in (2, 9, 4)))
+    engine.gate.set()
+    with pytest.raises(OutOfMemory, match=r"out of memory while answering requests: .* lower --max_batch"):
+        futures[1].result(30)
+    assert all(isinstance(futures[i].result(30), Found) for i in (0, 2))
+    assert engine.calls == [("recommend", 1)] * 2
 
 
 def test_cancelled_requests(batcher: Batcher, engine: Recorded) -> None:

@@ -222,6 +222,9 @@ def test_faults_of_the_store(client: TestClient, monkeypatch: pytest.MonkeyPatch
         patch.setattr(store, "append", fail(RunError("/secret/path is damaged")))
         answer = client.post("/events", json=event)
         assert "secret" not in error_of(answer, 503) and answer.headers["retry-after"] == "1"
+        patch.setattr(store, "append", fail(MemoryError()))
+        answer = client.post("/events", json=event)
+        assert error_of(answer, 503) == "the server is out of memory; try again later"
         patch.setattr(store, "append", fail(RuntimeError("a bug in /secret")))
         assert (
             error_of(client.post("/events", json=event), 500)
@@ -236,5 +239,6 @@ def test_faults_of_the_store(client: TestClient, monkeypatch: pytest.MonkeyPatch
         line for line in client.get("/metrics").text.splitlines() if line.startswith("recgrela_errors_total")
     ]
     assert errors == [
-        f'recgrela_errors_total{{error="{name}"}} 1.0' for name in ("DiskFull", "RunError", "RuntimeError")
+        f'recgrela_errors_total{{error="{name}"}} 1.0'
+        for name in ("DiskFull", "RunError", "OutOfMemory", "RuntimeError")
     ]

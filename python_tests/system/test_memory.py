@@ -78,7 +78,7 @@ def test_sizes_that_cannot_fit_are_named(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(memory, "available_memory", lambda device: 2_000_000_000)
     check_fits({"weights": 1_500_000_000, "scores": 500_000_000}, CPU, "lower x")
     message = (
-        r"^2.1 GB of memory are needed \(weights 1.6 GB, scores 0.5 GB\), but 2.0 GB are available; lower x$"
+        r"^2.1 GB of memory are needed \(weights 1.6 GB, scores 500 MB\), but 2.0 GB are available; lower x$"
     )
     with pytest.raises(ConfigError, match=message):
         check_fits({"weights": 1_600_000_000, "scores": 500_000_000}, CPU, "lower x")

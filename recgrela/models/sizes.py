@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from recgrela.models import build
+
+MAX_LAYERS = 16
 
 
 class _WithoutValues(TorchFunctionMode):
@@ -40,10 +43,13 @@ class _WithoutValues(TorchFunctionMode):
 def parameter_bytes(config: Any, n_items: int, max_len: int, item_rows: int | None = None) -> int:
     """Bytes of a model's float32 parameters, counted without allocating them.
 
+    A model of more than MAX_LAYERS layers has more: making thousands of modules would take minutes.
+
     Args:
         config, n_items, max_len: see `build`.
         item_rows: the number of rows of tables of items that are counted; None: all.
     """
+    config = replace(config, num_layers=min(config.num_layers, MAX_LAYERS))
     with torch.random.fork_rng(devices=()), _WithoutValues():
         model = build(config, n_items, max_len)
     rows = n_items if item_rows is None else item_rows

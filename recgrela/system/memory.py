@@ -40,7 +40,7 @@ class PeakMemory:
 
 def in_gb(size: float) -> str:
     """A number of bytes as text, such as "12.3 GB" (1e9 bytes) or "4 MB"."""
-    return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{max(size / 1e6, 1):.0f} MB"
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{max(size / 1e6, 1):.0f} MB"
 
 
 def check_fits(needs: Mapping[str, int], device: torch.device, helps: str) -> None:

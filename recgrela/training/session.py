@@ -163,6 +163,7 @@ def check_model(model: SequenceModel, config: RunConfig) -> None:
         )
 
 
+@BUILDING
 def _make_step(
     model: SequenceModel,
     loss: nn.Module,
