@@ -1,4 +1,4 @@
-"""Item tables divided over processes; the checks of several processes are in `sharded_checks`."""
+"""Item tables divided over processes; the checks of several processes are in `step_checks`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from python_tests.models.forms import MAX_LEN, N_ITEMS, packed, small
-from python_tests.parallel.sharded_checks import CHECKS
+from python_tests.parallel.step_checks import CHECKS
 from python_tests.support.ranks import run_checks
 from recgrela.models import build
 from recgrela.models.transfer import transfer
@@ -27,7 +27,7 @@ from recgrela.system.errors import RunError
 @pytest.fixture(scope="module", params=[2, 4])
 def failed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("ranks")
-    return run_checks("python_tests.parallel.sharded_checks", request.param, folder)
+    return run_checks("python_tests.parallel.step_checks", request.param, folder)
 
 
 @pytest.mark.parametrize("name", CHECKS)

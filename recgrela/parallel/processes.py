@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -229,6 +230,8 @@ def _reported() -> Iterator[None]:
     try:
         yield
     except (dist.DistError, RuntimeError) as error:
+        # gloo's text begins with the place in its sources and ends with advice.
+        detail = re.sub(r"^\[[^]]*\] ?", "", one_line(error)).partition(". This is typically")[0]
         raise LostProcess(
-            f"lost the connection to another process, whose own message has the reason: {one_line(error)}"
+            f"lost the connection to another process, whose own message has the reason ({detail})"
         ) from error
