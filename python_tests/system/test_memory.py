@@ -82,7 +82,7 @@ def test_sizes_that_cannot_fit_are_named(monkeypatch: pytest.MonkeyPatch) -> Non
     )
     with pytest.raises(ConfigError, match=message):
         check_fits({"weights": 1_600_000_000, "scores": 500_000_000}, CPU, "lower x")
-    assert in_gb(99_000_000) == "99 MB" and in_gb(1.5e12) == "1,500.0 GB"
+    assert in_gb(99_000_000) == "99 MB" and in_gb(5000) == "5 kB" and in_gb(1.5e12) == "1,500.0 GB"
 
 
 def real_torch() -> None:

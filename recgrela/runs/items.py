@@ -77,7 +77,9 @@ def read_items(path: Path, n_items: int, ids: str | None = None) -> Items:
     if not path.is_file():
         raise RunError(f"{path}: no such file")
     try:
-        table = pq.read_table(path)
+        # read_table waits for ever if memory for its threads is lacking.
+        with pq.ParquetFile(path) as file:
+            table = file.read(use_threads=False)
     except (OSError, pa.ArrowException) as error:
         raise RunError(f"{path}: damaged: {error}") from error
     kinds = dict(zip(table.schema.names, table.schema.types, strict=True))

@@ -39,8 +39,10 @@ class PeakMemory:
 
 
 def in_gb(size: float) -> str:
-    """A number of bytes as text, such as "12.3 GB" (1e9 bytes) or "4 MB"."""
-    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{max(size / 1e6, 1):.0f} MB"
+    """A number of bytes as text, such as "12.3 GB" (1e9 bytes), "4 MB" or "5 kB"."""
+    if size >= 1e9:
+        return f"{size / 1e9:,.1f} GB"
+    return f"{size / 1e6:.0f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
 
 
 def check_fits(needs: Mapping[str, int], device: torch.device, helps: str) -> None:
