@@ -119,7 +119,8 @@ def test_a_configuration_of_the_first_version_loads(tmp_path: Path) -> None:
     assert config == parse("--preset=paper", "--train.cuda_graphs=false")  # which was the default
     content = yaml.safe_load(FIRST_CONFIG)
     content["train"]["cuda_graphs"] = "false"  # it has become one of three words
-    content["data"]["max_unpacked_gb"] = None  # new
+    content["data"] |= {"max_unpacked_gb": None, "eval_users": None}  # new
+    content["train"] |= {"pieces": None, "shard_items": False, "if_exists": "error"}
     assert config.as_dict() == content  # no key is missing, no other is new
 
 

@@ -131,10 +131,11 @@ def test_effects_of_the_settings() -> None:
         "train.tensorboard",
         "train.log_every",
         "train.save_minutes",
+        "train.if_exists",
     }
-    assert keys(config, SPEED) == {"train.device", "train.threads"}
+    assert keys(config, SPEED) == {"train.device", "train.threads", "train.shard_items"}
     assert keys(config, PLACE) == {"train.output", "train.name"}
-    assert keys(config, LENGTH) == {"train.epochs", "train.max_steps", "train.patience"}
+    assert keys(config, LENGTH) == {"train.epochs", "train.max_steps", "train.patience", "train.pieces"}
     assert keys(config, RESULTS, NOTHING, SPEED, PLACE, LENGTH) == set(config.flat())
     assert OWN_SETTINGS.keys() == keys(config, PLACE) | {"train.seed"}
 

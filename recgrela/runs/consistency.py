@@ -47,24 +47,24 @@ def check_resumable(folder: RunFolder) -> None:
         )
 
 
-def check_settings(folder: RunFolder, config: RunConfig, resumes: bool = False) -> None:
+def check_settings(folder: RunFolder, config: RunConfig) -> None:
     """Raises RunError if config.yaml was edited, so that a fixed setting differs from protocol.json.
+
+    A setting that protocol.json lacks, because an earlier version made the run, must have its default.
 
     Args:
         folder: the run folder.
         config: the settings in config.yaml, or those of a run that resumes.
-        resumes: whether all of today's settings must be recorded. A run of an earlier version, which has
-            fewer, can be used but not resumed.
     """
     content = folder.read_protocol()
     recorded = content["settings"] | flatten({"model": content["model"]})
     for key, value in fixed_settings(config).items():
         if key not in recorded:
-            if not resumes:
+            if value == config.options[key].default:
                 continue
             raise RunError(
-                f"{folder.protocol_path}: the setting {key} is missing: another version of recgrela made the "
-                "run, or the file is damaged; start a new run"
+                f"{folder.protocol_path}: the setting {key} is missing, but it is {value!r} in "
+                f"{folder.config_path.name}; restore the file, or start a new run"
             )
         # Versions may record a value in different types, such as false and "false".
         if value != config.options[key].read(recorded[key]):

@@ -95,7 +95,7 @@ def train(
         if resumed is not None:
             own(resumed, processes, stack)
             check_resumable(resumed)
-            check_settings(resumed, config, resumes=True)
+            check_settings(resumed, config)
         session = open_session(config, device, processes)
         for note in session.notes:
             say(console, note)
