@@ -389,7 +389,8 @@ def test_no_permission(tmp_path, monkeypatch):
         patch.setattr(pa, "memory_map", refuse)
         fails(tmp_path / "x.csv", ": cannot be read (Permission denied)")
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "stat", refuse)
+        stat = Path.stat
+        patch.setattr(Path, "stat", lambda p, **more: refuse() if p.name == "x.csv" else stat(p, **more))
         with pytest.raises(DataError, match=r"x\.csv: cannot be read \(Permission denied\)$"):
             load(DataConfig(path=str(tmp_path / "x.csv")))
 

@@ -79,7 +79,7 @@ def test_a_new_run_holds_the_lock_until_it_ends(tmp_path: Path, monkeypatch: pyt
     real = new_run.write_items
     monkeypatch.setattr(new_run, "write_items", noted)
     monkeypatch.setattr(
-        final_test, "plot_curves", lambda *_: held.append((tmp_path / "run" / LOCK).is_file())
+        final_test, "draw_curves", lambda *_: held.append((tmp_path / "run" / LOCK).is_file())
     )
     assert run_train(*options(tmp_path, "run", "--train.max_steps=1")) == 0
     assert held == [True, True] and not (tmp_path / "run" / LOCK).exists()

@@ -95,7 +95,7 @@ def test_every_kill_point(start: str, tmp_path: Path, monkeypatch: pytest.Monkey
     else:
         left = copies(run, lambda: train(run, 2), tmp_path / "copies", monkeypatch)
     for module in (trainer, final_test):
-        monkeypatch.setattr(module, "plot_curves", lambda *_: None)  # slow
+        monkeypatch.setattr(module, "draw_curves", lambda *_: None)  # slow
     seen = set()
     for folder in left:
         last = folder / "last.safetensors"

@@ -6,6 +6,8 @@ import itertools
 import json
 import os
 import re
+import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -212,8 +214,10 @@ def join(
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     with _reported():
+        store, *_ = next(dist.rendezvous("env://", launch.rank, launch.world, timeout=timeout))
         dist.init_process_group(
             backend,
+            store=dist.PrefixStore(meet(store, launch.rank, launch.world, timeout), store),
             rank=launch.rank,
             world_size=launch.world,
             timeout=timeout,
@@ -222,6 +226,35 @@ def join(
     yield Processes(launch)
     # Not after an error: other processes may be in a collective, for which this would wait.
     dist.destroy_process_group()
+
+
+def meet(store: dist.Store, rank: int, world: int, timeout: timedelta) -> str:
+    """A name that only the processes that are running now agree on, for the keys of their group.
+
+    torchrun keeps its store when it restarts processes, and the keys of processes that have ended would be
+    taken for those of the new ones. So each process announces a new token, and the first one answers it.
+    """
+    own = uuid.uuid4().hex
+    if rank > 0:
+        store.set(f"recgrela/token/{rank}", own)
+        name = store.get(f"recgrela/answer/{own}").decode()
+        store.set(f"{name}/here/{rank}", "1")
+        return name
+    name, missing = f"recgrela/{own}", set(range(1, world))
+    answered, deadline = set[str](), time.monotonic() + timeout.total_seconds()
+    while missing:
+        for other in sorted(missing):
+            if store.check([f"recgrela/token/{other}"]):
+                token = store.get(f"recgrela/token/{other}").decode()
+                if token not in answered:  # also those of processes that have ended, which nobody reads
+                    store.set(f"recgrela/answer/{token}", name)
+                    answered.add(token)
+        missing = {other for other in missing if not store.check([f"{name}/here/{other}"])}
+        if missing and time.monotonic() > deadline:
+            raise RuntimeError(f"processes {sorted(missing)} have not started")
+        if missing:
+            time.sleep(0.02)
+    return name
 
 
 @contextmanager

@@ -236,7 +236,9 @@ class Trainer:
         improved = self.state.is_improvement(score)
         record = self.state.record(kind, ranking, seconds, improved)
         memory = self.memory.read(session.device)
-        return score, improved, record | {"peak_memory": self.processes.max(memory or 0)[0] or None}
+        if memory is not None:
+            (memory,) = self.processes.max(memory)
+        return score, improved, record | {"peak_memory": memory}
 
     def _read_loss(self) -> None:
         """Read the loss from the device, and sum it over the processes.
