@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 
@@ -17,6 +18,7 @@ from recgrela.settings.command_line import Parser
 from recgrela.settings.fields import MAX_THREADS, Option
 from recgrela.system.console import say
 from recgrela.system.device import use_device
+from recgrela.system.errors import RunError
 from recgrela.system.files import expand_path
 from recgrela.system.output import result_console
 
@@ -49,6 +51,8 @@ def command(argv: Sequence[str]) -> int:
     device = use_device(options["device"], launch.local_rank, launch.local_world)
     with join(device, launch) as processes:
         run = load_run(expand_path(options["run"], "RUN"), which, device, processes)
+        if len(set(processes.gather_text(json.dumps(run.state.as_dict())))) > 1:
+            raise RunError(f"{run.folder.path}: its checkpoint was replaced while it was read; try again")
         data = load_data(run, options["data.path"], processes)
         splits: tuple[Split, ...] = ("valid", "test") if options["split"] == "both" else (options["split"],)
         batch_size = options["batch_size"] or run.config.train.eval_batch_size

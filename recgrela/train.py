@@ -12,8 +12,6 @@ from recgrela.parallel.launch import Launch
 from recgrela.runs.folder import RunFolder
 from recgrela.settings import command_line
 from recgrela.settings.run import (
-    RunConfig,
-    check_resumed,
     find_init,
     find_resumed,
     read_config,
@@ -21,7 +19,6 @@ from recgrela.settings.run import (
     read_run,
 )
 from recgrela.system.console import say
-from recgrela.system.errors import ConfigError
 from recgrela.system.files import expand_path
 from recgrela.system.output import display_console
 from recgrela.training.trainer import train
@@ -37,8 +34,7 @@ def command(argv: Sequence[str]) -> int:
         start = Start(RunFolder.open(expand_path(init[0], "--init")).path, init[1])
         result = train(read_run(argv, CONFIGS, RunFolder(start.run).config_path), None, console, start)
     elif resumed is None:
-        config = read_run(argv, CONFIGS)
-        result = train(config, find_existing(config, launch), console)
+        result = train(read_run(argv, CONFIGS), None, console)
     else:
         folder = RunFolder.open(expand_path(resumed, "--resume"))
         config = read_resumed(argv, read_config(folder.config_path, CONFIGS))
@@ -50,31 +46,6 @@ def command(argv: Sequence[str]) -> int:
         return command_line.EXIT_SIGNAL + result.signum
     say(console, f"repeat the table with: python -m recgrela.evaluate {path}")
     return 0
-
-
-def find_existing(config: RunConfig, launch: Launch) -> RunFolder | None:
-    """The run that a command for a new run resumes, None if it begins a new one.
-
-    A process that torchrun has restarted resumes its run.
-
-    Raises:
-        ConfigError: the run has other settings; or torchrun may restart processes, but the run has no name by
-            which they could find it.
-    """
-    name = config.train.name
-    if name is None:
-        if launch.max_restarts:
-            raise ConfigError(
-                f"torchrun may restart processes {launch.max_restarts} times; give --train.name, by which "
-                "they find the run to resume"
-            )
-        return None
-    folder = RunFolder(expand_path(config.train.output, "train.output") / name)
-    wanted = config.train.if_exists == "resume" or launch.restarts > 0
-    if not wanted or not folder.checkpoint_path("last").is_file():
-        return None
-    check_resumed(read_config(folder.config_path, CONFIGS), config)
-    return folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -137,6 +137,16 @@ def test_second_derivatives_are_refused(op: type[Case]) -> None:
 
 
 @WITH_KERNEL
+def test_autograd_through_a_gradient_of_torch_func_is_refused(op: type[Case]) -> None:
+    """The gradient must not look like a constant to the autograd around the transform."""
+    call = calls_of(op)[0]
+    leaves = {name: x.detach().requires_grad_() for name, x in call.inputs.items()}
+    total = sum(t.square().sum() for t in grad(call.loss)(leaves).values())
+    with pytest.raises(NotImplementedError, match=r"^\w+: second derivatives are not implemented"):
+        total.backward()
+
+
+@WITH_KERNEL
 def test_forward_mode_is_refused(op: type[Case]) -> None:
     """Instead of tangents that are lost."""
     call = calls_of(op)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from python_tests.support.runs import options, run_train
+from recgrela.runs import lock
 from recgrela.runs.lock import LOCK, owned
 from recgrela.runs.saved import load_run
 from recgrela.runs.tensor_file import Entry, read_tensors, write_tensors
@@ -155,3 +157,29 @@ def test_a_file_of_tensors_is_written_as_a_stream(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="rows"):
             write_tensors(path, wrong, {})
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("reason", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_a_file_system_without_locks_is_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], reason: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(reason, os.strerror(reason))
+
+    monkeypatch.setattr(lock.fcntl, "flock", refuse)
+    with owned(tmp_path):
+        assert "cannot be locked on its file system" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("reason", [errno.EPERM, errno.EXDEV, errno.ENOENT])
+def test_a_file_that_cannot_be_named_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: int
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(reason, os.strerror(reason))
+
+    monkeypatch.setattr(files.os, "link", refuse)
+    for text in ("first", "second, longer"):
+        atomic_write_text(tmp_path / "file", text)
+        assert (tmp_path / "file").read_text() == text
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -140,7 +140,15 @@ def test_the_innermost_context_names_the_phase_and_sees_causes() -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [KeyError("x"), DataError("out of memory.csv"), RunError("x"), SystemExit(3)]
+    "error",
+    [
+        KeyError("out of memory"),
+        IndexError("cannot allocate row 12"),
+        FileNotFoundError(errno.ENOENT, "No such file", "out of memory.csv"),
+        DataError("out of memory.csv"),
+        RunError("x"),
+        SystemExit(3),
+    ],
 )
 def test_other_errors_pass(error: BaseException) -> None:
     with pytest.raises(type(error)) as caught, PHASE:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import signal
 import subprocess
@@ -117,6 +118,13 @@ def test_bad_data_is_reported_once(tmp_path: Path) -> None:
     assert "none.csv: no such file" in results[0].stderr
     assert not results[1].stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_different_settings_are_refused(tmp_path: Path) -> None:
+    train = shlex.join([sys.executable, "-m", "recgrela.train", *options(tmp_path, "run")])
+    results = wait(start(2, ["sh", "-c", f"exec {train} --train.lr=1e-$((RANK + 2))"]))
+    assert exit_codes(results) == [2, 2]
+    assert "error: train.lr: 0.001 in process 1, but 0.01 in process 0" in results[0].stderr
 
 
 def test_torchrun_restarts_from_the_last_checkpoint(output: Path, tmp_path: Path) -> None:

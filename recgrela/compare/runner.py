@@ -61,7 +61,10 @@ def make_runs(plan: Plan, console: Console, processes: Processes | None = None) 
                 say(console, f"{name}: already finished")
                 continue
             say(console, f"{name}: {run.folder.path}")
-            failure = runner.make(run)
+            try:
+                failure = runner.make(run)
+            except RunError as error:  # such as a folder that another process writes
+                failure = str(error)
             if failure is not None:
                 say(console, f"{name}: failed: {failure}")
                 failures[run.label, run.seed] = failure
@@ -136,7 +139,8 @@ class Runner:
         """
         if run.status == "new" and run.folder.path.is_dir():
             with owned(run.folder.path):
-                shutil.rmtree(run.folder.path)  # left by a process that ended before its first checkpoint
+                if run.status == "new":  # the previous owner may just have written a checkpoint
+                    shutil.rmtree(run.folder.path)  # left by a process that ended before its first one
         with tempfile.TemporaryFile() as errors:
             self._check()
             command = [sys.executable, "-m", "recgrela.train", *train_options(run)]

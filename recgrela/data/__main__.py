@@ -7,8 +7,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from rich.console import Console
-
 from recgrela.data.events import Events
 from recgrela.data.formats import read
 from recgrela.data.load import load
@@ -22,6 +20,7 @@ from recgrela.settings.fields import options_of
 from recgrela.system.console import say
 from recgrela.system.errors import ConfigError
 from recgrela.system.files import expand_path
+from recgrela.system.output import display_console
 
 UNUSED = ("data.path", "data.max_len", "data.eval_max_len", "data.eval_users")  # settings of runs on the data
 
@@ -50,7 +49,10 @@ def command(argv: Sequence[str]) -> int:
         pack_parts(_parts(configs), out, config)
     counts = open_packed(out, verify=False).description
     numbers = ", ".join(f"{counts[name]:,} {name}" for name in ("users", "items", "events"))
-    say(Console(), f"{out}: {numbers}, with padding ids; train with: --data.path {shlex.quote(str(out))}")
+    say(
+        display_console(),
+        f"{out}: {numbers}, with padding ids; train with: --data.path {shlex.quote(str(out))}",
+    )
     return 0
 
 

@@ -7,6 +7,7 @@ the host.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,7 @@ __all__ = [
     "call_and_pass",
     "call_operator",
     "increment_versions",
+    "is_transformed",
     "may_need_gradient",
     "register_gradient",
     "register_in_place",
@@ -71,6 +73,7 @@ AUTOGRAD: dict[str, Autograd] = {}
 _FUNCTIONS: dict[torch._ops.OpOverload, type[torch.autograd.Function]] = {}
 _PASSING_FUNCTIONS: dict[torch._ops.OpOverload, type[torch.autograd.Function]] = {}
 _LIBRARIES: dict[str, torch.library.Library] = {}
+_TRANSFORMS = threading.local()  # how many transforms of torch.func the current call is inside of
 # A guard that dispatches operators without autograd.
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
 
@@ -170,8 +173,12 @@ def register_gradient(
     def forward(ctx: Any, *args: Any) -> Any:
         if torch._C._are_functorch_transforms_active():
             # A function of autograd turns gradients off, but only for its own transform.
-            with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True), _BelowAutograd():
-                output = operator(*args)
+            _TRANSFORMS.depth = getattr(_TRANSFORMS, "depth", 0) + 1
+            try:
+                with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True), _BelowAutograd():
+                    output = operator(*args)
+            finally:
+                _TRANSFORMS.depth -= 1
         else:
             with _BelowAutograd():
                 output = operator(*args)
@@ -250,6 +257,11 @@ def _refuse_forward_mode(name: str, args: Sequence[Any]) -> None:
         return
     if any(isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in args):
         raise NotImplementedError(f"{name}: {NO_FORWARD_MODE}")
+
+
+def is_transformed() -> bool:
+    """Reports whether a transform of torch.func runs, here or around autograd's own level of this call."""
+    return torch._C._are_functorch_transforms_active() or getattr(_TRANSFORMS, "depth", 0) > 0
 
 
 def may_need_gradient(x: Tensor | None) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor
 from recgrela.ops._library import (
     NO_SECOND_DERIVATIVE,
     call_operator,
+    is_transformed,
     may_need_gradient,
     register_operator,
 )
@@ -241,7 +242,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     _, *gradients = output
     # Transforms of torch.func compute every gradient so that it can be differentiated again. If it is, the
     # backward gets gradients of the saved gradients and refuses them. Elsewhere, grad mode tells.
-    ctx.transformed = torch._C._are_functorch_transforms_active()
+    ctx.transformed = is_transformed()
     if not ctx.transformed:
         ctx.mark_non_differentiable(*gradients)
     ctx.set_materialize_grads(False)  # zeros for d_weight would be as large as the table

@@ -29,6 +29,7 @@ def each_piece(shard: Tensor, rows: RowShards, group: dist.ProcessGroup | None =
         On the first rank, the next rows [n, ...] on the CPU.
     """
     check_group("each_piece", rows, group)
+    failure: RuntimeError | None = None
     each = max(1, MAX_NUMBERS // max(1, shard.shape[1:].numel()))
     for source in range(rows.world):
         count = rows.begin_of(source + 1) - rows.begin_of(source)
@@ -40,5 +41,12 @@ def each_piece(shard: Tensor, rows: RowShards, group: dist.ProcessGroup | None =
                 sends[0] = size if rows.rank == source else 0
                 receives[source] = size if rows.rank == 0 else 0
                 piece = exchange(piece, sends, receives, group)
-            if rows.rank == 0:
-                yield piece.cpu()
+            if rows.rank == 0 and failure is None:
+                try:
+                    on_host = piece.cpu()
+                except RuntimeError as error:  # no memory; the other ranks are sending, so it is raised below
+                    failure = error
+                else:
+                    yield on_host
+    if failure is not None:
+        raise failure

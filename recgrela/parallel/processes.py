@@ -178,7 +178,12 @@ class Processes:
         port = self.on_first(serve)
         with _reported():
             shared = store[0] if store else dist.TCPStore(host, port, is_master=False)
-        return lambda: shared.add("next", 1) - 1
+
+        def take() -> int:
+            with _reported():
+                return shared.add("next", 1) - 1
+
+        return take
 
     def _share_text(self, text: str) -> str:
         data = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8) if text else torch.empty(0)

@@ -24,7 +24,7 @@ from torch import Tensor
 from recgrela.models import SequenceModel
 from recgrela.models.base import PER_ITEM
 from recgrela.parallel.gathering import each_piece
-from recgrela.parallel.processes import Processes
+from recgrela.parallel.processes import LostProcess, Processes
 from recgrela.runs.tensor_file import (
     Content,
     Entry,
@@ -105,6 +105,8 @@ def save(
     def write() -> str:
         try:
             return write_tensors(path, entries + sharded, {_KEY: json.dumps(meta)})
+        except LostProcess:
+            raise
         except BaseException:
             exchange()  # the others are sending
             raise

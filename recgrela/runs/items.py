@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from recgrela.data import Interactions
-from recgrela.system.errors import RunError
+from recgrela.system.errors import RunError, one_line
 from recgrela.system.files import atomic_stream
 
 _COLUMNS = {"item_id": pa.string(), "title": pa.string(), "retired": pa.bool_()}
@@ -81,7 +81,7 @@ def read_items(path: Path, n_items: int, ids: str | None = None) -> Items:
         with pq.ParquetFile(path) as file:
             table = file.read(use_threads=False)
     except (OSError, pa.ArrowException) as error:
-        raise RunError(f"{path}: damaged: {error}") from error
+        raise RunError(f"{path}: damaged: {one_line(error)}") from error
     kinds = dict(zip(table.schema.names, table.schema.types, strict=True))
     if kinds not in (_COLUMNS, {name: _COLUMNS[name] for name in ("item_id", "title")}):
         raise RunError(f"{path}: damaged: expected the text columns item_id and title, and retired (bool)")

@@ -14,8 +14,10 @@ from pathlib import Path
 
 from recgrela.system.errors import RunError
 from recgrela.system.files import remove_unfinished
+from recgrela.system.output import tell
 
 LOCK = ".lock"
+_UNSUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # such as Lustre mounted without flock
 
 
 @contextmanager
@@ -59,6 +61,12 @@ def _acquire(path: Path) -> int:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            if error.errno in _UNSUPPORTED:
+                tell(
+                    f"note: {path.parent} cannot be locked on its file system ({error.strerror}); start "
+                    "only one process that writes it"
+                )
+                return descriptor
             text = os.pread(descriptor, 4096, 0)
             os.close(descriptor)
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from recgrela.system.errors import RunError
+from recgrela.system.errors import RunError, one_line
 from recgrela.system.files import atomic_stream
 
 CHECKSUM = "sha256"
@@ -175,7 +175,7 @@ def _open(path: Path, kind: str) -> Iterator[safe_open]:
         with safe_open(path, framework="pt", device="cpu") as file:
             yield file
     except (SafetensorError, OSError) as error:
-        raise RunError(f"{path}: not a {kind}, or damaged: {error}") from error
+        raise RunError(f"{path}: not a {kind}, or damaged: {one_line(error)}") from error
 
 
 def _read(path: Path, kind: str, rows: Mapping[str, slice]) -> Content:

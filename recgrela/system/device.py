@@ -38,6 +38,11 @@ def use_device(name: str, local_rank: int = 0, local_world: int = 1) -> torch.de
         if name == "auto" and torch.cuda.is_available():
             name = "cuda"
         if name == "cuda":
+            if torch.cuda.is_available() and local_world > torch.cuda.device_count():
+                raise ConfigError(
+                    f"{local_world} processes on this host, but PyTorch detects {torch.cuda.device_count()} "
+                    "GPUs; start at most one process for each"
+                )
             name = f"cuda:{local_rank}"
     device = parse_device(name)
     if device.type == "cuda":
@@ -61,10 +66,7 @@ def parse_device(name: str) -> torch.device:
     if kind == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if int(index or 0) >= count:
-            raise ConfigError(
-                f"device {name!r}: PyTorch detects {count} CUDA devices; use auto or cpu, and with torchrun "
-                "at most as many processes as GPUs"
-            )
+            raise ConfigError(f"device {name!r}: PyTorch detects {count} CUDA devices; use auto or cpu")
         if obstacle := gpu_obstacle(int(index or 0)):
             raise ConfigError(f"device {name!r}: {obstacle}; or use the device cpu")
     return torch.device(name)

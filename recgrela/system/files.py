@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -132,18 +133,26 @@ def _open_unnamed(folder: Path) -> BinaryIO | None:
     if flag is None or not Path("/proc/self/fd").is_dir():
         return None
     try:
-        descriptor = os.open(folder, flag | os.O_WRONLY, 0o666)
+        descriptor = os.open(folder, flag | os.O_RDWR, 0o666)
     except OSError as error:
         if error.errno in _NO_UNNAMED_FILES:
             return None
         raise
-    return os.fdopen(descriptor, "wb")
+    return os.fdopen(descriptor, "w+b")
 
 
 def _give_name(file: BinaryIO, path: Path) -> None:
     folder = os.open(path.parent, os.O_RDONLY)
     try:  # os.link follows the link in /proc only if a folder is given
         os.link(f"/proc/self/fd/{file.fileno()}", path.name, dst_dir_fd=folder, follow_symlinks=True)
+    except OSError as error:  # a file system or a container in which unnamed files cannot be given a name
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
+        file.seek(0)
+        with path.open("wb") as named:
+            shutil.copyfileobj(file, named, 1 << 20)
+            named.flush()
+            os.fsync(named.fileno())
     finally:
         os.close(folder)
 

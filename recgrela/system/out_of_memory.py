@@ -60,7 +60,8 @@ class MemoryPhase(ContextDecorator):
             raise OutOfMemory(message) from None
 
     def _describe(self, lack: BaseException) -> str:
-        on_gpu = isinstance(lack, torch.OutOfMemoryError) and torch.cuda.is_available()
+        is_cuda = isinstance(lack, torch.OutOfMemoryError) or "CUDA out of memory" in str(lack)
+        on_gpu = is_cuda and torch.cuda.is_available()
         facts = ""
         asked = _asked(str(lack))
         if asked is not None:
@@ -86,10 +87,22 @@ def _lack(error: Exception) -> BaseException | None:
             return found
         if isinstance(found, ImportError | SystemError) and _cannot_import():
             return found
-        if not isinstance(found, UserError) and _SIGNS.search(str(found)):
+        if _is_of_library(found) and _SIGNS.search(str(found)):
             return found
-        found = found.__cause__ or found.__context__
+        # `from None` hides what an error was raised while handling, except in ours, where it only shortens.
+        hides = found.__suppress_context__ and not isinstance(found, UserError)
+        found = found.__cause__ or (None if hides else found.__context__)
     return None
+
+
+def _is_of_library(error: BaseException) -> bool:
+    """Whether an error is of a kind by which libraries report a lack of memory in words.
+
+    Errors of Python, such as KeyError and OSError, quote names and values instead.
+    """
+    return type(error) in (RuntimeError, SystemError, ImportError) or not type(error).__module__.startswith(
+        ("builtins", "recgrela")
+    )
 
 
 def _cannot_import() -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+from collections.abc import Collection
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -59,8 +61,10 @@ class StopSignals:
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         if self._received is None:
             self._received = signum
-            self._restore(except_for=signal.SIGHUP)
+            # torchrun sends SIGTERM to processes that may have received it already, with all of their job.
+            kept = {signal.SIGHUP, signal.SIGTERM} if "TORCHELASTIC_RUN_ID" in os.environ else {signal.SIGHUP}
+            self._restore(except_for=kept)
 
-    def _restore(self, except_for: signal.Signals | None = None) -> None:
-        for signum in [signum for signum in self._previous if signum != except_for]:
+    def _restore(self, except_for: Collection[int] = ()) -> None:
+        for signum in [signum for signum in self._previous if signum not in except_for]:
             signal.signal(signum, self._previous.pop(signum))

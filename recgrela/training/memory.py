@@ -35,7 +35,9 @@ def check_weights_fit(
     check_fits(needs, device, SMALLER_MODEL)
 
 
-def check_pass_fits(model: SequenceModel, config: RunConfig, num_targets: int, max_tokens: int) -> None:
+def check_pass_fits(
+    model: SequenceModel, config: RunConfig, num_targets: int, max_tokens: int, processes: int = 1
+) -> None:
     """Raises ConfigError if the inputs of all layers in one pass cannot fit beside Adam's state.
 
     Args:
@@ -43,9 +45,11 @@ def check_pass_fits(model: SequenceModel, config: RunConfig, num_targets: int, m
         config: the settings.
         num_targets: the number of targets of an epoch.
         max_tokens: the largest number of item slots of a pass.
+        processes: the number of processes that share a batch.
     """
     # The fullest pass of a batch lacks less than one sequence, and a sequence is never split.
-    slots = min(config.train.batch_size, num_targets, max(max_tokens - config.data.max_len, 1))
+    share = max(min(config.train.batch_size, num_targets) // processes, 1)
+    slots = min(share, max(max_tokens - config.data.max_len, 1))
     if model.attends_to_padding:
         slots = max(slots, config.data.max_len)
     width = config.model.hidden_size * (2 if config.train.amp else 4)

@@ -15,6 +15,7 @@ from recgrela.runs.items import Items, write_items
 from recgrela.runs.lock import owned
 from recgrela.system.console import say
 from recgrela.system.files import atomic_write_text, expand_path
+from recgrela.training.resumption import resumes_existing
 from recgrela.training.session import Session
 from recgrela.training.warm_start import WarmStart
 
@@ -46,7 +47,7 @@ def create_folder(
     is_modified = origin is not None or bool(content["changed_from_preset"])
     stem = stem_of(config.data.path, config.preset) + "-modified" * is_modified
     output, name = expand_path(config.train.output, "train.output"), config.train.name
-    if name is not None and (config.train.if_exists == "resume" or session.processes.launch.restarts):
+    if name is not None and resumes_existing(config, session.processes.launch):
         remove_unfinished(output / name)
     folder = RunFolder.create(output, name, stem)
     stack.enter_context(owned(folder.path))
@@ -69,10 +70,16 @@ def remove_unfinished(folder: Path) -> None:
     Raises:
         RunError: another process writes the folder.
     """
-    if not folder.is_dir() or {path.name for path in folder.iterdir()} - set(UNFINISHED):
+    if not is_unfinished(folder):
         return
     with owned(folder):
-        shutil.rmtree(folder)
+        if is_unfinished(folder):  # the previous owner may just have written a checkpoint
+            shutil.rmtree(folder)
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether a folder has no other files than those of a run before its first checkpoint."""
+    return folder.is_dir() and not {path.name for path in folder.iterdir()} - set(UNFINISHED)
 
 
 def _show(session: Session, content: dict[str, Any], folder: RunFolder, console: Console) -> None:

@@ -7,14 +7,18 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from recgrela.models import CONFIGS
+from recgrela.parallel.launch import Launch
+from recgrela.parallel.processes import Processes
 from recgrela.runs import checkpoint, protocol
 from recgrela.runs.consistency import recorded_ids
 from recgrela.runs.folder import RunFolder
 from recgrela.runs.items import read_items
 from recgrela.runs.state import TrainState
+from recgrela.settings.run import RunConfig, check_resumed, read_config
 from recgrela.system.console import say
-from recgrela.system.errors import RunError
-from recgrela.system.files import atomic_write_text
+from recgrela.system.errors import ConfigError, RunError
+from recgrela.system.files import atomic_write_text, expand_path
 from recgrela.training.schedule import (
     Place,
     Schedule,
@@ -24,6 +28,38 @@ from recgrela.training.schedule import (
     recorded_schedules,
 )
 from recgrela.training.session import Session, process_seed
+
+
+def resumes_existing(config: RunConfig, launch: Launch) -> bool:
+    """Whether a command for a new run resumes the run of its name if there is one.
+
+    A process that torchrun restarts has the same command as before, so it resumes if restarts are allowed.
+    The number of restarts does not tell: it differs between hosts after some have joined or left.
+
+    Raises:
+        ConfigError: torchrun may restart processes, but the run has no name by which they could find it.
+    """
+    if launch.max_restarts and config.train.name is None:
+        raise ConfigError(
+            f"torchrun may restart processes {launch.max_restarts} times; give --train.name, by which "
+            "they find the run to resume"
+        )
+    return config.train.if_exists == "resume" or launch.max_restarts > 0
+
+
+def find_existing(config: RunConfig, processes: Processes) -> RunFolder | None:
+    """The run that a command for a new run resumes, None if it begins a new one. All processes call it.
+
+    Raises:
+        ConfigError: the run has other settings; or see `resumes_existing`.
+    """
+    if not resumes_existing(config, processes.launch):
+        return None
+    folder = RunFolder(expand_path(config.train.output, "train.output") / str(config.train.name))
+    if not processes.on_first(folder.checkpoint_path("last").is_file):
+        return None
+    check_resumed(read_config(folder.config_path, CONFIGS), config)
+    return folder
 
 
 def resume(folder: RunFolder, session: Session, console: Console) -> tuple[TrainState, list[Schedule]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -83,6 +84,7 @@ def open_session(
     wants_graphs = train.wants_graphs(device.type)
     if train.threads is not None:
         torch.set_num_threads(train.threads)
+    check_same_settings(config, processes)
     data = load_shared(config.data, processes)
     on_device = data.to(device)
     shards = RowShards.over(processes, data.n_items, train.shard_items)
@@ -104,7 +106,7 @@ def open_session(
         on_device, train.objective, max_len, train.batch_size, train.seed, device, pieces=pieces, **place
     )
     max_tokens = config.max_tokens(device.type)
-    check_pass_fits(model, config, batches.num_targets, max_tokens)
+    check_pass_fits(model, config, batches.num_targets, max_tokens, processes.world)
     filling = filling_for(model, train.objective, batches.max_seqlen)
     step = _make_step(model, loss, config, max_tokens, wants_graphs, processes)
     sizes, users = (config.data.history_len, train.eval_batch_size), config.data.eval_users
@@ -139,6 +141,19 @@ def open_session(
         use_tensorboard=tensorboard,
         notes=notes,
     )
+
+
+def check_same_settings(config: RunConfig, processes: Processes) -> None:
+    """Raises ConfigError if processes were started with settings that must be the same but are not."""
+    values = {
+        k: v for k, v in config.flat().items() if k not in ("data.path", "train.device", "train.threads")
+    }
+    texts = processes.gather_text(json.dumps(values))
+    for rank, text in enumerate(texts):
+        other = json.loads(text)
+        for key in (key for key in values if other.get(key) != json.loads(texts[0]).get(key)):
+            first = json.loads(texts[0]).get(key)
+            raise ConfigError(f"{key}: {other.get(key)!r} in process {rank}, but {first!r} in process 0")
 
 
 def process_seed(seed: int, rank: int, step: int = 0) -> int:

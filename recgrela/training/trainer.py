@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 
 from recgrela.evaluation.metrics import Ranking
+from recgrela.models.base import PER_ITEM
 from recgrela.parallel.launch import Launch
 from recgrela.parallel.processes import Processes, join
 from recgrela.runs import checkpoint, protocol
@@ -35,7 +36,7 @@ from recgrela.system.signals import Stopped, StopSignals
 from recgrela.training.agreement import Agreement
 from recgrela.training.final_test import run_final_test
 from recgrela.training.new_run import create_folder
-from recgrela.training.resumption import resume
+from recgrela.training.resumption import find_existing, resume
 from recgrela.training.schedule import Place, Schedule, learning_rate
 from recgrela.training.session import Session, open_session
 from recgrela.training.warm_start import Start, WarmStart, warm_start
@@ -71,7 +72,8 @@ def train(
 ) -> Result:
     """Train from fresh weights or from those of another run, or resume a run.
 
-    A resumed run ends with the weights of an uninterrupted one.
+    A resumed run ends with the weights of an uninterrupted one. A new run whose name exists is resumed if the
+    settings or torchrun's restarts ask for it.
 
     SIGINT, SIGTERM and SIGHUP end training after the current step, with a checkpoint to resume from.
 
@@ -92,6 +94,7 @@ def train(
     device = use_device(config.train.device, launch.local_rank, launch.local_world)
     with ExitStack() as stack:
         processes = stack.enter_context(join(device, launch))
+        resumed = resumed or find_existing(config, processes)
         if resumed is not None:
             own(resumed, processes, stack)
             check_resumable(resumed)
@@ -101,7 +104,8 @@ def train(
             say(console, note)
         if resumed is not None:
             check_data(resumed, session.data)
-        origin = warm_start(session, start) if start is not None else None
+        origin = warm_start(session, start) if start is not None and resumed is None else None
+        share_weights(session)
         signals = stack.enter_context(StopSignals())
         folder = resumed or make_folder(session, console, stack, origin)
         trainer = Trainer(session, folder, console, signals, stack, memory)
@@ -112,6 +116,14 @@ def train(
         except Stopped as stop:
             processes.on_first(lambda: draw_curves(folder.curves_path, folder.metrics.read(), console))
             return Result(folder, trainer.state, None, stop.signum)
+
+
+def share_weights(session: Session) -> None:
+    """Gives all processes the weights of the first one, because machines may draw or round differently."""
+    model = session.model
+    sharded = PER_ITEM if model.shards is not None else ()
+    named = [*model.named_parameters(), *model.named_buffers()]
+    session.processes.share([tensor.detach() for name, tensor in named if name not in sharded])
 
 
 def own(folder: RunFolder, processes: Processes, stack: ExitStack) -> None:
