@@ -58,7 +58,7 @@ def test_commands_say_what_helps(finished_run: Path, tmp_path: Path) -> None:
         ("evaluate", 0, [run]),
         ("recommend", 30 * MB, [run, f"--histories={histories}", f"--output={output}"]),
     ]
-    expected += ["out of memory while ", "out of memory while reading a file of users, items or histories"]
+    expected += ["out of memory while ", "half of the memory that is available; use a smaller file"]
     check(cases, expected)
     assert not output.exists() and not list(tmp_path.glob("*/last.safetensors"))
 

@@ -21,6 +21,7 @@ from recgrela.data.mapped import MappedArray
 from recgrela.data.packed import ARRAYS, BLOCK, FORMAT, HEADER, ITEM_TABLE, VERSION, checksum
 from recgrela.data.users import target_counts
 from recgrela.system.errors import ConfigError, DataError, RunError
+from recgrela.system.files import flush_file
 
 HASH_BUCKETS = 64
 _AT_ONCE = 1 << 20  # users
@@ -172,7 +173,7 @@ class PackedWriter:
         header["checksum"] = checksum(header)
         self._write(HEADER, (json.dumps(header, indent=1) + "\n").encode())
         os.rename(self._temporary, self.out)
-        _flush(self.out.parent)
+        flush_file(self.out.parent)
 
     def _append_ids(self, ids: pa.Array) -> None:
         text, places = id_bytes(ids)
@@ -226,11 +227,3 @@ def write_packed(data: Interactions, out: Path) -> None:
             writer.append(ids, np.diff(bounds), items[bounds[0] : bounds[-1]])
         dropped = [pa.array(sorted(data.dropped_users), pa.large_string())]
         writer.finish(data.item_ids, data.titles, data.sha256, data.description, dropped)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -73,7 +73,7 @@ def read_text(path: str, what: str) -> str:
             device such as /dev/zero has no end).
     """
     where = f"{what} {path}"
-    limit = Limit.of_memory()
+    limit = Limit.of_plain_text()
     try:
         if path == "-":
             if sys.stdin is None:

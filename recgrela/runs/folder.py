@@ -16,7 +16,7 @@ from recgrela.runs.metrics_file import MetricsFile
 from recgrela.runs.state import TrainState
 from recgrela.runs.values import check_count, is_scores, read_object
 from recgrela.system.errors import RunError
-from recgrela.system.files import atomic_stream, flush_folder
+from recgrela.system.files import atomic_stream, flush_file
 from recgrela.system.suggest import near_file
 
 CheckpointName = Literal["best", "last"]
@@ -208,7 +208,7 @@ class RunFolder:
                     os.replace(self.next_best_path, self.checkpoint_path("best"))
                 else:
                     self.next_best_path.unlink()
-                flush_folder(self.path)
+                flush_file(self.path)
         except OSError as error:
             raise RunError(f"cannot replace {self.checkpoint_path('best')}: {error.strerror}") from error
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from recgrela.system.errors import DiskFull, RunError, one_line
+from recgrela.system.files import flush_file
 
 APPLICATION = 0x52474C41  # "RGLA", application_id in the header of the file
 FORMAT = 1  # user_version in the header of the file
@@ -220,9 +221,9 @@ def _create(path: Path) -> None:
                 db.execute("PRAGMA journal_mode = WAL")
             finally:
                 db.close()  # moves everything into the file
-            _flush(temporary)
+            flush_file(temporary)
             os.link(temporary, path)  # unlike a rename, never replaces a file
-            _flush(path.parent)
+            flush_file(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
     except FileExistsError:
@@ -263,11 +264,3 @@ def _inode(path: Path) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return found.st_dev, found.st_ino
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -47,7 +47,7 @@ def atomic_stream(path: Path) -> Iterator[BinaryIO]:
                 is_named = True
                 _give_name(file, temporary)
         os.replace(temporary, path)
-        flush_folder(path.parent)  # makes the rename survive a power failure
+        flush_file(path.parent)  # makes the rename survive a power failure
     except OSError as error:
         if is_named:
             temporary.unlink(missing_ok=True)
@@ -67,9 +67,9 @@ def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
     temporary = temporary_path(path)
     try:
         write(temporary)
-        _flush(temporary)
+        flush_file(temporary)
         os.replace(temporary, path)
-        flush_folder(path.parent)
+        flush_file(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise _cannot_write(path, error) from error
@@ -93,9 +93,9 @@ def append_text(path: Path, text: str) -> None:
         is_new = not path.exists()
         with path.open("a", encoding="utf-8") as file:
             file.write(text)
-        _flush(path)
+        flush_file(path)
         if is_new:
-            flush_folder(path.parent)
+            flush_file(path.parent)
     except OSError as error:
         raise _cannot_write(path, error, "") from error
 
@@ -110,11 +110,6 @@ def remove_unfinished(folder: Path) -> None:
     for path in folder.iterdir():
         if _UNFINISHED.fullmatch(path.name) and path.is_file():
             path.unlink(missing_ok=True)
-
-
-def flush_folder(folder: Path) -> None:
-    """Flush the names in a folder to disk."""
-    _flush(folder)
 
 
 def expand_path(text: str, what: str) -> Path:
@@ -157,7 +152,8 @@ def _give_name(file: BinaryIO, path: Path) -> None:
         os.close(folder)
 
 
-def _flush(path: Path) -> None:
+def flush_file(path: Path) -> None:
+    """Flush a file, or the names in a folder, to disk. Raises OSError if that fails."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -56,11 +56,13 @@ class Limit:
         size: bytes.
         name: its name in messages.
         fix: what a user can do about it.
+        verb: what a file that is too large does.
     """
 
     size: int
     name: str
     fix: str
+    verb: str = "unpacks to"
 
     @classmethod
     def of_memory(cls, gigabytes: float | None = None, setting: str | None = None) -> Limit:
@@ -73,11 +75,17 @@ class Limit:
             available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         return cls(available // 2, "half of the memory that is available", fix)
 
+    @classmethod
+    def of_plain_text(cls) -> Limit:
+        """The limit of a text file that is not compressed: half of the memory that is available now."""
+        limit = cls.of_memory()
+        return cls(limit.size, limit.name, "use a smaller file", "has")
+
     def check(self, size: int, label: str) -> None:
         """Raises DataError, which begins with `label`, if `size` bytes are too many."""
         if size > self.size:
             raise DataError(
-                f"{label}: unpacks to more than {self.size / 1e9:,.3g} GB, {self.name}; {self.fix}"
+                f"{label}: {self.verb} more than {self.size / 1e9:,.3g} GB, {self.name}; {self.fix}"
             )
 
 
