@@ -108,7 +108,7 @@ def test_a_killed_process_ends_the_others_in_one_line(tmp_path: Path) -> None:
     assert first.returncode == 2
     message = first.stderr.splitlines()[-1]
     assert message.startswith("error: lost the connection to another process")
-    # What is left resumes.
+    # The folder that is left can be resumed.
     assert run_train("--resume", str(tmp_path / "run"), "--train.epochs=1", "--train.max_steps=1") == 0
 
 

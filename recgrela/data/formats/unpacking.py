@@ -25,7 +25,7 @@ from recgrela.system.text import one_line
 CHUNK = 1 << 20  # bytes
 SETTING = "data.max_unpacked_gb"
 
-# What the libraries raise for a damaged archive. NotImplementedError: a later version of zip, or an unknown
+# Errors that the libraries raise for a damaged archive. NotImplementedError: a later version of zip, or an unknown
 # compression; RuntimeError: a password; the last four: headers that contradict each other.
 DAMAGE = (
     zipfile.BadZipFile,
