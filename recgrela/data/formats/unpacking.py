@@ -25,8 +25,8 @@ from recgrela.system.text import one_line
 CHUNK = 1 << 20  # bytes
 SETTING = "data.max_unpacked_gb"
 
-# Errors that the libraries raise for a damaged archive. NotImplementedError: a later version of zip, or an unknown
-# compression; RuntimeError: a password; the last four: headers that contradict each other.
+# Errors that the libraries raise for a damaged archive. NotImplementedError: a later version of zip, or an
+# unknown compression; RuntimeError: a password; the last four: headers that contradict each other.
 DAMAGE = (
     zipfile.BadZipFile,
     gzip.BadGzipFile,
