@@ -13,8 +13,8 @@ import torch
 from recgrela.system.errors import OutOfMemory, UserError
 from recgrela.system.memory import available_memory, in_gb
 
-# Words that allocators and the system write into exceptions. Most are RuntimeErrors of PyTorch's CPU allocator
-# and of C++ code, or ImportErrors of libraries that are loaded late.
+# Words that allocators and the system write into exceptions. Most are RuntimeErrors of PyTorch's CPU
+# allocator and of C++ code, or ImportErrors of libraries that are loaded late.
 _SIGNS = re.compile(
     "out of memory|not enough memory|bad_alloc|can.?t allocate memory|cannot allocate|unable to allocate|"
     "failed to map segment|can.?t start new thread|cannot create thread|alloc_failed|memory allocation of|"
