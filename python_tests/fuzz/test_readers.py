@@ -109,4 +109,4 @@ def test_damaged_files(name: str, tmp_path: Path, sandbox: Sandbox, fuzz: Fuzz) 
         return sandbox.call(f"{TARGETS}:read_file", kind, path, damaged(content, changes))
 
     assert read([]) == "result"
-    fuzz(read, edit_lists, examples=100)
+    fuzz(read, edit_lists, examples=60)

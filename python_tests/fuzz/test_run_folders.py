@@ -33,7 +33,7 @@ def test_damaged_bytes(name: str, folder: Path, sandbox: Sandbox, fuzz: Fuzz) ->
         return sandbox.call(f"{TARGETS}:open_run", str(folder), name, damaged(content, edits))
 
     assert use([]) == "result"
-    fuzz(use, edit_lists, examples=10)
+    fuzz(use, edit_lists, examples=4)
 
 
 @pytest.mark.parametrize("name", (*JSON, "last.safetensors"))
@@ -45,7 +45,7 @@ def test_damaged_values(name: str, folder: Path, sandbox: Sandbox, fuzz: Fuzz) -
         return sandbox.call(f"{TARGETS}:open_run", str(folder), name, _with_values(name, content, edits))
 
     assert use([]) == "result"
-    fuzz(use, value_edits, examples=20)
+    fuzz(use, value_edits, examples=8)
 
 
 def _with_values(name: str, content: bytes, edits: list[tuple[int, Any]]) -> bytes:
