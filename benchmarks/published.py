@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from python_tests.cases.gated_rela import gated
 from recgrela.data import Interactions
-from recgrela.data.interactions import train_counts
+from recgrela.data.users import train_counts
 from recgrela.ops import rotary_table
 
 DIM, HEADS, BLOCKS, KERNEL_SIZE, DROPOUT = 64, 4, 4, 4, 0.1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from python_tests.fuzz.conftest import Fuzz
 from python_tests.fuzz.mutations import damaged, damaged_values, edit_lists, value_edits
 from python_tests.support.runs import make_run
 from python_tests.support.sandbox import Sandbox
+from recgrela.runs.tensor_file import CHECKSUM
 
 TARGETS = "python_tests.fuzz.targets"
 BINARY = ("items.parquet", "best.safetensors", "last.safetensors", "ranks.safetensors")
@@ -49,17 +51,25 @@ def test_damaged_values(name: str, folder: Path, sandbox: Sandbox, fuzz: Fuzz) -
 
 
 def _with_values(name: str, content: bytes, edits: list[tuple[int, Any]]) -> bytes:
+    """A file with other values in its JSON, and no checksum or the right one, which would hide them."""
     if name.endswith(".jsonl"):
-        records = damaged_values([json.loads(line) for line in content.splitlines()], edits)
-        return "".join(json.dumps(record) + "\n" for record in records).encode()
+        records = [_without(json.loads(line), "crc32") for line in content.splitlines()]
+        return "".join(json.dumps(record) + "\n" for record in damaged_values(records, edits)).encode()
     if not name.endswith(".safetensors"):
-        return json.dumps(damaged_values(json.loads(content), edits)).encode()
+        return json.dumps(damaged_values(_without(json.loads(content), "format", "checksum"), edits)).encode()
     length = int.from_bytes(content[:8], "little")
     header, tensors = json.loads(content[8 : 8 + length]), content[8 + length :]
-    metadata = header["__metadata__"]
-    header["__metadata__"] = {key: json.loads(text) for key, text in metadata.items() if text[:1] == "{"}
-    header = damaged_values(header, edits)
-    if isinstance(header.get("__metadata__"), dict):
-        header["__metadata__"] = metadata | {k: json.dumps(v) for k, v in header["__metadata__"].items()}
-    text = json.dumps(header).encode()
-    return len(text).to_bytes(8, "little") + text + tensors
+    metadata = {key: json.loads(text) for key, text in header.pop("__metadata__").items() if key != CHECKSUM}
+    edited = damaged_values({"__metadata__": metadata, **header}, edits)
+    if not isinstance(edited, dict) or not isinstance(edited.get("__metadata__"), dict):
+        text = json.dumps(edited).encode()
+        return len(text).to_bytes(8, "little") + text + tensors
+    texts = {key: json.dumps(value) for key, value in edited.pop("__metadata__").items()}
+    header = {"__metadata__": {CHECKSUM: "0" * 64, **texts}, **edited}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    whole = len(text).to_bytes(8, "little") + text + tensors
+    return whole.replace(b"0" * 64, hashlib.sha256(whole).hexdigest().encode(), 1)
+
+
+def _without(record: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key not in keys}
