@@ -14,7 +14,7 @@ from pathlib import Path
 from recgrela.parallel.launch import without_launch
 
 ROOT = Path(__file__).parents[2]
-TIMEOUT = 200.0
+TIMEOUT = 900.0
 
 
 def run_commands(world: int, commands: Sequence[Sequence[str]]) -> list[subprocess.CompletedProcess[str]]:

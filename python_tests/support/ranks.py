@@ -37,7 +37,7 @@ def _run(rank: int, module: str, world: int, folder: str) -> None:
         init_method=f"file://{folder}/rendezvous",
         rank=rank,
         world_size=world,
-        timeout=timedelta(seconds=30),
+        timeout=timedelta(minutes=5),
     )
     failed = {}
     for name, check in importlib.import_module(module).CHECKS.items():
