@@ -154,7 +154,7 @@ class Trainer:
         stack: ExitStack,
         memory: PeakMemory,
     ) -> None:
-        self.session, self.folder, self.console, self.signals = session, folder, console, signals
+        self.session, self.folder, self.console = session, folder, console
         self.settings, self.model, self.step = session.config.train, session.model, session.step
         self.stack, self.memory = stack, memory
         self.state, self.schedules = TrainState(), [Schedule(self.settings.epochs)]
