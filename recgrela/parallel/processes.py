@@ -228,9 +228,15 @@ def join(
             timeout=timeout,
             device_id=device if device.type == "cuda" else None,
         )
-    yield Processes(launch)
-    # Not after an error: other processes may be in a collective, for which this would wait.
-    dist.destroy_process_group()
+    try:
+        yield Processes(launch)
+    except BaseException:
+        # NCCL must not wait for the other processes, which may be in a collective.
+        dist.group.WORLD.abort()
+        raise
+    finally:
+        # Python must not end before the threads of the group: one that frees a tensor then aborts the process.
+        dist.destroy_process_group()
 
 
 def meet(store: dist.Store, rank: int, world: int, timeout: timedelta) -> str:
