@@ -231,11 +231,11 @@ def join(
     try:
         yield Processes(launch)
     except BaseException:
-        # NCCL must not wait for the other processes, which may be in a collective.
-        dist.group.WORLD.abort()
+        if dist.group.WORLD is not None:
+            dist.group.WORLD.abort()  # NCCL must not wait for others, which may be in a collective
         raise
     finally:
-        # Python must not end before the threads of the group: one that frees a tensor then aborts the process.
+        # Otherwise a thread of gloo may free a tensor while Python ends, which aborts the process.
         dist.destroy_process_group()
 
 
