@@ -14,7 +14,7 @@ import torch
 
 from recgrela.system import memory, out_of_memory
 from recgrela.system.errors import ConfigError, DataError, OutOfMemory, RunError
-from recgrela.system.memory import available_memory, check_fits, in_gb
+from recgrela.system.memory import PeakMemory, available_memory, check_fits, in_gb
 from recgrela.system.out_of_memory import MemoryPhase
 
 CPU = torch.device("cpu")
@@ -181,3 +181,12 @@ def test_the_tensors_of_failed_calls_are_freed() -> None:
     with pytest.raises(OutOfMemory), PHASE:
         work()
     assert not alive
+
+
+@pytest.mark.parametrize(("peak", "expected"), [(130, 30), (96, 0), (None, None)])
+def test_peak_memory_is_never_negative(
+    peak: int | None, expected: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux may record a peak below the memory at the beginning."""
+    monkeypatch.setattr(memory, "_resident", {"VmRSS": 100, "VmHWM": peak}.get)
+    assert PeakMemory().read(CPU) == expected

@@ -35,7 +35,8 @@ class PeakMemory:
         if device.type == "cuda":
             return torch.cuda.max_memory_allocated(device)
         now = _resident("VmHWM")
-        return None if now is None or self._before is None else now - self._before
+        # Linux adds up the pages of threads late, so the recorded peak may be below the beginning.
+        return None if now is None or self._before is None else max(now - self._before, 0)
 
 
 def in_gb(size: float) -> str:
