@@ -120,11 +120,21 @@ def test_bad_data_is_reported_once(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_different_settings_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--train.lr=1e-$((RANK + 2))", "train.lr: 0.001 in process 1, but 0.01 in process 0"),
+        (
+            "--train.if_exists=$(test $RANK = 0 && echo error || echo resume)",
+            "train.if_exists: 'resume' in process 1, but 'error' in process 0",
+        ),
+    ],
+)
+def test_different_settings_are_refused(tmp_path: Path, option: str, message: str) -> None:
     train = shlex.join([sys.executable, "-m", "recgrela.train", *options(tmp_path, "run")])
-    results = wait(start(2, ["sh", "-c", f"exec {train} --train.lr=1e-$((RANK + 2))"]))
+    results = wait(start(2, ["sh", "-c", f"exec {train} {option}"]))
     assert exit_codes(results) == [2, 2]
-    assert "error: train.lr: 0.001 in process 1, but 0.01 in process 0" in results[0].stderr
+    assert f"error: {message}" in results[0].stderr
 
 
 def test_torchrun_restarts_from_the_last_checkpoint(output: Path, tmp_path: Path) -> None:

@@ -84,7 +84,6 @@ def open_session(
     wants_graphs = train.wants_graphs(device.type)
     if train.threads is not None:
         torch.set_num_threads(train.threads)
-    check_same_settings(config, processes)
     data = load_shared(config.data, processes)
     on_device = data.to(device)
     shards = RowShards.over(processes, data.n_items, train.shard_items)

@@ -38,7 +38,7 @@ from recgrela.training.final_test import run_final_test
 from recgrela.training.new_run import create_folder
 from recgrela.training.resumption import find_existing, resume
 from recgrela.training.schedule import Place, Schedule, learning_rate
-from recgrela.training.session import Session, open_session
+from recgrela.training.session import Session, check_same_settings, open_session
 from recgrela.training.warm_start import Start, WarmStart, warm_start
 
 STEP = MemoryPhase(
@@ -94,6 +94,7 @@ def train(
     device = use_device(config.train.device, launch.local_rank, launch.local_world)
     with ExitStack() as stack:
         processes = stack.enter_context(join(device, launch))
+        check_same_settings(config, processes)  # first, because settings decide on later exchanges
         resumed = resumed or find_existing(config, processes)
         if resumed is not None:
             own(resumed, processes, stack)
