@@ -46,6 +46,10 @@ class AddNormCase(Case):
     def forms(self) -> tuple[str, ...]:
         return () if self.drop else ("functional",)
 
+    @property
+    def drops(self) -> bool:
+        return self.drop > 0
+
     def options(self) -> str:
         return ("post-norm" if self.post_norm else "pre-norm") + (" dropout" if self.drop else "")
 

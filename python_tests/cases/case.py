@@ -120,6 +120,11 @@ class Case:
         return ()
 
     @property
+    def drops(self) -> bool:
+        """Whether elements are dropped at random; PyTorch's dropout draws others than the op."""
+        return False
+
+    @property
     def rows(self) -> int:
         return sum(self.lengths)
 
@@ -209,8 +214,11 @@ class Case:
     def expected(self, x: Operands) -> Tensors:
         """Results of `exact` in float64: rows of the first sequences, and gradients of parameters.
 
-        All sequences must have the same length and no state. They are processed a few at a time.
+        All sequences must have the same length and no state. They are processed a few at a time. If elements
+        are dropped, these are the results of the definition instead, which draws the same elements.
         """
+        if self.drops:
+            return self.reference(x)
         step = max(1, MAX_ELEMENTS // (self.length * self.row_elements))
         few, kept = min(self.batch, CHECKED_SEQUENCES), {}
         sums = dict.fromkeys(sorted(self.parameters & set(x.inputs)), 0)

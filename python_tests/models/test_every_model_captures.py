@@ -194,6 +194,7 @@ def test_a_step_can_be_captured(form: str, objective: Objective) -> None:
         return torch.cat([g.flatten() for g in gradient if g is not None])
 
     side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())  # which makes the inputs
     with torch.cuda.stream(side):
         for _ in range(3):
             step()

@@ -79,7 +79,8 @@ def test_the_gru_stays_in_training_mode() -> None:
 
 @needs_gpu
 @pytest.mark.parametrize("form", FORMS)
-def test_the_same_on_a_gpu(form: str) -> None:
+def test_the_same_on_a_gpu(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # cuDNN's default for the GRU
     items, cu_seqlens, longest = packed()
     results = []
     for device, dtype in (("cpu", torch.float64), ("cuda", torch.float32)):

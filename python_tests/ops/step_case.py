@@ -64,13 +64,14 @@ class Step:
                 return *operands, self.options["num_heads"], 1e-6, 1e-12, self.options["activation"]
         raise ValueError(f"{self.name} has no operator")
 
-    def copy(self, dtype: torch.dtype | None = None, device: str = "cpu") -> Step:
-        """A copy whose rows have another dtype, on another device."""
+    def copy(self, dtype: torch.dtype | None = None, device: str | None = None) -> Step:
+        """A copy; its rows may have another dtype, and all operands may be on another device."""
 
         def convert(x: Tensor | None, dtype: torch.dtype | None) -> Tensor | None:
             if x is None or not (x.is_floating_point() or x.is_complex()):
-                return x if x is None else x.to(device, copy=True)
-            return x.to(device, dtype.to_complex() if dtype and x.is_complex() else dtype, copy=True)
+                return x if x is None else x.to(device=device, copy=True)
+            dtype = dtype.to_complex() if dtype and x.is_complex() else dtype
+            return x.to(device=device, dtype=dtype, copy=True)
 
         wide = None if dtype is None else state_dtype(dtype)
         return replace(

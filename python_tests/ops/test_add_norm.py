@@ -31,7 +31,7 @@ def example() -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def upstream_of(y: Tensor) -> Tensor:
-    return torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(y.dtype)
+    return torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(y)
 
 
 def results(function: Any, inputs: list[Any], used: tuple[int, ...] = (0, 1), **kw: Any) -> list[Tensor]:

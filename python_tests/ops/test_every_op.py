@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -73,6 +74,18 @@ def test_expectations_of_dense_forms_equal_our_kernels(
             assert set(expected) == {"y", *(f"d_{name}" for name in x.inputs)}
             assert len(expected["y"]) >= 4 * case.rows_of("y")
             assert not fault_of(errors_of(expected, case.results(x)), TOLERANCES[torch.float64])
+
+
+@EVERY_OP
+def test_expectations_of_measured_cases(op: type[Case]) -> None:
+    """Each case of benchmarks.gpu, with dropout too; shorter."""
+    shorter = {
+        replace(case, lengths=(7,) * 5) for case in (*op.headline(quick=True), *op.further(quick=True))
+    }
+    for case in shorter:
+        x = case.operands()
+        fault = fault_of(errors_of(case.expected(x), case.results(x)), TOLERANCES[case.dtype])
+        assert not fault, f"{case}: {fault}"
 
 
 # On a GPU
