@@ -9,18 +9,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from recgrela.data import DataConfig, EvalBatches, Interactions, TrainBatches, load, open_packed
+from recgrela.data import (
+    DataConfig,
+    EvalBatches,
+    Interactions,
+    PackedWriter,
+    TrainBatches,
+    load,
+    open_packed,
+    write_packed,
+)
 from recgrela.data.__main__ import main
 from recgrela.data.cuts import to_iso, unit_of
 from recgrela.data.events import Events
 from recgrela.data.packed import read_header
 from recgrela.data.permutation import keys
 from recgrela.data.prepare import prepare
+from recgrela.data.split import SplitPart, Targets
 from recgrela.system.errors import ConfigError, DataError
 
 RULES = ["last", "first", "random", "all"]
@@ -487,3 +498,25 @@ def test_leave_one_out_is_counted():
     assert data.description["split"] == {
         "split": "leave_one_out", "train": train, "valid": held_out, "test": held_out,
     }  # fmt: skip
+
+
+def test_damage_of_a_packed_split_is_found(tmp_path):
+    config = config_of(options_of("time", "all", tmp_path), write(tmp_path / "x.csv", rows_of(1)))
+    write_packed(load(config), tmp_path / "packed")
+    for name in ("split.bin", "valid.bin", "test.bin"):
+        path = tmp_path / "packed" / name
+        content = path.read_bytes()
+        for changed in (content[:-8], bytes([content[0] ^ 1]) + content[1:]):
+            path.write_bytes(changed)
+            with pytest.raises(DataError, match=rf"{name}: damaged"):
+                open_packed(tmp_path / "packed")
+        path.write_bytes(content)
+    write_packed(open_packed(tmp_path / "packed"), tmp_path / "again")
+    assert read_header(tmp_path / "again") == read_header(tmp_path / "packed")
+
+
+def test_a_split_is_written_for_all_users_or_none(tmp_path, make_interactions):
+    part = SplitPart(np.array([1]), *(Targets(np.array([n]), np.arange(1, n + 1)) for n in (0, 1)))
+    for has_split, split in ((True, None), (False, part)):
+        with PackedWriter(tmp_path / "packed", has_split) as writer, pytest.raises(ValueError, match="split"):
+            writer.append(pa.array(["a"]), np.array([2]), np.array([1, 2], np.int32), split)

@@ -135,6 +135,8 @@ class DataConfig(Settings):
                 raise ConfigError(
                     f"data.{name}: has no effect with data.split {self.split}, only with {' or '.join(kinds)}"
                 )
+        if self.split == "time" and self.order not in ("time", "recbole"):
+            raise ConfigError(f"data.split: time needs times, which data.order {self.order} does not read")
         for name in paths:
             if (path := getattr(self, name)) is not None and not path.strip():
                 raise ConfigError(f"data.{name}: empty; give a file, a folder or a zip")
