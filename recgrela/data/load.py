@@ -15,14 +15,16 @@ from recgrela.data import synthetic
 from recgrela.data.events import Events
 from recgrela.data.formats import read
 from recgrela.data.formats.table import column_names, table_arrays
+from recgrela.data.held_out import held_out_files, join_files
 from recgrela.data.interactions import Interactions
 from recgrela.data.packed import PackedInteractions, is_packed, open_packed
 from recgrela.data.packing import write_packed
-from recgrela.data.prepare import filter_settings, prepare
+from recgrela.data.prepare import filter_settings, prepare, split_settings
+from recgrela.data.split import TRAIN
 from recgrela.parallel.processes import Processes
 from recgrela.settings.data import DataConfig
 from recgrela.settings.fields import show
-from recgrela.system.errors import DataError
+from recgrela.system.errors import ConfigError, DataError
 from recgrela.system.out_of_memory import MemoryPhase
 
 TABLE = "the table of events"  # its name in messages
@@ -37,7 +39,7 @@ READING = MemoryPhase(
 
 @READING
 def load(config: DataConfig) -> Interactions:
-    """Read, filter, sort and pack the data of a run; or map packed data, after reading them once as a check.
+    """Read, filter, sort, split and pack the data of a run; or map packed data and check them.
 
     Returns:
         Interactions on the CPU.
@@ -47,6 +49,10 @@ def load(config: DataConfig) -> Interactions:
             the file, and the line and column if there is one. Or packed data have another filter or order.
     """
     if config.path == "synthetic":
+        if config.split == "files":
+            raise ConfigError(
+                "data.split: files needs files; give data.path, data.valid_path and data.test_path"
+            )
         events = synthetic.generate(
             config.synthetic_seed, config.synthetic_users, config.synthetic_items, config.synthetic_events
         )
@@ -56,7 +62,13 @@ def load(config: DataConfig) -> Interactions:
         return data
     else:
         events = read(config)
-    return prepare(events, config)
+    return _prepare(events, config)
+
+
+def _prepare(events: Events, config: DataConfig) -> Interactions:
+    """`prepare`, with the events of the files of valid and test if the split is by files."""
+    joined, phases = join_files([(TRAIN, events), *held_out_files(config)])
+    return prepare(joined, config, phases)
 
 
 def load_shared(config: DataConfig, processes: Processes) -> Interactions:
@@ -74,7 +86,7 @@ def load_shared(config: DataConfig, processes: Processes) -> Interactions:
     data = open_packed(path, verify=False)
     processes.wait()  # until all have opened it
     discard(path)
-    hashes = processes.gather_text(data.packed_sha256())
+    hashes = processes.gather_text(data.packed_sha256() + data.description["split"].get("sha256", ""))
     if len(set(hashes)) > 1:
         other = next(rank for rank, value in enumerate(hashes) if value != hashes[0])
         raise DataError(
@@ -112,9 +124,10 @@ def discard(path: Path) -> None:
 
 
 def _check_prepared(data: PackedInteractions, config: DataConfig) -> None:
-    """Raises DataError if packed data were filtered or ordered by other settings."""
-    recorded = {**data.description["filter"], "order": data.description["order"]}
-    for name, value in {**filter_settings(config), "order": config.order}.items():
+    """Raises DataError if packed data were filtered, ordered or split by other settings."""
+    description = data.description
+    recorded = description["filter"] | {"order": description["order"]} | description["split"]
+    for name, value in (filter_settings(config) | {"order": config.order} | split_settings(config)).items():
         if recorded.get(name) != value:
             raise DataError(
                 f"{config.path}: was packed with data.{name} {show(recorded.get(name))}, not {show(value)}; "
@@ -124,7 +137,7 @@ def _check_prepared(data: PackedInteractions, config: DataConfig) -> None:
 
 @READING
 def load_table(table: pa.Table, config: DataConfig) -> Interactions:
-    """Filter, sort and pack the events of an Arrow table, whose columns the configuration names.
+    """Filter, sort, split and pack the events of an Arrow table, whose columns the configuration names.
 
     Returns:
         Interactions on the CPU.
@@ -138,4 +151,4 @@ def load_table(table: pa.Table, config: DataConfig) -> Interactions:
         digest.update(np.ascontiguousarray(column).data)
     for tokens in (arrays.user_tokens, arrays.item_tokens):
         digest.update("\0".join(tokens).encode())
-    return prepare(Events(*arrays, sha256=digest.hexdigest(), source=TABLE, format="arrow"), config)
+    return _prepare(Events(*arrays, sha256=digest.hexdigest(), source=TABLE, format="arrow"), config)

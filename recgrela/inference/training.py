@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from recgrela.data import load_table
 from recgrela.models import CONFIGS
 from recgrela.settings.command_line import to_argv
-from recgrela.settings.data import DataConfig
+from recgrela.settings.data import DataConfig, without_split
 from recgrela.settings.run import read_run
 from recgrela.system.errors import RunError
 from recgrela.system.files import atomic_write, expand_path
@@ -38,7 +38,7 @@ def fit_run(events: str | Any, settings: Mapping[str, Any]) -> Path:
 
 def store_events(table: pa.Table, config: DataConfig, folder: Path) -> Path:
     """Writes a table of events as a Parquet file named by their hash, and returns its path."""
-    sha256 = load_table(table, config).sha256
+    sha256 = load_table(table, without_split(config)).sha256
     path = folder / f"events-{sha256[:16]}.parquet"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
