@@ -121,6 +121,7 @@ def test_a_configuration_of_the_first_version_loads(tmp_path: Path) -> None:
     content["train"]["cuda_graphs"] = "false"  # it has become one of three words
     content["data"] |= {"max_unpacked_gb": None, "eval_users": None}  # new
     content["train"] |= {"pieces": None, "shard_items": False, "if_exists": "error"}
+    content["train"] |= {"cutoffs": "5,10", "metric": "NDCG@10"}
     assert config.as_dict() == content  # no key is missing, no other is new
 
 
