@@ -123,6 +123,7 @@ def test_a_configuration_of_the_first_version_loads(tmp_path: Path) -> None:
     content["data"] |= {"split": "leave_one_out", "split_quantile": 0.9, "split_date": None}
     content["data"] |= dict.fromkeys(("split_valid_date", "split_targets", "valid_path", "test_path"))
     content["train"] |= {"pieces": None, "shard_items": False, "if_exists": "error"}
+    content["train"] |= {"cutoffs": "5,10", "metric": "NDCG@10"}
     assert config.as_dict() == content  # no key is missing, no other is new
 
 
