@@ -111,10 +111,13 @@ class Interactions:
 
     def train_item_counts(self) -> torch.Tensor:
         """[n_items] int64, the number of training events of each item."""
-        offsets = self.host_offsets()
         counts = torch.bincount(self.items, minlength=self.n_items)
-        held_out = torch.from_numpy(held_out_places(offsets, self._train_counts())).to(self.items.device)
+        held_out = torch.from_numpy(self.held_out()).to(self.items.device)
         return counts - torch.bincount(self.items[held_out], minlength=self.n_items)
+
+    def held_out(self) -> np.ndarray:
+        """The places in ``items`` of the events that are not for training, int64."""
+        return held_out_places(self.host_offsets(), self._train_counts())
 
     def _train_counts(self) -> np.ndarray | None:
         return None if self.split is None else self.split.train_counts()

@@ -18,8 +18,8 @@ from recgrela.system.errors import RunError
 MAX_ITEMS = 2**31 - 1  # ids are int32
 
 
-def check_data(folder: RunFolder, data: Interactions) -> None:
-    """Raises RunError if the data differs from that of the run."""
+def check_same_events(folder: RunFolder, data: Interactions) -> None:
+    """Raises RunError if the data have other events than those of the run, in whatever order."""
     recorded, source = recorded_data(folder), data.description["source"]
     if data.sha256 != recorded["sha256"]:
         raise RunError(
@@ -31,6 +31,12 @@ def check_data(folder: RunFolder, data: Interactions) -> None:
             raise RunError(
                 f"{source}: {data.description[name]} {name} after filtering, but the run had {recorded[name]}"
             )
+
+
+def check_data(folder: RunFolder, data: Interactions) -> None:
+    """Raises RunError if the data differs from that of the run."""
+    check_same_events(folder, data)
+    recorded, source = recorded_data(folder), data.description["source"]
     for key, before in recorded.get("split", {}).items():
         if (now := data.description["split"].get(key)) != before:
             raise RunError(
