@@ -20,6 +20,7 @@ class _Release(NamedTuple):
 
     ratings: Layout | None
     names: Names
+    rating: str
     movies_file: str
     movies: Layout | None
     title: str
@@ -32,10 +33,10 @@ _NAMES = Names("UserID", "MovieID", "Timestamp")
 
 FILES = {
     "ratings.dat": _Release(
-        Layout("::", _RATING, False), _NAMES, "movies.dat", Layout("::", _MOVIE, False), "Title"
+        Layout("::", _RATING, False), _NAMES, "Rating", "movies.dat", Layout("::", _MOVIE, False), "Title"
     ),
-    "u.data": _Release(Layout("\t", _RATING, False), _NAMES, "u.item", Layout("|", _U_ITEM, False), "Title"),
-    "ratings.csv": _Release(None, Names("userId", "movieId", "timestamp"), "movies.csv", None, "title"),
+    "u.data": _Release(Layout("\t", _RATING, False), _NAMES, "Rating", "u.item", Layout("|", _U_ITEM, False), "Title"),
+    "ratings.csv": _Release(None, Names("userId", "movieId", "timestamp"), "rating", "movies.csv", None, "title"),
 }
 
 
@@ -51,7 +52,8 @@ def read(data: pa.Buffer, source: Source, name: str, config: DataConfig) -> tupl
         raise DataError(f"{label}: not a MovieLens file; the format movielens reads {', '.join(FILES)}")
     layout = release.ratings or header_layout(data, label, ",", quoted=True)
     _refuse_columns(layout, label, release, config)
-    arrays = read_events(data, label, layout, release.names)
+    rating = None if config.min_rating is None else release.rating
+    arrays = read_events(data, label, layout, release.names, rating)
     movies = source.sibling(name, release.movies_file, f"{release.movies_file}.gz")
     if movies is None:
         return arrays, {}
@@ -63,8 +65,9 @@ def read(data: pa.Buffer, source: Source, name: str, config: DataConfig) -> tupl
 
 def _refuse_columns(layout: Layout, label: str, release: _Release, config: DataConfig) -> None:
     """Raises DataError or ConfigError if the configured columns are those of another format."""
-    columns = {name: getattr(config, name) for name in ("user_column", "item_column", "time_column")}
-    if {*columns.values()} <= {*layout.columns} and not {*release.names} <= {*layout.columns}:
+    columns = {name: getattr(config, name) for name in ("user_column", "item_column", "time_column", "rating_column")}
+    named = {value for name, value in columns.items() if name != "rating_column"}
+    if named <= {*layout.columns} and not {*release.names} <= {*layout.columns}:
         raise DataError(f"{label}, line 1: not a MovieLens header; set data.format=csv to read the file")
     for name, value in columns.items():
         if value != getattr(DataConfig, name):

@@ -22,7 +22,7 @@ def read(data: pa.Buffer, source: Source, name: str, config: DataConfig) -> tupl
     """
     label = source.label(name)
     names = Names(config.user_column, config.item_column, config.time_column)
-    arrays = read_events(data, label, _layout(data, label), names)
+    arrays = read_events(data, label, _layout(data, label), names, config.rating_to_read)
     stem = re.sub(r"(\.inter)?(\.gz)?$", "", posixpath.basename(name), flags=re.IGNORECASE)
     item_file = source.sibling(name, f"{stem}.item", f"{stem}.item.gz")
     if item_file is None:

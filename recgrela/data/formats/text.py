@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import csv as arrow_csv
 
-from recgrela.data.formats.columns import Arrays, Columns, Names, find_columns, to_arrays, value_fault
+from recgrela.data.formats.columns import Arrays, Columns, Names, find_columns, rating_fault, to_arrays, value_fault
 from recgrela.system.errors import DataError
 from recgrela.system.text import one_line, quote
 
@@ -54,27 +54,29 @@ def header_layout(data: pa.Buffer, label: str, delimiter: str, quoted: bool = Fa
     return Layout(delimiter, columns, has_header=True, quoted=quoted)
 
 
-def read_events(data: pa.Buffer, label: str, layout: Layout, names: Names) -> Arrays:
-    """Read three columns of a text file.
+def read_events(
+    data: pa.Buffer, label: str, layout: Layout, names: Names, rating: str | None = None
+) -> Arrays:
+    """Read three columns of a text file, and a column of ratings if there is a name for it.
 
     Args:
         data: the file, UTF-8.
         label: the file's name in messages.
         layout: the file's layout.
         names: the columns to read; others are ignored.
+        rating: the column of ratings; None: they are not read.
 
     Raises:
-        DataError: the file is empty, a column is missing, a line is truncated or has a wrong encoding, an id
-            is empty, missing (NaN) or negative, or a time is not a finite number in range; the message names
-            line and column.
+        DataError: the file is empty, a column is missing, a line is truncated or has a wrong encoding, a time
+            is not a finite number in range, or a rating is not a number; the message names line and column.
     """
-    find_columns(f"{label}, line 1", layout.columns, names)
+    find_columns(f"{label}, line 1", layout.columns, (*names, *_given(rating)))
     complaint = "no events in the file"
     for time_type in (pa.int64(), pa.float64()):
         try:
-            columns = _parse(data, layout, names, time_type)
+            columns = _parse(data, layout, names, rating, time_type)
             if pa.types.is_integer(time_type) and re.search(rb"0[xX]", data):
-                _parse(data, layout, names, pa.float64())  # rejects hexadecimal times
+                _parse(data, layout, names, rating, pa.float64())  # rejects hexadecimal times
         except pa.ArrowInvalid as error:  # the times may have fractions, which float64 reads
             complaint = one_line(error)
             continue
@@ -82,18 +84,24 @@ def read_events(data: pa.Buffer, label: str, layout: Layout, names: Names) -> Ar
             break
         arrays = to_arrays(columns)
         if isinstance(arrays, Arrays):
-            return arrays
+            return arrays._replace(names=tuple(layout.columns))
         complaint = f"invalid value in event {arrays + 1}"
         break
-    raise _fault(data, label, layout, names, complaint)
+    raise _fault(data, label, layout, names, rating, complaint)
 
 
-def _parse(data: pa.Buffer, layout: Layout, names: Names, time_type: pa.DataType) -> Columns:
+def _given(rating: str | None) -> list[str]:
+    return [] if rating is None else [rating]
+
+
+def _parse(
+    data: pa.Buffer, layout: Layout, names: Names, rating: str | None, time_type: pa.DataType
+) -> Columns:
     # pyarrow splits at a single character. Splitting MovieLens' "::" at ":" gives an extra column between two
     # columns; its type null checks that it is empty.
     step = len(layout.delimiter)
     width = step * (len(layout.columns) - 1) + 1
-    position = [str(step * layout.columns.index(name)) for name in names]
+    position = [str(step * layout.columns.index(name)) for name in (*names, *_given(rating))]
     gaps = {str(column): pa.null() for column in range(width) if column % step}
     ids = pa.dictionary(pa.int32(), pa.string())
     table = arrow_csv.read_csv(
@@ -109,7 +117,7 @@ def _parse(data: pa.Buffer, layout: Layout, names: Names, time_type: pa.DataType
             newlines_in_values=layout.quoted,
         ),
         arrow_csv.ConvertOptions(
-            column_types=dict(zip(position, (ids, ids, time_type), strict=True)) | gaps,
+            column_types=dict(zip(position, (ids, ids, time_type, pa.float64()), strict=False)) | gaps,
             include_columns=[*position, *gaps],
             null_values=[""],
         ),
@@ -117,7 +125,9 @@ def _parse(data: pa.Buffer, layout: Layout, names: Names, time_type: pa.DataType
     return Columns(*(table[column] for column in position))
 
 
-def _fault(data: pa.Buffer, label: str, layout: Layout, names: Names, complaint: str) -> DataError:
+def _fault(
+    data: pa.Buffer, label: str, layout: Layout, names: Names, rating: str | None, complaint: str
+) -> DataError:
     """An error for the first invalid line of the file, or with ``complaint`` if no line is invalid."""
     text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", errors="surrogateescape", newline="")
     position = [layout.columns.index(name) for name in names]
@@ -141,6 +151,8 @@ def _fault(data: pa.Buffer, label: str, layout: Layout, names: Names, complaint:
             if any("\udc80" <= character <= "\udcff" for character in value):
                 return DataError(f"{where}, column {quote(name)}: not UTF-8 text (wrong encoding)")
         fault = value_fault(names, *values)
+        if fault is None and rating is not None:
+            fault = rating_fault(rating, fields[expected.index(rating)])
         if fault:
             return DataError(f"{where}, {fault}")
         events += 1
