@@ -33,8 +33,8 @@ class DataConfig(Settings):
     user_column: str = setting("user_id", "Name of the user column (RecBole, CSV, Parquet).")
     item_column: str = setting("item_id", "Name of the item column (RecBole, CSV, Parquet).")
     time_column: str = setting("timestamp", "Name of the time column (RecBole, CSV, Parquet).")
-    missing: list[str] | None = setting(
-        None, "Further spellings of a missing id, such as NA null; empty ids and nulls are always missing."
+    missing: str = setting(
+        "", "Spellings of a missing id, such as NA,null; empty ids and nulls are always missing."
     )
     rating_column: str = setting("rating", "Name of the column of ratings, read for min_rating.")
     min_rating: float | None = setting(
@@ -74,6 +74,11 @@ class DataConfig(Settings):
     def paths(self) -> list[str]:
         """The paths."""
         return self.path if isinstance(self.path, list) else [self.path]
+
+    @property
+    def missing_ids(self) -> frozenset[str]:
+        """The spellings of a missing id, besides the empty one."""
+        return frozenset(name.strip() for name in self.missing.split(",")) - {""}
 
     @property
     def rating_to_read(self) -> str | None:

@@ -18,6 +18,10 @@ from recgrela.system.text import listed, quote, shorten
 _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
+class NoEvents(DataError):
+    """A file has no events; one of several files may have none."""
+
+
 class Names(NamedTuple):
     """Names of the three columns of a file."""
 

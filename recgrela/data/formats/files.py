@@ -130,7 +130,8 @@ class Finder:
         return any(fnmatch.fnmatchcase(base, pattern) for pattern in self.patterns[kind])
 
     def _known(self) -> str:
-        return f"known files are {', '.join(pattern for found in self.patterns.values() for pattern in found)}"
+        patterns = [pattern for found in self.patterns.values() for pattern in found]
+        return f"known files are {', '.join(patterns)}"
 
 
 def _are_parts(names: Sequence[str]) -> bool:

@@ -35,8 +35,12 @@ FILES = {
     "ratings.dat": _Release(
         Layout("::", _RATING, False), _NAMES, "Rating", "movies.dat", Layout("::", _MOVIE, False), "Title"
     ),
-    "u.data": _Release(Layout("\t", _RATING, False), _NAMES, "Rating", "u.item", Layout("|", _U_ITEM, False), "Title"),
-    "ratings.csv": _Release(None, Names("userId", "movieId", "timestamp"), "rating", "movies.csv", None, "title"),
+    "u.data": _Release(
+        Layout("\t", _RATING, False), _NAMES, "Rating", "u.item", Layout("|", _U_ITEM, False), "Title"
+    ),
+    "ratings.csv": _Release(
+        None, Names("userId", "movieId", "timestamp"), "rating", "movies.csv", None, "title"
+    ),
 }
 
 
@@ -65,7 +69,8 @@ def read(data: pa.Buffer, source: Source, name: str, config: DataConfig) -> tupl
 
 def _refuse_columns(layout: Layout, label: str, release: _Release, config: DataConfig) -> None:
     """Raises DataError or ConfigError if the configured columns are those of another format."""
-    columns = {name: getattr(config, name) for name in ("user_column", "item_column", "time_column", "rating_column")}
+    names = ("user_column", "item_column", "time_column", "rating_column")
+    columns = {name: getattr(config, name) for name in names}
     named = {value for name, value in columns.items() if name != "rating_column"}
     if named <= {*layout.columns} and not {*release.names} <= {*layout.columns}:
         raise DataError(f"{label}, line 1: not a MovieLens header; set data.format=csv to read the file")

@@ -7,12 +7,20 @@ from typing import Any
 import pyarrow as pa
 
 from recgrela.data.formats.arrow_file import read_arrow_columns
-from recgrela.data.formats.columns import Arrays, Columns, Names, find_columns, to_arrays, value_fault
+from recgrela.data.formats.columns import (
+    Arrays,
+    Columns,
+    Names,
+    NoEvents,
+    find_columns,
+    to_arrays,
+    value_fault,
+)
 from recgrela.data.formats.id_columns import BadId
 from recgrela.data.formats.parquet import read_columns
 from recgrela.data.formats.source import Source
 from recgrela.data.formats.text import header_layout, read_events
-from recgrela.data.formats.time_columns import Times, encode_times
+from recgrela.data.formats.time_columns import encode_times
 from recgrela.data.prepare import by_first_appearance
 from recgrela.settings.data import DataConfig
 from recgrela.system.arrow import plain, values_type
@@ -65,7 +73,7 @@ def table_arrays(table: pa.Table, label: str, config: DataConfig) -> Arrays:
     names, wanted = column_names(config), wanted_columns(config)
     find_columns(label, table.column_names, wanted)
     if table.num_rows == 0:
-        raise DataError(f"{label}: the file has no events")
+        raise NoEvents(f"{label}: the file has no events")
     table = table.select(wanted)
     _check_memory(table, label)
     times = encode_times(table[names.time], label, names.time)
@@ -98,7 +106,8 @@ def _ratings(column: pa.ChunkedArray, label: str, name: str) -> pa.ChunkedArray:
     try:
         return column.cast(kind).cast(pa.float64())
     except pa.ArrowException as error:
-        raise DataError(f"{label}, column {quote(name)}: ratings must be numbers: {one_line(error)}") from None
+        fault = f"ratings must be numbers: {one_line(error)}"
+        raise DataError(f"{label}, column {quote(name)}: {fault}") from None
 
 
 def _in_order(arrays: Arrays, columns: Columns) -> Arrays:

@@ -12,7 +12,16 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import csv as arrow_csv
 
-from recgrela.data.formats.columns import Arrays, Columns, Names, find_columns, rating_fault, to_arrays, value_fault
+from recgrela.data.formats.columns import (
+    Arrays,
+    Columns,
+    Names,
+    NoEvents,
+    find_columns,
+    rating_fault,
+    to_arrays,
+    value_fault,
+)
 from recgrela.system.errors import DataError
 from recgrela.system.text import one_line, quote
 
@@ -40,7 +49,7 @@ def header_layout(data: pa.Buffer, label: str, delimiter: str, quoted: bool = Fa
     """The layout of a file with a header. Raises DataError if the file is empty or not text."""
     start = bytes(memoryview(data)[:MAX_HEADER])
     if not start.strip():
-        raise DataError(f"{label}: empty file")
+        raise NoEvents(f"{label}: empty file")
     try:
         first = start.splitlines()[0]
         if len(first) == MAX_HEADER:
@@ -156,7 +165,7 @@ def _fault(
         if fault:
             return DataError(f"{where}, {fault}")
         events += 1
-    return DataError(f"{label}: {complaint}" if events else f"{label}: the file has no events")
+    return DataError(f"{label}: {complaint}") if events else NoEvents(f"{label}: the file has no events")
 
 
 def split_lines(text: io.TextIOBase, label: str, layout: Layout) -> Iterator[tuple[int, list[str]]]:
