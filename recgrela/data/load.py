@@ -14,7 +14,8 @@ import pyarrow as pa
 from recgrela.data import synthetic
 from recgrela.data.events import Events
 from recgrela.data.formats import read
-from recgrela.data.formats.table import column_names, table_arrays
+from recgrela.data.formats.columns import column_names
+from recgrela.data.formats.table import table_arrays
 from recgrela.data.interactions import Interactions
 from recgrela.data.packed import PackedInteractions, is_packed, open_packed
 from recgrela.data.packing import write_packed

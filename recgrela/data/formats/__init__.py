@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from recgrela.data.events import Events
-from recgrela.data.formats import movielens, recbole, table
+from recgrela.data.formats import json_lines, movielens, recbole, sequences, table
 from recgrela.data.formats.columns import Arrays
 from recgrela.data.formats.source import Source, open_source
 from recgrela.data.formats.unpacking import SETTING, Limit
@@ -39,7 +39,9 @@ FORMATS = {  # the first format with a matching pattern is used
     "recbole": FileFormat(recbole.read, ("*.inter",)),
     "movielens": FileFormat(movielens.read, tuple(movielens.FILES)),
     "parquet": FileFormat(table.read_parquet, ("*.parquet",)),
-    "csv": FileFormat(table.read_csv, ("*.csv",)),
+    "csv": FileFormat(table.read_csv, ("*.csv", "*.tsv", "*.txt", "*.dat")),
+    "json": FileFormat(json_lines.read, ("*.jsonl", "*.ndjson", "*.json")),
+    "sequences": FileFormat(sequences.read, ()),
 }
 
 

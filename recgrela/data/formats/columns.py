@@ -10,21 +10,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from recgrela.data.formats.times import number_fault
+from recgrela.settings.data import DataConfig
 from recgrela.system.errors import DataError
 from recgrela.system.suggest import near_miss
 from recgrela.system.text import listed, quote, shorten
 
 _MISSING = r"\s*|nan|NaN|NAN|null|NULL|NA"  # spellings of a missing value
 _BAD_ID = rf"^({_MISSING}|-[0-9]+(\.[0-9]*)?)$"  # missing, or a number below 0
-_NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 class Names(NamedTuple):
-    """Names of the three columns of a file."""
+    """Names of the columns of a file; without a time, events are in the order of the file."""
 
     user: str
     item: str
-    time: str
+    time: str | None
 
 
 class Columns(NamedTuple):
@@ -45,6 +46,12 @@ class Arrays(NamedTuple):
     item_tokens: list[str]
 
 
+def column_names(config: DataConfig) -> Names:
+    """The columns that a configuration names."""
+    time = None if config.order == "file" else config.time_column
+    return Names(config.user_column, config.item_column, time)
+
+
 def find_columns(where: str, present: list[str], wanted: tuple[str, ...]) -> None:
     """Raises DataError for a wanted column that is missing or ambiguous, with a suggestion."""
     for name in wanted:
@@ -55,18 +62,25 @@ def find_columns(where: str, present: list[str], wanted: tuple[str, ...]) -> Non
             raise DataError(f"{where}: column {quote(name)} occurs {present.count(name)} times")
 
 
-def value_fault(names: Names, user: str, item: str, time: str) -> str | None:
+def find_events(where: str, present: list[str], names: Names) -> None:
+    """`find_columns` for the columns of events."""
+    find_columns(where, present, names[:2])
+    if names.time is None:
+        return
+    if names.time not in present and not near_miss(names.time, present):
+        fix = "name it by --data.time_column; without times, --data.order file keeps the order of the file"
+        raise DataError(f"{where}: no column {quote(names.time)} among {listed(map(quote, present))}; {fix}")
+    find_columns(where, present, (names.time,))
+
+
+def value_fault(
+    names: Names, user: str, item: str, time: str, not_number: str = "is not a finite number"
+) -> str | None:
     """Describes the first invalid value of a row, with its column; None if the row is valid."""
     for name, value in ((names.user, user), (names.item, item)):
         if (fault := id_fault(name, value)) is not None:
             return fault
-    number = time.strip(" \t")  # as Arrow does
-    if not _NUMBER.fullmatch(number) or not math.isfinite(float(number)):
-        return f"column {quote(names.time)}: {quote(time)} is not a finite number"
-    if abs(float(number)) >= 2**63:
-        limits = "times must be between -2^63 and 2^63"
-        return f"column {quote(names.time)}: {shorten(time)} is out of range; {limits}"
-    return None
+    return None if names.time is None else number_fault(names.time, time, not_number)
 
 
 def id_fault(name: str, value: str) -> str | None:

@@ -1,15 +1,25 @@
-"""CSV and Parquet files with named columns."""
+"""Delimited text, Parquet files and tables with named columns."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
-from recgrela.data.formats.columns import Arrays, Columns, Names, find_columns, to_arrays, value_fault
+from recgrela.data.formats.columns import (
+    Arrays,
+    Columns,
+    Names,
+    column_names,
+    find_events,
+    to_arrays,
+    value_fault,
+)
+from recgrela.data.formats.layout import find_layout
 from recgrela.data.formats.parquet import read_columns
 from recgrela.data.formats.source import Source
-from recgrela.data.formats.text import header_layout, read_events
+from recgrela.data.formats.text import read_events
 from recgrela.data.prepare import by_first_appearance
 from recgrela.settings.data import DataConfig
 from recgrela.system.arrow import without_views
@@ -18,9 +28,10 @@ from recgrela.system.text import one_line, quote
 
 
 def read_csv(data: pa.Buffer, source: Source, name: str, config: DataConfig) -> tuple[Arrays, dict[str, str]]:
-    """Events of a comma-separated file with a header; values may be quoted."""
-    label = source.label(name)
-    return read_events(data, label, header_layout(data, label, ",", quoted=True), column_names(config)), {}
+    """Events of delimited text."""
+    label, names = source.label(name), column_names(config)
+    layout = find_layout(data, label, config, names[:2])
+    return read_events(data, label, layout, names, config.time_format), {}
 
 
 def read_parquet(
@@ -28,7 +39,8 @@ def read_parquet(
 ) -> tuple[Arrays, dict[str, str]]:
     """Events of a Parquet file: ids are integers or strings; times are numbers, dates or timestamps."""
     label, names = source.label(name), column_names(config)
-    return table_arrays(read_columns(data, label, source.limit, names), label, names), {}
+    times = [] if names.time is None else [names.time]
+    return table_arrays(read_columns(data, label, source.limit, names[:2], times), label, names), {}
 
 
 def table_arrays(table: pa.Table, label: str, names: Names) -> Arrays:
@@ -38,12 +50,12 @@ def table_arrays(table: pa.Table, label: str, names: Names) -> Arrays:
         DataError: a column or a value is missing or invalid, or there are no events; the message begins with
             `label`.
     """
-    find_columns(label, table.column_names, names)
+    find_events(label, table.column_names, names)
     if table.num_rows == 0:
         raise DataError(f"{label}: the file has no events")
     _check_memory(table, label)
     user, item = (_ids(table[column], label, column) for column in names[:2])
-    columns = Columns(user, item, _times(table[names.time], label, names.time))
+    columns = Columns(user, item, _times(table, label, names.time))
     arrays = to_arrays(columns)
     if isinstance(arrays, Arrays):
         return _in_order(arrays, columns)
@@ -70,10 +82,6 @@ def _in_order(arrays: Arrays, columns: Columns) -> Arrays:
     return arrays._replace(**ids)
 
 
-def column_names(config: DataConfig) -> Names:
-    return Names(config.user_column, config.item_column, config.time_column)
-
-
 def _ids(column: pa.ChunkedArray, label: str, name: str) -> pa.ChunkedArray:
     column = without_views(column)
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
@@ -82,7 +90,10 @@ def _ids(column: pa.ChunkedArray, label: str, name: str) -> pa.ChunkedArray:
     return column
 
 
-def _times(column: pa.ChunkedArray, label: str, name: str) -> pa.ChunkedArray:
+def _times(table: pa.Table, label: str, name: str | None) -> pa.ChunkedArray:
+    if name is None:
+        return pa.chunked_array([np.zeros(table.num_rows, np.int64)])
+    column = table[name]
     kind = column.type
     if pa.types.is_floating(kind):
         return column.cast(pa.float64())
