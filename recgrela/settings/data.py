@@ -10,8 +10,9 @@ from recgrela.settings.fields import MAX_SEED, NOTHING, Settings, setting
 from recgrela.system.errors import ConfigError
 from recgrela.system.files import expand_path
 
-Format = Literal["auto", "recbole", "movielens", "csv", "json", "sequences", "parquet"]
+Format = Literal["auto", "recbole", "movielens", "csv", "json", "sequences", "parquet", "arrow"]
 Order = Literal["time", "recbole", "file"]
+Duplicates = Literal["keep", "drop"]
 
 MAX_SYNTHETIC_EVENTS = 2**28  # about 20 GB of memory during generation
 MAX_SYNTHETIC_PAIRS = 2**31  # users times items, about 3 GB of memory
@@ -24,9 +25,9 @@ class DataConfig(Settings):
     section: ClassVar[str] = "data"
 
     # A resumed run compares the hash of the events instead of the path.
-    path: str = setting(
+    path: str | list[str] = setting(
         "synthetic",
-        "File, folder or zip in RecBole, MovieLens, CSV, JSON lines or Parquet format, or synthetic.",
+        "File, folder, zip or pattern such as 'logs/*.csv' in a known format, several of them, or synthetic.",
         affects=NOTHING,
     )
     format: Format = setting("auto", "Format of the data; auto: by the file's name.")
@@ -47,6 +48,16 @@ class DataConfig(Settings):
         None,
         "Format of times as text, as of strptime, such as %d/%m/%Y; null: numbers, or ISO 8601 dates and "
         "times, in UTC unless they name a zone.",
+    )
+    missing: list[str] | None = setting(
+        None, "Further spellings of a missing id, such as NA null; empty ids and nulls are always missing."
+    )
+    rating_column: str = setting("rating", "Name of the column of ratings, read for min_rating.")
+    min_rating: float | None = setting(
+        None, "Drop events with a lower rating, or none, before all other filters; null: read no ratings."
+    )
+    duplicates: Duplicates = setting(
+        "keep", "Events of one user with one item at one time: keep all, or drop all but the first."
     )
     min_user_events: int = setting(
         5, "Drop users with fewer events; the filters repeat until nothing changes.", min=0
@@ -79,15 +90,25 @@ class DataConfig(Settings):
     synthetic_events: int = setting(60, "Mean number of events per synthetic user.", min=5)
 
     @property
+    def paths(self) -> list[str]:
+        """The paths."""
+        return self.path if isinstance(self.path, list) else [self.path]
+
+    @property
+    def rating_to_read(self) -> str | None:
+        """The column of ratings if a setting needs it."""
+        return None if self.min_rating is None else self.rating_column
+
+    @property
     def history_len(self) -> int:
         """Maximum length of a history in evaluation and recommendation."""
         return self.eval_max_len or self.max_len
 
     def check_together(self) -> None:
-        if not self.path.strip():
+        if not all(path.strip() for path in self.paths):
             raise ConfigError("data.path: empty; give a file, a folder, a zip or 'synthetic'")
         columns: dict[str, str] = {}
-        for name in ("user_column", "item_column", "time_column"):
+        for name in ("user_column", "item_column", "time_column", "rating_column"):
             other = columns.setdefault(getattr(self, name), name)
             if other != name:
                 raise ConfigError(
@@ -98,7 +119,11 @@ class DataConfig(Settings):
             wanted = {key: name for name, key in columns.items()}
             if self.order == "file":
                 del wanted["time_column"]
+            if self.min_rating is None:
+                del wanted["rating_column"]
             check_columns(self.columns, wanted)
+        if self.order == "file" and self.duplicates == "drop":
+            raise ConfigError("data.duplicates: 'drop' compares times, which data.order 'file' does not read")
         for kind, limit in (("events", MAX_SYNTHETIC_EVENTS), ("items", MAX_SYNTHETIC_PAIRS)):
             number = getattr(self, f"synthetic_{kind}")
             if self.synthetic_users * number > limit:
@@ -123,8 +148,12 @@ def with_absolute_path(config: DataConfig) -> DataConfig:
     """
     if config.path == "synthetic":
         return config
-    path = expand_path(config.path, "data.path")
+    paths = [_absolute(path) for path in config.paths]
+    return replace(config, path=paths if isinstance(config.path, list) else paths[0])
+
+
+def _absolute(path: str) -> str:
     try:
-        return replace(config, path=str(path.resolve()))
+        return str(expand_path(path, "data.path").resolve())
     except RuntimeError as error:  # a loop of links
-        raise ConfigError(f"data.path: {config.path}: {error}") from error
+        raise ConfigError(f"data.path: {path}: {error}") from error

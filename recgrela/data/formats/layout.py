@@ -21,7 +21,6 @@ _CANDIDATES = ("\t", "::", ";", "|", "\x01", ",", SPACES)  # in this order; \x01
 _QUOTED = (",", ";", "|")  # separators of files whose values may be quoted
 _DATA = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?|[0-9]{4}-[0-9]{2}-[0-9]{2}([ T].*)?")
 _OTHER_FILES = {  # first bytes, in lower case
-    b"pk\x03\x04": "a zip or a spreadsheet (.xlsx), not text; extract it, or export the sheet as CSV",
     b"par1": "a Parquet file; set data.format=parquet",
     b"<!doctype": "a web page, not data; download the file itself",
     b"<html": "a web page, not data; download the file itself",

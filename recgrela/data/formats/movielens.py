@@ -21,6 +21,7 @@ class _Release(NamedTuple):
 
     ratings: Layout | None
     names: Names
+    rating: str
     movies_file: str
     movies: Layout | None
     title: str
@@ -29,15 +30,20 @@ class _Release(NamedTuple):
 _RATING = ["UserID", "MovieID", "Rating", "Timestamp"]
 _MOVIE = ["MovieID", "Title", "Genres"]
 _U_ITEM = ["MovieID", "Title", "Release", "Video", "URL", *(f"genre {number}" for number in range(19))]
-_FIXED = ("user_column", "item_column", "time_column", "separator", "columns", "time_format")
+_COLUMNS = ("user_column", "item_column", "time_column")
+_FIXED = (*_COLUMNS, "rating_column", "separator", "columns", "time_format")
 _NAMES = Names("UserID", "MovieID", "Timestamp")
 
 FILES = {
     "ratings.dat": _Release(
-        Layout("::", _RATING, False), _NAMES, "movies.dat", Layout("::", _MOVIE, False), "Title"
+        Layout("::", _RATING, False), _NAMES, "Rating", "movies.dat", Layout("::", _MOVIE, False), "Title"
     ),
-    "u.data": _Release(Layout("\t", _RATING, False), _NAMES, "u.item", Layout("|", _U_ITEM, False), "Title"),
-    "ratings.csv": _Release(None, Names("userId", "movieId", "timestamp"), "movies.csv", None, "title"),
+    "u.data": _Release(
+        Layout("\t", _RATING, False), _NAMES, "Rating", "u.item", Layout("|", _U_ITEM, False), "Title"
+    ),
+    "ratings.csv": _Release(
+        None, Names("userId", "movieId", "timestamp"), "rating", "movies.csv", None, "title"
+    ),
 }
 
 
@@ -54,7 +60,8 @@ def read(data: pa.Buffer, source: Source, name: str, config: DataConfig) -> tupl
     layout = release.ratings or header_layout(data, label, ",", quoted=True)
     _refuse_columns(layout, label, release, config)
     names = release.names._replace(time=None) if config.order == "file" else release.names
-    arrays = read_events(data, label, layout, names)
+    rating = None if config.min_rating is None else release.rating
+    arrays = read_events(data, label, layout, names, rating)
     movies = source.sibling(name, release.movies_file, f"{release.movies_file}.gz")
     if movies is None:
         return arrays, {}
@@ -66,7 +73,7 @@ def read(data: pa.Buffer, source: Source, name: str, config: DataConfig) -> tupl
 
 def _refuse_columns(layout: Layout, label: str, release: _Release, config: DataConfig) -> None:
     """Raises DataError or ConfigError if the configured columns are those of another format."""
-    columns = [getattr(config, name) for name in ("user_column", "item_column", "time_column")]
+    columns = [getattr(config, name) for name in _COLUMNS]
     if {*columns} <= {*layout.columns} and not {*release.names} <= {*layout.columns}:
         raise DataError(f"{label}, line 1: not a MovieLens header; set data.format=csv to read the file")
     for name in _FIXED:

@@ -25,7 +25,7 @@ def read(data: pa.Buffer, source: Source, name: str, config: DataConfig) -> tupl
     label = source.label(name)
     names = column_names(config)
     layout = find_layout(data, label, config, names[:2], has_types=True)
-    arrays = read_events(data, label, layout, names, config.time_format)
+    arrays = read_events(data, label, layout, names, config.rating_to_read, config.time_format)
     stem = re.sub(r"(\.inter)?(\.gz)?$", "", posixpath.basename(name), flags=re.IGNORECASE)
     item_file = source.sibling(name, f"{stem}.item", f"{stem}.item.gz")
     if item_file is None:

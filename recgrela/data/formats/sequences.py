@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from recgrela.data.formats.columns import Arrays, Columns, Names, to_arrays, value_fault
+from recgrela.data.formats.columns import Arrays, Columns, no_times, to_arrays
 from recgrela.data.formats.layout import first_lines, split
 from recgrela.data.formats.pieces import one_byte_separator, pieces
 from recgrela.data.formats.source import Source
+from recgrela.data.formats.text import has_nul
 from recgrela.settings.data import DataConfig
 from recgrela.settings.delimited import SPACES, separator_of, separator_word
 from recgrela.system.errors import ConfigError, DataError
@@ -22,8 +23,9 @@ def read(data: pa.Buffer, source: Source, name: str, config: DataConfig) -> tupl
     label = source.label(name)
     if config.order != "file":
         raise ConfigError(f"data.order: {label} has sequences without times; set --data.order file")
-    if config.columns is not None:
-        raise ConfigError(f"data.columns: does not apply to sequences, of which {label} has one a line")
+    for key in ("columns", "time_format", "min_rating"):
+        if getattr(config, key) is not None:
+            raise ConfigError(f"data.{key}: does not apply to sequences, of which {label} has one a line")
     first = first_lines(data, label)[0]
     separator = separator_of(config.separator)
     if separator is None:
@@ -34,8 +36,8 @@ def read(data: pa.Buffer, source: Source, name: str, config: DataConfig) -> tupl
     except (pa.ArrowInvalid, _NoItemsError) as error:
         raise _fault(data, label, separator, one_line(error)) from None
     users, items = (pa.chunked_array(list(column)) for column in zip(*parts, strict=True))
-    arrays = to_arrays(Columns(users, items, pa.chunked_array([np.zeros(len(users), np.int64)])))
-    if not isinstance(arrays, Arrays) or any("\0" in token for ids in arrays[3:] for token in ids):
+    arrays = to_arrays(Columns(users, items, no_times(len(users))))
+    if not isinstance(arrays, Arrays) or has_nul(arrays):
         raise _fault(data, label, separator, "an invalid id")
     return arrays, {}
 
@@ -76,7 +78,7 @@ def _read_lines(lines: bytes, separator: str, is_start: bool) -> tuple[pa.Array,
 
 def _fault(data: pa.Buffer, label: str, separator: str, complaint: str) -> DataError:
     """An error for the first invalid line, or with ``complaint``."""
-    number, names = 0, Names("user", "item", None)
+    number = 0
     for piece in pieces(data):
         for line in piece.decode("utf-8", errors="surrogateescape").splitlines():
             number += 1
@@ -88,9 +90,6 @@ def _fault(data: pa.Buffer, label: str, separator: str, complaint: str) -> DataE
             if not items:
                 shown = separator_word(separator)
                 return DataError(f"{where}: {quote(user)} has no items; is the separator {shown}?")
-            for item in items:
-                if "\0" in user + item or any("\udc80" <= letter <= "\udcff" for letter in user + item):
-                    return DataError(f"{where}: an id is not UTF-8 text (wrong encoding, or a damaged file)")
-                if fault := value_fault(names, user, item, "0"):
-                    return DataError(f"{where}, {fault}")
+            if any(letter == "\0" or "\udc80" <= letter <= "\udcff" for letter in line):
+                return DataError(f"{where}: an id is not UTF-8 text (wrong encoding, or a damaged file)")
     return DataError(f"{label}: {complaint}")

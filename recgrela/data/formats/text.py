@@ -7,7 +7,6 @@ import io
 import re
 from collections.abc import Iterator
 
-import numpy as np
 import pyarrow as pa
 from pyarrow import csv as arrow_csv
 
@@ -16,13 +15,20 @@ from recgrela.data.formats.columns import (
     Columns,
     Names,
     find_columns,
-    find_events,
+    no_times,
+    rating_fault,
     to_arrays,
-    value_fault,
 )
 from recgrela.data.formats.layout import Layout, csv_reader, first_lines
 from recgrela.data.formats.pieces import one_byte_separator
-from recgrela.data.formats.times import TimeKind, are_rounded, first_invalid, time_kinds, to_number
+from recgrela.data.formats.times import (
+    TimeKind,
+    are_rounded,
+    first_invalid,
+    number_fault,
+    time_kinds,
+    to_number,
+)
 from recgrela.settings.delimited import SPACES
 from recgrela.system.errors import DataError
 from recgrela.system.text import one_line, quote
@@ -31,23 +37,30 @@ _FAULT_LINES = 1 << 16  # lines whose times are checked together
 
 
 def read_events(
-    data: pa.Buffer, label: str, layout: Layout, names: Names, time_format: str | None = None
+    data: pa.Buffer,
+    label: str,
+    layout: Layout,
+    names: Names,
+    rating: str | None = None,
+    time_format: str | None = None,
 ) -> Arrays:
-    """Read the columns of users, items and times of a text file.
+    """Read the columns of users, items and times of a text file, and of ratings if there is a name for it.
 
     Args:
         data: the file, UTF-8.
         label: the file's name in messages.
         layout: the file's layout.
         names: the columns to read; others are ignored. Without a column of times, all times are 0.
+        rating: the column of ratings; None: they are not read.
         time_format: format of the times; None: numbers or ISO 8601.
 
     Raises:
         ConfigError: ``time_format`` cannot be read.
-        DataError: the file is empty, a column is missing, a line is truncated or has a wrong encoding, an id
-            is invalid, or a time is; the message names line and column.
+        DataError: the file is empty, a column is missing, a line is truncated or has a wrong encoding, or a
+            time or a rating is invalid; the message names line and column.
     """
-    find_events(f"{label}, line 1", layout.columns, names)
+    wanted = tuple(name for name in (*names, rating) if name is not None)
+    find_columns(f"{label}, line 1", layout.columns, wanted, names.time)
     times = _first_times(data, label, layout, names)
     kinds = time_kinds(times[0] if times else "0", time_format)
     if time_format is None and are_rounded(times):
@@ -60,22 +73,22 @@ def read_events(
     complaint = "no events in the file"
     for kind in kinds:
         try:
-            columns = _parse(plain, separator, layout, names, kind)
+            columns = _parse(plain, separator, layout, names, rating, kind)
             if pa.types.is_integer(kind.type) and names.time is not None and re.search(rb"0[xX]", data):
-                _parse(plain, separator, layout, names, kinds[-1])  # rejects hexadecimal times
+                _parse(plain, separator, layout, names, rating, kinds[-1])  # rejects hexadecimal times
         except pa.ArrowInvalid as error:  # the times may have fractions, which the next kind reads
             complaint = one_line(error)
             continue
         if len(columns.user) == 0:
             break
-        arrays = to_arrays(columns)
+        arrays = to_arrays(columns, kind.ticks)
         if isinstance(arrays, Arrays):
-            if any("\0" in tokens for ids in arrays[3:] for tokens in ids):
+            if has_nul(arrays):
                 break
-            return arrays
+            return arrays._replace(names=tuple(layout.columns))
         complaint = f"invalid value in event {arrays + 1}"
         break
-    raise _fault(data, label, layout, names, kinds, complaint)
+    raise _fault(data, label, layout, names, rating, kinds, complaint)
 
 
 def _first_times(data: pa.Buffer, label: str, layout: Layout, names: Names) -> list[str]:
@@ -88,10 +101,17 @@ def _first_times(data: pa.Buffer, label: str, layout: Layout, names: Names) -> l
     return [row[place] for row in list(rows)[layout.has_header :] if place < len(row)]
 
 
-def _parse(data: pa.Buffer, separator: str, layout: Layout, names: Names, kind: TimeKind) -> Columns:
+def has_nul(arrays: Arrays) -> bool:
+    """Whether an id has a NUL byte, as damaged files and UTF-16 have."""
+    return any("\0" in token for tokens in (arrays.user_tokens, arrays.item_tokens) for token in tokens)
+
+
+def _parse(
+    data: pa.Buffer, separator: str, layout: Layout, names: Names, rating: str | None, kind: TimeKind
+) -> Columns:
     ids = pa.dictionary(pa.int32(), pa.string())
-    types = dict.fromkeys(names[:2], ids) | ({names.time: kind.type} if names.time is not None else {})
-    position = {name: str(layout.columns.index(name)) for name in types}
+    wanted = zip((*names, rating), (ids, ids, kind.type, pa.float64()), strict=True)
+    types = {str(layout.columns.index(name)): kind for name, kind in wanted if name is not None}
     table = arrow_csv.read_csv(
         pa.BufferReader(data),
         arrow_csv.ReadOptions(
@@ -105,20 +125,25 @@ def _parse(data: pa.Buffer, separator: str, layout: Layout, names: Names, kind: 
             newlines_in_values=layout.quoted,
         ),
         arrow_csv.ConvertOptions(
-            column_types={position[name]: kind for name, kind in types.items()},
-            include_columns=[*position.values()],
+            column_types=types,
+            include_columns=[*types],
             null_values=[""],
             timestamp_parsers=[kind.format] if kind.format is not None else [],
         ),
     )
-    user, item = (table[position[name]] for name in names[:2])
-    if names.time is None:
-        return Columns(user, item, pa.chunked_array([np.zeros(table.num_rows, np.int64)]))
-    return Columns(user, item, to_number(table[position[names.time]]))
+    user, item, *others = table.columns
+    time = no_times(table.num_rows) if names.time is None else to_number(others.pop(0))
+    return Columns(user, item, time, *others)
 
 
 def _fault(
-    data: pa.Buffer, label: str, layout: Layout, names: Names, kinds: list[TimeKind], complaint: str
+    data: pa.Buffer,
+    label: str,
+    layout: Layout,
+    names: Names,
+    rating: str | None,
+    kinds: list[TimeKind],
+    complaint: str,
 ) -> DataError:
     """An error for the first invalid line of the file, or with ``complaint`` if no line is invalid."""
     text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", errors="surrogateescape", newline="")
@@ -126,7 +151,7 @@ def _fault(
     lines, times = [0], [""]  # whose times are not checked yet
     events = 0
     for line, fields in split_lines(text, label, layout):
-        fault = _line_fault(layout, fields, names, kinds)
+        fault = _line_fault(layout, fields, names, rating, kinds)
         if fault is not None or len(lines) > _FAULT_LINES:
             if (late := _time_fault(names, kinds, lines[1:], times[1:])) is not None:
                 return DataError(f"{label}, {late}")
@@ -142,7 +167,9 @@ def _fault(
     return DataError(f"{label}: {complaint}" if events else f"{label}: the file has no events")
 
 
-def _line_fault(layout: Layout, fields: list[str], names: Names, kinds: list[TimeKind]) -> str | None:
+def _line_fault(
+    layout: Layout, fields: list[str], names: Names, rating: str | None, kinds: list[TimeKind]
+) -> str | None:
     """What is wrong with a line, but for times that are not numbers."""
     expected = layout.columns
     if len(fields) < len(expected):
@@ -156,8 +183,11 @@ def _line_fault(layout: Layout, fields: list[str], names: Names, kinds: list[Tim
             return f", column {quote(name)}: not UTF-8 text (wrong encoding)"
         if "\0" in value:
             return f", column {quote(name)}: {quote(value)} has a NUL byte; the file is damaged, or not UTF-8"
-    time = values[names.time] if names.time is not None and kinds[0].is_number else "0"
-    fault = value_fault(names, values[names.user], values[names.item], time, kinds[0].fault)
+    fault = None
+    if names.time is not None and kinds[0].is_number:
+        fault = number_fault(names.time, values[names.time], kinds[0].fault)
+    if fault is None and rating is not None:
+        fault = rating_fault(rating, fields[expected.index(rating)])
     return None if fault is None else f", {fault}"
 
 

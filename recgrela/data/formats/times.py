@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from recgrela.system.errors import ConfigError
 from recgrela.system.text import quote, shorten
 
-_NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
+NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _ROUNDED = re.compile(r"[+-]?[0-9](?:[.,]([0-9]*))?[eE]\+?([0-9]+)")  # 1.6E+09
 _ROUNDED_FROM = 6  # exponent from which a spreadsheet, not a program, leaves out the last digits
 
@@ -36,6 +36,11 @@ class TimeKind(NamedTuple):
     def is_number(self) -> bool:
         return not pa.types.is_timestamp(self.type)
 
+    @property
+    def ticks(self) -> int | None:
+        """The number of units in a second; None for plain numbers."""
+        return None if self.is_number else 10**6
+
 
 def time_kinds(first: str, time_format: str | None) -> list[TimeKind]:
     """The kinds to try, in this order, for a column whose first value is ``first``.
@@ -46,7 +51,7 @@ def time_kinds(first: str, time_format: str | None) -> list[TimeKind]:
     if time_format is not None:
         return [_of_format(time_format)]
     first = first.strip(" \t")
-    if _NUMBER.fullmatch(first):
+    if NUMBER.fullmatch(first):
         fault = "is not a finite number"
         types = [pa.float64()] if re.search("[.eE]", first) else [pa.int64(), pa.float64()]
         return [TimeKind(kind, fault) for kind in types]
@@ -107,10 +112,10 @@ def _converts(texts: Sequence[str], kinds: Sequence[TimeKind]) -> bool:
     return False
 
 
-def number_fault(name: str, text: str, fault: str) -> str | None:
+def number_fault(name: str, text: str, fault: str = "is not a finite number") -> str | None:
     """Describes a time in the column ``name`` that is not a number in range, with ``fault``; else None."""
     number = text.strip(" \t")  # as Arrow does
-    if not _NUMBER.fullmatch(number) or not math.isfinite(float(number)):
+    if not NUMBER.fullmatch(number) or not math.isfinite(float(number)):
         return f"column {quote(name)}: {quote(text)} {fault}"
     if abs(float(number)) >= 2**63:
         limits = "times must be between -2^63 and 2^63"
