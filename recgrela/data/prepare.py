@@ -65,11 +65,13 @@ def by_first_appearance(codes: np.ndarray, tokens: list[str]) -> tuple[np.ndarra
 
 
 def time_order(users: np.ndarray, times: np.ndarray, order: Order) -> np.ndarray:
-    """Row numbers [n] sorted by user, then by time; ties keep the file order.
+    """Row numbers [n] sorted by user, then by time; ties keep the file order, as do all events of "file".
 
     Order "recbole" compares times as float32, converted from float64 as RecBole does: near 1e9, events within
     64 s of each other are ties.
     """
+    if order == "file":
+        return np.argsort(users, kind="stable")
     if order == "recbole":
         times = times.astype(np.float64).astype(np.float32)
     return np.lexsort((times, users))

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
+from recgrela.settings.delimited import check_columns, separator_of
 from recgrela.settings.fields import MAX_SEED, NOTHING, Settings, setting
 from recgrela.system.errors import ConfigError
 from recgrela.system.files import expand_path
 
-Format = Literal["auto", "recbole", "movielens", "csv", "parquet", "arrow"]
-Order = Literal["time", "recbole"]
+Format = Literal["auto", "recbole", "movielens", "csv", "json", "sequences", "parquet", "arrow"]
+Order = Literal["time", "recbole", "file"]
 Duplicates = Literal["keep", "drop"]
 
 MAX_SYNTHETIC_EVENTS = 2**28  # about 20 GB of memory during generation
@@ -30,9 +31,24 @@ class DataConfig(Settings):
         affects=NOTHING,
     )
     format: Format = setting("auto", "Format of the data; auto: by the file's name.")
-    user_column: str = setting("user_id", "Name of the user column (RecBole, CSV, Parquet).")
-    item_column: str = setting("item_id", "Name of the item column (RecBole, CSV, Parquet).")
-    time_column: str = setting("timestamp", "Name of the time column (RecBole, CSV, Parquet).")
+    user_column: str = setting("user_id", "Name of the user column (of all formats with named columns).")
+    item_column: str = setting("item_id", "Name of the item column.")
+    time_column: str = setting("timestamp", "Name of the time column.")
+    separator: str = setting(
+        "auto",
+        "Separator of columns of text: tab, comma, semicolon, pipe, space (one or more spaces or tabs), or "
+        "the text itself, such as '::'; auto: found from the first lines.",
+    )
+    columns: str | None = setting(
+        None,
+        "Names of the columns of text without a header, such as user_id,item_id,_,timestamp, with _ for one "
+        "to ignore; null: the first line is a header.",
+    )
+    time_format: str | None = setting(
+        None,
+        "Format of times as text, as of strptime, such as %d/%m/%Y; null: numbers, or ISO 8601 dates and "
+        "times, in UTC unless they name a zone.",
+    )
     missing: str = setting(
         "", "Spellings of a missing id, such as NA,null; empty ids and nulls are always missing."
     )
@@ -50,7 +66,10 @@ class DataConfig(Settings):
     min_item_events: int = setting(5, "Drop items with fewer events.", min=0)
     max_item_events: int | None = setting(None, "Drop items with more events; null: no limit.")
     order: Order = setting(
-        "time", "Order of events: by time, or recbole: by time rounded to float32 (64 s), as published."
+        "time",
+        "Order of a user's events: time; recbole: by time rounded to float32, as RecBole orders sets unless "
+        "their settings normalise times first (ml-1m, but not its ml-100k); file: as in the file, without "
+        "times.",
     )
     max_len: int = setting(200, "Maximum length of a history; its last items are kept.", min=1)
     eval_max_len: int | None = setting(
@@ -100,6 +119,16 @@ class DataConfig(Settings):
                 raise ConfigError(
                     f"data.{name}: {getattr(self, name)!r} is also data.{other}; use two different columns"
                 )
+        separator_of(self.separator)
+        if self.columns is not None:
+            wanted = {key: name for name, key in columns.items()}
+            if self.order == "file":
+                del wanted["time_column"]
+            if self.min_rating is None:
+                del wanted["rating_column"]
+            check_columns(self.columns, wanted)
+        if self.order == "file" and self.duplicates == "drop":
+            raise ConfigError("data.duplicates: 'drop' compares times, which data.order 'file' does not read")
         for kind, limit in (("events", MAX_SYNTHETIC_EVENTS), ("items", MAX_SYNTHETIC_PAIRS)):
             number = getattr(self, f"synthetic_{kind}")
             if self.synthetic_users * number > limit:

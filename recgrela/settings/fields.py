@@ -125,7 +125,7 @@ class Option:
         """The value converted to the option's kind if it can be, else unchanged."""
         if not isinstance(value, str):
             if self.kind is str and isinstance(value, bool | int | float | date):
-                return show(value)
+                return self._convert(show(value))
             with suppress(OverflowError):
                 value = float(value) if self.kind is float and type(value) is int else value
             return value
@@ -138,6 +138,9 @@ class Option:
                 return self.kind(value)
             with suppress(ValueError):
                 return self.kind(int(value, 0))  # 0x10 is 16
+        if self.choices and value not in self.choices and value.lower() in BOOLS:  # false for off
+            same = (choice for choice in self.choices if BOOLS.get(choice) is BOOLS[value.lower()])
+            return next(same, value)
         return value
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from recgrela.data.events import Events
-from recgrela.data.formats import movielens, recbole, table
+from recgrela.data.formats import json_lines, movielens, recbole, sequences, table
 from recgrela.data.formats.columns import Arrays, NoEvents
 from recgrela.data.formats.files import DataFile, Finder
 from recgrela.data.formats.joining import join
@@ -26,10 +26,17 @@ Reader = Callable[[pa.Buffer, Source, str, DataConfig], tuple[Arrays, dict[str, 
 
 @dataclass(frozen=True)
 class FileFormat:
-    """A reader, and patterns of the file names that it reads if no setting names a format."""
+    """A reader, and patterns of the file names that it reads if no setting names a format.
+
+    Attributes:
+        read: the reader.
+        patterns: patterns of file names.
+        vague: patterns of names that other files have too, which are read unless others in the folder match.
+    """
 
     read: Reader
     patterns: tuple[str, ...]
+    vague: tuple[str, ...] = ()
 
 
 FORMATS = {  # the first format with a matching pattern is used
@@ -37,7 +44,9 @@ FORMATS = {  # the first format with a matching pattern is used
     "movielens": FileFormat(movielens.read, tuple(movielens.FILES)),
     "parquet": FileFormat(table.read_parquet, ("*.parquet",)),
     "arrow": FileFormat(table.read_arrow, ("*.arrow", "*.arrows", "*.feather", "*.ipc")),
-    "csv": FileFormat(table.read_csv, ("*.csv",)),
+    "csv": FileFormat(table.read_csv, ("*.csv", "*.tsv"), ("*.txt", "*.dat")),
+    "json": FileFormat(json_lines.read, ("*.jsonl", "*.ndjson"), ("*.json",)),
+    "sequences": FileFormat(sequences.read, ()),
 }
 WHOLE = ("recbole", "movielens")  # formats of a file that is a whole set, with other files beside it
 
@@ -79,7 +88,8 @@ def find_files(config: DataConfig) -> list[DataFile]:
     """The files at ``config.path``, in the order of the whole. Raises DataError; see `Finder.find`."""
     limit = Limit.of_memory(config.max_unpacked_gb, SETTING)
     patterns = {name: known.patterns for name, known in FORMATS.items()}
-    return Finder(patterns, WHOLE, config.format, limit).find(config.paths)
+    vague = {name: known.vague for name, known in FORMATS.items()}
+    return Finder(patterns, vague, WHOLE, config.format, limit).find(config.paths)
 
 
 def _read_file(file: DataFile, config: DataConfig) -> Events:

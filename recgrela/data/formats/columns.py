@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import NamedTuple
 
 import numpy as np
@@ -11,11 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recgrela.data.formats.id_columns import BadId, Ids, encode_ids
+from recgrela.data.formats.times import NUMBER
+from recgrela.settings.data import DataConfig
 from recgrela.system.errors import DataError
 from recgrela.system.suggest import near_miss
-from recgrela.system.text import listed, quote, shorten
-
-_NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
+from recgrela.system.text import listed, quote
 
 
 class NoEvents(DataError):
@@ -23,11 +22,11 @@ class NoEvents(DataError):
 
 
 class Names(NamedTuple):
-    """Names of the three columns of a file."""
+    """Names of the columns of a file; without a time, events are in the order of the file."""
 
     user: str
     item: str
-    time: str
+    time: str | None
 
 
 class Columns(NamedTuple):
@@ -61,40 +60,46 @@ class Arrays(NamedTuple):
     names: tuple[str, ...] = ()
 
 
-def find_columns(where: str, present: list[str], wanted: tuple[str, ...]) -> None:
-    """Raises DataError for a wanted column that is missing or ambiguous, with a suggestion."""
+def column_names(config: DataConfig) -> Names:
+    """The columns that a configuration names."""
+    time = None if config.order == "file" else config.time_column
+    return Names(config.user_column, config.item_column, time)
+
+
+def no_times(events: int) -> pa.ChunkedArray:
+    """The column of times of a file without times: zeros."""
+    return pa.chunked_array([np.zeros(events, np.int64)])
+
+
+def find_columns(where: str, present: list[str], wanted: tuple[str, ...], time: str | None = None) -> None:
+    """Raises DataError for a wanted column that is missing or ambiguous, with a suggestion.
+
+    Args:
+        where: the file's name in messages.
+        present: the names of its columns.
+        wanted: those that it must have.
+        time: the one of them that has the times of events.
+    """
     for name in wanted:
         if name not in present:
-            known = listed(map(quote, present))
-            raise DataError(f"{where}: no column {quote(name)} among {known}{near_miss(name, present)}")
+            hint = near_miss(name, present)
+            if name == time and not hint:
+                hint = "; set data.time_column, or keep the order of the file with --data.order file"
+            raise DataError(f"{where}: no column {quote(name)} among {listed(map(quote, present))}{hint}")
         if present.count(name) > 1:
             raise DataError(f"{where}: column {quote(name)} occurs {present.count(name)} times")
-
-
-def value_fault(names: Names, user: str, item: str, time: str) -> str | None:
-    """Describes the first invalid value of a row, with its column; None if the row is valid.
-
-    Any text is an id, and an empty one is missing (see `recgrela.data.formats.rules`).
-    """
-    number = time.strip(" \t")  # as Arrow does
-    if not _NUMBER.fullmatch(number) or not math.isfinite(float(number)):
-        return f"column {quote(names.time)}: {quote(time)} is not a finite number"
-    if abs(float(number)) >= 2**63:
-        limits = "times must be between -2^63 and 2^63"
-        return f"column {quote(names.time)}: {shorten(time)} is out of range; {limits}"
-    return None
 
 
 def rating_fault(name: str, value: str) -> str | None:
     """Describes a rating that is neither empty nor a number; None for others."""
     number = value.strip(" \t")
-    if not number or _NUMBER.fullmatch(number):
+    if not number or NUMBER.fullmatch(number):
         return None
     return f"column {quote(name)}: {quote(value)} is not a number"
 
 
 def to_arrays(columns: Columns, ticks: int | None = None) -> Arrays | int:
-    """The columns as arrays, or the number of the first row with an invalid time (see ``value_fault``).
+    """The columns as arrays, or the number of the first row without a finite time in range.
 
     Args:
         columns: the columns.

@@ -48,12 +48,14 @@ class Finder:
 
     Args:
         patterns: the patterns of file names of each format; the first format with a matching one is used.
+        vague: further ones, for a file that is named itself, or a folder without a file of the others.
         whole: formats whose file is a whole set, with other files beside it.
         wanted: the only format, or "auto".
         limit: of the bytes that a file unpacks to.
     """
 
     patterns: Mapping[str, Sequence[str]]
+    vague: Mapping[str, Sequence[str]]
     whole: Sequence[str]
     wanted: str
     limit: Limit
@@ -89,25 +91,26 @@ class Finder:
         source, name = open_source(path, self.limit)
         if name is None:
             return self._of_container(source)
-        kind = self._format(name) if self.wanted == "auto" else self.wanted
+        kind: str | None = self.wanted
+        if kind == "auto":
+            kind = self._format(name, self.patterns) or self._format(name, self.vague)
         if kind is None:
             raise DataError(f"{path}: unknown format; {self._known()}; or set data.format")
         return [DataFile(source, name, kind)]
 
     def _of_container(self, source: Source) -> list[DataFile]:
         names = [name for name in source.names() if not posixpath.basename(name).startswith("_")]
-        by_format: dict[str, list[str]] = {}
-        for name in names:
-            kind = self._format(name)
-            if kind is not None:
-                by_format.setdefault(kind, []).append(name)
+        by_format = self._by_format(names, self.patterns) or self._by_format(names, self.vague)
         if self.wanted != "auto":
-            matching = [name for name in names if self._matches(self.wanted, name)]
+            matching = [name for name in names if _matches(name, self.patterns[self.wanted])]
+            matching = matching or [name for name in names if _matches(name, self.vague[self.wanted])]
             by_format = {self.wanted: matching or names} if names else {}
         for kind in self.whole:  # its folder may have further files, such as movies.csv
             if kind in by_format:
                 by_format = {kind: by_format[kind]}
         if not by_format:
+            if source.is_zip and "[Content_Types].xml" in names:
+                raise DataError(f"{source.path}: a spreadsheet; export its sheet as CSV")
             raise DataError(f"{source.path}: contains no file of a known format; {self._known()}")
         if len(by_format) > 1:
             kinds = " and ".join(f"{kind} files ({found[0]})" for kind, found in by_format.items())
@@ -122,16 +125,27 @@ class Finder:
             raise DataError(f"{source.path}: contains {listed(found)}; {fix}")
         return [DataFile(source, name, kind) for name in found]
 
-    def _format(self, name: str) -> str | None:
-        return next((kind for kind in self.patterns if self._matches(kind, name)), None)
+    def _by_format(self, names: Sequence[str], patterns: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+        by_format: dict[str, list[str]] = {}
+        for name in names:
+            kind = self._format(name, patterns)
+            if kind is not None:
+                by_format.setdefault(kind, []).append(name)
+        return by_format
 
-    def _matches(self, kind: str, name: str) -> bool:
-        base = posixpath.basename(name).lower().removesuffix(".gz")
-        return any(fnmatch.fnmatchcase(base, pattern) for pattern in self.patterns[kind])
+    def _format(self, name: str, patterns: Mapping[str, Sequence[str]]) -> str | None:
+        return next((kind for kind, found in patterns.items() if _matches(name, found)), None)
 
     def _known(self) -> str:
-        patterns = [pattern for found in self.patterns.values() for pattern in found]
-        return f"known files are {', '.join(patterns)}"
+        found = [
+            pattern for known in (self.patterns, self.vague) for every in known.values() for pattern in every
+        ]
+        return f"known files are {', '.join(found)}"
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    base = posixpath.basename(name).lower().removesuffix(".gz")
+    return any(fnmatch.fnmatchcase(base, pattern) for pattern in patterns)
 
 
 def _are_parts(names: Sequence[str]) -> bool:

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from recgrela.data.formats.columns import Arrays, Names
+from recgrela.data.formats.layout import Layout, header_layout
 from recgrela.data.formats.source import Source
-from recgrela.data.formats.text import Layout, header_layout, read_events, read_titles
+from recgrela.data.formats.text import read_events, read_titles
 from recgrela.settings.data import DataConfig
 from recgrela.system.errors import ConfigError, DataError
 from recgrela.system.text import quote
@@ -29,6 +30,8 @@ class _Release(NamedTuple):
 _RATING = ["UserID", "MovieID", "Rating", "Timestamp"]
 _MOVIE = ["MovieID", "Title", "Genres"]
 _U_ITEM = ["MovieID", "Title", "Release", "Video", "URL", *(f"genre {number}" for number in range(19))]
+_COLUMNS = ("user_column", "item_column", "time_column")
+_FIXED = (*_COLUMNS, "rating_column", "separator", "columns", "time_format")
 _NAMES = Names("UserID", "MovieID", "Timestamp")
 
 FILES = {
@@ -56,8 +59,9 @@ def read(data: pa.Buffer, source: Source, name: str, config: DataConfig) -> tupl
         raise DataError(f"{label}: not a MovieLens file; the format movielens reads {', '.join(FILES)}")
     layout = release.ratings or header_layout(data, label, ",", quoted=True)
     _refuse_columns(layout, label, release, config)
+    names = release.names._replace(time=None) if config.order == "file" else release.names
     rating = None if config.min_rating is None else release.rating
-    arrays = read_events(data, label, layout, release.names, rating)
+    arrays = read_events(data, label, layout, names, rating)
     movies = source.sibling(name, release.movies_file, f"{release.movies_file}.gz")
     if movies is None:
         return arrays, {}
@@ -69,13 +73,12 @@ def read(data: pa.Buffer, source: Source, name: str, config: DataConfig) -> tupl
 
 def _refuse_columns(layout: Layout, label: str, release: _Release, config: DataConfig) -> None:
     """Raises DataError or ConfigError if the configured columns are those of another format."""
-    names = ("user_column", "item_column", "time_column", "rating_column")
-    columns = {name: getattr(config, name) for name in names}
-    named = {value for name, value in columns.items() if name != "rating_column"}
-    if named <= {*layout.columns} and not {*release.names} <= {*layout.columns}:
+    columns = [getattr(config, name) for name in _COLUMNS]
+    if {*columns} <= {*layout.columns} and not {*release.names} <= {*layout.columns}:
         raise DataError(f"{label}, line 1: not a MovieLens header; set data.format=csv to read the file")
-    for name, value in columns.items():
+    for name in _FIXED:
+        value = getattr(config, name)
         if value != getattr(DataConfig, name):
-            fix = "remove the setting" if release.ratings else "remove the setting, or set data.format=csv"
-            fixed = "the columns of MovieLens are fixed"
+            fix = "remove the setting, or set data.format=csv"
+            fixed = "the layout of MovieLens is fixed"
             raise ConfigError(f"data.{name}: {quote(value)} does not apply to {label}: {fixed}; {fix}")

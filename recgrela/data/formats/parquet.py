@@ -18,7 +18,12 @@ _WIDE_BYTES = 32  # of a decimal
 
 
 def read_columns(
-    data: pa.Buffer, label: str, limit: Limit, wanted: Sequence[str], optional: Sequence[str] = ()
+    data: pa.Buffer,
+    label: str,
+    limit: Limit,
+    wanted: Sequence[str],
+    optional: Sequence[str] = (),
+    time: str | None = None,
 ) -> tuple[pa.Table, tuple[str, ...]]:
     """Columns of a Parquet file, and the names of all its columns; columns of texts are dictionary arrays.
 
@@ -28,6 +33,7 @@ def read_columns(
         limit: of the bytes that the columns decode to.
         wanted: the columns.
         optional: further columns, which the file need not have.
+        time: the wanted column with the times of events.
 
     Raises:
         DataError: the file is damaged, has no such column or two of them, or exceeds the limit.
@@ -37,7 +43,7 @@ def read_columns(
             names, meta, leaves = file.schema_arrow.names, file.metadata, file.schema
             paths = [leaves.column(leaf).path for leaf in range(meta.num_columns)]
             texts = [path for leaf, path in enumerate(paths) if _is_text(leaves.column(leaf))]
-        find_columns(label, names, tuple(wanted))
+        find_columns(label, names, tuple(wanted), time)
         wanted = [*wanted, *(name for name in optional if name in names)]
         find_columns(label, names, tuple(wanted))
         read = [leaf for leaf, path in enumerate(paths) if path.partition(".")[0] in wanted]

@@ -1,4 +1,4 @@
-"""CSV files, and tables of Arrow and Parquet files, with named columns."""
+"""Delimited text, and tables of Arrow and Parquet files, with named columns."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from recgrela.data.formats.arrow_file import read_arrow_columns
 from recgrela.data.formats.columns import (
     Arrays,
     Columns,
-    Names,
     NoEvents,
+    column_names,
     find_columns,
+    no_times,
     to_arrays,
-    value_fault,
 )
 from recgrela.data.formats.id_columns import BadId
+from recgrela.data.formats.layout import find_layout
 from recgrela.data.formats.parquet import read_columns
 from recgrela.data.formats.source import Source
-from recgrela.data.formats.text import header_layout, read_events
-from recgrela.data.formats.time_columns import encode_times
+from recgrela.data.formats.text import read_events
+from recgrela.data.formats.time_columns import Times, encode_times
+from recgrela.data.formats.times import number_fault
 from recgrela.data.prepare import by_first_appearance
 from recgrela.settings.data import DataConfig
 from recgrela.system.arrow import plain, values_type
@@ -29,10 +31,10 @@ from recgrela.system.text import one_line, quote
 
 
 def read_csv(data: pa.Buffer, source: Source, name: str, config: DataConfig) -> tuple[Arrays, dict[str, str]]:
-    """Events of a comma-separated file with a header; values may be quoted."""
-    label = source.label(name)
-    layout = header_layout(data, label, ",", quoted=True)
-    return read_events(data, label, layout, column_names(config), config.rating_to_read), {}
+    """Events of delimited text."""
+    label, names = source.label(name), column_names(config)
+    layout = find_layout(data, label, config, names[:2])
+    return read_events(data, label, layout, names, config.rating_to_read, config.time_format), {}
 
 
 def read_parquet(
@@ -40,7 +42,7 @@ def read_parquet(
 ) -> tuple[Arrays, dict[str, str]]:
     """Events of a Parquet file; see `table_arrays` for the types of its columns."""
     label = source.label(name)
-    table, names = read_columns(data, label, source.limit, wanted_columns(config))
+    table, names = read_columns(data, label, source.limit, wanted_columns(config), time=config.time_column)
     return table_arrays(table, label, config)._replace(names=names), {}
 
 
@@ -49,18 +51,15 @@ def read_arrow(
 ) -> tuple[Arrays, dict[str, str]]:
     """Events of an Arrow or Feather file; see `table_arrays` for the types of its columns."""
     label = source.label(name)
-    table, names = read_arrow_columns(data, label, source.limit, wanted_columns(config))
+    table, names = read_arrow_columns(
+        data, label, source.limit, wanted_columns(config), time=config.time_column
+    )
     return table_arrays(table, label, config)._replace(names=names), {}
-
-
-def column_names(config: DataConfig) -> Names:
-    return Names(config.user_column, config.item_column, config.time_column)
 
 
 def wanted_columns(config: DataConfig) -> tuple[str, ...]:
     """The columns to read."""
-    rating = config.rating_to_read
-    return (*column_names(config), *([] if rating is None else [rating]))
+    return tuple(name for name in (*column_names(config), config.rating_to_read) if name is not None)
 
 
 def table_arrays(table: pa.Table, label: str, config: DataConfig) -> Arrays:
@@ -70,14 +69,16 @@ def table_arrays(table: pa.Table, label: str, config: DataConfig) -> Arrays:
         DataError: a column or a value is missing or invalid, or there are no events; the message begins with
             `label`.
     """
-    names, wanted = column_names(config), wanted_columns(config)
-    find_columns(label, table.column_names, wanted)
+    names, rated = column_names(config), config.rating_to_read
+    find_columns(label, table.column_names, wanted_columns(config), names.time)
     if table.num_rows == 0:
         raise NoEvents(f"{label}: the file has no events")
-    table = table.select(wanted)
+    table = table.select(wanted_columns(config))
     _check_memory(table, label)
-    times = encode_times(table[names.time], label, names.time)
-    rating = None if len(wanted) == len(names) else _ratings(table[wanted[-1]], label, wanted[-1])
+    times = Times(no_times(table.num_rows), None)
+    if names.time is not None:
+        times = encode_times(table[names.time], label, names.time, config.time_format)
+    rating = None if rated is None else _ratings(table[rated], label, rated)
     columns = Columns(plain(table[names.user]), plain(table[names.item]), times.numbers, rating)
     try:
         arrays = to_arrays(columns, times.ticks)
@@ -85,8 +86,8 @@ def table_arrays(table: pa.Table, label: str, config: DataConfig) -> Arrays:
         raise DataError(f"{label}{bad.where(getattr(names, bad.role))}") from None
     if isinstance(arrays, Arrays):
         return _in_order(arrays, columns)._replace(names=tuple(table.column_names))
-    value = table[names.time][arrays].as_py()
-    fault = value_fault(names, "", "", "" if value is None else str(value))
+    value = times.numbers[arrays].as_py()
+    fault = number_fault(str(names.time), "" if value is None else str(value))
     raise DataError(f"{label}, row {arrays + 1}, {fault}")
 
 
