@@ -461,7 +461,6 @@ def test_files_that_are_read(tmp_path):
 def test_bad_files(tmp_path, monkeypatch, values, expected):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "good.csv", ["a,i,5", "a,j,9"])
-    write(tmp_path / "float.csv", ["a,i,5.5"])
     write(tmp_path / "cold.csv", ["a,new,5", "b,i,6"])
     paths = dict.fromkeys(("path", "valid_path", "test_path"), "good.csv")
     with pytest.raises((DataError, ConfigError)) as caught:

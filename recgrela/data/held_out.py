@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
-import pyarrow as pa
 
 from recgrela.data.events import Events
 from recgrela.data.formats import read
+from recgrela.data.formats.joining import join
 from recgrela.data.split import TEST, VALID
 from recgrela.settings.data import DataConfig
-from recgrela.system.errors import ConfigError, DataError
+from recgrela.system.errors import ConfigError
 
 
 def held_out_files(config: DataConfig) -> Iterator[tuple[int, Events]]:
@@ -43,36 +42,6 @@ def join_files(files: Sequence[tuple[int, Events]]) -> tuple[Events, np.ndarray 
     first = files[0][1]
     if len(files) == 1:
         return first, None
-    parts = [events for _, events in files]
-    for part in parts:
-        if part.times.dtype != first.times.dtype:
-            raise DataError(f"{part.source}: times are {part.times.dtype}, but {first.times.dtype} before")
-    users, user_tokens = _join([(part.users, part.user_tokens) for part in parts])
-    items, item_tokens = _join([(part.items, part.item_tokens) for part in parts])
-    titles: dict[str, str] = {}
-    for part in parts:
-        titles |= part.titles
-    joined = Events(
-        users=users,
-        items=items,
-        times=np.concatenate([part.times for part in parts]),
-        user_tokens=user_tokens,
-        item_tokens=item_tokens,
-        sha256=hashlib.sha256("".join(part.sha256 for part in parts).encode()).hexdigest(),
-        source=first.source,
-        format=first.format,
-        titles=titles,
-    )
+    joined = replace(join([events for _, events in files]), source=first.source)
     phases = [np.full(part.users.size, phase, dtype=np.uint8) for phase, part in files]
     return joined, np.concatenate(phases)
-
-
-def _join(parts: Sequence[tuple[np.ndarray, list[str]]]) -> tuple[np.ndarray, list[str]]:
-    """Codes [n] int32 of several parts with tokens of their own, as codes of the tokens of all parts."""
-    tokens = pa.chunked_array([pa.array(tokens, pa.large_string()) for _, tokens in parts])
-    whole = tokens.combine_chunks().dictionary_encode()
-    numbers, begin, codes = whole.indices.to_numpy(), 0, []
-    for part, names in parts:
-        codes.append(numbers[begin : begin + len(names)][part].astype(np.int32))
-        begin += len(names)
-    return np.concatenate(codes), whole.dictionary.to_pylist()

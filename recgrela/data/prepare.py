@@ -11,6 +11,7 @@ from recgrela.data.catalogue import find_known
 from recgrela.data.cuts import find_cuts
 from recgrela.data.events import Events
 from recgrela.data.interactions import Interactions
+from recgrela.data.reading import check_left, describe_reading, rule_settings, without_duplicates
 from recgrela.data.split import TRAIN, LeaveOneOutCounts, Splitter, as_split
 from recgrela.settings.data import DataConfig, Order
 from recgrela.system.errors import DataError
@@ -69,8 +70,10 @@ def compared_times(times: np.ndarray, order: Order) -> np.ndarray:
     """The times [n] that the order and the cuts of a split compare.
 
     Order "recbole" compares times as float32, converted from float64 as RecBole does: near 1e9, events within
-    64 s of each other are ties.
+    64 s of each other are ties. With order "file" all are.
     """
+    if order == "file":
+        return np.zeros_like(times)
     return times.astype(np.float64).astype(np.float32) if order == "recbole" else times
 
 
@@ -141,7 +144,8 @@ def describe(
         "split": split_settings(config) | split,
     }
     known = find_known(source)
-    if known is not None and known.filter == settings:
+    has_rules = rule_settings(config) != rule_settings(DataConfig())
+    if known is not None and known.filter == settings and not has_rules:
         description["published"] = known.counts
     return description
 
@@ -157,6 +161,9 @@ def prepare(events: Events, config: DataConfig, phases: np.ndarray | None = None
     Raises:
         DataError: no events are left, or the split has no targets.
     """
+    events, kept = without_duplicates(events, config)
+    phases = phases if kept is None or phases is None else phases[kept]
+    check_left(events.source, events.users.size, events.dropped)
     rows = k_core(events.users, events.items, *filter_ranges(config))
     if rows.size == 0:
         raise nothing_left(events.source, events.users.size, config)
@@ -184,7 +191,8 @@ def prepare(events: Events, config: DataConfig, phases: np.ndarray | None = None
         split = as_split(splitter.add(events_of_users, phases, items))
         facts = cuts | splitter.describe(events.source) | {"sha256": split.sha256()}
     titles = [None, *map(events.titles.get, item_ids)] if events.titles else None
-    totals = (len(user_ids) + 1, len(item_ids) + 1, rows.size, events.users.size)
+    totals = (len(user_ids) + 1, len(item_ids) + 1, rows.size, events.events_read)
+    description = describe(events.source, events.format, config, *totals, facts)
     return Interactions(
         items=torch.from_numpy(items),
         offsets=torch.from_numpy(np.concatenate(([0], np.cumsum(events_of_users)))),
@@ -193,7 +201,7 @@ def prepare(events: Events, config: DataConfig, phases: np.ndarray | None = None
         titles=titles,
         n_items=len(item_ids) + 1,
         sha256=events.sha256,
-        description=describe(events.source, events.format, config, *totals, facts),
+        description=description | describe_reading(events, config),
         dropped_users=frozenset(events.user_tokens).difference(user_ids),
         split=split,
     )

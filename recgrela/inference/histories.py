@@ -114,14 +114,14 @@ def from_interactions(catalogue: Catalogue, data: Interactions) -> Histories:
     )
 
 
-def load_histories(catalogue: Catalogue, events: str | pa.Table, config: DataConfig) -> Histories:
+def load_histories(catalogue: Catalogue, events: str | list[str] | pa.Table, config: DataConfig) -> Histories:
     """The histories in today's events: unlike in training, no user or item is filtered out, or held out.
 
     The histories of a split by files are the events of training, valid and test, in this order.
 
     Args:
         catalogue: the model's items.
-        events: a path or an Arrow table, read as `config` says.
+        events: a path, paths, or an Arrow table, read as `config` says.
         config: the settings of the model's training data.
 
     Raises:
@@ -129,9 +129,9 @@ def load_histories(catalogue: Catalogue, events: str | pa.Table, config: DataCon
     """
     if isinstance(events, str) and is_packed(events):
         return from_interactions(catalogue, open_packed(events))
-    if isinstance(events, str) and config.split == "files" and events == config.path:
+    if isinstance(events, str | list) and config.split == "files" and events == config.path:
         data = load(with_absolute_path(config))
-    elif isinstance(events, str):
+    elif isinstance(events, str | list):
         data = load(with_absolute_path(without_split(config, events)))
     else:
         data = load_table(events, without_split(config))

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from recgrela.data.reading import reading_notes
 from recgrela.runs import protocol
 from recgrela.runs.folder import RunFolder, stem_of
 from recgrela.runs.items import Items, write_items
@@ -104,6 +105,8 @@ def _show(session: Session, content: dict[str, Any], folder: RunFolder, console:
         f"{counts['source']}: {counts['users']:,} users, {counts['items']:,} items, {counts['events']:,} "
         f"events (counts include padding ids); {session.batches.num_targets:,} targets per epoch",
     )
+    for note in reading_notes(counts):
+        say(console, note)
     if session.data.split is not None:
         say(console, describe_targets(counts["split"]))
     on = content["machine"]["device_name"] + f", in {processes} processes" * (processes > 1)
