@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from recgrela.inference.histories import Histories
-from recgrela.inference.lists import read_histories, read_lines
+from recgrela.inference.lists import read_histories, read_lines, read_list
 from recgrela.inference.output import FORMATS, show_history, show_table, write_rows
 from recgrela.inference.recommender import Recommender
 from recgrela.settings import command_line
@@ -20,7 +20,12 @@ from recgrela.system.output import display_console, result_console
 OPTIONS = [
     Option("user", None, "Original id of a user; may be repeated.", many="append"),
     Option("users", None, "File of users, one original id a line; - for stdin."),
-    Option("items", None, "A history as original item ids, oldest first: ID,ID,..."),
+    Option(
+        "items",
+        None,
+        "A history as original item ids, oldest first: ID,ID,...; an id with a comma is in double quotes, "
+        "as in CSV.",
+    ),
     Option(
         "histories",
         None,
@@ -98,9 +103,7 @@ def _histories(recommender: Recommender, source: str, options: dict[str, Any]) -
         users = options["user"] or read_lines(options["users"], "--users")
         return recommender.select(users)
     if source == "items":
-        tokens = [token.strip() for token in options["items"].split(",") if token.strip()]
-        if not tokens:
-            raise ConfigError("--items: no item is given; expected ID,ID,...")
+        tokens = read_list(options["items"], "--items")
         # A typing error on a command line is an error, unlike an unknown item in a shop's history.
         recommender.catalogue.known_ids(tokens)
         return recommender.select(histories=[tokens])

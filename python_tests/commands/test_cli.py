@@ -185,7 +185,7 @@ def test_a_run_without_a_checkpoint_cannot_be_resumed(
         (recommend.main, [], "give one of --user, --users, --items, --histories, --all"),
         (recommend.main, ["--user=1", "--items=1"], "give one of --user"),
         (recommend.main, ["--all", "--format=parquet"], "--format parquet needs --output FILE"),
-        (recommend.main, ["--items=,"], "--items: no item is given"),
+        (recommend.main, ["--items=,"], "--items: no id is given"),
         (recommend.main, ["--items=nothing"], "item 'nothing' is not among the model's"),
         (recommend.main, ["--user=nobody"], "user 'nobody' is not in the data"),
         (recommend.main, ["--items=1", "--k=0"], "k: 0 is below 1"),

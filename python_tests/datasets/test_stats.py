@@ -56,7 +56,7 @@ def test_settings_of_the_data_are_used(tmp_path: Path, capsys: pytest.CaptureFix
 def test_without_times(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, out = write_csv(tmp_path / "a.csv", time="5"), tmp_path / "plots"
     code, text, _ = run(capsys, str(path), "--out", str(out), "--image", "svg")
-    assert code == 0 and "has no times, or all are equal" in text
+    assert code == 0 and "none are used, or all are equal" in text
     assert sorted(path.name for path in out.iterdir()) == ["lengths.svg", "popularity.svg"]
 
 

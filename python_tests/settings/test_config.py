@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -120,8 +121,34 @@ def test_a_configuration_of_the_first_version_loads(tmp_path: Path) -> None:
     content = yaml.safe_load(FIRST_CONFIG)
     content["train"]["cuda_graphs"] = "false"  # it has become one of three words
     content["data"] |= {"max_unpacked_gb": None, "eval_users": None}  # new
+    content["data"] |= {"separator": "auto", "columns": None, "time_format": None}
     content["train"] |= {"pieces": None, "shard_items": False, "if_exists": "error"}
     assert config.as_dict() == content  # no key is missing, no other is new
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("train: {tensorboard: off}", ("tensorboard", "off")),
+        ("train: {tensorboard: on}", ("tensorboard", "on")),
+        ("train: {tensorboard: false}", ("tensorboard", "off")),
+        ("train: {tensorboard: 'Yes'}", ("tensorboard", "on")),
+        ("train: {cuda_graphs: off}", ("cuda_graphs", "false")),
+        ("train: {cuda_graphs: true}", ("cuda_graphs", "true")),
+        ("train: {amp: on}", ("amp", True)),
+        ("train: {amp: No}", ("amp", False)),
+        ("train: {name: no}", ("name", "no")),
+        ("data: {user_column: on}", ("user_column", "on")),
+        ("data: {user_column: y}", ("user_column", "y")),
+    ],
+)
+def test_words_that_yaml_may_take_for_booleans(tmp_path: Path, line: str, expected: tuple[str, Any]) -> None:
+    """In YAML 1.1, off is false; here it is the word, which each setting takes as it needs."""
+    path = tmp_path / "a.yaml"
+    path.write_text(line + "\n")
+    config = parse(f"--config={path}").as_dict()
+    section = line.partition(":")[0]
+    assert config[section][expected[0]] == expected[1]
 
 
 @pytest.mark.parametrize(
@@ -179,7 +206,7 @@ def test_wrong_options(argv: list[str], message: str) -> None:
         ("train:\n  lr: fast\n", "a.yaml: train.lr: 'fast' is not a number"),
         ("train:\n  epochs: null\n", "a.yaml: train.epochs: null is not a whole number"),
         ("train: {save_minutes: .nan}\n", "a.yaml: train.save_minutes: nan is not a finite number"),
-        ("train: {tensorboard: off}\n", "a.yaml: train.tensorboard: 'false' is not one of auto, on, off"),
+        ("train: {tensorboard: of}\n", "a.yaml: train.tensorboard: 'of' is not one of auto, on, off"),
         ("train: 3\n", "a.yaml: train: expected a section with keys, not 3"),
         ("- 3\n", "a.yaml: expected the sections model, data and train"),
         ("train:\n  lr: [1\n", "a.yaml: line 3, column 1: not YAML"),

@@ -16,11 +16,12 @@ from pyarrow import csv
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from recgrela.data.formats.columns import encode, find_columns, id_fault
+from recgrela.data.formats.columns import find_columns
+from recgrela.data.formats.id_columns import BadId, encode, encode_ids, id_fault
 from recgrela.data.formats.parquet import read_columns
 from recgrela.data.formats.source import open_source
 from recgrela.data.formats.unpacking import Limit
-from recgrela.system.arrow import without_views
+from recgrela.system.arrow import plain
 from recgrela.system.errors import DataError
 from recgrela.system.out_of_memory import MemoryPhase
 from recgrela.system.text import one_line, quote
@@ -120,7 +121,7 @@ def _read_jsonl(data: pa.Buffer, label: str, limit: Limit) -> pa.Table:
 
 
 def _read_parquet(data: pa.Buffer, label: str, limit: Limit) -> pa.Table:
-    return read_columns(data, label, limit, (ID,), optional=(TITLE, VECTOR))
+    return read_columns(data, label, limit, (ID,), optional=(TITLE, VECTOR))[0]
 
 
 _READERS: dict[str, Callable[[pa.Buffer, str, Limit], pa.Table]] = {
@@ -145,11 +146,11 @@ def _texts(column: pa.ChunkedArray) -> list[str | None]:
 
 
 def _tokens(label: str, table: pa.Table) -> list[str]:
-    column = without_views(table[ID])
-    kind = _kind(column)
-    if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise DataError(f"{label}, column {ID!r}: ids must be integers or strings, not {kind}")
-    tokens = ["" if token is None else token for token in _texts(column)]
+    try:
+        ids = encode_ids(table[ID])
+    except BadId as bad:
+        raise DataError(f"{label}{bad.where(ID)}") from None
+    tokens = [ids.tokens[code] for code in ids.codes.tolist()]
     if not tokens:
         raise DataError(f"{label}: the file has no items")
     rows: dict[str, int] = {}
@@ -164,7 +165,7 @@ def _tokens(label: str, table: pa.Table) -> list[str]:
 def _titles(label: str, table: pa.Table) -> list[str | None]:
     if TITLE not in table.schema.names:
         return [None] * len(table)
-    column = without_views(table[TITLE])
+    column = plain(table[TITLE])
     kind = _kind(column)
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise DataError(f"{label}, column {TITLE!r}: titles must be strings, not {kind}")

@@ -7,21 +7,23 @@ import hashlib
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from recgrela.data import synthetic
 from recgrela.data.events import Events
-from recgrela.data.formats import read
-from recgrela.data.formats.table import column_names, table_arrays
+from recgrela.data.formats import read, to_events
+from recgrela.data.formats.table import table_arrays
 from recgrela.data.interactions import Interactions
 from recgrela.data.packed import PackedInteractions, is_packed, open_packed
 from recgrela.data.packing import write_packed
 from recgrela.data.prepare import filter_settings, prepare
+from recgrela.data.reading import rule_settings
 from recgrela.parallel.processes import Processes
 from recgrela.settings.data import DataConfig
 from recgrela.settings.fields import show
+from recgrela.system.arrow import to_table
 from recgrela.system.errors import DataError
 from recgrela.system.out_of_memory import MemoryPhase
 
@@ -50,7 +52,7 @@ def load(config: DataConfig) -> Interactions:
         events = synthetic.generate(
             config.synthetic_seed, config.synthetic_users, config.synthetic_items, config.synthetic_events
         )
-    elif is_packed(config.path):
+    elif isinstance(config.path, str) and is_packed(config.path):
         data = open_packed(config.path)
         _check_prepared(data, config)
         return data
@@ -113,8 +115,10 @@ def discard(path: Path) -> None:
 
 def _check_prepared(data: PackedInteractions, config: DataConfig) -> None:
     """Raises DataError if packed data were filtered or ordered by other settings."""
-    recorded = {**data.description["filter"], "order": data.description["order"]}
-    for name, value in {**filter_settings(config), "order": config.order}.items():
+    description = data.description
+    recorded = {**description["rules"], **description["filter"], "order": description["order"]}
+    wanted = {**rule_settings(config), **filter_settings(config), "order": config.order}
+    for name, value in wanted.items():
         if recorded.get(name) != value:
             raise DataError(
                 f"{config.path}: was packed with data.{name} {show(recorded.get(name))}, not {show(value)}; "
@@ -123,8 +127,12 @@ def _check_prepared(data: PackedInteractions, config: DataConfig) -> None:
 
 
 @READING
-def load_table(table: pa.Table, config: DataConfig) -> Interactions:
-    """Filter, sort and pack the events of an Arrow table, whose columns the configuration names.
+def load_table(table: Any, config: DataConfig) -> Interactions:
+    """Filter, sort and pack the events of a table, whose columns the configuration names.
+
+    Args:
+        table: a table of pyarrow, pandas, polars, DuckDB or another library that `to_table` takes.
+        config: columns, rules, filter and order.
 
     Returns:
         Interactions on the CPU.
@@ -132,10 +140,16 @@ def load_table(table: pa.Table, config: DataConfig) -> Interactions:
     Raises:
         DataError: a column or a value is missing or invalid, or no events are left after filtering.
     """
-    arrays = table_arrays(table, TABLE, column_names(config))
+    return prepare(read_table(table, config), config)
+
+
+def read_table(table: Any, config: DataConfig) -> Events:
+    """The events of a table before filtering; see `load_table`."""
+    arrays = table_arrays(to_table(table, f"{TABLE}: not a table that Arrow reads"), TABLE, config)
     digest = hashlib.sha256()
-    for column in (arrays.users, arrays.items, arrays.times):
-        digest.update(np.ascontiguousarray(column).data)
+    for column in (arrays.users, arrays.items, arrays.times, arrays.ratings):
+        if column is not None:
+            digest.update(np.ascontiguousarray(column).data)
     for tokens in (arrays.user_tokens, arrays.item_tokens):
         digest.update("\0".join(tokens).encode())
-    return prepare(Events(*arrays, sha256=digest.hexdigest(), source=TABLE, format="arrow"), config)
+    return to_events(arrays, config, TABLE, digest.hexdigest(), "arrow", {})

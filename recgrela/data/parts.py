@@ -12,19 +12,21 @@ arrays and ids of all items:
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from recgrela.data.buckets import Buckets, IdBuckets
-from recgrela.data.events import Events
+from recgrela.data.events import Events, joined_sha256, joined_source
+from recgrela.data.formats.joining import SameTimes, added
 from recgrela.data.ids import hash_ids, id_bytes
 from recgrela.data.packing import PackedWriter
 from recgrela.data.prepare import describe, filter_ranges, in_range, nothing_left, time_order
+from recgrela.data.reading import DUPLICATE, describe_reading, first_of_duplicates
 from recgrela.settings.data import DataConfig
 from recgrela.system.errors import DataError
 
@@ -42,7 +44,7 @@ def pack_parts(parts: Iterable[Events], out: Path, config: DataConfig) -> None:
 
     Raises:
         ConfigError: the folder exists.
-        DataError: no events are left after filtering, or parts differ in their kind of times.
+        DataError: no events are left after filtering, or some parts have dates and others plain numbers.
         RunError: a file cannot be written.
     """
     with (
@@ -52,13 +54,14 @@ def pack_parts(parts: Iterable[Events], out: Path, config: DataConfig) -> None:
         packing = _Packing(Path(at), config)
         for part in parts:
             packing.add(part)
+        packing.number()
         packing.filter()
         packing.group()
         packing.write(writer)
 
 
 class _Packing:
-    """The steps of `pack_parts`, in this order: add, filter, group, write."""
+    """The steps of `pack_parts`, in this order: add, number, filter, group, write."""
 
     def __init__(self, folder: Path, config: DataConfig) -> None:
         self._folder, self._config = folder, config
@@ -67,15 +70,19 @@ class _Packing:
         self._codes: dict[str, int] = {}  # of the items
         self._item_counts = np.zeros(0, dtype=np.int64)
         self._read, self._sources, self._titles = 0, list[Events](), dict[str, str]()
+        self._times, self._duplicates = SameTimes(), 0
 
     def add(self, part: Events) -> None:
         """Step 1."""
-        kind = part.times.dtype.str
-        dtype = np.dtype([("place", "<i8"), ("time", kind), ("user", "<i8"), ("item", "<i4")])
+        ticks = self._times.ticks
+        self._times.add(part)
+        times = self._times.scaled(part.times, part.ticks, part.source)
         if self._events is None:
-            self._events, self._dtype = Buckets(self._folder, "events", BUCKETS, dtype), dtype
-        elif dtype != self._dtype:
-            raise DataError(f"{part.source}: times are {part.times.dtype}, but {self._dtype['time']} before")
+            self._dtype = _record(times.dtype)
+            self._events = Buckets(self._folder, "events", BUCKETS, self._dtype)
+        else:
+            self._change_times(ticks, np.result_type(times, self._dtype["time"]))
+        dtype = self._dtype
         tokens = pa.array(part.user_tokens, pa.large_string())
         buckets = (hash_ids(*id_bytes(tokens)) % np.uint64(BUCKETS)).astype(np.int64)
         # The number of each user in its bucket: after the earlier ones, in the order of the part.
@@ -89,37 +96,60 @@ class _Packing:
         items = np.array([self._codes.setdefault(token, len(self._codes)) for token in part.item_tokens])
         events = np.empty(part.users.size, dtype=dtype)
         events["place"] = self._read + np.arange(events.size)
-        events["time"], events["user"], events["item"] = part.times, numbers[part.users], items[part.items]
+        events["time"], events["user"], events["item"] = times, numbers[part.users], items[part.items]
         self._events.append(buckets[part.users], events)
         before, self._item_counts = self._item_counts, np.bincount(events["item"], minlength=len(self._codes))
         self._item_counts[: before.size] += before
         self._read += events.size
         self._titles |= part.titles
         none = np.empty(0, dtype=np.int32)
-        self._sources.append(Events(none, none, none, [], [], part.sha256, part.source, part.format))
+        self._sources.append(
+            replace(part, users=none, items=none, times=none, user_tokens=[], item_tokens=[], titles={})
+        )
+
+    def _change_times(self, ticks: int | None, kind: np.dtype) -> None:
+        """The times so far, which were in 1/`ticks` s, in the unit and type that all parts so far have."""
+        before, dtype = self._buckets(), _record(kind)
+        if ticks == self._times.ticks and dtype == self._dtype:
+            return
+        self._events, self._dtype = Buckets(self._folder, "events", BUCKETS, dtype), dtype
+        for bucket in range(BUCKETS):
+            found = before.read(bucket)
+            found["time"] = self._times.scaled(found["time"], ticks, self._source)
+            self._events.replace(bucket, found.astype(dtype))
+
+    def number(self) -> None:
+        """The rest of step 1: a user of several parts, which has several numbers so far, gets one."""
+        events, drop = self._buckets(), self._config.duplicates == "drop"
+        for bucket in range(BUCKETS):
+            found, codes = events.read(bucket), self._ids.read(bucket).dictionary_encode()
+            found["user"] = codes.indices.to_numpy()[found["user"]]
+            self._ids.replace(bucket, codes.dictionary)
+            if drop:
+                first = first_of_duplicates(found["user"], found["item"], found["time"])
+                gone, found = found["item"][~first], found[first]
+                self._duplicates += gone.size
+                self._item_counts -= np.bincount(gone, minlength=self._item_counts.size)
+            events.replace(bucket, found)
 
     def filter(self) -> None:
         """Step 2."""
         users, items = filter_ranges(self._config)
-        events, is_first, changed = self._buckets(), True, True
+        events, changed = self._buckets(), True
         while changed:
             changed = False
             allowed, counts = in_range(self._item_counts, items), np.zeros_like(self._item_counts)
             for bucket in range(BUCKETS):
                 found = events.read(bucket)
-                if is_first:  # a user of several parts has several numbers
-                    codes = self._ids.read(bucket).dictionary_encode()
-                    found["user"] = codes.indices.to_numpy()[found["user"]]
-                    self._ids.replace(bucket, codes.dictionary)
                 keep = in_range(np.bincount(found["user"]), users)[found["user"]] & allowed[found["item"]]
-                if is_first or not keep.all():
-                    changed |= not keep.all()
+                if not keep.all():
+                    changed = True
                     found = found[keep]
                     events.replace(bucket, found)
                 counts += np.bincount(found["item"], minlength=counts.size)
-            self._item_counts, is_first = counts, False
+            self._item_counts = counts
         if not self._item_counts.any():
-            raise nothing_left(self._source, self._read, self._config)
+            raise nothing_left(self._source, self._read - self._duplicates, self._config)
 
     def group(self) -> None:
         """Step 3."""
@@ -171,22 +201,24 @@ class _Packing:
             places = np.repeat(begins - np.cumsum(counts) + counts, counts) + np.arange(items.size)
             writer.append(self._user_ids.read(group).take(pa.array(order)), counts, items[places])
             num_users, num_events = num_users + users.size, num_events + items.size
-        digests = [part.sha256 for part in self._sources]
-        digest = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-        totals = (num_users + 1, len(self._item_ids), num_events, self._read)
+        dropped = added(part.dropped for part in self._sources)
+        totals = (num_users + 1, len(self._item_ids), num_events, self._read + sum(dropped.values()))
+        dropped |= {DUPLICATE: self._duplicates} if self._duplicates else {}
+        unusual = added(part.unusual for part in self._sources)
+        account = replace(self._sources[0], dropped=dropped, unusual=unusual)
         writer.finish(
             self._item_ids,
             [None, *map(self._titles.get, self._item_ids[1:])] if self._titles else None,
-            digest,
-            describe(self._source, self._sources[0].format, self._config, *totals),
+            joined_sha256([part.sha256 for part in self._sources]),
+            describe(self._source, self._sources[0].format, self._config, *totals)
+            | describe_reading(account, self._config),
             (self._dropped.read(bucket) for bucket in range(BUCKETS)),
         )
 
     @property
     def _source(self) -> str:
         """The parts in messages."""
-        more = len(self._sources) - 1
-        return self._sources[0].source + (f" and {more} more" if more else "")
+        return joined_source([part.source for part in self._sources])
 
     def _buckets(self) -> Buckets:
         if self._events is None:
@@ -195,6 +227,11 @@ class _Packing:
 
     def _bins(self, places: np.ndarray) -> np.ndarray:
         return places * _BINS // self._read
+
+
+def _record(times: np.dtype) -> np.dtype:
+    """An event in a bucket."""
+    return np.dtype([("place", "<i8"), ("time", times), ("user", "<i8"), ("item", "<i4")])
 
 
 def _first_places(events: np.ndarray, num_users: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -10,6 +10,7 @@ import torch
 from recgrela.data.catalogue import find_known
 from recgrela.data.events import Events
 from recgrela.data.interactions import Interactions
+from recgrela.data.reading import describe_reading, rule_settings, without_duplicates
 from recgrela.settings.data import DataConfig, Order
 from recgrela.system.errors import DataError
 
@@ -64,11 +65,13 @@ def by_first_appearance(codes: np.ndarray, tokens: list[str]) -> tuple[np.ndarra
 
 
 def time_order(users: np.ndarray, times: np.ndarray, order: Order) -> np.ndarray:
-    """Row numbers [n] sorted by user, then by time; ties keep the file order.
+    """Row numbers [n] sorted by user, then by time; ties keep the file order, as do all events of "file".
 
     Order "recbole" compares times as float32, converted from float64 as RecBole does: near 1e9, events within
     64 s of each other are ties.
     """
+    if order == "file":
+        return np.argsort(users, kind="stable")
     if order == "recbole":
         times = times.astype(np.float64).astype(np.float32)
     return np.lexsort((times, users))
@@ -109,13 +112,18 @@ def describe(
         "events_read": events_read,
     }
     known = find_known(source)
-    if known is not None and known.filter == settings:
+    if (
+        known is not None
+        and known.filter == settings
+        and rule_settings(config) == rule_settings(DataConfig())
+    ):
         description["published"] = known.counts
     return description
 
 
 def prepare(events: Events, config: DataConfig) -> Interactions:
     """Filter, number, sort and pack events. Raises DataError if no events are left."""
+    events, _ = without_duplicates(events, config)
     rows = k_core(events.users, events.items, *filter_ranges(config))
     if rows.size == 0:
         raise nothing_left(events.source, events.users.size, config)
@@ -124,7 +132,7 @@ def prepare(events: Events, config: DataConfig) -> Interactions:
     sort = time_order(users, events.times[rows], config.order)
     offsets = np.concatenate(([0], np.cumsum(np.bincount(users))))
     titles = [None, *map(events.titles.get, item_ids)] if events.titles else None
-    counts = (len(user_ids) + 1, len(item_ids) + 1, rows.size, events.users.size)
+    counts = (len(user_ids) + 1, len(item_ids) + 1, rows.size, events.events_read)
     return Interactions(
         items=torch.from_numpy(items[sort] + np.int32(1)),
         offsets=torch.from_numpy(offsets),
@@ -133,6 +141,7 @@ def prepare(events: Events, config: DataConfig) -> Interactions:
         titles=titles,
         n_items=len(item_ids) + 1,
         sha256=events.sha256,
-        description=describe(events.source, events.format, config, *counts),
+        description=describe(events.source, events.format, config, *counts)
+        | describe_reading(events, config),
         dropped_users=frozenset(events.user_tokens).difference(user_ids),
     )

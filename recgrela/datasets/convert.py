@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
-from recgrela.data.events import Events
-from recgrela.data.formats import read
+from recgrela.data.formats import find_files, read_parts
 from recgrela.data.load import load
-from recgrela.data.packed import open_packed
+from recgrela.data.packed import is_packed, open_packed
 from recgrela.data.packing import write_packed
 from recgrela.data.parts import pack_parts
 from recgrela.settings.command_line import Parser
@@ -39,13 +38,17 @@ def command(argv: Sequence[str]) -> int:
     options = parser.read(argv)
     settings = {key.removeprefix("data."): value for key, value in options.items() if key.startswith("data.")}
     config, out = DataConfig(**settings), expand_path(options["out"], "OUT")
-    configs = [with_absolute_path(replace(config, path=path)) for path in options["sources"]]
+    sources = options["sources"]
+    config = with_absolute_path(replace(config, path=sources[0] if len(sources) == 1 else sources))
     if not out.parent.is_dir():
         raise ConfigError(f"{out.parent}: no such folder")
-    if len(configs) == 1:
-        write_packed(load(configs[0]), out)
-    else:
-        pack_parts(_parts(configs), out, config)
+    if len(sources) > 1 and "synthetic" in sources:
+        raise ConfigError("synthetic: is not a part of other data; convert it alone")
+    is_special = len(sources) == 1 and (config.path == "synthetic" or is_packed(sources[0]))
+    if is_special or len(find_files(config)) == 1:
+        write_packed(load(config), out)
+    else:  # one file is in memory at a time
+        pack_parts(read_parts(config), out, config)
     counts = open_packed(out, verify=False).description
     numbers = ", ".join(f"{counts[name]:,} {name}" for name in ("users", "items", "events"))
     say(
@@ -53,10 +56,3 @@ def command(argv: Sequence[str]) -> int:
         f"{out}: {numbers}, with padding ids; train with: --data.path {shlex.quote(str(out))}",
     )
     return 0
-
-
-def _parts(configs: Sequence[DataConfig]) -> Iterator[Events]:
-    for config in configs:
-        if config.path == "synthetic":
-            raise ConfigError("synthetic: is not a part of other data; convert it alone")
-        yield read(config)

@@ -85,11 +85,12 @@ def fetch(known: PublicSet, folder: Path, timeout: float, console: Console) -> P
         say(console, "its publisher gives no checksum: note the sha256 to compare copies")
     else:
         say(console, f"its {known.checksum.algorithm} is the published one")
+    source = str(path)
     if known.unpack:
-        say(console, known.unpack)
-    else:
-        words = f"--data.path {shlex.quote(str(path))} {known.settings}".rstrip()
-        say(console, f"read it with: {words}")
+        say(console, f"extract it with: tar -xzf {shlex.quote(source)} -C {shlex.quote(str(folder))}")
+        source = str(folder / known.unpack)
+    words = f"--data.path {shlex.quote(source)} {known.settings}".rstrip()
+    say(console, f"read it with: {words}")
     return path
 
 
@@ -135,4 +136,5 @@ def _list() -> None:
 
 
 def _where(known: ManualSet) -> str:
-    return f"{known.title} {known.why}: take it from {known.page}, and place {known.place}"
+    read = f"; read them with: --data.path PATH {known.settings}" if known.settings else ""
+    return f"{known.title} {known.why}; take it from {known.page}: {known.files}{read}"

@@ -20,7 +20,8 @@ class PublicSet:
         cite: what to cite.
         checksum: as its publisher, or two independent sources, give it; None if there is none.
         settings: options that read the file, besides --data.path.
-        unpack: what to do with the file before it can be read, as a sentence; "" if nothing.
+        unpack: the path, or a pattern, in a tar archive that must be extracted; "" if the file is read as it
+            is.
     """
 
     name: str
@@ -48,14 +49,16 @@ class ManualSet:
         title: its full name.
         page: address of the page to get it from.
         why: why it is not downloaded.
-        place: which files to take, and what to give as --data.path.
+        files: the files to take.
+        settings: options that read them, besides --data.path; "" if none read them.
     """
 
     name: str
     title: str
     page: str
     why: str
-    place: str
+    files: str
+    settings: str = ""
 
 
 def _movielens(name: str, md5: str) -> PublicSet:
@@ -80,7 +83,7 @@ def _check_ins(name: str, title: str) -> PublicSet:
         "public for research; no licence is stated",
         "Cho, Myers and Leskovec, Friendship and Mobility: User Movement in Location-Based Social "
         "Networks, KDD 2011",
-        settings="--data.columns user_id,timestamp,latitude,longitude,item_id",
+        settings="--data.columns user_id,timestamp,_,_,item_id",
     )
 
 
@@ -126,8 +129,8 @@ PUBLIC = {
             "non-commercial use, by permission of Last.fm",
             "Celma, Music Recommendation and Discovery in the Long Tail, Springer 2010",
             Checksum("md5", "a79a6808f54f73354789a9fb02cb1e41"),
-            unpack="Extract userid-timestamp-artid-artname-traid-traname.tsv from it: tar -xzf. Its columns "
-            "are user_id, timestamp, artist_id, artist, track_id, track.",
+            settings="--data.columns user_id,timestamp,item_id,_,_,_",
+            unpack="lastfm-dataset-1K/userid-timestamp-artid-artname-traid-traname.tsv",
         ),
         PublicSet(
             "kuairand-pure",
@@ -137,8 +140,8 @@ PUBLIC = {
             "CC BY-SA 4.0",
             "Gao et al., KuaiRand: An Unbiased Sequential Recommendation Dataset with Randomly Exposed "
             "Videos, CIKM 2022",
-            unpack="Extract data/log_standard_*_pure.csv from it: tar -xzf. Its columns are user_id, "
-            "video_id and time_ms.",
+            settings="--data.item_column video_id --data.time_column time_ms",
+            unpack="KuaiRand-Pure/data/log_standard_*.csv",
         ),
     )
 }
@@ -151,64 +154,70 @@ MANUAL = {
             "Netflix Prize",
             "https://www.kaggle.com/datasets/netflix-inc/netflix-prize-data",
             "needs an account",
-            "combined_data_1.txt to combined_data_4.txt, written as one CSV file netflix.csv with user_id, "
-            "item_id and timestamp",
+            "combined_data_1.txt to combined_data_4.txt, rewritten as CSV of user_id, item_id, timestamp",
         ),
         ManualSet(
             "yoochoose",
             "YOOCHOOSE clicks, RecSys Challenge 2015",
             "https://www.kaggle.com/datasets/chadgostopp/recsys-challenge-2015",
             "needs an account",
-            "yoochoose-clicks.dat; sessions are its users",
+            "yoochoose-clicks.dat, whose users are sessions",
+            "--data.columns user_id,timestamp,item_id,_",
         ),
         ManualSet(
             "retailrocket",
             "RetailRocket",
             "https://www.kaggle.com/datasets/retailrocket/ecommerce-dataset",
             "needs an account",
-            "events.csv; columns visitorid, itemid and timestamp",
+            "events.csv",
+            "--data.user_column visitorid --data.item_column itemid",
         ),
         ManualSet(
             "hm",
             "H&M Personalized Fashion Recommendations",
             "https://www.kaggle.com/competitions/h-and-m-personalized-fashion-recommendations",
             "needs an account and consent to the rules of the competition",
-            "transactions_train.csv; columns customer_id, article_id and t_dat",
+            "transactions_train.csv",
+            "--data.user_column customer_id --data.item_column article_id --data.time_column t_dat",
         ),
         ManualSet(
             "yelp",
             "Yelp Open Dataset",
             "https://www.yelp.com/dataset",
             "needs consent to its agreement",
-            "yelp_academic_dataset_review.json; columns user_id, business_id and date",
+            "yelp_academic_dataset_review.json",
+            "--data.item_column business_id --data.time_column date",
         ),
         ManualSet(
             "taobao",
             "Taobao User Behavior",
             "https://tianchi.aliyun.com/dataset/649",
             "needs an account",
-            "UserBehavior.csv, without a header: user, item, category, behaviour, time",
+            "UserBehavior.csv",
+            "--data.columns user_id,item_id,_,_,timestamp",
         ),
         ManualSet(
             "mind",
             "MIND, Microsoft News",
             "https://msnews.github.io/",
             "needs consent to the Microsoft Research licence",
-            "MINDlarge_train.zip or MINDsmall_train.zip; behaviors.tsv has impressions",
+            "behaviors.tsv, whose clicks must be rewritten as one event a line",
         ),
         ManualSet(
             "foursquare",
             "Foursquare NYC and Tokyo check-ins",
             "https://sites.google.com/site/yangdingqi/home/foursquare-dataset",
             "has no stable address",
-            "dataset_TSMC2014_NYC.txt or dataset_TSMC2014_TKY.txt",
+            "dataset_TSMC2014_NYC.txt or dataset_TSMC2014_TKY.txt, converted to UTF-8",
+            "--data.columns user_id,item_id,_,_,_,_,_,timestamp --data.time_format '%a %b %d %H:%M:%S %z %Y'",
         ),
         ManualSet(
             "lfm-1b",
             "LFM-1b",
             "http://www.cp.jku.at/datasets/LFM-1b/",
             "is no longer published by its authors",
-            "LFM-1b_LEs.txt, if you have it: user, artist, album, track, time",
+            "LFM-1b_LEs.txt",
+            "--data.columns user_id,item_id,_,_,timestamp",
         ),
     )
 }

@@ -14,6 +14,7 @@ from recgrela.data.interactions import Interactions
 from recgrela.data.load import READING, load
 from recgrela.data.packed import is_packed
 from recgrela.data.prepare import prepare
+from recgrela.data.reading import reading_notes
 from recgrela.datasets.plots import Image, draw
 from recgrela.datasets.report import show
 from recgrela.evaluation.order import MAX_USERS, order_scores
@@ -51,12 +52,18 @@ class Loaded(NamedTuple):
 def command(argv: Sequence[str]) -> int:
     """Parse, compute, print, and write what is asked for."""
     parser = Parser("data stats", "Print what a data set has after the filter, and how much its order says.")
-    parser.add_argument("path", metavar="PATH", help="File, folder or zip, as for --data.path.")
+    parser.add_argument(
+        "path",
+        nargs="+",
+        metavar="PATH",
+        help="File, folder or zip, as for --data.path; several are one set.",
+    )
     parser.add(OPTIONS)
     parser.add([option for option in options_of(DataConfig).values() if option.key not in UNUSED])
     options = parser.read(argv)
     settings = {key.removeprefix("data."): value for key, value in options.items() if key.startswith("data.")}
-    config = with_absolute_path(replace(DataConfig(**settings), path=options["path"]))
+    given = options["path"]
+    config = with_absolute_path(replace(DataConfig(**settings), path=given[0] if len(given) == 1 else given))
     paths = {
         key: expand_path(options[key], f"--{key}") for key in ("out", "json") if options[key] is not None
     }
@@ -69,6 +76,8 @@ def command(argv: Sequence[str]) -> int:
         facts = _facts(loaded, times, config, options["order_users"])
     show(facts, result_console())
     console = display_console()
+    for note in reading_notes(loaded.data.description):
+        say(console, note)
     if "json" in paths:
         atomic_write_text(paths["json"], json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
         say(console, f"written: {paths['json']}")
@@ -81,7 +90,7 @@ def command(argv: Sequence[str]) -> int:
 
 @READING
 def _load(config: DataConfig) -> Loaded:
-    if is_packed(config.path):
+    if isinstance(config.path, str) and is_packed(config.path):
         return Loaded(load(config), None)
     if config.path == "synthetic":
         events = synthetic.generate(
@@ -99,7 +108,10 @@ def _facts(
     data = loaded.data
     has_targets = data.users.max_events >= 3
     return {
-        **{key: data.description[key] for key in ("source", "format", "filter", "order", "events_read")},
+        **{
+            key: data.description[key]
+            for key in ("source", "format", "filter", "order", "rules", "events_read")
+        },
         "sha256": data.sha256,
         "published": data.description.get("published"),
         "counts": statistics.count(data),
@@ -107,7 +119,7 @@ def _facts(
         "popularity": statistics.popularity(data),
         "repeats": statistics.repeats(data),
         "ties": None if times is None else statistics.ties(times),
-        "times": None if times is None else statistics.span(times),
+        "times": None if times is None else statistics.span(times, loaded.events and loaded.events.ticks),
         "leakage": None if times is None else statistics.leakage(times),
         "order_scores": order_scores(data, config.max_len, order_users)
         if order_users and has_targets

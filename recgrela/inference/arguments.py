@@ -9,8 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from recgrela.system.arrow import to_table
 from recgrela.system.errors import ConfigError, DataError
-from recgrela.system.text import one_line, quote
+from recgrela.system.text import quote
 
 Ids = Iterable[str | int]
 HistoryLists = Mapping[str, Ids] | Iterable[Ids]
@@ -71,15 +72,14 @@ def to_count(value: Any, what: str) -> int:
     return count
 
 
-def to_events(events: Any) -> str | pa.Table:
-    """Events as a path or as an Arrow table.
+def to_events(events: Any) -> str | list[str] | pa.Table:
+    """Events as a path, as paths, or as an Arrow table.
 
     Raises:
-        DataError: they are neither a path nor a table.
+        DataError: they are neither paths nor a table.
     """
     if isinstance(events, str | Path):
         return str(events)
-    try:
-        return pa.table(events)
-    except (TypeError, ValueError, pa.ArrowException) as error:
-        raise DataError(f"the events are neither a path nor a table: {one_line(error)}") from error
+    if isinstance(events, list | tuple) and events and all(isinstance(one, str | Path) for one in events):
+        return [str(path) for path in events]
+    return to_table(events, "the events are neither a path nor a table")

@@ -48,13 +48,9 @@ class Catalogue:
         found = self.ids(tokens)
         for place in np.flatnonzero(found == 0)[:1]:
             token = tokens[place]
-            by_title = {
-                title: other
-                for title, other in zip(self.items.titles, self.items.tokens, strict=True)
-                if title is not None
-            }
-            if token in by_title:
-                raise DataError(f"{what} {quote(token)} is a title; use its id {quote(by_title[token])}")
+            if token in self.items.titles:
+                same = self.items.tokens[self.items.titles.index(token)]
+                raise DataError(f"{what} {quote(token)} is a title; use its id {quote(same)}")
             hint = near_miss(token, self.index)
             raise DataError(f"{what} {quote(token)} is not among the model's {len(self)} items{hint}")
         return found

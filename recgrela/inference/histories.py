@@ -114,12 +114,12 @@ def from_interactions(catalogue: Catalogue, data: Interactions) -> Histories:
     )
 
 
-def load_histories(catalogue: Catalogue, events: str | pa.Table, config: DataConfig) -> Histories:
+def load_histories(catalogue: Catalogue, events: str | list[str] | pa.Table, config: DataConfig) -> Histories:
     """The histories in today's events: unlike in training, no user or item is filtered out.
 
     Args:
         catalogue: the model's items.
-        events: a path or an Arrow table, read as `config` says.
+        events: a path, paths, or an Arrow table, read as `config` says.
         config: the settings of the model's training data.
 
     Raises:
@@ -128,7 +128,7 @@ def load_histories(catalogue: Catalogue, events: str | pa.Table, config: DataCon
     if isinstance(events, str) and is_packed(events):
         return from_interactions(catalogue, open_packed(events))
     config = replace(config, min_user_events=0, max_user_events=None, min_item_events=0, max_item_events=None)
-    if isinstance(events, str):
+    if isinstance(events, str | list):
         data = load(with_absolute_path(replace(config, path=events)))
     else:
         data = load_table(events, config)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 from pathlib import Path
 
 from recgrela.data.formats.unpacking import Limit, Within
 from recgrela.inference.arguments import to_id, to_ids
-from recgrela.system.errors import DataError
+from recgrela.system.errors import ConfigError, DataError
 from recgrela.system.files import expand_path
 from recgrela.system.out_of_memory import MemoryPhase
 from recgrela.system.suggest import near_file
@@ -29,6 +30,22 @@ def read_lines(path: str, what: str) -> list[str]:
     if not lines:
         raise DataError(f"{what} {path}: no line has text; expected one id a line")
     return lines
+
+
+def read_list(text: str, what: str) -> list[str]:
+    """The ids of a list ``ID,ID,...`` on a command line, as in CSV: an id with a comma is in double quotes.
+
+    Raises:
+        ConfigError: the list is empty, or a quotation mark is not closed; the message begins with ``what``.
+    """
+    try:
+        rows = list(csv.reader([text], skipinitialspace=True, strict=True))
+    except csv.Error as error:
+        raise ConfigError(f"{what}: {quote(text)} is not ID,ID,... with quotes as in CSV: {error}") from None
+    ids = [token.strip() for token in (rows[0] if rows else []) if token.strip()]
+    if not ids:
+        raise ConfigError(f"{what}: no id is given; expected ID,ID,...")
+    return ids
 
 
 @READING

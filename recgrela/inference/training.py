@@ -10,25 +10,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recgrela.data import load_table
+from recgrela.data.formats.table import wanted_columns
+from recgrela.inference.arguments import to_events
 from recgrela.models import CONFIGS
 from recgrela.settings.command_line import to_argv
 from recgrela.settings.data import DataConfig
 from recgrela.settings.run import read_run
+from recgrela.system.arrow import plain
 from recgrela.system.errors import RunError
 from recgrela.system.files import atomic_write, expand_path
 from recgrela.training.trainer import train
 
 
-def fit_run(events: str | Any, settings: Mapping[str, Any]) -> Path:
+def fit_run(events: Any, settings: Mapping[str, Any]) -> Path:
     """Trains a model and returns its run folder; see `Recommender.fit`."""
     argv = to_argv(settings)
     config = read_run(argv, CONFIGS)
-    if isinstance(events, str | Path):
-        path = str(events)
-    else:
+    path = to_events(events)
+    if isinstance(path, pa.Table):
         output = expand_path(config.train.output, "train.output")
-        path = str(store_events(pa.table(events), config.data, output))
-    result = train(read_run([*argv, f"--data.path={path}"], CONFIGS))
+        path = str(store_events(path, config.data, output))
+    result = train(read_run([*argv, *to_argv({"data.path": path})], CONFIGS))
     if result.signum is not None:
         raise RunError(
             f"training was stopped; resume with python -m recgrela.train --resume {result.folder.path}"
@@ -42,6 +44,6 @@ def store_events(table: pa.Table, config: DataConfig, folder: Path) -> Path:
     path = folder / f"events-{sha256[:16]}.parquet"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        columns = [config.user_column, config.item_column, config.time_column]
-        atomic_write(path, lambda temporary: pq.write_table(table.select(columns), temporary))
+        columns = {name: plain(table[name]) for name in wanted_columns(config)}
+        atomic_write(path, lambda temporary: pq.write_table(pa.table(columns), temporary))
     return path

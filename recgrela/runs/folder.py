@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from glob import has_magic
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -278,10 +279,14 @@ def is_best(path: Path, state: TrainState) -> bool:
     return TrainState.from_dict(checkpoint.read_meta(path)["state"], path).epoch == state.best_epoch
 
 
-def stem_of(data_path: str, preset: str) -> str:
-    """The start of a run folder's default name: the data's file name without suffixes, and the preset."""
-    name = Path(data_path).name
-    for suffix in (".gz", ".zip", ".inter", ".csv", ".parquet", ".dat"):
+def stem_of(data_path: str | list[str], preset: str) -> str:
+    """The start of a run folder's default name: the data's file name without suffixes, and the preset.
+
+    The name of a pattern is the folder's, and that of several paths the first one's.
+    """
+    path = Path(data_path if isinstance(data_path, str) else data_path[0])
+    name = next((part for part in reversed(path.parts) if not has_magic(part)), "").strip("/")
+    for suffix in (".gz", ".zip", ".inter", ".csv", ".parquet", ".dat", ".arrow", ".feather"):
         name = name.removesuffix(suffix)
     return f"{name or 'data'}-{preset}"
 

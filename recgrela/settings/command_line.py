@@ -104,8 +104,8 @@ class Parser(argparse.ArgumentParser):
                 f"--{option.key}",
                 dest=option.key,
                 default=argparse.SUPPRESS,
-                action=option.many or "store",
-                nargs="+" if option.many == "store" else None,
+                action="append" if option.many == "append" else "store",
+                nargs="+" if option.many in ("store", "any") else None,
                 metavar="{" + ",".join(choices) + "}" if choices else metavar,
                 help=printable(option.help + default).replace("%", "%%"),
             )
@@ -152,7 +152,10 @@ def peek(argv: Sequence[str], options: Iterable[Option]) -> dict[str, Any]:
 
 def to_argv(values: Mapping[str, Any]) -> list[str]:
     """The words of a command line that sets these values, given by dotted key."""
-    return [f"--{key}={_plain(value)}" for key, value in values.items()]
+    words = []
+    for key, value in values.items():
+        words += [f"--{key}", *map(_plain, value)] if isinstance(value, list) else [f"--{key}={_plain(value)}"]
+    return words
 
 
 def _plain(value: Any) -> str:

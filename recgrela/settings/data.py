@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
+from recgrela.settings.delimited import check_columns, separator_of
 from recgrela.settings.fields import MAX_SEED, NOTHING, Settings, setting
 from recgrela.system.errors import ConfigError
 from recgrela.system.files import expand_path
 
-Format = Literal["auto", "recbole", "movielens", "csv", "parquet"]
-Order = Literal["time", "recbole"]
+Format = Literal["auto", "recbole", "movielens", "csv", "json", "sequences", "parquet", "arrow"]
+Order = Literal["time", "recbole", "file"]
+Duplicates = Literal["keep", "drop"]
 
 MAX_SYNTHETIC_EVENTS = 2**28  # about 20 GB of memory during generation
 MAX_SYNTHETIC_PAIRS = 2**31  # users times items, about 3 GB of memory
@@ -23,15 +25,40 @@ class DataConfig(Settings):
     section: ClassVar[str] = "data"
 
     # A resumed run compares the hash of the events instead of the path.
-    path: str = setting(
+    path: str | list[str] = setting(
         "synthetic",
-        "File, folder or zip in RecBole, MovieLens, CSV or Parquet format, or synthetic.",
+        "File, folder, zip or pattern such as 'logs/*.csv' in a known format, several of them, or synthetic.",
         affects=NOTHING,
     )
     format: Format = setting("auto", "Format of the data; auto: by the file's name.")
-    user_column: str = setting("user_id", "Name of the user column (RecBole, CSV, Parquet).")
-    item_column: str = setting("item_id", "Name of the item column (RecBole, CSV, Parquet).")
-    time_column: str = setting("timestamp", "Name of the time column (RecBole, CSV, Parquet).")
+    user_column: str = setting("user_id", "Name of the user column (of all formats with named columns).")
+    item_column: str = setting("item_id", "Name of the item column.")
+    time_column: str = setting("timestamp", "Name of the time column.")
+    separator: str = setting(
+        "auto",
+        "Separator of columns of text: tab, comma, semicolon, pipe, space (one or more spaces or tabs), or "
+        "the text itself, such as '::'; auto: found from the first lines.",
+    )
+    columns: str | None = setting(
+        None,
+        "Names of the columns of text without a header, such as user_id,item_id,_,timestamp, with _ for one "
+        "to ignore; null: the first line is a header.",
+    )
+    time_format: str | None = setting(
+        None,
+        "Format of times as text, as of strptime, such as %d/%m/%Y; null: numbers, or ISO 8601 dates and "
+        "times, in UTC unless they name a zone.",
+    )
+    missing: list[str] | None = setting(
+        None, "Further spellings of a missing id, such as NA null; empty ids and nulls are always missing."
+    )
+    rating_column: str = setting("rating", "Name of the column of ratings, read for min_rating.")
+    min_rating: float | None = setting(
+        None, "Drop events with a lower rating, or none, before all other filters; null: read no ratings."
+    )
+    duplicates: Duplicates = setting(
+        "keep", "Events of one user with one item at one time: keep all, or drop all but the first."
+    )
     min_user_events: int = setting(
         5, "Drop users with fewer events; the filters repeat until nothing changes.", min=0
     )
@@ -39,7 +66,10 @@ class DataConfig(Settings):
     min_item_events: int = setting(5, "Drop items with fewer events.", min=0)
     max_item_events: int | None = setting(None, "Drop items with more events; null: no limit.")
     order: Order = setting(
-        "time", "Order of events: by time, or recbole: by time rounded to float32 (64 s), as published."
+        "time",
+        "Order of a user's events: time; recbole: by time rounded to float32, as RecBole orders sets unless "
+        "their settings normalise times first (ml-1m, but not its ml-100k); file: as in the file, without "
+        "times.",
     )
     max_len: int = setting(200, "Maximum length of a history; its last items are kept.", min=1)
     eval_max_len: int | None = setting(
@@ -60,20 +90,40 @@ class DataConfig(Settings):
     synthetic_events: int = setting(60, "Mean number of events per synthetic user.", min=5)
 
     @property
+    def paths(self) -> list[str]:
+        """The paths."""
+        return self.path if isinstance(self.path, list) else [self.path]
+
+    @property
+    def rating_to_read(self) -> str | None:
+        """The column of ratings if a setting needs it."""
+        return None if self.min_rating is None else self.rating_column
+
+    @property
     def history_len(self) -> int:
         """Maximum length of a history in evaluation and recommendation."""
         return self.eval_max_len or self.max_len
 
     def check_together(self) -> None:
-        if not self.path.strip():
+        if not all(path.strip() for path in self.paths):
             raise ConfigError("data.path: empty; give a file, a folder, a zip or 'synthetic'")
         columns: dict[str, str] = {}
-        for name in ("user_column", "item_column", "time_column"):
+        for name in ("user_column", "item_column", "time_column", "rating_column"):
             other = columns.setdefault(getattr(self, name), name)
             if other != name:
                 raise ConfigError(
                     f"data.{name}: {getattr(self, name)!r} is also data.{other}; use two different columns"
                 )
+        separator_of(self.separator)
+        if self.columns is not None:
+            wanted = {key: name for name, key in columns.items()}
+            if self.order == "file":
+                del wanted["time_column"]
+            if self.min_rating is None:
+                del wanted["rating_column"]
+            check_columns(self.columns, wanted)
+        if self.order == "file" and self.duplicates == "drop":
+            raise ConfigError("data.duplicates: 'drop' compares times, which data.order 'file' does not read")
         for kind, limit in (("events", MAX_SYNTHETIC_EVENTS), ("items", MAX_SYNTHETIC_PAIRS)):
             number = getattr(self, f"synthetic_{kind}")
             if self.synthetic_users * number > limit:
@@ -98,8 +148,12 @@ def with_absolute_path(config: DataConfig) -> DataConfig:
     """
     if config.path == "synthetic":
         return config
-    path = expand_path(config.path, "data.path")
+    paths = [_absolute(path) for path in config.paths]
+    return replace(config, path=paths if isinstance(config.path, list) else paths[0])
+
+
+def _absolute(path: str) -> str:
     try:
-        return replace(config, path=str(path.resolve()))
+        return str(expand_path(path, "data.path").resolve())
     except RuntimeError as error:  # a loop of links
-        raise ConfigError(f"data.path: {config.path}: {error}") from error
+        raise ConfigError(f"data.path: {path}: {error}") from error

@@ -62,7 +62,8 @@ class Option:
         choices: Allowed values of a str; empty if any is allowed.
         optional: Whether None is allowed.
         many: None for a single value. A list is given as one option with several words ("store"), or as
-            several options with one word each ("append").
+            several options with one word each ("append"). With "any", several words are a list and a single
+            one is a single value.
         min, max: Inclusive limits of a number.
         above, below: Exclusive limits of a number.
         affects: The effects of the value.
@@ -74,7 +75,7 @@ class Option:
     kind: type = str
     choices: tuple[str, ...] = ()
     optional: bool = False
-    many: Literal["store", "append"] | None = None
+    many: Literal["store", "append", "any"] | None = None
     min: float | None = None
     max: float | None = None
     above: float | None = None
@@ -83,6 +84,8 @@ class Option:
 
     def read(self, value: Any) -> Any:
         """The typed value of a word on the command line or a value in a file. Raises ConfigError."""
+        if self.many == "any" and isinstance(value, list) and len(value) == 1:
+            (value,) = value
         if self.many and isinstance(value, list):
             return self.check([self._convert(part) if isinstance(part, str) else part for part in value])
         return self.check(self._convert(value))
@@ -91,9 +94,10 @@ class Option:
         """Returns the value. Raises ConfigError for a wrong type, range or choice."""
         if value is None and self.optional:
             return value
-        parts = value if self.many else [value]
+        is_list = self.many is not None and (self.many != "any" or isinstance(value, list))
+        parts = value if is_list else [value]
         if not isinstance(parts, list) or not parts or not all(map(self._fits, parts)):
-            what = LISTS[self.kind] if self.many else KINDS[self.kind]
+            what = LISTS[self.kind] if is_list else KINDS[self.kind]
             if self.choices:
                 what = "one of " * (len(self.choices) > 1) + ", ".join(self.choices)
             what += " or null" * self.optional + near_miss(
@@ -121,7 +125,7 @@ class Option:
         """The value converted to the option's kind if it can be, else unchanged."""
         if not isinstance(value, str):
             if self.kind is str and isinstance(value, bool | int | float | date):
-                return show(value)
+                return self._convert(show(value))
             with suppress(OverflowError):
                 value = float(value) if self.kind is float and type(value) is int else value
             return value
@@ -134,6 +138,9 @@ class Option:
                 return self.kind(value)
             with suppress(ValueError):
                 return self.kind(int(value, 0))  # 0x10 is 16
+        if self.choices and value not in self.choices and value.lower() in BOOLS:  # false for off
+            same = (choice for choice in self.choices if BOOLS.get(choice) is BOOLS[value.lower()])
+            return next(same, value)
         return value
 
 
@@ -145,7 +152,8 @@ def setting(default: T, help: str, **attributes: Any) -> T:
 class Settings:
     """Base of the frozen dataclasses of settings; `setting` makes each field.
 
-    A field's type is bool, int, float, str, a Literal of strings, or a union of one of them and None.
+    A field's type is bool, int, float, str, a Literal of strings, a list of one of them, or a union of some
+    of: one such type, a list of it, None.
     """
 
     section: ClassVar[str]
@@ -166,10 +174,15 @@ def options_of(kind: type[Any], section: str | None = None) -> dict[str, Option]
     options = {}
     for item in fields(kind):
         key, hint = f"{section or kind.section}.{item.name}", hints[item.name]
-        optional = typing.get_origin(hint) in (typing.Union, types.UnionType)
-        one = typing.get_args(hint)[0] if optional else hint
+        is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+        allowed = [one for one in (typing.get_args(hint) if is_union else (hint,)) if one is not type(None)]
+        lists = [one for one in allowed if typing.get_origin(one) is list]
+        one = typing.get_args(lists[0])[0] if lists else allowed[0]
         choices = typing.get_args(one)  # of a Literal
-        parts: dict[str, Any] = {"kind": str if choices else one, "choices": choices, "optional": optional}
+        parts: dict[str, Any] = {"kind": str if choices else one, "choices": choices}
+        parts["optional"] = is_union and type(None) in typing.get_args(hint)
+        if lists:
+            parts["many"] = "any" if len(allowed) > 1 else "store"
         options[key] = Option(key, item.default, **parts, **item.metadata)
     return options
 

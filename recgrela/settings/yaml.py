@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,8 @@ class _Loader(yaml.SafeLoader):
     """A loader of plain values, whose time and memory are bounded by the length of the text.
 
     It rejects tags, deep nesting, aliases that expand to many values or contain themselves, and a duplicate
-    key, of which SafeLoader keeps the last.
+    key, of which SafeLoader keeps the last. Only true and false are booleans, as in YAML 1.2; on, off, yes
+    and no, which are too in YAML 1.1, are values of settings and names of columns.
     """
 
     def __init__(self, text: str) -> None:
@@ -108,6 +110,13 @@ class _Loader(yaml.SafeLoader):
                     )
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+_BOOL, _TRUE_FALSE = "tag:yaml.org,2002:bool", re.compile("true|True|TRUE|false|False|FALSE")
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, _TRUE_FALSE if tag == _BOOL else pattern) for tag, pattern in resolvers]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def _fault(problem: str, event: Any) -> yaml.MarkedYAMLError:

@@ -95,9 +95,9 @@ def _text(table: pa.Table, name: str) -> Any:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from recgrela.system.arrow import without_views
+    from recgrela.system.arrow import plain
 
-    column = without_views(table[name])
+    column = plain(table[name])
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer)
     if not any(is_kind(kind) for is_kind in text) and not (name == "id" and pa.types.is_null(kind)):

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from recgrela.data.reading import reading_notes
 from recgrela.runs import protocol
 from recgrela.runs.folder import RunFolder, stem_of
 from recgrela.runs.items import Items, write_items
@@ -91,5 +92,7 @@ def _show(session: Session, content: dict[str, Any], folder: RunFolder, console:
         f"{counts['source']}: {counts['users']:,} users, {counts['items']:,} items, {counts['events']:,} "
         f"events (counts include padding ids); {session.batches.num_targets:,} targets per epoch",
     )
+    for note in reading_notes(counts):
+        say(console, note)
     on = content["machine"]["device_name"] + f", in {processes} processes" * (processes > 1)
     say(console, f"{config.model.name}: {session.model.num_parameters:,} parameters, on {on}")

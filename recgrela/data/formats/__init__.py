@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
-import posixpath
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
 
 from recgrela.data.events import Events
-from recgrela.data.formats import movielens, recbole, table
+from recgrela.data.formats import json_lines, movielens, recbole, sequences, table
 from recgrela.data.formats.columns import Arrays
-from recgrela.data.formats.source import Source, open_source
+from recgrela.data.formats.files import DataFile, Finder
+from recgrela.data.formats.joining import join
+from recgrela.data.formats.rules import keep_valid
+from recgrela.data.formats.source import Source
 from recgrela.data.formats.unpacking import SETTING, Limit
 from recgrela.settings.data import DataConfig
 from recgrela.system.errors import DataError
@@ -25,59 +26,88 @@ Reader = Callable[[pa.Buffer, Source, str, DataConfig], tuple[Arrays, dict[str, 
 
 @dataclass(frozen=True)
 class FileFormat:
-    """A reader, and patterns of the file names that it reads if no setting names a format."""
+    """A reader, and patterns of the file names that it reads if no setting names a format.
+
+    Attributes:
+        read: the reader.
+        patterns: patterns of file names.
+        vague: patterns of names that other files have too, which are read unless others in the folder match.
+    """
 
     read: Reader
     patterns: tuple[str, ...]
-
-    def matches(self, name: str) -> bool:
-        base = posixpath.basename(name).lower().removesuffix(".gz")
-        return any(fnmatch.fnmatchcase(base, pattern) for pattern in self.patterns)
+    vague: tuple[str, ...] = ()
 
 
 FORMATS = {  # the first format with a matching pattern is used
     "recbole": FileFormat(recbole.read, ("*.inter",)),
     "movielens": FileFormat(movielens.read, tuple(movielens.FILES)),
     "parquet": FileFormat(table.read_parquet, ("*.parquet",)),
-    "csv": FileFormat(table.read_csv, ("*.csv",)),
+    "arrow": FileFormat(table.read_arrow, ("*.arrow", "*.arrows", "*.feather", "*.ipc")),
+    "csv": FileFormat(table.read_csv, ("*.csv", "*.tsv"), ("*.txt", "*.dat")),
+    "json": FileFormat(json_lines.read, ("*.jsonl", "*.ndjson"), ("*.json",)),
+    "sequences": FileFormat(sequences.read, ()),
 }
+WHOLE = ("recbole", "movielens")  # formats of a file that is a whole set, with other files beside it
 
 
 def read(config: DataConfig) -> Events:
-    """Read the events at ``config.path``: a file, or a folder or zip with exactly one readable file.
+    """Read the events at ``config.path``; files that are parts of one set are read as one.
 
     Raises:
-        DataError: the file is missing or invalid; the message names it, and the line and column if there is
-            one.
+        DataError: a file is missing or invalid; the message names it, and the line and column if there is
+            one. Or parts differ in their columns or kind of times.
     """
-    source, name = open_source(config.path, Limit.of_memory(config.max_unpacked_gb, SETTING))
-    if name is None:
-        name, kind = _choose(source, config.format)
-    elif config.format == "auto":
-        kind = next((kind for kind, known in FORMATS.items() if known.matches(name)), "")
-        if not kind:
-            raise DataError(f"{config.path}: unknown format; {_known()}; or set data.format")
-    else:
-        kind = config.format
-    data = source.read(name)
-    arrays, titles = FORMATS[kind].read(data, source, name, config)
+    return join(list(read_parts(config)))
+
+
+def read_parts(config: DataConfig) -> Iterator[Events]:
+    """Read the files at ``config.path`` one by one, in the order of the whole. Raises as `read`."""
+    first: Events | None = None
+    for file in find_files(config):
+        part = _read_file(file, config)
+        first = first or part
+        if set(part.names) != set(first.names):
+            raise DataError(
+                f"{part.source}: has the columns {listed(part.names)}, but {first.source} has "
+                f"{listed(first.names)}; parts of one set must have the same columns"
+            )
+        yield part
+
+
+def find_files(config: DataConfig) -> list[DataFile]:
+    """The files at ``config.path``, in the order of the whole. Raises DataError; see `Finder.find`."""
+    limit = Limit.of_memory(config.max_unpacked_gb, SETTING)
+    patterns = {name: known.patterns for name, known in FORMATS.items()}
+    vague = {name: known.vague for name, known in FORMATS.items()}
+    return Finder(patterns, vague, WHOLE, config.format, limit).find(config.paths)
+
+
+def _read_file(file: DataFile, config: DataConfig) -> Events:
+    data = file.source.read(file.name)
+    arrays, titles = FORMATS[file.format].read(data, file.source, file.name, config)
     digest = hashlib.sha256(data).hexdigest()
-    return Events(*arrays, sha256=digest, source=source.label(name), format=kind, titles=titles)
+    return to_events(arrays, config, file.label, digest, file.format, titles)
 
 
-def _choose(source: Source, wanted: str) -> tuple[str, str]:
-    """The file of a folder or zip to read, and its format."""
-    names = source.names()
-    for kind in FORMATS if wanted == "auto" else (wanted,):
-        found = [name for name in names if FORMATS[kind].matches(name)]
-        if len(found) > 1:
-            fix = "extract it and give the path of one" if source.is_zip else "give the path of one"
-            raise DataError(f"{source.path}: contains {listed(found)}; {fix}")
-        if found:
-            return found[0], kind
-    raise DataError(f"{source.path}: contains no file of a known format; {_known()}")
-
-
-def _known() -> str:
-    patterns = [pattern for known in FORMATS.values() for pattern in known.patterns]
-    return f"known files are {', '.join(patterns)}"
+def to_events(
+    arrays: Arrays, config: DataConfig, label: str, sha256: str, kind: str, titles: dict[str, str]
+) -> Events:
+    """The events of a file or table by the rules for single events (`keep_valid`)."""
+    kept = keep_valid(arrays, config, label)
+    users, items, times, user_tokens, item_tokens, _, ticks, names = kept.arrays
+    return Events(
+        users,
+        items,
+        times,
+        user_tokens,
+        item_tokens,
+        sha256,
+        label,
+        kind,
+        titles,
+        ticks=ticks,
+        dropped=kept.dropped,
+        unusual=kept.unusual,
+        names=names,
+    )

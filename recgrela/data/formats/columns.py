@@ -3,120 +3,125 @@
 from __future__ import annotations
 
 import math
-import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from recgrela.data.formats.id_columns import BadId, Ids, encode_ids
+from recgrela.data.formats.times import NUMBER
+from recgrela.settings.data import DataConfig
 from recgrela.system.errors import DataError
 from recgrela.system.suggest import near_miss
-from recgrela.system.text import listed, quote, shorten
-
-_MISSING = r"\s*|nan|NaN|NAN|null|NULL|NA"  # spellings of a missing value
-_BAD_ID = rf"^({_MISSING}|-[0-9]+(\.[0-9]*)?)$"  # missing, or a number below 0
-_NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
+from recgrela.system.text import listed, quote
 
 
 class Names(NamedTuple):
-    """Names of the three columns of a file."""
+    """Names of the columns of a file; without a time, events are in the order of the file."""
 
     user: str
     item: str
-    time: str
+    time: str | None
 
 
 class Columns(NamedTuple):
-    """The three columns, of equal length."""
+    """The columns, of equal length; ratings are float64 if there are any."""
 
     user: pa.ChunkedArray
     item: pa.ChunkedArray
     time: pa.ChunkedArray
+    rating: pa.ChunkedArray | None = None
 
 
 class Arrays(NamedTuple):
-    """The columns as arrays of Events."""
+    """The columns of a file as arrays.
+
+    Attributes:
+        users, items: [n] int32 indices into the tokens; a missing id has the token "".
+        times: [n] int64 or float64.
+        user_tokens, item_tokens: distinct original ids.
+        ratings: [n] float64, NaN where there is none; None if they were not read.
+        ticks: the number of units of the times in a second; None if the file has plain numbers.
+        names: the names of all columns of the file, if it has any.
+    """
 
     users: np.ndarray
     items: np.ndarray
     times: np.ndarray
     user_tokens: list[str]
     item_tokens: list[str]
+    ratings: np.ndarray | None = None
+    ticks: int | None = None
+    names: tuple[str, ...] = ()
 
 
-def find_columns(where: str, present: list[str], wanted: tuple[str, ...]) -> None:
-    """Raises DataError for a wanted column that is missing or ambiguous, with a suggestion."""
+def column_names(config: DataConfig) -> Names:
+    """The columns that a configuration names."""
+    time = None if config.order == "file" else config.time_column
+    return Names(config.user_column, config.item_column, time)
+
+
+def no_times(events: int) -> pa.ChunkedArray:
+    """The column of times of a file without times: zeros."""
+    return pa.chunked_array([np.zeros(events, np.int64)])
+
+
+def find_columns(where: str, present: list[str], wanted: tuple[str, ...], time: str | None = None) -> None:
+    """Raises DataError for a wanted column that is missing or ambiguous, with a suggestion.
+
+    Args:
+        where: the file's name in messages.
+        present: the names of its columns.
+        wanted: those that it must have.
+        time: the one of them that has the times of events.
+    """
     for name in wanted:
         if name not in present:
-            known = listed(map(quote, present))
-            raise DataError(f"{where}: no column {quote(name)} among {known}{near_miss(name, present)}")
+            hint = near_miss(name, present)
+            if name == time and not hint:
+                hint = "; set data.time_column, or keep the order of the file with --data.order file"
+            raise DataError(f"{where}: no column {quote(name)} among {listed(map(quote, present))}{hint}")
         if present.count(name) > 1:
             raise DataError(f"{where}: column {quote(name)} occurs {present.count(name)} times")
 
 
-def value_fault(names: Names, user: str, item: str, time: str) -> str | None:
-    """Describes the first invalid value of a row, with its column; None if the row is valid."""
-    for name, value in ((names.user, user), (names.item, item)):
-        if (fault := id_fault(name, value)) is not None:
-            return fault
-    number = time.strip(" \t")  # as Arrow does
-    if not _NUMBER.fullmatch(number) or not math.isfinite(float(number)):
-        return f"column {quote(names.time)}: {quote(time)} is not a finite number"
-    if abs(float(number)) >= 2**63:
-        limits = "times must be between -2^63 and 2^63"
-        return f"column {quote(names.time)}: {shorten(time)} is out of range; {limits}"
-    return None
+def rating_fault(name: str, value: str) -> str | None:
+    """Describes a rating that is neither empty nor a number; None for others."""
+    number = value.strip(" \t")
+    if not number or NUMBER.fullmatch(number):
+        return None
+    return f"column {quote(name)}: {quote(value)} is not a number"
 
 
-def id_fault(name: str, value: str) -> str | None:
-    """Describes an invalid id in the column `name`; None if the id is valid."""
-    if re.fullmatch(_MISSING, value, re.ASCII):
-        return f"column {quote(name)}: {f'missing id {quote(value)}' if value else 'empty id'}"
-    if re.match(_BAD_ID, value, re.ASCII):
-        return f"column {quote(name)}: negative id {shorten(value)}"
-    return None
+def to_arrays(columns: Columns, ticks: int | None = None) -> Arrays | int:
+    """The columns as arrays, or the number of the first row without a finite time in range.
 
+    Args:
+        columns: the columns.
+        ticks: see `Arrays`.
 
-def to_arrays(columns: Columns) -> Arrays | int:
-    """The columns as arrays, or the number of the first row with an invalid value (see ``value_fault``)."""
-    users, user_tokens, bad_user = _encode(columns.user)
-    items, item_tokens, bad_item = _encode(columns.item)
+    Raises:
+        BadId: a value is no id, which texts always are.
+    """
+    users, items = _encode(columns.user, "user"), _encode(columns.item, "item")
     times = pc.fill_null(columns.time, math.nan if pa.types.is_floating(columns.time.type) else 0).to_numpy()
-    bad_time = ~np.isfinite(times)
+    bad = None
     if times.dtype.kind == "f":
-        bad_time |= np.abs(times) >= 2.0**63
-    if columns.time.null_count:
-        bad_time |= columns.time.is_null().to_numpy()
-    bad = bad_user | bad_item | bad_time
-    if bad.any():
+        bad = ~(np.abs(times) < 2.0**63)  # also NaN
+    elif columns.time.null_count:
+        bad = columns.time.is_null().to_numpy()
+    if bad is not None and bad.any():
         return int(bad.argmax())
-    return Arrays(users, items, times, user_tokens, item_tokens)
+    ratings = None
+    if columns.rating is not None:
+        ratings = pc.fill_null(columns.rating.cast(pa.float64()), math.nan).to_numpy()
+    return Arrays(users.codes, items.codes, times, users.tokens, items.tokens, ratings, ticks)
 
 
-def _encode(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str], Any]:
-    """A column of ids -> [n] int32 codes, tokens, and [n] bool or False, whether each row's id is invalid."""
-    codes, dictionary = encode(column)
-    tokens = dictionary.cast(pa.string())
-    nulls = codes.is_null().to_numpy() if codes.null_count else False
-    numbers = codes.fill_null(0).to_numpy()
-    bad_tokens = pc.match_substring_regex(tokens, _BAD_ID).fill_null(True).to_numpy(zero_copy_only=False)
-    bad = nulls | bad_tokens[numbers] if bad_tokens.any() else nulls
-    return numbers, tokens.to_pylist(), bad
-
-
-def encode(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.Array]:
-    """A column as int32 codes of different values and these values; a dictionary array is never expanded."""
-    if not pa.types.is_dictionary(column.type):
-        column = column.dictionary_encode()
-    chunks = [
-        pa.DictionaryArray.from_arrays(chunk.indices.cast(pa.int32()), chunk.dictionary)
-        for chunk in column.chunks
-    ]
-    column = pa.chunked_array(chunks).unify_dictionaries()
-    codes = pa.chunked_array([chunk.indices for chunk in column.chunks], pa.int32())
-    values = column.chunk(0).dictionary
-    different = values.dictionary_encode()
-    if len(different.dictionary) < len(values):  # a dictionary may have a value twice, and null
-        codes, values = different.indices.take(codes), different.dictionary
-    return codes, values
+def _encode(column: pa.ChunkedArray, role: str) -> Ids:
+    try:
+        return encode_ids(column)
+    except BadId as bad:
+        bad.role = role
+        raise

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from recgrela.data.formats.columns import Arrays, Names
+from recgrela.data.formats.layout import Layout, header_layout
 from recgrela.data.formats.source import Source
-from recgrela.data.formats.text import Layout, header_layout, read_events, read_titles
+from recgrela.data.formats.text import read_events, read_titles
 from recgrela.settings.data import DataConfig
 from recgrela.system.errors import ConfigError, DataError
 from recgrela.system.text import quote
@@ -20,6 +21,7 @@ class _Release(NamedTuple):
 
     ratings: Layout | None
     names: Names
+    rating: str
     movies_file: str
     movies: Layout | None
     title: str
@@ -28,14 +30,20 @@ class _Release(NamedTuple):
 _RATING = ["UserID", "MovieID", "Rating", "Timestamp"]
 _MOVIE = ["MovieID", "Title", "Genres"]
 _U_ITEM = ["MovieID", "Title", "Release", "Video", "URL", *(f"genre {number}" for number in range(19))]
+_COLUMNS = ("user_column", "item_column", "time_column")
+_FIXED = (*_COLUMNS, "rating_column", "separator", "columns", "time_format")
 _NAMES = Names("UserID", "MovieID", "Timestamp")
 
 FILES = {
     "ratings.dat": _Release(
-        Layout("::", _RATING, False), _NAMES, "movies.dat", Layout("::", _MOVIE, False), "Title"
+        Layout("::", _RATING, False), _NAMES, "Rating", "movies.dat", Layout("::", _MOVIE, False), "Title"
     ),
-    "u.data": _Release(Layout("\t", _RATING, False), _NAMES, "u.item", Layout("|", _U_ITEM, False), "Title"),
-    "ratings.csv": _Release(None, Names("userId", "movieId", "timestamp"), "movies.csv", None, "title"),
+    "u.data": _Release(
+        Layout("\t", _RATING, False), _NAMES, "Rating", "u.item", Layout("|", _U_ITEM, False), "Title"
+    ),
+    "ratings.csv": _Release(
+        None, Names("userId", "movieId", "timestamp"), "rating", "movies.csv", None, "title"
+    ),
 }
 
 
@@ -51,7 +59,9 @@ def read(data: pa.Buffer, source: Source, name: str, config: DataConfig) -> tupl
         raise DataError(f"{label}: not a MovieLens file; the format movielens reads {', '.join(FILES)}")
     layout = release.ratings or header_layout(data, label, ",", quoted=True)
     _refuse_columns(layout, label, release, config)
-    arrays = read_events(data, label, layout, release.names)
+    names = release.names._replace(time=None) if config.order == "file" else release.names
+    rating = None if config.min_rating is None else release.rating
+    arrays = read_events(data, label, layout, names, rating)
     movies = source.sibling(name, release.movies_file, f"{release.movies_file}.gz")
     if movies is None:
         return arrays, {}
@@ -63,11 +73,12 @@ def read(data: pa.Buffer, source: Source, name: str, config: DataConfig) -> tupl
 
 def _refuse_columns(layout: Layout, label: str, release: _Release, config: DataConfig) -> None:
     """Raises DataError or ConfigError if the configured columns are those of another format."""
-    columns = {name: getattr(config, name) for name in ("user_column", "item_column", "time_column")}
-    if {*columns.values()} <= {*layout.columns} and not {*release.names} <= {*layout.columns}:
+    columns = [getattr(config, name) for name in _COLUMNS]
+    if {*columns} <= {*layout.columns} and not {*release.names} <= {*layout.columns}:
         raise DataError(f"{label}, line 1: not a MovieLens header; set data.format=csv to read the file")
-    for name, value in columns.items():
+    for name in _FIXED:
+        value = getattr(config, name)
         if value != getattr(DataConfig, name):
-            fix = "remove the setting" if release.ratings else "remove the setting, or set data.format=csv"
-            fixed = "the columns of MovieLens are fixed"
+            fix = "remove the setting, or set data.format=csv"
+            fixed = "the layout of MovieLens is fixed"
             raise ConfigError(f"data.{name}: {quote(value)} does not apply to {label}: {fixed}; {fix}")

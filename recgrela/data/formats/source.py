@@ -6,12 +6,13 @@ import os
 import posixpath
 import stat
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 
-from recgrela.data.formats.unpacking import DAMAGE, Limit, damage, gunzip, open_entry
+from recgrela.data.formats.unpacking import DAMAGE, GZIP, ZIP, Limit, Rejoined, damage, gunzip, open_entry
 from recgrela.system.errors import DataError
 from recgrela.system.suggest import near_file
 
@@ -31,7 +32,10 @@ class Source:
     limit: Limit
 
     def names(self) -> list[str]:
-        """Sorted names of the files, except hidden ones; names in a zip include folders."""
+        """Sorted names of the files, except hidden ones. Names in a zip include folders.
+
+        A folder's sub-folders are read if they are of a partitioned set, such as ``year=2020/month=1``.
+        """
         if self.is_zip:
             try:
                 with zipfile.ZipFile(self.path) as archive:
@@ -43,7 +47,7 @@ class Source:
             names = [name for name in names if name and not name.endswith("/")]
         else:
             try:
-                names = [entry.name for entry in self.path.iterdir() if entry.is_file()]
+                names = list(_names(self.path, ""))
             except OSError as error:
                 raise _unreadable(self.path, error) from None
         return sorted(name for name in names if not posixpath.basename(name).startswith("."))
@@ -59,18 +63,20 @@ class Source:
         return next((present[candidate] for candidate in candidates if candidate in present), None)
 
     def read(self, name: str) -> pa.Buffer:
-        """A file's bytes, decompressed if its name ends in .gz.
+        """A file's bytes, decompressed if they are gzip, whatever the name is.
 
         Raises:
             DataError: the file cannot be read, is a damaged archive, or unpacks to more than the limit.
         """
-        label, is_gzip = self.label(name), name.lower().endswith(".gz")
+        label = self.label(name)
         try:
             if self.is_zip:
                 with zipfile.ZipFile(self.path) as archive:
                     return self._read_entry(archive, name)
-            if is_gzip:
-                with open(self.path / name, "rb") as file:
+            with open(self.path / name, "rb") as file:
+                start = file.read(len(GZIP))
+                if start == GZIP:
+                    file.seek(0)
                     return gunzip(file, self.limit, label).read_all()
             with pa.memory_map(os.fsencode(self.path / name)) as file:
                 return file.read_buffer()
@@ -84,9 +90,10 @@ class Source:
     def _read_entry(self, archive: zipfile.ZipFile, name: str) -> pa.Buffer:
         label = self.label(name)
         with open_entry(archive, name, self.limit, label) as stream:
-            if name.lower().endswith(".gz"):
-                return gunzip(stream, self.limit, label).read_all()
-            return stream.read_all()
+            start = stream.read(len(GZIP))
+            if start == GZIP:
+                return gunzip(Rejoined(start, stream), self.limit, label).read_all()
+            return stream.read_all(start)
 
 
 def open_source(path: str, limit: Limit | None = None) -> tuple[Source, str | None]:
@@ -111,9 +118,27 @@ def open_source(path: str, limit: Limit | None = None) -> tuple[Source, str | No
         return Source(place, False, limit), None
     if not stat.S_ISREG(mode):
         raise DataError(f"{path}: neither a file nor a folder")
-    if place.suffix.lower() == ".zip":
+    if place.suffix.lower() == ".zip" or _is_zip(place):
         return Source(place, True, limit), None
     return Source(place.parent, False, limit), place.name
+
+
+def _names(folder: Path, prefix: str) -> Iterator[str]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_file():
+                yield prefix + entry.name
+            elif "=" in entry.name and entry.is_dir():
+                yield from _names(folder / entry.name, f"{prefix}{entry.name}/")
+
+
+def _is_zip(path: Path) -> bool:
+    """Whether a file begins as a zip does; a file that cannot be read is reported when it is opened."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(ZIP)) == ZIP
+    except OSError:
+        return False
 
 
 def _unreadable(path: Path | str, error: Exception) -> DataError:

@@ -1,4 +1,4 @@
-"""CSV and Parquet files with named columns."""
+"""Delimited text, and tables of Arrow and Parquet files, with named columns."""
 
 from __future__ import annotations
 
@@ -6,49 +6,80 @@ from typing import Any
 
 import pyarrow as pa
 
-from recgrela.data.formats.columns import Arrays, Columns, Names, find_columns, to_arrays, value_fault
+from recgrela.data.formats.arrow_file import read_arrow_columns
+from recgrela.data.formats.columns import Arrays, Columns, column_names, find_columns, no_times, to_arrays
+from recgrela.data.formats.id_columns import BadId
+from recgrela.data.formats.layout import find_layout
 from recgrela.data.formats.parquet import read_columns
 from recgrela.data.formats.source import Source
-from recgrela.data.formats.text import header_layout, read_events
+from recgrela.data.formats.text import read_events
+from recgrela.data.formats.time_columns import Times, encode_times
+from recgrela.data.formats.times import number_fault
 from recgrela.data.prepare import by_first_appearance
 from recgrela.settings.data import DataConfig
-from recgrela.system.arrow import without_views
+from recgrela.system.arrow import plain, values_type
 from recgrela.system.errors import DataError
 from recgrela.system.text import one_line, quote
 
 
 def read_csv(data: pa.Buffer, source: Source, name: str, config: DataConfig) -> tuple[Arrays, dict[str, str]]:
-    """Events of a comma-separated file with a header; values may be quoted."""
-    label = source.label(name)
-    return read_events(data, label, header_layout(data, label, ",", quoted=True), column_names(config)), {}
+    """Events of delimited text."""
+    label, names = source.label(name), column_names(config)
+    layout = find_layout(data, label, config, names[:2])
+    return read_events(data, label, layout, names, config.rating_to_read, config.time_format), {}
 
 
 def read_parquet(
     data: pa.Buffer, source: Source, name: str, config: DataConfig
 ) -> tuple[Arrays, dict[str, str]]:
-    """Events of a Parquet file: ids are integers or strings; times are numbers, dates or timestamps."""
-    label, names = source.label(name), column_names(config)
-    return table_arrays(read_columns(data, label, source.limit, names), label, names), {}
+    """Events of a Parquet file; see `table_arrays` for the types of its columns."""
+    label = source.label(name)
+    table, names = read_columns(data, label, source.limit, wanted_columns(config), time=config.time_column)
+    return table_arrays(table, label, config)._replace(names=names), {}
 
 
-def table_arrays(table: pa.Table, label: str, names: Names) -> Arrays:
-    """Events of a table with the columns `names`: ids are integers or strings; times as in `read_parquet`.
+def read_arrow(
+    data: pa.Buffer, source: Source, name: str, config: DataConfig
+) -> tuple[Arrays, dict[str, str]]:
+    """Events of an Arrow or Feather file; see `table_arrays` for the types of its columns."""
+    label = source.label(name)
+    table, names = read_arrow_columns(
+        data, label, source.limit, wanted_columns(config), time=config.time_column
+    )
+    return table_arrays(table, label, config)._replace(names=names), {}
+
+
+def wanted_columns(config: DataConfig) -> tuple[str, ...]:
+    """The columns to read."""
+    return tuple(name for name in (*column_names(config), config.rating_to_read) if name is not None)
+
+
+def table_arrays(table: pa.Table, label: str, config: DataConfig) -> Arrays:
+    """Events of a table with the configured columns, of the types of `encode_ids` and `encode_times`.
 
     Raises:
         DataError: a column or a value is missing or invalid, or there are no events; the message begins with
             `label`.
     """
-    find_columns(label, table.column_names, names)
+    names, rated = column_names(config), config.rating_to_read
+    find_columns(label, table.column_names, wanted_columns(config), names.time)
     if table.num_rows == 0:
         raise DataError(f"{label}: the file has no events")
+    table = table.select(wanted_columns(config))
     _check_memory(table, label)
-    user, item = (_ids(table[column], label, column) for column in names[:2])
-    columns = Columns(user, item, _times(table[names.time], label, names.time))
-    arrays = to_arrays(columns)
+    times = Times(no_times(table.num_rows), None)
+    if names.time is not None:
+        times = encode_times(table[names.time], label, names.time, config.time_format)
+    rating = None if rated is None else _ratings(table[rated], label, rated)
+    columns = Columns(plain(table[names.user]), plain(table[names.item]), times.numbers, rating)
+    try:
+        arrays = to_arrays(columns, times.ticks)
+    except BadId as bad:
+        raise DataError(f"{label}{bad.where(getattr(names, bad.role))}") from None
     if isinstance(arrays, Arrays):
-        return _in_order(arrays, columns)
-    values = (column[arrays].as_py() for column in columns)
-    fault = value_fault(names, *("" if value is None else str(value) for value in values))
+        return _in_order(arrays, columns)._replace(names=tuple(table.column_names))
+    value = times.numbers[arrays].as_py()
+    fault = number_fault(str(names.time), "" if value is None else str(value))
     raise DataError(f"{label}, row {arrays + 1}, {fault}")
 
 
@@ -60,6 +91,19 @@ def _check_memory(table: pa.Table, label: str) -> None:
         raise DataError(f"{label}: damaged ({one_line(error)})") from None
 
 
+def _ratings(column: pa.ChunkedArray, label: str, name: str) -> pa.ChunkedArray:
+    column = plain(column)
+    kind = values_type(column)
+    if pa.types.is_nested(kind) or pa.types.is_temporal(kind):
+        raise DataError(f"{label}, column {quote(name)}: ratings must be numbers, not {kind}")
+    try:
+        return column.cast(kind).cast(pa.float64())
+    except pa.ArrowException as error:
+        raise DataError(
+            f"{label}, column {quote(name)}: ratings must be numbers: {one_line(error)}"
+        ) from None
+
+
 def _in_order(arrays: Arrays, columns: Columns) -> Arrays:
     """The arrays with ids numbered by first occurrence, as `to_arrays` numbers them without a dictionary."""
     ids: dict[str, Any] = {}
@@ -68,30 +112,3 @@ def _in_order(arrays: Arrays, columns: Columns) -> Arrays:
     if pa.types.is_dictionary(columns.item.type):
         ids["items"], ids["item_tokens"] = by_first_appearance(arrays.items, arrays.item_tokens)
     return arrays._replace(**ids)
-
-
-def column_names(config: DataConfig) -> Names:
-    return Names(config.user_column, config.item_column, config.time_column)
-
-
-def _ids(column: pa.ChunkedArray, label: str, name: str) -> pa.ChunkedArray:
-    column = without_views(column)
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise DataError(f"{label}, column {quote(name)}: ids must be integers or strings, not {kind}")
-    return column
-
-
-def _times(column: pa.ChunkedArray, label: str, name: str) -> pa.ChunkedArray:
-    kind = column.type
-    if pa.types.is_floating(kind):
-        return column.cast(pa.float64())
-    if pa.types.is_integer(kind) or pa.types.is_timestamp(kind) or pa.types.is_date64(kind):
-        try:
-            return column.cast(pa.int64())
-        except pa.ArrowInvalid as error:  # unsigned, above 2^63
-            raise DataError(f"{label}, column {quote(name)}: {one_line(error)}") from None
-    if pa.types.is_date32(kind):
-        return column.cast(pa.int32()).cast(pa.int64())
-    shown = kind.value_type if pa.types.is_dictionary(kind) else kind
-    raise DataError(f"{label}, column {quote(name)}: times must be numbers, dates or timestamps, not {shown}")

@@ -5,152 +5,203 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
 
 import pyarrow as pa
 from pyarrow import csv as arrow_csv
 
-from recgrela.data.formats.columns import Arrays, Columns, Names, find_columns, to_arrays, value_fault
+from recgrela.data.formats.columns import (
+    Arrays,
+    Columns,
+    Names,
+    find_columns,
+    no_times,
+    rating_fault,
+    to_arrays,
+)
+from recgrela.data.formats.layout import Layout, csv_reader, first_lines
+from recgrela.data.formats.pieces import one_byte_separator
+from recgrela.data.formats.times import (
+    TimeKind,
+    are_rounded,
+    first_invalid,
+    number_fault,
+    time_kinds,
+    to_number,
+)
+from recgrela.settings.delimited import SPACES
 from recgrela.system.errors import DataError
 from recgrela.system.text import one_line, quote
 
-MAX_HEADER = 1 << 20  # bytes
+_FAULT_LINES = 1 << 16  # lines whose times are checked together
 
 
-@dataclass(frozen=True)
-class Layout:
-    """The layout of a text file.
-
-    Attributes:
-        delimiter: the column separator, one character or "::".
-        columns: names of all columns, in file order.
-        has_header: whether the first line is a header.
-        quoted: whether values may be in double quotes and contain delimiters and line breaks.
-    """
-
-    delimiter: str
-    columns: list[str]
-    has_header: bool
-    quoted: bool = False
-
-
-def header_layout(data: pa.Buffer, label: str, delimiter: str, quoted: bool = False) -> Layout:
-    """The layout of a file with a header. Raises DataError if the file is empty or not text."""
-    start = bytes(memoryview(data)[:MAX_HEADER])
-    if not start.strip():
-        raise DataError(f"{label}: empty file")
-    try:
-        first = start.splitlines()[0]
-        if len(first) == MAX_HEADER:
-            raise DataError(f"{label}, line 1: longer than {MAX_HEADER:,} bytes; expected a header")
-        line = first.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise DataError(f"{label}, line 1: not UTF-8 text (wrong encoding, or not a text file)") from None
-    if not line.strip():
-        raise DataError(f"{label}, line 1: empty; expected a header")
-    columns = next(_csv_reader([line], delimiter)) if quoted else line.split(delimiter)
-    return Layout(delimiter, columns, has_header=True, quoted=quoted)
-
-
-def read_events(data: pa.Buffer, label: str, layout: Layout, names: Names) -> Arrays:
-    """Read three columns of a text file.
+def read_events(
+    data: pa.Buffer,
+    label: str,
+    layout: Layout,
+    names: Names,
+    rating: str | None = None,
+    time_format: str | None = None,
+) -> Arrays:
+    """Read the columns of users, items and times of a text file, and of ratings if there is a name for it.
 
     Args:
         data: the file, UTF-8.
         label: the file's name in messages.
         layout: the file's layout.
-        names: the columns to read; others are ignored.
+        names: the columns to read; others are ignored. Without a column of times, all times are 0.
+        rating: the column of ratings; None: they are not read.
+        time_format: format of the times; None: numbers or ISO 8601.
 
     Raises:
-        DataError: the file is empty, a column is missing, a line is truncated or has a wrong encoding, an id
-            is empty, missing (NaN) or negative, or a time is not a finite number in range; the message names
-            line and column.
+        ConfigError: ``time_format`` cannot be read.
+        DataError: the file is empty, a column is missing, a line is truncated or has a wrong encoding, or a
+            time or a rating is invalid; the message names line and column.
     """
-    find_columns(f"{label}, line 1", layout.columns, names)
+    wanted = tuple(name for name in (*names, rating) if name is not None)
+    find_columns(f"{label}, line 1", layout.columns, wanted, names.time)
+    times = _first_times(data, label, layout, names)
+    kinds = time_kinds(times[0] if times else "0", time_format)
+    if time_format is None and are_rounded(times):
+        fix = "show the column as a number before exporting it, or set --data.order file"
+        column = f"{label}, column {quote(names.time)}"
+        raise DataError(
+            f"{column}: {quote(times[0])} was rounded, as spreadsheets round large numbers; {fix}"
+        )
+    plain, separator = one_byte_separator(data, label, layout.separator)
     complaint = "no events in the file"
-    for time_type in (pa.int64(), pa.float64()):
+    for kind in kinds:
         try:
-            columns = _parse(data, layout, names, time_type)
-            if pa.types.is_integer(time_type) and re.search(rb"0[xX]", data):
-                _parse(data, layout, names, pa.float64())  # rejects hexadecimal times
-        except pa.ArrowInvalid as error:  # the times may have fractions, which float64 reads
+            columns = _parse(plain, separator, layout, names, rating, kind)
+            if pa.types.is_integer(kind.type) and names.time is not None and re.search(rb"0[xX]", data):
+                _parse(plain, separator, layout, names, rating, kinds[-1])  # rejects hexadecimal times
+        except pa.ArrowInvalid as error:  # the times may have fractions, which the next kind reads
             complaint = one_line(error)
             continue
         if len(columns.user) == 0:
             break
-        arrays = to_arrays(columns)
+        arrays = to_arrays(columns, kind.ticks)
         if isinstance(arrays, Arrays):
-            return arrays
+            if has_nul(arrays):
+                break
+            return arrays._replace(names=tuple(layout.columns))
         complaint = f"invalid value in event {arrays + 1}"
         break
-    raise _fault(data, label, layout, names, complaint)
+    raise _fault(data, label, layout, names, rating, kinds, complaint)
 
 
-def _parse(data: pa.Buffer, layout: Layout, names: Names, time_type: pa.DataType) -> Columns:
-    # pyarrow splits at a single character. Splitting MovieLens' "::" at ":" gives an extra column between two
-    # columns; its type null checks that it is empty.
-    step = len(layout.delimiter)
-    width = step * (len(layout.columns) - 1) + 1
-    position = [str(step * layout.columns.index(name)) for name in names]
-    gaps = {str(column): pa.null() for column in range(width) if column % step}
+def _first_times(data: pa.Buffer, label: str, layout: Layout, names: Names) -> list[str]:
+    """The times in the first lines."""
+    lines = first_lines(data, label)
+    if names.time is None:
+        return []
+    place = layout.columns.index(names.time)
+    rows = csv_reader(lines, layout.separator) if layout.quoted else map(layout.split, lines)
+    return [row[place] for row in list(rows)[layout.has_header :] if place < len(row)]
+
+
+def has_nul(arrays: Arrays) -> bool:
+    """Whether an id has a NUL byte, as damaged files and UTF-16 have."""
+    return any("\0" in token for tokens in (arrays.user_tokens, arrays.item_tokens) for token in tokens)
+
+
+def _parse(
+    data: pa.Buffer, separator: str, layout: Layout, names: Names, rating: str | None, kind: TimeKind
+) -> Columns:
     ids = pa.dictionary(pa.int32(), pa.string())
+    wanted = zip((*names, rating), (ids, ids, kind.type, pa.float64()), strict=True)
+    types = {str(layout.columns.index(name)): kind for name, kind in wanted if name is not None}
     table = arrow_csv.read_csv(
         pa.BufferReader(data),
         arrow_csv.ReadOptions(
-            column_names=[str(column) for column in range(width)],
+            column_names=[str(column) for column in range(len(layout.columns))],
             skip_rows=int(layout.has_header),
             block_size=1 << 23,
         ),
         arrow_csv.ParseOptions(
-            delimiter=layout.delimiter[0],
+            delimiter=separator,
             quote_char='"' if layout.quoted else False,
             newlines_in_values=layout.quoted,
         ),
         arrow_csv.ConvertOptions(
-            column_types=dict(zip(position, (ids, ids, time_type), strict=True)) | gaps,
-            include_columns=[*position, *gaps],
+            column_types=types,
+            include_columns=[*types],
             null_values=[""],
+            timestamp_parsers=[kind.format] if kind.format is not None else [],
         ),
     )
-    return Columns(*(table[column] for column in position))
+    user, item, *others = table.columns
+    time = no_times(table.num_rows) if names.time is None else to_number(others.pop(0))
+    return Columns(user, item, time, *others)
 
 
-def _fault(data: pa.Buffer, label: str, layout: Layout, names: Names, complaint: str) -> DataError:
+def _fault(
+    data: pa.Buffer,
+    label: str,
+    layout: Layout,
+    names: Names,
+    rating: str | None,
+    kinds: list[TimeKind],
+    complaint: str,
+) -> DataError:
     """An error for the first invalid line of the file, or with ``complaint`` if no line is invalid."""
     text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", errors="surrogateescape", newline="")
-    position = [layout.columns.index(name) for name in names]
+    place = None if names.time is None else layout.columns.index(names.time)
+    lines, times = [0], [""]  # whose times are not checked yet
     events = 0
     for line, fields in split_lines(text, label, layout):
-        where, expected = f"{label}, line {line}", layout.columns
-        if len(fields) < len(expected):
-            missing = f"column {quote(expected[len(fields)])} is missing"
-            return DataError(
-                f"{where}: {missing}, {len(fields)} of {len(expected)} columns (a truncated line?)"
-            )
-        if len(fields) > len(expected):
-            return DataError(f"{where}: {len(fields)} columns, expected {len(expected)}")
-        for name, value in zip(expected, fields, strict=True):
-            if layout.delimiter == "::" and ":" in value:
-                return DataError(
-                    f"{where}, column {name!r}: {quote(value)} contains ':', the separator is '::'"
-                )
-        values = [fields[column] for column in position]
-        for name, value in zip(names, values, strict=True):
-            if any("\udc80" <= character <= "\udcff" for character in value):
-                return DataError(f"{where}, column {quote(name)}: not UTF-8 text (wrong encoding)")
-        fault = value_fault(names, *values)
-        if fault:
-            return DataError(f"{where}, {fault}")
+        fault = _line_fault(layout, fields, names, rating, kinds)
+        if fault is not None or len(lines) > _FAULT_LINES:
+            if (late := _time_fault(names, kinds, lines[1:], times[1:])) is not None:
+                return DataError(f"{label}, {late}")
+            lines, times = [0], [""]
+        if fault is not None:
+            return DataError(f"{label}, line {line}{fault}")
+        if place is not None:
+            lines.append(line)
+            times.append(fields[place])
         events += 1
+    if (late := _time_fault(names, kinds, lines[1:], times[1:])) is not None:
+        return DataError(f"{label}, {late}")
     return DataError(f"{label}: {complaint}" if events else f"{label}: the file has no events")
+
+
+def _line_fault(
+    layout: Layout, fields: list[str], names: Names, rating: str | None, kinds: list[TimeKind]
+) -> str | None:
+    """What is wrong with a line, but for times that are not numbers."""
+    expected = layout.columns
+    if len(fields) < len(expected):
+        missing = f"column {quote(expected[len(fields)])} is missing"
+        return f": {missing}, {len(fields)} of {len(expected)} columns (a truncated line?)"
+    if len(fields) > len(expected):
+        return f": {len(fields)} columns, expected {len(expected)}"
+    values = {name: fields[expected.index(name)] for name in names if name is not None}
+    for name, value in values.items():
+        if any("\udc80" <= letter <= "\udcff" for letter in value):
+            return f", column {quote(name)}: not UTF-8 text (wrong encoding)"
+        if "\0" in value:
+            return f", column {quote(name)}: {quote(value)} has a NUL byte; the file is damaged, or not UTF-8"
+    fault = None
+    if names.time is not None and kinds[0].is_number:
+        fault = number_fault(names.time, values[names.time], kinds[0].fault)
+    if fault is None and rating is not None:
+        fault = rating_fault(rating, fields[expected.index(rating)])
+    return None if fault is None else f", {fault}"
+
+
+def _time_fault(names: Names, kinds: list[TimeKind], lines: list[int], times: list[str]) -> str | None:
+    """The line of the first time that is of no kind, and what is wrong."""
+    if kinds[0].is_number or not times or (place := first_invalid(times, kinds)) is None:
+        return None
+    return f"line {lines[place]}, column {quote(names.time)}: {quote(times[place])} {kinds[0].fault}"
 
 
 def split_lines(text: io.TextIOBase, label: str, layout: Layout) -> Iterator[tuple[int, list[str]]]:
     """Line number from 1 and fields of each line after the header, without empty lines."""
     if layout.quoted:
-        reader = _csv_reader(text, layout.delimiter)
+        reader = csv_reader(text, layout.separator)
         try:
             for fields in reader:
                 if fields and reader.line_num > layout.has_header:
@@ -159,13 +210,9 @@ def split_lines(text: io.TextIOBase, label: str, layout: Layout) -> Iterator[tup
             raise DataError(f"{label}, line {reader.line_num}: {error}") from None
     else:
         for number, line in enumerate(text, 1):
-            if number > layout.has_header and line.strip("\r\n"):
-                yield number, line.rstrip("\r\n").split(layout.delimiter)
-
-
-def _csv_reader(lines: Iterable[str], delimiter: str) -> Any:
-    csv.field_size_limit(2**31 - 1)  # a global setting; the default rejects long values
-    return csv.reader(lines, delimiter=delimiter)
+            content = line.strip(" \t\r\n") if layout.separator == SPACES else line.rstrip("\r\n")
+            if number > layout.has_header and content:
+                yield number, layout.split(content)
 
 
 def read_titles(

@@ -23,6 +23,7 @@ from recgrela.system.memory import available_memory
 from recgrela.system.text import one_line
 
 CHUNK = 1 << 20  # bytes
+GZIP, ZIP = b"\x1f\x8b", b"PK\x03\x04"  # the beginnings of such files
 SETTING = "data.max_unpacked_gb"
 
 # Errors that the libraries raise for a damaged archive. NotImplementedError: a later version of zip, or an
@@ -102,12 +103,23 @@ class Within:
         self._limit.check(self._size, self._label)
         return data
 
-    def read_all(self) -> pa.Buffer:
-        """All bytes. The memory grows as they arrive."""
-        data = bytearray()
+    def read_all(self, start: bytes = b"") -> pa.Buffer:
+        """All bytes, after those that were read before. The memory grows as they arrive."""
+        data = bytearray(start)
         while part := self.read(CHUNK):
             data += part
         return pa.py_buffer(data)
+
+
+class Rejoined:
+    """A stream with its beginning, which was read before."""
+
+    def __init__(self, start: bytes, stream: Stream) -> None:
+        self._start, self._stream = start, stream
+
+    def read(self, size: int) -> bytes:
+        start, self._start = self._start[:size], self._start[size:]
+        return start or self._stream.read(size)
 
 
 def gunzip(stream: Stream, limit: Limit, label: str) -> Within:

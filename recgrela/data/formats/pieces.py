@@ -1,0 +1,64 @@
+"""Large texts in pieces of whole lines, and their separators as one byte, which pyarrow needs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pyarrow as pa
+
+from recgrela.settings.delimited import SPACES
+from recgrela.system.errors import DataError
+
+SIZE = 1 << 24  # bytes
+_UNUSED = (b"\x1f", b"\x1e", b"\x1d", b"\x01", b"\x02")  # control characters that replace longer separators
+_SPACE, _TAB, _NEWLINE, _RETURN = (ord(letter) for letter in " \t\n\r")
+
+
+def pieces(data: pa.Buffer, size: int = SIZE) -> Iterator[bytes]:
+    """The text in pieces of whole lines and about ``size`` bytes, more only if a line is longer."""
+    view, begin = memoryview(data), 0
+    while begin < len(view):
+        end = begin + size
+        while end < len(view) and (cut := bytes(view[begin:end]).rfind(b"\n")) < 0:
+            end += size
+        end = begin + cut + 1 if end < len(view) else len(view)
+        yield bytes(view[begin:end])
+        begin = end
+
+
+def one_byte_separator(data: pa.Buffer, label: str, separator: str) -> tuple[pa.Buffer, str]:
+    """The text with a separator of one byte, and that separator; lines stay in their places.
+
+    Raises:
+        DataError: the text contains every character that could replace the separator.
+    """
+    if separator == SPACES:
+        return _replaced(data, single_spaced), SPACES
+    longer = separator.encode()
+    if len(longer) == 1:
+        return data, separator
+    found = next((byte for byte in _UNUSED if re.search(byte, data) is None), None)
+    if found is None:
+        raise DataError(f"{label}: contains the control characters \\x1f, \\x1e, \\x1d, \\x01 and \\x02")
+    return _replaced(data, lambda piece: piece.replace(longer, found)), found.decode()
+
+
+def _replaced(data: pa.Buffer, change: Callable[[bytes], bytes]) -> pa.Buffer:
+    changed = pa.BufferOutputStream()
+    for piece in pieces(data):
+        changed.write(change(piece))
+    return changed.getvalue()
+
+
+def single_spaced(lines: bytes) -> bytes:
+    """Whole lines with one space for each run of spaces and tabs, and without spaces at their ends."""
+    text = np.frombuffer(lines, np.uint8)
+    text = np.where(text == _TAB, np.uint8(_SPACE), text)
+    is_space, is_end = text == _SPACE, (text == _NEWLINE) | (text == _RETURN)
+    before = np.concatenate(([True], (is_space | is_end)[:-1]))
+    text = text[~(is_space & before)]
+    is_space, is_end = text == _SPACE, (text == _NEWLINE) | (text == _RETURN)
+    after = np.concatenate((is_end[1:], [True]))
+    return text[~(is_space & after)].tobytes()
