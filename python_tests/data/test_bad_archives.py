@@ -56,7 +56,7 @@ ZIPS = {
     "empty name": (
         [(LOCAL, 30, b"\0" * 5), (DIRECTORY, 46, b"\0" * 5)],
         ": contains no file of a known format; known files are *.inter, ratings.dat, u.data, ratings.csv, "
-        "*.parquet, *.csv",
+        "*.parquet, *.arrow, *.arrows, *.feather, *.ipc, *.csv, *.tsv, *.jsonl, *.ndjson, *.txt, *.dat, *.json",
     ),
 }
 
@@ -98,7 +98,7 @@ def test_no_permission(tmp_path, monkeypatch):
     (tmp_path / "x.csv").write_text("user_id,item_id,timestamp\na,1,2\n")
     (tmp_path / "x.zip").write_bytes(b"")
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "iterdir", refuse)
+        patch.setattr(os, "scandir", refuse)
         fails(tmp_path, ": cannot be read (Permission denied)")
         fails(tmp_path / "y.csv", ": no such file or folder")
     with monkeypatch.context() as patch:
@@ -121,8 +121,6 @@ def test_damaged_archives(tmp_path):
     )
     (tmp_path / "cut.inter.gz").write_bytes(whole[:-20])
     fails(tmp_path / "cut.inter.gz", expected)
-    (tmp_path / "plain.inter.gz").write_text(HEADER)
-    fails(tmp_path / "plain.inter.gz", ": damaged or truncated archive (Not a gzipped file (b'us'))")
     (tmp_path / "x.zip").write_text("no zip")
     fails(tmp_path / "x.zip", ": damaged or truncated archive (File is not a zip file)")
     with zipfile.ZipFile(tmp_path / "bad.zip", "w") as archive:

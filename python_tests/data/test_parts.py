@@ -89,10 +89,6 @@ def test_fractional_times(tmp_path):
     ("make", "expected"),
     [
         (
-            lambda p: [write(p / "a.csv", ["a,b,1"]), write(p / "b.csv", ["a,b,1.5"])],
-            "times are float64, but int64",
-        ),
-        (
             lambda p: [write(p / "a.csv", ["a,b,1"])] * 2,
             "none of the 2 events are left after filtering (min_user",
         ),

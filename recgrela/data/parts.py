@@ -26,7 +26,7 @@ from recgrela.data.formats.joining import SameTimes, added
 from recgrela.data.ids import hash_ids, id_bytes
 from recgrela.data.packing import PackedWriter
 from recgrela.data.prepare import describe, filter_ranges, in_range, nothing_left, time_order
-from recgrela.data.reading import DUPLICATE, describe_reading, first_of_duplicates
+from recgrela.data.reading import DUPLICATE, check_left, describe_reading, first_of_duplicates
 from recgrela.settings.data import DataConfig
 from recgrela.system.errors import DataError
 
@@ -136,6 +136,7 @@ class _Packing:
         """Step 2."""
         users, items = filter_ranges(self._config)
         events, changed = self._buckets(), True
+        check_left(self._source, self._read, added(part.dropped for part in self._sources))
         while changed:
             changed = False
             allowed, counts = in_range(self._item_counts, items), np.zeros_like(self._item_counts)

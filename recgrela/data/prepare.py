@@ -10,7 +10,7 @@ import torch
 from recgrela.data.catalogue import find_known
 from recgrela.data.events import Events
 from recgrela.data.interactions import Interactions
-from recgrela.data.reading import describe_reading, rule_settings, without_duplicates
+from recgrela.data.reading import check_left, describe_reading, rule_settings, without_duplicates
 from recgrela.settings.data import DataConfig, Order
 from recgrela.system.errors import DataError
 
@@ -112,11 +112,8 @@ def describe(
         "events_read": events_read,
     }
     known = find_known(source)
-    if (
-        known is not None
-        and known.filter == settings
-        and rule_settings(config) == rule_settings(DataConfig())
-    ):
+    has_rules = rule_settings(config) != rule_settings(DataConfig())
+    if known is not None and known.filter == settings and not has_rules:
         description["published"] = known.counts
     return description
 
@@ -124,6 +121,7 @@ def describe(
 def prepare(events: Events, config: DataConfig) -> Interactions:
     """Filter, number, sort and pack events. Raises DataError if no events are left."""
     events, _ = without_duplicates(events, config)
+    check_left(events.source, events.users.size, events.dropped)
     rows = k_core(events.users, events.items, *filter_ranges(config))
     if rows.size == 0:
         raise nothing_left(events.source, events.users.size, config)
@@ -133,6 +131,7 @@ def prepare(events: Events, config: DataConfig) -> Interactions:
     offsets = np.concatenate(([0], np.cumsum(np.bincount(users))))
     titles = [None, *map(events.titles.get, item_ids)] if events.titles else None
     counts = (len(user_ids) + 1, len(item_ids) + 1, rows.size, events.events_read)
+    description = describe(events.source, events.format, config, *counts) | describe_reading(events, config)
     return Interactions(
         items=torch.from_numpy(items[sort] + np.int32(1)),
         offsets=torch.from_numpy(offsets),
@@ -141,7 +140,6 @@ def prepare(events: Events, config: DataConfig) -> Interactions:
         titles=titles,
         n_items=len(item_ids) + 1,
         sha256=events.sha256,
-        description=describe(events.source, events.format, config, *counts)
-        | describe_reading(events, config),
+        description=description,
         dropped_users=frozenset(events.user_tokens).difference(user_ids),
     )

@@ -10,6 +10,7 @@ import numpy as np
 
 from recgrela.data.events import Events
 from recgrela.settings.data import DataConfig
+from recgrela.system.errors import DataError
 from recgrela.system.text import quote
 
 DUPLICATE = "duplicate"  # the reason why an event is dropped
@@ -42,7 +43,7 @@ def without_duplicates(events: Events, config: DataConfig) -> tuple[Events, np.n
 def rule_settings(config: DataConfig) -> dict[str, Any]:
     """The settings of the rules for single events by name."""
     return {
-        "missing": sorted(config.missing or []),
+        "missing": sorted(config.missing_ids),
         "min_rating": config.min_rating,
         "duplicates": config.duplicates,
     }
@@ -55,6 +56,13 @@ def describe_reading(events: Events, config: DataConfig) -> dict[str, Any]:
         "dropped": dict(sorted(events.dropped.items())),
         "unusual_ids": dict(sorted(events.unusual.items())),
     }
+
+
+def check_left(source: str, events: int, dropped: Mapping[str, int]) -> None:
+    """Raises DataError if the rules for single events leave none."""
+    if not events:
+        reasons = ", ".join(f"{count:,} have {reason}" for reason, count in dropped.items())
+        raise DataError(f"{source}: no event can be used: {reasons}")
 
 
 def reading_notes(description: Mapping[str, Any]) -> list[str]:

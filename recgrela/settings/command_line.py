@@ -154,7 +154,10 @@ def to_argv(values: Mapping[str, Any]) -> list[str]:
     """The words of a command line that sets these values, given by dotted key."""
     words = []
     for key, value in values.items():
-        words += [f"--{key}", *map(_plain, value)] if isinstance(value, list) else [f"--{key}={_plain(value)}"]
+        if isinstance(value, list):
+            words += [f"--{key}", *map(_plain, value)]
+        else:
+            words.append(f"--{key}={_plain(value)}")
     return words
 
 

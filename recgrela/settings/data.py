@@ -49,8 +49,8 @@ class DataConfig(Settings):
         "Format of times as text, as of strptime, such as %d/%m/%Y; null: numbers, or ISO 8601 dates and "
         "times, in UTC unless they name a zone.",
     )
-    missing: list[str] | None = setting(
-        None, "Further spellings of a missing id, such as NA null; empty ids and nulls are always missing."
+    missing: str = setting(
+        "", "Spellings of a missing id, such as NA,null; empty ids and nulls are always missing."
     )
     rating_column: str = setting("rating", "Name of the column of ratings, read for min_rating.")
     min_rating: float | None = setting(
@@ -93,6 +93,11 @@ class DataConfig(Settings):
     def paths(self) -> list[str]:
         """The paths."""
         return self.path if isinstance(self.path, list) else [self.path]
+
+    @property
+    def missing_ids(self) -> frozenset[str]:
+        """The spellings of a missing id, besides the empty one."""
+        return frozenset(name.strip() for name in self.missing.split(",")) - {""}
 
     @property
     def rating_to_read(self) -> str | None:

@@ -15,8 +15,8 @@ def to_table(data: Any, what: str) -> pa.Table:
     """A table of any library as an Arrow table, without a copy where the library has Arrow's memory.
 
     Args:
-        data: an object with ``__arrow_c_stream__`` or ``__arrow_c_array__`` (pandas, polars, DuckDB, pyarrow),
-            a pyarrow dataset, or what ``pyarrow.table`` takes, such as a dictionary of columns.
+        data: an object with ``__arrow_c_stream__`` or ``__arrow_c_array__`` (of pandas, polars, DuckDB,
+            pyarrow), a pyarrow dataset, or what ``pyarrow.table`` takes, such as a dictionary of columns.
         what: the beginning of a message about it.
 
     Raises:

@@ -20,8 +20,8 @@ _BLOCK = 4096  # words
 def near_miss(word: str, known: Iterable[str]) -> str:
     """The hint "; did you mean 'x'?" for the known word closest to `word`, or "" if none is close.
 
-    Words longer than a message quotes are not compared. The search takes at most about `SECONDS`, whatever the
-    number of words; give an iterator, not a list, where the words are not in memory.
+    Words longer than a message quotes are not compared. The search takes about `SECONDS` at most, whatever
+    the number of words; give an iterator, not a list, where the words are not in memory.
     """
     if not word or len(word) > MAX_QUOTED:
         return ""

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from recgrela.data.events import Events
 from recgrela.data.formats import json_lines, movielens, recbole, sequences, table
-from recgrela.data.formats.columns import Arrays
+from recgrela.data.formats.columns import Arrays, NoEvents
 from recgrela.data.formats.files import DataFile, Finder
 from recgrela.data.formats.joining import join
 from recgrela.data.formats.rules import keep_valid
@@ -62,10 +62,19 @@ def read(config: DataConfig) -> Events:
 
 
 def read_parts(config: DataConfig) -> Iterator[Events]:
-    """Read the files at ``config.path`` one by one, in the order of the whole. Raises as `read`."""
+    """Read the files at ``config.path`` one by one, in the order of the whole. Raises as `read`.
+
+    Files without events are left out, unless none has any.
+    """
     first: Events | None = None
-    for file in find_files(config):
-        part = _read_file(file, config)
+    files = find_files(config)
+    for file in files:
+        try:
+            part = _read_file(file, config)
+        except NoEvents:
+            if first is None and file is files[-1]:
+                raise
+            continue
         first = first or part
         if set(part.names) != set(first.names):
             raise DataError(
@@ -94,7 +103,7 @@ def to_events(
     arrays: Arrays, config: DataConfig, label: str, sha256: str, kind: str, titles: dict[str, str]
 ) -> Events:
     """The events of a file or table by the rules for single events (`keep_valid`)."""
-    kept = keep_valid(arrays, config, label)
+    kept = keep_valid(arrays, config)
     users, items, times, user_tokens, item_tokens, _, ticks, names = kept.arrays
     return Events(
         users,

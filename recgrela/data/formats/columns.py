@@ -17,6 +17,10 @@ from recgrela.system.suggest import near_miss
 from recgrela.system.text import listed, quote
 
 
+class NoEvents(DataError):
+    """A file has no events; one of several files may have none."""
+
+
 class Names(NamedTuple):
     """Names of the columns of a file; without a time, events are in the order of the file."""
 

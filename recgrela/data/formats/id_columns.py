@@ -1,7 +1,7 @@
 """Columns of ids: any Arrow type -> codes of distinct original ids, which are texts.
 
-One rule for all formats: an id is a text or a whole number, and a whole number written with a fraction of zeros
-is the number: 1, 1.0 and "1.0" are one id. Null is the empty id.
+One rule for all formats: an id is a text or a whole number, and one with a fraction of zeros is the
+number: 1, 1.0 and "1.0" are one id. Null is the empty id.
 """
 
 from __future__ import annotations

@@ -38,12 +38,12 @@ class SameTimes:
             return times
         bound = (2**63 - 1) // factor
         if times.dtype.kind == "i" and times.size and (times.max() > bound or times.min() < -bound):
-            raise DataError(f"{source}: its times are out of range in units of 1/{self.ticks} s, as others have")
+            raise DataError(f"{source}: its times are out of range in 1/{self.ticks} s, the unit of others")
         return times * factor
 
 
 def join(parts: Sequence[Events]) -> Events:
-    """The events of all parts, in their order, as one. Raises DataError if their times do not fit together."""
+    """The events of all parts, in their order, as one. Raises DataError if their times differ in kind."""
     if len(parts) == 1:
         return parts[0]
     times = SameTimes()

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from recgrela.data.formats.columns import NoEvents
 from recgrela.settings.data import DataConfig
 from recgrela.settings.delimited import SPACES, column_list, separator_of, separator_word
 from recgrela.system.errors import DataError
@@ -65,7 +66,7 @@ def first_lines(data: pa.Buffer, label: str) -> list[str]:
     """The first lines of a file that are not empty. Raises DataError if the file is empty or not text."""
     start = bytes(memoryview(data)[:MAX_HEADER])
     if not start.strip():
-        raise DataError(f"{label}: empty file")
+        raise NoEvents(f"{label}: empty file")
     _check_text(start, label)
     lines = start.removeprefix(b"\xef\xbb\xbf").splitlines()
     if len(start) == MAX_HEADER:

@@ -9,10 +9,9 @@ import numpy as np
 
 from recgrela.data.formats.columns import Arrays
 from recgrela.settings.data import DataConfig
-from recgrela.system.errors import DataError
 
 # Ids that programs write for a missing one, but that may also be real names.
-SPELLINGS = frozenset({"NA", "N/A", "nan", "NaN", "NAN", "null", "NULL", "none", "None", "nil", "<NA>", "NaT"})
+SPELLINGS = {"NA", "N/A", "<NA>", "nan", "NaN", "NAN", "NaT", "null", "NULL", "nil", "none", "None"}
 
 
 class Kept(NamedTuple):
@@ -29,15 +28,12 @@ class Kept(NamedTuple):
     unusual: dict[str, int]
 
 
-def keep_valid(arrays: Arrays, config: DataConfig, label: str) -> Kept:
+def keep_valid(arrays: Arrays, config: DataConfig) -> Kept:
     """Drop events without a user or item id, and then those with a low rating.
 
-    An id is missing if it has only whitespace, or is one of ``config.missing``.
-
-    Raises:
-        DataError: no event is left; the message begins with `label`.
+    An id is missing if it has only whitespace, or is one of ``config.missing_ids``.
     """
-    missing = frozenset(config.missing or ())
+    missing = config.missing_ids
     keep: Any = np.True_
     dropped: dict[str, int] = {}
 
@@ -53,7 +49,7 @@ def keep_valid(arrays: Arrays, config: DataConfig, label: str) -> Kept:
         (arrays.users, arrays.user_tokens, "user"),
         (arrays.items, arrays.item_tokens, "item"),
     ):
-        bad = [place for place, token in enumerate(tokens) if not token or token.isspace() or token in missing]
+        bad = [place for place, token in enumerate(tokens) if not token.strip() or token in missing]
         if bad:
             is_bad = np.zeros(len(tokens), dtype=bool)
             is_bad[bad] = True
@@ -63,12 +59,10 @@ def keep_valid(arrays: Arrays, config: DataConfig, label: str) -> Kept:
             known[f"{role}s"] = number[codes]
             known[f"{role}_tokens"] = [token for place, token in enumerate(tokens) if place not in gone]
     if config.min_rating is not None and arrays.ratings is not None:
-        drop(~(arrays.ratings >= config.min_rating), f"no {config.rating_column} of at least {config.min_rating:g}")
+        reason = f"no {config.rating_column} of at least {config.min_rating:g}"
+        drop(~(arrays.ratings >= config.min_rating), reason)
     arrays = arrays._replace(**known)
     if dropped:
-        if not keep.any():
-            reasons = ", ".join(f"{count:,} have {reason}" for reason, count in dropped.items())
-            raise DataError(f"{label}: no event can be used: {reasons}")
         arrays = arrays._replace(users=arrays.users[keep], items=arrays.items[keep], times=arrays.times[keep])
     return Kept(arrays._replace(ratings=None), dropped, _unusual(arrays))
 

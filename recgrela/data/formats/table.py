@@ -7,7 +7,15 @@ from typing import Any
 import pyarrow as pa
 
 from recgrela.data.formats.arrow_file import read_arrow_columns
-from recgrela.data.formats.columns import Arrays, Columns, column_names, find_columns, no_times, to_arrays
+from recgrela.data.formats.columns import (
+    Arrays,
+    Columns,
+    NoEvents,
+    column_names,
+    find_columns,
+    no_times,
+    to_arrays,
+)
 from recgrela.data.formats.id_columns import BadId
 from recgrela.data.formats.layout import find_layout
 from recgrela.data.formats.parquet import read_columns
@@ -64,7 +72,7 @@ def table_arrays(table: pa.Table, label: str, config: DataConfig) -> Arrays:
     names, rated = column_names(config), config.rating_to_read
     find_columns(label, table.column_names, wanted_columns(config), names.time)
     if table.num_rows == 0:
-        raise DataError(f"{label}: the file has no events")
+        raise NoEvents(f"{label}: the file has no events")
     table = table.select(wanted_columns(config))
     _check_memory(table, label)
     times = Times(no_times(table.num_rows), None)
@@ -99,9 +107,8 @@ def _ratings(column: pa.ChunkedArray, label: str, name: str) -> pa.ChunkedArray:
     try:
         return column.cast(kind).cast(pa.float64())
     except pa.ArrowException as error:
-        raise DataError(
-            f"{label}, column {quote(name)}: ratings must be numbers: {one_line(error)}"
-        ) from None
+        fault = f"ratings must be numbers: {one_line(error)}"
+        raise DataError(f"{label}, column {quote(name)}: {fault}") from None
 
 
 def _in_order(arrays: Arrays, columns: Columns) -> Arrays:

@@ -14,6 +14,7 @@ from recgrela.data.formats.columns import (
     Arrays,
     Columns,
     Names,
+    NoEvents,
     find_columns,
     no_times,
     rating_fault,
@@ -164,7 +165,7 @@ def _fault(
         events += 1
     if (late := _time_fault(names, kinds, lines[1:], times[1:])) is not None:
         return DataError(f"{label}, {late}")
-    return DataError(f"{label}: {complaint}" if events else f"{label}: the file has no events")
+    return DataError(f"{label}: {complaint}") if events else NoEvents(f"{label}: the file has no events")
 
 
 def _line_fault(
