@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from io import StringIO
@@ -14,13 +13,11 @@ import pytest
 from rich.console import Console
 
 from python_tests.support.file_server import FileServer, serve_files
-from recgrela.data import DataConfig, load
+from python_tests.support.project import Page
 from recgrela.data.__main__ import main
 from recgrela.datasets import public
 from recgrela.datasets.get import fetch
 from recgrela.datasets.public import MANUAL, PUBLIC, PublicSet
-from recgrela.settings.command_line import Parser
-from recgrela.settings.fields import options_of
 from recgrela.system.download import Checksum
 
 CSV = "user_id,parent_asin,rating,timestamp\n" + "".join(
@@ -131,43 +128,10 @@ def test_unknown_names_and_the_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(name in text for name in [*PUBLIC, *MANUAL])
 
 
-# The first lines of the files, in their layouts: user u, item i and time t stand for the values.
-LAYOUTS = {
-    "gowalla": "{u}\t2010-10-{t:02}T23:55:27Z\t30.23\t-97.79\t{i}",
-    "brightkite": "{u}\t2008-12-{t:02}T12:51:03Z\t41.89\t12.51\td1d7c3beac00{i}",
-    "amazon-2023-books": "user_id,parent_asin,rating,timestamp\nAG{u},00{i},4.0,1452647382{t:03}",
-    "lastfm-1k": 'user_{u:06}\t2009-05-{t:02}T23:08:57Z\tf1b1-{i}\tDeep "Dish\t\tFuck Me',
-    "kuairand-pure": "user_id,video_id,date,hourmin,time_ms,is_click\n{u},{i},20220410,1900,16495880{t:05},1",
-    "yoochoose": "{u},2014-04-07T10:51:{t:02}.277Z,2145{i},0",
-    "retailrocket": "timestamp,visitorid,event,itemid,transactionid\n14332214{t:05},{u},view,{i},",
-    "hm": "t_dat,customer_id,article_id,price,sales_channel_id\n2018-09-{t:02},{u:064x},66{i},0.05,2",
-    "yelp": '{{"review_id":"r","user_id":"{u}","business_id":"{i}","date":"2018-07-07 22:09:{t:02}"}}',
-    "taobao": "{u},{i},2355072,pv,15115440{t:02}",
-    "foursquare": "{u}\t4b{i}\t4bf5\tCaf\u00e9\t40.7\t-74.0\t-240\tTue Apr {t:02} 18:00:09 +0000 2012",
-    "lfm-1b": "{u}\t{i}\t7\t8\t13853{t:05}",
-}
-
-
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_the_settings_read_the_layout(name: str, tmp_path: Path) -> None:
-    known = PUBLIC.get(name) or MANUAL[name]
-    *header, line = LAYOUTS[name].split("\n")
-    # Item and time of a user's events fall from 7 to 1, so that a file in order of time is turned round.
-    lines = [line.format(u=user, i=place, t=place) for user in range(6) for place in range(7, 0, -1)]
-    suffix = {"yelp": "json", "lfm-1b": "txt"}.get(name, "csv")
-    (tmp_path / f"file.{suffix}").write_text("\n".join([*header, *lines]) + "\n")
-    parser = Parser("data")
-    parser.add(options_of(DataConfig).values())
-    values = parser.read(["--data.path", str(tmp_path / f"file.{suffix}"), *shlex.split(known.settings)])
-    data = load(DataConfig(**{key.removeprefix("data."): value for key, value in values.items()}))
-    assert data.n_users == 6 and data.n_items == 8
-    assert data.items.view(6, 7).tolist() == [[7, 6, 5, 4, 3, 2, 1]] * 6  # numbered as they occur
-
-
-def test_every_set_has_a_layout_or_none_is_needed() -> None:
-    plain = {name for name in PUBLIC if name.startswith(("ml-", "amazon-"))}
-    rewritten = {name for name, known in MANUAL.items() if "rewritten" in known.files}
-    assert {*PUBLIC, *MANUAL} == {*LAYOUTS, *plain, *rewritten}
+def test_the_settings_are_those_of_the_page() -> None:
+    """The tests of the page read files in these layouts."""
+    page = Page("docs/data.md").text
+    assert [known.name for known in [*PUBLIC.values(), *MANUAL.values()] if known.settings not in page] == []
 
 
 def test_the_catalogue() -> None:

@@ -136,5 +136,7 @@ def _list() -> None:
 
 
 def _where(known: ManualSet) -> str:
-    read = f"; read them with: --data.path PATH {known.settings}" if known.settings else ""
-    return f"{known.title} {known.why}; take it from {known.page}: {known.files}{read}"
+    return (
+        f"{known.title} {known.why}; take it from {known.page}: {known.files}; read it with: --data.path "
+        f"PATH {known.settings}"
+    )

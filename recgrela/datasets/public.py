@@ -50,7 +50,7 @@ class ManualSet:
         page: address of the page to get it from.
         why: why it is not downloaded.
         files: the files to take.
-        settings: options that read them, besides --data.path; "" if none read them.
+        settings: options that read them, besides --data.path.
     """
 
     name: str
@@ -58,7 +58,7 @@ class ManualSet:
     page: str
     why: str
     files: str
-    settings: str = ""
+    settings: str
 
 
 def _movielens(name: str, md5: str) -> PublicSet:
@@ -154,7 +154,8 @@ MANUAL = {
             "Netflix Prize",
             "https://www.kaggle.com/datasets/netflix-inc/netflix-prize-data",
             "needs an account",
-            "combined_data_1.txt to combined_data_4.txt, rewritten as CSV of user_id, item_id, timestamp",
+            "combined_data_1.txt to combined_data_4.txt, converted to netflix.csv as docs/data.md says",
+            "--data.columns item_id,user_id,rating,timestamp",
         ),
         ManualSet(
             "yoochoose",
@@ -201,7 +202,8 @@ MANUAL = {
             "MIND, Microsoft News",
             "https://msnews.github.io/",
             "needs consent to the Microsoft Research licence",
-            "behaviors.tsv, whose clicks must be rewritten as one event a line",
+            "behaviors.tsv, converted to mind.txt as docs/data.md says",
+            "--data.format sequences --data.order file",
         ),
         ManualSet(
             "foursquare",
@@ -217,7 +219,7 @@ MANUAL = {
             "http://www.cp.jku.at/datasets/LFM-1b/",
             "is no longer published by its authors",
             "LFM-1b_LEs.txt",
-            "--data.columns user_id,item_id,_,_,timestamp",
+            "--data.columns user_id,_,_,item_id,timestamp",
         ),
     )
 }

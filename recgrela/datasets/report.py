@@ -85,8 +85,8 @@ def _times(facts: Mapping[str, Any]) -> Iterator[Line]:
     else:
         yield "first", str(span["first_date"])
         yield "last", str(span["last_date"])
-        yield "days of all events", f"{span['days']:,.1f}"
-        yield "days of a user, median", f"{span['median_user_days']:,.1f}"
+        yield "from the first to the last event", _duration(span["days"])
+        yield "the same of a user, median", _duration(span["median_user_days"])
     yield "events at the same time as the user's event before", _percent(ties["events"])
     yield "users with such a tie", _percent(ties["users"])
     yield "distinct times of a user, per event", f"{ties['distinct_times']:.3f}"
@@ -129,6 +129,13 @@ def _table(first: str, *others: str) -> Table:
     for name in others:
         table.add_column(name, justify="right", no_wrap=True)
     return table
+
+
+def _duration(days: float) -> str:
+    for unit, length in (("days", 1.0), ("hours", 24.0), ("minutes", 1440.0)):
+        if days * length >= 1:
+            return f"{days * length:,.1f} {unit}"
+    return f"{days * 86400:,.1f} seconds"
 
 
 def _percent(share: float | None) -> str:
