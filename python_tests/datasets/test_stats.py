@@ -63,6 +63,8 @@ def test_without_times(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 def test_packed_and_synthetic_sets_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     packed = tmp_path / "packed"
     assert main(["convert", "synthetic", str(packed), *SMALL]) == 0
+    code, _, error = run(capsys, str(packed), "--data.order", "time")
+    assert code == 2 and "is packed and has its own settings; leave out --data.order" in error
     found = []
     for name, source, options in (("a", "synthetic", SMALL), ("b", str(packed), [])):
         assert run(capsys, source, *options, "--json", str(tmp_path / name))[0] == 0

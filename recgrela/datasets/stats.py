@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, get_args
@@ -11,8 +12,8 @@ from recgrela.data import statistics, synthetic
 from recgrela.data.events import Events
 from recgrela.data.formats import read
 from recgrela.data.interactions import Interactions
-from recgrela.data.load import READING, load
-from recgrela.data.packed import is_packed
+from recgrela.data.load import READING
+from recgrela.data.packed import is_packed, open_packed
 from recgrela.data.prepare import prepare
 from recgrela.data.reading import reading_notes
 from recgrela.datasets.plots import Image, draw
@@ -27,7 +28,8 @@ from recgrela.system.files import atomic_write_text, expand_path
 from recgrela.system.out_of_memory import MemoryPhase
 from recgrela.system.output import display_console, result_console
 
-UNUSED = ("data.path", "data.eval_max_len", "data.eval_users")
+# Settings of runs on the data, and of splits: statistics are those of all events and of leave-one-out.
+UNUSED = re.compile(r"data\.(path|eval_\w+|split\w*|(valid|test)_path)")
 OPTIONS = [
     Option("out", None, "Folder of the plots; null: none are drawn.", optional=True, affects=NOTHING),
     Option("image", "png", "Format of the plots.", choices=get_args(Image), affects=NOTHING),
@@ -59,7 +61,7 @@ def command(argv: Sequence[str]) -> int:
         help="File, folder or zip, as for --data.path; several are one set.",
     )
     parser.add(OPTIONS)
-    parser.add([option for option in options_of(DataConfig).values() if option.key not in UNUSED])
+    parser.add([option for option in options_of(DataConfig).values() if not UNUSED.fullmatch(option.key)])
     options = parser.read(argv)
     settings = {key.removeprefix("data."): value for key, value in options.items() if key.startswith("data.")}
     given = options["path"]
@@ -70,7 +72,7 @@ def command(argv: Sequence[str]) -> int:
     for key, path in paths.items():
         if not path.parent.is_dir():
             raise ConfigError(f"--{key}: {path.parent}: no such folder")
-    loaded = _load(config)
+    loaded = _load(config, [key for key in parser.split(argv)[0] if key.startswith("data.")])
     with MemoryPhase("computing statistics", "give fewer events, or more memory"):
         times = None if loaded.events is None else statistics.user_times(loaded.events, config)
         facts = _facts(loaded, times, config, options["order_users"])
@@ -89,9 +91,13 @@ def command(argv: Sequence[str]) -> int:
 
 
 @READING
-def _load(config: DataConfig) -> Loaded:
+def _load(config: DataConfig, given: Sequence[str]) -> Loaded:
+    """Load a data set. Raises ConfigError if a given setting would prepare data that are packed already."""
     if isinstance(config.path, str) and is_packed(config.path):
-        return Loaded(load(config), None)
+        for key in given:
+            if key != "data.max_len":
+                raise ConfigError(f"{config.path}: is packed and has its own settings; leave out --{key}")
+        return Loaded(open_packed(config.path), None)
     if config.path == "synthetic":
         events = synthetic.generate(
             config.synthetic_seed, config.synthetic_users, config.synthetic_items, config.synthetic_events

@@ -34,6 +34,7 @@ def order_scores(data: Interactions, max_len: int, max_users: int | None = MAX_U
     Raises:
         DataError: no user has three events.
     """
+    data = _leave_one_out(data, data.items)
     models: dict[str, tuple[Callable[[Interactions], TrivialModel], Interactions]] = {
         "popularity": (Popularity, data),
         "repeat_last": (RepeatLast, data),
@@ -58,9 +59,14 @@ def shuffled(data: Interactions) -> Interactions:
     users = np.repeat(np.arange(data.n_users), np.diff(offsets))
     keys = np.random.default_rng(_SEED).random(users.size)
     keys[offsets[1:] - 1] = 1  # above all others
+    return _leave_one_out(data, data.items.cpu()[torch.from_numpy(np.lexsort((keys, users)))])
+
+
+def _leave_one_out(data: Interactions, items: torch.Tensor) -> Interactions:
+    """Interactions with other items [n_events] in the same places, whose split is leave-one-out."""
     return Interactions(
-        items=data.items.cpu()[torch.from_numpy(np.lexsort((keys, users)))],
-        offsets=torch.from_numpy(offsets),
+        items=items.cpu(),
+        offsets=torch.from_numpy(data.host_offsets()),
         user_ids=data.user_ids,
         item_ids=data.item_ids,
         titles=None,
