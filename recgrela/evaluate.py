@@ -11,11 +11,13 @@ import torch
 from recgrela.parallel.launch import Launch
 from recgrela.parallel.processes import join
 from recgrela.runs.growth import growth_notes
+from recgrela.runs.per_user import per_user_path, write_per_user
 from recgrela.runs.saved import Split, evaluate, load_data, load_run
 from recgrela.runs.tables import show_rankings
 from recgrela.settings import command_line
 from recgrela.settings.command_line import Parser
 from recgrela.settings.fields import MAX_THREADS, Option
+from recgrela.settings.train import read_cutoffs
 from recgrela.system.console import say
 from recgrela.system.device import use_device
 from recgrela.system.errors import RunError
@@ -32,6 +34,8 @@ OPTIONS = [
     ),
     Option("data.path", None, "Path of the data if it has moved."),
     Option("batch_size", None, "Users per evaluation batch; by default the run's.", kind=int, min=1),
+    Option("cutoffs", None, "Cut-offs of the metrics, as 5,10,20,50,100; by default the run's."),
+    Option("per_user", None, "File for the ranks of each user's targets, .parquet or .csv."),
     Option("device", "auto", "Device: cpu, cuda, cuda:N, or auto for the GPU if there is one."),
     Option("threads", None, "Number of CPU threads.", kind=int, min=1, max=MAX_THREADS),
 ]
@@ -46,6 +50,8 @@ def command(argv: Sequence[str]) -> int:
     if options["threads"]:
         torch.set_num_threads(options["threads"])
     which = None if options["checkpoint"] == "auto" else options["checkpoint"]
+    cutoffs = None if options["cutoffs"] is None else read_cutoffs(options["cutoffs"], "--cutoffs")
+    per_user = None if options["per_user"] is None else per_user_path(options["per_user"], "--per_user")
     launch = Launch.read()
     console = result_console(quiet=launch.rank > 0)
     device = use_device(options["device"], launch.local_rank, launch.local_world)
@@ -56,10 +62,14 @@ def command(argv: Sequence[str]) -> int:
         data = load_data(run, options["data.path"], processes)
         splits: tuple[Split, ...] = ("valid", "test") if options["split"] == "both" else (options["split"],)
         batch_size = options["batch_size"] or run.config.train.eval_batch_size
-        rankings = evaluate(run, data, splits, batch_size, processes)
+        rankings = evaluate(run, data, splits, batch_size, processes, cutoffs)
+        if per_user is not None:
+            processes.on_first(lambda: write_per_user(per_user, data, rankings))
     show_rankings(console, rankings, f"{run.folder.path.name}, {run.describe_checkpoint()}")
     for note in growth_notes(run.folder):
         say(console, note)
+    if per_user is not None:
+        say(console, f"written: {per_user}")
     say(console, f"data {data.description['source']}, sha256 {data.sha256[:16]}")
     return 0
 

@@ -115,7 +115,7 @@ def test_pictures_and_events_that_cannot_be_written_end_no_run(
 ) -> None:
     file = tmp_path / "file"
     file.write_text("")
-    draw_curves(file / "curves.png", [], Console())
+    draw_curves(file / "curves.png", [], "NDCG@10", Console())
     assert "note: curves.png is not drawn: " in capsys.readouterr().out
     pytest.importorskip("tensorboard")
     with EventLog(file / "tensorboard", Console()) as log:

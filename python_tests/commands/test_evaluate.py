@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.csv as csv
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -54,6 +55,51 @@ def test_the_command_prints_both_rankings(run: Path, capsys: pytest.CaptureFixtu
     assert "last.safetensors (after epoch 2, step 16)" in out
     assert "ranked" in out and "removed" in out and "valid" not in out
     assert sorted((file.name, file.stat().st_mtime_ns) for file in run.iterdir()) == before
+
+
+def test_other_cutoffs_and_a_table_of_targets(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The table's metrics are those of the command, and its ids those of the data."""
+    tables = []
+    for name in ("targets.parquet", "targets.csv"):
+        file = tmp_path / name
+        assert evaluate.main([str(run), "--cutoffs=1,20", f"--per_user={file}", "--device=cpu"]) == 0
+        out = capsys.readouterr().out
+        assert "NDCG@20" in out and "coverage@1" in out and "HR@10" not in out and str(file) in out
+        tables.append(pq.read_table(file) if file.suffix == ".parquet" else csv.read_csv(file))
+    columns, as_csv = (table.to_pydict() for table in tables)
+    assert as_csv["rank"] == columns["rank"] and list(map(str, as_csv["user"])) == columns["user"]
+    saved = load_run(run, None, CPU)
+    data = load_data(saved)
+    rankings = evaluate_run(saved, data, cutoffs=(1, 20))
+    for split, ends in (("valid", 2), ("test", 1)):
+        rows = [i for i, name in enumerate(columns["split"]) if name == split]
+        assert [columns["user"][i] for i in rows] == list(data.user_ids)
+        targets = data.items[data.offsets[1:] - ends].tolist()
+        assert [columns["item"][i] for i in rows] == [data.item_ids[item] for item in targets]
+        for user, i in enumerate(rows):
+            begin, end = data.offsets[user : user + 2].tolist()
+            is_new = targets[user] not in data.items[begin : end - ends].tolist()
+            assert columns["is_new"][i] == is_new == (columns["rank_seen_removed"][i] is not None)
+        hits = sum(columns["rank"][i] <= 20 for i in rows) / len(rows)
+        assert hits == pytest.approx(rankings[split].values["HR@20"])
+    assert False in columns["is_new"]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--cutoffs=5,x", "--cutoffs: '5,x' is not a list of numbers from 1 to 1000, as 5,10,20"),
+        ("--cutoffs=0", "is not a list of numbers"),
+        ("--cutoffs=10,5", "--cutoffs: '10,5' is not in increasing order without repeats"),
+        ("--cutoffs=5,5", "is not in increasing order"),
+        ("--per_user=targets.txt", "--per_user: targets.txt is not the name of a file that ends in .parquet"),
+    ],
+)
+def test_wrong_options(run: Path, capsys: pytest.CaptureFixture[str], option: str, message: str) -> None:
+    assert evaluate.main([str(run), option]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_other_data_is_refused(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

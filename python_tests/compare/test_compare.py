@@ -18,15 +18,17 @@ from recgrela.compare.__main__ import main
 from recgrela.compare.options import parse_args
 from recgrela.compare.plan import make_plan
 from recgrela.compare.rows import make_rows
-from recgrela.evaluation.metrics import NAMES
+from recgrela.evaluation.baselines import TRIVIAL_MODELS
+from recgrela.settings.train import TrainConfig, metric_names
 
 
 def test_the_table_is_the_runs_own_numbers(whole: Path) -> None:
     lines, made = table(whole), folders(whole)
-    assert list(lines) == list(LABELS)
-    for label, line in lines.items():
+    assert list(lines) == [*TRIVIAL_MODELS, *LABELS]
+    for label in LABELS:
+        line = lines[label]
         finals = [made[label, seed].metrics.read()[-1]["test"]["unmasked"] for seed in SEEDS]
-        for name in NAMES:
+        for name in metric_names():
             values = [final[name] for final in finals]
             assert float(line[name]) == pytest.approx(statistics.mean(values), abs=1e-12)
             assert float(line[f"{name} sd"]) == pytest.approx(np.std(values, ddof=1), abs=1e-12)
@@ -48,16 +50,18 @@ def test_the_files_of_a_comparison(whole: Path) -> None:
         [".lock", "bubbles.png", "comparison.yaml", "runs", "table.csv", "table.md"]
     )
     assert (whole / "bubbles.png").read_bytes().startswith(b"\x89PNG")
-    quality = [line.split(" | ") for line in (whole / "table.md").read_text().splitlines()[2:4]]
+    rows = [line.split(" | ") for line in (whole / "table.md").read_text().splitlines()[4:]]
     lines = table(whole)
-    for column, name in enumerate(NAMES, 1):
-        means = [f"{float(lines[label][name]):.4f}" for label in LABELS]
-        best = max(means)
+    quality = rows[: len(lines)]
+    for column, name in enumerate(metric_names(), 1):
+        means = [f"{float(line[name]):.4f}" for line in lines.values()]
+        best, second = sorted(set(means), reverse=True)[:2]
         for cells, mean in zip(quality, means, strict=True):
-            marked = f"**{mean}**" if mean == best else f"<u>{mean}</u>"
-            low, high = (float(lines[cells[0].strip("| ")][f"{name} {end}"]) for end in ("low", "high"))
-            sd = float(lines[cells[0].strip("| ")][f"{name} sd"])
-            assert cells[column] == f"{marked} ± {sd:.4f}<br>({low:.4f}, {high:.4f})"
+            marked = f"**{mean}**" if mean == best else f"<u>{mean}</u>" if mean == second else mean
+            line = lines[cells[0].strip("| ")]
+            low, high = (float(line[f"{name} {end}"]) for end in ("low", "high"))
+            sd = f" ± {float(line[f'{name} sd']):.4f}" if line[f"{name} sd"] else ""
+            assert cells[column] == f"{marked}{sd}<br>({low:.4f}, {high:.4f})"
 
 
 def test_a_run_of_a_comparison_is_a_run(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,13 +167,16 @@ def test_a_comparison_without_a_finished_run_is_a_table_of_failures(
 ) -> None:
     monkeypatch.setattr(runner.Runner, "make", lambda self, run: "out of memory")
     assert main([*REQUESTED, f"--out={tmp_path / 'out'}"]) == 1
-    assert {line["NDCG@10"] for line in table(tmp_path / "out").values()} == {""}
+    lines = table(tmp_path / "out")
+    assert {lines[label]["NDCG@10"] for label in LABELS} == {""}
+    assert all(float(lines[name]["NDCG@10"]) >= 0 for name in TRIVIAL_MODELS)
     assert (tmp_path / "out" / "table.md").read_text().count(": out of memory") == 4
     assert not (tmp_path / "out" / "bubbles.png").exists()
 
 
 def test_no_p_value_without_a_run_of_the_first_model(copied: Path) -> None:
     contenders = make_plan(parse_args([*REQUESTED, f"--out={copied}"])).contenders
-    first, second = make_rows(contenders, {("RecGRELA", 1): "why", ("RecGRELA", 2): "why"})
-    assert first.quality is None and first.failures == {1: "why", 2: "why"}
-    assert second.quality is not None and second.quality.p_value is None
+    failures = {("RecGRELA", 1): "why", ("RecGRELA", 2): "why"}
+    first, second = make_rows(contenders, failures, {}, TrainConfig())
+    assert not first.quality and first.failures == {1: "why", 2: "why"}
+    assert second.quality["ranked"].p_value is None

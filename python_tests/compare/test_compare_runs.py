@@ -46,7 +46,7 @@ def test_another_model_joins_and_one_that_fails_is_reported(
     assert "wild, seed 1 (2 of 4): failed: unknown option --train.nothing" in out
     assert "error: unknown option --train.nothing" in err
     lines = table(copied)
-    assert list(lines) == ["RecGRELA", "wild", "narrow", "third"]
+    assert list(lines)[-4:] == ["RecGRELA", "wild", "narrow", "third"]
     assert (lines["wild"]["failed_seeds"], lines["wild"]["NDCG@10"]) == ("1", "")
     assert int(lines["wild"]["parameters"]) > 0
     assert lines["third"]["seeds"] == lines["narrow"]["seeds"] == "1"

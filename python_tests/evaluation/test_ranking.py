@@ -10,8 +10,10 @@ import torch
 from python_tests.support.gpu import needs_gpu
 from python_tests.support.graphs import FakeGraph
 from recgrela.data import DataConfig, EvalBatches, load
+from recgrela.evaluation import ranking
 from recgrela.evaluation.ranking import Ranker
 from recgrela.models import MODELS, build
+from recgrela.parallel import score_blocks
 from recgrela.system.graphs import Capture, CudaGraphs
 
 DATA = DataConfig(synthetic_users=60, synthetic_items=40, synthetic_events=20, max_len=30)
@@ -41,6 +43,27 @@ def test_graphs_rank_as_plain_passes(name: str, padding: str | None, monkeypatch
             assert got == expected
             assert torch.equal(got.ranks, expected.ranks)
     assert ranker.obstacle is None and model.training
+    assert graph.replays > graph.captures > 0
+
+
+@pytest.mark.parametrize("name", ["RecGRELA", "SASRec"])
+def test_a_catalogue_in_blocks_ranks_as_a_whole_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with graphs, which then hold the encoder only."""
+    monkeypatch.setattr("recgrela.data.filling.MIN_MULTIPLE", 16)
+    whole, splits, model = make(name, None, None)
+    popularity = load(DATA).train_item_counts()
+    expected = [whole(batches, popularity=popularity) for batches in splits]
+    monkeypatch.setitem(ranking.MAX_SCORES, "cpu", 100)
+    monkeypatch.setattr(score_blocks, "COLUMNS", 8)
+    graph = FakeGraph()
+    for ranker in (Ranker(model, splits[0], 1 << 20), Ranker(model, splits[0], 1 << 20, graph)):
+        for _ in range(3):
+            for batches, one in zip(splits, expected, strict=True):
+                got = ranker(batches, popularity=popularity)
+                assert torch.equal(got.ranks, one.ranks) and torch.equal(got.items, one.items)
+                assert ranker(batches).ranks.equal(one.ranks)
+                assert got.lists is not None and one.lists is not None
+                assert got.lists.target_popularity == one.lists.target_popularity
     assert graph.replays > graph.captures > 0
 
 

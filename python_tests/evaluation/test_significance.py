@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from recgrela.evaluation.significance import bootstrap_interval, holm, sign_flip_test
+from recgrela.evaluation.significance import bootstrap_interval, by_user, holm, sign_flip_test
 
 
 def test_the_interval_of_hits_matches_the_binomial() -> None:
@@ -59,3 +59,26 @@ def test_holm_by_hand() -> None:
     assert holm([0.5, 0.9]) == [1.0, 1.0]
     assert holm([0.02]) == [0.02]
     assert holm([]) == []
+
+
+def test_targets_of_a_user_stay_together() -> None:
+    """Copies of a user's target say nothing new: the interval is that of the users, not a narrower one."""
+    rng = np.random.default_rng(1)
+    scores = rng.random((50, 3))
+    copied, users = scores.repeat(8, axis=0), np.arange(50).repeat(8)
+    for one, many in zip(bootstrap_interval(scores), bootstrap_interval(copied, users), strict=True):
+        assert many == pytest.approx(one, abs=1e-12)
+    low, high = bootstrap_interval(copied)
+    alone = bootstrap_interval(scores)
+    assert (high - low < 0.5 * (alone[1] - alone[0])).all()
+    differences = scores - scores.mean(0) + 0.02
+    assert sign_flip_test(differences.repeat(8, axis=0), users) == pytest.approx(sign_flip_test(differences))
+    assert (sign_flip_test(differences.repeat(8, axis=0)) < sign_flip_test(differences)).all()
+
+
+def test_means_over_targets_weigh_users_by_their_targets() -> None:
+    scores, users = np.array([[1.0], [1.0], [1.0], [0.0]]), np.array([7, 7, 7, 3])
+    low, high = bootstrap_interval(scores, users)
+    assert (low, high) == (0, 1)  # a resample may have one of the users only
+    sums, targets = by_user(scores, users)
+    assert sums.tolist() == [[0], [3]] and targets.tolist() == [1, 3]

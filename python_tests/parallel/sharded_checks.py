@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from python_tests.models.forms import FORMS, MAX_LEN, N_ITEMS, packed, small
+from python_tests.support.ranking import assert_best, target_ranks
 from python_tests.support.ranks import Check
 from python_tests.support.tensors import assert_close, cu_seqlens_of
-from recgrela.evaluation.metrics import target_ranks
 from recgrela.models import MODELS, SequenceModel, build
 from recgrela.models.base import PER_ITEM
 from recgrela.ops import embedding, linear_cross_entropy
@@ -193,15 +193,18 @@ def ranks_equal_those_of_all_scores(rank: int, world: int) -> None:
             pairs = pairs.repeat(2, 1)[torch.randperm(2 * len(pairs))]  # repeated, in any order
             scores = hidden[rank] @ table.T + (0 if bias is None else bias)
             expected = [target_ranks(scores, target[rank], mask) for mask in (None, removed[rank])]
-            ranking, ties, has_nan = sharded_ranks(
+            ranking, ties, has_nan, best = sharded_ranks(
                 hidden[rank],
                 target[rank],
                 (pairs[:, 0], pairs[:, 1]),
                 table[rows.slice],
                 rows,
                 bias_shard=None if bias is None else bias[rows.slice],
+                k=6,
                 max_logits=max_logits,
             )
+            for items, mask in zip(best, (None, removed[rank]), strict=True):
+                assert_best(scores, mask, items)
             assert torch.equal(ranking, torch.stack([r for r, _ in expected]))
             assert torch.equal(ties, torch.stack([t for _, t in expected]))
             assert torch.equal(has_nan, scores.isnan().any(1))
@@ -216,7 +219,7 @@ def equal_rows_have_equal_scores(rank: int, world: int) -> None:
     rows, hidden = RowShards(len(table), rank, world), torch.randn(7, 64)
     target = torch.randint(1, len(table), (7,))
     none = torch.empty(0, dtype=torch.int64)
-    _, ties, _ = sharded_ranks(hidden, target, (none, none), table[rows.slice], rows, max_logits=1000)
+    ties = sharded_ranks(hidden, target, (none, none), table[rows.slice], rows, max_logits=1000).ties
     assert (ties == copies - 1).all(), ties
 
 

@@ -254,7 +254,8 @@ def test_json_files_edited_by_hand(run: Path) -> None:
 )
 def test_ranks_out_of_range(tmp_path: Path, values: np.ndarray, message: str) -> None:
     path = tmp_path / "ranks.safetensors"
-    write_ranks(path, {"test": Ranks(np.arange(2), values, np.ones(2, dtype=np.int32))})
+    ones = np.ones(2, dtype=np.int32)
+    write_ranks(path, {"test": Ranks(np.arange(2), ones, values, ones)})
     with pytest.raises(RunError, match=message):
         read_ranks(path, "test")
     with pytest.raises(RunError, match="damaged: it has no 'valid/users'"):

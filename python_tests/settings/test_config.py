@@ -124,6 +124,7 @@ def test_a_configuration_of_the_first_version_loads(tmp_path: Path) -> None:
     content["data"] |= {"separator": "auto", "columns": None, "time_format": None}
     content["data"] |= {"missing": "", "rating_column": "rating", "min_rating": None, "duplicates": "keep"}
     content["train"] |= {"pieces": None, "shard_items": False, "if_exists": "error"}
+    content["train"] |= {"cutoffs": "5,10", "metric": "NDCG@10"}
     assert config.as_dict() == content  # no key is missing, no other is new
 
 

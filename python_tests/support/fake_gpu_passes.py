@@ -19,6 +19,7 @@ from python_tests.models.forms import FORMS, MAX_LEN, N_ITEMS  # noqa: E402
 from recgrela.evaluation.metrics import RankingCounts  # noqa: E402
 from recgrela.models import MODELS, SequenceModel, build  # noqa: E402
 from recgrela.models.capture import filling_for, small_batch  # noqa: E402
+from recgrela.parallel.score_blocks import rank_targets, whole_scores  # noqa: E402
 from recgrela.settings.model import ModelConfig  # noqa: E402
 from recgrela.settings.train import Objective  # noqa: E402
 from recgrela.system.host_reads import host_read  # noqa: E402
@@ -63,7 +64,9 @@ def obstacle(config: ModelConfig, objective: Objective, amp: bool) -> str | None
             items, cu_seqlens, target, *lengths = on_gpu[1]
             hidden = model.hidden_states(items, cu_seqlens, MAX_LEN, True, *lengths)
             scores = model.scores(hidden[: target.shape[0]])
-            counts.add(scores, target, torch.zeros_like(scores, dtype=torch.bool))
+            mask = torch.zeros_like(scores, dtype=torch.bool)
+            found = rank_targets(whole_scores(scores), target, lambda start, size: mask)
+            counts.add(found, mask[:, 0])
 
         model.train()
         found = host_read(train, "cuda")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 
 from python_tests.support.graphs import fake_graphs
 from python_tests.support.runs import assert_same_tensors, make_run, options, run_train
-from recgrela.evaluation.metrics import NAMES, metrics_of
+from recgrela.evaluation.metrics import metrics_of
 from recgrela.models import CONFIGS, SequenceModel
 from recgrela.runs.folder import RunFolder
 from recgrela.runs.metrics_file import MetricsFile
@@ -23,7 +24,8 @@ from recgrela.runs.ranks import read_ranks
 from recgrela.runs.saved import load_run
 from recgrela.runs.state import TrainState
 from recgrela.settings.run import read_run
-from recgrela.settings.train import TrainConfig
+from recgrela.settings.train import TrainConfig, metric_names
+from recgrela.system.errors import ConfigError
 from recgrela.training import session, trainer
 
 FILES = ["config.yaml", "protocol.json", "items.parquet", "metrics.jsonl", "curves.png", "results.json"]
@@ -63,7 +65,7 @@ def test_the_files_of_a_run(whole: Path) -> None:
     assert [record["step"] for record in epochs] == [8, 16]
     for record in epochs:
         assert record["loss"] == pytest.approx(record["loss_sum"] / 8)
-        assert set(record["valid"]["unmasked"]) == set(record["valid"]["masked"]) == set(NAMES)
+        assert set(record["valid"]["unmasked"]) == set(record["valid"]["masked"]) == set(metric_names())
         assert record["seconds"] > 0 and record["targets_per_second"] > 0
         assert record["peak_memory"] >= 0
     assert epochs[0]["loss"] > epochs[1]["loss"] > 0
@@ -71,13 +73,15 @@ def test_the_files_of_a_run(whole: Path) -> None:
     assert {key: value for key, value in final.items() if key != "kind"} == results
     best = max(epochs, key=lambda record: (round(record["valid"]["unmasked"]["NDCG@10"], 4), record["epoch"]))
     assert results["epoch"] == best["epoch"]
+    lists = results["valid"].pop("lists")  # not computed in every epoch
     assert results["valid"] == best["valid"]
+    assert 0 < lists["unmasked"]["coverage@5"] <= lists["unmasked"]["coverage@10"] <= 1
     for split in ("valid", "test"):
         ranks = read_ranks(RunFolder.open(whole).ranks_path, split)
         assert ranks.users.tolist() == list(range(60))
         for kind in ("unmasked", "masked"):
             means = metrics_of(torch.from_numpy(getattr(ranks, kind))).mean(0).tolist()
-            assert means == pytest.approx([results[split][kind][name] for name in NAMES])
+            assert means == pytest.approx([results[split][kind][name] for name in metric_names()])
 
 
 def test_the_protocol_is_written(whole: Path) -> None:
@@ -99,6 +103,34 @@ def test_the_protocol_is_written(whole: Path) -> None:
     assert (protocol["machine"]["device"], protocol["machine"]["threads"]) == ("cpu", 1)
     assert {"split", "training", "evaluation"} <= protocol.keys()
     assert {"ranking", "masking", "ties", "metrics"} <= protocol["evaluation"].keys()
+
+
+def test_cutoffs_and_the_metric_of_early_stopping(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "run", "--train.cutoffs=3,20", "--train.metric=MRR@20", "--train.epochs=3")
+    *epochs, final = records(run)
+    names = set(metric_names((3, 20)))
+    assert all(set(values) == names for values in (final["test"]["masked"], epochs[0]["valid"]["unmasked"]))
+    scores = [round(record["valid"]["unmasked"]["MRR@20"], 4) for record in epochs]
+    assert scores[final["epoch"] - 1] == max(scores)
+    protocol = RunFolder.open(run).read_protocol()
+    assert protocol["evaluation"]["cutoffs"] == [3, 20]
+    assert "valid MRR@20 (unmasked)" in protocol["training"]["early_stopping"]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (
+            "--train.metric=NDCG@20",
+            "train.metric: 'NDCG@20' is not one of HR@5, NDCG@5, MRR@5, HR@10, NDCG@10",
+        ),
+        ("--train.cutoffs=5,20", "train.metric: 'NDCG@10' is not one of HR@5, NDCG@5, MRR@5, HR@20"),
+        ("--train.cutoffs=5;10", "train.cutoffs: '5;10' is not a list of numbers"),
+    ],
+)
+def test_the_metric_must_have_a_cutoff(option: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        read_run([option], CONFIGS)
 
 
 def test_the_same_seed_gives_the_same_weights(whole: Path, tmp_path: Path) -> None:

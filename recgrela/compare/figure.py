@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recgrela.compare.rows import TESTED, Row
+from recgrela.compare.rows import Row
 from recgrela.system.errors import RunError
 from recgrela.system.files import atomic_write
 
@@ -40,15 +40,15 @@ class Bubble:
         return math.sqrt(self.area / math.pi)
 
 
-def draw_bubbles(path: Path, rows: Sequence[Row]) -> bool:
-    """Draw the models with known quality and peak memory; returns whether there are any.
+def draw_bubbles(path: Path, rows: Sequence[Row], metric: str) -> bool:
+    """Draw the networks with known quality and peak memory; returns whether there are any.
 
     If there are none, an existing figure is removed, because it belongs to an earlier table.
 
     Raises:
         RunError: the file cannot be written or removed.
     """
-    figure = make_figure(rows)
+    figure = make_figure(rows, metric)
     if figure is not None:
         atomic_write(path, lambda temporary: figure.savefig(temporary, format="png"))
         return True
@@ -61,16 +61,16 @@ def draw_bubbles(path: Path, rows: Sequence[Row]) -> bool:
     return False
 
 
-def make_figure(rows: Sequence[Row]) -> Figure | None:
-    """The figure; None without a model to draw."""
+def make_figure(rows: Sequence[Row], metric: str) -> Figure | None:
+    """The figure, with a metric of all items ranked; None without a network to draw."""
     from matplotlib import colormaps  # slow to import
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     drawn = [
-        (row.contender, row.quality.mean[TESTED], row.cost.peak_memory / 1e6)
+        (row.contender, row.quality["ranked"].mean[metric], row.cost.peak_memory / 1e6)
         for row in rows
-        if row.quality and row.cost and row.cost.peak_memory is not None
+        if row.contender and row.quality and row.cost and row.cost.peak_memory is not None
     ]
     if not drawn:
         return None
@@ -92,7 +92,7 @@ def make_figure(rows: Sequence[Row]) -> Figure | None:
     axes.set(
         title=f"Bubble area: FLOPs for scoring one history (largest: {max_flops / 1e6:,.1f} M)",
         xlabel="peak memory of training, MB",
-        ylabel=f"{TESTED}, test split",
+        ylabel=f"{metric}, test split",
     )
     canvas.draw()  # computes the layout, which the labels need
     _write_labels(axes, bubbles, canvas.get_renderer())

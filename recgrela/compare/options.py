@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from recgrela.evaluation.baselines import TRIVIAL_MODELS
 from recgrela.models import CONFIGS
 from recgrela.settings.command_line import Parser
 from recgrela.settings.data import DataConfig
@@ -165,6 +166,8 @@ def _names_by_label(entries: Sequence[str]) -> dict[str, str]:
                 f"models: {name!r} is not one of {', '.join(CONFIGS)}{near_miss(name, CONFIGS)}"
             )
         label = label or name
+        if label in TRIVIAL_MODELS:
+            raise ConfigError(f"models: {label!r} is a row of every table; give the model another label")
         if not re.fullmatch(r"[A-Za-z]\w*", label):
             raise ConfigError(
                 f"models: {entry!r}: a label consists of letters, digits and _, and begins with a letter"

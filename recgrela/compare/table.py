@@ -1,4 +1,4 @@
-"""A comparison's table as Markdown, as CSV and for a terminal."""
+"""A comparison's tables as Markdown, as CSV and for a terminal."""
 
 from __future__ import annotations
 
@@ -11,79 +11,136 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from recgrela.compare.rows import TESTED, Cost, Quality, Row
-from recgrela.evaluation.metrics import NAMES
+from recgrela.compare.rows import VARIANTS, Cost, Row, Variant
+from recgrela.settings.train import TrainConfig, metric_names
 
 COSTS = ("s/epoch", "best epoch", "epochs", "peak memory", "parameters", "FLOPs", "scoring items")
 Mark = Callable[[str, int], str]  # (text of a cell, rank of its model from 0) -> marked text
 
 
-def to_markdown(rows: Sequence[Row], notes: Sequence[str]) -> str:
-    """Tables of quality and cost, and notes. The best value is bold, the second best underlined."""
-    first = rows[0].contender.label
-    heads = ["model", *NAMES, f"p against {first}"]
-    lines = _markdown_table(heads, [_quality_cells(row, rows, _mark_markdown, "<br>") for row in rows])
-    lines += ["", *_markdown_table(["model", *COSTS], [_cost_cells(row) for row in rows])]
+def to_markdown(rows: Sequence[Row], train: TrainConfig, notes: Sequence[str]) -> str:
+    """Tables of quality, of recommended items and of cost, and notes.
+
+    The best value is bold, the second best underlined.
+    """
+    names, first = metric_names(train.cutoff_numbers), first_network(rows)
+    lines: list[str] = []
+    for variant in shown_variants(rows):
+        cells = [_quality_cells(row, rows, variant, names, _mark_markdown, "<br>") for row in rows]
+        lines += [f"Test split, {VARIANTS[variant]}:", ""]
+        lines += [*_markdown_table(["model", *names, f"p against {first}"], cells), ""]
+    lines += ["Recommended items:", ""]
+    lines += [*_markdown_table(_list_heads(rows), [_list_cells(row, rows) for row in rows]), ""]
+    costs = [_cost_cells(row) for row in rows if row.contender is not None]
+    lines += ["Cost:", "", *_markdown_table(["model", *COSTS], costs)]
     lines += ["", *(f"- {note}" for note in notes)]
     return "\n".join(lines) + "\n"
 
 
-def to_tables(rows: Sequence[Row]) -> tuple[Table, Table]:
-    """Tables of quality and cost for a terminal."""
-    quality, cost = Table(title="test split, all items ranked"), Table(title="cost")
-    for table, heads in ((quality, ("model", *NAMES, "p")), (cost, ("model", *COSTS))):
-        for head in heads:
-            table.add_column(head, justify="left" if head == "model" else "right")
-    for row in rows:
-        quality.add_row(*map(Text.from_markup, _quality_cells(row, rows, _mark_rich, "\n")))
-        cost.add_row(*_cost_cells(row))
-    return quality, cost
+def to_tables(rows: Sequence[Row], train: TrainConfig) -> list[Table]:
+    """The same tables for a terminal."""
+    names = metric_names(train.cutoff_numbers)
+    tables = []
+    for variant in shown_variants(rows):
+        cells = [_quality_cells(row, rows, variant, names, _mark_rich, "\n") for row in rows]
+        tables.append(_rich_table(f"test split, {VARIANTS[variant]}", ["model", *names, "p"], cells))
+    cells = [_list_cells(row, rows) for row in rows]
+    tables.append(_rich_table("recommended items", _list_heads(rows), cells))
+    costs = [_cost_cells(row) for row in rows if row.contender is not None]
+    return [*tables, _rich_table("cost", ["model", *COSTS], costs)]
 
 
-def to_csv(rows: Sequence[Row]) -> str:
-    """A line for each model, with unrounded numbers."""
+def to_csv(rows: Sequence[Row], train: TrainConfig) -> str:
+    """A line for each model, with unrounded numbers.
+
+    Columns of metrics are those of all items ranked; the others begin with their variant, as "removed HR@10".
+    """
     file = io.StringIO()
-    lines = [_csv_line(row) for row in rows]
+    variants, heads = shown_variants(rows), _list_columns(rows)
+    lines = [_csv_line(row, variants, heads, train) for row in rows]
     writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
     return file.getvalue()
 
 
-def _csv_line(row: Row) -> dict[str, Any]:
-    """The cells of a model; missing numbers are None."""
-    contender, quality, cost = row.contender, row.quality, row.cost
-    line: dict[str, Any] = {"label": contender.label, "model": contender.name}
-    line["objective"] = contender.runs[0].config.train.objective
+def first_network(rows: Sequence[Row]) -> str:
+    """The label of the network that all other rows are tested against."""
+    return next(row.label for row in rows if row.contender is not None)
+
+
+def shown_variants(rows: Sequence[Row]) -> list[Variant]:
+    """The variants that any row has; all items ranked in any case."""
+    return [variant for variant in VARIANTS if variant == "ranked" or any(variant in r.quality for r in rows)]
+
+
+def _csv_line(
+    row: Row, variants: Sequence[Variant], lists: Sequence[tuple[Variant, str]], train: TrainConfig
+) -> dict[str, Any]:
+    """The cells of a row; missing numbers are None."""
+    contender, cost = row.contender, row.cost
+    line: dict[str, Any] = {"label": row.label, "model": contender.name if contender else "trivial"}
+    line["objective"] = contender.runs[0].config.train.objective if contender else None
     line["seeds"] = " ".join(map(str, row.seeds))
     line["failed_seeds"] = " ".join(map(str, row.failures))
-    for name in NAMES:
-        line[name] = quality.mean[name] if quality else None
-        line[f"{name} sd"] = quality.deviation[name] if quality and quality.deviation else None
-        line[f"{name} low"], line[f"{name} high"] = quality.interval[name] if quality else (None, None)
-    line[f"p {TESTED}"] = quality.p_value if quality else None
+    for variant in variants:
+        quality, prefix = row.quality.get(variant), _prefix(variant)
+        for name in metric_names(train.cutoff_numbers):
+            head = f"{prefix}{name}"
+            line[head] = quality.mean[name] if quality else None
+            line[f"{head} sd"] = quality.deviation[name] if quality and quality.deviation else None
+            line[f"{head} low"], line[f"{head} high"] = quality.interval[name] if quality else (None, None)
+        line[f"{prefix}p {train.metric}"] = quality.p_value if quality else None
+    for variant, name in lists:
+        line[f"{_prefix(variant)}{name}"] = row.lists[variant][name] if row.lists else None
     line["epoch_seconds"] = cost.epoch_seconds if cost else None
     line["best_epochs"] = " ".join(map(str, cost.best_epochs)) if cost else None
     line["epochs"] = " ".join(map(str, cost.epochs)) if cost else None
     line["peak_memory"] = cost.peak_memory if cost else None
-    line["parameters"] = contender.parameters
-    line["flops"], line["flops_scores"] = contender.flops.total, contender.flops.scores
+    line["parameters"] = contender.parameters if contender else None
+    line["flops"] = contender.flops.total if contender else None
+    line["flops_scores"] = contender.flops.scores if contender else None
     return line
 
 
-def _quality_cells(row: Row, rows: Sequence[Row], mark: Mark, newline: str) -> list[str]:
+def _prefix(variant: Variant) -> str:
+    return "" if variant == "ranked" else f"{variant} "
+
+
+def _quality_cells(
+    row: Row, rows: Sequence[Row], variant: Variant, names: Sequence[str], mark: Mark, newline: str
+) -> list[str]:
     """Label, a cell for each metric (mean, deviation, interval), and p."""
-    quality = row.quality
+    quality = row.quality.get(variant)
     if quality is None:
-        return [row.contender.label, *["failed"] * len(NAMES), "-"]
+        return [row.label, *["failed"] * len(names), "-"]
+    others = [other.quality[variant] for other in rows if variant in other.quality]
     cells = []
-    for name in NAMES:
-        means = sorted({round(other.quality.mean[name], 4) for other in rows if other.quality}, reverse=True)
+    for name in names:
+        means = sorted({round(other.mean[name], 4) for other in others}, reverse=True)
         text = mark(f"{quality.mean[name]:.4f}", means.index(round(quality.mean[name], 4)))
         deviation = f" ± {quality.deviation[name]:.4f}" if quality.deviation else ""
         low, high = quality.interval[name]
         cells.append(f"{text}{deviation}{newline}({low:.4f}, {high:.4f})")
-    return [row.contender.label, *cells, _p_text(quality)]
+    return [row.label, *cells, "-" if quality.p_value is None else f"{quality.p_value:.4f}"]
+
+
+def _list_columns(rows: Sequence[Row]) -> list[tuple[Variant, str]]:
+    lists = next((row.lists for row in rows if row.lists), {})
+    return [(variant, name) for variant, figures in lists.items() for name in figures]
+
+
+def _list_heads(rows: Sequence[Row]) -> list[str]:
+    return ["model", *(f"{name}, seen {variant}" for variant, name in _list_columns(rows))]
+
+
+def _list_cells(row: Row, rows: Sequence[Row]) -> list[str]:
+    """Label and figures of recommended items."""
+    columns = _list_columns(rows)
+    if not row.lists:
+        return [row.label, *["failed"] * len(columns)]
+    values = [(name, row.lists[variant][name]) for variant, name in columns]
+    return [row.label, *(f"{x:.4f}" if name.startswith("coverage") else f"{x:,.1f}" for name, x in values)]
 
 
 def _mark_markdown(text: str, place: int) -> str:
@@ -94,14 +151,11 @@ def _mark_rich(text: str, place: int) -> str:
     return {0: f"[bold]{text}[/]", 1: f"[underline]{text}[/]"}.get(place, text)
 
 
-def _p_text(quality: Quality) -> str:
-    return "-" if quality.p_value is None else f"{quality.p_value:.4f}"
-
-
 def _cost_cells(row: Row) -> list[str]:
+    assert row.contender is not None
     flops, cost = row.contender.flops, row.cost
     counted = [f"{row.contender.parameters:,}", _short(flops.total), _short(flops.scores)]
-    return [row.contender.label, *(_training_cells(cost) if cost else ["-"] * 4), *counted]
+    return [row.label, *(_training_cells(cost) if cost else ["-"] * 4), *counted]
 
 
 def _training_cells(cost: Cost) -> list[str]:
@@ -126,3 +180,12 @@ def _short(number: float) -> str:
 def _markdown_table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
     rule = "|---|" + "---:|" * (len(heads) - 1)
     return ["| " + " | ".join(heads) + " |", rule, *("| " + " | ".join(cells) + " |" for cells in lines)]
+
+
+def _rich_table(title: str, heads: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
+    table = Table(title=title)
+    for head in heads:
+        table.add_column(head, justify="left" if head == "model" else "right")
+    for cells in lines:
+        table.add_row(*map(Text.from_markup, cells))
+    return table

@@ -71,7 +71,7 @@ def _sections(facts: Mapping[str, Any]) -> Iterator[tuple[str, list[Line]]]:
     )
     yield "times", [*_times(facts), *_leakage(facts)]
     if (found := facts["order_scores"]) is not None:
-        yield f"NDCG@10 of {found['users']:,} test targets (seen items ranked, removed)", list(_order(found))
+        yield f"NDCG@10, {found['users']:,} users: seen items ranked, removed", list(_order(found))
 
 
 def _times(facts: Mapping[str, Any]) -> Iterator[Line]:

@@ -7,7 +7,7 @@ equal counts are equal scores, so that ties count against these models as agains
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -16,7 +16,11 @@ from torch import Tensor
 
 from recgrela.data import Batch, EvalBatches, Interactions
 from recgrela.data.windows import Windows, gather
-from recgrela.evaluation.metrics import Ranking, RankingCounts, summarize
+from recgrela.evaluation.lists import ListCounts
+from recgrela.evaluation.metrics import Ranking, RankingCounts, seen_targets, summarize
+from recgrela.parallel.processes import Processes
+from recgrela.parallel.score_blocks import pairs_removed, rank_targets, whole_scores
+from recgrela.settings.train import CUTOFFS
 
 USERS_AT_ONCE = 1 << 13
 MAX_SCORES = 1 << 22  # scores in memory at a time
@@ -137,24 +141,36 @@ def training_sequences(data: Interactions) -> Iterator[Batch]:
 
 
 @torch.no_grad()
-def rank_trivial(model: TrivialModel, batches: EvalBatches) -> Ranking:
+def rank_trivial(
+    model: TrivialModel,
+    batches: EvalBatches,
+    cutoffs: Sequence[int] = CUTOFFS,
+    popularity: Tensor | None = None,
+) -> Ranking:
     """Rank the items for every target of a split, as `Ranker` does with a network.
 
     Args:
         model: the model.
-        batches: the split, on the CPU.
+        batches: the split, on the CPU, in one process.
+        cutoffs: the cut-offs of the metrics.
+        popularity: [n_items] int64, the training events of each item, for the figures of recommended items;
+            None: without them.
     """
-    counts, ranks = RankingCounts(torch.device("cpu")), []
+    counts, found = RankingCounts(torch.device("cpu"), cutoffs), []
+    lists = None if popularity is None else ListCounts(popularity, cutoffs)
+    size = max(1, MAX_SCORES // model.n_items)
     for batch in batches:
-        rows, seen = batches.seen(batch)
-        removed_items = seen.split(torch.bincount(rows, minlength=batch.size).tolist())
-        first = 0
-        for part in batch.parts(max(1, MAX_SCORES // model.n_items), len):
-            own = removed_items[first : first + part.size]
-            first += part.size
-            removed = torch.zeros(part.size, model.n_items, dtype=torch.bool)
-            for row, found in enumerate(own):
-                removed[row, found] = True
+        rows, items = batches.seen(batch)
+        for first, part in zip(range(0, batch.size, size), batch.parts(size, len), strict=True):
+            own = (rows >= first) & (rows < first + size)
+            seen = (rows[own] - first, items[own])
             scores = model.score_packed(part.items, part.cu_seqlens, part.max_seqlen)
-            ranks.append(counts.add(scores, part.target, removed))
-    return summarize(torch.cat(ranks, 1), counts.read())
+            removed, k = pairs_removed(*seen, part.size), 0 if lists is None else lists.k
+            ranked = rank_targets(whole_scores(scores), part.target, removed, k)
+            if lists is not None:
+                lists.add(ranked.best, part.target)
+            ranks = counts.add(ranked, seen_targets(seen, part.target))
+            found.append(torch.cat([ranks, part.target[None].int()]))
+    *ranks_of, targets = torch.cat(found, 1)
+    figures = None if lists is None else lists.figures(Processes())
+    return summarize(torch.stack(ranks_of), targets, batches.users, counts.read(), cutoffs, figures)

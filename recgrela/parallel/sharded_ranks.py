@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 
 from recgrela.ops.checks import check_operands
@@ -21,10 +20,10 @@ from recgrela.parallel.collectives import (
     sum_to_owners,
 )
 from recgrela.parallel.rows import RowShards
+from recgrela.parallel.score_blocks import ScoreBlocks, TargetRanks, equal_block_rows, pairs_removed
 from recgrela.parallel.sharded_cross_entropy import Pieces, check_rows, pieces_of
 
 OP = "sharded_ranks"
-COLUMNS = 64  # a multiple of the columns that a matrix product computes in one way
 
 
 @torch.no_grad()
@@ -37,9 +36,10 @@ def sharded_ranks(
     group: dist.ProcessGroup | None = None,
     bias_shard: Tensor | None = None,
     *,
+    k: int = 0,
     max_logits: int | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The ranks of `target_ranks` in `recgrela.evaluation.metrics`, without the scores of all items at once.
+) -> TargetRanks:
+    """The ranks of targets and the best items, without the scores of all items in one place.
 
     All ranks of the group call it together, each with its own users. Item 0 is not ranked. All scores come
     from products of matrices of one shape, so that equal rows of the table have equal scores, and a target's
@@ -49,14 +49,10 @@ def sharded_ranks(
         hidden: [B, D] floating point, the states of this rank's users; B may differ between ranks and be 0.
         target: [B] int64, each 1 .. n_items - 1.
         removed: users [S] int64, each 0 .. B - 1, and items [S] int64: the items to remove in the second
-            ranking. A user's target is never removed.
+            ranking.
         shard, rows, group, bias_shard: see `sharded_linear_cross_entropy`.
+        k: number of best items; the same on all ranks.
         max_logits: about the largest number of scores stored at a time; None: that of `linear_cross_entropy`.
-
-    Returns:
-        rank [2, B] int64, with all items ranked and with the removed items left out: 1 + items with higher
-        scores + other items with an equal score; ties [2, B] int64, the other items with an equal score;
-        has_nan [B] bool, whether the score of a ranked item is NaN.
 
     Raises:
         ValueError: if a shape, a device, an item or the group is wrong, on any rank, or ranks disagree;
@@ -72,90 +68,45 @@ def sharded_ranks(
         "the dtype of hidden": dtype_number(hidden.dtype) if hidden.is_floating_point() else -1,
         "whether there is a bias": bias_shard is not None,
         "max_logits": max_logits,
+        "k": k,
     }
     own = [[len(hidden) if hidden.dim() else 0]] * rows.world
     numbers = agree(OP, rows, group, hidden.device, error, same, own)
     pieces = pieces_of([int(total) for (total,) in numbers], max_logits)
     routed = _route(removed, pieces, rows, group)
     parts = [target.new_empty(0, 5)]
+    best = [[target.new_empty(0, k)], [target.new_empty(0, k)]]
     for (start, counts), hidden_pairs in zip(pieces.counts(), routed, strict=True):
         mine = slice(start, start + counts[rows.rank])
         h, t = gather(hidden[mine], counts, group), gather(target[mine], counts, group)
-        blocks = _Blocks(h, shard, bias_shard, rows, max_logits)
-        own_scores = _target_scores(t, blocks, rows, counts, group)
-        counted = _count(t, own_scores, hidden_pairs, blocks, rows)
+        size = equal_block_rows(len(h), rows.block, max_logits)
+        blocks = ScoreBlocks.of_table([h], shard, bias_shard, size, rows.begin)
+        # One rank has a target's score and the others 0, so that the sum is the score.
+        score = sum_to_owners(blocks.own(rows.local(t)), counts, rows.rank, group)
+        removed_rows = pairs_removed(*hidden_pairs, len(h))
+        counted = blocks.counts(rows.local(t), gather(score, counts, group), removed_rows)
         parts.append(sum_to_owners(counted, counts, rows.rank, group))
+        for items, out in zip(best, (None, removed_rows), strict=True):
+            items.append(_best_of_all(*blocks.best(k, out), counts, rows.rank, group))
     higher, higher_left, ties, ties_left, nan = torch.cat(parts).unbind(1)
     tied = torch.stack([ties, ties_left])
-    return 1 + torch.stack([higher, higher_left]) + tied, tied, nan > 0
+    found = torch.stack([torch.cat(items) for items in best])
+    return TargetRanks(1 + torch.stack([higher, higher_left]) + tied, tied, nan > 0, found)
 
 
-class _Blocks:
-    """Scores of the items of a shard for the users of a piece, block by block, all of one shape."""
-
-    def __init__(
-        self, h: Tensor, shard: Tensor, bias: Tensor | None, rows: RowShards, max_logits: int
-    ) -> None:
-        self.h, self._shard, self._bias = h, shard, bias
-        fitting = max_logits // h.shape[0] // COLUMNS * COLUMNS
-        self.size = max(COLUMNS, min(fitting, -(-rows.block // COLUMNS) * COLUMNS))
-
-    def starts(self) -> range:
-        """The first row of each block in the shard."""
-        return range(0, self._shard.shape[0], self.size)
-
-    def scores(self, start: int) -> Tensor:
-        """[G, size]; the columns after the end of the shard are of no item."""
-        weight = self._shard[start : start + self.size]
-        missing = self.size - weight.shape[0]
-        scores = self.h @ F.pad(weight, (0, 0, 0, missing)).T
-        if self._bias is None:
-            return scores
-        return scores + F.pad(self._bias[start : start + self.size], (0, missing))
-
-
-def _target_scores(
-    target: Tensor, blocks: _Blocks, rows: RowShards, counts: list[int], group: dist.ProcessGroup | None
+def _best_of_all(
+    values: Tensor, items: Tensor, counts: list[int], rank: int, group: dist.ProcessGroup | None
 ) -> Tensor:
-    """The score of each target, [G, 1], from the blocks that have it."""
-    local = rows.local(target)
-    own = blocks.h.new_zeros(len(target))
-    held = local[(local >= 0) & (local < rows.count)]
-    for block in torch.unique(held // blocks.size).tolist():
-        start = block * blocks.size
-        scores = blocks.scores(start)
-        inside = (local >= start) & (local < start + blocks.size)
-        column = (local - start).clamp(0, blocks.size - 1)[:, None]
-        own = torch.where(inside, scores.gather(1, column)[:, 0], own)
-    # One rank has the score and the others 0, so that the sum is the score.
-    own = gather(sum_to_owners(own, counts, rows.rank, group), counts, group)
-    return own[:, None]
-
-
-def _count(
-    target: Tensor, own: Tensor, removed: tuple[Tensor, Tensor], blocks: _Blocks, rows: RowShards
-) -> Tensor:
-    """Numbers of items of this shard, int64 [G, 5].
-
-    Higher than the target, the same without removed items, equal to it, the same without removed items, NaN.
-    """
-    (users, items), local = removed, rows.local(target)
-    total = target.new_zeros(target.shape[0], 5)
-    one = torch.ones((), dtype=torch.bool, device=target.device)
-    for start in blocks.starts():
-        scores = blocks.scores(start)
-        item = torch.arange(start, start + blocks.size, device=target.device)
-        ranked = (item < rows.count) & (item + rows.begin > 0)
-        others = ranked & (item != local[:, None])
-        higher, equal = (scores > own) & others, (scores == own) & others
-        # One more column takes the items of other blocks.
-        left = scores.new_ones(scores.shape[0], blocks.size + 1, dtype=torch.bool)
-        inside = (items >= start) & (items < start + blocks.size)
-        left[users, torch.where(inside, items - start, blocks.size)] = ~one
-        left = left[:, :-1]
-        found = (higher, higher & left, equal, equal & left, scores.isnan() & ranked)
-        total += torch.stack([x.sum(1) for x in found], 1)
-    return total
+    """The best items of this rank's users, [n, k], from the best ones [G, k] in each rank's shard."""
+    world, k = len(counts), values.shape[1]
+    if world == 1 or k == 0:
+        return items[: counts[rank]]
+    every = [
+        exchange(x, counts, [counts[rank]] * world, group).unflatten(0, (world, counts[rank]))
+        for x in (values, items)
+    ]
+    values, items = (x.transpose(0, 1).flatten(1) for x in every)
+    return items.gather(1, values.topk(k, 1).indices)
 
 
 def _route(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from recgrela.ops import linear_cross_entropy
 from recgrela.parallel.rows import RowShards
+from recgrela.parallel.score_blocks import TargetRanks
 from recgrela.parallel.sharded_cross_entropy import sharded_linear_cross_entropy
 from recgrela.parallel.sharded_embedding import distinct_rows, sharded_embedding
 from recgrela.parallel.sharded_ranks import sharded_ranks
@@ -50,10 +51,15 @@ class ShardedTable(nn.Module):
         return sharded_embedding(items, self.weight, self.rows, self.group, padding_idx=0)
 
     def ranks(
-        self, hidden: Tensor, target: Tensor, removed: tuple[Tensor, Tensor], bias: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Ranks of targets; see `sharded_ranks`."""
-        return sharded_ranks(hidden, target, removed, self.weight, self.rows, self.group, bias)
+        self,
+        hidden: Tensor,
+        target: Tensor,
+        removed: tuple[Tensor, Tensor],
+        bias: Tensor | None = None,
+        k: int = 0,
+    ) -> TargetRanks:
+        """Ranks of targets and the best items; see `sharded_ranks`."""
+        return sharded_ranks(hidden, target, removed, self.weight, self.rows, self.group, bias, k=k)
 
     def extra_repr(self) -> str:
         rows = self.rows

@@ -13,16 +13,21 @@ from recgrela.system.errors import one_line
 from recgrela.system.files import atomic_write
 
 
-def draw_curves(path: Path, records: Sequence[Mapping[str, Any]], console: Console) -> None:
+def draw_curves(path: Path, records: Sequence[Mapping[str, Any]], metric: str, console: Console) -> None:
     """`plot_curves`, but a failure is a note on the console: a picture does not end a run."""
     try:
-        plot_curves(path, records)
+        plot_curves(path, records, metric)
     except Exception as error:  # matplotlib raises anything, for example if its fonts are damaged
         say(console, f"note: {path.name} is not drawn: {one_line(error) or type(error).__name__}")
 
 
-def plot_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+def plot_curves(path: Path, records: Sequence[Mapping[str, Any]], metric: str) -> None:
     """Plot records of metrics.jsonl: loss by step, valid metrics by epoch and by training time.
+
+    Args:
+        path: the file.
+        records: the records.
+        metric: the metric that chooses the best epoch; HR with its cut-off is drawn beside it.
 
     Raises:
         RunError: the file cannot be written.
@@ -47,7 +52,7 @@ def plot_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     for record in epochs:
         total += record["seconds"] / 60
         minutes.append(total)
-    for name in ("NDCG@10", "HR@10"):
+    for name in dict.fromkeys((metric, f"HR@{metric.partition('@')[2]}")):
         values = [record["valid"]["unmasked"][name] for record in epochs]
         valid.plot(numbers, values, "o-", ms=3, label=name)
         progress.plot(minutes, values, "o-", ms=3, label=name)

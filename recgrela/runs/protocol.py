@@ -12,13 +12,10 @@ import torch
 
 from recgrela import _C
 from recgrela.data import Interactions, TrainBatches
-from recgrela.evaluation.metrics import NAMES
 from recgrela.runs.items import ids_sha256
 from recgrela.settings.run import RunConfig, preset_config
-from recgrela.settings.train import TrainConfig
+from recgrela.settings.train import TrainConfig, metric_names
 from recgrela.system.device import device_name
-
-EARLY_STOPPING_METRIC = "NDCG@10"
 
 
 def describe(
@@ -74,7 +71,7 @@ def describe(
             "optimiser": f"Adam, lr {train.lr}, betas 0.9 and 0.999, eps 1e-8; no weight decay, no clipping",
             "schedule": f"warm-up over {train.warmup_steps} steps, then decay: {train.lr_decay}",
             "precision": "bfloat16 autocast" if train.amp else "float32",
-            "early_stopping": f"valid {EARLY_STOPPING_METRIC} (unmasked) rounded to 4 decimals; an equal "
+            "early_stopping": f"valid {train.metric} (unmasked) rounded to 4 decimals; an equal "
             f"score is an improvement; stop after more than {train.patience} epochs without one",
             "test": "once, with the weights of the best epoch",
         },
@@ -83,11 +80,13 @@ def describe(
             if (users := config.data.eval_users) is None
             else f"at most {users} with three events or more, chosen by a fixed permutation of the user rows",
             "ranking": "full, over all items except padding",
-            "masking": "unmasked: all items are ranked; masked: items of the user's history except "
-            "the target are removed",
+            "masking": "unmasked: all items are ranked; masked: items of the user's history are removed, and "
+            "a target among them is a miss; new: the same over the targets that are not among them",
             "ties": "against the model: an item with the target's score ranks before it; ties_at_cut is the "
-            "number of users whose metrics depend on this rule",
-            "metrics": list(NAMES),
+            "number of targets whose metrics depend on this rule",
+            "metrics": list(metric_names(train.cutoff_numbers)),
+            "cutoffs": list(train.cutoff_numbers),
+            "averages": "over targets; intervals and tests resample users",
             "precision": "float32",
         },
         "seeds": {"train": train.seed, "weights, dropout, sample order": "all from train"},

@@ -154,6 +154,7 @@ def evaluate(
     splits: Sequence[Split] = ("valid", "test"),
     batch_size: int = 256,
     processes: Processes | None = None,
+    cutoffs: Sequence[int] | None = None,
 ) -> dict[str, Ranking]:
     """Rank the items for the users of some splits with a saved run's model.
 
@@ -163,16 +164,18 @@ def evaluate(
         splits: the splits.
         batch_size: users per batch.
         processes: the processes that share the batches; None: only this one.
+        cutoffs: the cut-offs of the metrics; None: those of the run.
 
     Returns:
-        A ranking for each split.
+        A ranking for each split, with the figures of recommended items.
     """
     config, on_device, device_type = run.config, data.to(run.device), run.device.type
     # As in training, because batches that are filled up for graphs round differently.
     use_graphs = device_type == "cuda" and config.train.cuda_graphs != "false"
     capture = CudaGraphs(run.device) if use_graphs else None
     history_len, max_tokens = config.data.history_len, config.max_tokens(device_type)
-    processes = processes or Processes()
+    processes, popularity = processes or Processes(), data.train_item_counts()
+    cutoffs = cutoffs or config.train.cutoff_numbers
     rankings: dict[str, Ranking] = {}
     ranker = None
     for split in splits:
@@ -186,6 +189,6 @@ def evaluate(
             rank=processes.rank,
             world=processes.world,
         )
-        ranker = ranker or Ranker(run.model, batches, max_tokens, capture, processes)
-        rankings[split] = ranker(batches)
+        ranker = ranker or Ranker(run.model, batches, max_tokens, capture, processes, cutoffs)
+        rankings[split] = ranker(batches, popularity=popularity)
     return rankings

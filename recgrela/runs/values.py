@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from recgrela.evaluation.metrics import NAMES
+from recgrela.settings.train import metric_names
 from recgrela.system.errors import RunError
 
 MAX_COUNT = 2**53  # beyond it, a float does not hold every whole number
@@ -30,12 +31,33 @@ def is_scores(value: object) -> bool:
     return (
         isinstance(value, dict)
         and is_count(value.get("users"), 1)
-        and all(
-            isinstance(value.get(kind), dict)
-            and set(NAMES) <= value[kind].keys()
-            and all(is_number(score, 0, 1) for score in value[kind].values())
-            for kind in ("unmasked", "masked")
-        )
+        and all(_has_metrics(value.get(kind)) for kind in ("unmasked", "masked"))
+        and value["unmasked"].keys() == value["masked"].keys()
+        and ("lists" not in value or _has_lists(value["lists"], value["unmasked"]))
+    )
+
+
+def _has_lists(value: object, metrics: Mapping[str, float]) -> bool:
+    """Whether a value is that of `ListFigures.as_dict`, at the cut-offs of some metrics."""
+    cutoffs = {name.partition("@")[2] for name in metrics}
+    names = {f"{figure}@{k}" for figure in ("coverage", "popularity") for k in cutoffs}
+    return isinstance(value, dict) and all(
+        isinstance(figures := value.get(kind), dict)
+        and set(figures) == names
+        and all(is_number(figure, 0) for figure in figures.values())
+        for kind in ("unmasked", "masked")
+    )
+
+
+def _has_metrics(value: object) -> bool:
+    """Whether a value is an object of all metrics at some cut-offs, from 0 to 1."""
+    if not isinstance(value, dict) or not value:
+        return False
+    cutoffs = {name.partition("@")[2] for name in value}
+    return (
+        all(text.isdecimal() for text in cutoffs)
+        and set(value) == set(metric_names(list(map(int, cutoffs))))
+        and all(is_number(score, 0, 1) for score in value.values())
     )
 
 

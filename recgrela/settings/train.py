@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -17,6 +18,8 @@ from recgrela.settings.fields import (
     setting,
 )
 from recgrela.system.errors import ConfigError
+from recgrela.system.suggest import near_miss
+from recgrela.system.text import quote
 
 Objective = Literal["last", "all"]
 TensorBoard = Literal["auto", "on", "off"]
@@ -24,6 +27,26 @@ UseGraphs = Literal["auto", "true", "false"]
 IfExists = Literal["error", "resume"]
 Decay = Literal["none", "linear", "cosine"]
 LossName = Literal["softmax", "sampled_softmax", "gbce"]
+
+METRICS = ("HR", "NDCG", "MRR")
+CUTOFFS = (5, 10)
+MAX_CUTOFF = 1000
+
+
+def metric_names(cutoffs: Sequence[int] = CUTOFFS) -> tuple[str, ...]:
+    """The names of all metrics: "HR@5", "NDCG@5", "MRR@5", "HR@10", ..."""
+    return tuple(f"{metric}@{k}" for k in cutoffs for metric in METRICS)
+
+
+def read_cutoffs(text: str, key: str) -> tuple[int, ...]:
+    """The cut-offs in a text such as "5,10,20". Raises ConfigError, which names `key`, for another text."""
+    words = [word.strip() for word in text.split(",")]
+    numbers = tuple(int(word) for word in words if word.isdecimal() and len(word) <= len(str(MAX_CUTOFF)))
+    if len(numbers) < len(words) or not all(1 <= number <= MAX_CUTOFF for number in numbers):
+        raise ConfigError(f"{key}: {quote(text)} is not a list of numbers from 1 to {MAX_CUTOFF}, as 5,10,20")
+    if list(numbers) != sorted(set(numbers)):
+        raise ConfigError(f"{key}: {quote(text)} is not in increasing order without repeats")
+    return numbers
 
 
 @dataclass(frozen=True)
@@ -74,8 +97,14 @@ class TrainConfig(Settings):
         "Launch steps and batches of evaluation as CUDA graphs; auto: on a GPU, if possible.",
     )
     eval_batch_size: int = setting(256, "Users per evaluation batch.", min=1)
+    cutoffs: str = setting(
+        ",".join(map(str, CUTOFFS)), "Cut-offs of the metrics, separated by commas: 5,10,20,50,100."
+    )
+    metric: str = setting(
+        "NDCG@10", "Metric of the valid split, all items ranked, by which the best epoch is chosen."
+    )
     patience: int = setting(
-        20, "Stop after more epochs than this without an improvement of NDCG@10.", min=0, affects=LENGTH
+        20, "Stop after more epochs than this without an improvement of the metric.", min=0, affects=LENGTH
     )
     seed: int = setting(2020, "Seed of weights, dropout and the order of samples.", min=0, max=MAX_SEED)
     device: str = setting("auto", "cpu, cuda, cuda:N, or auto: the GPU if there is one.", affects=SPEED)
@@ -113,7 +142,18 @@ class TrainConfig(Settings):
             raise ConfigError("train.cuda_graphs: true needs a GPU, but this run uses the CPU; use auto")
         return self.cuda_graphs != "false" and device_type == "cuda"
 
+    @property
+    def cutoff_numbers(self) -> tuple[int, ...]:
+        """The cut-offs as numbers, ascending."""
+        return read_cutoffs(self.cutoffs, "train.cutoffs")
+
     def check_together(self) -> None:
+        names = metric_names(self.cutoff_numbers)
+        if self.metric not in names:
+            raise ConfigError(
+                f"train.metric: {quote(self.metric)} is not one of {', '.join(names)}, the metrics at the "
+                f"cut-offs {self.cutoffs} of train.cutoffs{near_miss(self.metric, names)}"
+            )
         if self.label_smoothing and self.loss != "softmax":
             raise ConfigError(
                 f"train.label_smoothing: {self.label_smoothing} requires train.loss softmax, not {self.loss}"

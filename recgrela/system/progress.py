@@ -75,12 +75,12 @@ class ProgressDisplay:
             self._last_line = time.perf_counter()
             say(self._console, f"{self._label}  step {done}/{self._steps}  {note}")
 
-    def finish_epoch(self, record: Mapping[str, Any]) -> None:
-        """Print the line of a finished epoch."""
-        valid = record["valid"]["unmasked"]
+    def finish_epoch(self, record: Mapping[str, Any], metric: str) -> None:
+        """Print the line of a finished epoch, with the valid metric that chooses the best one."""
+        valid, hits = record["valid"]["unmasked"], f"HR@{metric.partition('@')[2]}"
+        shown = "  ".join(f"{name} {valid[name]:.4f}" for name in dict.fromkeys((hits, metric)))
         say(
             self._console,
             f"{self._label}  loss {record['loss']:.4f}  {record['targets_per_second']:,.0f} {self._unit}/s  "
-            f"{record['seconds']:.1f} s  valid HR@10 {valid['HR@10']:.4f}  NDCG@10 {valid['NDCG@10']:.4f}"
-            + ("  best" if record["improved"] else ""),
+            f"{record['seconds']:.1f} s  valid {shown}" + ("  best" if record["improved"] else ""),
         )

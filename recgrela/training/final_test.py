@@ -39,7 +39,10 @@ def run_final_test(
     """
     path = folder.find_checkpoint(which)
     state = TrainState.from_dict(checkpoint.load(path, session.model), path)
-    rankings = {split: session.ranker(batches, after_batch) for split, batches in session.splits.items()}
+    popularity = session.data.train_item_counts()
+    rankings = {
+        split: session.ranker(batches, after_batch, popularity) for split, batches in session.splits.items()
+    }
     results = {
         "checkpoint": which,
         "sha256": checkpoint.read_checksum(path),
@@ -48,10 +51,7 @@ def run_final_test(
         "reason": reason,
         **{split: ranking.as_dict() for split, ranking in rankings.items()},
     }
-    ranks = {
-        split: Ranks(batches.users, *rankings[split].ranks.numpy())
-        for split, batches in session.splits.items()
-    }
+    ranks = {split: Ranks.of(ranking) for split, ranking in rankings.items()}
 
     def write() -> None:
         # In this order, every folder that a killed process leaves is complete: a table has ranks, a final
@@ -59,7 +59,7 @@ def run_final_test(
         write_ranks(folder.ranks_path, ranks)
         folder.write_json(folder.results_path, results)
         folder.metrics.append({"kind": "final", **results})
-        draw_curves(folder.curves_path, folder.metrics.read(), console)
+        draw_curves(folder.curves_path, folder.metrics.read(), session.config.train.metric, console)
 
     session.processes.on_first(write)
     show_rankings(console, rankings, f"{folder.path.name}, {which}.safetensors ({state.describe()})")

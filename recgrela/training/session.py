@@ -122,7 +122,7 @@ def open_session(
             raise ConfigError(f"train.cuda_graphs: true is not possible: {obstacle}; or use auto")
         else:
             notes.append(f"note: steps run without CUDA graphs: {obstacle}")
-    ranker = Ranker(model, splits["valid"], max_tokens, capture, processes)
+    ranker = Ranker(model, splits["valid"], max_tokens, capture, processes, train.cutoff_numbers)
     if ranker.obstacle is not None and take_step is not step:
         notes.append(f"note: evaluation runs without CUDA graphs: {ranker.obstacle}")
     return Session(

@@ -16,7 +16,7 @@ from recgrela.evaluation.metrics import Ranking
 from recgrela.models.base import PER_ITEM
 from recgrela.parallel.launch import Launch
 from recgrela.parallel.processes import Processes, join
-from recgrela.runs import checkpoint, protocol
+from recgrela.runs import checkpoint
 from recgrela.runs.consistency import check_data, check_resumable, check_settings
 from recgrela.runs.curves import draw_curves
 from recgrela.runs.folder import CheckpointName, RunFolder
@@ -115,7 +115,10 @@ def train(
         try:
             return trainer.run()
         except Stopped as stop:
-            processes.on_first(lambda: draw_curves(folder.curves_path, folder.metrics.read(), console))
+            metric = config.train.metric
+            processes.on_first(
+                lambda: draw_curves(folder.curves_path, folder.metrics.read(), metric, console)
+            )
             return Result(folder, trainer.state, None, stop.signum)
 
 
@@ -225,7 +228,7 @@ class Trainer:
         self.processes.on_first(lambda: self.folder.metrics.append(record))
         self._save_last()
         self.processes.on_first(lambda: self.folder.settle_best(self.state))  # `last` names the new one now
-        self.display.finish_epoch(record)
+        self.display.finish_epoch(record, self.settings.metric)
         if self.event_log is not None:
             self.event_log.write(record)
 
@@ -237,7 +240,7 @@ class Trainer:
         self._save_last()
         _, improved, record = self._validate("partial")
         self.processes.on_first(lambda: self.folder.metrics.append(record))
-        self.display.finish_epoch(record)
+        self.display.finish_epoch(record, self.settings.metric)
         return "last" if improved else "best"
 
     def _validate(self, kind: str) -> tuple[float, bool, dict[str, object]]:
@@ -245,7 +248,7 @@ class Trainer:
         session, began = self.session, time.perf_counter()
         ranking = session.ranker(session.splits["valid"], self.agreement.poll)
         seconds = time.perf_counter() - began
-        score = ranking.values[protocol.EARLY_STOPPING_METRIC]
+        score = ranking.values[self.settings.metric]
         improved = self.state.is_improvement(score)
         record = self.state.record(kind, ranking, seconds, improved)
         memory = self.memory.read(session.device)
