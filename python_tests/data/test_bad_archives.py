@@ -56,7 +56,8 @@ ZIPS = {
     "empty name": (
         [(LOCAL, 30, b"\0" * 5), (DIRECTORY, 46, b"\0" * 5)],
         ": contains no file of a known format; known files are *.inter, ratings.dat, u.data, ratings.csv, "
-        "*.parquet, *.arrow, *.arrows, *.feather, *.ipc, *.csv, *.tsv, *.jsonl, *.ndjson, *.txt, *.dat, *.json",
+        "*.parquet, *.arrow, *.arrows, *.feather, *.ipc, *.csv, *.tsv, *.jsonl, *.ndjson, "
+        "*.txt, *.dat, *.json",
     ),
 }
 
