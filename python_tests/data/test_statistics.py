@@ -165,6 +165,17 @@ def test_units_of_unix_times(unit: int, kind: type) -> None:
     assert found is not None and statistics.span(found, unit) == span
 
 
+@pytest.mark.parametrize("scale", [1, -(2**40), 2**55, 0.25])
+def test_times_of_any_size_are_sorted_by_user(scale: float) -> None:
+    random = np.random.default_rng(0)
+    users, times = random.integers(0, 9, 300), random.integers(-50, 50, 300) * scale
+    found = statistics.user_times(events_of(users.tolist(), users.tolist(), times.tolist()), ALL)
+    assert found is not None
+    order = np.lexsort((times, users))
+    assert found.times.tolist() == times[order].tolist()
+    assert found.offsets.tolist() == [0, *np.cumsum(np.bincount(users))]
+
+
 def test_equal_times_are_no_times() -> None:
     assert statistics.user_times(events_of([0, 0, 1], [1, 2, 3], [7, 7, 7]), ALL) is None
 
