@@ -33,6 +33,7 @@ from recgrela.data.prepare import (
     describe,
     filter_ranges,
     in_range,
+    item_ranks,
     nothing_left,
     time_order,
 )
@@ -182,6 +183,7 @@ class _Packing:
         ids[order] = np.arange(1, order.size + 1)
         tokens = list(self._codes)
         self._item_ids = ["[PAD]", *(tokens[code] for code in order)]
+        ranks = item_ranks(self._item_ids[1:]) if self._config.order == "item" else None
         self._is_trained = np.zeros(order.size + 1, dtype=bool)
         self._find_cuts()
         group_of_bin = (np.cumsum(bins) - bins) * BUCKETS // bins.sum()
@@ -206,7 +208,8 @@ class _Packing:
             times = compared_times(found["time"], self._config.order)
             if self._cuts is not None:
                 found["phase"] = self._cuts.phases(times)
-            found = found[time_order(found["user"], times, found["phase"])]
+            ties = None if ranks is None else ranks[ids[found["item"]] - 1]
+            found = found[time_order(found["user"], times, found["phase"], ties)]
             items = np.empty(found.size, dtype=item)
             items["item"], items["phase"] = ids[found["item"]], found["phase"]
             self._is_trained[items["item"][items["phase"] == TRAIN]] = True

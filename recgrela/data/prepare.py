@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -77,15 +78,30 @@ def compared_times(times: np.ndarray, order: Order) -> np.ndarray:
     return times.astype(np.float64).astype(np.float32) if order == "recbole" else times
 
 
-def time_order(users: np.ndarray, times: np.ndarray, phases: np.ndarray | None = None) -> np.ndarray:
+def item_ranks(item_ids: list[str]) -> np.ndarray:
+    """The place [n] int32 of each original item id among all: by number if all are whole numbers, or by text."""
+    numbers = all(re.fullmatch("-?[0-9]+", item) for item in item_ids)
+    keys: list[Any] = [(int(item), item) for item in item_ids] if numbers else item_ids
+    ranks = np.empty(len(keys), dtype=np.int32)
+    ranks[sorted(range(len(keys)), key=keys.__getitem__)] = np.arange(len(keys), dtype=np.int32)
+    return ranks
+
+
+def time_order(
+    users: np.ndarray,
+    times: np.ndarray,
+    phases: np.ndarray | None = None,
+    ties: np.ndarray | None = None,
+) -> np.ndarray:
     """Row numbers [n] sorted by user, then by phase if given, then by time; ties keep the file order.
 
     Args:
         users: [n] numbers of users.
         times: [n], as `compared_times` returns them.
         phases: [n], those of the files that events are from; None: by time alone.
+        ties: [n], what orders events of the same time before the file does; None: nothing.
     """
-    return np.lexsort((times, users) if phases is None else (times, phases, users))
+    return np.lexsort([key for key in (ties, times, phases, users) if key is not None])
 
 
 def filter_settings(config: DataConfig) -> dict[str, int | None]:
@@ -171,7 +187,8 @@ def prepare(events: Events, config: DataConfig, phases: np.ndarray | None = None
     items, item_ids = by_first_appearance(events.items[rows], events.item_tokens)
     times = compared_times(events.times[rows], config.order)
     phases = None if phases is None else phases[rows]
-    sort = time_order(users, times, phases)
+    ties = item_ranks(item_ids)[items] if config.order == "item" else None
+    sort = time_order(users, times, phases, ties)
     items = items[sort] + np.int32(1)
     events_of_users = np.bincount(users)
     split, facts = None, dict[str, Any]()

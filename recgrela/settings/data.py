@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from recgrela.settings.delimited import check_columns, separator_of
 from recgrela.settings.fields import MAX_SEED, NOTHING, Settings, setting
@@ -11,7 +11,8 @@ from recgrela.system.errors import ConfigError
 from recgrela.system.files import expand_path
 
 Format = Literal["auto", "recbole", "movielens", "csv", "json", "sequences", "parquet", "arrow"]
-Order = Literal["time", "recbole", "file"]
+Order = Literal["time", "recbole", "item", "file"]
+ORDERS: tuple[Order, ...] = get_args(Order)
 Duplicates = Literal["keep", "drop"]
 SplitKind = Literal["leave_one_out", "time", "files"]
 TargetRule = Literal["last", "first", "random", "all"]
@@ -70,8 +71,8 @@ class DataConfig(Settings):
     order: Order = setting(
         "time",
         "Order of a user's events: time; recbole: by time rounded to float32, as RecBole orders sets unless "
-        "their settings normalise times first (ml-1m, but not its ml-100k); file: as in the file, without "
-        "times.",
+        "their settings normalise times first (ml-1m, but not its ml-100k); item: by time, ties by item id; "
+        "file: as in the file, without times.",
     )
     split: SplitKind = setting(
         "leave_one_out",
@@ -190,7 +191,7 @@ class DataConfig(Settings):
                 raise ConfigError(
                     f"data.{name}: has no effect with data.split {self.split}, only with {' or '.join(kinds)}"
                 )
-        if self.split == "time" and self.order not in ("time", "recbole"):
+        if self.split == "time" and self.order == "file":
             raise ConfigError(f"data.split: time needs times, which data.order {self.order} does not read")
         for name in paths:
             if (path := getattr(self, name)) is not None and not path.strip():
