@@ -1,19 +1,19 @@
 """Estimates the device time of operators on an H200 from counted instructions and bytes, without a GPU.
 
-python -m tools.gpu_estimate            the calls that were measured, with the kernels of the current record
-python -m tools.gpu_estimate --check    the same calls with the kernels that were measured, beside their times
+python -m tools.gpu_estimate               the calls that were measured, beside their times
+python -m tools.gpu_estimate --predicted   the same, with the constants from before these measurements
 
 A call takes the longer of two times. Its warp instructions (python -m tools.instructions) are issued by the
-warps
-that the registers of a multiprocessor hold: each can issue in a cycle with a constant probability, and a
-scheduler issues if one of its warps can. Its operands and results are moved at a constant share of a copy's
-bandwidth. Both constants are fitted to the measured calls, which benchmarks/results/h200.json has; --check
-says how far off the estimates are.
+warps that the registers of a multiprocessor hold: each can issue in a cycle with a constant probability, and
+a scheduler issues if one of its warps can. Its operands and results are moved at a constant share of a copy's
+bandwidth. Both constants are fitted to measured calls; benchmarks/results/h200_a0aae5b.json has the current
+ones, and h200.json those of the kernels before.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -29,8 +29,11 @@ from tools.instructions.record import KernelCounts, read_record
 from tools.nvcc import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results"
-RECORD, MEASURED_RECORD = RESULTS / "instructions.json", RESULTS / "instructions_h200.json"
-FIGURES = RESULTS / "h200.json"
+RECORD = RESULTS / "instructions.json"
+FIGURES, FIGURES_BEFORE = RESULTS / "h200_a0aae5b.json", RESULTS / "h200.json"
+# The constants that fit() tries.
+READY = [i / 200 for i in range(16, 61)]
+BYTE_SHARES = [i / 50 for i in range(15, 51)]
 # Numbers of tensors of rows that a forward and a backward read and write.
 TENSORS = {
     "gated_rela": (5, 9),
@@ -104,13 +107,19 @@ def issue_share(warps: float, ready: float) -> float:
 class Gpu:
     """The GPU of the figures.
 
+    Args:
+        path: figures with measured calls.
+        constants: figures whose constants are used; None: those of `path`.
+
     Attributes:
         figures: the content of the file.
     """
 
-    def __init__(self, path: Path = FIGURES) -> None:
+    def __init__(self, path: Path = FIGURES, constants: Path | None = None) -> None:
         self.figures: dict[str, Any] = json.loads(path.read_text())
-        machine = self.figures["machine"]
+        machine = (
+            self.figures["machine"] if constants is None else json.loads(constants.read_text())["machine"]
+        )
         self.cycles_per_us = machine["multiprocessors"] * machine["clock_ghz"] * 1e3
         self.bytes_per_us = machine["copy_tb_s"] * 1e6
         self.ready, self.byte_share = machine["ready"][1], machine["call_byte_share"]
@@ -135,14 +144,26 @@ def errors(gpu: Gpu, record: Sequence[KernelCounts]) -> dict[Call, float]:
     return {call: times.us / call.us - 1 for call, times in found.items() if times}
 
 
-def table_of(gpu: Gpu, commit: str, record: Sequence[KernelCounts], check: bool) -> Table:
+def fit(gpu: Gpu, record: Sequence[KernelCounts]) -> tuple[float, float]:
+    """The probability and the share of the bandwidth with the smallest mean error of the measured calls."""
+
+    def mean_error(constants: tuple[float, float]) -> float:
+        gpu.ready, gpu.byte_share = constants
+        return statistics.fmean(map(abs, errors(gpu, record).values()))
+
+    kept = gpu.ready, gpu.byte_share
+    best = min(itertools.product(READY, BYTE_SHARES), key=mean_error)
+    gpu.ready, gpu.byte_share = kept
+    return best
+
+
+def table_of(gpu: Gpu, commit: str, record: Sequence[KernelCounts]) -> Table:
     """The measured calls with their estimates."""
     table = Table(title=f"estimates for an {gpu.figures['machine']['gpu']}, kernels of {commit}")
     table.add_column("call", no_wrap=True)
     measured = f"measured at {gpu.figures['commit']}"
     for column in ("instructions M", "us by them", "us by bytes", "estimated us", measured, "off"):
-        if check or column != "off":
-            table.add_column(column, justify="right")
+        table.add_column(column, justify="right")
     for call in gpu.measured:
         name = f"{call.op} {call.direction}, {call.variant}, {call.form}, {call.dtype}".replace(", ,", ",")
         times = gpu.times(call, record)
@@ -151,26 +172,23 @@ def table_of(gpu: Gpu, commit: str, record: Sequence[KernelCounts], check: bool)
             continue
         number = sum(map(call.instructions, call.kernels(record))) / 1e6
         values = (number, times.by_instructions, times.by_bytes, times.us, call.us)
-        off = [f"{times.us / call.us - 1:+.0%}"] if check else []
-        table.add_row(name, *(f"{value:,.0f}" for value in values), *off)
+        table.add_row(name, *(f"{value:,.0f}" for value in values), f"{times.us / call.us - 1:+.0%}")
     return table
 
 
-def markdown_of(gpu: Gpu, record: Sequence[KernelCounts]) -> str:
-    """The table of docs/speed.md: measured times beside estimates with the kernels of a record."""
+def markdown_of(before: Gpu, now: Gpu, record: Sequence[KernelCounts]) -> str:
+    """The table of docs/speed.md: times before, the estimates of `now` with a record, and its times."""
     dtypes = ("float32", "bfloat16")
-    titles = [f"{dtype} {what}" for dtype in dtypes for what in ("measured", "estimated now")]
-    lines = [f"| | {' | '.join(titles)} |", "|---|" + "---|" * len(titles)]
-    calls = {replace(call, us=0.0): call.us for call in gpu.measured}
-    for call in dict.fromkeys(replace(call, dtype=dtypes[0]) for call in calls):
+    titles = [f"{dtype} {what}" for dtype in dtypes for what in ("before", "predicted", "now")]
+    lines = [f"| us | {' | '.join(titles)} |", "|---|" + "---|" * len(titles)]
+    old, new = ({replace(call, us=0.0): call.us for call in gpu.measured} for gpu in (before, now))
+    for call in dict.fromkeys(replace(call, dtype=dtypes[0]) for call in new):
         cells: list[str] = []
         for dtype in dtypes:
             mine = replace(call, dtype=dtype)
-            times = gpu.times(mine, record) if mine in calls else None
-            cells += [
-                f"{calls[mine]:,.0f} us" if mine in calls else "",
-                f"{times.us:,.0f} us" if times else "",
-            ]
+            times = now.times(mine, record) if mine in new else None
+            values = (old.get(mine), times and times.us, new.get(mine))
+            cells += ["" if value is None else f"{value:,.0f}" for value in values]
         name = ", ".join(filter(None, (call.direction, call.variant, call.form)))
         lines.append(f"| `{call.op}` {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -182,19 +200,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "tools.gpu_estimate", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--record", type=Path, default=RECORD, help="counts; default: the current record")
-    parser.add_argument("--check", action="store_true", help="compare with the measured times")
-    parser.add_argument("--markdown", action="store_true", help="print the table of docs/speed.md")
+    parser.add_argument("--predicted", action="store_true", help="use the constants from before")
     args = parser.parse_args(argv)
-    gpu = Gpu()
-    commit, record = read_record(MEASURED_RECORD if args.check else args.record)
-    if args.markdown:
-        print(markdown_of(gpu, record))
-        return 0
+    gpu = Gpu(constants=FIGURES_BEFORE if args.predicted else None)
+    commit, record = read_record(args.record)
     console = Console(width=None if sys.stdout.isatty() else 160)
-    console.print("Estimates from counts: nothing ran on a GPU.", table_of(gpu, commit, record, args.check))
-    if args.check:
-        off = [abs(error) for error in errors(gpu, record).values()]
-        console.print(f"off by {statistics.median(off):.0%} (median) and {max(off):.0%} (most)")
+    console.print("Estimates from counts, beside measured times.", table_of(gpu, commit, record))
+    off = [abs(error) for error in errors(gpu, record).values()]
+    console.print(f"off by {statistics.median(off):.0%} (median) and {max(off):.0%} (most)")
     return 0
 
 

@@ -23,7 +23,7 @@ from recgrela.models import RecGRELAConfig, build
 from recgrela.settings.train import TrainConfig
 from recgrela.training.losses import FullSoftmax
 from recgrela.training.step import TrainStep
-from tools.gpu_estimate import MEASURED_RECORD
+from tools.gpu_estimate import RECORD
 from tools.gpu_estimate import Call as GpuCall
 from tools.instructions.record import read_record
 from tools.step_cost import instructions
@@ -158,8 +158,8 @@ def test_storages_count_once_until_they_are_freed() -> None:
 
 @pytest.fixture
 def measured_record(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The counts of the commit that was measured."""
-    record = read_record(MEASURED_RECORD)
+    """The counts of the commit that was profiled."""
+    record = read_record(RECORD.with_name("instructions_h200.json"))
     monkeypatch.setattr(instructions, "recorded", lambda: record)
 
 
@@ -247,10 +247,10 @@ def test_instructions_of_rela_projections_depend_on_the_layers() -> None:
 
 def test_an_estimate_is_the_larger_of_two_times() -> None:
     device = Device()
-    by_bytes = device.estimate(Call("a", 2, 4_180_000))
+    by_bytes = device.estimate(Call("a", 2, 4_205_000))
     assert (by_bytes.low, by_bytes.by_instructions) == (pytest.approx(1.0), 0)
     assert by_bytes.high == pytest.approx(2.0 + 2 * device.launch_us)
-    by_instructions = device.estimate(Call("b", 0, 4_180_000, Issue(132 * 4 * 1755 * 100)))
+    by_instructions = device.estimate(Call("b", 0, 4_205_000, Issue(132 * 4 * 1755 * 100)))
     assert by_instructions.low == pytest.approx(100 / 0.61) == pytest.approx(by_instructions.by_instructions)
     assert by_instructions.high == pytest.approx(100 / 0.44)
     few_warps = device.estimate(Call("b", 0, 0, Issue(132 * 4 * 1755 * 100, 10)))
@@ -258,7 +258,7 @@ def test_an_estimate_is_the_larger_of_two_times() -> None:
         pytest.approx(100 / (1 - 0.8**2.5)),
         pytest.approx(100 / (1 - 0.9**2.5)),
     )
-    total = device.total([Call("a", 2, 4_180_000)] * 3)
+    total = device.total([Call("a", 2, 4_205_000)] * 3)
     assert (total.low, total.by_bytes) == (pytest.approx(3.0), pytest.approx(3.0))
 
 
@@ -269,5 +269,5 @@ def test_the_report_has_estimates_beside_measured_times() -> None:
     console.print(step_table("last bf16", count, Device()))
     text = console.file.getvalue()
     assert "memory: 5.2 MB of parameters and optimizer + 2,000.0 MB at the peak, in recgrela.mlp" in text
-    assert "336" in text and "1,106" in text  # two calls of each, measured
-    assert "recgrela 25.1 ms" in " ".join(text.split())
+    assert "549" in text  # two calls of gated_rela, measured
+    assert "recgrela 6.226 ms" in " ".join(text.split())

@@ -67,9 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--loops", action="store_true", help="print the loops of every kernel")
     parser.add_argument("--json", type=Path, help="write the counts to this file")
     parser.add_argument("--compare", type=Path, help="counts to compare with")
-    parser.add_argument(
-        "--markdown", action="store_true", help="with --compare: print a table for docs/speed.md"
-    )
+    parser.add_argument("--markdown", action="store_true", help="with --compare: print a Markdown table")
     args = parser.parse_args(argv)
     if args.paths:
         try:

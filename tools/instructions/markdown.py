@@ -1,4 +1,4 @@
-"""The table of counts in docs/speed.md."""
+"""The table of counts in Markdown."""
 
 from __future__ import annotations
 
