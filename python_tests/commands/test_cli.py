@@ -207,6 +207,7 @@ def test_wrong_options_of_the_other_commands(
     [
         ("train", "--train.lr"),
         ("evaluate", "--checkpoint"),
+        ("protocols", "--orders"),
         ("recommend", "--items"),
         ("compare", "--seeds"),
         ("items", "--retire"),

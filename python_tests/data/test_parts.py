@@ -36,6 +36,7 @@ def write(path: Path, lines: list[str]) -> str:
         ["--data.min_user_events", "0", "--data.min_item_events", "0"],
         ["--data.max_user_events", "60", "--data.max_item_events", "50", "--data.min_user_events", "9"],
         ["--data.order", "recbole", "--data.min_user_events", "2"],
+        ["--data.order", "item"],
     ],
 )
 def test_parts_equal_the_whole(tmp_path, monkeypatch, buckets, options):

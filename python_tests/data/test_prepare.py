@@ -10,6 +10,7 @@ import pytest
 from recgrela.data import DataConfig
 from recgrela.data.events import Events
 from recgrela.data.prepare import by_first_appearance, k_core, prepare
+from recgrela.settings.data import ORDERS
 
 
 def make_events(users, items, times) -> Events:
@@ -78,7 +79,7 @@ def test_ids_by_first_appearance_after_filtering():
     assert data.user_ids == ["y"] and data.item_ids == ["[PAD]", "p"] and data.dropped_users == {"x", "z"}
 
 
-@pytest.mark.parametrize("order", ["time", "recbole"])
+@pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("seed", range(10))
 def test_packing_matches_naive(seed, order):
     random = np.random.default_rng(seed)
@@ -96,7 +97,13 @@ def test_packing_matches_naive(seed, order):
     assert data.offsets[0] == 0 and data.offsets[-1] == len(rows) == data.n_events
     for number, user in enumerate(user_ids):
         mine = [row for row in rows if str(users[row]) == user]
-        mine.sort(key=lambda row: np.float32(times[row]) if order == "recbole" else times[row])  # stable
+        keys = {
+            "time": lambda row: times[row],
+            "recbole": lambda row: np.float32(times[row]),
+            "item": lambda row: (times[row], items[row]),
+            "file": lambda row: 0,
+        }
+        mine.sort(key=keys[order])  # stable
         expected = [item_ids.index(str(items[row])) for row in mine]
         assert data.items[data.offsets[number] : data.offsets[number + 1]].tolist() == expected
 
@@ -113,6 +120,18 @@ def test_float32_time_has_steps_of_64_seconds():
 
     assert order("time") == ["d", "c", "e", "b", "a"]
     assert order("recbole") == ["d", "b", "c", "e", "a"]
+    assert order("file") == ["a", "b", "c", "d", "e"]
+
+
+def test_ties_by_item_id():
+    """Whole numbers are compared as numbers, other ids as texts."""
+    for ids, expected in (
+        (["10", "9", "-3", "18446744073709551616"], ["-3", "9", "10", "18446744073709551616"]),
+        (["10", "9", "b", "a"], ["10", "9", "a", "b"]),
+    ):
+        config = DataConfig(order="item", min_user_events=0, min_item_events=0)
+        data = prepare(make_events("u" * 4, ids, [5] * 4), config)
+        assert [data.item_ids[item] for item in data.items] == expected
 
 
 def test_published_counts_only_under_the_published_filter():

@@ -32,6 +32,7 @@ LAYERS = [
     [
         "recgrela.train",
         "recgrela.evaluate",
+        "recgrela.protocols",
         "recgrela.recommend",
         "recgrela.export",
         "recgrela.items",
