@@ -331,7 +331,11 @@ def test_parquet(tmp_path):
     table_fails(", row 2, column 'timestamp': 'nan' is not a finite number", timestamp=[1, float("nan"), 3])
     table_fails(", row 1, column 'timestamp': '' is not a finite number", timestamp=[None, 2, 3])
     kinds = "times must be numbers, dates or timestamps"
-    table_fails(f", column 'timestamp': {kinds}, not bool", timestamp=[True, True, False])
+    table_fails(f", column 'timestamp': {kinds}, not bool", timestamp=[True, False, True])
+    table_fails(f", row 1, column 'timestamp': 'x' {NO_TIME}", timestamp=["x", "2020-01-01", "z"])
+    not_iso = "is not an ISO 8601 date or time without a time zone, as the first one"
+    times = ["2020-01-01", "", "2020-01-01 10:00"]
+    table_fails(f", row 2, column 'timestamp': '' {not_iso}", timestamp=times)
     whole = "is not a whole number; ids are texts or whole numbers"
     table_fails(f", row 2, column 'item_id': 2.5 {whole}", item_id=[1.0, 2.5, 3.0])
     table_fails(": the file has no events", user_id=[], item_id=[], timestamp=[])

@@ -37,7 +37,11 @@ def read(data: pa.Buffer, source: Source, name: str, config: DataConfig) -> tupl
         except pa.ArrowInvalid as error:
             complaint = one_line(error)
             continue
-        return table_arrays(table, label, config), {}
+        try:
+            return table_arrays(table, label, config), {}
+        except DataError:
+            reader.raise_fault(data)
+            raise
     reader.raise_fault(data)
     raise DataError(f"{label}: {complaint}")
 
@@ -115,9 +119,7 @@ class _Reader:
             raise DataError(f"{where} is not UTF-8 text (wrong encoding)")
         if isinstance(value, str) != (first is None or isinstance(first, str)):
             words = ("text", "a number") if isinstance(value, str) else ("a number", "text")
-            raise DataError(
-                f"{where} is {words[0]}, but the first event has {words[1]}; write all in one way"
-            )
+            raise DataError(f"{where} is {words[0]}, but the first event has {words[1]}; write all alike")
         is_whole = isinstance(value, int) and -(2**63) <= value < 2**63
         if pa.types.is_integer(self._types[name]) and not is_whole:
             raise DataError(f"{where} is not a whole number below 2^63; write such values as text")
