@@ -31,7 +31,9 @@ OPTIONS = [
         choices=("auto", "best", "last"),
     ),
     Option("data.path", None, "Path of the data if it has moved."),
-    Option("batch_size", None, "Users per evaluation batch; by default the run's.", kind=int, min=1),
+    Option("data.valid_path", None, "Path of the events of valid if it has moved (split by files)."),
+    Option("data.test_path", None, "Path of the events of test if it has moved (split by files)."),
+    Option("batch_size", None, "Targets per evaluation batch; by default the run's.", kind=int, min=1),
     Option("device", "auto", "Device: cpu, cuda, cuda:N, or auto for the GPU if there is one."),
     Option("threads", None, "Number of CPU threads.", kind=int, min=1, max=MAX_THREADS),
 ]
@@ -53,7 +55,8 @@ def command(argv: Sequence[str]) -> int:
         run = load_run(expand_path(options["run"], "RUN"), which, device, processes)
         if len(set(processes.gather_text(json.dumps(run.state.as_dict())))) > 1:
             raise RunError(f"{run.folder.path}: its checkpoint was replaced while it was read; try again")
-        data = load_data(run, options["data.path"], processes)
+        moved = {name: options[f"data.{name}"] for name in ("valid_path", "test_path")}
+        data = load_data(run, options["data.path"], processes, **moved)
         splits: tuple[Split, ...] = ("valid", "test") if options["split"] == "both" else (options["split"],)
         batch_size = options["batch_size"] or run.config.train.eval_batch_size
         rankings = evaluate(run, data, splits, batch_size, processes)

@@ -72,6 +72,7 @@ def write(folder: Path, events: int) -> dict[str, float]:
             "format": "synthetic",
             "filter": limits,
             "order": "time",
+            "split": {"split": "leave_one_out"},
             "users": users + 1,
             "items": ITEMS,
             "events": events,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from python_tests.data.test_bad_input import HEADER, fails
+from python_tests.data.test_bad_input import HEADER, fails, known_files
 from recgrela.data import DataConfig, load
 from recgrela.system.errors import DataError
 
@@ -55,9 +55,7 @@ ZIPS = {
     ),
     "empty name": (
         [(LOCAL, 30, b"\0" * 5), (DIRECTORY, 46, b"\0" * 5)],
-        ": contains no file of a known format; known files are *.inter, ratings.dat, u.data, ratings.csv, "
-        "*.parquet, *.arrow, *.arrows, *.feather, *.ipc, *.csv, *.tsv, *.jsonl, *.ndjson, "
-        "*.txt, *.dat, *.json",
+        f": contains no file of a known format; {known_files()}",
     ),
 }
 

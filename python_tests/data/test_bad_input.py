@@ -25,6 +25,13 @@ NO_TIME = (
 )
 
 
+def known_files() -> str:
+    """The patterns of file names, as messages list them."""
+    patterns = [pattern for known in FORMATS.values() for pattern in known.patterns]
+    patterns += [pattern for known in FORMATS.values() for pattern in known.vague]
+    return f"known files are {', '.join(patterns)}"
+
+
 def fails(path, expected: str, **settings) -> None:
     """Loading ``path`` raises DataError with exactly ``<path><expected>``."""
     with pytest.raises(DataError) as caught:
@@ -268,9 +275,7 @@ def test_missing_and_unknown_files(tmp_path):
     (tmp_path / "ml-1m.inter.gz").write_bytes(b"")
     fails(tmp_path / "ml-1m.inter", ": no such file or folder; did you mean 'ml-1m.inter.gz'?")
     fails(tmp_path / "nowhere" / "x.inter", ": no such file or folder")
-    patterns = [pattern for known in FORMATS.values() for pattern in known.patterns]
-    patterns += [pattern for known in FORMATS.values() for pattern in known.vague]
-    known = f"known files are {', '.join(patterns)}"
+    known = known_files()
     (tmp_path / "x.xml").write_text("<x/>")
     fails(tmp_path / "x.xml", f": unknown format; {known}; or set data.format")
     (tmp_path / "folder").mkdir()

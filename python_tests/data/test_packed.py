@@ -146,7 +146,7 @@ def test_a_missing_or_truncated_file_is_found_without_reading_it(packed):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"version": 2}, "version 2, but this version of recgrela reads 1; convert the source again"),
+        ({"version": 1}, "version 1, but this version of recgrela reads 2; convert the source again"),
         ({"n_items": 5}, "items.arrow: damaged: expected item_id and title of 5 items"),
         ({"files": {}}, "damaged: KeyError"),
         ({"files": 3}, "damaged: TypeError"),
@@ -320,7 +320,7 @@ def peak_of_use(folder: Path) -> int:
 
 
 def test_memory_does_not_grow_with_the_users(make_interactions, tmp_path, monkeypatch):
-    for name, limit in (("mapped.BLOCK_BYTES", 1 << 14), ("batches.ROWS_AT_ONCE", 512)):
+    for name, limit in (("mapped.BLOCK_BYTES", 1 << 14), ("targets.ROWS_AT_ONCE", 512)):
         monkeypatch.setattr(f"recgrela.data.{name}", limit)
     for name in ("SLOTS_AT_ONCE", "SKIPPED_AT_ONCE"):
         monkeypatch.setattr(f"recgrela.data.sampling.{name}", 512)

@@ -121,8 +121,10 @@ def test_a_configuration_of_the_first_version_loads(tmp_path: Path) -> None:
     content = yaml.safe_load(FIRST_CONFIG)
     content["train"]["cuda_graphs"] = "false"  # it has become one of three words
     content["data"] |= {"max_unpacked_gb": None, "eval_users": None}  # new
-    content["data"] |= {"separator": "auto", "columns": None, "time_format": None}
     content["data"] |= {"missing": "", "rating_column": "rating", "min_rating": None, "duplicates": "keep"}
+    content["data"] |= {"separator": "auto", "columns": None, "time_format": None}
+    content["data"] |= {"split": "leave_one_out", "split_quantile": 0.9, "split_date": None}
+    content["data"] |= dict.fromkeys(("split_valid_date", "split_targets", "valid_path", "test_path"))
     content["train"] |= {"pieces": None, "shard_items": False, "if_exists": "error"}
     assert config.as_dict() == content  # no key is missing, no other is new
 

@@ -127,6 +127,8 @@ def test_effects_of_the_settings() -> None:
     config = read_run([], CONFIGS)
     assert keys(config, NOTHING) == {
         "data.path",
+        "data.valid_path",
+        "data.test_path",
         "data.max_unpacked_gb",
         "train.tensorboard",
         "train.log_every",

@@ -7,7 +7,6 @@ back from the device. Only the windows of a batch are copied to the device; the 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
 
 import numpy as np
 import torch
@@ -17,13 +16,10 @@ from recgrela.data.interactions import Interactions
 from recgrela.data.partition import Partition
 from recgrela.data.permutation import Permutation
 from recgrela.data.sampling import ORDER, WholeWindows, prefix_windows
-from recgrela.data.users import UserTable
+from recgrela.data.split import SPLITS, SplitName
 from recgrela.data.windows import Windows, gather
 from recgrela.settings.train import Objective
 from recgrela.system.errors import ConfigError, DataError
-
-ROWS_AT_ONCE = 1 << 16
-EVALUATED = 0  # the seed of the choice of users, for all runs
 
 
 class TrainBatches:
@@ -121,9 +117,9 @@ class TrainBatches:
 
 
 class EvalBatches:
-    """One sequence for each user with a valid and a test target, in the order of the user rows.
+    """One sequence for each target of a split, in the order of the user rows and, for a user, of time.
 
-    The valid history is all training items; the test history also has the valid item. Both are cut to their
+    The history of a target is all items before it: in test it has the events of valid too. It is cut to its
     last ``max_len`` items.
 
     With several processes, batch k belongs to process k % world, and a process iterates over its own only.
@@ -132,29 +128,32 @@ class EvalBatches:
         data: the interactions; moved to ``device`` if they are elsewhere.
         split: "valid" or "test".
         max_len: the longest input sequence.
-        batch_size: users per batch.
+        batch_size: targets per batch.
         device: the device that the batches are made on.
-        max_users: the largest number of users; a fixed permutation of the rows chooses them, so every run on
-            the data has the same. None: all users.
+        max_users: the largest number of users, whose targets are all evaluated; a fixed permutation of the
+            rows chooses them, so every run on the data has the same. None: all users.
         rank: the number of this process.
         world: the number of processes.
 
     Raises:
         ConfigError: a setting is out of range.
-        DataError: no user has three events.
+        DataError: the split has no target.
 
     Attributes:
-        users: [num_users] int64, the row of each user in the data, in the order of the batches of all
-            processes: ``batch.users`` is ``users[batch.step * batch_size :][: batch.size]``.
+        users: [num_targets] int64, the row of the user of each target in the data, in the order of the
+            batches of all processes: ``batch.users`` is ``users[batch.step * batch_size :][: batch.size]``.
+            The targets of a user are next to each other.
+        num_targets: the number of targets of all processes.
         num_users: the number of users of all processes.
         num_batches: the number of batches of all processes; ``len`` is the number of one's own.
-        max_seqlen: the length of the longest sequence of any batch, of either split.
+        max_seqlen: an upper limit of the length of a sequence, of either split.
+        max_size: an upper limit of the number of sequences of a batch, of either split.
     """
 
     def __init__(
         self,
         data: Interactions,
-        split: Literal["valid", "test"],
+        split: SplitName,
         max_len: int,
         batch_size: int,
         device: torch.device | str = "cpu",
@@ -163,7 +162,7 @@ class EvalBatches:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        if split not in ("valid", "test"):
+        if split not in SPLITS:
             raise ConfigError(f"split: {split!r} is not one of valid, test")
         _check_sizes(max_len, batch_size)
         if max_users is not None and max_users < 1:
@@ -171,17 +170,20 @@ class EvalBatches:
         Partition(1, rank, world).check()
         self.split = split
         self.batch_size = batch_size
-        self._items, self._table = data.item_source(device), data.users
+        self._items, self._targets = data.item_source(device), data.targets(split)
         self._max_len = max_len
-        self.users = _evaluated(data.users, max_users)
+        self.users, self._numbers = self._targets.choose(max_users)
         if self.users.size == 0:
-            raise DataError(
-                f"{data.description['source']}: no user has three events, so nothing can be evaluated"
-            )
-        self.num_users = self.users.size
-        self.num_batches = -(-self.num_users // batch_size)
+            why = "no user has three events" if data.split is None else f"{split} has no target"
+            raise DataError(f"{data.description['source']}: {why}, so nothing can be evaluated")
+        self.num_targets = self.users.size
+        self.num_users = 1 + int(np.count_nonzero(np.diff(self.users)))
+        self.num_batches = -(-self.num_targets // batch_size)
         self._steps = range(rank, self.num_batches, world)
-        self.max_seqlen = min(max_len, self._table.max_events - 1)
+        self.max_seqlen = min(max_len, data.users.max_events - 1)
+        # Both splits have the same users, or the other one may have more targets.
+        sizes = [self.num_targets] if data.split is None else [data.split.valid.size, data.split.test.size]
+        self.max_size = min(batch_size, max(sizes))
 
     def __len__(self) -> int:
         return len(self._steps)
@@ -191,7 +193,7 @@ class EvalBatches:
             yield gather(self._items, self._windows(step, self._max_len), "last", step)
 
     def seen(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """The items in the histories of a batch's users, as indices into scores [B, n_items].
+        """The items in the histories of a batch's targets, as indices into scores [B, n_items].
 
         The whole history counts, not only its last ``max_len`` items. Repeated items occur repeatedly. A
         target that also occurs in the history is included, so ``scores[rows, items] = -inf`` would hide it.
@@ -204,25 +206,11 @@ class EvalBatches:
         return rows.repeat_interleave(seen.cu_seqlens.diff(), output_size=seen.num_tokens), seen.items
 
     def _windows(self, step: int, max_len: int | None) -> Windows:
-        """The histories of the users of a batch, cut to their last `max_len` items."""
-        users = self._table.of_rows(self.users[step * self.batch_size : (step + 1) * self.batch_size])
-        history = users.events - (2 if self.split == "valid" else 1)
+        """The histories of the targets of a batch, cut to their last `max_len` items."""
+        batch = slice(step * self.batch_size, (step + 1) * self.batch_size)
+        users, starts, history = self._targets.histories(self.users[batch], self._numbers[batch])
         lengths = history if max_len is None else np.minimum(history, max_len)
-        return Windows(users.rows, users.begins + history - lengths, lengths)
-
-
-def _evaluated(users: UserTable, max_users: int | None) -> np.ndarray:
-    """The rows [B] int64 of users with a valid and a test target, at most `max_users`, ascending."""
-    order = None if max_users is None else Permutation(users.num_users, EVALUATED)
-    found, left = [np.empty(0, dtype=np.int64)], users.num_users if max_users is None else max_users
-    for first in range(0, users.num_users, ROWS_AT_ONCE):
-        places = np.arange(first, min(first + ROWS_AT_ONCE, users.num_users))
-        rows = places if order is None else order(places)
-        found.append(rows[users.of_rows(rows).events >= 3][:left])
-        left -= found[-1].size
-        if not left:
-            break
-    return np.sort(np.concatenate(found))
+        return Windows(users, starts + history - lengths, lengths)
 
 
 def _check_sizes(max_len: int, batch_size: int) -> None:

@@ -1,4 +1,4 @@
-"""Packed interactions: all users' items concatenated, and the leave-one-out split on offsets."""
+"""Packed interactions: all users' items concatenated, and their split."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from recgrela.data.split import Split, SplitName
+from recgrela.data.targets import EvalTargets, LeaveOneOutTargets, SplitTargets
 from recgrela.data.users import ArrayUserTable, UserTable, held_out_places
 from recgrela.data.windows import DeviceItems, ItemSource
 from recgrela.system.errors import DataError
@@ -22,9 +24,9 @@ from recgrela.system.text import quote
 class Interactions:
     """Interactions by user, in order of time.
 
-    The split is leave-one-out: of n >= 3 events the last is the test target, the second last the valid
-    target, and the first n - 2 are for training. All events of users with n < 3 are for training. For users
-    with at least 5 events, the usual filter, this is RecBole's split.
+    Without a `split`, it is leave-one-out: of n >= 3 events the last is the test target, the second last the
+    valid target, and the first n - 2 are for training. All events of users with n < 3 are for training. For
+    users with at least 5 events, the usual filter, this is RecBole's split.
 
     Attributes:
         items: [n_events] int32, item ids in 1..n_items-1, user by user; 0 is padding and does not occur.
@@ -34,9 +36,11 @@ class Interactions:
         titles: a title or None for each item id; None if the source has no titles.
         n_items: number of rows of the item table, padding included.
         sha256: hash of the file's bytes after decompression (of the arrays for the synthetic set).
-        description: source, format, filter, order and counts, as values for JSON. Counts include padding ids.
-            "published" has the paper's counts (Table 1) for a file with the name and filter of a known set.
+        description: source, format, filter, order, split and counts, as values for JSON. Counts of users and
+            items include padding ids, except those of the split. "published" has the paper's counts (Table 1)
+            for a file with the name and filter of a known set.
         dropped_users: original ids of the users without events after filtering.
+        split: another split than leave-one-out.
     """
 
     items: torch.Tensor
@@ -48,6 +52,7 @@ class Interactions:
     sha256: str
     description: dict[str, Any]
     dropped_users: frozenset[str] = frozenset()
+    split: Split | None = None
 
     @property
     def n_users(self) -> int:
@@ -80,8 +85,14 @@ class Interactions:
 
     @cached_property
     def users(self) -> UserTable:
-        """Where the events and the targets of every user begin."""
-        return ArrayUserTable(self.host_offsets())
+        """Where the events and the training targets of every user begin."""
+        return ArrayUserTable(self.host_offsets(), self._train_counts())
+
+    def targets(self, split: SplitName) -> EvalTargets:
+        """The targets of valid or test."""
+        if self.split is None:
+            return LeaveOneOutTargets(self.users, split)
+        return SplitTargets(self.users, self.split, split)
 
     def item_source(self, device: torch.device | str) -> ItemSource:
         """The items, to gather batches from on a device."""
@@ -102,5 +113,8 @@ class Interactions:
         """[n_items] int64, the number of training events of each item."""
         offsets = self.host_offsets()
         counts = torch.bincount(self.items, minlength=self.n_items)
-        held_out = torch.from_numpy(held_out_places(offsets)).to(self.items.device)
+        held_out = torch.from_numpy(held_out_places(offsets, self._train_counts())).to(self.items.device)
         return counts - torch.bincount(self.items[held_out], minlength=self.n_items)
+
+    def _train_counts(self) -> np.ndarray | None:
+        return None if self.split is None else self.split.train_counts()

@@ -15,16 +15,18 @@ from recgrela.data import synthetic
 from recgrela.data.events import Events
 from recgrela.data.formats import read, to_events
 from recgrela.data.formats.table import table_arrays
+from recgrela.data.held_out import held_out_files, join_files
 from recgrela.data.interactions import Interactions
 from recgrela.data.packed import PackedInteractions, is_packed, open_packed
 from recgrela.data.packing import write_packed
-from recgrela.data.prepare import filter_settings, prepare
+from recgrela.data.prepare import filter_settings, prepare, split_settings
 from recgrela.data.reading import rule_settings
+from recgrela.data.split import TRAIN
 from recgrela.parallel.processes import Processes
 from recgrela.settings.data import DataConfig
 from recgrela.settings.fields import show
 from recgrela.system.arrow import to_table
-from recgrela.system.errors import DataError
+from recgrela.system.errors import ConfigError, DataError
 from recgrela.system.out_of_memory import MemoryPhase
 
 TABLE = "the table of events"  # its name in messages
@@ -39,7 +41,7 @@ READING = MemoryPhase(
 
 @READING
 def load(config: DataConfig) -> Interactions:
-    """Read, filter, sort and pack the data of a run; or map packed data, after reading them once as a check.
+    """Read, filter, sort, split and pack the data of a run; or map packed data and check them.
 
     Returns:
         Interactions on the CPU.
@@ -49,6 +51,10 @@ def load(config: DataConfig) -> Interactions:
             the file, and the line and column if there is one. Or packed data have another filter or order.
     """
     if config.path == "synthetic":
+        if config.split == "files":
+            raise ConfigError(
+                "data.split: files needs files; give data.path, data.valid_path and data.test_path"
+            )
         events = synthetic.generate(
             config.synthetic_seed, config.synthetic_users, config.synthetic_items, config.synthetic_events
         )
@@ -58,7 +64,13 @@ def load(config: DataConfig) -> Interactions:
         return data
     else:
         events = read(config)
-    return prepare(events, config)
+    return _prepare(events, config)
+
+
+def _prepare(events: Events, config: DataConfig) -> Interactions:
+    """`prepare`, with the events of the files of valid and test if the split is by files."""
+    joined, phases = join_files([(TRAIN, events), *held_out_files(config)])
+    return prepare(joined, config, phases)
 
 
 def load_shared(config: DataConfig, processes: Processes) -> Interactions:
@@ -76,7 +88,7 @@ def load_shared(config: DataConfig, processes: Processes) -> Interactions:
     data = open_packed(path, verify=False)
     processes.wait()  # until all have opened it
     discard(path)
-    hashes = processes.gather_text(data.packed_sha256())
+    hashes = processes.gather_text(data.packed_sha256() + data.description["split"].get("sha256", ""))
     if len(set(hashes)) > 1:
         other = next(rank for rank, value in enumerate(hashes) if value != hashes[0])
         raise DataError(
@@ -114,11 +126,12 @@ def discard(path: Path) -> None:
 
 
 def _check_prepared(data: PackedInteractions, config: DataConfig) -> None:
-    """Raises DataError if packed data were filtered or ordered by other settings."""
+    """Raises DataError if packed data were filtered, ordered or split by other settings."""
     description = data.description
-    recorded = {**description["rules"], **description["filter"], "order": description["order"]}
-    wanted = {**rule_settings(config), **filter_settings(config), "order": config.order}
-    for name, value in wanted.items():
+    recorded = description["rules"] | description["filter"] | {"order": description["order"]}
+    recorded |= description["split"]
+    wanted = rule_settings(config) | filter_settings(config) | {"order": config.order}
+    for name, value in (wanted | split_settings(config)).items():
         if recorded.get(name) != value:
             raise DataError(
                 f"{config.path}: was packed with data.{name} {show(recorded.get(name))}, not {show(value)}; "
@@ -128,11 +141,11 @@ def _check_prepared(data: PackedInteractions, config: DataConfig) -> None:
 
 @READING
 def load_table(table: Any, config: DataConfig) -> Interactions:
-    """Filter, sort and pack the events of a table, whose columns the configuration names.
+    """Filter, sort, split and pack the events of a table, whose columns the configuration names.
 
     Args:
         table: a table of pyarrow, pandas, polars, DuckDB or another library that `to_table` takes.
-        config: columns, rules, filter and order.
+        config: columns, rules, filter, order and split.
 
     Returns:
         Interactions on the CPU.
@@ -140,7 +153,7 @@ def load_table(table: Any, config: DataConfig) -> Interactions:
     Raises:
         DataError: a column or a value is missing or invalid, or no events are left after filtering.
     """
-    return prepare(read_table(table, config), config)
+    return _prepare(read_table(table, config), config)
 
 
 def read_table(table: Any, config: DataConfig) -> Events:

@@ -7,6 +7,7 @@
 | `users.bin` | [n_users + 1, 2] int64: the numbers of each user's first event and first target |
 | `blocks.bin` | int64: the row of the user that has target 64 j, j = 0, 1, ...; last, of the last target |
 | `ids.bin`, `id_ends.bin`, `id_hashes.bin` | original ids of users with and without events; see `MappedIds` |
+| `split.bin`, `valid.bin`, `test.bin` | int64 arrays of a split other than leave-one-out; see `Split` |
 | `items.arrow` | Arrow IPC file: item_id and title of each item id |
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,11 +27,12 @@ import torch
 from recgrela.data.ids import MappedIds
 from recgrela.data.interactions import Interactions
 from recgrela.data.mapped import MappedArray
+from recgrela.data.split import Split
 from recgrela.data.users import Users, held_out_places, target_counts
 from recgrela.data.windows import MappedItems
 from recgrela.system.errors import DataError
 
-FORMAT, VERSION = "recgrela packed interactions", 1
+FORMAT, VERSION = "recgrela packed interactions", 2
 HEADER, ITEM_TABLE = "header.json", "items.arrow"
 # dtype and width of the array in each file
 ARRAYS = {
@@ -40,6 +43,7 @@ ARRAYS = {
     "id_ends.bin": ("<i8", 1),
     "id_hashes.bin": ("<u8", 2),
 }
+SPLIT_ARRAYS = {"split.bin": ("<i8", 3), "valid.bin": ("<i8", 1), "test.bin": ("<i8", 1)}
 BLOCK = 64  # targets
 
 
@@ -93,7 +97,8 @@ class PackedInteractions(Interactions):
         files = header["files"]
         arrays = {
             name: MappedArray(path / name, dtype, files[name]["rows"], width)
-            for name, (dtype, width) in ARRAYS.items()
+            for name, (dtype, width) in (ARRAYS | SPLIT_ARRAYS).items()
+            if name in ARRAYS or header["has_split"]
         }
         users = MappedUserTable(arrays["users.bin"], arrays["blocks.bin"], header)
         text, ends, hashes = (arrays[name] for name in ("ids.bin", "id_ends.bin", "id_hashes.bin"))
@@ -106,6 +111,7 @@ class PackedInteractions(Interactions):
             n_items=header["n_items"],
             sha256=header["sha256"],
             description=header["description"],
+            split=Split(*(arrays[name] for name in SPLIT_ARRAYS)) if header["has_split"] else None,
             _item_table=_read_item_table(path, header),
         )
 
@@ -156,12 +162,19 @@ class PackedInteractions(Interactions):
         items, counts = self.arrays["items.bin"], np.zeros(self.n_items, dtype=np.int64)
         for block in items.blocks():
             counts += np.bincount(block, minlength=self.n_items)
-        before = np.zeros((0, 2), dtype=np.int64)
-        for block in self.arrays["users.bin"].blocks():
-            held_out = held_out_places(np.concatenate((before, block))[:, 0])
+        for rows, users in self._users_in_blocks():
+            train = None if self.split is None else self.split.of_rows(rows)[1][:, 0]
+            held_out = held_out_places(users[:, 0], train)
             counts -= np.bincount(items.rows(held_out), minlength=self.n_items)
-            before = block[-1:]
         return torch.from_numpy(counts)
+
+    def _users_in_blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Rows [B] of users, and their part [B + 1, 2] of `users.bin`."""
+        before, first = np.zeros((0, 2), dtype=np.int64), 0
+        for block in self.arrays["users.bin"].blocks():
+            part = np.concatenate((before, block))
+            yield np.arange(first, first + len(part) - 1), part
+            before, first = block[-1:], first + len(part) - 1
 
     def packed_sha256(self) -> str:
         """Hash of the filtered and ordered events, from the header."""
@@ -176,20 +189,19 @@ class PackedInteractions(Interactions):
         arrays = self.arrays
         for name, array in arrays.items():
             digest = hashlib.sha256()
-            before = np.zeros((0, 2), dtype=np.int64)
             for block in array.blocks():
                 digest.update(block.data)
                 if name == "items.bin" and not (block.min() >= 1 and block.max() < self.n_items):
                     raise DataError(f"{array.path}: damaged: an item id is not in 1 .. {self.n_items - 1}")
-                if name == "users.bin":
-                    events, targets = np.diff(np.concatenate((before, block)), axis=0).T
-                    before = block[-1:]
-                    if (events < 1).any() or (targets != target_counts(events)).any():
-                        raise DataError(
-                            f"{array.path}: damaged: a user without events, or with other targets"
-                        )
             if digest.hexdigest() != self.header["files"][name]["sha256"]:
                 raise DataError(f"{array.path}: damaged: its sha256 is not the one in {HEADER}")
+        for rows, users in self._users_in_blocks():
+            events, targets = np.diff(users, axis=0).T
+            train = None if self.split is None else self.split.of_rows(rows)[1][:, 0]
+            if (events < 1).any() or (targets != target_counts(events, train)).any():
+                raise DataError(
+                    f"{arrays['users.bin'].path}: damaged: a user without events, or with other targets"
+                )
         ends = arrays["users.bin"].rows(np.array([0, self.n_users])).tolist()
         if ends != [[0, 0], [self.n_events, self.users.num_targets]]:
             raise DataError(f"{self.path / 'users.bin'}: damaged: it has other numbers than {HEADER}")

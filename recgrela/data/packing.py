@@ -18,7 +18,17 @@ from recgrela.data.buckets import Buckets
 from recgrela.data.ids import hash_ids, id_bytes
 from recgrela.data.interactions import Interactions
 from recgrela.data.mapped import MappedArray
-from recgrela.data.packed import ARRAYS, BLOCK, FORMAT, HEADER, ITEM_TABLE, VERSION, checksum
+from recgrela.data.packed import (
+    ARRAYS,
+    BLOCK,
+    FORMAT,
+    HEADER,
+    ITEM_TABLE,
+    SPLIT_ARRAYS,
+    VERSION,
+    checksum,
+)
+from recgrela.data.split import SplitPart, join_sha256
 from recgrela.data.users import target_counts
 from recgrela.system.errors import ConfigError, DataError, RunError
 from recgrela.system.files import flush_file
@@ -59,18 +69,20 @@ class PackedWriter:
 
     Args:
         out: the folder, which must not exist.
+        has_split: whether the split is not leave-one-out; every `append` then has a part of it.
 
     Raises:
         ConfigError: the folder exists.
         RunError: a file cannot be written; also from every method.
     """
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, has_split: bool = False) -> None:
         self.out, self._temporary = out, out.with_name(f".{out.name}.tmp")
         if out.exists():
             raise ConfigError(f"{out}: exists already; give another folder, or remove it")
         self._num_events = self._num_targets = self._max_events = self._max_targets = 0
-        self._max_item = 0
+        self._max_item, self._has_split = 0, has_split
+        self._split_ends = np.zeros(3, dtype=np.int64)
         self._last_row = 0  # of a user with targets
 
     def __enter__(self) -> PackedWriter:
@@ -78,7 +90,10 @@ class PackedWriter:
             if self._temporary.exists():  # of a writer that was killed
                 shutil.rmtree(self._temporary)
             self._temporary.mkdir(parents=True)
-            self._files = {name: _File(self._temporary / name, dtype) for name, (dtype, _) in ARRAYS.items()}
+            arrays = ARRAYS | SPLIT_ARRAYS if self._has_split else ARRAYS
+            self._files = {name: _File(self._temporary / name, dtype) for name, (dtype, _) in arrays.items()}
+            if self._has_split:
+                self._files["split.bin"].append(np.zeros((1, 3), dtype=np.int64))
             self._files["users.bin"].append(np.zeros((1, 2), dtype=np.int64))
             self._files["id_ends.bin"].append(np.zeros(1, dtype=np.int64))
             hashes = np.dtype(("<u8", (2,)))
@@ -94,28 +109,39 @@ class PackedWriter:
         if isinstance(error, OSError):
             raise self._failed(error) from error
 
-    def append(self, ids: pa.Array, events: np.ndarray, items: np.ndarray) -> None:
+    def append(
+        self, ids: pa.Array, events: np.ndarray, items: np.ndarray, split: SplitPart | None = None
+    ) -> None:
         """Append users.
 
         Args:
             ids: [B] their original ids, as strings.
             events: [B] int64, the number of events of each, at least 1.
             items: [sum of events] int32, their items in order of time.
+            split: their training events and targets; None: leave-one-out.
         """
         if len(ids) != events.size or events.min(initial=1) < 1 or events.sum() != items.size:
             raise ValueError("append: ids, events and items do not belong together")
+        if (split is not None) != self._has_split or (split is not None and split.train.size != events.size):
+            raise ValueError("append: the split does not belong to the folder or to these users")
         if not events.size:
             return
         if items.min() < 1:
             raise ValueError(f"append: item id {items.min()} is below 1")
         self._max_item = max(self._max_item, int(items.max()))
         first_row = self._files["users.bin"].rows - 1
-        targets = target_counts(events)
+        targets = target_counts(events, None if split is None else split.train)
         ends = np.stack((self._num_events + np.cumsum(events), self._num_targets + np.cumsum(targets)), 1)
         starts = ends[:, 1] - targets
         self._files["items.bin"].append(items)
         self._files["users.bin"].append(ends)
         self._append_ids(ids)
+        if split is not None:
+            counts = np.stack((split.train, split.valid.counts, split.test.counts), 1)
+            bounds = self._split_ends + np.cumsum(counts, axis=0)
+            self._split_ends = bounds[-1]
+            for name, values in zip(SPLIT_ARRAYS, (bounds, split.valid[1], split.test[1]), strict=True):
+                self._files[name].append(values)
         blocks = np.arange(-(-self._num_targets // BLOCK), -(-int(ends[-1, 1]) // BLOCK)) * BLOCK
         self._files["blocks.bin"].append(first_row + np.searchsorted(starts, blocks, side="right") - 1)
         if targets.any():
@@ -123,6 +149,10 @@ class PackedWriter:
         self._num_events, self._num_targets = ends[-1].tolist()
         self._max_events = max(self._max_events, int(events.max()))
         self._max_targets = max(self._max_targets, int(targets.max()))
+
+    def split_sha256(self) -> str:
+        """`Split.sha256` of the users so far."""
+        return join_sha256(self._files[name].digest.hexdigest() for name in SPLIT_ARRAYS)
 
     def finish(
         self,
@@ -167,6 +197,7 @@ class PackedWriter:
             "num_targets": self._num_targets,
             "max_events": self._max_events,
             "max_targets": self._max_targets,
+            "has_split": self._has_split,
             "description": description,
             "files": files,
         }
@@ -219,11 +250,13 @@ class PackedWriter:
 def write_packed(data: Interactions, out: Path) -> None:
     """Write interactions as a folder. Raises ConfigError if it exists, RunError if it cannot be written."""
     offsets, items = data.host_offsets(), data.items.cpu().numpy()
-    with PackedWriter(out) as writer:
+    split = data.split
+    with PackedWriter(out, has_split=split is not None) as writer:
         for first in range(0, data.n_users, _AT_ONCE):
             rows = slice(first, min(first + _AT_ONCE, data.n_users))
             bounds = offsets[rows.start : rows.stop + 1]
             ids = pa.array(list(data.user_ids[rows]), pa.large_string())
-            writer.append(ids, np.diff(bounds), items[bounds[0] : bounds[-1]])
+            part = None if split is None else split.part(rows.start, rows.stop)
+            writer.append(ids, np.diff(bounds), items[bounds[0] : bounds[-1]], part)
         dropped = [pa.array(sorted(data.dropped_users), pa.large_string())]
         writer.finish(data.item_ids, data.titles, data.sha256, data.description, dropped)

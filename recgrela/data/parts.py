@@ -6,14 +6,15 @@ arrays and ids of all items:
 1. The events of every part go to buckets by a hash of their user, with their place in the whole.
 2. The k-core filter drops events of one bucket after another, round by round: it knows the number of events
    of every item, and all events of a user are in one bucket.
-3. The users of every bucket, with their events in order, go to groups by the place of their first event.
-4. The users of every group are sorted by that place and appended to the packed form.
+3. The cuts of a split by time are found. The users of every bucket, with their events in order, go to groups
+   by the place of their first event.
+4. The users of every group are sorted by that place, split and appended to the packed form.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,12 +22,22 @@ import numpy as np
 import pyarrow as pa
 
 from recgrela.data.buckets import Buckets, IdBuckets
+from recgrela.data.cuts import Cuts, find_cuts
 from recgrela.data.events import Events, joined_sha256, joined_source
 from recgrela.data.formats.joining import SameTimes, added
+from recgrela.data.held_out import held_out_files
 from recgrela.data.ids import hash_ids, id_bytes
 from recgrela.data.packing import PackedWriter
-from recgrela.data.prepare import describe, filter_ranges, in_range, nothing_left, time_order
+from recgrela.data.prepare import (
+    compared_times,
+    describe,
+    filter_ranges,
+    in_range,
+    nothing_left,
+    time_order,
+)
 from recgrela.data.reading import DUPLICATE, check_left, describe_reading, first_of_duplicates
+from recgrela.data.split import TRAIN, LeaveOneOutCounts, Splitter
 from recgrela.settings.data import DataConfig
 from recgrela.system.errors import DataError
 
@@ -40,7 +51,7 @@ def pack_parts(parts: Iterable[Events], out: Path, config: DataConfig) -> None:
     Args:
         parts: events in the order of the whole; one part is in memory at a time.
         out: the folder, which must not exist. Temporary files are beside it and take about 40 bytes an event.
-        config: filter and order.
+        config: filter, order and split; the files of valid and test are read after all parts.
 
     Raises:
         ConfigError: the folder exists.
@@ -48,12 +59,14 @@ def pack_parts(parts: Iterable[Events], out: Path, config: DataConfig) -> None:
         RunError: a file cannot be written.
     """
     with (
-        PackedWriter(out) as writer,
+        PackedWriter(out, has_split=config.split != "leave_one_out") as writer,
         tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as at,
     ):
         packing = _Packing(Path(at), config)
         for part in parts:
             packing.add(part)
+        for phase, part in held_out_files(config):
+            packing.add(part, phase)
         packing.number()
         packing.filter()
         packing.group()
@@ -70,10 +83,11 @@ class _Packing:
         self._codes: dict[str, int] = {}  # of the items
         self._item_counts = np.zeros(0, dtype=np.int64)
         self._read, self._sources, self._titles = 0, list[Events](), dict[str, str]()
+        self._num_parts = 0  # without the files of valid and test
         self._times, self._duplicates = SameTimes(), 0
 
-    def add(self, part: Events) -> None:
-        """Step 1."""
+    def add(self, part: Events, phase: int = TRAIN) -> None:
+        """Step 1. The phase is that of a file of a split by files."""
         ticks = self._times.ticks
         self._times.add(part)
         times = self._times.scaled(part.times, part.ticks, part.source)
@@ -97,12 +111,14 @@ class _Packing:
         events = np.empty(part.users.size, dtype=dtype)
         events["place"] = self._read + np.arange(events.size)
         events["time"], events["user"], events["item"] = times, numbers[part.users], items[part.items]
+        events["phase"] = phase
         self._events.append(buckets[part.users], events)
         before, self._item_counts = self._item_counts, np.bincount(events["item"], minlength=len(self._codes))
         self._item_counts[: before.size] += before
         self._read += events.size
         self._titles |= part.titles
         none = np.empty(0, dtype=np.int32)
+        self._num_parts += phase == TRAIN
         self._sources.append(
             replace(part, users=none, items=none, times=none, user_tokens=[], item_tokens=[], titles={})
         )
@@ -166,11 +182,14 @@ class _Packing:
         ids[order] = np.arange(1, order.size + 1)
         tokens = list(self._codes)
         self._item_ids = ["[PAD]", *(tokens[code] for code in order)]
+        self._is_trained = np.zeros(order.size + 1, dtype=bool)
+        self._find_cuts()
         group_of_bin = (np.cumsum(bins) - bins) * BUCKETS // bins.sum()
 
         record = np.dtype([("first", "<i8"), ("events", "<i8")])
         self._users = Buckets(self._folder, "users", BUCKETS, record)
-        self._items = Buckets(self._folder, "items", BUCKETS, np.dtype("<i4"))
+        item = np.dtype([("item", "<i4"), ("phase", "|u1")])
+        self._items = Buckets(self._folder, "items", BUCKETS, item)
         self._user_ids = IdBuckets(self._folder, "user_ids", BUCKETS)
         self._dropped = IdBuckets(self._folder, "dropped", BUCKETS)
         for bucket in range(BUCKETS):
@@ -184,14 +203,34 @@ class _Packing:
             groups[present] = group_of_bin[self._bins(first[present])]
             users = np.empty(present.size, dtype=record)
             users["first"], users["events"] = first[present], counts[present]
-            found = found[time_order(found["user"], found["time"], self._config.order)]
+            times = compared_times(found["time"], self._config.order)
+            if self._cuts is not None:
+                found["phase"] = self._cuts.phases(times)
+            found = found[time_order(found["user"], times, found["phase"])]
+            items = np.empty(found.size, dtype=item)
+            items["item"], items["phase"] = ids[found["item"]], found["phase"]
+            self._is_trained[items["item"][items["phase"] == TRAIN]] = True
             self._users.append(groups[present], users)
             self._user_ids.append(groups[present], names.take(pa.array(present)))
-            self._items.append(groups[found["user"]], ids[found["item"]])
+            self._items.append(groups[found["user"]], items)
+
+    def _find_cuts(self) -> None:
+        """The cuts of a split by time; None for another split."""
+        config = self._config
+        self._cuts: Cuts | None = None
+
+        def times() -> Iterator[np.ndarray]:
+            for bucket in range(BUCKETS):
+                yield compared_times(self._buckets().read(bucket)["time"], config.order)
+
+        if config.split == "time":
+            self._cuts = find_cuts(times, config, self._source)
 
     def write(self, writer: PackedWriter) -> None:
         """Step 4."""
         num_users = num_events = 0
+        splitter, counter = Splitter(self._config.target_rule, self._is_trained), LeaveOneOutCounts()
+        is_split = self._config.split != "leave_one_out"
         for group in range(BUCKETS):
             users, items = self._users.read(group), self._items.read(group)
             if not users.size:
@@ -200,18 +239,27 @@ class _Packing:
             counts = users["events"][order]
             begins = (np.cumsum(users["events"]) - users["events"])[order]
             places = np.repeat(begins - np.cumsum(counts) + counts, counts) + np.arange(items.size)
-            writer.append(self._user_ids.read(group).take(pa.array(order)), counts, items[places])
+            items = items[places]
+            split = splitter.add(counts, items["phase"], items["item"]) if is_split else None
+            counter.add(counts)
+            writer.append(self._user_ids.read(group).take(pa.array(order)), counts, items["item"], split)
             num_users, num_events = num_users + users.size, num_events + items.size
         dropped = added(part.dropped for part in self._sources)
         totals = (num_users + 1, len(self._item_ids), num_events, self._read + sum(dropped.values()))
         dropped |= {DUPLICATE: self._duplicates} if self._duplicates else {}
         unusual = added(part.unusual for part in self._sources)
         account = replace(self._sources[0], dropped=dropped, unusual=unusual)
+        digests = [part.sha256 for part in self._sources]
+        digest = joined_sha256([joined_sha256(digests[: self._num_parts]), *digests[self._num_parts :]])
+        facts = counter.describe()
+        if is_split:
+            cuts = self._cuts.describe() if self._cuts is not None else {}
+            facts = cuts | splitter.describe(self._source) | {"sha256": writer.split_sha256()}
         writer.finish(
             self._item_ids,
             [None, *map(self._titles.get, self._item_ids[1:])] if self._titles else None,
-            joined_sha256([part.sha256 for part in self._sources]),
-            describe(self._source, self._sources[0].format, self._config, *totals)
+            digest,
+            describe(self._source, self._sources[0].format, self._config, *totals, facts)
             | describe_reading(account, self._config),
             (self._dropped.read(bucket) for bucket in range(BUCKETS)),
         )
@@ -219,7 +267,7 @@ class _Packing:
     @property
     def _source(self) -> str:
         """The parts in messages."""
-        return joined_source([part.source for part in self._sources])
+        return joined_source([part.source for part in self._sources[: self._num_parts]])
 
     def _buckets(self) -> Buckets:
         if self._events is None:
@@ -232,7 +280,7 @@ class _Packing:
 
 def _record(times: np.dtype) -> np.dtype:
     """An event in a bucket."""
-    return np.dtype([("place", "<i8"), ("time", times), ("user", "<i8"), ("item", "<i4")])
+    return np.dtype([("place", "<i8"), ("time", times), ("user", "<i8"), ("item", "<i4"), ("phase", "|u1")])
 
 
 def _first_places(events: np.ndarray, num_users: int = 0) -> tuple[np.ndarray, np.ndarray]:

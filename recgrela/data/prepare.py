@@ -1,4 +1,4 @@
-"""Turns events into packed interactions: k-core filter, ids, order."""
+"""Turns events into packed interactions: k-core filter, ids, order, split."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import numpy as np
 import torch
 
 from recgrela.data.catalogue import find_known
+from recgrela.data.cuts import find_cuts
 from recgrela.data.events import Events
 from recgrela.data.interactions import Interactions
 from recgrela.data.reading import check_left, describe_reading, rule_settings, without_duplicates
+from recgrela.data.split import TRAIN, LeaveOneOutCounts, Splitter, as_split
 from recgrela.settings.data import DataConfig, Order
 from recgrela.system.errors import DataError
 
@@ -64,29 +66,51 @@ def by_first_appearance(codes: np.ndarray, tokens: list[str]) -> tuple[np.ndarra
     return new[codes], [tokens[code] for code in present]
 
 
-def time_order(users: np.ndarray, times: np.ndarray, order: Order) -> np.ndarray:
-    """Row numbers [n] sorted by user, then by time; ties keep the file order, as do all events of "file".
+def compared_times(times: np.ndarray, order: Order) -> np.ndarray:
+    """The times [n] that the order and the cuts of a split compare.
 
     Order "recbole" compares times as float32, converted from float64 as RecBole does: near 1e9, events within
-    64 s of each other are ties.
+    64 s of each other are ties. With order "file" all are.
     """
     if order == "file":
-        return np.argsort(users, kind="stable")
-    if order == "recbole":
-        times = times.astype(np.float64).astype(np.float32)
-    return np.lexsort((times, users))
+        return np.zeros_like(times)
+    return times.astype(np.float64).astype(np.float32) if order == "recbole" else times
+
+
+def time_order(users: np.ndarray, times: np.ndarray, phases: np.ndarray | None = None) -> np.ndarray:
+    """Row numbers [n] sorted by user, then by phase if given, then by time; ties keep the file order.
+
+    Args:
+        users: [n] numbers of users.
+        times: [n], as `compared_times` returns them.
+        phases: [n], those of the files that events are from; None: by time alone.
+    """
+    return np.lexsort((times, users) if phases is None else (times, phases, users))
 
 
 def filter_settings(config: DataConfig) -> dict[str, int | None]:
-    """The settings of the k-core filter by name."""
+    """The settings of the k-core filter by name; there is none for files that are split already."""
+    if config.split == "files":
+        return {"min_user_events": 0, "max_user_events": None, "min_item_events": 0, "max_item_events": None}
     limits = ("min_user_events", "max_user_events", "min_item_events", "max_item_events")
     return {name: getattr(config, name) for name in limits}
 
 
 def filter_ranges(config: DataConfig) -> tuple[tuple[int, int | None], tuple[int, int | None]]:
     """The range of the number of events of a user, and of an item."""
-    users = (config.min_user_events, config.max_user_events)
-    return users, (config.min_item_events, config.max_item_events)
+    low_user, high_user, low_item, high_item = filter_settings(config).values()
+    return (low_user or 0, high_user), (low_item or 0, high_item)
+
+
+def split_settings(config: DataConfig) -> dict[str, float | str | None]:
+    """The settings of the split by name."""
+    settings: dict[str, float | str | None] = {"split": config.split}
+    if config.split != "leave_one_out":
+        settings["split_targets"] = config.target_rule
+    if config.split == "time":
+        names = ("split_quantile", "split_date", "split_valid_date")
+        settings |= {name: getattr(config, name) for name in names}
+    return settings
 
 
 def nothing_left(source: str, events: int, config: DataConfig) -> DataError:
@@ -97,9 +121,16 @@ def nothing_left(source: str, events: int, config: DataConfig) -> DataError:
 
 
 def describe(
-    source: str, kind: str, config: DataConfig, users: int, items: int, events: int, events_read: int
+    source: str,
+    kind: str,
+    config: DataConfig,
+    users: int,
+    items: int,
+    events: int,
+    events_read: int,
+    split: dict[str, Any],
 ) -> dict[str, Any]:
-    """`Interactions.description`; users and items include padding ids."""
+    """`Interactions.description`; users and items include padding ids. `split` has facts of the split."""
     settings = filter_settings(config)
     description: dict[str, Any] = {
         "source": source,
@@ -110,6 +141,7 @@ def describe(
         "items": items,
         "events": events,
         "events_read": events_read,
+        "split": split_settings(config) | split,
     }
     known = find_known(source)
     has_rules = rule_settings(config) != rule_settings(DataConfig())
@@ -118,28 +150,58 @@ def describe(
     return description
 
 
-def prepare(events: Events, config: DataConfig) -> Interactions:
-    """Filter, number, sort and pack events. Raises DataError if no events are left."""
-    events, _ = without_duplicates(events, config)
+def prepare(events: Events, config: DataConfig, phases: np.ndarray | None = None) -> Interactions:
+    """Filter, number, sort, split and pack events.
+
+    Args:
+        events: the events.
+        config: the settings.
+        phases: [n] uint8, the phase of each event if files say it; then it is part of the order.
+
+    Raises:
+        DataError: no events are left, or the split has no targets.
+    """
+    events, kept = without_duplicates(events, config)
+    phases = phases if kept is None or phases is None else phases[kept]
     check_left(events.source, events.users.size, events.dropped)
     rows = k_core(events.users, events.items, *filter_ranges(config))
     if rows.size == 0:
         raise nothing_left(events.source, events.users.size, config)
     users, user_ids = by_first_appearance(events.users[rows], events.user_tokens)
     items, item_ids = by_first_appearance(events.items[rows], events.item_tokens)
-    sort = time_order(users, events.times[rows], config.order)
-    offsets = np.concatenate(([0], np.cumsum(np.bincount(users))))
+    times = compared_times(events.times[rows], config.order)
+    phases = None if phases is None else phases[rows]
+    sort = time_order(users, times, phases)
+    items = items[sort] + np.int32(1)
+    events_of_users = np.bincount(users)
+    split, facts = None, dict[str, Any]()
+    if config.split == "leave_one_out":
+        counts = LeaveOneOutCounts()
+        counts.add(events_of_users)
+        facts = counts.describe()
+    else:
+        cuts: dict[str, Any] = {}
+        if phases is None:
+            found = find_cuts(lambda: [times], config, events.source)
+            phases, cuts = found.phases(times), found.describe()
+        phases = phases[sort]
+        is_trained = np.zeros(len(item_ids) + 1, dtype=bool)
+        is_trained[items[phases == TRAIN]] = True
+        splitter = Splitter(config.target_rule, is_trained)
+        split = as_split(splitter.add(events_of_users, phases, items))
+        facts = cuts | splitter.describe(events.source) | {"sha256": split.sha256()}
     titles = [None, *map(events.titles.get, item_ids)] if events.titles else None
-    counts = (len(user_ids) + 1, len(item_ids) + 1, rows.size, events.events_read)
-    description = describe(events.source, events.format, config, *counts) | describe_reading(events, config)
+    totals = (len(user_ids) + 1, len(item_ids) + 1, rows.size, events.events_read)
+    description = describe(events.source, events.format, config, *totals, facts)
     return Interactions(
-        items=torch.from_numpy(items[sort] + np.int32(1)),
-        offsets=torch.from_numpy(offsets),
+        items=torch.from_numpy(items),
+        offsets=torch.from_numpy(np.concatenate(([0], np.cumsum(events_of_users)))),
         user_ids=user_ids,
         item_ids=["[PAD]", *item_ids],
         titles=titles,
         n_items=len(item_ids) + 1,
         sha256=events.sha256,
-        description=description,
+        description=description | describe_reading(events, config),
         dropped_users=frozenset(events.user_tokens).difference(user_ids),
+        split=split,
     )

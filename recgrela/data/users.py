@@ -50,11 +50,16 @@ class UserTable(Protocol):
 
 
 class ArrayUserTable:
-    """Users in memory. Args: offsets: [n_users + 1] int64, as in `Interactions`."""
+    """Users in memory.
 
-    def __init__(self, offsets: np.ndarray) -> None:
+    Args:
+        offsets: [n_users + 1] int64, as in `Interactions`.
+        train: [n_users] int64, the number of training events of each user; None: leave-one-out.
+    """
+
+    def __init__(self, offsets: np.ndarray, train: np.ndarray | None = None) -> None:
         events = np.diff(offsets)
-        targets = target_counts(events)
+        targets = target_counts(events, train)
         self._offsets = offsets
         self._target_starts = np.concatenate(([0], np.cumsum(targets)))
         self.num_users = events.size
@@ -78,12 +83,26 @@ def train_counts(event_counts: np.ndarray) -> np.ndarray:
     return np.where(event_counts >= 3, event_counts - 2, event_counts)
 
 
-def target_counts(event_counts: np.ndarray) -> np.ndarray:
-    """Number of targets of each user: [n_users] events -> [n_users]."""
-    return np.maximum(train_counts(event_counts) - 1, 0)
+def target_counts(event_counts: np.ndarray, train: np.ndarray | None = None) -> np.ndarray:
+    """Number of targets [n_users] of users with some numbers of events, all and (see above) for training."""
+    return np.maximum((train_counts(event_counts) if train is None else train) - 1, 0)
 
 
-def held_out_places(offsets: np.ndarray) -> np.ndarray:
-    """The places of the events that are not for training, given where users begin and end, [n_users + 1]."""
+def held_out_places(offsets: np.ndarray, train: np.ndarray | None = None) -> np.ndarray:
+    """The places of the events that are not for training.
+
+    Args:
+        offsets: [n_users + 1] int64, where users begin and end.
+        train: [n_users] int64, the number of training events of each user; None: leave-one-out.
+    """
+    if train is not None:
+        begins = offsets[:-1] + train
+        return range_places(begins, offsets[1:] - begins)
     ends = offsets[1:][np.diff(offsets) >= 3]
     return np.concatenate((ends - 2, ends - 1))
+
+
+def range_places(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The numbers in some ranges, end to end; starts and lengths are [B] int64."""
+    ends = np.cumsum(lengths)
+    return np.repeat(starts - ends + lengths, lengths) + np.arange(ends[-1] if ends.size else 0)

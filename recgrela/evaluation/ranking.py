@@ -50,7 +50,7 @@ class Ranker:
         processes: Processes | None = None,
     ) -> None:
         self._model, self._max_tokens, self._processes = model, max_tokens, processes or Processes()
-        self._batch_size = min(batches.batch_size, batches.num_users)
+        self._batch_size = batches.max_size
         device = model.item_embedding.weight.device
         if model.shards is None:  # those of a divided table are computed in bounded parts
             scores = score_bytes(self._batch_size, model.n_items)

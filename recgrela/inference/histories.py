@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -12,7 +12,7 @@ import pyarrow as pa
 from recgrela.data import DataConfig, Interactions, load, load_table
 from recgrela.data.packed import is_packed, open_packed
 from recgrela.inference.catalogue import Catalogue
-from recgrela.settings.data import with_absolute_path
+from recgrela.settings.data import with_absolute_path, without_split
 from recgrela.system.errors import DataError
 from recgrela.system.suggest import near_miss
 from recgrela.system.text import quote
@@ -115,7 +115,9 @@ def from_interactions(catalogue: Catalogue, data: Interactions) -> Histories:
 
 
 def load_histories(catalogue: Catalogue, events: str | list[str] | pa.Table, config: DataConfig) -> Histories:
-    """The histories in today's events: unlike in training, no user or item is filtered out.
+    """The histories in today's events: unlike in training, no user or item is filtered out, or held out.
+
+    The histories of a split by files are the events of training, valid and test, in this order.
 
     Args:
         catalogue: the model's items.
@@ -127,9 +129,10 @@ def load_histories(catalogue: Catalogue, events: str | list[str] | pa.Table, con
     """
     if isinstance(events, str) and is_packed(events):
         return from_interactions(catalogue, open_packed(events))
-    config = replace(config, min_user_events=0, max_user_events=None, min_item_events=0, max_item_events=None)
-    if isinstance(events, str | list):
-        data = load(with_absolute_path(replace(config, path=events)))
+    if isinstance(events, str | list) and config.split == "files" and events == config.path:
+        data = load(with_absolute_path(config))
+    elif isinstance(events, str | list):
+        data = load(with_absolute_path(without_split(config, events)))
     else:
-        data = load_table(events, config)
+        data = load_table(events, without_split(config))
     return from_interactions(catalogue, data)

@@ -14,7 +14,7 @@ from recgrela.data.formats.table import wanted_columns
 from recgrela.inference.arguments import to_events
 from recgrela.models import CONFIGS
 from recgrela.settings.command_line import to_argv
-from recgrela.settings.data import DataConfig
+from recgrela.settings.data import DataConfig, without_split
 from recgrela.settings.run import read_run
 from recgrela.system.arrow import plain
 from recgrela.system.errors import RunError
@@ -40,7 +40,7 @@ def fit_run(events: Any, settings: Mapping[str, Any]) -> Path:
 
 def store_events(table: pa.Table, config: DataConfig, folder: Path) -> Path:
     """Writes a table of events as a Parquet file named by their hash, and returns its path."""
-    sha256 = load_table(table, config).sha256
+    sha256 = load_table(table, without_split(config)).sha256
     path = folder / f"events-{sha256[:16]}.parquet"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)

@@ -31,6 +31,12 @@ def check_data(folder: RunFolder, data: Interactions) -> None:
             raise RunError(
                 f"{source}: {data.description[name]} {name} after filtering, but the run had {recorded[name]}"
             )
+    for key, before in recorded.get("split", {}).items():
+        if (now := data.description["split"].get(key)) != before:
+            raise RunError(
+                f"{source}: the split differs from that of this run: {key} is {now}, but was {before}; "
+                f"restore the section data of {folder.config_path}"
+            )
     if packed_sha256(data) != recorded["packed_sha256"]:
         raise RunError(
             f"{source}: the events or their order differ from those of this run; restore the section data of "
@@ -117,6 +123,8 @@ def recorded_data(folder: RunFolder) -> dict[str, Any]:
     for key in ("sha256", "packed_sha256"):
         if not isinstance(section.get(key), str):
             raise RunError(f"{folder.protocol_path}: damaged: data.{key} is {section.get(key)!r:.100}")
+    if not isinstance(section.get("split", {}), dict):
+        raise RunError(f"{folder.protocol_path}: damaged: data.split is {section['split']!r:.100}")
     for key, high in (("users", MAX_COUNT), ("items", MAX_ITEMS), ("events", MAX_COUNT)):
         check_count(folder.protocol_path, f"data.{key}", section.get(key), 1, high)
     return section

@@ -14,6 +14,7 @@ from recgrela import _C
 from recgrela.data import Interactions, TrainBatches
 from recgrela.evaluation.metrics import NAMES
 from recgrela.runs.items import ids_sha256
+from recgrela.settings.data import DataConfig
 from recgrela.settings.run import RunConfig, preset_config
 from recgrela.settings.train import TrainConfig
 from recgrela.system.device import device_name
@@ -51,6 +52,7 @@ def describe(
             "windows of up to max_len items, cut at the end of a batch; each position predicts the next; "
             "cut points change every epoch"
         )
+    has_target = "three events or more" if data.split is None else "a target"
     return {
         "created": now(),
         "preset": config.preset,
@@ -59,8 +61,7 @@ def describe(
         "settings": settings,
         "data": {"sha256": data.sha256, "packed_sha256": packed_sha256(data), **data.description},
         "items": {"ids_sha256": ids_sha256(data.item_ids)},
-        "split": "leave one out per user: the last event is test, the second last valid; users with "
-        "1 or 2 events are used for training only",
+        "split": describe_split(config.data, data),
         "max_len": config.data.max_len,
         "eval_max_len": config.data.history_len,
         "training": {
@@ -79,9 +80,9 @@ def describe(
             "test": "once, with the weights of the best epoch",
         },
         "evaluation": {
-            "users": "all with three events or more"
+            "users": f"all with {has_target}"
             if (users := config.data.eval_users) is None
-            else f"at most {users} with three events or more, chosen by a fixed permutation of the user rows",
+            else f"at most {users} with {has_target}, chosen by a fixed permutation of the user rows",
             "ranking": "full, over all items except padding",
             "masking": "unmasked: all items are ranked; masked: items of the user's history except "
             "the target are removed",
@@ -107,6 +108,26 @@ def describe(
             "platform": platform.platform(),
         },
     }
+
+
+def describe_split(config: DataConfig, data: Interactions) -> str:
+    """The split in words; the section `data` has its times and counts."""
+    facts = data.description["split"]
+    if config.split == "leave_one_out":
+        return (
+            "leave one out per user: the last event is test, the second last valid; users with 1 or 2 events "
+            "are used for training only"
+        )
+    if config.split == "time":
+        valid, test = (facts[f"{split}_from_date"] or facts[f"{split}_from"] for split in ("valid", "test"))
+        phases = f"by time, for all users: events from {valid} on are valid, events from {test} on test"
+    else:
+        phases = "by files: one of training events, one of valid events, one of test events"
+    rule = {"all": "every one", "random": "a random one"}.get(config.target_rule, f"the {config.target_rule}")
+    return (
+        f"{phases}; targets: {rule} of a user's held-out events that have an event of the user before them, "
+        "except items without a training event (cold targets); all events before a target are its history"
+    )
 
 
 def describe_loss(train: TrainConfig) -> str:

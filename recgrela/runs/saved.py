@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -130,20 +130,28 @@ def save_weights(run: SavedRun, items: Items, path: Path) -> None:
         raise
 
 
-def load_data(run: SavedRun, path: str | None = None, processes: Processes | None = None) -> Interactions:
-    """Load a run's data, from `path` if it has moved.
+def load_data(
+    run: SavedRun,
+    path: str | None = None,
+    processes: Processes | None = None,
+    *,
+    valid_path: str | None = None,
+    test_path: str | None = None,
+) -> Interactions:
+    """Load a run's data, from other paths if they have moved.
 
     Args:
         run: the run.
-        path: a path instead of the run's.
+        path, valid_path, test_path: paths instead of the run's.
         processes: the processes that use the data, all of which call this function; None: only this one.
 
     Raises:
         DataError: the data cannot be read.
         RunError: the data differs from that of the run.
     """
-    config = run.config.data if path is None else replace(run.config.data, path=path)
-    data = load_shared(with_absolute_path(config), processes or Processes())
+    paths = {"path": path, "valid_path": valid_path, "test_path": test_path}
+    moved: dict[str, Any] = {name: value for name, value in paths.items() if value is not None}
+    data = load_shared(with_absolute_path(replace(run.config.data, **moved)), processes or Processes())
     check_data(run.folder, data)
     return data
 

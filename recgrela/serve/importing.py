@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +10,7 @@ import pyarrow as pa
 from recgrela.data import DataConfig
 from recgrela.data.events import Events
 from recgrela.data.formats import read
-from recgrela.settings.data import with_absolute_path
+from recgrela.settings.data import with_absolute_path, without_split
 from recgrela.store import Store
 from recgrela.system.out_of_memory import MemoryPhase
 
@@ -34,7 +33,7 @@ def import_events(store: Store, path: str, config: DataConfig) -> tuple[int, int
         DataError: the file cannot be read.
         RunError: the events cannot be stored; those before them are.
     """
-    events = read(with_absolute_path(replace(config, path=path)))
+    events = read(with_absolute_path(without_split(config, path)))
     return store.import_events(_tables(events)), len(events.users)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Literal
 
 from recgrela.settings.delimited import check_columns, separator_of
 from recgrela.settings.fields import MAX_SEED, NOTHING, Settings, setting
@@ -13,6 +13,8 @@ from recgrela.system.files import expand_path
 Format = Literal["auto", "recbole", "movielens", "csv", "json", "sequences", "parquet", "arrow"]
 Order = Literal["time", "recbole", "file"]
 Duplicates = Literal["keep", "drop"]
+SplitKind = Literal["leave_one_out", "time", "files"]
+TargetRule = Literal["last", "first", "random", "all"]
 
 MAX_SYNTHETIC_EVENTS = 2**28  # about 20 GB of memory during generation
 MAX_SYNTHETIC_PAIRS = 2**31  # users times items, about 3 GB of memory
@@ -71,6 +73,29 @@ class DataConfig(Settings):
         "their settings normalise times first (ml-1m, but not its ml-100k); file: as in the file, without "
         "times.",
     )
+    split: SplitKind = setting(
+        "leave_one_out",
+        "Split: last events of each user, events after a time, or events of files of your own.",
+    )
+    split_quantile: float = setting(
+        0.9,
+        "Split by time: share of events before test, and of those the share before valid.",
+        above=0,
+        below=1,
+    )
+    split_date: str | None = setting(
+        None, "Split by time: first time of test, ISO date or number of the file; null: by split_quantile."
+    )
+    split_valid_date: str | None = setting(
+        None, "Split by time: first time of valid; null: by split_quantile of the events before test."
+    )
+    split_targets: TargetRule | None = setting(
+        None, "Held-out events of a user that are targets; null: last (split by time), all (files)."
+    )
+    valid_path: str | None = setting(
+        None, "Split by files: the events of valid; those of data.path are for training.", affects=NOTHING
+    )
+    test_path: str | None = setting(None, "Split by files: the events of test.", affects=NOTHING)
     max_len: int = setting(200, "Maximum length of a history; its last items are kept.", min=1)
     eval_max_len: int | None = setting(
         None, "Maximum length in evaluation and recommendation; null: max_len.", min=1
@@ -109,6 +134,11 @@ class DataConfig(Settings):
         """Maximum length of a history in evaluation and recommendation."""
         return self.eval_max_len or self.max_len
 
+    @property
+    def target_rule(self) -> TargetRule:
+        """The held-out events of a user that are targets, if the split is by time or by files."""
+        return self.split_targets or ("all" if self.split == "files" else "last")
+
     def check_together(self) -> None:
         if not all(path.strip() for path in self.paths):
             raise ConfigError("data.path: empty; give a file, a folder, a zip or 'synthetic'")
@@ -136,6 +166,7 @@ class DataConfig(Settings):
                     f"data.synthetic_users: {self.synthetic_users} times data.synthetic_{kind} {number} is "
                     f"above {limit}, too much for memory; lower one of them"
                 )
+        self._check_split()
         for kind in ("user", "item"):
             low, high = getattr(self, f"min_{kind}_events"), getattr(self, f"max_{kind}_events")
             if high is not None and high < max(low, 1):
@@ -144,21 +175,54 @@ class DataConfig(Settings):
                     f"data.max_{kind}_events: {high} is below {least}, so no {kind} would remain"
                 )
 
+    def _check_split(self) -> None:
+        """Raises ConfigError for a setting that the split does not use."""
+        paths, dates = ("valid_path", "test_path"), ("split_date", "split_valid_date")
+        used: dict[str, tuple[SplitKind, ...]] = dict.fromkeys(paths, ("files",))
+        used |= dict.fromkeys((*dates, "split_quantile"), ("time",))
+        used["split_targets"] = ("time", "files")
+        # The filter would change files that somebody has split.
+        filters = ("min_user_events", "max_user_events", "min_item_events", "max_item_events")
+        used |= dict.fromkeys(filters, ("leave_one_out", "time"))
+        defaults = {field.name: field.default for field in fields(self)}
+        for name, kinds in used.items():
+            if self.split not in kinds and getattr(self, name) != defaults[name]:
+                raise ConfigError(
+                    f"data.{name}: has no effect with data.split {self.split}, only with {' or '.join(kinds)}"
+                )
+        if self.split == "time" and self.order not in ("time", "recbole"):
+            raise ConfigError(f"data.split: time needs times, which data.order {self.order} does not read")
+        for name in paths:
+            if (path := getattr(self, name)) is not None and not path.strip():
+                raise ConfigError(f"data.{name}: empty; give a file, a folder or a zip")
+
+
+def without_split(config: DataConfig, path: str | list[str] | None = None) -> DataConfig:
+    """Settings that read all events of a path, by default the same, without filter or split."""
+    default = DataConfig()
+    values: dict[str, Any] = {name: getattr(default, name) for name in vars(default) if "split" in name}
+    values |= dict.fromkeys(("max_user_events", "max_item_events", "valid_path", "test_path"))
+    return replace(config, **values, path=path or config.path, min_user_events=0, min_item_events=0)
+
 
 def with_absolute_path(config: DataConfig) -> DataConfig:
-    """The same settings with an absolute path, so that a run folder works from any directory.
+    """The same settings with absolute paths, so that a run folder works from any directory.
 
     Raises:
-        ConfigError: `path` is not a path.
+        ConfigError: a path is not a path.
     """
-    if config.path == "synthetic":
-        return config
-    paths = [_absolute(path) for path in config.paths]
-    return replace(config, path=paths if isinstance(config.path, list) else paths[0])
+    found: dict[str, Any] = {}
+    for name in ("path", "valid_path", "test_path"):
+        given = getattr(config, name)
+        if given is None or (name, given) == ("path", "synthetic"):
+            continue
+        paths = [_absolute(name, path) for path in (given if isinstance(given, list) else [given])]
+        found[name] = paths if isinstance(given, list) else paths[0]
+    return replace(config, **found)
 
 
-def _absolute(path: str) -> str:
+def _absolute(name: str, path: str) -> str:
     try:
-        return str(expand_path(path, "data.path").resolve())
+        return str(expand_path(path, f"data.{name}").resolve())
     except RuntimeError as error:  # a loop of links
-        raise ConfigError(f"data.path: {path}: {error}") from error
+        raise ConfigError(f"data.{name}: {path}: {error}") from error

@@ -83,6 +83,19 @@ def is_unfinished(folder: Path) -> bool:
     return folder.is_dir() and not {path.name for path in folder.iterdir()} - set(UNFINISHED)
 
 
+def describe_targets(facts: dict[str, Any]) -> str:
+    """The training events and targets of a split on one line, from the counts in protocol.json."""
+    parts = [f"split by {facts['split']}: {facts['train']['events']:,} training events"]
+    for name in ("valid", "test"):
+        counts, begin = facts[name], facts.get(f"{name}_from_date") or facts.get(f"{name}_from")
+        since = "" if begin is None else f" from {begin} on"
+        parts.append(
+            f"{name} {counts['targets']:,} targets of {counts['users']:,} users{since} "
+            f"({counts['cold_targets']:,} cold ones left out)"
+        )
+    return "; ".join(parts)
+
+
 def _show(session: Session, content: dict[str, Any], folder: RunFolder, console: Console) -> None:
     config, processes = session.config, session.processes.world
     counts = content["data"]
@@ -94,5 +107,7 @@ def _show(session: Session, content: dict[str, Any], folder: RunFolder, console:
     )
     for note in reading_notes(counts):
         say(console, note)
+    if session.data.split is not None:
+        say(console, describe_targets(counts["split"]))
     on = content["machine"]["device_name"] + f", in {processes} processes" * (processes > 1)
     say(console, f"{config.model.name}: {session.model.num_parameters:,} parameters, on {on}")

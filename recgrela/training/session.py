@@ -144,9 +144,8 @@ def open_session(
 
 def check_same_settings(config: RunConfig, processes: Processes) -> None:
     """Raises ConfigError if processes were started with settings that must be the same but are not."""
-    values = {
-        k: v for k, v in config.flat().items() if k not in ("data.path", "train.device", "train.threads")
-    }
+    own = ("data.path", "data.valid_path", "data.test_path", "train.device", "train.threads")
+    values = {key: value for key, value in config.flat().items() if key not in own}
     texts = processes.gather_text(json.dumps(values))
     for rank, text in enumerate(texts):
         other = json.loads(text)
