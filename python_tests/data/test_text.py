@@ -255,9 +255,7 @@ def test_times_of_an_unknown_kind(tmp_path: Path) -> None:
     for time in ("noon", "03/04/2020", "", "nan", "0x10"):
         expected = f", line 2, column 'timestamp': {time!r} {NEITHER}"
         fails(tmp_path / "x.csv", f"{header}a,b,{time}\n", expected)
-    bad = (
-        "cannot be read; give a format of strptime, such as '%Y-%m-%d %H:%M:%S'; there is none for "
-    )
+    bad = "cannot be read; give a format of strptime, such as '%Y-%m-%d %H:%M:%S'; there is none for "
     for time_format in ("%Y %f", "date", "%Q"):
         expected = f"data.time_format: {time_format!r} {bad}fractions of seconds"
         fails(tmp_path / "x.csv", f"{header}a,b,1\n", expected, time_format=time_format)
