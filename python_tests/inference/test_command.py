@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from recgrela import Recommender, recommend
-from recgrela.runs.items import write_items
+from recgrela.runs.items import ids_sha256, write_items
 
 Capture = pytest.CaptureFixture[str]
 
@@ -89,6 +89,26 @@ def test_control_characters_are_shown_as_escapes(copy: Path, capsys: Capture) ->
         assert run_command(copy, source, "--k=100") == 0
         out = capsys.readouterr().out
         assert "\x1b" not in out and "\x9b" not in out and r"red \x1b[31m\x9b" in out
+
+
+def test_an_item_whose_id_has_a_comma_is_quoted(copy: Path, capsys: Capture) -> None:
+    loaded = Recommender.load(copy, device="cpu")
+    assert loaded.run is not None
+    items = loaded.catalogue.items
+    before = ids_sha256(items.tokens)
+    items.tokens[3], items.tokens[4] = "a,b", 'say "c"'
+    write_items(loaded.run.folder.items_path, items)
+    protocol = copy / "protocol.json"
+    protocol.write_text(protocol.read_text().replace(before, ids_sha256(items.tokens)))
+    assert run_command(copy, f'--items="a,b", {items.tokens[5]},"say ""c"""', "--k=2") == 0
+    assert "history of 3 items" in capsys.readouterr().out
+    for given, message in (
+        ("a,b", "item 'a' is not among the model's"),
+        ('"a,b', "--items: '\"a,b' is not ID,ID,... with quotes as in CSV: unexpected end of data"),
+        ('""', "--items: no id is given"),
+    ):
+        assert run_command(copy, f"--items={given}") == 2
+        assert message in " ".join(capsys.readouterr().err.split())
 
 
 def test_whole_ids_in_a_table_that_is_not_a_terminal(

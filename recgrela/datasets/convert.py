@@ -11,6 +11,7 @@ from recgrela.data.load import load
 from recgrela.data.packed import is_packed, open_packed
 from recgrela.data.packing import write_packed
 from recgrela.data.parts import pack_parts
+from recgrela.data.reading import reading_notes
 from recgrela.settings.command_line import Parser
 from recgrela.settings.data import DataConfig, with_absolute_path
 from recgrela.settings.fields import options_of
@@ -55,4 +56,6 @@ def command(argv: Sequence[str]) -> int:
         display_console(),
         f"{out}: {numbers}, with padding ids; train with: --data.path {shlex.quote(str(out))}",
     )
+    for note in reading_notes(counts):
+        say(display_console(), note)
     return 0
