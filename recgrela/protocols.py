@@ -57,9 +57,7 @@ def command(argv: Sequence[str]) -> int:
     run = load_run(expand_path(options["run"], "RUN"), None, use_device(options["device"]))
     own = load_data(run, options["data.path"])
     batch_size = options["batch_size"] or run.config.train.eval_batch_size
-    scores = score_orders(
-        run, own, options["data.path"], chosen or possible_orders(run), batch_size, cutoffs
-    )
+    scores = score_orders(run, own, options["data.path"], chosen or possible_orders(run), batch_size, cutoffs)
     if out is not None:
         atomic_write_text(out, json.dumps([score.as_dict() for score in scores], indent=2) + "\n")
     say(console, f"{run.folder.path.name}, {run.describe_checkpoint()}, test split")

@@ -2,9 +2,9 @@
 
 python -m benchmarks.cpu.reading [--events 4000000] [--formats csv parquet ...] [--folder FOLDER]
 
-Events have the sizes of MovieLens-32M in proportion: 200,000 users and 44,000 items for 32 million events, with
-skewed popularity. Each format is read in a process of its own, whose peak resident memory is reported; files are
-written to a temporary folder and removed.
+Events have the sizes of MovieLens-32M in proportion: 200,000 users and 44,000 items for 32 million events,
+with skewed popularity. Each format is read in a process of its own, whose peak resident memory is reported.
+Files are written to a temporary folder and removed.
 """
 
 from __future__ import annotations

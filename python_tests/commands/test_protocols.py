@@ -23,7 +23,7 @@ def events() -> list[tuple[str, str, int]]:
     """Events whose times have ties, and which are not in order of time. Every user has each item once."""
     random = np.random.default_rng(0)
     return [
-        (f"u{user}", str(item), NOW + 7 * int(random.integers(0, 40)))
+        (f"u{user}", str(item), NOW + 40 * int(random.integers(0, 6)))
         for user in range(USERS)
         for item in random.permutation(ITEMS)[:EVENTS]
     ]
@@ -77,7 +77,8 @@ def test_every_order_has_its_targets(run: Path, tmp_path: Path, capsys: pytest.C
                 assert low <= figures[seen][name] <= high
         assert (f"{100 * learned:.0f} % under {order}" in out) == (learned > 0)
     assert 0 < found["item"]["trained_targets"] < found["file"]["trained_targets"]
-    assert protocols.interval(found["file"]["masked"]["HR@10"], found["file"]["intervals"]["masked"]["HR@10"]) in out
+    bounds = found["file"]["intervals"]["masked"]["HR@10"]
+    assert protocols.interval(found["file"]["masked"]["HR@10"], bounds) in out
 
 
 def test_some_orders(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,4 +111,3 @@ def test_a_run_in_the_order_of_the_file(tmp_path: Path, capsys: pytest.CaptureFi
     assert "file: as in the file" in capsys.readouterr().out
     assert protocols.main([str(tmp_path / "run"), "--orders=time", "--device=cpu"]) == 2
     assert "no column 'timestamp'" in capsys.readouterr().err
-

@@ -374,7 +374,10 @@ def test_tables_with_contents_out_of_range():
             {"max_item_events": 4},
             "data.max_item_events: 4 is below data.min_item_events 5, so no item would remain",
         ),
-        ({"order": "times"}, "data.order: 'times' is not one of time, recbole, file; did you mean 'time'?"),
+        (
+            {"order": "times"},
+            "data.order: 'times' is not one of time, recbole, item, file; did you mean 'time'?",
+        ),
         ({"max_len": 2**31}, "data.max_len: 2147483648 is above 2147483647"),
         ({"path": ""}, "data.path: empty; give a file, a folder, a zip or 'synthetic'"),
         (
