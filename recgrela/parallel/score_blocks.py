@@ -157,7 +157,7 @@ class ScoreBlocks:
         """The items with the highest scores, of all items and of those that are not removed.
 
         Args:
-            k: number of items.
+            k: number of items, at least 1.
             removed: the items that the second list leaves out.
 
         Returns:
@@ -165,7 +165,7 @@ class ScoreBlocks:
             and missing items are -1. Scores that are -inf or NaN count as missing.
         """
         found: tuple[Tensor, Tensor] | None = None
-        for start in self.starts if k else ():
+        for start in self.starts:
             scores = self.scores(start)
             out = scores.isnan().logical_or_(~self._ranked(start, scores.device))
             parts = []
@@ -179,7 +179,7 @@ class ScoreBlocks:
                 values, places = values.topk(min(k, values.shape[2]), 2)
                 items = items.gather(2, places)
             found = values, items
-        if found is None:
+        if found is None:  # no rows
             empty = self._score(0)[:, :0].expand(2, self.batch, 0)
             found = empty, empty.long()
         missing = k - found[0].shape[2]
@@ -207,13 +207,12 @@ def rank_targets(blocks: ScoreBlocks, target: Tensor, removed: Removed, k: int =
         blocks: the scores, whose row 0 is the padding item.
         target: [B] int64, each 1 .. rows - 1.
         removed: the items that the second ranking leaves out.
-        k: number of items.
+        k: number of items; 0: none.
     """
     higher, higher_left, ties, ties_left, nan = blocks.counts(target, blocks.own(target), removed).unbind(1)
     tied = torch.stack([ties, ties_left])
-    return TargetRanks(
-        1 + torch.stack([higher, higher_left]) + tied, tied, nan > 0, blocks.best(k, removed)[1]
-    )
+    best = blocks.best(k, removed)[1] if k else target.new_empty(2, len(target), 0)
+    return TargetRanks(1 + torch.stack([higher, higher_left]) + tied, tied, nan > 0, best)
 
 
 def block_rows(batch: int, rows: int, max_scores: int) -> int:

@@ -51,7 +51,7 @@ def sharded_ranks(
         removed: users [S] int64, each 0 .. B - 1, and items [S] int64: the items to remove in the second
             ranking.
         shard, rows, group, bias_shard: see `sharded_linear_cross_entropy`.
-        k: number of best items; the same on all ranks.
+        k: number of best items; the same on all ranks. 0: none.
         max_logits: about the largest number of scores stored at a time; None: that of `linear_cross_entropy`.
 
     Raises:
@@ -86,10 +86,12 @@ def sharded_ranks(
         removed_rows = pairs_removed(*hidden_pairs, len(h))
         counted = blocks.counts(rows.local(t), gather(score, counts, group), removed_rows)
         parts.append(sum_to_owners(counted, counts, rows.rank, group))
-        best.append(_best_of_all(*blocks.best(k, removed_rows), counts, rows.rank, group))
+        if k:
+            best.append(_best_of_all(*blocks.best(k, removed_rows), counts, rows.rank, group))
     higher, higher_left, ties, ties_left, nan = torch.cat(parts).unbind(1)
     tied = torch.stack([ties, ties_left])
-    return TargetRanks(1 + torch.stack([higher, higher_left]) + tied, tied, nan > 0, torch.cat(best, 1))
+    items = torch.cat(best, 1) if k else target.new_empty(2, len(target), 0)
+    return TargetRanks(1 + torch.stack([higher, higher_left]) + tied, tied, nan > 0, items)
 
 
 def _best_of_all(
@@ -97,8 +99,8 @@ def _best_of_all(
 ) -> Tensor:
     """The best items of this rank's users, [2, n, k], from the best ones [2, G, k] in each rank's shard."""
     world, k = len(counts), values.shape[2]
-    if world == 1 or k == 0:
-        return items[:, : counts[rank]]
+    if world == 1:
+        return items
     every = [
         exchange(x.transpose(0, 1), counts, [counts[rank]] * world, group).unflatten(0, (world, counts[rank]))
         for x in (values, items)
