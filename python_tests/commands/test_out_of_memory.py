@@ -36,11 +36,7 @@ TRAINING = [
     (200, ["--model.name=SASRec", "--data.max_len=100000000"], "lower model.hidden_size or model.num_layers"),
     (200, [*WIDE, "--train.max_tokens=10000000"], "lower train.max_tokens"),
     (200, ["--preset=paper", "--data.max_len=5000000"], "(Adam's state "),
-    (
-        200,
-        [*CATALOGUE, "--data.synthetic_users=5000", "--train.eval_batch_size=100000"],
-        "(the scores of a batch ",
-    ),
+    (90, [*CATALOGUE, "--data.synthetic_users=5000", "--train.eval_batch_size=100000"], "(scores "),
     (300, [*WIDE, "--train.loss=sampled_softmax", "--train.negatives=100000000"], "train.negatives"),
 ]
 

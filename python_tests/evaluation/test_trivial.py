@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -78,6 +79,26 @@ def test_item_knn_sums_the_largest_cosines(
         for other in near:
             expected[other] += cosine(item, other)
     assert scores_of(ItemKNN(data, k), history) == pytest.approx(expected, abs=1e-6)
+
+
+def test_repeating_the_last_item_pays_only_where_it_is_ranked(tmp_path: Path) -> None:
+    """On events of which half repeat the one before."""
+    generator, lines = torch.Generator().manual_seed(0), ["user_id,item_id,timestamp"]
+    for user in range(120):
+        item = 0
+        for time in range(20):
+            drawn, repeats = torch.randint(60, (2,), generator=generator).tolist()
+            item = item if repeats < 30 else drawn
+            lines.append(f"{user},{item},{time}")
+    file = tmp_path / "repeats.csv"
+    file.write_text("\n".join(lines))
+    data = load(DataConfig(path=str(file)))
+    ranking = rank_trivial(RepeatLast(data), EvalBatches(data, "test", 20, 50))
+    assert ranking.values["NDCG@10"] > 0.4 and ranking.masked["NDCG@10"] < 0.1
+    assert 0 < ranking.new_targets < ranking.targets == 120
+    assert ranking.new_masked is not None
+    new_share = ranking.new_targets / ranking.targets
+    assert ranking.masked["HR@10"] == pytest.approx(new_share * ranking.new_masked["HR@10"])
 
 
 @pytest.mark.parametrize("kind", [Popularity, RepeatLast, FollowLast, ItemKNN])

@@ -47,7 +47,8 @@ def steps_and_rankings_equal_one_process(rank: int, world: int) -> None:
         for batch in list(batches.epoch(0))[:3]:
             step(batch, 1e-2)
         splits = EvalBatches(data, "valid", 10, 12, **place)
-        ranking = Ranker(model, splits, max_tokens, processes=processes)(splits)
+        popularity = data.train_item_counts()
+        ranking = Ranker(model, splits, max_tokens, processes=processes)(splits, popularity=popularity)
         results.append((model, step.loss_sum, ranking))
     (whole, loss_sum, expected), (model, loss_share, got) = results
     torch.distributed.all_reduce(loss_share)

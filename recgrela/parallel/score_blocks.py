@@ -153,36 +153,37 @@ class ScoreBlocks:
         counted = (higher, higher_left, equal, equal_left, nan)
         return torch.stack(counted, 1)
 
-    def best(self, k: int, removed: Removed | None = None) -> tuple[Tensor, Tensor]:
-        """The items with the highest scores.
+    def best(self, k: int, removed: Removed) -> tuple[Tensor, Tensor]:
+        """The items with the highest scores, of all items and of those that are not removed.
 
         Args:
-            k: number of items.
-            removed: the items that are left out; None: only padding.
+            k: number of items, at least 1.
+            removed: the items that the second list leaves out.
 
         Returns:
-            scores [B, k] and items [B, k] int64, from the highest score; equal scores are in any order, and
-            missing items are -1. Scores that are -inf or NaN count as missing.
+            scores [2, B, k] and items [2, B, k] int64, from the highest score; equal scores are in any order,
+            and missing items are -1. Scores that are -inf or NaN count as missing.
         """
-        best: tuple[Tensor, Tensor] | None = None
-        for start in self.starts if k else ():
+        found: tuple[Tensor, Tensor] | None = None
+        for start in self.starts:
             scores = self.scores(start)
-            out = ~self._ranked(start, scores.device)
-            if removed is not None:
-                out = out | removed(start, self.size)
-            scores = torch.where(out | scores.isnan(), -torch.inf, scores)
-            values, places = scores.topk(min(k, self.size), 1)
-            items = torch.where(values == -torch.inf, -1, places + start + self.begin)
-            if best is not None:
-                values, items = torch.cat([best[0], values], 1), torch.cat([best[1], items], 1)
-                values, places = values.topk(min(k, values.shape[1]), 1)
-                items = items.gather(1, places)
-            best = values, items
-        if best is None:
-            empty = self._score(0)[:, :0]
-            best = empty, empty.long()
-        missing = k - best[0].shape[1]
-        return F.pad(best[0], (0, missing), value=-torch.inf), F.pad(best[1], (0, missing), value=-1)
+            out = scores.isnan().logical_or_(~self._ranked(start, scores.device))
+            parts = []
+            for _ in range(2):
+                values, places = torch.where(out, -torch.inf, scores).topk(min(k, self.size), 1)
+                parts.append((values, torch.where(values == -torch.inf, -1, places + start + self.begin)))
+                out.logical_or_(removed(start, self.size))
+            values, items = (torch.stack(part) for part in zip(*parts, strict=True))
+            if found is not None:
+                values, items = torch.cat([found[0], values], 2), torch.cat([found[1], items], 2)
+                values, places = values.topk(min(k, values.shape[2]), 2)
+                items = items.gather(2, places)
+            found = values, items
+        if found is None:  # no rows
+            empty = self._score(0)[:, :0].expand(2, self.batch, 0)
+            found = empty, empty.long()
+        missing = k - found[0].shape[2]
+        return F.pad(found[0], (0, missing), value=-torch.inf), F.pad(found[1], (0, missing), value=-1)
 
     def _row(self, start: int, device: torch.device) -> Tensor:
         return torch.arange(start, start + self.size, device=device)
@@ -206,11 +207,11 @@ def rank_targets(blocks: ScoreBlocks, target: Tensor, removed: Removed, k: int =
         blocks: the scores, whose row 0 is the padding item.
         target: [B] int64, each 1 .. rows - 1.
         removed: the items that the second ranking leaves out.
-        k: number of items.
+        k: number of items; 0: none.
     """
     higher, higher_left, ties, ties_left, nan = blocks.counts(target, blocks.own(target), removed).unbind(1)
     tied = torch.stack([ties, ties_left])
-    best = torch.stack([blocks.best(k, out)[1] for out in (None, removed)])
+    best = blocks.best(k, removed)[1] if k else target.new_empty(2, len(target), 0)
     return TargetRanks(1 + torch.stack([higher, higher_left]) + tied, tied, nan > 0, best)
 
 

@@ -51,7 +51,7 @@ def sharded_ranks(
         removed: users [S] int64, each 0 .. B - 1, and items [S] int64: the items to remove in the second
             ranking.
         shard, rows, group, bias_shard: see `sharded_linear_cross_entropy`.
-        k: number of best items; the same on all ranks.
+        k: number of best items; the same on all ranks. 0: none.
         max_logits: about the largest number of scores stored at a time; None: that of `linear_cross_entropy`.
 
     Raises:
@@ -75,7 +75,7 @@ def sharded_ranks(
     pieces = pieces_of([int(total) for (total,) in numbers], max_logits)
     routed = _route(removed, pieces, rows, group)
     parts = [target.new_empty(0, 5)]
-    best = [[target.new_empty(0, k)], [target.new_empty(0, k)]]
+    best = [target.new_empty(2, 0, k)]
     for (start, counts), hidden_pairs in zip(pieces.counts(), routed, strict=True):
         mine = slice(start, start + counts[rows.rank])
         h, t = gather(hidden[mine], counts, group), gather(target[mine], counts, group)
@@ -86,27 +86,27 @@ def sharded_ranks(
         removed_rows = pairs_removed(*hidden_pairs, len(h))
         counted = blocks.counts(rows.local(t), gather(score, counts, group), removed_rows)
         parts.append(sum_to_owners(counted, counts, rows.rank, group))
-        for items, out in zip(best, (None, removed_rows), strict=True):
-            items.append(_best_of_all(*blocks.best(k, out), counts, rows.rank, group))
+        if k:
+            best.append(_best_of_all(*blocks.best(k, removed_rows), counts, rows.rank, group))
     higher, higher_left, ties, ties_left, nan = torch.cat(parts).unbind(1)
     tied = torch.stack([ties, ties_left])
-    found = torch.stack([torch.cat(items) for items in best])
-    return TargetRanks(1 + torch.stack([higher, higher_left]) + tied, tied, nan > 0, found)
+    items = torch.cat(best, 1) if k else target.new_empty(2, len(target), 0)
+    return TargetRanks(1 + torch.stack([higher, higher_left]) + tied, tied, nan > 0, items)
 
 
 def _best_of_all(
     values: Tensor, items: Tensor, counts: list[int], rank: int, group: dist.ProcessGroup | None
 ) -> Tensor:
-    """The best items of this rank's users, [n, k], from the best ones [G, k] in each rank's shard."""
-    world, k = len(counts), values.shape[1]
-    if world == 1 or k == 0:
-        return items[: counts[rank]]
+    """The best items of this rank's users, [2, n, k], from the best ones [2, G, k] in each rank's shard."""
+    world, k = len(counts), values.shape[2]
+    if world == 1:
+        return items
     every = [
-        exchange(x, counts, [counts[rank]] * world, group).unflatten(0, (world, counts[rank]))
+        exchange(x.transpose(0, 1), counts, [counts[rank]] * world, group).unflatten(0, (world, counts[rank]))
         for x in (values, items)
     ]
-    values, items = (x.transpose(0, 1).flatten(1) for x in every)
-    return items.gather(1, values.topk(k, 1).indices)
+    values, items = (x.permute(2, 1, 0, 3).flatten(2) for x in every)  # [2, n, world * k]
+    return items.gather(2, values.topk(k, 2).indices)
 
 
 def _route(
