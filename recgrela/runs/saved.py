@@ -182,7 +182,8 @@ def evaluate(
     use_graphs = device_type == "cuda" and config.train.cuda_graphs != "false"
     capture = CudaGraphs(run.device) if use_graphs else None
     history_len, max_tokens = config.data.history_len, config.max_tokens(device_type)
-    processes, popularity = processes or Processes(), data.train_item_counts()
+    processes, counts = processes or Processes(), data.train_item_counts()
+    popularity = torch.nn.functional.pad(counts, (0, run.model.n_items - data.n_items))  # items added later
     cutoffs = cutoffs or config.train.cutoff_numbers
     rankings: dict[str, Ranking] = {}
     ranker = None
