@@ -12,6 +12,7 @@ from recgrela.data.cuts import find_cuts
 from recgrela.data.events import Events
 from recgrela.data.interactions import Interactions
 from recgrela.data.reading import check_left, describe_reading, rule_settings, without_duplicates
+from recgrela.data.sorting import stable_order
 from recgrela.data.split import TRAIN, LeaveOneOutCounts, Splitter, as_split
 from recgrela.settings.data import DataConfig, Order
 from recgrela.system.errors import DataError
@@ -85,7 +86,7 @@ def time_order(users: np.ndarray, times: np.ndarray, phases: np.ndarray | None =
         times: [n], as `compared_times` returns them.
         phases: [n], those of the files that events are from; None: by time alone.
     """
-    return np.lexsort((times, users) if phases is None else (times, phases, users))
+    return stable_order(times, users) if phases is None else stable_order(times, phases, users)
 
 
 def filter_settings(config: DataConfig) -> dict[str, int | None]:
