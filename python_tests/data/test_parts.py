@@ -62,6 +62,20 @@ def test_parts_equal_the_whole(tmp_path, monkeypatch, buckets, options):
     assert many.user_row(many.user_ids[7]) == 7
 
 
+def test_part_files_of_a_folder_equal_the_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "BUCKETS", 3)
+    lines = rows(2)
+    (tmp_path / "part").mkdir()
+    for n in range(3):
+        write(tmp_path / "part" / f"part-{n}.csv", lines[1000 * n : 1000 * (n + 1)])
+    monkeypatch.setattr("recgrela.datasets.convert.load", None)  # would read all files at once
+    assert main(["convert", str(tmp_path / "part"), str(tmp_path / "packed")]) == 0
+    whole = load(DataConfig(path=write(tmp_path / "whole.csv", lines)))
+    found = load(DataConfig(path=str(tmp_path / "packed")))
+    assert found.packed_sha256() == whole.packed_sha256()
+    assert found.sha256 == load(DataConfig(path=str(tmp_path / "part"))).sha256
+
+
 def test_fractional_times(tmp_path):
     lines = rows(1, 1000, decimals=2)
     paths = [write(tmp_path / f"{n}.csv", lines[n * 500 :][:500]) for n in (0, 1)]

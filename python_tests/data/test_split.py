@@ -454,7 +454,6 @@ def test_files_that_are_read(tmp_path):
         ({"valid_path": None}, "data.valid_path: missing; data.split files needs data.valid_path and"),
         ({"test_path": None}, "data.test_path: missing"),
         ({"valid_path": "nothing.csv"}, "nothing.csv: no such file or folder"),
-        ({"test_path": "float.csv"}, "float.csv: times are float64, but int64 before"),
         ({"test_path": "cold.csv"}, "test has 2 events but no target"),
     ],
 )

@@ -11,42 +11,15 @@ import pytest
 import recgrela._C as library
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from python_tests.cases import CASES
-from python_tests.ops.step_case import EXAMPLES
-from recgrela.ops import OPS, dropout, linear_scan
+from python_tests.ops.operator_calls import Calls, calls_of_operators, declared_operators
+from recgrela.ops import linear_scan
 from recgrela.ops.checks import lengths_of
-from recgrela.retrieval import ItemIndex
-
-
-class Calls(TorchDispatchMode):
-    """Records the calls of our operators, by name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: dict[str, tuple[Any, tuple[Any, ...]]] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "recgrela":
-            self.found.setdefault(func._schema.name.split("::")[1], (func, args))
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.fixture(scope="module")
-def calls() -> dict[str, tuple[Any, tuple[Any, ...]]]:
-    """A call of every operator that has a CPU kernel: the ops' and their gradients'."""
-    with Calls() as recorded:
-        for op in CASES:
-            for case in op.variants((4, 3), torch.float32):
-                case.results(case.operands())
-        for make in EXAMPLES.values():
-            with torch.no_grad():
-                make(3).results()
-        dropout(torch.randn(3, requires_grad=True), 0.5).sum().backward()
-        table = torch.randn(9, 8)
-        ItemIndex(table, None, "int8").search(table[:2], 3)
-    return recorded.found
+def calls() -> Calls:
+    return calls_of_operators()
 
 
 def wrong(args: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
@@ -57,13 +30,13 @@ def wrong(args: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
                 yield *args[:i], other, *args[i + 1 :]
 
 
-def test_every_operator_is_called(calls: dict[str, tuple[Any, tuple[Any, ...]]]) -> None:
-    kernels = {name for op in OPS.values() if "cpu" in op.kernels for name in op.operators()}
-    assert set(calls) >= kernels | {"top_k"}
+def test_every_operator_is_called(calls: Calls) -> None:
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    assert set(calls) == {name for name in declared_operators() if has_kernel(f"recgrela::{name}", "CPU")}
 
 
 @torch.no_grad()
-def test_messages_begin_with_the_name(calls: dict[str, tuple[Any, tuple[Any, ...]]]) -> None:
+def test_messages_begin_with_the_name(calls: Calls) -> None:
     for name, (operator, args) in calls.items():
         if name == "linear_cross_entropy_by_chunks":
             continue

@@ -1,4 +1,4 @@
-"""Every op under torch.func's grad, vjp, vmap and jacrev. Forward mode and second derivatives are refused."""
+"""Every op under torch.func's grad, vjp, vmap and jacrev. Second derivatives are refused."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.func import grad, hessian, jacrev, jvp, vjp, vmap
+from torch.func import grad, jacrev, vjp, vmap
 
 from python_tests.cases import CASES, Case
 from python_tests.cases.case import Operands, Tensors
@@ -144,31 +143,6 @@ def test_autograd_through_a_gradient_of_torch_func_is_refused(op: type[Case]) ->
     total = sum(t.square().sum() for t in grad(call.loss)(leaves).values())
     with pytest.raises(NotImplementedError, match=r"^\w+: second derivatives are not implemented"):
         total.backward()
-
-
-@WITH_KERNEL
-def test_forward_mode_is_refused(op: type[Case]) -> None:
-    """Instead of tangents that are lost."""
-    call = calls_of(op)[0]
-    refused = pytest.raises(
-        NotImplementedError, match=r"^\w+: forward-mode derivatives .* are not implemented"
-    )
-    with refused:
-        jvp(call.loss, (call.inputs,), (call.inputs,))
-    with refused:
-        hessian(call.loss)(call.inputs)
-    for inputs in (call.inputs, call.x.inputs):
-        with forward_ad.dual_level(), refused:
-            call.loss({n: forward_ad.make_dual(t, t.detach()) for n, t in inputs.items()})
-
-
-@WITH_KERNEL
-def test_forward_mode_of_something_else(op: type[Case]) -> None:
-    """An op whose operands have no tangents can be called in forward mode."""
-    call = calls_of(op)[0]
-    two, one = torch.tensor(2.0, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64)
-    value, tangent = jvp(lambda factor: factor * call.loss(call.inputs), (two,), (one,))
-    assert torch.equal(tangent, call.loss(call.inputs)) and torch.equal(value, 2 * tangent)
 
 
 def test_dropout() -> None:

@@ -114,6 +114,8 @@ def options_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     named = [word for word in words if word.rpartition("=")[2] in MODELS]
     flag = {"recgrela.train": "--model.name", "recgrela.compare": "--models"}.get(module)
     argv = [flag, *named] if flag and named else []
+    if module == "recgrela.data":
+        argv = words[3:4]  # stats, convert or get
     target = f"{module}.__main__" if module_file(module).name == "__main__.py" else module
     with pytest.raises(SystemExit):
         importlib.import_module(target).main([*argv, "--help"])

@@ -37,8 +37,10 @@ LAYERS = [
         "recgrela.items",
         "recgrela.env",
         "recgrela.compare",
+        "recgrela.datasets",
         "recgrela.serve",
     ],
+    ["recgrela.data.__main__"],
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 HEAVY = ("torch", "numpy", "matplotlib", "pyarrow")
@@ -46,7 +48,7 @@ HEAVY = ("torch", "numpy", "matplotlib", "pyarrow")
 
 def layer_of(module: str) -> str:
     """The entry of LAYERS that a module belongs to."""
-    return ".".join(module.split(".")[:2])
+    return module if module in RANK else ".".join(module.split(".")[:2])
 
 
 def modules() -> dict[str, Path]:

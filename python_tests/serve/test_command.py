@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from recgrela.serve import __main__ as serve
@@ -77,6 +79,15 @@ def test_errors_before_serving(
     (run / "best.safetensors").write_bytes(b"damaged")
     assert "not a checkpoint, or damaged" in error_of([name, "--checkpoint", "best"], capsys)
     assert no_serving == []
+
+
+def test_imported_times_are_seconds(tmp_path: Path) -> None:
+    when = pa.array([1_500, 2_000], pa.timestamp("ms"))
+    table = pa.table({"user_id": ["u", "u"], "item_id": ["i", "j"], "timestamp": when})
+    pq.write_table(table, tmp_path / "events.parquet")
+    with open_store(tmp_path / "store.sqlite") as store:
+        assert import_events(store, str(tmp_path / "events.parquet"), DataConfig()) == (2, 2)
+        assert [event.time for event in store.history("u")] == [1.5, 2.0]
 
 
 @pytest.mark.parametrize("damage", ["beginning", "middle", "other file"])

@@ -1,72 +1,10 @@
-"""`python -m recgrela.data convert SOURCE [SOURCE ...] OUT`: write packed interactions."""
+"""`python -m recgrela.data stats|convert|get`; see `recgrela.datasets`."""
 
 from __future__ import annotations
 
-import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
-from recgrela.data.events import Events
-from recgrela.data.formats import read
-from recgrela.data.load import load
-from recgrela.data.packed import open_packed
-from recgrela.data.packing import write_packed
-from recgrela.data.parts import pack_parts
-from recgrela.settings import command_line
-from recgrela.settings.command_line import Parser
-from recgrela.settings.data import DataConfig, with_absolute_path
-from recgrela.settings.fields import options_of
-from recgrela.system.console import say
-from recgrela.system.errors import ConfigError
-from recgrela.system.files import expand_path
-from recgrela.system.output import display_console
-
-UNUSED = ("data.path", "data.max_len", "data.eval_max_len", "data.eval_users")  # settings of runs on the data
-
-
-def command(argv: Sequence[str]) -> int:
-    """Parse, convert, print."""
-    parser = Parser("data", "Write events as packed interactions, which --data.path maps instead of loading.")
-    parser.add_argument("action", metavar="convert", choices=["convert"], help="The only action.")
-    parser.add_argument(
-        "sources",
-        nargs="+",
-        metavar="SOURCE",
-        help="File, folder or zip, as for --data.path; several are parts of one set, read one at a time.",
-    )
-    parser.add_argument("out", metavar="OUT", help="Folder to write, which must not exist.")
-    parser.add([option for option in options_of(DataConfig).values() if option.key not in UNUSED])
-    options = parser.read(argv)
-    settings = {key.removeprefix("data."): value for key, value in options.items() if key.startswith("data.")}
-    config, out = DataConfig(**settings), expand_path(options["out"], "OUT")
-    configs = [with_absolute_path(replace(config, path=path)) for path in options["sources"]]
-    if not out.parent.is_dir():
-        raise ConfigError(f"{out.parent}: no such folder")
-    if len(configs) == 1:
-        write_packed(load(configs[0]), out)
-    else:
-        pack_parts(_parts(configs), out, config)
-    counts = open_packed(out, verify=False).description
-    numbers = ", ".join(f"{counts[name]:,} {name}" for name in ("users", "items", "events"))
-    say(
-        display_console(),
-        f"{out}: {numbers}, with padding ids; train with: --data.path {shlex.quote(str(out))}",
-    )
-    return 0
-
-
-def _parts(configs: Sequence[DataConfig]) -> Iterator[Events]:
-    for config in configs:
-        if config.path == "synthetic":
-            raise ConfigError("synthetic: is not a part of other data; convert it alone")
-        yield read(config)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    return command_line.run(command, argv)
-
+from recgrela.datasets.command import main
 
 if __name__ == "__main__":
     sys.exit(main())

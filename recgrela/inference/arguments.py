@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from recgrela.data.formats.id_columns import id_text
 from recgrela.system.arrow import to_table
 from recgrela.system.errors import ConfigError, DataError
 from recgrela.system.text import quote
@@ -18,13 +19,15 @@ HistoryLists = Mapping[str, Ids] | Iterable[Ids]
 
 
 def to_id(value: Any, what: str) -> str:
-    """An original id, text or a whole number, as text. Raises DataError for anything else."""
+    """An original id, text or a whole number, as text in data have it. Raises DataError for anything else."""
     if isinstance(value, str):
         try:
             value.encode()
         except UnicodeEncodeError:
             raise DataError(f"{what}: the id {quote(value)} is not valid text") from None
-        return value
+        return id_text(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise DataError(f"{what}: the id {quote(value)} is neither text nor a whole number")
     try:

@@ -41,6 +41,7 @@ __all__ = [
     "register_gradient",
     "register_in_place",
     "register_operator",
+    "register_without_gradient",
 ]
 
 NO_SECOND_DERIVATIVE = (
@@ -144,6 +145,20 @@ def register_in_place(name: str, *, fake: Callable[..., Any], flops: Callable[..
     _library("recgrela").impl(name, dispatched, "Autograd", with_keyset=True)
     _library("recgrela").impl(name, refused, "FuncTorchBatched")
     register_flop_formula(getattr(torch.ops.recgrela, name))(flops)
+
+
+def register_without_gradient(name: str, *, fake: Callable[..., Any]) -> None:
+    """Complete an operator that C++ has declared and that has no gradient: differentiating it raises.
+
+    An operator that is registered by none of these functions would lose the tangents of forward mode.
+
+    Args:
+        name: name in torch.ops.recgrela.
+        fake: shape function, called with the operator's arguments if their tensors are on one device.
+    """
+    qualified = f"recgrela::{name}"
+    torch.library.register_fake(qualified, _on_one_device(name, fake))
+    register_gradient(qualified, _save_nothing, partial(_no_gradient, name))
 
 
 def increment_versions(tensors: list[Tensor]) -> None:
@@ -338,6 +353,10 @@ def _on_one_device(name: str, fake: Callable[..., Any]) -> Callable[..., Any]:
 
 def _no_second_derivative(name: str, ctx: object, *gradients: object) -> NoReturn:
     raise NotImplementedError(f"{name}: {NO_SECOND_DERIVATIVE}")
+
+
+def _no_gradient(name: str, ctx: object, *gradients: object) -> NoReturn:
+    raise NotImplementedError(f"{name}: it has no gradient; call it under no_grad")
 
 
 def _save_nothing(ctx: object, inputs: object, output: object) -> None:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recgrela.ops._library import call_operator
+from recgrela.ops._library import call_operator, register_without_gradient
 from recgrela.retrieval.reference import max_numbers_of
 
 BLOCK = 32  # rows of a block
@@ -107,7 +107,6 @@ def _block_maxima(x: Tensor) -> Tensor:
     return F.pad(x, (0, -len(x) % BLOCK)).view(-1, BLOCK).amax(1)
 
 
-@torch.library.register_fake("recgrela::top_k")
 def _fake(
     queries: Tensor,
     weight: Tensor,
@@ -124,3 +123,6 @@ def _fake(
 ) -> tuple[Tensor, Tensor]:
     shape = (queries.shape[0], k)
     return queries.new_empty(shape, dtype=torch.int64), queries.new_empty(shape)
+
+
+register_without_gradient("top_k", fake=_fake)

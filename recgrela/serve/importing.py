@@ -39,6 +39,7 @@ def import_events(store: Store, path: str, config: DataConfig) -> tuple[int, int
 
 def _tables(events: Events) -> Iterator[pa.Table]:
     users, items = (pa.array(tokens, pa.string()) for tokens in (events.user_tokens, events.item_tokens))
+    times = events.times if events.ticks is None else events.times / events.ticks  # in seconds
     for begin in range(0, len(events.users), ROWS):
         rows = np.arange(begin, min(begin + ROWS, len(events.users)))
         # The key is the place in the file, so that an import that was interrupted can be repeated.
@@ -47,7 +48,7 @@ def _tables(events: Events) -> Iterator[pa.Table]:
             {
                 "user": users.take(pa.array(events.users[rows])),
                 "item": items.take(pa.array(events.items[rows])),
-                "time": pa.array(events.times[rows]),
+                "time": pa.array(times[rows]),
                 "id": pa.array(ids, pa.string()),
             }
         )
