@@ -6,6 +6,7 @@ import codecs
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from recgrela.data import DataConfig, Interactions, load, load_table, parts
@@ -89,6 +90,16 @@ def test_a_long_text_is_changed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> No
     assert found.to_pybytes().decode() == content.replace("::", byte) + "\x1f"
     with pytest.raises(DataError, match="contains the control characters"):
         pieces.one_byte_separator(pa.py_buffer(b"\x1f\x1e\x1d\x01\x02"), "x", "::")
+
+
+def test_runs_of_the_separator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "SIZE", 10)
+    content = b"a::::b\n" * 9
+    assert pieces.one_byte_separator(pa.py_buffer(content), "x", "::")[0].to_pybytes() == content.replace(
+        b"::", b"\x1f"
+    )
+    with pytest.raises(DataError, match="x, line 10: ':::' is not clear, as the separator is '::'"):
+        pieces.one_byte_separator(pa.py_buffer(content + b"a::::b:::c"), "x", "::")
 
 
 def test_ids_may_contain_a_part_of_the_separator(tmp_path: Path) -> None:
@@ -413,6 +424,24 @@ def test_sequences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fails(tmp_path / "x.txt", content, order, format="sequences")
     fix = "for a user and their items a line, set data.format=sequences; else data.separator"
     fails(tmp_path / "x.txt", "1 2 3 4\n2 3\n", f": the first lines have 4, 2 values; {fix}")
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.parquet", "table"])
+def test_settings_of_text_for_other_formats(tmp_path: Path, name: str) -> None:
+    table, path = pa.table({"user_id": ["a"], "item_id": [1], "timestamp": [2]}), tmp_path / name
+    if name == "x.jsonl":
+        path.write_text('{"user_id": "a", "item_id": 1, "timestamp": 2}\n')
+    else:
+        pa.parquet.write_table(table, path)
+    other = "does not apply to .*, which is not delimited text"
+    for settings, expected in (
+        ({"separator": "tab"}, f"data.separator: {other}"),
+        ({"columns": "user_id,item_id,timestamp"}, f"data.columns: {other}"),
+        ({"time_format": "%Y"}, "data.time_format: does not apply to .*, whose times are int64, not text"),
+    ):
+        config = DataConfig(path=str(path), **UNFILTERED | settings)
+        with pytest.raises(ConfigError, match=expected):
+            load_table(table, config) if name == "table" else load(config)
 
 
 def test_encodings(tmp_path: Path) -> None:

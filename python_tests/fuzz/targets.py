@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,10 @@ def _outcome(function: Callable[[], Any]) -> str:
 def read_file(kind: str, path: str, content: bytes) -> str:
     """Reads a file of some content."""
     Path(path).write_bytes(content)
+    unfiltered = DataConfig(path=path, min_user_events=0, min_item_events=0)
     readers: dict[str, Callable[[], Any]] = {
-        "events": lambda: load(DataConfig(path=path, min_user_events=0, min_item_events=0)),
+        "events": lambda: load(unfiltered),
+        "sequences": lambda: load(replace(unfiltered, format="sequences", order="file")),
         "items": lambda: read_item_file(path),
         "vectors": lambda: read_item_file(str(Path(path).with_suffix(".csv"))),
         "settings": lambda: read_run(["--config", path], CONFIGS),

@@ -69,6 +69,16 @@ FILES = {
         text(["userId,movieId,rating,timestamp", *(f"{n % 5},{n % 7},4.5,{9783 + n}" for n in range(24))]),
     ),
     "x.csv": ("events", CSV.encode()),
+    "dates.csv": (
+        "events",
+        text(["user_id;item_id;timestamp", *(f"{n % 5};{n % 7};2020-09-13 13:50:{n:02}" for n in range(24))]),
+    ),
+    "spaces.txt": (
+        "events",
+        text(["user_id item_id  timestamp", *(f"{n % 5}  {n % 7} {n}.5" for n in range(24))]),
+    ),
+    "x.jsonl": ("events", text([json.dumps(dict(zip(COLUMNS, event, strict=True))) for event in EVENTS])),
+    "sequences": ("sequences", text([f"u{n % 5} {n % 7}  {n % 3}" for n in range(24)])),
     "x.csv.gz": ("events", gzip.compress(CSV.encode(), mtime=0)),
     "x.parquet": ("events", parquet(COLUMNS)),
     "plain.parquet": (

@@ -7,11 +7,12 @@ import io
 import json
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from recgrela import Recommender, recommend
-from recgrela.runs.items import ids_sha256, write_items
+from recgrela.runs.items import write_items
 
 Capture = pytest.CaptureFixture[str]
 
@@ -91,19 +92,19 @@ def test_control_characters_are_shown_as_escapes(copy: Path, capsys: Capture) ->
         assert "\x1b" not in out and "\x9b" not in out and r"red \x1b[31m\x9b" in out
 
 
-def test_an_item_whose_id_has_a_comma_is_quoted(copy: Path, capsys: Capture) -> None:
-    loaded = Recommender.load(copy, device="cpu")
-    assert loaded.run is not None
-    items = loaded.catalogue.items
-    before = ids_sha256(items.tokens)
-    items.tokens[3], items.tokens[4] = "a,b", 'say "c"'
-    write_items(loaded.run.folder.items_path, items)
-    protocol = copy / "protocol.json"
-    protocol.write_text(protocol.read_text().replace(before, ids_sha256(items.tokens)))
-    assert run_command(copy, f'--items="a,b", {items.tokens[5]},"say ""c"""', "--k=2") == 0
+def test_an_item_whose_id_has_a_comma_is_quoted(tmp_path: Path, capsys: Capture) -> None:
+    items = ["a,b", 'say "c"', "d", "e", "f", "g"]
+    rows = [(f"u{user}", items[(user + place) % 6], place) for user in range(12) for place in range(6)]
+    table = pa.table(dict(zip(("user_id", "item_id", "timestamp"), zip(*rows, strict=True), strict=True)))
+    small = {"model.hidden_size": 16, "model.num_heads": 2, "model.num_layers": 2, "train.max_steps": 1}
+    fitted = Recommender.fit(table, small | {"train.output": str(tmp_path), "train.device": "cpu"})
+    assert fitted.run is not None
+    copy = fitted.run.folder.path
+    assert run_command(copy, '--items="a,b", d,"say ""c"""', "--k=2") == 0
     assert "history of 3 items" in capsys.readouterr().out
     for given, message in (
-        ("a,b", "item 'a' is not among the model's"),
+        ("a,b", "--items: 'a,b' is one item with a comma; write it in double quotes"),
+        ("a,d", "item 'a' is not among the model's"),
         ('"a,b', "--items: '\"a,b' is not ID,ID,... with quotes as in CSV: unexpected end of data"),
         ('""', "--items: no id is given"),
     ):

@@ -26,7 +26,7 @@ from recgrela.data.formats.times import number_fault
 from recgrela.data.prepare import by_first_appearance
 from recgrela.settings.data import DataConfig
 from recgrela.system.arrow import plain, values_type
-from recgrela.system.errors import DataError
+from recgrela.system.errors import ConfigError, DataError
 from recgrela.system.text import one_line, quote
 
 
@@ -66,9 +66,13 @@ def table_arrays(table: pa.Table, label: str, config: DataConfig) -> Arrays:
     """Events of a table with the configured columns, of the types of `encode_ids` and `encode_times`.
 
     Raises:
+        ConfigError: a setting is for delimited text or for times as text.
         DataError: a column or a value is missing or invalid, or there are no events; the message begins with
             `label`.
     """
+    for key in ("separator", "columns"):
+        if getattr(config, key) != getattr(DataConfig, key):
+            raise ConfigError(f"data.{key}: does not apply to {label}, which is not delimited text")
     names, rated = column_names(config), config.rating_to_read
     find_columns(label, table.column_names, wanted_columns(config), names.time)
     if table.num_rows == 0:

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from recgrela.data.formats.times import convert, first_invalid, time_kinds
 from recgrela.system.arrow import plain
-from recgrela.system.errors import DataError
+from recgrela.system.errors import ConfigError, DataError
 from recgrela.system.text import one_line, quote
 
 TICKS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # units of a second
@@ -37,7 +37,7 @@ def encode_times(column: pa.ChunkedArray, label: str, name: str, time_format: st
     ``time_format``, in microseconds.
 
     Raises:
-        ConfigError: ``time_format`` cannot be read.
+        ConfigError: ``time_format`` cannot be read, or times are not texts.
         DataError: the column has another type, an integer above 2^63, or a text that is no time; the message
             begins with `label`.
     """
@@ -45,6 +45,9 @@ def encode_times(column: pa.ChunkedArray, label: str, name: str, time_format: st
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     kind, types = column.type, pa.types
+    is_text = types.is_string(kind) or types.is_large_string(kind)
+    if time_format is not None and not is_text:
+        raise ConfigError(f"data.time_format: does not apply to {label}, whose times are {kind}, not text")
     try:
         if types.is_null(kind) or types.is_integer(kind):
             return Times(column.cast(pa.int64()), None)
@@ -60,7 +63,7 @@ def encode_times(column: pa.ChunkedArray, label: str, name: str, time_format: st
             return Times(pc.multiply(days, _DAY), 1)
         if types.is_date64(kind):
             return Times(pc.divide(column.cast(pa.int64()), 1000), 1)
-        if types.is_string(kind) or types.is_large_string(kind):
+        if is_text:
             return _of_texts(column, label, name, time_format)
     except pa.ArrowInvalid as error:  # above 2^63
         raise DataError(f"{label}, column {quote(name)}: {one_line(error)}") from None
