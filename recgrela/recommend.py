@@ -16,6 +16,7 @@ from recgrela.settings.fields import MAX_THREADS, Option
 from recgrela.system.console import say
 from recgrela.system.errors import ConfigError
 from recgrela.system.output import display_console, result_console
+from recgrela.system.text import quote
 
 OPTIONS = [
     Option("user", None, "Original id of a user; may be repeated.", many="append"),
@@ -104,6 +105,11 @@ def _histories(recommender: Recommender, source: str, options: dict[str, Any]) -
         return recommender.select(users)
     if source == "items":
         tokens = read_list(options["items"], "--items")
+        if options["items"] in recommender.catalogue.index and not {*tokens} <= {
+            *recommender.catalogue.index
+        }:
+            fix = "write it in double quotes, which the shell must not remove"
+            raise ConfigError(f"--items: {quote(options['items'])} is one item with a comma; {fix}")
         # A typing error on a command line is an error, unlike an unknown item in a shop's history.
         recommender.catalogue.known_ids(tokens)
         return recommender.select(histories=[tokens])

@@ -70,6 +70,7 @@ def write(folder: Path, events: int) -> dict[str, float]:
         description = {
             "source": "large_data",
             "format": "synthetic",
+            "rules": {"missing": [], "min_rating": None, "duplicates": "keep"},
             "filter": limits,
             "order": "time",
             "split": {"split": "leave_one_out"},

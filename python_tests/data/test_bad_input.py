@@ -215,7 +215,8 @@ MOVIELENS_LINES = {
     "1::2::3::x\n": ", column 'Timestamp': 'x' is not a finite number",
     "1:7:2::3::4\n": ": column 'Timestamp' is missing, 3 of 4 columns (a truncated line?)",
     "1:NA:2::3::4\n": ": column 'Timestamp' is missing, 3 of 4 columns (a truncated line?)",
-    "1::2::3:::4\n": ", column 'Timestamp': ':4' is not a finite number",
+    "1::2::3:::4\n": ": ':::' is not clear, as the separator is '::'",
+    "1::2:::::3::4\n": ": ':::::' is not clear, as the separator is '::'",
 }
 
 

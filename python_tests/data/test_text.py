@@ -92,6 +92,16 @@ def test_a_long_text_is_changed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> No
         pieces.one_byte_separator(pa.py_buffer(b"\x1f\x1e\x1d\x01\x02"), "x", "::")
 
 
+def test_runs_of_the_separator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "SIZE", 10)
+    content = b"a::::b\n" * 9
+    assert pieces.one_byte_separator(pa.py_buffer(content), "x", "::")[0].to_pybytes() == content.replace(
+        b"::", b"\x1f"
+    )
+    with pytest.raises(DataError, match="x, line 10: ':::' is not clear, as the separator is '::'"):
+        pieces.one_byte_separator(pa.py_buffer(content + b"a::::b:::c"), "x", "::")
+
+
 def test_ids_may_contain_a_part_of_the_separator(tmp_path: Path) -> None:
     content = "u:1::i:2::3::4\nu:1::i:1::3::3\n"
     assert read(tmp_path / "ratings.dat", content) == {"u:1": ["i:1", "i:2"]}

@@ -103,7 +103,8 @@ def test_an_item_whose_id_has_a_comma_is_quoted(tmp_path: Path, capsys: Capture)
     assert run_command(copy, '--items="a,b", d,"say ""c"""', "--k=2") == 0
     assert "history of 3 items" in capsys.readouterr().out
     for given, message in (
-        ("a,b", "item 'a' is not among the model's"),
+        ("a,b", "--items: 'a,b' is one item with a comma; write it in double quotes"),
+        ("a,d", "item 'a' is not among the model's"),
         ('"a,b', "--items: '\"a,b' is not ID,ID,... with quotes as in CSV: unexpected end of data"),
         ('""', "--items: no id is given"),
     ):

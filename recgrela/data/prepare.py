@@ -13,6 +13,7 @@ from recgrela.data.cuts import find_cuts
 from recgrela.data.events import Events
 from recgrela.data.interactions import Interactions
 from recgrela.data.reading import check_left, describe_reading, rule_settings, without_duplicates
+from recgrela.data.sorting import stable_order
 from recgrela.data.split import TRAIN, LeaveOneOutCounts, Splitter, as_split
 from recgrela.settings.data import DataConfig, Order
 from recgrela.system.errors import DataError
@@ -101,7 +102,7 @@ def time_order(
         phases: [n], those of the files that events are from; None: by time alone.
         ties: [n], what orders events of the same time before the file does; None: nothing.
     """
-    return np.lexsort([key for key in (ties, times, phases, users) if key is not None])
+    return stable_order(*(key for key in (ties, times, phases, users) if key is not None))
 
 
 def filter_settings(config: DataConfig) -> dict[str, int | None]:

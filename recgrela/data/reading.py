@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from recgrela.data.events import Events
+from recgrela.data.sorting import stable_order
 from recgrela.settings.data import DataConfig
 from recgrela.system.errors import DataError
 from recgrela.system.text import quote
@@ -18,7 +19,7 @@ DUPLICATE = "duplicate"  # the reason why an event is dropped
 
 def first_of_duplicates(users: np.ndarray, items: np.ndarray, times: np.ndarray) -> np.ndarray:
     """Whether each of [n] events is the first one of its user, item and time."""
-    order = np.lexsort((times, items, users))  # stable, so the first of equal events comes first
+    order = stable_order(times, items, users)  # stable, so the first of equal events comes first
     same = np.ones(max(users.size - 1, 0), dtype=bool)
     for column in (users, items, times):
         found = column[order]

@@ -126,8 +126,9 @@ class Recommender:
         """Trains a model as `python -m recgrela.train` does, in a run folder, and loads it.
 
         Args:
-            events: a path, or a table with the columns of `data.user_column` and so on; a table is stored as
-                a Parquet file beside the run folder, so that the run can be evaluated and resumed.
+            events: a path, a list of paths, or a table of any library (see `load_table`) with the columns of
+                `data.user_column` and so on; a table is stored as a Parquet file beside the run folder, so
+                that the run can be evaluated and resumed.
             settings: values by dotted key, such as {"model.name": "SASRec", "train.epochs": 10}, and
                 "preset"; see `python -m recgrela.train --help`.
 

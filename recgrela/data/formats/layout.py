@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import re
 from collections.abc import Iterable
@@ -63,15 +64,20 @@ def csv_reader(lines: Iterable[str], separator: str) -> Any:
 
 
 def first_lines(data: pa.Buffer, label: str) -> list[str]:
-    """The first lines of a file that are not empty. Raises DataError if the file is empty or not text."""
+    """The first lines of a file that are not empty, without NUL bytes, which csv of Python 3.10 refuses.
+
+    Raises:
+        DataError: the file is empty or not text.
+    """
     start = bytes(memoryview(data)[:MAX_HEADER])
-    if not start.strip():
+    text = start.removeprefix(codecs.BOM_UTF8)
+    if not text.strip():
         raise NoEvents(f"{label}: empty file")
     _check_text(start, label)
-    lines = start.removeprefix(b"\xef\xbb\xbf").splitlines()
-    if len(start) == MAX_HEADER:
-        lines = lines[:-1] or lines  # the last line is cut off
-    return [line.decode(errors="surrogateescape") for line in lines[: 10 * _SAMPLE] if line.strip()]
+    lines = [line for line in text.splitlines() if line.strip()]
+    if len(start) == MAX_HEADER and len(lines) > 1:
+        del lines[-1]  # it is cut off
+    return [line.replace(b"\0", b"").decode(errors="surrogateescape") for line in lines[: 10 * _SAMPLE]]
 
 
 def _check_text(start: bytes, label: str) -> None:
@@ -120,8 +126,8 @@ def find_layout(
         if has_types:
             names = [name.split(":")[0].rstrip() for name in names]
         tried.append(Layout(separator, names, has_header=True, quoted=quoted))
-        if {*wanted} <= {*names}:
-            return tried[-1]
+    if right := [layout for layout in tried if {*wanted} <= {*layout.columns}]:
+        return next((layout for layout in right if _is_regular(layout, lines)), right[0])
     best = _most_regular(tried, lines)
     _refuse_data(best, lines, label)
     if given is not None and len(best.columns) == 1:
@@ -131,7 +137,7 @@ def find_layout(
 
 def _header(data: pa.Buffer, label: str) -> str:
     lines = first_lines(data, label)
-    first = bytes(memoryview(data)[:MAX_HEADER]).splitlines()[0]
+    first = bytes(memoryview(data)[:MAX_HEADER]).removeprefix(codecs.BOM_UTF8).splitlines()[0]
     if len(first) == MAX_HEADER:
         raise DataError(f"{label}, line 1: longer than {MAX_HEADER:,} bytes; expected a header")
     if not first.strip():
@@ -152,13 +158,14 @@ def _has_quoted_names(header: str, separator: str) -> bool:
     return all(re.fullmatch(r'\s*"[^"]*"\s*', name) for name in header.split(separator))
 
 
+def _is_regular(layout: Layout, lines: list[str]) -> bool:
+    """Whether the layout divides each of the first lines into its columns, at least two."""
+    return {len(layout.split(line)) for line in lines[:_SAMPLE]} == {len(layout.columns)} != {1}
+
+
 def _most_regular(layouts: list[Layout], lines: list[str]) -> Layout:
-    """The first layout that divides all lines into the same number of fields, at least two."""
-
-    def is_regular(layout: Layout) -> bool:
-        return {len(layout.split(line)) for line in lines[:_SAMPLE]} == {len(layout.columns)} != {1}
-
-    return next(filter(is_regular, layouts), max(layouts, key=lambda layout: len(layout.columns)))
+    regular = [layout for layout in layouts if _is_regular(layout, lines)]
+    return regular[0] if regular else max(layouts, key=lambda layout: len(layout.columns))
 
 
 def _refuse_data(layout: Layout, lines: list[str], label: str) -> None:

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from recgrela.settings.delimited import SPACES
 from recgrela.system.errors import DataError
+from recgrela.system.text import quote
 
 SIZE = 1 << 24  # bytes
 _UNUSED = (b"\x1f", b"\x1e", b"\x1d", b"\x01", b"\x02")  # control characters that replace longer separators
@@ -32,7 +33,8 @@ def one_byte_separator(data: pa.Buffer, label: str, separator: str) -> tuple[pa.
     """The text with a separator of one byte, and that separator; lines stay in their places.
 
     Raises:
-        DataError: the text contains every character that could replace the separator.
+        DataError: the text contains every character that could replace the separator, or a longer run of the
+            separator's letter, such as `:::`.
     """
     if separator == SPACES:
         return _replaced(data, single_spaced), SPACES
@@ -42,7 +44,28 @@ def one_byte_separator(data: pa.Buffer, label: str, separator: str) -> tuple[pa.
     found = next((byte for byte in _UNUSED if re.search(byte, data) is None), None)
     if found is None:
         raise DataError(f"{label}: contains the control characters \\x1f, \\x1e, \\x1d, \\x01 and \\x02")
-    return _replaced(data, lambda piece: piece.replace(longer, found)), found.decode()
+    lines = 1  # before the piece, and 1
+
+    def replace(piece: bytes) -> bytes:
+        nonlocal lines
+        if len({*longer}) == 1:
+            _check_runs(piece, label, longer, lines)
+        lines += piece.count(b"\n")
+        return piece.replace(longer, found)
+
+    return _replaced(data, replace), found.decode()
+
+
+def _check_runs(piece: bytes, label: str, separator: bytes, first_line: int) -> None:
+    """Raises DataError for a run of a letter that is not a whole number of separators of this letter."""
+    letter = separator[:1]
+    if separator + letter not in piece:
+        return
+    for run in re.finditer(re.escape(separator + letter) + re.escape(letter) + b"*", piece):
+        if len(run[0]) % len(separator):
+            line = first_line + piece.count(b"\n", 0, run.start())
+            shown, word = quote(run[0].decode()), quote(separator.decode())
+            raise DataError(f"{label}, line {line}: {shown} is not clear, as the separator is {word}")
 
 
 def _replaced(data: pa.Buffer, change: Callable[[bytes], bytes]) -> pa.Buffer:
