@@ -200,7 +200,7 @@ def prepare(events: Events, config: DataConfig, phases: np.ndarray | None = None
     else:
         cuts: dict[str, Any] = {}
         if phases is None:
-            found = find_cuts(lambda: [times], config, events.source)
+            found = find_cuts(lambda: [times], config, events.source, events.ticks)
             phases, cuts = found.phases(times), found.describe()
         phases = phases[sort]
         is_trained = np.zeros(len(item_ids) + 1, dtype=bool)

@@ -113,7 +113,6 @@ def _facts(
     """All statistics as values for JSON; a section without data is None."""
     data = loaded.data
     has_targets = data.users.max_events >= 3
-    ticks = None if loaded.events is None else loaded.events.ticks
     return {
         **{
             key: data.description[key]
@@ -126,7 +125,7 @@ def _facts(
         "popularity": statistics.popularity(data),
         "repeats": statistics.repeats(data),
         "ties": None if times is None else statistics.ties(times),
-        "times": None if times is None else statistics.span(times, ticks),
+        "times": None if times is None else statistics.span(times),
         "leakage": None if times is None else statistics.leakage(times),
         "order_scores": order_scores(data, config.max_len, order_users)
         if order_users and has_targets
