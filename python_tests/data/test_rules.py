@@ -12,7 +12,7 @@ from recgrela.data import DataConfig, Interactions, load, load_table, open_packe
 from recgrela.data.formats import read_parts
 from recgrela.data.parts import pack_parts
 from recgrela.data.reading import reading_notes
-from recgrela.system.errors import DataError
+from recgrela.system.errors import ConfigError, DataError
 
 NAMES = ["user_id", "item_id", "timestamp", "rating"]
 # user, item, time, rating
@@ -134,3 +134,8 @@ def test_tables_follow_the_rules() -> None:
     table = pa.table({"user_id": ["a", None, "NA"], "item_id": [1, 2, 3], "timestamp": [1, 2, 3]})
     data = load_table(table, DataConfig(missing="NA", min_user_events=0, min_item_events=0))
     assert data.user_ids == ["a"] and data.description["dropped"] == {"no user id": 2}
+
+
+def test_synthetic_data_have_no_ratings() -> None:
+    with pytest.raises(ConfigError, match=r"data\.min_rating: does not apply to synthetic data"):
+        load(DataConfig(min_rating=3))

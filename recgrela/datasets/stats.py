@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, get_args
 
-from recgrela.data import statistics, synthetic
+from recgrela.data import statistics
 from recgrela.data.events import Events
 from recgrela.data.formats import read
 from recgrela.data.interactions import Interactions
-from recgrela.data.load import READING
+from recgrela.data.load import READING, synthetic_events
 from recgrela.data.packed import is_packed, open_packed
 from recgrela.data.prepare import prepare
 from recgrela.data.reading import reading_notes
@@ -99,9 +99,7 @@ def _load(config: DataConfig, given: Sequence[str]) -> Loaded:
                 raise ConfigError(f"{config.path}: is packed and has its own settings; leave out --{key}")
         return Loaded(open_packed(config.path), None)
     if config.path == "synthetic":
-        events = synthetic.generate(
-            config.synthetic_seed, config.synthetic_users, config.synthetic_items, config.synthetic_events
-        )
+        events = synthetic_events(config)
     else:
         events = read(config)
     return Loaded(prepare(events, config), events)
