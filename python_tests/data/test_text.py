@@ -413,7 +413,8 @@ def test_values_that_the_first_events_of_json_lack(tmp_path: Path) -> None:
     """The first number decides on the type of a column, not the null before it."""
     content = (
         '{"user": null, "item_id": 1, "timestamp": 1}\n{"item_id": null, "timestamp": 2}\n'
-        '{"user": {"id": 5}, "item_id": 1, "timestamp": 3}\n{"user": {"id": 5}, "item_id": 2, "timestamp": 2.5}\n'
+        '{"user": {"id": 5}, "item_id": 1, "timestamp": 3}\n'
+        '{"user": {"id": 5}, "item_id": 2, "timestamp": 2.5}\n'
     )
     assert read(tmp_path / "x.jsonl", content, user_column="user.id") == {"5": ["2", "1"]}
     ids = ", line 4, column 'user.id': 'x' is text, but the first one is a number; write all alike"

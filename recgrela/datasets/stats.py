@@ -98,10 +98,7 @@ def _load(config: DataConfig, given: Sequence[str]) -> Loaded:
             if key != "data.max_len":
                 raise ConfigError(f"{config.path}: is packed and has its own settings; leave out --{key}")
         return Loaded(open_packed(config.path), None)
-    if config.path == "synthetic":
-        events = synthetic_events(config)
-    else:
-        events = read(config)
+    events = synthetic_events(config) if config.path == "synthetic" else read(config)
     return Loaded(prepare(events, config), events)
 
 
