@@ -135,8 +135,8 @@ def _check_prepared(data: PackedInteractions, config: DataConfig) -> None:
     description = data.description
     recorded = description["rules"] | description["filter"] | {"order": description["order"]}
     recorded |= description["split"]
-    wanted = rule_settings(config) | filter_settings(config) | {"order": config.order}
-    for name, value in (wanted | split_settings(config)).items():
+    wanted = split_settings(config) | rule_settings(config)  # the split first: it decides on the others
+    for name, value in (wanted | filter_settings(config) | {"order": config.order}).items():
         if recorded.get(name) != value:
             raise DataError(
                 f"{config.path}: was packed with data.{name} {show(recorded.get(name))}, not {show(value)}; "

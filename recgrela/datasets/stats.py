@@ -72,6 +72,8 @@ def command(argv: Sequence[str]) -> int:
     for key, path in paths.items():
         if not path.parent.is_dir():
             raise ConfigError(f"--{key}: {path.parent}: no such folder")
+        if path.exists() and path.is_dir() != (key == "out"):
+            raise ConfigError(f"--{key}: {path} is a {'file' if key == 'out' else 'folder'}")
     loaded = _load(config, [key for key in parser.split(argv)[0] if key.startswith("data.")])
     with MemoryPhase("computing statistics", "give fewer events, or more memory"):
         times = None if loaded.events is None else statistics.user_times(loaded.events, config)

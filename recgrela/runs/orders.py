@@ -62,7 +62,7 @@ def possible_orders(run: SavedRun) -> tuple[Order, ...]:
 def score_orders(
     run: SavedRun,
     own: Interactions,
-    path: str | None = None,
+    path: str | list[str] | None = None,
     orders: Sequence[Order] | None = None,
     batch_size: int = 256,
     cutoffs: Sequence[int] | None = None,
