@@ -35,7 +35,7 @@ OPTIONS = [
     Option(
         "events",
         None,
-        "Today's events, from which users' histories are taken: a path, or several; by default the run's data.",
+        "Today's events, from which histories are taken, a path or several; by default the run's data.",
         many="any",
     ),
     Option("k", 10, "Number of recommendations per user.", kind=int, min=1),
