@@ -32,7 +32,7 @@ OPTIONS = [
         "Checkpoint to evaluate; auto: the one of the run's final table.",
         choices=("auto", "best", "last"),
     ),
-    Option("data.path", None, "Path of the data if it has moved."),
+    Option("data.path", None, "Path of the data if it has moved, or several as in training.", many="any"),
     Option("data.valid_path", None, "Path of the events of valid if it has moved (split by files)."),
     Option("data.test_path", None, "Path of the events of test if it has moved (split by files)."),
     Option("batch_size", None, "Targets per evaluation batch; by default the run's.", kind=int, min=1),

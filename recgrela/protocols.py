@@ -34,7 +34,7 @@ SEEN = {"ranked": "unmasked", "removed": "masked"}
 OPTIONS = [
     Option("orders", None, "Orders of events, as time,recbole,item,file; by default all that the data have."),
     Option("cutoffs", None, "Cut-offs of the metrics, as 5,10,20; by default the run's."),
-    Option("data.path", None, "Path of the data if it has moved."),
+    Option("data.path", None, "Path of the data if it has moved, or several as in training.", many="any"),
     Option("batch_size", None, "Targets per evaluation batch; by default the run's.", kind=int, min=1),
     Option("json", None, "File for all figures, MRR and popularity too."),
     Option("device", "auto", "Device: cpu, cuda, cuda:N, or auto for the GPU if there is one."),

@@ -33,7 +33,10 @@ OPTIONS = [
         'File of histories as JSON lines, {"user": ID, "items": [ID, ...]} or [ID, ...]; - for stdin.',
     ),
     Option(
-        "events", None, "Today's events, from which users' histories are taken; by default the run's data."
+        "events",
+        None,
+        "Today's events, from which histories are taken, a path or several; by default the run's data.",
+        many="any",
     ),
     Option("k", 10, "Number of recommendations per user.", kind=int, min=1),
     Option("allow", None, "File of the only items to recommend, one original id a line."),

@@ -111,3 +111,15 @@ def test_a_run_in_the_order_of_the_file(tmp_path: Path, capsys: pytest.CaptureFi
     assert "file: as in the file" in capsys.readouterr().out
     assert protocols.main([str(tmp_path / "run"), "--orders=time", "--device=cpu"]) == 2
     assert "no column 'timestamp'" in capsys.readouterr().err
+
+
+def test_a_run_without_duplicates_has_no_order_of_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Duplicates are events of one time, which the order of the file does not read."""
+    data = [f"--data.path={write(tmp_path / 'events.csv', events())}", *SETTINGS, "--data.duplicates=drop"]
+    where = [f"--train.output={tmp_path}", "--train.name=run", "--train.epochs=1"]
+    assert run_train(*data, *MODEL, *PLAIN, *TRAIN, *where) == 0
+    assert protocols.main([str(tmp_path / "run"), "--device=cpu"]) == 0
+    assert protocols.main([str(tmp_path / "run"), "--device=cpu", "--orders=file"]) == 2
+    assert "data.duplicates: 'drop' compares times" in capsys.readouterr().err

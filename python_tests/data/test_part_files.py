@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import feather, parquet
 
-from recgrela.data import DataConfig, load, open_packed, parts
+from recgrela.data import DataConfig, load, open_packed, parts, write_packed
 from recgrela.data.formats import find_files, read_parts
 from recgrela.data.parts import pack_parts
 from recgrela.models import CONFIGS
@@ -80,7 +80,7 @@ def test_spark_folder_of_parquet(tmp_path: Path, whole: tuple) -> None:
     assert load(config(folder)).description["source"].endswith("c000.snappy.parquet and 1 more")
 
 
-NAMES = [("2020-01.csv", "2020-02.csv"), ("log-Apr.csv", "log-Mar.csv"), ("x1.csv", "x10.csv")]
+NAMES = [("2020-01.csv", "2020-02.csv"), ("log-Mar.csv", "log-Apr.csv"), ("x1.csv", "x10.csv")]
 
 
 @pytest.mark.parametrize("names", NAMES)
@@ -127,6 +127,46 @@ def test_parts_without_events_are_left_out(tmp_path: Path, whole: tuple) -> None
         load(config(tmp_path / "log"))
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"part-{n}.csv" for n in range(12)],
+        ["2019-Oct.csv", "2019-Nov.csv", "2019-Dec.csv", "2020-Jan.csv", "2020-Feb.csv"],
+        ["year=9/january.csv", "year=9/march.csv", "year=10/april.csv", "year=10/may.csv"],
+    ],
+)
+def test_numbers_and_months_of_names_are_in_order(tmp_path: Path, names: list[str]) -> None:
+    """They decide on the order of events without times."""
+    for number, name in enumerate(names):
+        write_csv(tmp_path / "set" / name, [("a", number, 5)])
+    for path in (tmp_path / "set", tmp_path / "set" / "**" / "*.csv"):
+        data = load(config(path, order="file"))
+        assert [int(data.item_ids[item]) for item in data.items] == list(range(len(names)))
+
+
+def test_patterns_in_a_folder_whose_name_looks_like_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_csv(tmp_path / "a[1]" / "x.csv", ROWS)
+    monkeypatch.chdir(tmp_path / "a[1]")
+    for path in ("*.csv", "x.csv", ["*.csv"]):
+        assert load(with_absolute_path(config(path))).n_events == len(ROWS)
+
+
+def test_packed_data_are_no_part(tmp_path: Path) -> None:
+    path = str(write_csv(tmp_path / "x.csv", ROWS))
+    write_packed(load(config(path)), tmp_path / "packed")
+    packed = str(tmp_path / "packed")
+    for made in (
+        config([packed, path]),
+        DataConfig(path=path, split="files", valid_path=packed, test_path=path),
+    ):
+        with pytest.raises(
+            DataError, match=r"packed: is packed, so it is a whole set and no part or file of"
+        ):
+            load(made)
+
+
 def test_times_of_parts_have_one_unit(tmp_path: Path, whole: tuple) -> None:
     """Seconds, and then milliseconds; whole numbers, and then fractions."""
     for kind, part, rows in (("s", 0, ROWS[:3]), ("ms", 1, ROWS[3:])):
@@ -166,7 +206,7 @@ def test_files_that_do_not_belong_together(tmp_path: Path) -> None:
     for name in ("ml-1m.inter", "ml-10m.inter"):  # two sets, whose names differ in their size
         (tmp_path / "sets").mkdir(exist_ok=True)
         (tmp_path / "sets" / name).write_text((HEADER + "a,1,2\n").replace(",", "\t"))
-    fails(tmp_path / "sets", "contains ml-10m.inter, ml-1m.inter; give the path of one, or a pattern such as")
+    fails(tmp_path / "sets", "contains ml-1m.inter, ml-10m.inter; give the path of one, or a pattern such as")
     numbers = write_csv(tmp_path / "n.csv", ROWS)
     dates = tmp_path / "n.parquet"
     stamps = table(ROWS)["timestamp"].cast(pa.timestamp("s"))

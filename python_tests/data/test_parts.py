@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import pytest
 from recgrela.data import DataConfig, load, open_packed, parts, write_packed
 from recgrela.data.__main__ import main
 from recgrela.data.packed import read_header
+from recgrela.settings.command_line import Parser
+from recgrela.settings.fields import options_of
+from recgrela.system.errors import DataError
 
 HEADER = "user_id,item_id,timestamp\n"
 
@@ -116,3 +120,27 @@ def test_a_folder_that_exists_is_kept(tmp_path, capsys):
     assert "no such folder" in capsys.readouterr().err
     assert main(["convert", "synthetic", str(tmp_path / "new"), "--data.synthetic_users", "70"]) == 0
     assert "with padding ids; train with: --data.path" in capsys.readouterr().out.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["--data.split=time", "--data.split_quantile=0.8", "--data.order=item", "--data.min_user_events=2"],
+        ["--data.split=files", "--data.valid_path=PATH", "--data.test_path=PATH", "--data.missing=NA"],
+        ["--data.duplicates=drop", "--data.max_item_events=5000"],
+    ],
+)
+def test_the_printed_options_read_what_was_converted(tmp_path, monkeypatch, capsys, given):
+    monkeypatch.setattr(parts, "BUCKETS", 3)
+    path = write(tmp_path / "whole.csv", rows(5))
+    given = [word.replace("PATH", path) for word in given]
+    assert main(["convert", path, path, str(tmp_path / "packed"), *given]) == 0
+    words = capsys.readouterr().out.replace("\n", " ").partition("train with: ")[2]
+    parser = Parser("")
+    parser.add(options_of(DataConfig).values())
+    options = parser.read(shlex.split(words.partition(" note:")[0]))
+    data = load(DataConfig(**{key.removeprefix("data."): value for key, value in options.items()}))
+    assert data.path == tmp_path / "packed"
+    if "--data.split=files" in given:
+        with pytest.raises(DataError, match=r"was packed with data\.split 'files', not 'leave_one_out'"):
+            load(DataConfig(path=str(data.path)))

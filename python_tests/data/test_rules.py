@@ -12,7 +12,7 @@ from recgrela.data import DataConfig, Interactions, load, load_table, open_packe
 from recgrela.data.formats import read_parts
 from recgrela.data.parts import pack_parts
 from recgrela.data.reading import reading_notes
-from recgrela.system.errors import DataError
+from recgrela.system.errors import ConfigError, DataError
 
 NAMES = ["user_id", "item_id", "timestamp", "rating"]
 # user, item, time, rating
@@ -134,3 +134,24 @@ def test_tables_follow_the_rules() -> None:
     table = pa.table({"user_id": ["a", None, "NA"], "item_id": [1, 2, 3], "timestamp": [1, 2, 3]})
     data = load_table(table, DataConfig(missing="NA", min_user_events=0, min_item_events=0))
     assert data.user_ids == ["a"] and data.description["dropped"] == {"no user id": 2}
+
+
+def test_synthetic_data_have_no_ratings() -> None:
+    with pytest.raises(ConfigError, match=r"data\.min_rating: does not apply to synthetic data"):
+        load(DataConfig(min_rating=3))
+
+
+def test_spaces_around_ids_and_numbers_that_are_missing(tmp_path: Path) -> None:
+    """The header's names are trimmed, so ids are, too."""
+    (tmp_path / "x.csv").write_text("user_id, item_id, timestamp\na, b, 1\n a,b , 2\n-1.0, b, 3\na, -1, 4\n")
+    data = load(
+        DataConfig(path=str(tmp_path / "x.csv"), missing="-1.0", min_user_events=0, min_item_events=0)
+    )
+    assert (data.user_ids, data.item_ids, data.n_events) == (["a"], ["[PAD]", "b"], 2)
+    assert data.description["dropped"] == {"no item id": 1, "no user id": 1}
+    (tmp_path / "s.inter").write_text("user_id\titem_id\ttimestamp\na\t1.0\t1\n")
+    (tmp_path / "s.item").write_text("item_id\tname\n 1\tOne\n")
+    found = load(DataConfig(path=str(tmp_path / "s.inter"), min_user_events=0, min_item_events=0))
+    assert found.titles == [None, "One"]
+    table = pa.table({"user_id": [" a", "a "], "item_id": ["b", " b\t"], "timestamp": [1, 2]})
+    assert load_table(table, DataConfig(min_user_events=0, min_item_events=0)).user_ids == ["a"]

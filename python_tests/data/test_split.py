@@ -23,7 +23,7 @@ from python_tests.support.splits import (
     to_events,
 )
 from recgrela.data import DataConfig
-from recgrela.data.cuts import to_iso, unit_of
+from recgrela.data.dates import to_iso, unit_of
 from recgrela.data.prepare import prepare
 from recgrela.system.errors import ConfigError, DataError
 
@@ -143,6 +143,16 @@ def test_units():
     assert to_iso(10**9 + 0.5, 1) == "2001-09-09T01:46:40.500000+00:00"
     assert to_iso(10**18 + 1, 10**9) == "2001-09-09T01:46:40+00:00"
     assert to_iso(-(10**9), 1) == "1938-04-24T22:13:20+00:00" and to_iso(5, None) is None
+
+
+def test_the_unit_of_dates_in_files_is_known():
+    """ISO dates of 1970 are in microseconds, which by their size could be milliseconds of 1994."""
+    rows = [("ab"[n % 2], "ij"[n // 2 % 2], (9 * 86400 + 3600 * n) * 10**6) for n in range(40)]
+    events = replace(to_events(rows), ticks=10**6)
+    config = DataConfig(split="time", split_date="1970-01-11", split_targets="all", **ALL)
+    facts = prepare(events, config).description["split"]
+    assert facts["test_from"] == 10 * 86400 * 10**6 and facts["test"]["events"] == 16
+    assert facts["test_from_date"] == "1970-01-11T00:00:00+00:00"
 
 
 @pytest.mark.parametrize(

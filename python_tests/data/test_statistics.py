@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -121,8 +122,8 @@ def test_by_hand() -> None:
     assert found["span"] == {
         "first": 1_000_000_000,
         "last": 1_000_000_000 + 9 * DAY,
-        "first_date": "2001-09-09T01:46:40Z",
-        "last_date": "2001-09-18T01:46:40Z",
+        "first_date": "2001-09-09T01:46:40+00:00",
+        "last_date": "2001-09-18T01:46:40+00:00",
         "days": 9,
         "median_user_days": 2,
     }
@@ -160,9 +161,14 @@ def test_units_of_unix_times(unit: int, kind: type) -> None:
     times = [kind((1_600_000_000 + second) * unit) for second in (0, 30, DAY)]
     events = events_of([0, 0, 0], [1, 2, 3], times)
     span = compute(events)["span"]
-    assert span["first_date"] == "2020-09-13T12:26:40Z" and span["days"] == 1
-    found = statistics.user_times(events, ALL)
-    assert found is not None and statistics.span(found, unit) == span
+    assert span["first_date"] == "2020-09-13T12:26:40+00:00" and span["days"] == 1
+
+
+def test_the_unit_of_dates_is_known() -> None:
+    """Microseconds of 1970 could be milliseconds of 1994 by their size."""
+    events = events_of([0, 0, 0], [1, 2, 3], [day * DAY * 10**6 for day in (8, 9, 10)])
+    span = compute(replace(events, ticks=10**6))["span"]
+    assert span["last_date"] == "1970-01-11T00:00:00+00:00" and span["days"] == 2
 
 
 @pytest.mark.parametrize("scale", [1, -(2**40), 2**55, 0.25])

@@ -121,11 +121,13 @@ def test_files_without_a_header(tmp_path: Path) -> None:
     fails(path, "1,2,3\n1,3,4\n", f", line 1: not a header: '1', '2', '3'; {fix}")
     fails(path, "a 2020-01-01\n", ", line 1: not a header: 'a', '2020-01-01'; name the columns, such as "
           "--data.columns user_id,item_id, with --data.order file")  # fmt: skip
-    header = "UserID,item-id,when\n1,2,3\n"
-    fails(path, header, ", line 1: is a header; remove the setting data.columns", columns=columns)
-    fails(
-        path, header, ", line 1: is a header; remove the setting data.columns", columns=columns, order="file"
-    )
+    fix = "; remove it, or the setting data.columns"
+    for header in ("'UserID', 'item-id', 'when'", "'visitor', 'page', 'when'"):
+        content = header.replace("'", "").replace(", ", ",") + "\n1,2,3\n1,3,4\n"
+        for order in ("time", "file"):
+            fails(path, content, f", line 1: is a header, {header}{fix}", columns=columns, order=order)
+    one = {"columns": "user_id,item_id", "order": "file"}
+    assert read(path, "a,x\nb,3\n1,2\n", **one) == {"a": ["x"], "b": ["3"], "1": ["2"]}
     count = (
         "has 4 values separated by comma; data.columns has 3 names; name all columns ('_': ignored), or set "
     )
@@ -366,7 +368,7 @@ A_LIST = ": a list; write an object a line, as jq -c '.[]' does"
         ('{"user_id": "a", "i', ": not JSON: Unterminated string starting at: line 1 column 18 (char 17)"),
         (
             '{"user_id": 5, "item_id": 3, "timestamp": 4}',
-            ", column 'user_id': 5 is a number, but the first event has text; write all alike",
+            ", column 'user_id': 5 is a number, but the first one is text; write all alike",
         ),
         (
             '{"user_id": "a", "item_id": [3], "timestamp": 4}',
@@ -382,7 +384,7 @@ A_LIST = ": a list; write an object a line, as jq -c '.[]' does"
         ),
         (
             '{"user_id": "a", "item_id": 3, "timestamp": "noon"}',
-            ", column 'timestamp': 'noon' is text, but the first event has a number; write all alike",
+            ", column 'timestamp': 'noon' is text, but the first one is a number; write all alike",
         ),
         (
             b'{"user_id": "\xe9", "item_id": 3, "timestamp": 4}',
@@ -407,6 +409,37 @@ def test_the_first_line_of_json(tmp_path: Path) -> None:
     fails(path, "", ": empty file")
 
 
+def test_values_that_the_first_events_of_json_lack(tmp_path: Path) -> None:
+    """The first number decides on the type of a column, not the null before it."""
+    content = (
+        '{"user": null, "item_id": 1, "timestamp": 1}\n{"item_id": null, "timestamp": 2}\n'
+        '{"user": {"id": 5}, "item_id": 1, "timestamp": 3}\n'
+        '{"user": {"id": 5}, "item_id": 2, "timestamp": 2.5}\n'
+    )
+    assert read(tmp_path / "x.jsonl", content, user_column="user.id") == {"5": ["2", "1"]}
+    ids = ", line 4, column 'user.id': 'x' is text, but the first one is a number; write all alike"
+    fails(
+        tmp_path / "x.jsonl",
+        content.replace('5}, "item_id": 2', '"x"}, "item_id": 2'),
+        ids,
+        user_column="user.id",
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "second"),
+    [("a, 1, 2\n", ","), ("a\t1,2,3\n", ","), ("a 1;2\n", ";"), ("a: 1 2\n", ":")],
+)
+def test_sequences_with_two_separators(tmp_path: Path, content: str, second: str) -> None:
+    given = {"format": "sequences", "order": "file"}
+    fix = "write one between all ids, or set data.separator if the other is a part of ids"
+    expected = f", line 1: ids are separated by ' ' and by '{second}'; {fix}"
+    fails(tmp_path / "x.txt", content, expected, **given)
+    user, *items = content.split()
+    assert read(tmp_path / "x.txt", content, separator="space", **given) == {user: items}
+    assert read(tmp_path / "x.txt", "a, 1, 2\n", separator=", ", **given) == {"a": ["1", "2"]}
+
+
 def test_sequences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "SIZE", 10)
     given = {"format": "sequences", "order": "file"}
@@ -414,6 +447,7 @@ def test_sequences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert read(tmp_path / "x.txt", content, **given) == BY_FILE
     assert read(tmp_path / "x.txt", "b,20,10\na,10,20,30\n", **given) == BY_FILE
     assert read(tmp_path / "x.txt", "b::20::10\na::10::20::30\n", separator="::", **given) == BY_FILE
+    assert read(tmp_path / "x.txt", "b 20 10\ra 10 20 30\r", **given) == BY_FILE
     assert read(tmp_path / "x.txt", "é 1 ü\n", **given) == {"é": ["1", "ü"]}
     alone = "; is the separator space?"
     fails(tmp_path / "x.txt", "a 1\n\nb\nc 2\n", f", line 3: 'b' has no items{alone}", **given)

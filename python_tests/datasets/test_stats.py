@@ -34,7 +34,7 @@ def test_tables_json_and_plots(tmp_path: Path, capsys: pytest.CaptureFixture[str
         capsys, str(path), "--data.format", "csv", "--out", str(out), "--json", str(facts_path)
     )
     assert code == 0
-    for word in ("sparsity", "Gini", "2001-09-09T01:46:40Z", "histories shuffled", "12 users"):
+    for word in ("sparsity", "Gini", "2001-09-09T01:46:40+00:00", "histories shuffled", "12 users"):
         assert word in text
     facts = json.loads(facts_path.read_text())
     assert facts["counts"]["users"] == 12 and facts["counts"]["events"] == 96

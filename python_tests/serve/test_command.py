@@ -90,6 +90,15 @@ def test_imported_times_are_seconds(tmp_path: Path) -> None:
         assert [event.time for event in store.history("u")] == [1.5, 2.0]
 
 
+def test_an_import_follows_the_rules_of_the_model(tmp_path: Path) -> None:
+    """A model that was trained without duplicates is not given them."""
+    (tmp_path / "events.csv").write_text("user_id,item_id,timestamp\nu,i,1\nu,i,1\nu,NA,2\nu,j,2\n")
+    with open_store(tmp_path / "store.sqlite") as store:
+        config = DataConfig(duplicates="drop", missing="NA")
+        assert import_events(store, str(tmp_path / "events.csv"), config) == (2, 2)
+        assert [event.item for event in store.history("u")] == ["i", "j"]
+
+
 @pytest.mark.parametrize("damage", ["beginning", "middle", "other file"])
 def test_a_damaged_store_is_refused(
     run: Path, tmp_path: Path, damage: str, no_serving: list[Any], capsys: pytest.CaptureFixture[str]

@@ -172,6 +172,18 @@ def test_one_process_at_a_time(server: FileServer, tmp_path: Path) -> None:
     download(server.url("/a.bin"), tmp_path / "a.bin", SHA256, again)
 
 
+def test_a_download_that_another_process_has_just_finished(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It renames the file after this process has opened it, and before it has locked it."""
+    path, part = tmp_path / "x", tmp_path / ".x.part"
+    part.write_bytes(b"all")
+    monkeypatch.setattr("fcntl.flock", lambda *args: part.rename(path))
+    with pytest.raises(RunError, match="another process has just finished this download"):
+        download(server.url("/a.bin"), path)
+    assert path.read_bytes() == b"all"
+
+
 def test_a_full_disk_keeps_the_bytes(server: FileServer, tmp_path: Path) -> None:
     """The limit on the size of files fails as a full disk does, but by another number."""
     if shutil.which("prlimit") is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from python_tests.compare.comparison import REQUESTED, start, table
 from python_tests.support.processes import run_commands
 from python_tests.support.runs import assert_same_tensors, edit_protocol, make_run, options, run_train
-from recgrela import evaluate, recommend
+from recgrela import evaluate, protocols, recommend
 from recgrela.compare.__main__ import main as compare
 from recgrela.data import DataConfig, EvalBatches
 from recgrela.data.__main__ import main as convert
@@ -231,3 +232,21 @@ def test_bad_settings_are_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert expected in line
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_on_several_files_that_have_moved(
+    sources: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The commands take several paths, as training does."""
+    moved = [sources["train"], sources["test"]]
+    paths = [shutil.copy(path, tmp_path / f"{number}.csv") for number, path in enumerate(moved)]
+    run = make_run(tmp_path, "several", "--data.path", *map(str, paths))
+    for path in paths:
+        Path(path).unlink()
+    for main, words in ((evaluate.main, []), (protocols.main, ["--orders=time,item"])):
+        assert main([str(run), "--device=cpu", *words, "--data.path", *moved]) == 0
+        assert main([str(run), "--device=cpu", *words, "--data.path", *moved[:1]]) == 2
+    assert "not the data of this run" in capsys.readouterr().err
+    assert recommend.main([str(run), "--device=cpu", "--all", "--format=csv", "--events", *moved]) == 0
+    users = {line.split(",")[0] for line in capsys.readouterr().out.splitlines()[1:]}
+    assert len(users) == 60

@@ -9,14 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from recgrela.data.dates import EPOCH, to_iso, unit_of
 from recgrela.data.split import TEST, VALID
 from recgrela.settings.data import DataConfig
 from recgrela.system.errors import DataError
 from recgrela.system.text import quote
 
 Times = Callable[[], Iterable[np.ndarray]]
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
-_UNITS = (1, 10**3, 10**6, 10**9)  # in a second
 _DIGIT = 16  # bits
 
 
@@ -26,7 +25,7 @@ class Cuts(NamedTuple):
     Attributes:
         valid: the first time of valid.
         test: the first time of test.
-        unit: units of the times in a second, see `unit_of`.
+        unit: units of the times in a second; None if they are no Unix times.
     """
 
     valid: float
@@ -48,7 +47,7 @@ class Cuts(NamedTuple):
         }
 
 
-def find_cuts(times: Times, config: DataConfig, source: str) -> Cuts:
+def find_cuts(times: Times, config: DataConfig, source: str, ticks: int | None = None) -> Cuts:
     """The cuts of a configuration.
 
     Test begins at `split_date`, or at the first time after the `split_quantile` of the times. Valid begins at
@@ -60,6 +59,7 @@ def find_cuts(times: Times, config: DataConfig, source: str) -> Cuts:
         times: gives all times, int64, float32 or float64, in blocks; called several times.
         config: the settings.
         source: the name of the data in messages.
+        ticks: units of the times in a second; None: unknown, so the last time decides, see `unit_of`.
 
     Raises:
         DataError: a date is outside of the data, or no time is after a quantile.
@@ -67,7 +67,7 @@ def find_cuts(times: Times, config: DataConfig, source: str) -> Cuts:
     ends = [(block.min().item(), block.max().item()) for block in times() if block.size]
     first, last = min(low for low, _ in ends), max(high for _, high in ends)
     is_whole = all(block.dtype.kind == "i" for block in times())
-    unit, quantile = unit_of(last), config.split_quantile
+    unit, quantile = ticks or unit_of(last), config.split_quantile
 
     def show(time: float) -> str:
         return to_iso(time, unit) or str(time)
@@ -117,23 +117,6 @@ def find_cuts(times: Times, config: DataConfig, source: str) -> Cuts:
     return Cuts(valid_or_none, test, unit)
 
 
-def unit_of(last: float) -> int | None:
-    """Units in a second of Unix times in s, ms, us or ns, the last of which is in 1973 to 2286; else None."""
-    return next((unit for unit in _UNITS if 10**8 * unit <= last < 10**10 * unit), None)
-
-
-def to_iso(time: float, unit: int | None) -> str | None:
-    """A Unix time as an ISO date-time in UTC; None without a unit, or if it is not in years 1 to 9999."""
-    if unit is None:
-        return None
-    seconds, rest = divmod(time, unit)
-    try:
-        since = timedelta(seconds=int(seconds), microseconds=int(rest * 10**6 // unit))
-        return (_EPOCH + since).isoformat()
-    except OverflowError:
-        return None
-
-
 def _read_time(name: str, text: str, unit: int | None) -> float | None:
     """A number, or a date in the unit of the times; None for a date if there is no unit."""
     try:
@@ -152,7 +135,7 @@ def _read_time(name: str, text: str, unit: int | None) -> float | None:
         raise DataError(
             f"data.{name}: {quote(text)} is neither an ISO date, such as 2000-12-31, nor a number"
         ) from None
-    since = (date if date.tzinfo else date.replace(tzinfo=timezone.utc)) - _EPOCH
+    since = (date if date.tzinfo else date.replace(tzinfo=timezone.utc)) - EPOCH
     return None if unit is None else since / timedelta(seconds=1) * unit
 
 

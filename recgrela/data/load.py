@@ -51,13 +51,7 @@ def load(config: DataConfig) -> Interactions:
             the file, and the line and column if there is one. Or packed data have another filter or order.
     """
     if config.path == "synthetic":
-        if config.split == "files":
-            raise ConfigError(
-                "data.split: files needs files; give data.path, data.valid_path and data.test_path"
-            )
-        events = synthetic.generate(
-            config.synthetic_seed, config.synthetic_users, config.synthetic_items, config.synthetic_events
-        )
+        events = synthetic_events(config)
     elif isinstance(config.path, str) and is_packed(config.path):
         data = open_packed(config.path)
         _check_prepared(data, config)
@@ -65,6 +59,17 @@ def load(config: DataConfig) -> Interactions:
     else:
         events = read(config)
     return _prepare(events, config)
+
+
+def synthetic_events(config: DataConfig) -> Events:
+    """The synthetic events. Raises ConfigError for settings that need files."""
+    if config.split == "files":
+        raise ConfigError("data.split: files needs files; give data.path, data.valid_path and data.test_path")
+    if config.min_rating is not None:
+        raise ConfigError("data.min_rating: does not apply to synthetic data, which have no ratings")
+    return synthetic.generate(
+        config.synthetic_seed, config.synthetic_users, config.synthetic_items, config.synthetic_events
+    )
 
 
 def _prepare(events: Events, config: DataConfig) -> Interactions:
@@ -130,8 +135,8 @@ def _check_prepared(data: PackedInteractions, config: DataConfig) -> None:
     description = data.description
     recorded = description["rules"] | description["filter"] | {"order": description["order"]}
     recorded |= description["split"]
-    wanted = rule_settings(config) | filter_settings(config) | {"order": config.order}
-    for name, value in (wanted | split_settings(config)).items():
+    wanted = split_settings(config) | rule_settings(config)  # the split first: it decides on the others
+    for name, value in (wanted | filter_settings(config) | {"order": config.order}).items():
         if recorded.get(name) != value:
             raise DataError(
                 f"{config.path}: was packed with data.{name} {show(recorded.get(name))}, not {show(value)}; "

@@ -227,7 +227,7 @@ class _Packing:
                 yield compared_times(self._buckets().read(bucket)["time"], config.order)
 
         if config.split == "time":
-            self._cuts = find_cuts(times, config, self._source)
+            self._cuts = find_cuts(times, config, self._source, self._times.ticks)
 
     def write(self, writer: PackedWriter) -> None:
         """Step 4."""

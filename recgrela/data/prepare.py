@@ -81,7 +81,7 @@ def compared_times(times: np.ndarray, order: Order) -> np.ndarray:
 
 def item_ranks(item_ids: list[str]) -> np.ndarray:
     """The place [n] int32 of each original item id: by number if all are whole numbers, otherwise by text."""
-    numbers = all(re.fullmatch("-?[0-9]+", item) for item in item_ids)
+    numbers = all(re.fullmatch("-?[0-9]{1,4000}", item) for item in item_ids)
     keys: list[Any] = [(int(item), item) for item in item_ids] if numbers else item_ids
     ranks = np.empty(len(keys), dtype=np.int32)
     ranks[sorted(range(len(keys)), key=keys.__getitem__)] = np.arange(len(keys), dtype=np.int32)
@@ -200,7 +200,7 @@ def prepare(events: Events, config: DataConfig, phases: np.ndarray | None = None
     else:
         cuts: dict[str, Any] = {}
         if phases is None:
-            found = find_cuts(lambda: [times], config, events.source)
+            found = find_cuts(lambda: [times], config, events.source, events.ticks)
             phases, cuts = found.phases(times), found.describe()
         phases = phases[sort]
         is_trained = np.zeros(len(item_ids) + 1, dtype=bool)

@@ -6,20 +6,20 @@ fractions of 1. Numbers of users and items do not count padding ids.
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta, timezone
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from recgrela.data.dates import to_iso, unit_of
 from recgrela.data.events import Events
 from recgrela.data.interactions import Interactions
 from recgrela.data.prepare import filter_ranges, k_core
 from recgrela.data.reading import without_duplicates
+from recgrela.data.sorting import stable_order
 from recgrela.settings.data import DataConfig
 
 QUANTILES = {"min": 0.0, "5%": 0.05, "25%": 0.25, "median": 0.5, "75%": 0.75, "95%": 0.95, "max": 1.0}
 LATE = 0.9  # the quantile of all times that a global split by time often cuts at
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
 class UserTimes(NamedTuple):
@@ -28,10 +28,12 @@ class UserTimes(NamedTuple):
     Attributes:
         times: [n] times as in the source, by user and then in ascending order.
         offsets: [n_users + 1] int64; user u has times[offsets[u] : offsets[u + 1]].
+        unit: units of the times in a second; None if they are no Unix times, as far as the last one shows.
     """
 
     times: np.ndarray
     offsets: np.ndarray
+    unit: int | None
 
 
 def user_times(events: Events, config: DataConfig) -> UserTimes | None:
@@ -43,7 +45,8 @@ def user_times(events: Events, config: DataConfig) -> UserTimes | None:
         return None
     counts = np.bincount(users)
     offsets = np.concatenate(([0], np.cumsum(counts[counts > 0])))
-    return UserTimes(_sort(users, times), offsets)
+    unit = events.ticks or unit_of(times.max().item())
+    return UserTimes(times[stable_order(times, users)], offsets, unit)
 
 
 def count(data: Interactions) -> dict[str, Any]:
@@ -118,7 +121,7 @@ def ties(found: UserTimes) -> dict[str, Any]:
         a tie; "distinct_times", the number of different times of a user, divided by that of events, as a mean
         over users; "largest", the largest number of events of a user at one time.
     """
-    times, offsets = found
+    times, offsets, _ = found
     starts = np.ones(times.size, dtype=bool)  # of groups of equal times
     starts[1:] = times[1:] != times[:-1]
     starts[offsets[:-1]] = True
@@ -133,29 +136,24 @@ def ties(found: UserTimes) -> dict[str, Any]:
     }
 
 
-def span(found: UserTimes, ticks: int | None = None) -> dict[str, Any]:
+def span(found: UserTimes) -> dict[str, Any]:
     """First and last time, and the time that a user covers.
-
-    Args:
-        found: the times.
-        ticks: units of the times in a second since 1970; None: guessed, see `unit_of`.
 
     Returns:
         "first", "last": times as in the source; "first_date", "last_date": as ISO dates in UTC, "days": their
         distance, and "median_user_days": the median over users of the time from the first to the last event,
         in days. The last four are None if times are no Unix times.
     """
-    times, offsets = found
+    times, offsets, unit = found
     first, last = times.min().item(), times.max().item()
-    unit = ticks or unit_of(first, last)
     facts: dict[str, Any] = {"first": first, "last": last}
     if unit is None:
         return facts | dict.fromkeys(("first_date", "last_date", "days", "median_user_days"))
     day = 86400 * unit
     covered = times[offsets[1:] - 1].astype(np.float64) - times[offsets[:-1]]
     return facts | {
-        "first_date": _date(first, unit),
-        "last_date": _date(last, unit),
+        "first_date": to_iso(first, unit),
+        "last_date": to_iso(last, unit),
         "days": (last - first) / day,
         "median_user_days": float(np.median(covered)) / day,
     }
@@ -170,7 +168,7 @@ def leakage(found: UserTimes) -> dict[str, Any] | None:
         events that are later than the median test target; "training_after_target": the share of training
         events later than a test target, as a mean over targets. None without targets.
     """
-    times, offsets = found
+    times, offsets, _ = found
     sizes = np.diff(offsets)
     ends = offsets[1:][sizes >= 3]
     if ends.size == 0:
@@ -199,35 +197,6 @@ def quantiles(values: np.ndarray) -> dict[str, Any]:
     return {"mean": float(values.mean()), **found}
 
 
-def unit_of(first: float, last: float) -> int | None:
-    """Units in a second of Unix times in s, ms, us or ns; None for other numbers.
-
-    The last time must be in the years 1973 to 2286, and the first one not before 1970.
-    """
-    units = (1, 10**3, 10**6, 10**9)
-    return next((unit for unit in units if first >= 0 and 10**8 * unit <= last < 10**10 * unit), None)
-
-
-def _sort(users: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """The times [n] by user and then in ascending order."""
-    if times.dtype.kind == "i":
-        first, last = int(times.min()), int(times.max())
-        width = last - first + 1
-        if (int(users.max()) + 1) * width < 2**63:  # one key for both is sorted several times as fast
-            keys = users.astype(np.int64) * width + (times - first)
-            keys.sort()
-            return keys % width + first
-    return times[np.lexsort((times, users))]
-
-
 def _quantile(values: np.ndarray, q: float) -> Any:
     place = int((values.size - 1) * q)
     return np.partition(values, place)[place]
-
-
-def _date(time: float, unit: int) -> str | None:
-    """A time as an ISO date in UTC; None outside of the years 1 to 9999."""
-    try:
-        return (_EPOCH + timedelta(seconds=time / unit)).isoformat(timespec="seconds").replace("+00:00", "Z")
-    except OverflowError:
-        return None

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 
 from recgrela.data.formats import find_files, read_parts
 from recgrela.data.load import load
 from recgrela.data.packed import is_packed, open_packed
 from recgrela.data.packing import write_packed
 from recgrela.data.parts import pack_parts
-from recgrela.data.reading import reading_notes
-from recgrela.settings.command_line import Parser
+from recgrela.data.prepare import filter_settings, split_settings
+from recgrela.data.reading import reading_notes, rule_settings
+from recgrela.settings.command_line import Parser, to_argv
 from recgrela.settings.data import DataConfig, with_absolute_path
 from recgrela.settings.fields import options_of
 from recgrela.system.console import say
@@ -52,10 +54,18 @@ def command(argv: Sequence[str]) -> int:
         pack_parts(read_parts(config), out, config)
     counts = open_packed(out, verify=False).description
     numbers = ", ".join(f"{counts[name]:,} {name}" for name in ("users", "items", "events"))
-    say(
-        display_console(),
-        f"{out}: {numbers}, with padding ids; train with: --data.path {shlex.quote(str(out))}",
-    )
+    words = shlex.join(to_argv({"data.path": str(out)} | _recorded(config)))
+    say(display_console(), f"{out}: {numbers}, with padding ids; train with: {words}")
     for note in reading_notes(counts):
         say(display_console(), note)
     return 0
+
+
+def _recorded(config: DataConfig) -> dict[str, Any]:
+    """The settings, by dotted key, that the packed form records, unless they are defaults."""
+    names = {*rule_settings(config), *filter_settings(config), *split_settings(config), "order"}
+    return {
+        f"data.{field.name}": getattr(config, field.name)
+        for field in fields(config)
+        if field.name in names and getattr(config, field.name) != field.default
+    }

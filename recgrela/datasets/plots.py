@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from recgrela.data.dates import to_iso
 from recgrela.data.interactions import Interactions
-from recgrela.data.statistics import UserTimes, item_counts, unit_of
+from recgrela.data.statistics import UserTimes, item_counts
 from recgrela.system.files import atomic_write
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def draw(data: Interactions, times: UserTimes | None, folder: Path, image: Image
         "popularity": lambda axes: _popularity(axes, item_counts(data)),
     }
     if times is not None:
-        plots["times"] = lambda axes: _times(axes, times.times)
+        plots["times"] = lambda axes: _times(axes, times.times, times.unit)
     return [_write(folder / f"{name}.{image}", plot, image) for name, plot in plots.items()]
 
 
@@ -77,11 +78,10 @@ def _popularity(axes: Axes, counts: np.ndarray) -> None:
     axes.set(title="Popularity of items", xscale="log", yscale="log", **labels)
 
 
-def _times(axes: Axes, times: np.ndarray) -> None:
+def _times(axes: Axes, times: np.ndarray, unit: int | None) -> None:
     first, last = times.min().item(), times.max().item()
     counts, edges = np.histogram(times, _BINS)
-    unit = unit_of(first, last)
-    if unit is None:
+    if unit is None or None in (to_iso(first, unit), to_iso(last, unit)):
         axes.stairs(counts, edges, fill=True, alpha=0.6)
         axes.set(xlabel="time")
     else:

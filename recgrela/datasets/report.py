@@ -83,8 +83,8 @@ def _times(facts: Mapping[str, Any]) -> Iterator[Line]:
         yield "first", str(span["first"])
         yield "last", str(span["last"])
     else:
-        yield "first", str(span["first_date"])
-        yield "last", str(span["last_date"])
+        yield "first", str(span["first_date"] or span["first"])
+        yield "last", str(span["last_date"] or span["last"])
         yield "from the first to the last event", _duration(span["days"])
         yield "the same of a user, median", _duration(span["median_user_days"])
     yield "events at the same time as the user's event before", _percent(ties["events"])

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, get_args
 
-from recgrela.data import statistics, synthetic
+from recgrela.data import statistics
 from recgrela.data.events import Events
 from recgrela.data.formats import read
 from recgrela.data.interactions import Interactions
-from recgrela.data.load import READING
+from recgrela.data.load import READING, synthetic_events
 from recgrela.data.packed import is_packed, open_packed
 from recgrela.data.prepare import prepare
 from recgrela.data.reading import reading_notes
@@ -72,6 +72,8 @@ def command(argv: Sequence[str]) -> int:
     for key, path in paths.items():
         if not path.parent.is_dir():
             raise ConfigError(f"--{key}: {path.parent}: no such folder")
+        if path.exists() and path.is_dir() != (key == "out"):
+            raise ConfigError(f"--{key}: {path} is a {'file' if key == 'out' else 'folder'}")
     loaded = _load(config, [key for key in parser.split(argv)[0] if key.startswith("data.")])
     with MemoryPhase("computing statistics", "give fewer events, or more memory"):
         times = None if loaded.events is None else statistics.user_times(loaded.events, config)
@@ -98,12 +100,7 @@ def _load(config: DataConfig, given: Sequence[str]) -> Loaded:
             if key != "data.max_len":
                 raise ConfigError(f"{config.path}: is packed and has its own settings; leave out --{key}")
         return Loaded(open_packed(config.path), None)
-    if config.path == "synthetic":
-        events = synthetic.generate(
-            config.synthetic_seed, config.synthetic_users, config.synthetic_items, config.synthetic_events
-        )
-    else:
-        events = read(config)
+    events = synthetic_events(config) if config.path == "synthetic" else read(config)
     return Loaded(prepare(events, config), events)
 
 
@@ -113,7 +110,6 @@ def _facts(
     """All statistics as values for JSON; a section without data is None."""
     data = loaded.data
     has_targets = data.users.max_events >= 3
-    ticks = None if loaded.events is None else loaded.events.ticks
     return {
         **{
             key: data.description[key]
@@ -126,7 +122,7 @@ def _facts(
         "popularity": statistics.popularity(data),
         "repeats": statistics.repeats(data),
         "ties": None if times is None else statistics.ties(times),
-        "times": None if times is None else statistics.span(times, ticks),
+        "times": None if times is None else statistics.span(times),
         "leakage": None if times is None else statistics.leakage(times),
         "order_scores": order_scores(data, config.max_len, order_users)
         if order_users and has_targets

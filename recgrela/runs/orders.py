@@ -49,12 +49,12 @@ class OrderScores:
 def possible_orders(run: SavedRun) -> tuple[Order, ...]:
     """The orders that the data of a run can have, its own first.
 
-    A run in the order of the file may have no times; a split by time has no order of the file.
+    A run in the order of the file may have no times; a split by time, and duplicates, need them.
     """
     config, others = run.config.data, ORDERS
     if config.order == "file":
         others = ("file",)
-    elif config.split == "time":
+    elif config.split == "time" or config.duplicates == "drop":
         others = tuple(order for order in ORDERS if order != "file")
     return (config.order, *(order for order in others if order != config.order))
 
@@ -62,7 +62,7 @@ def possible_orders(run: SavedRun) -> tuple[Order, ...]:
 def score_orders(
     run: SavedRun,
     own: Interactions,
-    path: str | None = None,
+    path: str | list[str] | None = None,
     orders: Sequence[Order] | None = None,
     batch_size: int = 256,
     cutoffs: Sequence[int] | None = None,

@@ -132,7 +132,7 @@ def save_weights(run: SavedRun, items: Items, path: Path) -> None:
 
 def load_data(
     run: SavedRun,
-    path: str | None = None,
+    path: str | list[str] | None = None,
     processes: Processes | None = None,
     *,
     valid_path: str | None = None,

@@ -10,6 +10,7 @@ import pyarrow as pa
 from recgrela.data import DataConfig
 from recgrela.data.events import Events
 from recgrela.data.formats import read
+from recgrela.data.reading import without_duplicates
 from recgrela.settings.data import with_absolute_path, without_split
 from recgrela.store import Store
 from recgrela.system.out_of_memory import MemoryPhase
@@ -24,16 +25,16 @@ def import_events(store: Store, path: str, config: DataConfig) -> tuple[int, int
     Args:
         store: the store.
         path: a file in one of the formats of training data.
-        config: settings of the model's training data, which name columns and format.
+        config: settings of the model's training data: columns, format, and rules for single events.
 
     Returns:
-        The numbers of events that were stored now, and that the file has.
+        The numbers of events that were stored now, and that the file has by the rules of the settings.
 
     Raises:
         DataError: the file cannot be read.
         RunError: the events cannot be stored; those before them are.
     """
-    events = read(with_absolute_path(without_split(config, path)))
+    events, _ = without_duplicates(read(with_absolute_path(without_split(config, path))), config)
     return store.import_events(_tables(events)), len(events.users)
 
 

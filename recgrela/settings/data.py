@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import os
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, get_args
 
@@ -224,6 +226,9 @@ def with_absolute_path(config: DataConfig) -> DataConfig:
 
 def _absolute(name: str, path: str) -> str:
     try:
-        return str(expand_path(path, f"data.{name}").resolve())
+        place = expand_path(path, f"data.{name}")
+        if glob.has_magic(path) and not place.is_absolute() and not os.path.lexists(place):
+            return os.path.join(glob.escape(os.getcwd()), place)
+        return str(place.resolve())
     except RuntimeError as error:  # a loop of links
         raise ConfigError(f"data.{name}: {path}: {error}") from error

@@ -128,6 +128,9 @@ def _only_one(part: Path) -> Iterator[BinaryIO]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise RunError(f"{part}: another process is writing this download") from None
+            # Another process may have finished and renamed the file between opening and locking it.
+            if not part.exists() or not os.path.samestat(part.stat(), os.fstat(file.fileno())):
+                raise RunError(f"{part}: another process has just finished this download")
             yield file
     except OSError as error:
         if error.errno in _FULL:

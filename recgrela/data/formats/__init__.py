@@ -16,6 +16,7 @@ from recgrela.data.formats.joining import join
 from recgrela.data.formats.rules import keep_valid
 from recgrela.data.formats.source import Source
 from recgrela.data.formats.unpacking import SETTING, Limit
+from recgrela.data.packed import is_packed
 from recgrela.settings.data import DataConfig
 from recgrela.system.errors import DataError
 from recgrela.system.text import listed
@@ -86,6 +87,10 @@ def read_parts(config: DataConfig) -> Iterator[Events]:
 
 def find_files(config: DataConfig) -> list[DataFile]:
     """The files at ``config.path``, in the order of the whole. Raises DataError; see `Finder.find`."""
+    for path in config.paths:
+        if is_packed(path):
+            fix = "give the files that it was packed from"
+            raise DataError(f"{path}: is packed, so it is a whole set and no part or file of a split; {fix}")
     limit = Limit.of_memory(config.max_unpacked_gb, SETTING)
     patterns = {name: known.patterns for name, known in FORMATS.items()}
     vague = {name: known.vague for name, known in FORMATS.items()}

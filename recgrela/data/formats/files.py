@@ -17,9 +17,12 @@ from recgrela.system.errors import DataError
 from recgrela.system.text import listed
 
 _UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
-_MONTH = r"(?<![a-z])(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+_ENDINGS = "uary|ruary|ch|il|e|y|ust|t|tember|ober|ember"  # of whole names
+_MONTH = rf"(?<![a-z])(?:{'|'.join(_MONTHS)})(?:{_ENDINGS})?(?![a-z])"
 _NUMBER = r"[0-9]+(?![0-9a-z])"  # not the size in ml-1m and ml-10m
 _VARIES = re.compile(f"{_UUID}|{_MONTH}|{_NUMBER}")
+_ORDERED = re.compile(f"({_MONTH}|[0-9]+)")
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Finder:
     limit: Limit
 
     def find(self, paths: Sequence[str]) -> list[DataFile]:
-        """The files of some paths: in the order of the paths, those of a path in order of their names.
+        """The files of some paths: in the order of the paths, those of a path as `_place` orders names.
 
         Raises:
             DataError: a path does not exist or has no file that can be read, or it is not clear whether files
@@ -80,7 +83,7 @@ class Finder:
         place = os.path.expanduser(path)
         if not glob.has_magic(path) or os.path.lexists(place):
             return self._of_place(path)
-        found = sorted(glob.glob(place, recursive=True))
+        found = sorted(glob.glob(place, recursive=True), key=_place)
         found = [other for other in found if not os.path.basename(other).startswith(("_", "."))]
         if not found:
             raise DataError(f"{path}: no file matches this pattern")
@@ -100,6 +103,7 @@ class Finder:
 
     def _of_container(self, source: Source) -> list[DataFile]:
         names = [name for name in source.names() if not posixpath.basename(name).startswith("_")]
+        names.sort(key=_place)
         by_format = self._by_format(names, self.patterns) or self._by_format(names, self.vague)
         if self.wanted != "auto":
             matching = [name for name in names if _matches(name, self.patterns[self.wanted])]
@@ -154,6 +158,18 @@ def _are_parts(names: Sequence[str]) -> bool:
     The parts of a partitioned set are in folders such as ``year=2020/month=1``.
     """
     return len({_shape(name) for name in names}) == 1
+
+
+def _place(name: str) -> tuple[list[tuple[int, int, str]], str]:
+    """The place of a name among others: by number and month before by text, so part-2 is before part-10."""
+    key = []
+    for number, piece in enumerate(_ORDERED.split(name.lower())):
+        if number % 2 == 0:
+            key.append((1, 0, piece))
+        else:
+            value = int(piece) if piece.isdecimal() else 1 + _MONTHS.index(piece[:3])
+            key.append((0, value, ""))
+    return key, name
 
 
 def _shape(name: str) -> str:

@@ -1,7 +1,7 @@
 """Columns of ids: any Arrow type -> codes of distinct original ids, which are texts.
 
 One rule for all formats: an id is a text or a whole number, and one with a fraction of zeros is the
-number: 1, 1.0 and "1.0" are one id. Null is the empty id.
+number: 1, 1.0 and " 1.0" are one id. Null is the empty id.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from recgrela.system.arrow import plain, values_type
 from recgrela.system.text import quote
 
+_SPACES = " \t"  # around an id, which are not a part of it
 _WHOLE = r"^([+-]?[0-9]+)\.0+$"  # a whole number with a fraction
 # Above these, a float cannot hold every whole number, so different ids have become one.
 _EXACT = {pa.float32(): 2**24, pa.float64(): 2**53}
@@ -99,8 +100,8 @@ def encode(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.Array]:
 
 
 def id_text(value: str) -> str:
-    """An original id as `encode_ids` writes it: 1.0 is the number 1."""
-    return re.sub(_WHOLE, r"\1", value, flags=re.ASCII)
+    """An original id as `encode_ids` writes it: 1.0 is the number 1, and spaces around it are removed."""
+    return re.sub(_WHOLE, r"\1", value.strip(_SPACES), flags=re.ASCII)
 
 
 def id_fault(name: str, value: str) -> str | None:
@@ -149,7 +150,7 @@ def _texts(codes: pa.ChunkedArray, values: pa.Array) -> pa.Array:
         except pa.ArrowInvalid:
             _refuse(codes, values, np.array([not _is_utf8(value) for value in values.to_pylist()]), _NOT_TEXT)
             raise
-    values = values.cast(text)
+    values = pc.utf8_trim(values.cast(text), _SPACES)
     if pc.any(pc.ends_with(values, "0")).as_py() and pc.any(pc.match_substring_regex(values, _WHOLE)).as_py():
         values = pc.replace_substring_regex(values, _WHOLE, r"\1")
     return values

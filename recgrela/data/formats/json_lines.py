@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Container, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -29,9 +30,9 @@ def read(data: pa.Buffer, source: Source, name: str, config: DataConfig) -> tupl
     A name such as ``user.id`` is the key ``id`` of the object ``user``, unless there is a key of that name.
     """
     label = source.label(name)
-    first = first_lines(data, label)[0]
+    lines = first_lines(data, label)
     for number in (pa.int64(), pa.float64()):  # of times and ratings, which may have fractions
-        reader = _Reader(first, label, config, number)
+        reader = _Reader(lines, label, config, number)
         try:
             table = pa.concat_tables(reader.read(pa.py_buffer(piece)) for piece in pieces(data, _PIECE))
         except pa.ArrowInvalid as error:
@@ -47,10 +48,10 @@ def read(data: pa.Buffer, source: Source, name: str, config: DataConfig) -> tupl
 
 
 class _Reader:
-    """Reads the columns of events from pieces of a file, with the types of the first event.
+    """Reads the columns of events from pieces of a file, with the types of the first values.
 
     Args:
-        first_line: the first event.
+        lines: the first events; the first of them that has a value in a column decides on its type.
         label: the file's name in messages.
         config: names the columns.
         number: the type of times and ratings that are numbers.
@@ -59,18 +60,36 @@ class _Reader:
         DataError: the first line is not an object with these columns.
     """
 
-    def __init__(self, first_line: str, label: str, config: DataConfig, number: pa.DataType) -> None:
-        self._label, names = label, column_names(config)
-        first = self._object(1, first_line)
-        find_columns(f"{label}, line 1", _keys(first), wanted_columns(config), names.time)
-        self._paths = {name: [name] if name in first else name.split(".") for name in wanted_columns(config)}
-        self._types = dict.fromkeys(self._paths, _TYPES[str])
-        for name, path in self._paths.items():
-            value = _value(first, path)
-            self._check_value(1, name, value, value)
+    def __init__(self, lines: list[str], label: str, config: DataConfig, number: pa.DataType) -> None:
+        self._label, names, wanted = label, column_names(config), wanted_columns(config)
+        keys: dict[str, None] = {}
+        outer: dict[str, Any] = {}
+        first: dict[str, tuple[int, Any]] = {}  # line and value
+        for line, event in self._first_events(lines):
+            keys |= dict.fromkeys(_keys(event))
+            outer |= event
+            values = {name: _value(event, _path(name, event)) for name in wanted if name not in first}
+            first |= {name: (line, value) for name, value in values.items() if value is not None}
+            if len(first) == len(wanted):
+                break
+        find_columns(f"{label}, line 1", [*keys], wanted, names.time)
+        self._paths = {name: _path(name, outer) for name in wanted}
+        self._types = dict.fromkeys(wanted, _TYPES[str])
+        for name in wanted:
+            line, value = first.get(name, (1, None))
+            self._check_value(line, name, value, value)
             self._types[name] = _TYPES.get(type(value), pa.string())
             if name not in names[:2] and not isinstance(value, str):
                 self._types[name] = number
+
+    def _first_events(self, lines: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The events of the first lines with their numbers, up to one that cannot be read."""
+        yield 1, self._object(1, lines[0])
+        for number, line in enumerate(lines[1:], 2):
+            try:
+                yield number, self._object(number, line)
+            except DataError:  # reported when the file is read
+                return
 
     def read(self, piece: pa.Buffer) -> pa.Table:
         """A table of the columns, ids as dictionaries. Raises pa.ArrowInvalid."""
@@ -97,15 +116,15 @@ class _Reader:
 
     def raise_fault(self, data: pa.Buffer) -> None:
         """Raises DataError for the first invalid line, if a line is."""
-        number, first = 0, None
+        number, first = 0, dict[str, Any]()
         for piece in pieces(data, _PIECE):
             for line in piece.decode("utf-8", errors="surrogateescape").split("\n"):
                 number += 1
                 if line.strip():
                     event = self._object(number, line)
-                    first = first or event
                     for name, path in self._paths.items():
-                        self._check_value(number, name, _value(event, path), _value(first, path))
+                        if (value := _value(event, path)) is not None:
+                            self._check_value(number, name, value, first.setdefault(name, value))
             number -= 1  # a piece ends with a line break, after which there is no line
 
     def _check_value(self, number: int, name: str, value: object, first: object) -> None:
@@ -117,9 +136,9 @@ class _Reader:
             raise DataError(f"{where} is not text or a number")
         if isinstance(value, str) and any("\udc80" <= letter <= "\udcff" for letter in value):
             raise DataError(f"{where} is not UTF-8 text (wrong encoding)")
-        if isinstance(value, str) != (first is None or isinstance(first, str)):
+        if isinstance(value, str) != isinstance(first, str):
             words = ("text", "a number") if isinstance(value, str) else ("a number", "text")
-            raise DataError(f"{where} is {words[0]}, but the first event has {words[1]}; write all alike")
+            raise DataError(f"{where} is {words[0]}, but the first one is {words[1]}; write all alike")
         is_whole = isinstance(value, int) and -(2**63) <= value < 2**63
         if pa.types.is_integer(self._types[name]) and not is_whole:
             raise DataError(f"{where} is not a whole number below 2^63; write such values as text")
@@ -150,6 +169,11 @@ def _keys(value: dict[str, Any], prefix: str = "") -> list[str]:
         if isinstance(inner, dict):
             keys += _keys(inner, f"{prefix}{key}.")
     return keys
+
+
+def _path(name: str, keys: Container[str]) -> list[str]:
+    """The keys that lead to a column."""
+    return [name] if name in keys else name.split(".")
 
 
 def _value(value: Any, path: list[str]) -> Any:

@@ -211,11 +211,25 @@ def _without_header(lines: list[str], label: str, given: str | None, config: Dat
         counts = f"{len(best.split(lines[0]))} values separated by {separator_word(best.separator)}"
         fix = f"data.columns has {len(names)} names; name all columns ('_': ignored), or set data.separator"
         raise DataError(f"{label}, line 1: {quote(lines[0])} has {counts}; {fix}")
-    first = right[0].split(lines[0])
-    for name in (config.user_column, config.item_column):
-        if _plain(first[names.index(name)]) == _plain(name):
-            raise DataError(f"{label}, line 1: is a header; remove the setting data.columns")
+    _refuse_header(lines, right[0], label, (config.user_column, config.item_column))
     return right[0]
+
+
+def _refuse_header(lines: list[str], layout: Layout, label: str, ids: tuple[str, str]) -> None:
+    """Raises DataError if the first line has names of columns: that of an id, or texts above numbers."""
+    first, *rows = (layout.split(line) for line in lines[:_SAMPLE])
+    places = [layout.columns.index(name) for name in ids]
+    is_name = any(_plain(first[place]) == _plain(layout.columns[place]) for place in places)
+    rows = [row for row in rows if len(row) == len(first)]
+
+    def are_numbers(row: list[str]) -> list[bool]:
+        return [_DATA.fullmatch(row[place].strip()) is not None for place in places]
+
+    if is_name or (
+        len(rows) > 1 and not any(are_numbers(first)) and all(all(are_numbers(row)) for row in rows)
+    ):
+        shown = listed(map(quote, first))
+        raise DataError(f"{label}, line 1: is a header, {shown}; remove it, or the setting data.columns")
 
 
 def _plain(name: str) -> str:

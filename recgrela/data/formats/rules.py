@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from recgrela.data.formats.columns import Arrays
+from recgrela.data.formats.id_columns import id_text
 from recgrela.settings.data import DataConfig
 
 # Ids that programs write for a missing one, but that may also be real names.
@@ -33,7 +34,7 @@ def keep_valid(arrays: Arrays, config: DataConfig) -> Kept:
 
     An id is missing if it has only whitespace, or is one of ``config.missing_ids``.
     """
-    missing = config.missing_ids
+    missing = {id_text(spelling) for spelling in config.missing_ids}
     keep: Any = np.True_
     dropped: dict[str, int] = {}
 

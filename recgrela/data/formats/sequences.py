@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pyarrow as pa
 
@@ -26,10 +28,7 @@ def read(data: pa.Buffer, source: Source, name: str, config: DataConfig) -> tupl
     for key in ("columns", "time_format", "min_rating"):
         if getattr(config, key) is not None:
             raise ConfigError(f"data.{key}: does not apply to sequences, of which {label} has one a line")
-    first = first_lines(data, label)[0]
-    separator = separator_of(config.separator)
-    if separator is None:
-        separator = next((one for one in _CANDIDATES if len(split(first, one, False)) > 1), SPACES)
+    separator = separator_of(config.separator) or _find_separator(first_lines(data, label)[0], label)
     plain, byte = one_byte_separator(data, label, separator)
     try:
         parts = [_read_lines(piece, byte, number == 0) for number, piece in enumerate(pieces(plain))]
@@ -40,6 +39,17 @@ def read(data: pa.Buffer, source: Source, name: str, config: DataConfig) -> tupl
     if not isinstance(arrays, Arrays) or has_nul(arrays):
         raise _fault(data, label, separator, "an invalid id")
     return arrays, {}
+
+
+def _find_separator(line: str, label: str) -> str:
+    """The separator in the first line. Raises DataError if there are two, as in `1, 2` or `1: 2,3`."""
+    found = next((one for one in _CANDIDATES if len(split(line, one, False)) > 1), SPACES)
+    for value in split(line, found, False):
+        if other := re.search("[,;|]|:$", value):
+            first, second = (quote(one) for one in (found, other[0]))
+            fix = "write one between all ids, or set data.separator if the other is a part of ids"
+            raise DataError(f"{label}, line 1: ids are separated by {first} and by {second}; {fix}")
+    return found
 
 
 class _NoItemsError(Exception):
@@ -53,7 +63,7 @@ def _read_lines(lines: bytes, separator: str, is_start: bool) -> tuple[pa.Array,
         pa.ArrowInvalid: an id is not UTF-8.
     """
     lines = lines.removeprefix(b"\xef\xbb\xbf") if is_start else lines
-    lines = lines.replace(b"\r\n", b"\n")
+    lines = lines.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     text = np.frombuffer(lines if lines.endswith(b"\n") else lines + b"\n", np.uint8)
     is_end = text == ord("\n")
     is_break = is_end | (text == ord(separator))

@@ -20,6 +20,7 @@ from recgrela.data.formats.columns import (
     rating_fault,
     to_arrays,
 )
+from recgrela.data.formats.id_columns import id_text
 from recgrela.data.formats.layout import Layout, csv_reader, first_lines
 from recgrela.data.formats.pieces import one_byte_separator
 from recgrela.data.formats.times import (
@@ -242,7 +243,7 @@ def read_titles(
             raise DataError(f"{label}, line {line}: column {missing} is missing (a truncated line?)")
         words = fields[columns[1]].split()
         if words:
-            titles[fields[columns[0]]] = " ".join(words)
+            titles[id_text(fields[columns[0]])] = " ".join(words)
     return titles
 
 
