@@ -95,6 +95,7 @@ def test_other_cutoffs_and_a_table_of_targets(
         ("--cutoffs=10,5", "--cutoffs: '10,5' is not in increasing order without repeats"),
         ("--cutoffs=5,5", "is not in increasing order"),
         ("--per_user=targets.txt", "--per_user: targets.txt is not the name of a file that ends in .parquet"),
+        ("--per_user=none/targets.csv", "--per_user: none: no such folder"),
     ],
 )
 def test_wrong_options(run: Path, capsys: pytest.CaptureFixture[str], option: str, message: str) -> None:
