@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from rich.table import Table
 
+from recgrela.runs.growth import growth_notes
 from recgrela.runs.orders import OrderScores, possible_orders, score_orders
 from recgrela.runs.saved import SavedRun, load_data, load_run
 from recgrela.settings import command_line
@@ -63,7 +64,7 @@ def command(argv: Sequence[str]) -> int:
     scores = score_orders(run, own, chosen or possible_orders(run), batch_size, cutoffs, **paths)
     say(console, f"{run.folder.path.name}, {run.describe_checkpoint()}, test split")
     print_whole(console, table(scores))
-    for note in notes(run, scores):
+    for note in [*notes(run, scores), *growth_notes(run.folder)]:
         say(console, note)
     if out is not None:
         atomic_write_text(out, json.dumps([score.as_dict() for score in scores], indent=2) + "\n")

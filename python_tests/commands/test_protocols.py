@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from python_tests.support.runs import MODEL, PLAIN, TRAIN, run_train
-from recgrela import protocols
+from recgrela import items, protocols
 from recgrela.runs.orders import share_trained
 from recgrela.settings.data import ORDERS
 from recgrela.settings.train import metric_names
@@ -87,6 +87,14 @@ def test_some_orders(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert protocols.main([str(run), "--orders=file,time", "--device=cpu"]) == 0
     out = capsys.readouterr().out
     assert out.index("as in the file") < out.index("by time, ties as in the file") and "recbole" not in out
+
+
+def test_added_items_are_noted(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    new, grown = tmp_path / "new.csv", tmp_path / "grown"
+    new.write_text("item_id\nnew1\nnew2\n")
+    assert items.main([str(run), f"--out={grown}", f"--add={new}", "--init=mean"]) == 0
+    assert protocols.main([str(grown), "--orders=time", "--device=cpu"]) == 0
+    assert "2 that were added after training" in capsys.readouterr().out
 
 
 def test_bad_input(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -116,10 +116,13 @@ def _product(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _largest(rows: Tensor, values: Tensor, size: int, k: int) -> Tensor:
-    """The places of the k largest positive values of each row, by row and then from the largest."""
-    ends = rows.bincount(minlength=size).cumsum(0).tolist()
-    best = [torch.zeros(0, dtype=torch.int64)]
-    for begin, end in zip([0, *ends], ends, strict=False):
-        order = values[begin:end].sort(descending=True, stable=True).indices[:k] + begin
-        best.append(order[values[order] > 0])
-    return torch.cat(best)
+    """The places of the k largest positive values of each row, ascending; of equal values the first ones."""
+    kept = values > 0
+    ends = rows.bincount(minlength=size).cumsum(0)
+    long = rows[kept].bincount(minlength=size) > k
+    begins = ends - ends.diff(prepend=ends.new_zeros(1))
+    for begin, end in zip(begins[long].tolist(), ends[long].tolist(), strict=True):
+        best = values[begin:end].sort(descending=True, stable=True).indices[:k]
+        kept[begin:end] = False
+        kept[best + begin] = True
+    return kept.nonzero()[:, 0]
