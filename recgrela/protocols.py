@@ -58,6 +58,8 @@ def command(argv: Sequence[str]) -> int:
     out = None if options["json"] is None else file_to_write(options["json"], "--json")
     console = result_console()
     run = load_run(expand_path(options["run"], "RUN"), None, use_device(options["device"]))
+    if out is not None:
+        run.folder.check_not_own(out, "--json")
     paths = {name: options[f"data.{name}"] for name in ("path", "valid_path", "test_path")}
     own = load_data(run, **paths)
     batch_size = options["batch_size"] or run.config.train.eval_batch_size

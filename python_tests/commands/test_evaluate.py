@@ -103,6 +103,11 @@ def test_wrong_options(run: Path, capsys: pytest.CaptureFixture[str], option: st
     assert message in capsys.readouterr().err
 
 
+def test_files_of_the_run_are_not_replaced(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate.main([str(run), f"--per_user={run / 'items.parquet'}", "--device=cpu"]) == 2
+    assert "items.parquet is a file of the run; give another name" in capsys.readouterr().err
+
+
 def test_other_data_is_refused(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = copy / "config.yaml"
     text = config.read_text()

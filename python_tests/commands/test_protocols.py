@@ -108,6 +108,7 @@ def test_bad_input(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "not the data of this run" in error(f"--data.path={other}")
     assert "no such file" in error(f"--data.path={tmp_path / 'none.csv'}")
     assert f"--json: {tmp_path / 'none'}: no such folder" in error(f"--json={tmp_path / 'none' / 'x.json'}")
+    assert "results.json is a file of the run" in error(f"--json={run / 'results.json'}")
     assert "--json: " in (text := error(f"--json={tmp_path}")) and "is a folder" in text
 
 
