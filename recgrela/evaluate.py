@@ -59,6 +59,8 @@ def command(argv: Sequence[str]) -> int:
     device = use_device(options["device"], launch.local_rank, launch.local_world)
     with join(device, launch) as processes:
         run = load_run(expand_path(options["run"], "RUN"), which, device, processes)
+        if per_user is not None:
+            run.folder.check_not_own(per_user, "--per_user")
         if len(set(processes.gather_text(json.dumps(run.state.as_dict())))) > 1:
             raise RunError(f"{run.folder.path}: its checkpoint was replaced while it was read; try again")
         moved = {name: options[f"data.{name}"] for name in ("valid_path", "test_path")}

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from rich.table import Table
 
+from recgrela.runs.growth import growth_notes
 from recgrela.runs.orders import OrderScores, possible_orders, score_orders
 from recgrela.runs.saved import SavedRun, load_data, load_run
 from recgrela.settings import command_line
@@ -19,7 +20,7 @@ from recgrela.settings.train import read_cutoffs
 from recgrela.system.console import print_whole, say
 from recgrela.system.device import use_device
 from recgrela.system.errors import ConfigError
-from recgrela.system.files import atomic_write_text, expand_path
+from recgrela.system.files import atomic_write_text, expand_path, file_to_write
 from recgrela.system.output import result_console
 from recgrela.system.suggest import near_miss
 from recgrela.system.text import quote
@@ -35,6 +36,8 @@ OPTIONS = [
     Option("orders", None, "Orders of events, as time,recbole,item,file; by default all that the data have."),
     Option("cutoffs", None, "Cut-offs of the metrics, as 5,10,20; by default the run's."),
     Option("data.path", None, "Path of the data if it has moved, or several as in training.", many="any"),
+    Option("data.valid_path", None, "Path of the events of valid if it has moved (split by files)."),
+    Option("data.test_path", None, "Path of the events of test if it has moved (split by files)."),
     Option("batch_size", None, "Targets per evaluation batch; by default the run's.", kind=int, min=1),
     Option("json", None, "File for all figures, MRR and popularity too."),
     Option("device", "auto", "Device: cpu, cuda, cuda:N, or auto for the GPU if there is one."),
@@ -52,19 +55,21 @@ def command(argv: Sequence[str]) -> int:
         torch.set_num_threads(options["threads"])
     cutoffs = None if options["cutoffs"] is None else read_cutoffs(options["cutoffs"], "--cutoffs")
     chosen = None if options["orders"] is None else read_orders(options["orders"])
-    out = None if options["json"] is None else expand_path(options["json"], "--json")
+    out = None if options["json"] is None else file_to_write(options["json"], "--json")
     console = result_console()
     run = load_run(expand_path(options["run"], "RUN"), None, use_device(options["device"]))
-    own = load_data(run, options["data.path"])
-    batch_size = options["batch_size"] or run.config.train.eval_batch_size
-    scores = score_orders(run, own, options["data.path"], chosen or possible_orders(run), batch_size, cutoffs)
     if out is not None:
-        atomic_write_text(out, json.dumps([score.as_dict() for score in scores], indent=2) + "\n")
+        run.folder.check_not_own(out, "--json")
+    paths = {name: options[f"data.{name}"] for name in ("path", "valid_path", "test_path")}
+    own = load_data(run, **paths)
+    batch_size = options["batch_size"] or run.config.train.eval_batch_size
+    scores = score_orders(run, own, chosen or possible_orders(run), batch_size, cutoffs, **paths)
     say(console, f"{run.folder.path.name}, {run.describe_checkpoint()}, test split")
     print_whole(console, table(scores))
-    for note in notes(run, scores):
+    for note in [*notes(run, scores), *growth_notes(run.folder)]:
         say(console, note)
     if out is not None:
+        atomic_write_text(out, json.dumps([score.as_dict() for score in scores], indent=2) + "\n")
         say(console, f"written: {out}")
     return 0
 

@@ -95,11 +95,17 @@ def test_other_cutoffs_and_a_table_of_targets(
         ("--cutoffs=10,5", "--cutoffs: '10,5' is not in increasing order without repeats"),
         ("--cutoffs=5,5", "is not in increasing order"),
         ("--per_user=targets.txt", "--per_user: targets.txt is not the name of a file that ends in .parquet"),
+        ("--per_user=none/targets.csv", "--per_user: none: no such folder"),
     ],
 )
 def test_wrong_options(run: Path, capsys: pytest.CaptureFixture[str], option: str, message: str) -> None:
     assert evaluate.main([str(run), option]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_files_of_the_run_are_not_replaced(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate.main([str(run), f"--per_user={run / 'items.parquet'}", "--device=cpu"]) == 2
+    assert "items.parquet is a file of the run; give another name" in capsys.readouterr().err
 
 
 def test_other_data_is_refused(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from python_tests.support.runs import MODEL, PLAIN, TRAIN, run_train
-from recgrela import protocols
+from recgrela import items, protocols
+from recgrela.runs.orders import share_trained
 from recgrela.settings.data import ORDERS
 from recgrela.settings.train import metric_names
 
@@ -87,6 +89,14 @@ def test_some_orders(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert out.index("as in the file") < out.index("by time, ties as in the file") and "recbole" not in out
 
 
+def test_added_items_are_noted(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    new, grown = tmp_path / "new.csv", tmp_path / "grown"
+    new.write_text("item_id\nnew1\nnew2\n")
+    assert items.main([str(run), f"--out={grown}", f"--add={new}", "--init=mean"]) == 0
+    assert protocols.main([str(grown), "--orders=time", "--device=cpu"]) == 0
+    assert "2 that were added after training" in capsys.readouterr().out
+
+
 def test_bad_input(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def error(*argv: str) -> str:
         assert protocols.main([str(run), "--device=cpu", *argv]) == 2
@@ -97,6 +107,34 @@ def test_bad_input(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     other = write(tmp_path / "other.csv", events()[:-1])
     assert "not the data of this run" in error(f"--data.path={other}")
     assert "no such file" in error(f"--data.path={tmp_path / 'none.csv'}")
+    assert f"--json: {tmp_path / 'none'}: no such folder" in error(f"--json={tmp_path / 'none' / 'x.json'}")
+    assert "results.json is a file of the run" in error(f"--json={run / 'results.json'}")
+    assert "--json: " in (text := error(f"--json={tmp_path}")) and "is a folder" in text
+
+
+def test_equal_events_are_targets_of_the_run_first() -> None:
+    """A user with two equal events, one of them held out, has a target that was not trained."""
+    assert share_trained(np.array([5, 5, 7, 9]), np.array([4, 5, 7, 7])) == 2 / 4
+    random = np.random.default_rng(0)
+    targets, held_out = random.integers(0, 9, 40), random.integers(0, 9, 30)
+    untrained = (Counter(targets.tolist()) & Counter(held_out.tolist())).total()
+    assert share_trained(targets, held_out) == pytest.approx(1 - untrained / 40)
+
+
+def test_files_that_have_moved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parts: dict[str, list[tuple[str, str, int]]] = {"path": [], "valid_path": [], "test_path": []}
+    for number, event in enumerate(events()):
+        parts[list(parts)[max(0, number % EVENTS - EVENTS + 3)]].append(event)
+    files = {name: write(tmp_path / f"{name}.csv", rows) for name, rows in parts.items()}
+    data = [*(f"--data.{name}={file}" for name, file in files.items()), "--data.split=files", SETTINGS[0]]
+    where = [f"--train.output={tmp_path}", "--train.name=run", "--train.epochs=1"]
+    assert run_train(*data, *MODEL, *PLAIN, *TRAIN, *where) == 0
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    new = [f"--data.{name}={Path(file).rename(moved / Path(file).name)}" for name, file in files.items()]
+    capsys.readouterr()
+    assert protocols.main([str(tmp_path / "run"), "--device=cpu", *new]) == 0
+    assert "file: as in the file" in capsys.readouterr().out
 
 
 def test_a_run_in_the_order_of_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -61,24 +62,55 @@ def test_follow_last_counts_successive_training_events(
 
 
 @pytest.mark.parametrize("max_products", [1, 300, 1 << 24])
+@pytest.mark.parametrize("max_events", [3, 100])
 def test_item_knn_sums_the_largest_cosines(
-    data: Interactions, max_products: int, monkeypatch: pytest.MonkeyPatch
+    data: Interactions, max_events: int, max_products: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(knn, "MAX_PRODUCTS", max_products)
-    users = [set(events) for events in histories(data, 2)]
-    having = [{u for u, items in enumerate(users) if item in items} for item in range(data.n_items)]
+    users = [set(events[-max_events:]) for events in histories(data, 2)]
+    k, history = 4, [5, 9, 5, 12]
+    expected = item_knn_scores(users, data.n_items, history, k)
+    assert scores_of(ItemKNN(data, k, max_events), history) == pytest.approx(expected, abs=1e-6)
+
+
+def item_knn_scores(users: list[set[int]], n_items: int, history: list[int], k: int) -> list[float]:
+    having = [{u for u, items in enumerate(users) if item in items} for item in range(n_items)]
 
     def cosine(a: int, b: int) -> float:
         both = len(having[a] & having[b])
         return both / (len(having[a]) * len(having[b])) ** 0.5 if both and a != b else 0.0
 
-    k, history = 4, [5, 9, 5, 12]
-    expected = [0.0] * data.n_items
+    expected = [0.0] * n_items
     for item in set(history):
-        near = sorted(range(data.n_items), key=lambda other: (-cosine(item, other), other))[:k]
+        near = sorted(range(n_items), key=lambda other: (-cosine(item, other), other))[:k]
         for other in near:
             expected[other] += cosine(item, other)
-    assert scores_of(ItemKNN(data, k), history) == pytest.approx(expected, abs=1e-6)
+    return expected
+
+
+def test_item_knn_counts_users_with_one_training_event(tmp_path: Path) -> None:
+    """Histories of 3 events have one for training, those of 1 and of 4 events one and two."""
+    lines, users = ["user_id,item_id,timestamp"], []
+    for user in range(40):
+        size = (3, 1, 4)[user % 3]
+        items = [(7 * user + step * step) % 9 for step in range(size)]
+        lines += [f"{user},{item},{step}" for step, item in enumerate(items)]
+        users.append(items[: max(size - 2, 1)])
+    file = tmp_path / "short.csv"
+    file.write_text("\n".join(lines))
+    data = load(DataConfig(path=str(file), min_item_events=1, min_user_events=1))
+    rows = [{data.item_ids.index(str(item)) for item in items} for items in users]
+    for item in range(1, data.n_items):
+        expected = item_knn_scores(rows, data.n_items, [item], 100)
+        assert scores_of(ItemKNN(data), [item]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_sums_of_item_knn_do_not_depend_on_the_order_of_items(data: Interactions) -> None:
+    last = data.n_items - 1
+    reverse = replace(data, items=last + 1 - data.items)
+    for history in histories(data, 2):
+        mirrored = scores_of(ItemKNN(reverse, data.n_items), [last + 1 - item for item in history])
+        assert scores_of(ItemKNN(data, data.n_items), history)[1:] == mirrored[:0:-1]
 
 
 def test_repeating_the_last_item_pays_only_where_it_is_ranked(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ class Windows(NamedTuple):
     Attributes:
         users: [B] int64 user rows.
         starts: [B] int64 positions in `Interactions.items`.
-        lengths: [B] int64, at least 1.
+        lengths: [B] int64; batches for models have no empty windows.
     """
 
     users: np.ndarray

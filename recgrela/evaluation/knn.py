@@ -9,8 +9,13 @@ import torch
 from torch import Tensor
 
 from recgrela.data import Interactions
-from recgrela.evaluation.trivial import TrivialModel, ranges, rows_of, training_sequences
+from recgrela.data.windows import Windows, gather
+from recgrela.evaluation.trivial import TrivialModel, ranges, rows_of, training_windows
 
+# Similarities are rounded to multiples of 1 / STEPS, so that sums of up to 2^13 of them are exact, and equal
+# scores are equal in whatever order they are summed.
+STEPS = 1 << 40
+MAX_EVENTS = 2500  # of a user
 MAX_PRODUCTS = 1 << 24  # of a block of items; bounds its co-occurrences in memory
 
 
@@ -22,16 +27,20 @@ class ItemKNN(TrivialModel):
     score is the sum of its similarities with the items of the history that keep it. Source: Deshpande and
     Karypis (TOIS 2004), without normalization.
 
+    Time grows with the sum of the squares of the users' numbers of items, so only the last `max_events`
+    training events of a user count.
+
     Args:
         data: the interactions.
         k: number of items that each item keeps.
+        max_events: number of training events that count of each user.
     """
 
     name = "ItemKNN"
 
-    def __init__(self, data: Interactions, k: int = 100) -> None:
+    def __init__(self, data: Interactions, k: int = 100, max_events: int = MAX_EVENTS) -> None:
         self.n_items = data.n_items
-        users, items = distinct_events(data)
+        users, items = distinct_events(data, max_events)
         by_user = _matrix(users, items, (data.n_users, self.n_items))
         counts = torch.from_numpy(np.bincount(items, minlength=self.n_items))
         products = np.bincount(users, minlength=data.n_users)[users]  # an event meets all items of its user
@@ -51,6 +60,7 @@ class ItemKNN(TrivialModel):
             rows, columns = together.indices()
             cosine = together.values() / (counts[first + rows] * counts[columns]).double().sqrt()
             cosine[first + rows == columns] = 0  # an item is no neighbour of its own
+            cosine.mul_(STEPS).round_().div_(STEPS)
             best = _largest(rows, cosine, last - first, k)
             kept.append(rows[best].bincount(minlength=last - first))
             near.append(columns[best])
@@ -72,13 +82,19 @@ class ItemKNN(TrivialModel):
         return scores.index_add_(0, places, self._similarities[found]).view(size, self.n_items)
 
 
-def distinct_events(data: Interactions) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct pairs of user rows [n] int64 and training items [n] int64, by user and then by item."""
-    found = [np.empty(0, dtype=np.int64)]
-    for batch in training_sequences(data):
-        firsts = batch.items[batch.cu_seqlens[:-1]]
+def distinct_events(data: Interactions, max_events: int) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct pairs of user rows [n] int64 and items [n] int64, by user and then by item.
+
+    Args:
+        data: the interactions.
+        max_events: number of last training events of each user that are taken, at least 1.
+    """
+    source, found = data.item_source("cpu"), [np.empty(0, dtype=np.int64)]
+    for rows, starts, targets in training_windows(data):
+        lengths = np.minimum(targets, max_events - 1)
+        batch = gather(source, Windows(rows, starts + targets - lengths, lengths), "last", 0)
         users = batch.users.repeat_interleave(batch.cu_seqlens.diff())
-        keys = (batch.users * data.n_items + firsts, users * data.n_items + batch.target)
+        keys = (users * data.n_items + batch.items, batch.users * data.n_items + batch.target)
         found.append(torch.cat(keys).unique().numpy())
     pairs = np.concatenate(found)
     return pairs // data.n_items, pairs % data.n_items
@@ -100,10 +116,13 @@ def _product(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _largest(rows: Tensor, values: Tensor, size: int, k: int) -> Tensor:
-    """The places of the k largest positive values of each row, by row and then from the largest."""
-    ends = rows.bincount(minlength=size).cumsum(0).tolist()
-    best = [torch.zeros(0, dtype=torch.int64)]
-    for begin, end in zip([0, *ends], ends, strict=False):
-        order = values[begin:end].sort(descending=True, stable=True).indices[:k] + begin
-        best.append(order[values[order] > 0])
-    return torch.cat(best)
+    """The places of the k largest positive values of each row, ascending; of equal values the first ones."""
+    kept = values > 0
+    ends = rows.bincount(minlength=size).cumsum(0)
+    long = rows[kept].bincount(minlength=size) > k
+    begins = ends - ends.diff(prepend=ends.new_zeros(1))
+    for begin, end in zip(begins[long].tolist(), ends[long].tolist(), strict=True):
+        best = values[begin:end].sort(descending=True, stable=True).indices[:k]
+        kept[begin:end] = False
+        kept[best + begin] = True
+    return kept.nonzero()[:, 0]

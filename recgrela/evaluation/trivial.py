@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recgrela.data import Batch, EvalBatches, Interactions
+from recgrela.data import EvalBatches, Interactions
 from recgrela.data.windows import Windows, gather
 from recgrela.evaluation.lists import ListCounts
 from recgrela.evaluation.metrics import Ranking, RankingCounts, seen_targets, summarize
@@ -93,12 +93,12 @@ class FollowLast(Popularity):
 
     def __init__(self, data: Interactions) -> None:
         super().__init__(data)
-        n, none = self.n_items, np.empty(0, dtype=np.int64)
-        pairs, counts = none, none  # distinct pairs as first * n_items + second, ascending
-        for batch in training_sequences(data):
-            found, times = np.unique((batch.items * n + batch.target).numpy(), return_counts=True)
-            pairs, place = np.unique(np.concatenate((pairs, found)), return_inverse=True)
-            counts = np.bincount(place, np.concatenate((counts, times)), pairs.size).astype(np.int64)
+        n, source, found = self.n_items, data.item_source("cpu"), [np.empty(0, dtype=np.int64)]
+        for windows in training_windows(data):
+            batch = gather(source, windows.take(windows.lengths > 0), "all", 0)
+            found.append((batch.items * n + batch.target).numpy())
+        # Distinct pairs as first * n_items + second, ascending.
+        pairs, counts = np.unique(np.concatenate(found), return_counts=True)
         self._begins = torch.from_numpy(np.searchsorted(pairs, np.arange(n + 1) * n))
         self._followers, self._counts = torch.from_numpy(pairs % n), torch.from_numpy(counts)
 
@@ -125,19 +125,21 @@ def ranges(begins: Tensor, lengths: Tensor) -> Tensor:
     return torch.arange(total) + shifts.repeat_interleave(lengths, output_size=total)
 
 
-def training_sequences(data: Interactions) -> Iterator[Batch]:
-    """The training events of all users with two or more, some users at a time, on the CPU.
+def training_windows(data: Interactions) -> Iterator[Windows]:
+    """All users with training events, `USERS_AT_ONCE` or fewer at a time.
 
     Returns:
-        Batches of objective "all": `items` [T] are all training events but each user's last, and `target` [T]
-        the event after each of them.
+        Windows of all training events of each user but the last one, which is the target; a window is empty
+        if there is only one.
     """
-    source, table = data.item_source("cpu"), data.users
+    table = data.users
     for first in range(0, table.num_users, USERS_AT_ONCE):
         users = table.of_rows(np.arange(first, min(first + USERS_AT_ONCE, table.num_users)))
-        some = Windows(users.rows, users.begins, users.targets).take(np.flatnonzero(users.targets))
-        if some.users.size:
-            yield gather(source, some, "all", 0)
+        windows = Windows(users.rows, users.begins, users.targets)
+        if data.split is not None:  # leave-one-out has training events of every user
+            windows = windows.take(data.split.of_rows(users.rows)[1][:, 0] > 0)
+        if windows.users.size:
+            yield windows
 
 
 @torch.no_grad()

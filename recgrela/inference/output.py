@@ -18,8 +18,7 @@ from recgrela.inference.histories import Histories
 from recgrela.inference.tables import SCHEMA
 from recgrela.runs.items import Items
 from recgrela.system.console import say
-from recgrela.system.errors import ConfigError
-from recgrela.system.files import atomic_write, expand_path
+from recgrela.system.files import atomic_write, file_to_write
 from recgrela.system.output import result_stream
 from recgrela.system.text import printable
 
@@ -112,7 +111,7 @@ def write_rows(output: str, kind: str, batches: Batches) -> None:
                 for batch in batches:
                     writer.write_batch(batch)
 
-        atomic_write(output_path(output), write)
+        atomic_write(file_to_write(output, "--output"), write)
         return
     write_text(output, lambda file: TEXT[kind](file, batches))
 
@@ -129,12 +128,4 @@ def write_text(output: str, write: Callable[[IO[str]], None]) -> None:
         with path.open("w", encoding="utf-8") as file:
             write(file)
 
-    atomic_write(output_path(output), write_file)
-
-
-def output_path(output: str) -> Path:
-    """The path of a file to write. Raises ConfigError for a folder."""
-    path = expand_path(output, "--output")
-    if path.is_dir():
-        raise ConfigError(f"--output: {output} is a folder; give the name of a file")
-    return path
+    atomic_write(file_to_write(output, "--output"), write_file)

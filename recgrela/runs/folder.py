@@ -16,7 +16,7 @@ from recgrela.runs import checkpoint
 from recgrela.runs.metrics_file import MetricsFile
 from recgrela.runs.state import TrainState
 from recgrela.runs.values import check_count, is_scores, read_object
-from recgrela.system.errors import RunError
+from recgrela.system.errors import ConfigError, RunError
 from recgrela.system.files import atomic_stream, flush_file
 from recgrela.system.suggest import near_file
 
@@ -108,6 +108,20 @@ class RunFolder:
     @property
     def metrics(self) -> MetricsFile:
         return MetricsFile(self.path / "metrics.jsonl")
+
+    def check_not_own(self, path: Path, option: str) -> None:
+        """Raises ConfigError, which names the option, if a file to write would replace one of the run."""
+        own = (
+            self.config_path,
+            self.protocol_path,
+            self.items_path,
+            self.results_path,
+            self.ranks_path,
+            self.curves_path,
+            self.metrics.path,
+        )
+        if path.resolve() in [file.resolve() for file in own]:
+            raise ConfigError(f"{option}: {path} is a file of the run; give another name")
 
     def checkpoint_path(self, which: CheckpointName) -> Path:
         return self.path / f"{which}.safetensors"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,7 +26,8 @@ class OrderScores:
     Attributes:
         order: the order.
         ranking: the ranks and metrics.
-        trained: share of the targets that are training events of the run, which has another order.
+        trained: share of the targets that are training events of the run, which has another order. Equal
+            events, of one user and one item, count as targets of the run first, if it has some.
         intervals: for "unmasked" and "masked", [low, high] of each metric: 95 % percentile bootstrap
             intervals over users.
     """
@@ -62,22 +63,20 @@ def possible_orders(run: SavedRun) -> tuple[Order, ...]:
 def score_orders(
     run: SavedRun,
     own: Interactions,
-    path: str | list[str] | None = None,
     orders: Sequence[Order] | None = None,
     batch_size: int = 256,
     cutoffs: Sequence[int] | None = None,
-    after_order: Callable[[OrderScores], None] = lambda scores: None,
+    **paths: str | list[str] | None,
 ) -> list[OrderScores]:
     """Rank the items for the test targets of each order, with the weights of one run.
 
     Args:
         run: the run.
         own: its data, in its own order.
-        path: the data if they have moved.
         orders: the orders; None: see `possible_orders`.
         batch_size: targets per batch.
         cutoffs: the cut-offs of the metrics; None: those of the run.
-        after_order: called with the scores of each order.
+        paths: those of `load_data`, if the data have moved.
 
     Raises:
         DataError: the data do not have an order, or are packed.
@@ -85,26 +84,35 @@ def score_orders(
     """
     if isinstance(own, PackedInteractions):
         raise DataError(f"{own.path}: packed data have one order; give their source with --data.path")
-    config = run.config.data if path is None else replace(run.config.data, path=path)
+    moved: dict[str, Any] = {name: path for name, path in paths.items() if path is not None}
+    config = replace(run.config.data, **moved)
     cutoffs = cutoffs or run.config.train.cutoff_numbers
-    trained, found = train_pairs(own), []
+    held_out, found = event_pairs(own)[own.held_out()], []
     for order in orders or possible_orders(run):
         data = own
         if order != run.config.data.order:
             data = load(with_absolute_path(replace(config, order=order)))
             check_same_events(run.folder, data)
         ranking = evaluate(run, data, ("test",), batch_size, cutoffs=cutoffs)["test"]
-        pairs = ranking.rows * data.n_items + ranking.items.numpy()
-        share = 0.0 if data is own else float(np.isin(pairs, trained).mean())
-        found.append(OrderScores(order, ranking, share, _intervals(ranking, cutoffs)))
-        after_order(found[-1])
+        targets = ranking.rows * data.n_items + ranking.items.numpy()
+        trained = share_trained(targets, held_out)
+        found.append(OrderScores(order, ranking, trained, _intervals(ranking, cutoffs)))
     return found
 
 
-def train_pairs(data: Interactions) -> np.ndarray:
-    """The user and the item of each training event as one number, user row * n_items + item id."""
+def event_pairs(data: Interactions) -> np.ndarray:
+    """The user and the item of each event as one number [n_events], user row * n_items + item id."""
     rows = np.repeat(np.arange(data.n_users), np.diff(data.host_offsets()))
-    return np.delete(rows * data.n_items + data.items.cpu().numpy(), data.held_out())
+    return rows * data.n_items + data.items.cpu().numpy()
+
+
+def share_trained(targets: np.ndarray, held_out: np.ndarray) -> float:
+    """The share of targets that are not among the events that a run held out; both are pairs, repeatedly."""
+    wanted, counts = np.unique(targets, return_counts=True)
+    held, copies = np.unique(held_out, return_counts=True)
+    place = np.searchsorted(held, wanted).clip(max=held.size - 1)
+    left = counts - np.where(held[place] == wanted, copies[place], 0)
+    return float(left.clip(min=0).sum() / targets.size)
 
 
 def _intervals(ranking: Ranking, cutoffs: Sequence[int]) -> dict[str, dict[str, tuple[float, float]]]:

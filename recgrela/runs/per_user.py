@@ -13,7 +13,7 @@ from recgrela.data import Interactions
 from recgrela.evaluation.metrics import MISSED, Ranking
 from recgrela.runs.ranks import Ranks
 from recgrela.system.errors import ConfigError
-from recgrela.system.files import atomic_write, expand_path
+from recgrela.system.files import atomic_write, file_to_write
 
 SCHEMA = pa.schema(
     {
@@ -30,9 +30,13 @@ _ROWS = 1 << 16  # in memory at a time
 
 
 def per_user_path(text: str, option: str) -> Path:
-    """The path of a file to write. Raises ConfigError, which names the option, for another kind of file."""
-    path = expand_path(text, option)
-    if path.suffix not in SUFFIXES or path.is_dir():
+    """The path of a file to write.
+
+    Raises:
+        ConfigError: which names the option: another kind of file, or its folder does not exist.
+    """
+    path = file_to_write(text, option)
+    if path.suffix not in SUFFIXES:
         raise ConfigError(f"{option}: {text} is not the name of a file that ends in {' or '.join(SUFFIXES)}")
     return path
 

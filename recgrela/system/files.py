@@ -122,6 +122,20 @@ def expand_path(text: str, what: str) -> Path:
         raise ConfigError(f"{what}: {text}: {error}") from error
 
 
+def file_to_write(text: str, what: str) -> Path:
+    """The path of a file that a command will write, checked before its work begins.
+
+    Raises:
+        ConfigError: which names the option `what`: no path, a folder, or in a folder that does not exist.
+    """
+    path = expand_path(text, what)
+    if path.is_dir():
+        raise ConfigError(f"{what}: {text} is a folder; give the name of a file")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{what}: {path.parent}: no such folder")
+    return path
+
+
 def _open_unnamed(folder: Path) -> BinaryIO | None:
     """A file without a name, None where the system or the file system has none."""
     flag = getattr(os, "O_TMPFILE", None)
