@@ -121,6 +121,15 @@ def test_files_without_a_header(tmp_path: Path) -> None:
     fails(path, "1,2,3\n1,3,4\n", f", line 1: not a header: '1', '2', '3'; {fix}")
     fails(path, "a 2020-01-01\n", ", line 1: not a header: 'a', '2020-01-01'; name the columns, such as "
           "--data.columns user_id,item_id, with --data.order file")  # fmt: skip
+    path_columns = "user_id,item_id,_,timestamp,_"
+    values = "'A1', 'B2', '5.0', '1600000000', '7'"
+    fails(path, "A1,B2,5.0,1600000000,7\n", f", line 1: not a header: {values}; name the columns, such as "
+          f"--data.columns {path_columns}")  # fmt: skip
+    many = ",".join("123456789")
+    expected = "--data.columns user_id,item_id,timestamp,_,_,_,_,_,_; for a user and their items a line, set "
+    fails(path, f"{many}\n{many}\n", f", line 1: not a header: {', '.join(map(repr, '123456789'))}; name the "
+          f"columns, such as {expected}data.format=sequences")  # fmt: skip
+    fails(path, "sep=;\nuser_id;item_id;timestamp\n", ", line 1: 'sep=;' is for Excel only; remove the line")
     header = "UserID,item-id,when\n1,2,3\n"
     fails(path, header, ", line 1: is a header; remove the setting data.columns", columns=columns)
     fails(
@@ -142,7 +151,7 @@ def test_wrong_separators(tmp_path: Path) -> None:
     fails(path, content, expected, separator="comma")
     expected = ", line 1: no separator tab in '1;2;3'; set data.separator=semicolon"
     fails(path, "1;2;3\n", expected, separator="tab", columns="user_id,item_id,timestamp")
-    among = "among 'who', 'item_id', 'timestamp'"
+    among = "among 'who', 'item_id', 'timestamp'; set data.user_column"
     fails(path, content.replace("user_id", "who"), f", line 1: no column 'user_id' {among}")
 
 
@@ -402,9 +411,26 @@ def test_wrong_lines_of_json(
 def test_the_first_line_of_json(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     among = "among 'user', 'user.id', 'item_id', 'timestamp'"
-    line, hint = '{"user": {"id": 1}, "item_id": 2, "timestamp": 3}', "did you mean 'user.id'?"
+    line = '{"user": {"id": 1}, "item_id": 2, "timestamp": 3}'
+    hint = "did you mean 'user.id'? set data.user_column"
     fails(path, line, f", line 1: no column 'user_id' {among}; {hint}")
     fails(path, "", ": empty file")
+
+
+def test_a_comma_after_an_object(tmp_path: Path) -> None:
+    line = '{"user_id": 1, "item_id": 2, "timestamp": 3}'
+    fix = "a comma follows the object; remove it, an object a line is enough"
+    fails(tmp_path / "x.json", f"{line},\n{line}\n", f", line 1: {fix}")
+
+
+def test_sequences_with_two_separators(tmp_path: Path) -> None:
+    """The items would be read as one item, which the filter drops."""
+    fix = "write spaces for all, such as with tr ',' ' ', or set data.separator"
+    expected = f", line 1: its items are separated by commas, but its user by spaces; {fix}"
+    for content in ("1\t5,6,7\n2\t6,7\n", "1 5,6,7\n"):
+        fails(tmp_path / "x.txt", content, expected, format="sequences", order="file")
+    given = read(tmp_path / "x.txt", "1\ta,b,c\n", format="sequences", order="file", separator="tab")
+    assert given == {"1": ["a,b,c"]}
 
 
 def test_sequences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

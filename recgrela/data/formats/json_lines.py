@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import json as arrow_json
 
-from recgrela.data.formats.columns import Arrays, column_names, find_columns
+from recgrela.data.formats.columns import Arrays, column_names, column_settings, find_columns
 from recgrela.data.formats.layout import first_lines
 from recgrela.data.formats.pieces import pieces
 from recgrela.data.formats.source import Source
@@ -62,7 +62,8 @@ class _Reader:
     def __init__(self, first_line: str, label: str, config: DataConfig, number: pa.DataType) -> None:
         self._label, names = label, column_names(config)
         first = self._object(1, first_line)
-        find_columns(f"{label}, line 1", _keys(first), wanted_columns(config), names.time)
+        settings = column_settings(names, config.rating_to_read)
+        find_columns(f"{label}, line 1", _keys(first), wanted_columns(config), settings)
         self._paths = {name: [name] if name in first else name.split(".") for name in wanted_columns(config)}
         self._types = dict.fromkeys(self._paths, _TYPES[str])
         for name, path in self._paths.items():
@@ -137,6 +138,8 @@ class _Reader:
             fix = "a list; write an object a line, as jq -c '.[]' does"
         elif start.startswith(("{'", "{u'")):
             fix = "a Python literal, not JSON; docs/data.md has a command that converts such files"
+        elif start.rstrip().endswith("},"):
+            fix = "a comma follows the object; remove it, an object a line is enough"
         elif start.strip() == "{":
             fix = "an object over several lines; write an object a line, as jq -c . does"
         raise DataError(f"{where}: {fix or f'expected an object for an event, not {quote(value)}'}")

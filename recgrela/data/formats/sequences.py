@@ -30,6 +30,7 @@ def read(data: pa.Buffer, source: Source, name: str, config: DataConfig) -> tupl
     separator = separator_of(config.separator)
     if separator is None:
         separator = next((one for one in _CANDIDATES if len(split(first, one, False)) > 1), SPACES)
+        _refuse_two_separators(first, separator, label)
     plain, byte = one_byte_separator(data, label, separator)
     try:
         parts = [_read_lines(piece, byte, number == 0) for number, piece in enumerate(pieces(plain))]
@@ -40,6 +41,18 @@ def read(data: pa.Buffer, source: Source, name: str, config: DataConfig) -> tupl
     if not isinstance(arrays, Arrays) or has_nul(arrays):
         raise _fault(data, label, separator, "an invalid id")
     return arrays, {}
+
+
+def _refuse_two_separators(line: str, separator: str, label: str) -> None:
+    """Raises DataError for a user, a separator, and items separated by another: they would be one item."""
+    fields = split(line, separator, False)
+    others = [other for other in _CANDIDATES[1:] if len(fields) == 2 and len(fields[1].split(other)) > 2]
+    if others:
+        items, user = separator_word(others[0]), separator_word(separator)
+        fix = f"write {user}s for all, such as with tr '{others[0]}' ' ', or set data.separator"
+        raise DataError(
+            f"{label}, line 1: its items are separated by {items}s, but its user by {user}s; {fix}"
+        )
 
 
 class _NoItemsError(Exception):

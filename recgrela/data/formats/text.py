@@ -15,6 +15,7 @@ from recgrela.data.formats.columns import (
     Columns,
     Names,
     NoEvents,
+    column_settings,
     find_columns,
     no_times,
     rating_fault,
@@ -61,7 +62,7 @@ def read_events(
             time or a rating is invalid; the message names line and column.
     """
     wanted = tuple(name for name in (*names, rating) if name is not None)
-    find_columns(f"{label}, line 1", layout.columns, wanted, names.time)
+    find_columns(f"{label}, line 1", layout.columns, wanted, column_settings(names, rating))
     times = _first_times(data, label, layout, names)
     kinds = time_kinds(times[0] if times else "0", time_format)
     if time_format is None and are_rounded(times):
