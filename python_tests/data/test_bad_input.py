@@ -280,7 +280,7 @@ def test_missing_and_unknown_files(tmp_path):
     (tmp_path / "x.xml").write_text("<x/>")
     fails(tmp_path / "x.xml", f": unknown format; {known}; or set data.format")
     (tmp_path / "folder").mkdir()
-    fails(tmp_path / "folder", f": contains no file of a known format; {known}")
+    fails(tmp_path / "folder", f": contains no file of a known format; {known}; or set data.format")
     for name in ("a.inter", "b.inter"):
         (tmp_path / "folder" / name).write_text(HEADER)
     pattern = tmp_path / "folder" / "*.inter"
