@@ -417,6 +417,18 @@ def test_the_first_line_of_json(tmp_path: Path) -> None:
     fails(path, "", ": empty file")
 
 
+def test_decimal_commas_and_separators_at_ends(tmp_path: Path) -> None:
+    path, header = tmp_path / "x.csv", "user_id;item_id;rating;timestamp\n"
+    fix = "write numbers with a decimal point, not a comma"
+    for line in ("a;b;4;1600000000,5\n", "a;b;4;1600000000\na;b;4;1600000001,5\n"):
+        place = f", line {line.count('a;b') + 1}, column 'timestamp': '160000000{line.count('a;b') - 1},5'"
+        fails(path, header + line, f"{place} is not a finite number; {fix}")
+    expected = f", line 2, column 'rating': '4,5' is not a number; {fix}"
+    fails(path, header + "a;b;4,5;1600000000\n", expected, min_rating=3)
+    expected = ", line 2: 5 columns, expected 4 (a separator at the end of the line?)"
+    fails(path, header + "a;b;4;1;\n", expected)
+
+
 def test_a_comma_after_an_object(tmp_path: Path) -> None:
     line = '{"user_id": 1, "item_id": 2, "timestamp": 3}'
     fix = "a comma follows the object; remove it, an object a line is enough"

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recgrela.data.formats.id_columns import BadId, Ids, encode_ids
-from recgrela.data.formats.times import NUMBER
+from recgrela.data.formats.times import NUMBER, comma_hint
 from recgrela.settings.data import DataConfig
 from recgrela.system.errors import DataError
 from recgrela.system.suggest import near_miss
@@ -107,7 +107,7 @@ def rating_fault(name: str, value: str) -> str | None:
     number = value.strip(" \t")
     if not number or NUMBER.fullmatch(number):
         return None
-    return f"column {quote(name)}: {quote(value)} is not a number"
+    return f"column {quote(name)}: {quote(value)} is not a number{comma_hint(number)}"
 
 
 def to_arrays(columns: Columns, ticks: int | None = None) -> Arrays | int:

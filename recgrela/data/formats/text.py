@@ -178,7 +178,8 @@ def _line_fault(
         missing = f"column {quote(expected[len(fields)])} is missing"
         return f": {missing}, {len(fields)} of {len(expected)} columns (a truncated line?)"
     if len(fields) > len(expected):
-        return f": {len(fields)} columns, expected {len(expected)}"
+        hint = "" if fields[-1] else " (a separator at the end of the line?)"
+        return f": {len(fields)} columns, expected {len(expected)}{hint}"
     values = {name: fields[expected.index(name)] for name in names if name is not None}
     for name, value in values.items():
         if any("\udc80" <= letter <= "\udcff" for letter in value):
