@@ -161,3 +161,20 @@ def test_a_run_without_duplicates_has_no_order_of_the_file(
     assert protocols.main([str(tmp_path / "run"), "--device=cpu"]) == 0
     assert protocols.main([str(tmp_path / "run"), "--device=cpu", "--orders=file"]) == 2
     assert "data.duplicates: 'drop' compares times" in capsys.readouterr().err
+
+
+def test_a_split_by_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It has no order of the file, and says so."""
+    data = [
+        f"--data.path={write(tmp_path / 'events.csv', events())}",
+        "--data.split=time",
+        "--data.split_quantile=0.5",
+        *SETTINGS,
+    ]
+    where = [f"--train.output={tmp_path}", "--train.name=run", "--train.epochs=1"]
+    assert run_train(*data, *MODEL, *PLAIN, *TRAIN, *where) == 0
+    capsys.readouterr()
+    assert protocols.main([str(tmp_path / "run"), "--device=cpu"]) == 0
+    out = capsys.readouterr().out
+    assert "item: by time" in out and "file: as" not in out
+    assert "a split by time has no order of the file" in out

@@ -64,6 +64,17 @@ def test_the_files_of_a_comparison(whole: Path) -> None:
             assert cells[column] == f"{marked}{sd}<br>({low:.4f}, {high:.4f})"
 
 
+def test_recommended_items_have_a_line_for_each_variant(whole: Path) -> None:
+    text = (whole / "table.md").read_text().partition("Recommended items:")[2].partition("Cost:")[0]
+    head, _, *rows = [line.strip("| ").split(" | ") for line in text.strip().splitlines()]
+    lines = table(whole)
+    assert [row[:2] for row in rows] == [[label, seen] for label in lines for seen in ("ranked", "removed")]
+    for label, seen, *cells in rows:
+        for name, cell in zip(head[2:], cells, strict=True):
+            value = float(lines[label][name if seen == "ranked" else f"removed {name}"])
+            assert cell == (f"{value:.4f}" if name.startswith("coverage") else f"{value:,.1f}")
+
+
 def test_a_run_of_a_comparison_is_a_run(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = folders(whole)["narrow", 2]
     assert evaluate.main([str(run.path), "--split=test"]) == 0

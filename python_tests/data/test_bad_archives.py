@@ -55,7 +55,7 @@ ZIPS = {
     ),
     "empty name": (
         [(LOCAL, 30, b"\0" * 5), (DIRECTORY, 46, b"\0" * 5)],
-        f": contains no file of a known format; {known_files()}",
+        f": contains no file of a known format; {known_files()}; or set data.format",
     ),
 }
 

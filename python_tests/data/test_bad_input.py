@@ -145,9 +145,9 @@ def test_missing_column(tmp_path):
     path = tmp_path / "x.inter"
     path.write_text("user_id:token\titem_id:token\ttimestamps:float\na\t1\t2\n")
     among = "among 'user_id', 'item_id', 'timestamps'"
-    fails(path, f", line 1: no column 'timestamp' {among}; did you mean 'timestamps'?")
+    fails(path, f", line 1: no column 'timestamp' {among}; did you mean 'timestamps'? set data.time_column")
     path.write_text("a\t1\t5\t978300760\n")
-    fix = "name the columns, such as --data.columns user_id,item_id,timestamp,_"
+    fix = "name the columns, such as --data.columns user_id,item_id,_,timestamp"
     fails(path, f", line 1: not a header: 'a', '1', '5', '978300760'; {fix}")
     path.write_text("user_id:token\titem_id:token\titem_id:float\ttimestamp:float\na\t1\t2\t3\n")
     fails(path, ", line 1: column 'item_id' occurs 2 times")
@@ -280,7 +280,7 @@ def test_missing_and_unknown_files(tmp_path):
     (tmp_path / "x.xml").write_text("<x/>")
     fails(tmp_path / "x.xml", f": unknown format; {known}; or set data.format")
     (tmp_path / "folder").mkdir()
-    fails(tmp_path / "folder", f": contains no file of a known format; {known}")
+    fails(tmp_path / "folder", f": contains no file of a known format; {known}; or set data.format")
     for name in ("a.inter", "b.inter"):
         (tmp_path / "folder" / name).write_text(HEADER)
     pattern = tmp_path / "folder" / "*.inter"
@@ -302,7 +302,7 @@ def test_many_files_and_many_columns(tmp_path):
     path = tmp_path / "x.csv"
     path.write_text(",".join(f"c{number}" for number in range(10_000)))
     names = ", ".join(f"'c{number}'" for number in range(10))
-    fails(path, f", line 1: no column 'user_id' among {names} and 9,990 more")
+    fails(path, f", line 1: no column 'user_id' among {names} and 9,990 more; set data.user_column")
 
 
 def test_file_names_that_are_not_text(tmp_path):

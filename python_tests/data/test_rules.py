@@ -60,6 +60,12 @@ def read(tmp_path: Path, kind: str, **settings) -> Interactions:
     return one
 
 
+def test_the_null_of_hive_is_noted() -> None:
+    table = pa.table({"user_id": ["a", "\\N"], "item_id": [1, 2], "timestamp": [1, 2]})
+    data = load_table(table, DataConfig(min_user_events=0, min_item_events=0))
+    assert data.description["unusual_ids"] == {"\\N": 1}
+
+
 @pytest.mark.parametrize("kind", ["csv", "inter", "parquet"])
 class TestRules:
     def test_empty_ids_are_missing_and_others_are_not(self, tmp_path: Path, kind: str) -> None:

@@ -121,6 +121,15 @@ def test_files_without_a_header(tmp_path: Path) -> None:
     fails(path, "1,2,3\n1,3,4\n", f", line 1: not a header: '1', '2', '3'; {fix}")
     fails(path, "a 2020-01-01\n", ", line 1: not a header: 'a', '2020-01-01'; name the columns, such as "
           "--data.columns user_id,item_id, with --data.order file")  # fmt: skip
+    path_columns = "user_id,item_id,_,timestamp,_"
+    values = "'A1', 'B2', '5.0', '1600000000', '7'"
+    fails(path, "A1,B2,5.0,1600000000,7\n", f", line 1: not a header: {values}; name the columns, such as "
+          f"--data.columns {path_columns}")  # fmt: skip
+    many = ",".join("123456789")
+    expected = "--data.columns user_id,item_id,timestamp,_,_,_,_,_,_; for a user and their items a line, set "
+    fails(path, f"{many}\n{many}\n", f", line 1: not a header: {', '.join(map(repr, '123456789'))}; name the "
+          f"columns, such as {expected}data.format=sequences")  # fmt: skip
+    fails(path, "sep=;\nuser_id;item_id;timestamp\n", ", line 1: 'sep=;' is for Excel only; remove the line")
     fix = "; remove it, or the setting data.columns"
     for header in ("'UserID', 'item-id', 'when'", "'visitor', 'page', 'when'"):
         content = header.replace("'", "").replace(", ", ",") + "\n1,2,3\n1,3,4\n"
@@ -144,7 +153,7 @@ def test_wrong_separators(tmp_path: Path) -> None:
     fails(path, content, expected, separator="comma")
     expected = ", line 1: no separator tab in '1;2;3'; set data.separator=semicolon"
     fails(path, "1;2;3\n", expected, separator="tab", columns="user_id,item_id,timestamp")
-    among = "among 'who', 'item_id', 'timestamp'"
+    among = "among 'who', 'item_id', 'timestamp'; set data.user_column"
     fails(path, content.replace("user_id", "who"), f", line 1: no column 'user_id' {among}")
 
 
@@ -404,7 +413,8 @@ def test_wrong_lines_of_json(
 def test_the_first_line_of_json(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     among = "among 'user', 'user.id', 'item_id', 'timestamp'"
-    line, hint = '{"user": {"id": 1}, "item_id": 2, "timestamp": 3}', "did you mean 'user.id'?"
+    line = '{"user": {"id": 1}, "item_id": 2, "timestamp": 3}'
+    hint = "did you mean 'user.id'? set data.user_column"
     fails(path, line, f", line 1: no column 'user_id' {among}; {hint}")
     fails(path, "", ": empty file")
 
@@ -438,6 +448,24 @@ def test_sequences_with_two_separators(tmp_path: Path, content: str, second: str
     user, *items = content.split()
     assert read(tmp_path / "x.txt", content, separator="space", **given) == {user: items}
     assert read(tmp_path / "x.txt", "a, 1, 2\n", separator=", ", **given) == {"a": ["1", "2"]}
+
+
+def test_decimal_commas_and_separators_at_ends(tmp_path: Path) -> None:
+    path, header = tmp_path / "x.csv", "user_id;item_id;rating;timestamp\n"
+    fix = "write numbers with a decimal point, not a comma"
+    for line in ("a;b;4;1600000000,5\n", "a;b;4;1600000000\na;b;4;1600000001,5\n"):
+        place = f", line {line.count('a;b') + 1}, column 'timestamp': '160000000{line.count('a;b') - 1},5'"
+        fails(path, header + line, f"{place} is not a finite number; {fix}")
+    expected = f", line 2, column 'rating': '4,5' is not a number; {fix}"
+    fails(path, header + "a;b;4,5;1600000000\n", expected, min_rating=3)
+    expected = ", line 2: 5 columns, expected 4 (a separator at the end of the line?)"
+    fails(path, header + "a;b;4;1;\n", expected)
+
+
+def test_a_comma_after_an_object(tmp_path: Path) -> None:
+    line = '{"user_id": 1, "item_id": 2, "timestamp": 3}'
+    fix = "a comma follows the object; remove it, an object a line is enough"
+    fails(tmp_path / "x.json", f"{line},\n{line}\n", f", line 1: {fix}")
 
 
 def test_sequences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from python_tests.data.test_arrow_types import Stream
@@ -49,6 +50,21 @@ def test_a_table_is_stored_with_the_columns_that_are_read(tmp_path: Path) -> Non
     assert given.item_ids[1:] == [str(2**63), "1"] == stored.item_ids[1:]
     assert stored.packed_sha256() == given.packed_sha256()
     assert stored.description["dropped"] == given.description["dropped"]
+
+
+def test_a_stored_table_is_not_that_of_other_columns(tmp_path: Path) -> None:
+    """The same events with other names, or with times of another type, are another file."""
+    table = TABLE.select(["user_id", "item_id", "timestamp"])
+    seconds = table.set_column(2, "timestamp", table["timestamp"].cast(pa.int64()))
+    renamed = DataConfig(user_column="u", item_column="i", time_column="t")
+    paths = {
+        store_events(table, DataConfig(), tmp_path),
+        store_events(seconds, DataConfig(), tmp_path),
+        store_events(table.rename_columns(["u", "i", "t"]), renamed, tmp_path),
+    }
+    assert len(paths) == 3
+    names = {tuple(pq.read_schema(path).names) for path in paths}
+    assert names == {("u", "i", "t"), tuple(table.column_names)}
 
 
 def test_ids_are_written_as_in_the_data() -> None:

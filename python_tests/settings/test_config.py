@@ -221,6 +221,10 @@ def test_wrong_options(argv: list[str], message: str) -> None:
         ("train: {lr: 1}\ntrain: {epochs: 2}\n", "line 2, column 1: not YAML: the key 'train' occurs twice"),
         ("train: {optim: {}}\n", "a.yaml: unknown key train.optim"),
         ("train: {name: [x]}\n", "a.yaml: train.name: ['x'] is not text or null"),
+        (
+            "train: {cutoffs: [5, 10]}\n",
+            "a.yaml: train.cutoffs: [5, 10] is not text; write one text, '5,10'",
+        ),
         ("train: {name: {}}\n", "a.yaml: train.name: {} is not text or null"),
         ("train: &t\n  lr: *t\n", "not YAML: an alias (*) refers to a node that contains it"),
         ("train: {name: &t [*t]}\n", "not YAML: an alias (*) refers to a node that contains it"),

@@ -30,7 +30,7 @@ def to_markdown(rows: Sequence[Row], train: TrainConfig, notes: Sequence[str]) -
         lines += [f"Test split, {VARIANTS[variant]}:", ""]
         lines += [*_markdown_table(["model", *names, f"p against {first}"], cells), ""]
     lines += ["Recommended items:", ""]
-    lines += [*_markdown_table(_list_heads(rows), [_list_cells(row, rows) for row in rows]), ""]
+    lines += [*_markdown_table(*_lists(rows)), ""]
     costs = [_cost_cells(row) for row in rows if row.contender is not None]
     lines += ["Cost:", "", *_markdown_table(["model", *COSTS], costs)]
     lines += ["", *(f"- {note}" for note in notes)]
@@ -44,8 +44,7 @@ def to_tables(rows: Sequence[Row], train: TrainConfig) -> list[Table]:
     for variant in shown_variants(rows):
         cells = [_quality_cells(row, rows, variant, names, _mark_rich, "\n") for row in rows]
         tables.append(_rich_table(f"test split, {VARIANTS[variant]}", ["model", *names, "p"], cells))
-    cells = [_list_cells(row, rows) for row in rows]
-    tables.append(_rich_table("recommended items", _list_heads(rows), cells))
+    tables.append(_rich_table("recommended items", *_lists(rows)))
     costs = [_cost_cells(row) for row in rows if row.contender is not None]
     return [*tables, _rich_table("cost", ["model", *COSTS], costs)]
 
@@ -130,17 +129,19 @@ def _list_columns(rows: Sequence[Row]) -> list[tuple[Variant, str]]:
     return [(variant, name) for variant, figures in lists.items() for name in figures]
 
 
-def _list_heads(rows: Sequence[Row]) -> list[str]:
-    return ["model", *(f"{name}, seen {variant}" for variant, name in _list_columns(rows))]
-
-
-def _list_cells(row: Row, rows: Sequence[Row]) -> list[str]:
-    """Label and figures of recommended items."""
+def _lists(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Headings and lines of the figures of recommended items: a line for each model and variant."""
     columns = _list_columns(rows)
-    if not row.lists:
-        return [row.label, *["failed"] * len(columns)]
-    values = [(name, row.lists[variant][name]) for variant, name in columns]
-    return [row.label, *(f"{x:.4f}" if name.startswith("coverage") else f"{x:,.1f}" for name, x in values)]
+    names = list(dict.fromkeys(name for _, name in columns))
+    lines = []
+    for row in rows:
+        for variant in dict.fromkeys(variant for variant, _ in columns):
+            cells = ["failed"] * len(names)
+            if row.lists:
+                values = [(name, row.lists[variant][name]) for name in names]
+                cells = [f"{x:.4f}" if name.startswith("coverage") else f"{x:,.1f}" for name, x in values]
+            lines.append([row.label, variant, *cells])
+    return ["model", "seen items", *names], lines
 
 
 def _mark_markdown(text: str, place: int) -> str:
@@ -185,7 +186,7 @@ def _markdown_table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> lis
 def _rich_table(title: str, heads: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
     table = Table(title=title)
     for head in heads:
-        table.add_column(head, justify="left" if head == "model" else "right")
+        table.add_column(head, justify="left" if head in ("model", "seen items") else "right")
     for cells in lines:
         table.add_row(*map(Text.from_markup, cells))
     return table

@@ -77,7 +77,7 @@ def _sections(facts: Mapping[str, Any]) -> Iterator[tuple[str, list[Line]]]:
 def _times(facts: Mapping[str, Any]) -> Iterator[Line]:
     span, ties = facts["times"], facts["ties"]
     if span is None:
-        yield "none are used, or all are equal", ""
+        yield "packed data have none" if facts["packed"] else "none are used, or all are equal", ""
         return
     if span["days"] is None:
         yield "first", str(span["first"])

@@ -115,6 +115,7 @@ def _facts(
             key: data.description[key]
             for key in ("source", "format", "filter", "order", "rules", "events_read")
         },
+        "packed": loaded.events is None,
         "sha256": data.sha256,
         "published": data.description.get("published"),
         "counts": statistics.count(data),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,11 +40,15 @@ def fit_run(events: Any, settings: Mapping[str, Any]) -> Path:
 
 
 def store_events(table: pa.Table, config: DataConfig, folder: Path) -> Path:
-    """Writes a table of events as a Parquet file named by their hash, and returns its path."""
+    """Writes a table of events as a Parquet file named by their hash, and returns its path.
+
+    The hash includes the names and types of the columns: the same events may come with others.
+    """
     sha256 = load_table(table, without_split(config)).sha256
-    path = folder / f"events-{sha256[:16]}.parquet"
+    columns = pa.table({name: plain(table[name]) for name in wanted_columns(config)})
+    digest = hashlib.sha256(f"{sha256}\n{columns.schema}".encode()).hexdigest()
+    path = folder / f"events-{digest[:16]}.parquet"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        columns = {name: plain(table[name]) for name in wanted_columns(config)}
-        atomic_write(path, lambda temporary: pq.write_table(pa.table(columns), temporary))
+        atomic_write(path, lambda temporary: pq.write_table(columns, temporary))
     return path

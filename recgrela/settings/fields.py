@@ -103,6 +103,9 @@ class Option:
             what += " or null" * self.optional + near_miss(
                 value if isinstance(value, str) else "", self.choices
             )
+            if self.kind is str and not is_list and isinstance(value, list) and len(value) > 1:
+                joined = ",".join(one if isinstance(one, str) else show(one) for one in value)
+                what += f"; write one text, {quote(joined)}"
             raise ConfigError(f"{self.key}: {_shown(value)} is not {what}")
         for number in parts if self.kind in (int, float) else []:
             if not abs(number) <= sys.float_info.max:  # also rejects NaN

@@ -33,7 +33,8 @@ def to_table(data: Any, what: str) -> pa.Table:
             return pa.Table.from_batches([pa.record_batch(data)])
         return pa.table(data)
     except (TypeError, ValueError, pa.ArrowException) as error:
-        raise DataError(f"{what}: {one_line(error)}") from error
+        fix = "give one of pyarrow, pandas, polars or DuckDB, or a dictionary of columns"
+        raise DataError(f"{what}: {one_line(error)}; {fix}") from error
 
 
 def plain(column: pa.ChunkedArray) -> pa.ChunkedArray:

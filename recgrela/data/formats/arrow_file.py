@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import pyarrow as pa
 from pyarrow import feather
@@ -16,7 +16,7 @@ _FILE, _FEATHER_V1 = b"ARROW1", b"FEA1"
 
 
 def read_arrow_columns(
-    data: pa.Buffer, label: str, limit: Limit, wanted: Sequence[str], time: str | None = None
+    data: pa.Buffer, label: str, limit: Limit, wanted: Sequence[str], settings: Mapping[str, str]
 ) -> tuple[pa.Table, tuple[str, ...]]:
     """Columns of an Arrow file, and the names of all its columns.
 
@@ -25,7 +25,7 @@ def read_arrow_columns(
         label: the file's name in messages.
         limit: of the bytes that the columns decode to.
         wanted: the columns.
-        time: the wanted column with the times of events.
+        settings: the settings that name the columns (`column_settings`).
 
     Raises:
         DataError: the file is damaged, has no such column or two of them, or exceeds the limit.
@@ -34,11 +34,11 @@ def read_arrow_columns(
     try:
         if start.startswith(_FEATHER_V1):
             table = feather.read_table(pa.BufferReader(data), memory_map=False)
-            find_columns(label, table.column_names, tuple(wanted), time)
+            find_columns(label, table.column_names, tuple(wanted), settings)
             return table.select(wanted), tuple(table.column_names)
         is_file = start == _FILE
         schema = _open(data, is_file, None).schema
-        find_columns(label, schema.names, tuple(wanted), time)
+        find_columns(label, schema.names, tuple(wanted), settings)
         fields = sorted(schema.get_field_index(name) for name in wanted)
         reader = _open(data, is_file, fields)
         batches, size = [], 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recgrela.data.formats.id_columns import BadId, Ids, encode_ids
-from recgrela.data.formats.times import NUMBER
+from recgrela.data.formats.times import NUMBER, comma_hint
 from recgrela.settings.data import DataConfig
 from recgrela.system.errors import DataError
 from recgrela.system.suggest import near_miss
@@ -66,25 +67,36 @@ def column_names(config: DataConfig) -> Names:
     return Names(config.user_column, config.item_column, time)
 
 
+def column_settings(names: Names, rating: str | None = None) -> dict[str, str]:
+    """The settings that name the columns, by the names of these."""
+    known = zip((*names, rating), ("user", "item", "time", "rating"), strict=True)
+    return {name: f"data.{role}_column" for name, role in known if name is not None}
+
+
 def no_times(events: int) -> pa.ChunkedArray:
     """The column of times of a file without times: zeros."""
     return pa.chunked_array([np.zeros(events, np.int64)])
 
 
-def find_columns(where: str, present: list[str], wanted: tuple[str, ...], time: str | None = None) -> None:
+def find_columns(
+    where: str, present: list[str], wanted: tuple[str, ...], settings: Mapping[str, str] | None = None
+) -> None:
     """Raises DataError for a wanted column that is missing or ambiguous, with a suggestion.
 
     Args:
         where: the file's name in messages.
         present: the names of its columns.
         wanted: those that it must have.
-        time: the one of them that has the times of events.
+        settings: the settings that name them (`column_settings`).
     """
     for name in wanted:
         if name not in present:
             hint = near_miss(name, present)
-            if name == time and not hint:
-                hint = "; set data.time_column, or keep the order of the file with --data.order file"
+            if (setting := (settings or {}).get(name)) is not None:
+                is_near = bool(hint)
+                hint += f" set {setting}" if is_near else f"; set {setting}"
+                if setting == "data.time_column" and not is_near:
+                    hint += ", or keep the order of the file with --data.order file"
             raise DataError(f"{where}: no column {quote(name)} among {listed(map(quote, present))}{hint}")
         if present.count(name) > 1:
             raise DataError(f"{where}: column {quote(name)} occurs {present.count(name)} times")
@@ -95,7 +107,7 @@ def rating_fault(name: str, value: str) -> str | None:
     number = value.strip(" \t")
     if not number or NUMBER.fullmatch(number):
         return None
-    return f"column {quote(name)}: {quote(value)} is not a number"
+    return f"column {quote(name)}: {quote(value)} is not a number{comma_hint(number)}"
 
 
 def to_arrays(columns: Columns, ticks: int | None = None) -> Arrays | int:

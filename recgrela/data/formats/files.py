@@ -98,7 +98,7 @@ class Finder:
         if kind == "auto":
             kind = self._format(name, self.patterns) or self._format(name, self.vague)
         if kind is None:
-            raise DataError(f"{path}: unknown format; {self._known()}; or set data.format")
+            raise DataError(f"{path}: unknown format; {self._known()}")
         return [DataFile(source, name, kind)]
 
     def _of_container(self, source: Source) -> list[DataFile]:
@@ -144,7 +144,7 @@ class Finder:
         found = [
             pattern for known in (self.patterns, self.vague) for every in known.values() for pattern in every
         ]
-        return f"known files are {', '.join(found)}"
+        return f"known files are {', '.join(found)}; or set data.format"
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import json as arrow_json
 
-from recgrela.data.formats.columns import Arrays, column_names, find_columns
+from recgrela.data.formats.columns import Arrays, column_names, column_settings, find_columns
 from recgrela.data.formats.layout import first_lines
 from recgrela.data.formats.pieces import pieces
 from recgrela.data.formats.source import Source
@@ -72,7 +72,8 @@ class _Reader:
             first |= {name: (line, value) for name, value in values.items() if value is not None}
             if len(first) == len(wanted):
                 break
-        find_columns(f"{label}, line 1", [*keys], wanted, names.time)
+        settings = column_settings(names, config.rating_to_read)
+        find_columns(f"{label}, line 1", [*keys], wanted, settings)
         self._paths = {name: _path(name, outer) for name in wanted}
         self._types = dict.fromkeys(wanted, _TYPES[str])
         for name in wanted:
@@ -156,6 +157,8 @@ class _Reader:
             fix = "a list; write an object a line, as jq -c '.[]' does"
         elif start.startswith(("{'", "{u'")):
             fix = "a Python literal, not JSON; docs/data.md has a command that converts such files"
+        elif start.rstrip().endswith("},"):
+            fix = "a comma follows the object; remove it, an object a line is enough"
         elif start.strip() == "{":
             fix = "an object over several lines; write an object a line, as jq -c . does"
         raise DataError(f"{where}: {fix or f'expected an object for an event, not {quote(value)}'}")

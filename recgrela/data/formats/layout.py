@@ -22,6 +22,8 @@ _SAMPLE = 20  # lines
 _CANDIDATES = ("\t", "::", ";", "|", "\x01", ",", SPACES)  # in this order; \x01 is Hive's
 _QUOTED = (",", ";", "|")  # separators of files whose values may be quoted
 _DATA = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?|[0-9]{4}-[0-9]{2}-[0-9]{2}([ T].*)?")
+_TIME = re.compile(r"[0-9]{9,}|[0-9]{4}-[0-9]{2}-[0-9]{2}")  # since 1973 in seconds, or an ISO 8601 date
+_MANY = 8  # columns; lines with more may be sequences
 _OTHER_FILES = {  # first bytes, in lower case
     b"par1": "a Parquet file; set data.format=parquet",
     b"<!doctype": "a web page, not data; download the file itself",
@@ -171,6 +173,8 @@ def _most_regular(layouts: list[Layout], lines: list[str]) -> Layout:
 def _refuse_data(layout: Layout, lines: list[str], label: str) -> None:
     """Raises DataError if the first line has values, not names."""
     fields = layout.columns
+    if re.fullmatch(r"sep=.", lines[0].strip()):
+        raise DataError(f"{label}, line 1: {quote(lines[0])} is for Excel only; remove the line")
     if re.fullmatch(r"[0-9]+:", lines[0]):
         what = "a line for each item, followed by lines of its users, as in the Netflix Prize"
         raise DataError(f"{label}, line 1: {what}; docs/data.md has a command that converts it")
@@ -180,11 +184,21 @@ def _refuse_data(layout: Layout, lines: list[str], label: str) -> None:
         counts = listed(len(layout.split(line)) for line in lines[:3])
         fix = "for a user and their items a line, set data.format=sequences; else data.separator"
         raise DataError(f"{label}: the first lines have {counts} values; {fix}")
-    names = ["user_id", "item_id", "timestamp", *"____"][: max(len(fields), 2)]
-    fix = f"name the columns, such as --data.columns {','.join(names)}"
+    fix = f"name the columns, such as --data.columns {','.join(_example_names(fields))}"
     if len(fields) < 3:
         fix += ", with --data.order file"
+    if len(fields) > _MANY:
+        fix += "; for a user and their items a line, set data.format=sequences"
     raise DataError(f"{label}, line 1: not a header: {listed(map(quote, fields))}; {fix}")
+
+
+def _example_names(fields: list[str]) -> list[str]:
+    """Names for columns with these values: the last one that may be a time is it, or else the third."""
+    names = ["user_id", "item_id", *"_" * (len(fields) - 2)]
+    if len(fields) > 2:
+        times = [place for place, field in enumerate(fields) if place > 1 and _TIME.match(field)]
+        names[times[-1] if times else 2] = "timestamp"
+    return names
 
 
 def _refuse_separator(line: str, label: str, given: str) -> None:

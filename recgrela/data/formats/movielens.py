@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from recgrela.data.formats.columns import Arrays, Names
+from recgrela.data.formats.columns import Arrays, Names, find_columns
 from recgrela.data.formats.layout import Layout, header_layout
 from recgrela.data.formats.source import Source
 from recgrela.data.formats.text import read_events, read_titles
@@ -61,6 +61,8 @@ def read(data: pa.Buffer, source: Source, name: str, config: DataConfig) -> tupl
     _refuse_columns(layout, label, release, config)
     names = release.names._replace(time=None) if config.order == "file" else release.names
     rating = None if config.min_rating is None else release.rating
+    wanted = tuple(column for column in (*names, rating) if column is not None)
+    find_columns(f"{label}, line 1", layout.columns, wanted)  # no setting names them
     arrays = read_events(data, label, layout, names, rating)
     movies = source.sibling(name, release.movies_file, f"{release.movies_file}.gz")
     if movies is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 from pyarrow import parquet
@@ -23,7 +23,7 @@ def read_columns(
     limit: Limit,
     wanted: Sequence[str],
     optional: Sequence[str] = (),
-    time: str | None = None,
+    settings: Mapping[str, str] | None = None,
 ) -> tuple[pa.Table, tuple[str, ...]]:
     """Columns of a Parquet file, and the names of all its columns; columns of texts are dictionary arrays.
 
@@ -33,7 +33,7 @@ def read_columns(
         limit: of the bytes that the columns decode to.
         wanted: the columns.
         optional: further columns, which the file need not have.
-        time: the wanted column with the times of events.
+        settings: the settings that name the columns (`column_settings`).
 
     Raises:
         DataError: the file is damaged, has no such column or two of them, or exceeds the limit.
@@ -43,7 +43,7 @@ def read_columns(
             names, meta, leaves = file.schema_arrow.names, file.metadata, file.schema
             paths = [leaves.column(leaf).path for leaf in range(meta.num_columns)]
             texts = [path for leaf, path in enumerate(paths) if _is_text(leaves.column(leaf))]
-        find_columns(label, names, tuple(wanted), time)
+        find_columns(label, names, tuple(wanted), settings)
         wanted = [*wanted, *(name for name in optional if name in names)]
         find_columns(label, names, tuple(wanted))
         read = [leaf for leaf, path in enumerate(paths) if path.partition(".")[0] in wanted]

@@ -12,7 +12,7 @@ from recgrela.data.formats.id_columns import id_text
 from recgrela.settings.data import DataConfig
 
 # Ids that programs write for a missing one, but that may also be real names.
-SPELLINGS = {"NA", "N/A", "<NA>", "nan", "NaN", "NAN", "NaT", "null", "NULL", "nil", "none", "None"}
+SPELLINGS = {"NA", "N/A", "<NA>", "nan", "NaN", "NAN", "NaT", "null", "NULL", "nil", "none", "None", "\\N"}
 
 
 class Kept(NamedTuple):

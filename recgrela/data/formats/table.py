@@ -12,6 +12,7 @@ from recgrela.data.formats.columns import (
     Columns,
     NoEvents,
     column_names,
+    column_settings,
     find_columns,
     no_times,
     to_arrays,
@@ -42,7 +43,8 @@ def read_parquet(
 ) -> tuple[Arrays, dict[str, str]]:
     """Events of a Parquet file; see `table_arrays` for the types of its columns."""
     label = source.label(name)
-    table, names = read_columns(data, label, source.limit, wanted_columns(config), time=config.time_column)
+    settings = column_settings(column_names(config), config.rating_to_read)
+    table, names = read_columns(data, label, source.limit, wanted_columns(config), settings=settings)
     return table_arrays(table, label, config)._replace(names=names), {}
 
 
@@ -51,9 +53,8 @@ def read_arrow(
 ) -> tuple[Arrays, dict[str, str]]:
     """Events of an Arrow or Feather file; see `table_arrays` for the types of its columns."""
     label = source.label(name)
-    table, names = read_arrow_columns(
-        data, label, source.limit, wanted_columns(config), time=config.time_column
-    )
+    settings = column_settings(column_names(config), config.rating_to_read)
+    table, names = read_arrow_columns(data, label, source.limit, wanted_columns(config), settings)
     return table_arrays(table, label, config)._replace(names=names), {}
 
 
@@ -74,7 +75,7 @@ def table_arrays(table: pa.Table, label: str, config: DataConfig) -> Arrays:
         if getattr(config, key) != getattr(DataConfig, key):
             raise ConfigError(f"data.{key}: does not apply to {label}, which is not delimited text")
     names, rated = column_names(config), config.rating_to_read
-    find_columns(label, table.column_names, wanted_columns(config), names.time)
+    find_columns(label, table.column_names, wanted_columns(config), column_settings(names, rated))
     if table.num_rows == 0:
         raise NoEvents(f"{label}: the file has no events")
     table = table.select(wanted_columns(config))

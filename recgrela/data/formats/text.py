@@ -15,6 +15,7 @@ from recgrela.data.formats.columns import (
     Columns,
     Names,
     NoEvents,
+    column_settings,
     find_columns,
     no_times,
     rating_fault,
@@ -62,7 +63,7 @@ def read_events(
             time or a rating is invalid; the message names line and column.
     """
     wanted = tuple(name for name in (*names, rating) if name is not None)
-    find_columns(f"{label}, line 1", layout.columns, wanted, names.time)
+    find_columns(f"{label}, line 1", layout.columns, wanted, column_settings(names, rating))
     times = _first_times(data, label, layout, names)
     kinds = time_kinds(times[0] if times else "0", time_format)
     if time_format is None and are_rounded(times):
@@ -178,7 +179,8 @@ def _line_fault(
         missing = f"column {quote(expected[len(fields)])} is missing"
         return f": {missing}, {len(fields)} of {len(expected)} columns (a truncated line?)"
     if len(fields) > len(expected):
-        return f": {len(fields)} columns, expected {len(expected)}"
+        hint = "" if fields[-1] else " (a separator at the end of the line?)"
+        return f": {len(fields)} columns, expected {len(expected)}{hint}"
     values = {name: fields[expected.index(name)] for name in names if name is not None}
     for name, value in values.items():
         if any("\udc80" <= letter <= "\udcff" for letter in value):

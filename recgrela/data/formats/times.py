@@ -112,10 +112,18 @@ def _converts(texts: Sequence[str], kinds: Sequence[TimeKind]) -> bool:
     return False
 
 
+def comma_hint(text: str) -> str:
+    """A hint for a number with a decimal comma; "" for other texts."""
+    is_number = "," in text and NUMBER.fullmatch(text.replace(",", ".", 1))
+    return "; write numbers with a decimal point, not a comma" if is_number else ""
+
+
 def number_fault(name: str, text: str, fault: str = "is not a finite number") -> str | None:
     """Describes a time in the column ``name`` that is not a number in range, with ``fault``; else None."""
     number = text.strip(" \t")  # as Arrow does
     if not NUMBER.fullmatch(number) or not math.isfinite(float(number)):
+        hint = comma_hint(number)
+        fault = f"is not a finite number{hint}" if hint else fault
         return f"column {quote(name)}: {quote(text)} {fault}"
     if abs(float(number)) >= 2**63:
         limits = "times must be between -2^63 and 2^63"
