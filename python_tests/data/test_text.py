@@ -9,40 +9,21 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from recgrela.data import DataConfig, Interactions, load, load_table, parts
+from python_tests.support.event_files import (
+    BY_FILE,
+    BY_TIME,
+    EVENTS,
+    UNFILTERED,
+    fails,
+    histories,
+    lines,
+    read,
+)
+from recgrela.data import DataConfig, load, load_table, parts
 from recgrela.data.__main__ import main
-from recgrela.data.formats import json_lines, pieces, text
-from recgrela.data.formats.times import are_rounded
+from recgrela.data.formats import pieces
 from recgrela.data.packed import open_packed
 from recgrela.system.errors import ConfigError, DataError
-
-# user, item, time: a's events are out of order.
-EVENTS = [("b", "20", "50"), ("a", "10", "300"), ("a", "20", "100"), ("b", "10", "60"), ("a", "30", "200")]
-BY_TIME = {"b": ["20", "10"], "a": ["20", "30", "10"]}
-BY_FILE = {"b": ["20", "10"], "a": ["10", "20", "30"]}
-UNFILTERED = {"min_user_events": 0, "min_item_events": 0}
-
-
-def lines(separator: str, events: list[tuple[str, ...]] = EVENTS) -> str:
-    return "".join(separator.join(event) + "\n" for event in events)
-
-
-def histories(data: Interactions) -> dict[str, list[str]]:
-    items, begins = [data.item_ids[item] for item in data.items.tolist()], data.offsets.tolist()
-    return {user: items[begins[row] : begins[row + 1]] for row, user in enumerate(data.user_ids)}
-
-
-def read(path: Path, content: str | bytes, **settings: object) -> dict[str, list[str]]:
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return histories(load(DataConfig(path=str(path), **UNFILTERED | settings)))
-
-
-def fails(path: Path, content: str | bytes, expected: str, **settings: object) -> None:
-    """Reading the content raises DataError or ConfigError with exactly this message after the path."""
-    with pytest.raises((DataError, ConfigError)) as caught:
-        read(path, content, **settings)
-    assert str(caught.value).removeprefix(str(path)) == expected.replace("PATH", str(path))
-
 
 WORDS = {"tab": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "space": " ", "::": "::", "\x01": "\x01"}
 
@@ -182,118 +163,6 @@ def test_wrong_settings(settings: dict[str, str], expected: str) -> None:
     assert expected in str(caught.value)
 
 
-TIMES = {  # written in order of BY_TIME
-    "dates": ["2020-09-11", "2020-09-15", "2020-09-12", "2020-09-12", "2020-09-13"],
-    "minutes": [f"2020-09-13 {hour}" for hour in ("13:50", "15:00", "13:59", "13:51", "14:00")],
-    "fractions": [f"2020-09-13T13:50:00.{part}" for part in ("1", "9", "123", "123", "1234")],
-    "nanoseconds": [f"2020-09-13T13:50:00.{part}" for part in ("1", "123458", "123456", "2", "1234571")],
-    "far": ["1500-01-01", "9999-12-31", "1500-01-01", "2020-01-01", "1969-12-31"],
-    "Z": [f"2020-09-13T13:50:0{second}Z" for second in (1, 5, 2, 2, 3)],
-    "zones": [f"2020-09-13 13:50:00{zone}" for zone in ("+05:30", "-02:00", "+0200", "+00", "Z")],
-    "numbers": ["1", "7.5", "2", "3", "1e0"],
-}
-TIMES["numbers"][4] = "2.5"
-
-
-@pytest.mark.parametrize("kind", TIMES)
-def test_times(tmp_path: Path, kind: str) -> None:
-    events = [(user, item, time) for (user, item, _), time in zip(EVENTS, TIMES[kind], strict=True)]
-    content = lines(",", [("user_id", "item_id", "timestamp"), *events])
-    assert read(tmp_path / "x.csv", content) == BY_TIME
-    rows = [f'{{"user_id": "{u}", "item_id": {i}, "timestamp": "{t}"}}\n' for u, i, t in events]
-    assert read(tmp_path / "x.jsonl", "".join(rows)) == BY_TIME
-    users, items, times = zip(*events, strict=True)
-    table = pa.table({"user_id": users, "item_id": items, "timestamp": times})
-    assert histories(load_table(table, DataConfig(**UNFILTERED))) == BY_TIME
-
-
-@pytest.mark.parametrize(
-    ("time_format", "times"),
-    [
-        ("%d/%m/%Y", ["05/01/2020", "01/02/2021", "06/02/2020", "07/02/2020", "01/01/2021"]),
-        ("%m/%d/%Y %I:%M:%S %p", [f"11/13/2019 {hour}" for hour in (
-            "9:05:58 AM", "9:05:58 PM", "9:06:00 AM", "10:00:00 AM", "12:00:00 PM")]),
-        ("%a %b %d %H:%M:%S %z %Y", [f"Tue Apr 03 18:00:06 {zone} 2012" for zone in (
-            "+0500", "-0200", "+0200", "+0000", "+0000")]),
-        ("%Y%m%d", ["20200101", "20210101", "20200102", "20200203", "20200103"]),
-    ],
-)  # fmt: skip
-def test_given_formats_of_times(tmp_path: Path, time_format: str, times: list[str]) -> None:
-    events = [(user, item, f'"{time}"') for (user, item, _), time in zip(EVENTS, times, strict=True)]
-    content = lines(",", [("user_id", "item_id", "timestamp"), *events])
-    assert read(tmp_path / "x.csv", content, time_format=time_format) == BY_TIME
-    rows = [f'{{"user_id": "{u}", "item_id": {i}, "timestamp": {t}}}\n' for u, i, t in events]
-    assert read(tmp_path / "x.jsonl", "".join(rows), time_format=time_format) == BY_TIME
-
-
-NOT_ISO = "is not an ISO 8601 date or time without a time zone, as the first one"
-NEITHER = (
-    "is neither a finite number nor an ISO 8601 date or time; give their format with --data.time_format, or "
-    "keep the order of the file with --data.order file"
-)
-
-
-@pytest.mark.parametrize(
-    ("first", "bad", "settings", "fault"),
-    [
-        ("2020-01-01", "2020-02-30", {}, NOT_ISO),
-        ("2020-01-01", "5", {}, NOT_ISO),
-        ("2020-01-01", "2020-01-01T00:00:00Z", {}, NOT_ISO),
-        (
-            "2020-01-01T00:00Z",
-            "2020-01-01",
-            {},
-            "is not an ISO 8601 date or time with a time zone, as the first one",
-        ),
-        ("2020-01-01 10:00:00.123", "", {}, NOT_ISO),
-        ("5", "2020-01-01", {}, "is not a finite number"),
-        ("05/01/2020", "", {"time_format": "%d/%m/%Y"}, "is not of data.time_format '%d/%m/%Y'"),
-        ("05/01/2020", "05/13/2020", {"time_format": "%d/%m/%Y"}, "is not of data.time_format '%d/%m/%Y'"),
-    ],
-)
-def test_wrong_times(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    first: str,
-    bad: str,
-    settings: dict[str, str],
-    fault: str,
-) -> None:
-    monkeypatch.setattr(text, "_FAULT_LINES", 10)
-    header = "user_id,item_id,timestamp\n"
-    for place in (1, 9, 10, 11, 25):
-        rows = [f"a,b,{first}\n"] * 25 + ["a,b\n"]
-        rows[place] = f"a,b,{bad}\n"
-        where = f", line {place + 2}, column 'timestamp': {bad!r} {fault}"
-        if place < 25:
-            fails(tmp_path / "x.csv", header + "".join(rows), where, **settings)
-    missing = ", line 27: column 'timestamp' is missing, 2 of 3 columns (a truncated line?)"
-    rows = [f"a,b,{first}\n"] * 25 + ["a,b\n", f"a,b,{bad}\n"]
-    fails(tmp_path / "x.csv", header + "".join(rows), missing, **settings)
-
-
-def test_times_of_an_unknown_kind(tmp_path: Path) -> None:
-    header = "user_id,item_id,timestamp\n"
-    for time in ("noon", "03/04/2020", "", "nan", "0x10"):
-        expected = f", line 2, column 'timestamp': {time!r} {NEITHER}"
-        fails(tmp_path / "x.csv", f"{header}a,b,{time}\n", expected)
-    bad = "cannot be read; give a format of strptime, such as '%Y-%m-%d %H:%M:%S'; there is none for "
-    for time_format in ("%Y %f", "date", "%Q"):
-        expected = f"data.time_format: {time_format!r} {bad}fractions of seconds"
-        fails(tmp_path / "x.csv", f"{header}a,b,1\n", expected, time_format=time_format)
-
-
-def test_times_that_a_spreadsheet_rounded(tmp_path: Path) -> None:
-    content = "user_id,item_id,timestamp\na,b,1.6E+09\na,c,1.6E+09\n"
-    fix = "show the column as a number before exporting it, or set --data.order file"
-    expected = f", column 'timestamp': '1.6E+09' was rounded, as spreadsheets round large numbers; {fix}"
-    fails(tmp_path / "x.csv", content, expected)
-    assert read(tmp_path / "x.csv", content, order="file") == {"a": ["b", "c"]}
-    assert are_rounded(["1.6E+09", "2E9", "1,57E+12"])
-    for times in (["1.6E+09"], ["1.6E+09", "5"], ["1.600000123e9", "1.6e9"], ["1e3", "2e3"], []):
-        assert not are_rounded(times)
-
-
 @pytest.mark.parametrize("name", ["x.csv", "x.inter", "x.jsonl", "ratings.dat", "ratings.csv", "x.parquet"])
 def test_the_order_of_the_file(tmp_path: Path, name: str) -> None:
     users, items, times = zip(*EVENTS, strict=True)
@@ -347,109 +216,6 @@ def test_parts_in_the_order_of_the_file(tmp_path: Path, monkeypatch: pytest.Monk
     assert found == [expected] * len(layouts)
 
 
-def test_json_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json_lines, "_PIECE", 100)
-    rows = [
-        f'{{"who": {{"id": "{u}", "x": [1]}}, "item.id": {i}, "t": {t}, "y": "é"}}\n' for u, i, t in EVENTS
-    ]
-    names = {"user_column": "who.id", "item_column": "item.id", "time_column": "t"}
-    assert read(tmp_path / "x.json", "\ufeff" + "\n".join(rows), **names) == BY_TIME
-    rows[3] = rows[3].replace("60", "60.5")  # the first time is whole
-    assert read(tmp_path / "x.ndjson", "".join(rows), **names) == BY_TIME
-    rows[1] = rows[1].replace('"a"', "null")  # a missing id is dropped, as in every format
-    assert read(tmp_path / "x.jsonl", "".join(rows), **names)["a"] == ["20", "30"]
-
-
-A_LIST = ": a list; write an object a line, as jq -c '.[]' does"
-
-
-@pytest.mark.parametrize(
-    ("line", "expected"),
-    [
-        ("[", A_LIST),
-        ('[{"user_id": 1}]', A_LIST),
-        (
-            "{'user_id': 1}",
-            ": a Python literal, not JSON; docs/data.md has a command that converts such files",
-        ),
-        ("{", ": an object over several lines; write an object a line, as jq -c . does"),
-        ("5", ": expected an object for an event, not 5"),
-        ('{"user_id": "a", "i', ": not JSON: Unterminated string starting at: line 1 column 18 (char 17)"),
-        (
-            '{"user_id": 5, "item_id": 3, "timestamp": 4}',
-            ", column 'user_id': 5 is a number, but the first one is text; write all alike",
-        ),
-        (
-            '{"user_id": "a", "item_id": [3], "timestamp": 4}',
-            ", column 'item_id': [3] is not text or a number",
-        ),
-        (
-            '{"user_id": "a", "item_id": true, "timestamp": 4}',
-            ", column 'item_id': True is not text or a number",
-        ),
-        (
-            f'{{"user_id": "a", "item_id": {2**63}, "timestamp": 4}}',
-            f", column 'item_id': {2**63} is not a whole number below 2^63; write such values as text",
-        ),
-        (
-            '{"user_id": "a", "item_id": 3, "timestamp": "noon"}',
-            ", column 'timestamp': 'noon' is text, but the first one is a number; write all alike",
-        ),
-        (
-            b'{"user_id": "\xe9", "item_id": 3, "timestamp": 4}',
-            ", column 'user_id': '\\udce9' is not UTF-8 text (wrong encoding)",
-        ),
-    ],
-)
-def test_wrong_lines_of_json(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str | bytes, expected: str
-) -> None:
-    monkeypatch.setattr(json_lines, "_PIECE", 100)
-    good = b'{"user_id": "a", "item_id": 3, "timestamp": 4}\n'
-    content = good * 5 + b"\n" + (line if isinstance(line, bytes) else line.encode()) + b"\n" + good
-    fails(tmp_path / "x.jsonl", content, f", line 7{expected}")
-
-
-def test_the_first_line_of_json(tmp_path: Path) -> None:
-    path = tmp_path / "x.jsonl"
-    among = "among 'user', 'user.id', 'item_id', 'timestamp'"
-    line = '{"user": {"id": 1}, "item_id": 2, "timestamp": 3}'
-    hint = "did you mean 'user.id'? set data.user_column"
-    fails(path, line, f", line 1: no column 'user_id' {among}; {hint}")
-    fails(path, "", ": empty file")
-
-
-def test_values_that_the_first_events_of_json_lack(tmp_path: Path) -> None:
-    """The first number decides on the type of a column, not the null before it."""
-    content = (
-        '{"user": null, "item_id": 1, "timestamp": 1}\n{"item_id": null, "timestamp": 2}\n'
-        '{"user": {"id": 5}, "item_id": 1, "timestamp": 3}\n'
-        '{"user": {"id": 5}, "item_id": 2, "timestamp": 2.5}\n'
-    )
-    assert read(tmp_path / "x.jsonl", content, user_column="user.id") == {"5": ["2", "1"]}
-    ids = ", line 4, column 'user.id': 'x' is text, but the first one is a number; write all alike"
-    fails(
-        tmp_path / "x.jsonl",
-        content.replace('5}, "item_id": 2', '"x"}, "item_id": 2'),
-        ids,
-        user_column="user.id",
-    )
-
-
-@pytest.mark.parametrize(
-    ("content", "second"),
-    [("a, 1, 2\n", ","), ("a\t1,2,3\n", ","), ("a 1;2\n", ";"), ("a: 1 2\n", ":")],
-)
-def test_sequences_with_two_separators(tmp_path: Path, content: str, second: str) -> None:
-    given = {"format": "sequences", "order": "file"}
-    fix = "write one between all ids, or set data.separator if the other is a part of ids"
-    expected = f", line 1: ids are separated by ' ' and by '{second}'; {fix}"
-    fails(tmp_path / "x.txt", content, expected, **given)
-    user, *items = content.split()
-    assert read(tmp_path / "x.txt", content, separator="space", **given) == {user: items}
-    assert read(tmp_path / "x.txt", "a, 1, 2\n", separator=", ", **given) == {"a": ["1", "2"]}
-
-
 def test_decimal_commas_and_separators_at_ends(tmp_path: Path) -> None:
     path, header = tmp_path / "x.csv", "user_id;item_id;rating;timestamp\n"
     fix = "write numbers with a decimal point, not a comma"
@@ -460,32 +226,6 @@ def test_decimal_commas_and_separators_at_ends(tmp_path: Path) -> None:
     fails(path, header + "a;b;4,5;1600000000\n", expected, min_rating=3)
     expected = ", line 2: 5 columns, expected 4 (a separator at the end of the line?)"
     fails(path, header + "a;b;4;1;\n", expected)
-
-
-def test_a_comma_after_an_object(tmp_path: Path) -> None:
-    line = '{"user_id": 1, "item_id": 2, "timestamp": 3}'
-    fix = "a comma follows the object; remove it, an object a line is enough"
-    fails(tmp_path / "x.json", f"{line},\n{line}\n", f", line 1: {fix}")
-
-
-def test_sequences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "SIZE", 10)
-    given = {"format": "sequences", "order": "file"}
-    content = "\ufeffb 20 10\r\n\r\n a  10\t20 \r\n\r\na 30"
-    assert read(tmp_path / "x.txt", content, **given) == BY_FILE
-    assert read(tmp_path / "x.txt", "b,20,10\na,10,20,30\n", **given) == BY_FILE
-    assert read(tmp_path / "x.txt", "b::20::10\na::10::20::30\n", separator="::", **given) == BY_FILE
-    assert read(tmp_path / "x.txt", "b 20 10\ra 10 20 30\r", **given) == BY_FILE
-    assert read(tmp_path / "x.txt", "é 1 ü\n", **given) == {"é": ["1", "ü"]}
-    alone = "; is the separator space?"
-    fails(tmp_path / "x.txt", "a 1\n\nb\nc 2\n", f", line 3: 'b' has no items{alone}", **given)
-    bad = ", line 2: an id is not UTF-8 text (wrong encoding, or a damaged file)"
-    fails(tmp_path / "x.txt", b"a 1\nb \xe9\n", bad, **given)
-    fails(tmp_path / "x.txt", b"a 1\nb 2\0\n", bad, **given)
-    order = "data.order: PATH has sequences without times; set --data.order file"
-    fails(tmp_path / "x.txt", content, order, format="sequences")
-    fix = "for a user and their items a line, set data.format=sequences; else data.separator"
-    fails(tmp_path / "x.txt", "1 2 3 4\n2 3\n", f": the first lines have 4, 2 values; {fix}")
 
 
 @pytest.mark.parametrize("name", ["x.jsonl", "x.parquet", "table"])

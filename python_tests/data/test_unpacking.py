@@ -145,7 +145,7 @@ def repeated(text: str, rows: int) -> pa.Array:
 
 def test_a_long_text_repeated_in_parquet(tmp_path: Path) -> None:
     """100 KB repeated 2,000 times: 200 MB as an array of texts, little as a dictionary."""
-    rows, text = 2_000, "a title " * 12_500
+    rows, text = 2_000, "a title " * 12_500 + "and the end"
     ids = [str(row) for row in range(rows)]
     events = parquet(tmp_path / "x.parquet", user_id=repeated(text, rows), item_id=ids, timestamp=range(rows))
     items = parquet(tmp_path / "items.parquet", item_id=ids, title=repeated(text, rows))
