@@ -109,7 +109,7 @@ def interval(value: float, bounds: tuple[float, float]) -> str:
 
 
 def notes(run: SavedRun, scores: Sequence[OrderScores]) -> list[str]:
-    """What the intervals are, and which targets the run has learned."""
+    """Notes on the intervals, and on the targets that the run has learned."""
     found = ["in brackets: 95 % bootstrap intervals over users"]
     if run.config.data.split == "time" and run.config.data.order != "file":
         found.append("a split by time has no order of the file")

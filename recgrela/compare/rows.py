@@ -18,7 +18,7 @@ from recgrela.runs.ranks import Ranks, read_ranks
 from recgrela.settings.train import TrainConfig, metric_names
 from recgrela.system.errors import RunError
 
-# Which items are ranked, for which targets; the last two only if some targets are not new to their user.
+# The items that are ranked, and for which targets; the last two only if some targets are not new.
 Variant = Literal["ranked", "removed", "new ranked", "new removed"]
 VARIANTS: dict[Variant, str] = {
     "ranked": "all items ranked",

@@ -1,4 +1,4 @@
-"""What reading did to the events of a source: duplicates, and the account of all that was dropped."""
+"""Duplicates among the events of a source, and the account of all events that reading dropped."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def check_left(source: str, events: int, dropped: Mapping[str, int]) -> None:
 
 
 def reading_notes(description: Mapping[str, Any]) -> list[str]:
-    """What a user should know about the events that were read, by `Interactions.description`."""
+    """Notes for the user about the events that were read, from `Interactions.description`."""
     notes = []
     if dropped := description.get("dropped"):
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())

@@ -65,7 +65,7 @@ class HostRows:
 
 @dataclass(frozen=True)
 class Split:
-    """Which events are for training, and which are targets.
+    """The division of events into those for training and targets.
 
     Attributes:
         bounds: [n_users + 1, 3] int64: the numbers of training events, valid targets and test targets of all

@@ -11,7 +11,7 @@ from torch import Tensor
 
 COLUMNS = 64  # a multiple of the columns that a matrix product computes in one way
 
-# Which items are left out of a ranking: (first row, number of rows) -> [B, rows] bool.
+# The items that are left out of a ranking: (first row, number of rows) -> [B, rows] bool.
 Removed = Callable[[int, int], Tensor]
 
 

@@ -16,7 +16,7 @@ SPELLINGS = {"NA", "N/A", "<NA>", "nan", "NaN", "NAN", "NaT", "null", "NULL", "n
 
 
 class Kept(NamedTuple):
-    """What is left of a file.
+    """The events that are left of a file.
 
     Attributes:
         arrays: the events, and the ids of those that are no missing ones.

@@ -173,7 +173,7 @@ def _fault(
 def _line_fault(
     layout: Layout, fields: list[str], names: Names, rating: str | None, kinds: list[TimeKind]
 ) -> str | None:
-    """What is wrong with a line, but for times that are not numbers."""
+    """The fault of a line, but for times that are not numbers."""
     expected = layout.columns
     if len(fields) < len(expected):
         missing = f"column {quote(expected[len(fields)])} is missing"
