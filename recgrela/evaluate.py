@@ -12,7 +12,7 @@ from recgrela.parallel.launch import Launch
 from recgrela.parallel.processes import join
 from recgrela.runs.growth import growth_notes
 from recgrela.runs.per_user import per_user_path, write_per_user
-from recgrela.runs.saved import Split, evaluate, load_data, load_run
+from recgrela.runs.saved import MOVED_DATA, Split, evaluate, load_data, load_run, moved_paths
 from recgrela.runs.tables import show_rankings
 from recgrela.settings import command_line
 from recgrela.settings.command_line import Parser
@@ -32,9 +32,7 @@ OPTIONS = [
         "Checkpoint to evaluate; auto: the one of the run's final table.",
         choices=("auto", "best", "last"),
     ),
-    Option("data.path", None, "Path of the data if it has moved, or several as in training.", many="any"),
-    Option("data.valid_path", None, "Path of the events of valid if it has moved (split by files)."),
-    Option("data.test_path", None, "Path of the events of test if it has moved (split by files)."),
+    *MOVED_DATA,
     Option("batch_size", None, "Targets per evaluation batch; by default the run's.", kind=int, min=1),
     Option("cutoffs", None, "Cut-offs of the metrics, as 5,10,20,50,100; by default the run's."),
     Option("per_user", None, "File for the ranks of each user's targets, .parquet or .csv."),
@@ -63,8 +61,7 @@ def command(argv: Sequence[str]) -> int:
             run.folder.check_not_own(per_user, "--per_user")
         if len(set(processes.gather_text(json.dumps(run.state.as_dict())))) > 1:
             raise RunError(f"{run.folder.path}: its checkpoint was replaced while it was read; try again")
-        moved = {name: options[f"data.{name}"] for name in ("valid_path", "test_path")}
-        data = load_data(run, options["data.path"], processes, **moved)
+        data = load_data(run, processes=processes, **moved_paths(options))
         splits: tuple[Split, ...] = ("valid", "test") if options["split"] == "both" else (options["split"],)
         batch_size = options["batch_size"] or run.config.train.eval_batch_size
         rankings = evaluate(run, data, splits, batch_size, processes, cutoffs)

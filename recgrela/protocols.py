@@ -11,7 +11,7 @@ from rich.table import Table
 
 from recgrela.runs.growth import growth_notes
 from recgrela.runs.orders import OrderScores, possible_orders, score_orders
-from recgrela.runs.saved import SavedRun, load_data, load_run
+from recgrela.runs.saved import MOVED_DATA, SavedRun, load_data, load_run, moved_paths
 from recgrela.settings import command_line
 from recgrela.settings.command_line import Parser
 from recgrela.settings.data import ORDERS, Order
@@ -35,9 +35,7 @@ SEEN = {"ranked": "unmasked", "removed": "masked"}
 OPTIONS = [
     Option("orders", None, "Orders of events, as time,recbole,item,file; by default all that the data have."),
     Option("cutoffs", None, "Cut-offs of the metrics, as 5,10,20; by default the run's."),
-    Option("data.path", None, "Path of the data if it has moved, or several as in training.", many="any"),
-    Option("data.valid_path", None, "Path of the events of valid if it has moved (split by files)."),
-    Option("data.test_path", None, "Path of the events of test if it has moved (split by files)."),
+    *MOVED_DATA,
     Option("batch_size", None, "Targets per evaluation batch; by default the run's.", kind=int, min=1),
     Option("json", None, "File for all figures, MRR and popularity too."),
     Option("device", "auto", "Device: cpu, cuda, cuda:N, or auto for the GPU if there is one."),
@@ -60,7 +58,7 @@ def command(argv: Sequence[str]) -> int:
     run = load_run(expand_path(options["run"], "RUN"), None, use_device(options["device"]))
     if out is not None:
         run.folder.check_not_own(out, "--json")
-    paths = {name: options[f"data.{name}"] for name in ("path", "valid_path", "test_path")}
+    paths = moved_paths(options)
     own = load_data(run, **paths)
     batch_size = options["batch_size"] or run.config.train.eval_batch_size
     scores = score_orders(run, own, chosen or possible_orders(run), batch_size, cutoffs, **paths)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,7 @@ from recgrela.runs.items import Items, read_items, write_items
 from recgrela.runs.lock import owned
 from recgrela.runs.state import TrainState
 from recgrela.settings.data import with_absolute_path
+from recgrela.settings.fields import Option
 from recgrela.settings.run import RunConfig, read_config
 from recgrela.system.errors import RunError
 from recgrela.system.files import atomic_write_text
@@ -31,6 +32,12 @@ from recgrela.system.graphs import CudaGraphs
 from recgrela.system.out_of_memory import MemoryPhase
 
 Split = Literal["valid", "test"]
+
+MOVED_DATA = (  # options of commands that read a run's data again
+    Option("data.path", None, "Path of the data if it has moved, or several as in training.", many="any"),
+    Option("data.valid_path", None, "Path of the events of valid if it has moved (split by files)."),
+    Option("data.test_path", None, "Path of the events of test if it has moved (split by files)."),
+)
 
 
 @dataclass(frozen=True)
@@ -154,6 +161,11 @@ def load_data(
     data = load_shared(with_absolute_path(replace(run.config.data, **moved)), processes or Processes())
     check_data(run.folder, data)
     return data
+
+
+def moved_paths(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `load_data` that the options `MOVED_DATA` give."""
+    return {option.key.removeprefix("data."): options[option.key] for option in MOVED_DATA}
 
 
 def evaluate(
